@@ -1,0 +1,49 @@
+"""`mvw`: run reasoning vision-language models and take their vision tokens away once read.
+
+The public names below are all that a plugin needs. They are resolved lazily, so importing
+this package never imports torch, transformers or PIL.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "mvw_cli.adapter",
+    "AdapterInfo": "mvw_cli.adapter",
+    "Answer": "mvw_cli.adapter",
+    "LoadedModel": "mvw_cli.adapter",
+    "ModelSpec": "mvw_cli.adapter",
+    "VisionLayout": "mvw_cli.adapter",
+    "ExitCode": "mvw_cli.errors",
+    "MvwError": "mvw_cli.errors",
+    "PolicyInfo": "mvw_cli.policy",
+    "StepView": "mvw_cli.policy",
+    "Withdraw": "mvw_cli.policy",
+    "WithdrawalPolicy": "mvw_cli.policy",
+    "hookimpl": "mvw_cli.hookspecs",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+if TYPE_CHECKING:
+    from mvw_cli.adapter import Adapter as Adapter
+    from mvw_cli.adapter import AdapterInfo as AdapterInfo
+    from mvw_cli.adapter import Answer as Answer
+    from mvw_cli.adapter import LoadedModel as LoadedModel
+    from mvw_cli.adapter import ModelSpec as ModelSpec
+    from mvw_cli.adapter import VisionLayout as VisionLayout
+    from mvw_cli.errors import ExitCode as ExitCode
+    from mvw_cli.errors import MvwError as MvwError
+    from mvw_cli.hookspecs import hookimpl as hookimpl
+    from mvw_cli.policy import PolicyInfo as PolicyInfo
+    from mvw_cli.policy import StepView as StepView
+    from mvw_cli.policy import Withdraw as Withdraw
+    from mvw_cli.policy import WithdrawalPolicy as WithdrawalPolicy
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mvw_cli' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

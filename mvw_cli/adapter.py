@@ -1,0 +1,121 @@
+"""The adapter contract: how one family of models is loaded, prompted and read.
+
+An adapter does not generate and does not know about withdrawal policies; the engine does not
+know about adapters. Nothing here imports torch, so that adapters can be listed without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+API_VERSION = 1
+"""Version of the adapter and policy contracts. A plugin made for another one is not loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What `mvw list adapters` shows, and where the class is. Registering one imports nothing."""
+
+    name: str
+    target: str
+    """`"package.module:Class"`, imported only when the adapter is used."""
+    summary: str
+    checkpoints: tuple[str, ...] = ()
+    """Checkpoints that the adapter is made for; the first is used when no model is named."""
+    api: int = API_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which weights to load, and how. Made from a resolved profile."""
+
+    model: str | None = None
+    """Hub id or folder; None takes the adapter's first checkpoint."""
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    system: str | None = None
+    """System prompt, or None for the model's own default."""
+    template: str = "{question}"
+    """Text sent with the images; `{question}` stands for the question."""
+    max_pixels: int | None = None
+    """Larger images are scaled down to at most this many pixels before the processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model and its processor on their device."""
+
+    adapter: str
+    name: str
+    """Hub id or folder, as the user would write it."""
+    model: Any
+    """A `transformers.PreTrainedModel` in eval mode."""
+    processor: Any
+    spec: ModelSpec
+    revision: str | None = None
+    """The commit that was loaded, where the hub told it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionLayout:
+    """Where the vision of one request lives in the KV cache."""
+
+    entries: Tensor
+    """Which prompt entries are vision tokens.  # (P,) bool"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model wrote, taken apart."""
+
+    answer: str
+    """The part that answers the question; the whole text where the model has no stages."""
+    reasoning: str = ""
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """Named stages in the order written, for instance SUMMARY, CAPTION, REASONING, CONCLUSION."""
+
+
+class Adapter(ABC):
+    """One family of models. Subclasses hold no state: `LoadedModel` carries it all."""
+
+    @abstractmethod
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        """Load model and processor onto their device.
+
+        Raises:
+            ModelProblem: missing or gated weights, wrong architecture, unknown device or dtype.
+            OutOfMemory: the weights do not fit on the device.
+        """
+
+    @abstractmethod
+    def encode(
+        self, loaded: LoadedModel, images: Sequence[Image], question: str
+    ) -> dict[str, Tensor]:
+        """Turn images and question into model inputs for one sequence, batch axis included.
+
+        `input_ids` is  # (1, P).
+        """
+
+    @abstractmethod
+    def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
+        """Say which entries of the prompt are vision tokens."""
+
+    @abstractmethod
+    def parse(self, text: str) -> Answer:
+        """Take the generated text apart; must cope with text that was cut or is malformed."""
+
+    @abstractmethod
+    def tiny(self) -> LoadedModel:
+        """Build the same architecture with a few thousand random weights, without any download."""
+
+    def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
+        """Say, one line each, where this question lies outside what the model can answer."""
+        return []

@@ -1,0 +1,45 @@
+"""The engine: encoded requests in, events out.
+
+It knows models only through transformers' interfaces. It knows no adapter, no terminal and no
+profile, and never prints.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli.engine.completion import Completion, summarise
+from mvw_cli.engine.types import (
+    Admitted,
+    Event,
+    Finished,
+    GenerationSettings,
+    Prefilled,
+    Request,
+    Token,
+    Withdrawn,
+)
+
+if TYPE_CHECKING:
+    from mvw_cli.engine.engine import Engine as Engine
+
+__all__ = [
+    "Admitted",
+    "Completion",
+    "Engine",
+    "Event",
+    "Finished",
+    "GenerationSettings",
+    "Prefilled",
+    "Request",
+    "Token",
+    "Withdrawn",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine itself needs torch; events and requests do not.
+    if name == "Engine":
+        from mvw_cli.engine.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module 'mvw_cli.engine' has no attribute {name!r}")

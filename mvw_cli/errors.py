@@ -1,0 +1,63 @@
+"""Exit codes, and the errors that a user can do something about.
+
+Every such error is three lines: what happened, why, and a command to type next. This module
+does not know how they are printed; `mvw_cli/__main__.py` is the one place that does.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process tells the shell. The table in docs/exit-codes.md is checked against it."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    ITEMS_FAILED = 3
+    PLUGIN = 4
+    OUT_OF_MEMORY = 5
+    BAD_IMAGE = 6
+    MODEL = 7
+    INTERRUPTED = 130
+
+
+class MvwError(Exception):
+    """A failure with a message for the user: what, cause, and a hint that is a valid command."""
+
+    exit_code = ExitCode.FAILURE
+
+    def __init__(self, message: str, *, cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.hint = hint
+
+
+class UsageProblem(MvwError):
+    """A wrong argument, profile or configuration."""
+
+    exit_code = ExitCode.USAGE
+
+
+class PluginProblem(MvwError):
+    """An adapter, policy or plugin is missing, broken, ambiguous or incompatible."""
+
+    exit_code = ExitCode.PLUGIN
+
+
+class OutOfMemory(MvwError):
+    """The device has too little memory for the model or the request."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class BadImage(MvwError):
+    """An input image is missing, unreadable or refused."""
+
+    exit_code = ExitCode.BAD_IMAGE
+
+
+class ModelProblem(MvwError):
+    """A model can't be loaded, or can't be served exactly."""
+
+    exit_code = ExitCode.MODEL
