@@ -1,0 +1,201 @@
+"""Attention over the slots: the functions registered with transformers' attention interfaces.
+
+For a decode step over a `SlotCache` each layer masks by its own slots' lengths and windows; for
+anything else (a prefill) the call goes on to the normal kernel. It does not know policies or
+vision tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mvw_cli.engine.cache import SlotCache, SlotLayer
+from mvw_cli.engine.exact import NotExact
+
+KERNELS = ("sdpa", "eager", "flash")
+_PREFIX = "mvw_"
+
+_decoding: ContextVar[SlotCache | None] = ContextVar("decoding", default=None)
+
+Attended = tuple[Tensor, Tensor | None]
+
+
+@contextmanager
+def decoding(cache: SlotCache) -> Iterator[None]:
+    """Let attention calls inside read the slots' lengths from `cache`."""
+    token = _decoding.set(cache)
+    try:
+        yield
+    finally:
+        _decoding.reset(token)
+
+
+@contextmanager
+def attention_kernel(model: Any, kernel: str) -> Iterator[None]:
+    """Route the language model's attention through this module; restore it on the way out.
+
+    The vision tower keeps its own implementation.
+
+    Raises:
+        NotExact: the model does not take its attention from transformers' interface.
+    """
+    config = model.config
+    text = config.get_text_config()
+    before = {key: getattr(config, key)._attn_implementation for key in _sub_configs(config)}
+    before[""] = config._attn_implementation
+    wanted = dict(before)
+    wanted[_key_of(config, text)] = _PREFIX + kernel
+    try:
+        model.set_attn_implementation(wanted)
+        if text._attn_implementation != _PREFIX + kernel:
+            raise NotExact("its attention can't be replaced")
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def choose_kernel(model: Any, requested: str) -> str:
+    """Choose the attention kernel: the requested one, or for `auto` the fastest that fits.
+
+    flash-attn is taken where it is installed, the model runs on CUDA in half precision and
+    supports it; else SDPA; `eager` where the model caps its attention logits, which SDPA can't.
+
+    Raises:
+        NotExact: the requested kernel can't serve this model on this device.
+    """
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    obstacle = _flash_obstacle(model)
+    if requested == "auto":
+        if obstacle is None:
+            return "flash"
+        return "sdpa" if model._supports_sdpa and not capped else "eager"
+    if requested == "flash" and obstacle is not None:
+        raise NotExact(obstacle)
+    if requested == "sdpa" and capped:
+        raise NotExact("it caps its attention logits, which SDPA can't do")
+    return requested
+
+
+def _flash_obstacle(model: Any) -> str | None:
+    """Say why flash-attn can't be used, or None."""
+    from importlib.util import find_spec
+
+    if find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    if model.device.type != "cuda":
+        return f"flash-attn needs a CUDA device, this is {model.device.type}"
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return f"flash-attn needs float16 or bfloat16, this is {model.dtype}"
+    if not model._supports_flash_attn:
+        return "the model does not support flash-attn"
+    return None
+
+
+def _sub_configs(config: Any) -> list[str]:
+    return [key for key in config.sub_configs if getattr(config, key, None) is not None]
+
+
+def _key_of(config: Any, text: Any) -> str:
+    return next((key for key in _sub_configs(config) if getattr(config, key) is text), "")
+
+
+def _decode_layer(module: nn.Module, query: Tensor, options: dict[str, Any]) -> SlotLayer | None:
+    """Find the slots that a call attends to; None for a call that is no decode step."""
+    cache = _decoding.get()
+    if cache is None:
+        return None
+    layer: SlotLayer = cache.layers[module.layer_idx]
+    if query.shape[2] != 1:
+        raise NotExact("it reads more than one token in a decode step")
+    window = options.get("sliding_window")
+    if window is not None and window != layer.window:
+        raise NotExact(f"layer {module.layer_idx} slides over {window} tokens, its cache does not")
+    if options.get("position_bias") is not None:
+        raise NotExact("it adds a position bias to its attention")
+    layer.unattended = False
+    return layer
+
+
+def _sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+) -> Attended:
+    layer = _decode_layer(module, query, kw)
+    if layer is not None:
+        mask = layer.attendable()
+    return sdpa_attention_forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+
+
+def _eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+) -> Attended:
+    layer = _decode_layer(module, query, kw)
+    if layer is not None:
+        visible = layer.attendable()
+        mask = None if visible is None else _additive(visible, query.dtype)
+    # Each model file has its own eager function (soft caps, sinks), so take that very one.
+    forward = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if forward is None:
+        raise NotExact("its file has no eager attention function")
+    return forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+
+
+def _flash(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+) -> Attended:
+    layer = _decode_layer(module, query, kw)
+    if layer is None:
+        forward = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
+        return forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+    if layer.window is not None or key.shape[-1] != value.shape[-1]:
+        # flash-attn's window counts places in the buffer, not positions, which differ once
+        # entries have been withdrawn; and it wants keys and values of one width.
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, layer.attendable(), **kw
+        )
+    from flash_attn import flash_attn_with_kvcache
+
+    lengths = torch.tensor(layer.lengths, dtype=torch.int32, device=query.device)
+    attended = flash_attn_with_kvcache(  # all # (B, T, H, D)
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        cache_seqlens=lengths,
+        softmax_scale=kw.get("scaling"),
+        softcap=kw.get("softcap") or 0.0,
+    )
+    return attended, None
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=visible.device).masked_fill(
+        ~visible, torch.finfo(dtype).min
+    )
+
+
+def _mask_function(normal: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """Skip the model's own mask in a decode step: each layer masks for itself there."""
+
+    def mask(**kwargs: Any) -> Tensor | None:
+        return None if _decoding.get() is not None else normal(**kwargs)
+
+    return mask
+
+
+for _name, _function, _normal_mask in (
+    ("sdpa", _sdpa, sdpa_mask),
+    ("eager", _eager, eager_mask),
+    ("flash", _flash, flash_attention_mask),
+):
+    AttentionInterface.register(_PREFIX + _name, _function)
+    AttentionMaskInterface.register(_PREFIX + _name, _mask_function(_normal_mask))

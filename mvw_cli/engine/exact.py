@@ -1,0 +1,53 @@
+"""Which models can be served exactly. The others are refused with a sentence, never served wrongly.
+
+Looks at a model's configuration and at the cache that transformers makes for it. It does not run
+the model; what only shows in a forward pass is caught in `attention.py` and `cache.py`.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+
+class NotExact(Exception):
+    """Why a model can't be served exactly, as the end of a sentence."""
+
+
+def check_architecture(model: Any) -> None:
+    """Check what can be told from the model's class and configuration.
+
+    Raises:
+        NotExact: with the reason.
+    """
+    if not model.can_generate():
+        raise NotExact("it can't generate text")
+    if model.config.is_encoder_decoder:
+        raise NotExact("it is an encoder-decoder; only decoder-only models are served")
+    if "position_ids" not in signature(model.forward).parameters:
+        raise NotExact("it takes no position ids, so withdrawal would shift positions")
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if "chunked_attention" in kinds:
+        raise NotExact("it attends in chunks, which withdrawal would shift")
+
+
+def sliding_windows(prefilled: Cache) -> list[int | None]:
+    """Read each layer's sliding window off a cache that transformers made for the model.
+
+    None stands for full attention.
+
+    Raises:
+        NotExact: a layer keeps a state that the slots can't hold exactly (recurrent, shared,
+            indexed …).
+    """
+    windows: list[int | None] = []
+    for number, layer in enumerate(prefilled.layers):
+        if type(layer) is DynamicLayer:
+            windows.append(None)
+        elif type(layer) is DynamicSlidingWindowLayer:
+            windows.append(int(layer.sliding_window))
+        else:
+            raise NotExact(f"layer {number} keeps its state in a {type(layer).__name__}")
+    return windows

@@ -1,0 +1,57 @@
+"""From logits to token ids: greedy or sampled, one random generator for each request.
+
+Knows nothing about the cache or the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Sampler:
+    """How one request's tokens are chosen."""
+
+    processors: Any
+    """`LogitsProcessorList` of the request."""
+    sample: bool
+    seed: int
+    ids: Tensor
+    """Prompt and output so far; kept up only where a processor reads it.  # (1, T)"""
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator(device=self.ids.device).manual_seed(self.seed)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next token is simply the one with the highest logit."""
+        return not self.sample and not self.processors
+
+    def choose(self, logits: Tensor) -> int:
+        """Choose the next token.  logits: # (V,)"""
+        if self.plain:
+            return int(logits.argmax())
+        # float32, as `generate` does: the order of half-precision ties must be the same.
+        scores = self.processors(self.ids, logits[None].to(dtype=torch.float32, copy=True))
+        if not self.sample:
+            token = scores.argmax(-1)
+        else:
+            weights = torch.softmax(scores, dim=-1)
+            token = torch.multinomial(weights, 1, generator=self.generator)[:, 0]
+        self.ids = torch.cat([self.ids, token[:, None]], dim=1)
+        return int(token)
+
+
+def choose_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int]:
+    """Choose one token for each row.  logits: # (n, V)
+
+    Plain rows are decided together, with one transfer from the device.
+    """
+    if all(sampler.plain for sampler in samplers):
+        return [int(token) for token in logits.argmax(-1).tolist()]
+    return [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]

@@ -1,0 +1,408 @@
+"""Tiny random models of the families that the engine has to serve, and prompts for them.
+
+Each family is built from transformers' own classes with a few thousand weights. A prompt holds
+one image of random pixels; its size differs from prompt to prompt where the family allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMAGE, VIDEO, VISION_START, VISION_END = 99, 98, 97, 96
+VOCABULARY = 100
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+CLIP: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    build: Callable[[], Any]
+    prompt: Callable[[int], dict[str, Tensor]]
+    """Makes the inputs of one prompt from a seed."""
+
+
+def _ids(before: int, image: list[int], after: int, seed: int) -> Tensor:
+    """Random text around an image: # (1, before + len(image) + after)."""
+    random = torch.Generator().manual_seed(seed)
+    text = torch.randint(3, 90, (before + after,), generator=random).tolist()
+    return torch.tensor([[1, *text[:before], *image, *text[before:]]])
+
+
+def _pixels(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _inputs(ids: Tensor, **rest: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest}
+
+
+def _llava() -> Any:
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**CLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_id=IMAGE,
+            vision_feature_select_strategy="default",
+            vision_feature_layer=-1,
+        )
+    )
+
+
+def _llava_prompt(seed: int) -> dict[str, Tensor]:
+    ids = _ids(2 + seed, [IMAGE] * 16, 4, seed)
+    return _inputs(ids, pixel_values=_pixels(1, 3, 32, 32, seed=seed))
+
+
+def _llava_onevision() -> Any:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    return LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            vision_config=SiglipVisionConfig(**CLIP, vision_use_head=False),
+            text_config=Qwen2Config(**TEXT),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+            image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        )
+    )
+
+
+def _llava_onevision_prompt(seed: int) -> dict[str, Tensor]:
+    # Two crops and a base view of a 32 x 64 image: 4x4 base, 4 rows x (8 + a newline) unpadded.
+    ids = _ids(3, [IMAGE] * (16 + 4 * 9), 4 + seed, seed)
+    return _inputs(
+        ids,
+        pixel_values=_pixels(1, 3, 3, 32, 32, seed=seed),
+        image_sizes=torch.tensor([[32, 64]]),
+    )
+
+
+def _grid_prompt(seed: int, *, patch: int, temporal: int = 2) -> dict[str, Tensor]:
+    """One image of 4 x (4 + 2 seed) patches, merged 2 x 2, as the Qwen family wants it."""
+    height, width = 4, 4 + 2 * (seed % 3)
+    tokens = height * width // 4
+    ids = _ids(2, [VISION_START, *[IMAGE] * tokens, VISION_END], 5, seed)
+    return _inputs(
+        ids,
+        pixel_values=_pixels(height * width, 3 * temporal * patch * patch, seed=seed),
+        image_grid_thw=torch.tensor([[1, height, width]]),
+        mm_token_type_ids=(ids == IMAGE).int(),
+    )
+
+
+_QWEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+
+
+def _qwen2_vl() -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(
+            text_config={**TEXT, "rope_parameters": MROPE},
+            vision_config={
+                "depth": 2,
+                "embed_dim": 32,
+                "hidden_size": 32,
+                "num_heads": 4,
+                "mlp_ratio": 2,
+                "patch_size": 4,
+            },
+            **_QWEN_IDS,
+        )
+    )
+
+
+def _qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={**TEXT, "rope_parameters": MROPE},
+            vision_config={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "out_hidden_size": 32,
+                "patch_size": 4,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            **_QWEN_IDS,
+        )
+    )
+
+
+def _qwen3_vl() -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config={
+                **TEXT,
+                "head_dim": 8,
+                "rope_parameters": {**MROPE, "mrope_interleaved": True},
+            },
+            vision_config={
+                "depth": 3,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "out_hidden_size": 32,
+                "patch_size": 4,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            **_QWEN_IDS,
+        )
+    )
+
+
+def _glm4v() -> Any:
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    return Glm4vForConditionalGeneration(
+        Glm4vConfig(
+            text_config={**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
+            vision_config={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "out_hidden_size": 32,
+                "patch_size": 4,
+                "image_size": 32,
+            },
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            image_start_token_id=VISION_START,
+            image_end_token_id=VISION_END,
+            video_start_token_id=95,
+            video_end_token_id=94,
+        )
+    )
+
+
+def _internvl() -> Any:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
+
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config={
+                **CLIP,
+                "image_size": [32, 32],
+                "patch_size": [4, 4],
+                "use_qk_norm": False,
+            },
+            text_config=Qwen2Config(**TEXT),
+            image_token_id=IMAGE,
+            downsample_ratio=0.5,
+            image_seq_length=16,
+        )
+    )
+
+
+def _gemma3() -> Any:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config={
+                **TEXT,
+                "head_dim": 8,
+                # Shorter than prompt and output, so that every mask by position is put to use.
+                "sliding_window": 12,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "query_pre_attn_scalar": 8,
+            },
+            vision_config={**CLIP, "vision_use_head": False},
+            mm_tokens_per_image=4,
+            image_token_id=IMAGE,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+        )
+    )
+
+
+def _gemma3_prompt(seed: int) -> dict[str, Tensor]:
+    ids = _ids(3, [VISION_START, *[IMAGE] * 4, VISION_END], 4 + seed, seed)
+    return _inputs(
+        ids,
+        pixel_values=_pixels(1, 3, 32, 32, seed=seed),
+        token_type_ids=(ids == IMAGE).int(),
+    )
+
+
+def _mistral3() -> Any:
+    from transformers import (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        MistralConfig,
+        PixtralVisionConfig,
+    )
+
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            vision_config=PixtralVisionConfig(**{**CLIP, "patch_size": 4, "head_dim": 8}),
+            text_config=MistralConfig(**TEXT, sliding_window=None, head_dim=8),
+            image_token_id=IMAGE,
+            spatial_merge_size=2,
+            vision_feature_layer=-1,
+        )
+    )
+
+
+def _mistral3_prompt(seed: int) -> dict[str, Tensor]:
+    rows, columns = 2, 2 + seed % 3
+    image = ([IMAGE] * columns + [VISION_START]) * (rows - 1) + [IMAGE] * columns + [VISION_END]
+    return _inputs(
+        _ids(2, image, 4, seed),
+        pixel_values=_pixels(1, 3, rows * 8, columns * 8, seed=seed),
+        image_sizes=torch.tensor([[rows * 8, columns * 8]]),
+    )
+
+
+def _idefics3() -> Any:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
+
+    return Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config=dict(CLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_id=IMAGE,
+            scale_factor=2,
+            pad_token_id=0,
+        )
+    )
+
+
+def _smolvlm() -> Any:
+    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    return SmolVLMForConditionalGeneration(
+        SmolVLMConfig(
+            vision_config=dict(CLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_id=IMAGE,
+            scale_factor=2,
+            pad_token_id=0,
+        )
+    )
+
+
+def _tiles_prompt(seed: int) -> dict[str, Tensor]:
+    """Two tiles of 4 vision tokens each, with row markers between, as Idefics writes them."""
+    image = [VISION_START, *[IMAGE] * 4, VISION_START, *[IMAGE] * 4, VISION_END]
+    return _inputs(
+        _ids(2, image, 4 + seed, seed),
+        pixel_values=_pixels(1, 2, 3, 32, 32, seed=seed),
+        pixel_attention_mask=torch.ones(1, 2, 32, 32, dtype=torch.long),
+    )
+
+
+def _kimi_text_stack() -> Any:
+    """LLaVA over DeepSeek-V3's language model: the MLA and MoE blocks that Kimi-VL uses."""
+    from transformers import (
+        CLIPVisionConfig,
+        DeepseekV3Config,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    text = DeepseekV3Config(
+        **{**TEXT, "num_key_value_heads": 4},
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        kv_lora_rank=16,
+        q_lora_rank=None,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**CLIP),
+            text_config=text,
+            image_token_id=IMAGE,
+            vision_feature_select_strategy="default",
+            vision_feature_layer=-1,
+        )
+    )
+
+
+FAMILIES = [
+    Family("llava", _llava, _llava_prompt),
+    Family("llava_onevision", _llava_onevision, _llava_onevision_prompt),
+    Family("qwen2_vl", _qwen2_vl, lambda seed: _grid_prompt(seed, patch=4)),
+    Family("qwen2_5_vl", _qwen2_5_vl, lambda seed: _grid_prompt(seed, patch=4)),
+    Family("qwen3_vl", _qwen3_vl, lambda seed: _grid_prompt(seed, patch=4)),
+    Family("glm4v", _glm4v, lambda seed: _grid_prompt(seed, patch=4)),
+    Family("internvl", _internvl, _llava_prompt),
+    Family("gemma3", _gemma3, _gemma3_prompt),
+    Family("mistral3", _mistral3, _mistral3_prompt),
+    Family("idefics3", _idefics3, _tiles_prompt),
+    Family("smolvlm", _smolvlm, _tiles_prompt),
+    Family("kimi_text_stack", _kimi_text_stack, _llava_prompt),
+]
+
+
+def build(family: Family) -> Any:
+    """Build the family's model: float32, eval mode, with weights large enough to matter."""
+    torch.manual_seed(0)
+    model = family.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # The usual 0.02 makes every distribution flat, and any mistake too small to see.
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+        # Placeholder tokens must not be generated: neither `generate` nor the oracle reads them.
+        model.get_output_embeddings().weight[VISION_END - 2 :] = 0
+    return model
