@@ -16,12 +16,18 @@ _HOMES = {
     "ModelSpec": "mvw_cli.adapter",
     "VisionLayout": "mvw_cli.adapter",
     "ExitCode": "mvw_cli.errors",
+    "BadImage": "mvw_cli.errors",
+    "ModelProblem": "mvw_cli.errors",
     "MvwError": "mvw_cli.errors",
+    "OutOfMemory": "mvw_cli.errors",
+    "UsageProblem": "mvw_cli.errors",
     "PolicyInfo": "mvw_cli.policy",
     "StepView": "mvw_cli.policy",
     "Withdraw": "mvw_cli.policy",
     "WithdrawalPolicy": "mvw_cli.policy",
     "hookimpl": "mvw_cli.hookspecs",
+    "parse_stages": "mvw_cli.stages",
+    "parse_thinking": "mvw_cli.stages",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 
@@ -32,13 +38,19 @@ if TYPE_CHECKING:
     from mvw_cli.adapter import LoadedModel as LoadedModel
     from mvw_cli.adapter import ModelSpec as ModelSpec
     from mvw_cli.adapter import VisionLayout as VisionLayout
+    from mvw_cli.errors import BadImage as BadImage
     from mvw_cli.errors import ExitCode as ExitCode
+    from mvw_cli.errors import ModelProblem as ModelProblem
     from mvw_cli.errors import MvwError as MvwError
+    from mvw_cli.errors import OutOfMemory as OutOfMemory
+    from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
     from mvw_cli.policy import PolicyInfo as PolicyInfo
     from mvw_cli.policy import StepView as StepView
     from mvw_cli.policy import Withdraw as Withdraw
     from mvw_cli.policy import WithdrawalPolicy as WithdrawalPolicy
+    from mvw_cli.stages import parse_stages as parse_stages
+    from mvw_cli.stages import parse_thinking as parse_thinking
 
 
 def __getattr__(name: str) -> Any:

@@ -158,7 +158,6 @@ class Engine:
 
     def _prefill(self, prepared: Prepared) -> tuple[Any, Tensor]:
         """Read the prompt; return its cache and the last token's logits: # (1, V)."""
-        sliding_windows(prepared.model_kwargs["past_key_values"])
         model_inputs = self._model.prepare_inputs_for_generation(
             prepared.input_ids, is_first_iteration=True, **prepared.model_kwargs
         )

@@ -9,7 +9,12 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 
 class NotExact(Exception):
@@ -22,15 +27,19 @@ def check_architecture(model: Any) -> None:
     Raises:
         NotExact: with the reason.
     """
+    text = model.config.get_text_config()
     if not model.can_generate():
         raise NotExact("it can't generate text")
     if model.config.is_encoder_decoder:
         raise NotExact("it is an encoder-decoder; only decoder-only models are served")
     if "position_ids" not in signature(model.forward).parameters:
         raise NotExact("it takes no position ids, so withdrawal would shift positions")
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if getattr(text, "cross_attention_layers", None):
+        raise NotExact("it holds vision in cross-attention layers, which are not served yet")
+    kinds = getattr(text, "layer_types", None) or ()
     if "chunked_attention" in kinds:
         raise NotExact("it attends in chunks, which withdrawal would shift")
+    sliding_windows(DynamicCache(config=text))
 
 
 def sliding_windows(prefilled: Cache) -> list[int | None]:

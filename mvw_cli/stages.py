@@ -1,0 +1,60 @@
+"""Taking a reasoning model's text apart: tagged stages, or a thinking block before the answer.
+
+Knows the two shapes that such models write, not the models. Text that was cut or is malformed is
+taken apart as far as it goes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mvw_cli.adapter import Answer
+
+_TAG = re.compile(r"<(/?)([A-Z][A-Z_]*)>")
+
+
+def parse_stages(text: str, *, answer: str = "CONCLUSION") -> Answer:
+    """Take `<SUMMARY>…</SUMMARY> … <CONCLUSION>…</CONCLUSION>` apart.
+
+    A stage that is not closed runs to the next opening tag or the end. Of two stages of one name
+    the later counts. Without any stage the whole text is the answer; with stages but without the
+    answering one, the answer is empty.
+    """
+    stages: dict[str, str] = {}
+    name: str | None = None
+    start = 0
+    for tag in _TAG.finditer(text):
+        closing, tag_name = tag.group(1) == "/", tag.group(2)
+        if name is not None and (not closing or tag_name == name):
+            _put(stages, name, text[start : tag.start()])
+            name = None
+        if not closing:
+            name, start = tag_name, tag.end()
+    if name is not None:
+        _put(stages, name, text[start:])
+    if not stages:
+        return Answer(answer=text.strip())
+    reasoning = "\n".join(content for stage, content in stages.items() if stage != answer)
+    return Answer(answer=stages.get(answer, ""), reasoning=reasoning, stages=stages)
+
+
+def parse_thinking(text: str, *, opening: str = "<think>", closing: str = "</think>") -> Answer:
+    """Take `<think>…</think>answer` apart.
+
+    The opening tag may be missing, since some chat templates write it into the prompt. Without
+    the closing tag an opened block is all reasoning and the answer is empty; with neither tag the
+    whole text is the answer.
+    """
+    before, closed, after = text.rpartition(closing)
+    if closed:
+        return Answer(answer=after.strip(), reasoning=before.replace(opening, "", 1).strip())
+    head, opened, rest = text.partition(opening)
+    if opened:
+        return Answer(answer="", reasoning=(head + rest).strip())
+    return Answer(answer=text.strip())
+
+
+def _put(stages: dict[str, str], name: str, content: str) -> None:
+    # Written again at the end, so that the order is that of the text.
+    stages.pop(name, None)
+    stages[name] = content.strip()
