@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all that a fresh clone needs: Python 3.11, git and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check install curve docs clean
+
+demo: $(INSTALLED)
+	$(BIN)/mvw samples out/demo --count 1 --seed 7 --overwrite --quiet
+	cp out/demo/*.png scene.png
+	$(BIN)/mvw infer scene.png "How many red circles are there?"
+
+test: check
+	$(BIN)/pytest -n 2
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+# Accuracy against m on 1,000 held-out scenes: docs/curve.json and docs/curve.svg.
+curve: $(INSTALLED)
+	$(BIN)/python -m mvw_shapes.curve
+
+# The parts of docs/ that are made from the code.
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv out scene.png
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mvw needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(INSTALLED)

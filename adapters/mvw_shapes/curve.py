@@ -1,0 +1,204 @@
+"""Accuracy of the embedded model against the moment of withdrawal, on held-out scenes.
+
+`python -m mvw_shapes.curve` (or `make curve`) writes docs/curve.json and docs/curve.svg. It uses
+the engine as `mvw infer` does, only with more slots; it knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mvw_cli import WithdrawalPolicy
+    from mvw_shapes.samples import Sample
+
+CAPTION_END = "</CAPTION>"
+STEPS: tuple[int | str, ...] = (1, 2, 4, 8, 16, 32, 64, CAPTION_END, "never")
+SLOTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What came of the same questions with withdrawal at one moment."""
+
+    m: int | str
+    """Tokens generated before the withdrawal, or the tag that triggers it, or `never`."""
+    right: int
+    questions: int
+    accuracy: float
+    interval_95: tuple[float, float]
+    """Wilson interval of the accuracy."""
+    withdrawn: int
+    """Outputs that went on past the withdrawal; the others ended before it."""
+    mean_tokens: float
+    mean_kv_entries_attended: float
+    """Per decode step and layer: how many cache entries the new token attends to."""
+    accuracy_by_kind: dict[str, float]
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Compute the Wilson score interval of a share (Wilson 1927)."""
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total**2)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def policy_of(m: int | str) -> WithdrawalPolicy:
+    """Turn a place on the curve into the policy that `mvw infer` would use for it."""
+    from mvw_cli.policies.mvw import Mvw
+    from mvw_cli.policies.none import NoWithdrawal
+
+    if m == "never":
+        return NoWithdrawal()
+    return Mvw(m=m) if isinstance(m, int) else Mvw(until=m)
+
+
+def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point:
+    """Answer every sample with withdrawal at `m`, greedily, and count the right answers."""
+    from mvw_cli import ModelSpec
+    from mvw_cli.engine import Engine, Event, Finished, GenerationSettings, Request, summarise
+    from mvw_shapes.model import Shapes
+
+    adapter = Shapes()
+    loaded = adapter.load(ModelSpec(device="cpu"))
+
+    def requests() -> Iterator[Request]:
+        for sample in samples:
+            inputs = adapter.encode(loaded, [sample.image], sample.question)
+            yield Request(
+                sample.id,
+                inputs,
+                adapter.vision(loaded, inputs),
+                policy_of(m),
+                GenerationSettings(max_new_tokens=256, temperature=0),
+            )
+
+    answers = {sample.id: sample for sample in samples}
+    events: dict[str, list[Event]] = {}
+    kinds: dict[str, list[bool]] = {}
+    tokens = withdrawn = attended = steps = 0
+    for event in Engine(loaded, slots=slots).run(requests()):
+        events.setdefault(event.request, []).append(event)
+        if isinstance(event, Finished):
+            completion = summarise(events.pop(event.request))
+            sample = answers[event.request]
+            right = adapter.parse(completion.text).answer.lower() == sample.answer.lower()
+            kinds.setdefault(sample.kind, []).append(right)
+            tokens += completion.generated_tokens
+            at = completion.withdrawal.step if completion.withdrawal else None
+            withdrawn += at is not None
+            for step in range(1, completion.generated_tokens):
+                gone = completion.vision_tokens if at is not None and step >= at else 0
+                attended += completion.prompt_tokens + step - gone
+                steps += 1
+    right = sum(sum(outcomes) for outcomes in kinds.values())
+    return Point(
+        m=m,
+        right=right,
+        questions=len(samples),
+        accuracy=right / len(samples),
+        interval_95=wilson(right, len(samples)),
+        withdrawn=withdrawn,
+        mean_tokens=tokens / len(samples),
+        mean_kv_entries_attended=attended / max(1, steps),
+        accuracy_by_kind={kind: sum(o) / len(o) for kind, o in sorted(kinds.items())},
+    )
+
+
+def draw(points: list[Point], file: Path) -> None:
+    """Draw the curve: accuracy against m, and what each token attends to."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "mvw"  # the same picture from the same figures
+    from matplotlib import pyplot
+
+    places = range(len(points))
+    low = [point.accuracy - point.interval_95[0] for point in points]
+    high = [point.interval_95[1] - point.accuracy for point in points]
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, figsize=(7.2, 5.2), sharex=True, height_ratios=(3, 1.4), layout="constrained"
+    )
+    top.errorbar(
+        places,
+        [point.accuracy for point in points],
+        yerr=(low, high),
+        marker="o",
+        color="#1f5fa8",
+        capsize=3,
+    )
+    for place, point in zip(places, points, strict=True):
+        label = f"{100 * point.accuracy:.1f}"
+        top.annotate(
+            label, (place, point.accuracy), (0, 9), textcoords="offset points", ha="center"
+        )
+    top.set(ylabel="accuracy", ylim=(-0.03, 1.12))
+    top.set_title(
+        f"Embedded model, {points[0].questions:,} held-out scenes: accuracy against withdrawal",
+        fontsize=11,
+    )
+    bottom.bar(places, [p.mean_kv_entries_attended for p in points], color="#d98c3f", width=0.6)
+    bottom.set(
+        ylabel="KV entries\nper token", xlabel="vision tokens withdrawn after … generated tokens"
+    )
+    bottom.set_xticks(list(places), [_tick(point.m) for point in points])
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _tick(m: int | str) -> str:
+    return "end of\ncaption" if m == CAPTION_END else str(m)
+
+
+def write_json(points: list[Point], seed: int, file: Path) -> None:
+    """Write the curve with what it was measured on."""
+    from mvw_cli.environment import environment
+
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        "model": "shapes",
+        "scenes": "held out by content, never drawn in training",
+        "seed": seed,
+        "decoding": "greedy, float32",
+        "points": [asdict(point) for point in points],
+        "environment": environment(),
+    }
+    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--count", default=1000, show_default=True, help="How many held-out scenes.")
+@click.option("--seed", default=2026, show_default=True, help="Seed of scenes and questions.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs"),
+    show_default=True,
+    help="Folder for curve.json and curve.svg.",
+)
+def main(count: int, seed: int, output: Path) -> None:
+    """Measure the accuracy of the embedded model against the moment of withdrawal."""
+    from mvw_shapes.samples import make_samples
+
+    samples = list(make_samples(count, seed))
+    points = []
+    for m in STEPS:
+        points.append(measure(samples, m))
+        click.echo(f"m = {m}: {100 * points[-1].accuracy:.1f} %", err=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(points, seed, output / "curve.json")
+    draw(points, output / "curve.svg")
+
+
+if __name__ == "__main__":
+    main()
