@@ -53,6 +53,9 @@ class WithdrawalPolicy(ABC):
     """Base of the policies. A subclass is a frozen dataclass."""
 
     name: ClassVar[str]
+    triggers: ClassVar[tuple[str, ...]] = ()
+    """Fields that each say when to withdraw. A profile layer or flag that gives one of them
+    replaces those of the layers below, instead of adding to them."""
 
     @abstractmethod
     def begin(self) -> Decide:

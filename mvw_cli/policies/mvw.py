@@ -5,7 +5,7 @@ Source: "Reasoning with Fewer Eyes", NeurIPS 2025 workshop on efficient reasonin
 know how withdrawal is carried out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
@@ -24,9 +24,16 @@ class Mvw(WithdrawalPolicy):
     """
 
     name: ClassVar[str] = "mvw"
+    triggers: ClassVar[tuple[str, ...]] = ("m", "until")
 
-    m: int | None = None
-    until: str | None = None
+    m: int | None = field(
+        default=None,
+        metadata={"description": "Withdraw after this many generated tokens; 1 or more."},
+    )
+    until: str | None = field(
+        default=None,
+        metadata={"description": "Withdraw once this text, a tag for instance, has been written."},
+    )
 
     def __post_init__(self) -> None:
         if self.m is None and self.until is None:

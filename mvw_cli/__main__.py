@@ -1,0 +1,93 @@
+"""The process: run the command line, and turn whatever happens into messages and an exit code.
+
+The one place that prints errors. It knows no command.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+
+from mvw_cli import console
+from mvw_cli.errors import ExitCode, MvwError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mvw` with these arguments, or the process' own, and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console.reset()
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that can't show a character of the answer is no reason to lose the answer.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            _show_plugin_warnings()
+            code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain again on shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILURE
+
+
+def _run(arguments: list[str]) -> int:
+    import click
+
+    from mvw_cli.cli import cli
+
+    try:
+        result = cli.main(arguments, prog_name="mvw", standalone_mode=False)
+        return result if isinstance(result, int) else ExitCode.OK
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        console.note("Interrupted.")
+        return ExitCode.INTERRUPTED
+    except MvwError as error:
+        _traceback_if_wanted()
+        console.error(error.message, error.cause, error.hint)
+        return error.exit_code
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        _traceback_if_wanted()
+        again = shlex.join(["mvw", "--debug", *(a for a in arguments if a != "--debug")])
+        what = " ".join(str(error).split())
+        console.error(
+            f"unexpected {type(error).__name__}{': ' + what if what else ''}",
+            "this is a fault in mvw or in a plugin; re-run with --debug to see where",
+            again,
+        )
+        return ExitCode.FAILURE
+
+
+def _traceback_if_wanted() -> None:
+    if console.settings.debug:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _show_plugin_warnings() -> None:
+    """Show plugin warnings as one line each; while completing a word, the shell wants silence."""
+    standard = warnings.showwarning
+    completing = "_MVW_COMPLETE" in os.environ
+
+    def show(
+        message: Warning | str, category: type[Warning], *rest: object, **more: object
+    ) -> None:
+        if category.__name__ != "PluginWarning":  # importing the class would load the plugin seam
+            standard(message, category, *rest, **more)  # type: ignore[arg-type]
+        elif not completing:
+            console.warn(str(message))
+
+    warnings.showwarning = show
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

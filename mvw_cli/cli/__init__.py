@@ -1,0 +1,85 @@
+"""The `mvw` group: its own commands by name, those of plugins when they are asked for.
+
+Each command lives in a module of its own, imported when it is looked up. Plugins are loaded only
+for the group's help and for a name that is not built in.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import click
+
+from mvw_cli import __version__
+from mvw_cli.cli.options import common_options
+
+_OWN = {
+    "infer": "mvw_cli.cli.infer:infer",
+    "list": "mvw_cli.cli.list:list_",
+    "show": "mvw_cli.cli.show:show",
+    "plugins": "mvw_cli.cli.plugins:plugins",
+}
+if find_spec("mvw_cli.cli.infer") is None:
+    del _OWN["infer"]
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_SHORT = """\
+mvw runs reasoning vision-language models and takes their vision tokens away once read.
+
+  mvw infer scene.png "How many red circles are there?"
+  mvw list profiles
+
+mvw --help shows all commands, mvw COMMAND --help one of them.\
+"""
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._load_all()
+        return [*_OWN, *sorted(name for name in self.commands if name not in _OWN)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            if cmd_name in _OWN:
+                self._load(cmd_name)
+            else:
+                self._load_all()  # it may come from a plugin; if not, all names serve to suggest one
+        return self.commands.get(cmd_name)
+
+    def _load(self, name: str) -> None:
+        if name not in self.commands:
+            module, _, attribute = _OWN[name].partition(":")
+            self.add_command(getattr(import_module(module), attribute), name)
+
+    def _load_all(self) -> None:
+        from mvw_cli.plugin_loading import plugin_commands
+
+        for name in _OWN:
+            self._load(name)
+        if not self._asked:
+            self._asked = True
+            for name, command in plugin_commands(taken=_OWN).items():
+                self.add_command(command, name)
+
+    _asked = False
+
+
+@click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@common_options
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Run reasoning vision-language models and take their vision tokens away once read.
+
+    \b
+    Examples:
+      mvw infer scene.png "How many red circles are there?"
+      mvw infer photo.jpg "What is on the table?" --model Qwen/Qwen2.5-VL-7B-Instruct --m 16
+      mvw list profiles
+    """
+    if context.invoked_subcommand is None:
+        click.echo(_SHORT)

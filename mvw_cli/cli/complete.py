@@ -1,0 +1,44 @@
+"""Shell completion of names that are only known at run time. Reads file names, no YAML."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def profile_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of a profile, or else let the shell complete a path."""
+    from mvw_cli.profiles import known_profiles
+
+    found = [CompletionItem(name) for name in known_profiles() if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def adapter_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of an adapter."""
+    from mvw_cli.plugins import load_plugins
+
+    entries = load_plugins().adapters
+    return [
+        CompletionItem(entry.info.name, help=entry.info.summary)
+        for entry in entries
+        if entry.info.name.startswith(incomplete)
+    ]
+
+
+def policy_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of a withdrawal policy."""
+    from mvw_cli.plugins import load_plugins
+
+    entries = load_plugins().policies
+    return [
+        CompletionItem(entry.info.name, help=entry.info.summary)
+        for entry in entries
+        if entry.info.name.startswith(incomplete)
+    ]

@@ -1,0 +1,111 @@
+"""`mvw list`: what there is to choose from, without loading any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mvw_cli import console
+from mvw_cli.cli.options import common_options
+
+if TYPE_CHECKING:
+    from mvw_cli.plugin_loading import Entry
+    from mvw_cli.profiles.store import ProfileFile
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document instead of a table."
+)
+
+
+@click.group("list")
+@common_options
+def list_() -> None:
+    """List adapters, withdrawal policies or profiles."""
+
+
+@list_.command()
+@as_json
+@common_options
+def adapters(as_json: bool) -> None:
+    """List the model families that can be loaded."""
+    from mvw_cli.plugins import load_plugins
+
+    entries = load_plugins().adapters
+    records = [
+        {**_record(entry, entries), "checkpoints": list(entry.info.checkpoints)}
+        for entry in entries
+    ]
+    _show("adapters", records, ("name", "summary", "distribution", "status"), as_json)
+
+
+@list_.command()
+@as_json
+@common_options
+def policies(as_json: bool) -> None:
+    """List the withdrawal policies: what decides when vision tokens go."""
+    from mvw_cli.plugins import load_plugins
+
+    entries = load_plugins().policies
+    records = [_record(entry, entries) for entry in entries]
+    _show("policies", records, ("name", "summary", "distribution", "status"), as_json)
+
+
+@list_.command()
+@as_json
+@common_options
+def profiles(as_json: bool) -> None:
+    """List the named profiles; `mvw show NAME` shows one of them."""
+    from mvw_cli.profiles import known_profiles
+
+    records = [_profile(name, files) for name, files in known_profiles().items()]
+    _show("profiles", records, ("name", "adapter", "model", "description", "origin"), as_json)
+
+
+def _record(entry: Entry[Any], entries: Sequence[Entry[Any]]) -> dict[str, Any]:
+    alone = [one.info.name for one in entries].count(entry.info.name) == 1
+    status = entry.plugin.status if entry.problem else "ok"
+    return {
+        "name": entry.info.name if alone else entry.qualified,
+        "summary": entry.info.summary,
+        "distribution": entry.plugin.distribution,
+        "target": entry.info.target,
+        "api": entry.info.api,
+        "status": status,
+        "cause": entry.problem,
+    }
+
+
+def _profile(name: str, files: list[ProfileFile]) -> dict[str, Any]:
+    import os
+
+    from mvw_cli.errors import MvwError
+    from mvw_cli.profiles.origin import shown
+    from mvw_cli.profiles.resolution import chain
+
+    values: dict[str, Any] = {}
+    cause = None
+    try:
+        for layer in reversed(chain(files, os.environ)):
+            values.update(layer.values)
+    except MvwError as error:
+        cause = error.message
+    return {
+        "name": name,
+        "adapter": values.get("adapter"),
+        "model": values.get("model"),
+        "description": f"broken: {cause}" if cause else values.get("description"),
+        "origin": " over ".join(file.distribution or file.kind for file in files),
+        "paths": [shown(file.path) for file in files],
+        "status": "broken" if cause else "ok",
+        "cause": cause,
+    }
+
+
+def _show(what: str, records: list[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        console.write_json({"schema_version": 1, what: records})
+        return
+    rows = [[str(record[column] or "-") for column in columns] for record in records]
+    console.table([column.upper() for column in columns], rows)

@@ -1,0 +1,146 @@
+"""What goes where on the terminal: results on stdout, everything else on stderr.
+
+Holds the policy on colour and quiet for both streams, each judged apart. It knows no command and
+no error type. Rich is imported only where something is really drawn with it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the global options ask for."""
+
+    quiet: bool = False
+    no_color: bool = False
+    debug: bool = False
+
+
+settings = Settings()
+
+
+def configure(
+    *, quiet: bool | None = None, no_color: bool | None = None, debug: bool | None = None
+) -> None:
+    """Turn global options on; an option that is not given leaves things as they are."""
+    settings.quiet = settings.quiet or bool(quiet)
+    settings.no_color = settings.no_color or bool(no_color)
+    settings.debug = settings.debug or bool(debug)
+
+
+def reset() -> None:
+    """Go back to what the environment says, as at the start of a process."""
+    settings.quiet = settings.no_color = False
+    settings.debug = os.environ.get("MVW_DEBUG", "") not in ("", "0")
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Say whether a person watches this stream, so that it may be drawn on and redrawn."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_color(stream: TextIO) -> bool:
+    """Say whether this stream takes escape codes: --no-color, NO_COLOR, FORCE_COLOR, terminal."""
+    if settings.no_color or os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
+
+
+def out() -> Console:
+    """Make the console of stdout: for the result and nothing else."""
+    return _console(sys.stdout, stderr=False)
+
+
+def err() -> Console:
+    """Make the console of stderr: for progress, warnings and remarks; mute under -q."""
+    return _console(sys.stderr, stderr=True, quiet=settings.quiet)
+
+
+def _console(stream: TextIO, *, stderr: bool, quiet: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(
+        stderr=stderr,
+        quiet=quiet,
+        # Rich would take FORCE_COLOR for a terminal and draw boxes and spinners into a file.
+        force_terminal=has_color(stream) or is_terminal(stream),
+        force_interactive=is_terminal(stream),
+        color_system="auto" if has_color(stream) else None,
+        highlight=False,
+        markup=False,  # file names and model output may contain [brackets]
+        emoji=False,
+    )
+
+
+def write(text: str) -> None:
+    """Write one piece of the result to stdout, as it is."""
+    sys.stdout.write(text + "\n")
+
+
+def write_json(document: Any) -> None:
+    """Write one JSON document to stdout."""
+    import json
+
+    write(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def note(text: str, *, style: str = "") -> None:
+    """Write one line to stderr, unless -q is given."""
+    if not settings.quiet:
+        _line(text, style)
+
+
+def warn(text: str) -> None:
+    """Write one warning line to stderr, unless -q is given."""
+    if not settings.quiet:
+        _line(text, "yellow", label="Warning: ")
+
+
+def error(message: str, cause: str | None = None, hint: str | None = None) -> None:
+    """Write what happened, why, and what to type next to stderr; -q does not silence it."""
+    _line(message, "bold red", label="Error: ")
+    if cause:
+        _line(cause, "", label="  ")
+    if hint:
+        _line(hint, "bold", label="Hint: ")
+
+
+def _line(text: str, style: str, label: str = "") -> None:
+    if not has_color(sys.stderr):
+        sys.stderr.write(f"{label}{text}\n")
+        return
+    from rich.text import Text
+
+    line = Text.assemble((label, style), (text, "" if label else style))
+    # Soft wrapping leaves line breaks to the terminal, so that a hint can be copied whole.
+    _console(sys.stderr, stderr=True).print(line, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to stdout: drawn on a terminal, plain aligned columns anywhere else."""
+    if not is_terminal(sys.stdout):
+        lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            write("  ".join(cells).rstrip())
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*columns, box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in drawn.columns:
+        column.overflow = "fold"
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    out().print(drawn)

@@ -1,0 +1,130 @@
+"""Check plain data against the schema, and say what is wrong, where, and what to do.
+
+The one place that words the complaints about profile keys. It does not know where data come
+from: the caller hands in a function that tells the origin of a key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from mvw_cli.errors import UsageProblem
+from mvw_cli.profiles.document import Path
+from mvw_cli.profiles.origin import Origin
+from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.suggest import closest
+
+SCHEMA_HINT = "mvw show --schema"
+Locate = Callable[[Path], Origin]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_KINDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a group of keys",
+    "model_type": "a group of keys",
+    "model_attributes_type": "a group of keys",
+    "string_too_short": "more than an empty text",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def check_profile(values: Mapping[str, Any], locate: Locate) -> Profile:
+    """Check one layer's keys.
+
+    Raises:
+        UsageProblem: an unknown key, a wrong type or a wrong range, with its file and line.
+    """
+    return check(Profile, values, locate, (), fields())
+
+
+def check(
+    model: type[ModelT],
+    values: Mapping[str, Any],
+    locate: Locate,
+    prefix: Path,
+    describe: Mapping[str, FieldInfo],
+) -> ModelT:
+    """Check values against a model; `prefix` is where they stand in the profile."""
+    try:
+        # JSON's strictness is the right one for YAML: a list may become a tuple, text no number.
+        return model.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        found = [(locate((*prefix, *detail["loc"])), detail) for detail in details]
+        origin, detail = min(found, key=lambda pair: pair[0].line or 0)
+        raise _problem(origin, detail, (*prefix, *detail["loc"]), describe) from None
+
+
+def unknown_key(origin: Origin, key: str, known: Iterable[str]) -> UsageProblem:
+    """Complain about a dotted key that there is not, naming the one that was probably meant."""
+    known = list(known)
+    section, _, last = key.rpartition(".")
+    beside = [one for one in known if one.rpartition(".")[0] == section]
+    near = closest(last, (one.rpartition(".")[2] for one in beside))
+    meant = f"{section}.{near}".lstrip(".") if near else None
+    # Right word, wrong place: a key of another group that has this very name.
+    meant = meant or next((one for one in known if one.rpartition(".")[2] == last), None)
+    meant = meant or closest(key, known)
+    listing = ", ".join(one.rpartition(".")[2] for one in beside) or ", ".join(known)
+    cause = f"did you mean `{meant}`?" if meant else f"known here: {listing}"
+    return UsageProblem(f"{origin}: unknown key `{key}`", cause=cause, hint=SCHEMA_HINT)
+
+
+def dotted(path: Path) -> str:
+    """Write a path as people do: `generation.stop[0]`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def _problem(
+    origin: Origin, detail: ErrorDetails, path: Path, describe: Mapping[str, FieldInfo]
+) -> UsageProblem:
+    key = dotted(path)
+    if detail["type"] == "extra_forbidden":
+        return unknown_key(origin, key, [*describe, *SECTIONS])
+    if detail["type"] == "missing":
+        return UsageProblem(
+            f"{origin}: `{key}` is missing", cause=_description(path, describe), hint=SCHEMA_HINT
+        )
+    given = json.dumps(detail["input"], ensure_ascii=False, default=str)
+    given = given if len(given) <= 60 else given[:57] + "..."
+    return UsageProblem(
+        f"{origin}: `{key}` {_expected(detail)}, not {given}",
+        cause=_description(path, describe),
+        hint=SCHEMA_HINT,
+    )
+
+
+def _expected(detail: ErrorDetails) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}"
+    if kind == "literal_error":
+        return f"must be {context['expected'].replace(chr(39), '')}"
+    if kind == "value_error":
+        return str(context["error"])
+    for bound, words in _BOUNDS.items():
+        if bound in context:
+            return f"must be {words} {context[bound]}"
+    return f"is wrong ({detail['msg']})"
+
+
+def _description(path: Path, describe: Mapping[str, FieldInfo]) -> str | None:
+    words = [part for part in path if isinstance(part, str)]
+    info = describe.get(".".join(words))
+    if info is None and words[0] in SECTIONS:
+        return f"its keys: {', '.join(SECTIONS[words[0]].model_fields)}"
+    return info.description if info else None

@@ -1,0 +1,53 @@
+"""Hand a resolved profile on: to the adapter, to the engine, to the withdrawal policy.
+
+The only place that knows which profile key becomes which field of their settings.
+"""
+
+from __future__ import annotations
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.plugins import load_policy
+from mvw_cli.engine.types import GenerationSettings
+from mvw_cli.errors import UsageProblem
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles.schema import Profile
+
+
+def model_spec(profile: Profile) -> ModelSpec:
+    """Say which weights to load, and how.
+
+    Raises:
+        UsageProblem: no model is named and the adapter has none of its own.
+    """
+    if profile.model is None:
+        raise UsageProblem(
+            "no model is named",
+            cause=f"adapter `{profile.adapter}` has none of its own: give one with --model or "
+            "as `model:` in a profile",
+            hint="mvw list profiles",
+        )
+    return ModelSpec(
+        model=profile.model,
+        revision=profile.revision,
+        dtype=profile.dtype,
+        device=profile.device,
+        system=profile.prompt.system,
+        template=profile.prompt.template,
+        max_pixels=profile.images.max_pixels,
+    )
+
+
+def generation_settings(profile: Profile) -> GenerationSettings:
+    """Say how tokens are chosen and when to stop."""
+    generation = profile.generation.model_dump()
+    return GenerationSettings(**{**generation, "stop": tuple(generation["stop"])})
+
+
+def withdrawal_policy(profile: Profile) -> WithdrawalPolicy:
+    """Make the withdrawal policy of a resolved profile.
+
+    Raises:
+        PluginProblem: the policy can't be used.
+    """
+    kind = load_policy(profile.withdrawal.policy)
+    return kind(**(profile.withdrawal.model_extra or {}))

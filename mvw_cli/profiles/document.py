@@ -1,0 +1,152 @@
+"""Read YAML as plain data, with the line of every key.
+
+The safe part of YAML and no more: text, numbers, true/false, null, lists and mappings, read by
+the rules of YAML 1.2 (`no` is text, `1e-3` is a number) as editors do. No tags that name code,
+no key given twice, and bounds on size, depth and aliases. It does not know what a profile is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.composer import Composer
+from yaml.parser import Parser
+from yaml.reader import Reader, ReaderError
+from yaml.resolver import BaseResolver
+from yaml.scanner import Scanner
+
+MAX_BYTES = 256 * 1024
+_MAX_NODES = 10_000
+_MAX_DEPTH = 20
+_TAG = "tag:yaml.org,2002:"
+
+Path = tuple[str | int, ...]
+
+
+class DocumentError(Exception):
+    """The text is not what this module reads."""
+
+    def __init__(self, message: str, line: int | None = None, path: Path = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Plain data, and the line (from 1) on which each key or item stands."""
+
+    value: Any
+    lines: dict[Path, int] = field(default_factory=dict)
+
+
+class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
+    """Compose nodes only; tags are told by the YAML 1.2 core schema."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class' own interface
+        None: [
+            (_TAG + tag, re.compile(pattern + r"\Z"))
+            for tag, pattern in (
+                ("null", r"~|null|Null|NULL|"),
+                ("bool", r"true|True|TRUE|false|False|FALSE"),
+                ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+                (
+                    "float",
+                    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+                    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+                ),
+            )
+        ]
+    }
+
+    def __init__(self, text: str) -> None:
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        Composer.__init__(self)
+        BaseResolver.__init__(self)
+
+
+def read(text: str) -> Document:
+    """Read one YAML document.
+
+    Raises:
+        DocumentError: bad YAML, a key given twice, a tag, or too large.
+    """
+    try:
+        node = _Loader(text).get_single_node()
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise DocumentError("a character that YAML does not allow", line) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = error.problem or error.context or "not YAML"
+        raise DocumentError(reason, mark.line + 1 if mark else None) from error
+    except RecursionError as error:
+        raise DocumentError("nested too deeply") from error
+    if node is None:
+        return Document(None)
+    builder = _Builder()
+    return Document(builder.build(node, ()), builder.lines)
+
+
+class _Builder:
+    """Make plain data of nodes. Counts what it makes: aliases can multiply without end."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Path, int] = {}
+        self._made = 0
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        self._made += 1
+        if self._made > _MAX_NODES:
+            raise DocumentError("too many values (aliases count each time)", line, path)
+        if len(path) > _MAX_DEPTH:
+            raise DocumentError("nested too deeply", line, path)
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node, line, path)
+        raise DocumentError(f"tag {node.tag} is not allowed", line, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise DocumentError("a key must be a word", line, path)
+            key = str(key_node.value)
+            here = (*path, key)
+            if key in values:
+                first = self.lines[here]
+                raise DocumentError(f"key `{key}` is given twice (first in line {first})", line)
+            self.lines[here] = line
+            values[key] = self.build(value_node, here)
+        return values
+
+
+def _scalar(node: yaml.ScalarNode, line: int, path: Path) -> Any:
+    text = str(node.value)
+    kind = node.tag.removeprefix(_TAG)
+    try:
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind == "int":
+            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if kind == "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    except (ValueError, KeyError) as error:
+        raise DocumentError(f"`{text[:40]}` is no {kind}", line, path) from error
+    if kind == "str":
+        return text
+    raise DocumentError(f"tag {node.tag} is not allowed", line, path)

@@ -1,0 +1,167 @@
+"""Put the layers of a profile together, and remember where each value came from.
+
+It does not read files or check values (`layers.py`), nor does it load models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mvw_cli.plugins import canonical, find_adapter
+from mvw_cli.errors import PluginProblem, UsageProblem
+from mvw_cli.plugin_loading import OWN
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles.layers import Layer, environment_layer, file_layer, flag_layer
+from mvw_cli.profiles.origin import Origin
+from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.profiles.store import DEFAULT, ProfileFile, default_files, find, is_path
+from mvw_cli.profiles.withdrawal import choose
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A profile with every key filled in, and the origin of each value by its dotted key."""
+
+    name: str | None
+    """Name or path of the profile; None where flags alone say what runs."""
+    profile: Profile
+    origins: Mapping[str, Origin]
+    is_default: bool = False
+    """No profile, adapter or model was named: the embedded model answers."""
+
+    def values(self) -> dict[str, Any]:
+        """List the values by dotted key, in the order of the schema."""
+        flat: dict[str, Any] = {}
+        for name, value in self.profile.model_dump(exclude={"extends"}).items():
+            if name in SECTIONS:
+                flat.update({f"{name}.{inner}": one for inner, one in value.items()})
+            else:
+                flat[name] = value
+        return flat
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise: the name, the values as a profile, and the origins by dotted key."""
+        return {
+            "name": self.name,
+            "values": self.profile.model_dump(exclude={"extends"}),
+            "origins": {key: asdict(self.origins[key]) for key in self.values()},
+        }
+
+
+def resolve(
+    name: str | None,
+    flags: Mapping[str, object],
+    env: Mapping[str, str] = os.environ,
+) -> Resolved:
+    """Resolve a profile, named or by path, under the environment and the flags.
+
+    `flags` holds values by dotted key; None counts as not given, and `parse_set` makes entries
+    of `--set`. Without a name `MVW_PROFILE` counts; without that, and with no adapter or model
+    in flags or environment, the embedded `shapes`.
+
+    Raises:
+        UsageProblem: a profile, key or value that is wrong.
+        PluginProblem: the adapter or policy can't be used.
+    """
+    above = [environment_layer(env), flag_layer(flags)]
+    name = name or env.get("MVW_PROFILE") or None
+    is_default = False
+    files: list[ProfileFile] = []
+    if name is not None:
+        files = find(name, env)
+    elif not any(key in layer.values for layer in above for key in ("adapter", "model")):
+        name, files, is_default = DEFAULT, default_files(env), True
+    layers = [*reversed(chain(files, env)), *above]
+    values, origins = _merge(layers)
+    _adapter(values, origins, layers)
+    chosen = choose(layers)
+    values.update(chosen.values)
+    origins.update(chosen.origins)
+    return Resolved(name, _profile(values), origins, is_default)
+
+
+def chain(files: list[ProfileFile], env: Mapping[str, str]) -> list[Layer]:
+    """Read the files of one profile and all that it extends, the highest layer first.
+
+    Raises:
+        UsageProblem: as `resolve`, or the profile extends itself.
+    """
+    layers: list[Layer] = []
+    visited: list[Path] = []
+    while files:
+        own = [file_layer(file) for file in files]
+        layers += own
+        visited += [file.path.resolve() for file in files]
+        child = next((i for i, layer in enumerate(own) if layer.extends is not None), None)
+        if child is None:
+            break
+        files = _parent(files, child, own[child].extends or "", env)
+        circle = [file.path for file in files if file.path.resolve() in visited]
+        if circle:
+            path = " -> ".join(p.stem for p in [*visited, circle[0]])
+            raise UsageProblem(
+                f"profile `{circle[0].stem}` extends itself",
+                cause=f"the chain is {path}",
+                hint="mvw list profiles",
+            )
+    return layers
+
+
+def _parent(
+    files: list[ProfileFile], child: int, name: str, env: Mapping[str, str]
+) -> list[ProfileFile]:
+    if is_path(name):
+        path = files[child].path.parent / Path(name).expanduser()
+        return [ProfileFile(name, path, "profile")]
+    if files[child].kind == "user" and name == files[child].name:
+        return []  # its packaged namesake lies below it anyway
+    try:
+        return find(name, env)
+    except UsageProblem as error:
+        what = f"{files[child].path.name} extends a profile that can't be found: {error.message}"
+        raise UsageProblem(what, cause=error.cause, hint=error.hint) from error
+
+
+def _merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, Origin]]:
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if not key.startswith("withdrawal."):
+                values[key] = value
+                origins[key] = layer.origins[key]
+    for key, info in fields().items():
+        if key != "extends" and not key.startswith("withdrawal.") and key not in values:
+            values[key] = info.get_default(call_default_factory=True)
+            origins[key] = Origin("default", "mvw")
+    return values, origins
+
+
+def _adapter(values: dict[str, Any], origins: dict[str, Origin], layers: list[Layer]) -> None:
+    """Settle the adapter, and the model that it takes where none is named."""
+    speaker: str | None = OWN
+    if origins["adapter"].kind == "default":
+        values["adapter"] = "shapes" if values["model"] is None else "hf"
+    else:
+        speaker = next(x.distribution for x in reversed(layers) if "adapter" in x.values)
+    values["adapter"] = canonical("adapter", values["adapter"], speaker)
+    try:
+        info = find_adapter(values["adapter"])
+    except PluginProblem as error:
+        what = f"{origins['adapter']}: {error.message}"
+        raise PluginProblem(what, cause=error.cause, hint=error.hint) from error
+    if values["model"] is None and info.checkpoints:
+        values["model"] = info.checkpoints[0]
+        origins["model"] = Origin("default", f"adapter {values['adapter']}")
+
+
+def _profile(values: Mapping[str, Any]) -> Profile:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, field = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[field] = value
+    return Profile.model_validate(nested)

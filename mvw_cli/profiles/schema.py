@@ -1,0 +1,194 @@
+"""What a profile may say: its keys, their types and ranges, each with a description.
+
+The names here are the YAML keys, the `--set` keys and the JSON keys. Which fields a withdrawal
+policy has is that policy's own matter; they are checked once it is known (`withdrawal.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.engine.types import GenerationSettings
+
+_SPEC: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(ModelSpec)}
+_SETTINGS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(GenerationSettings)}
+_DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
+
+
+def _device(value: str) -> str:
+    if re.fullmatch(_DEVICE, value) is None:
+        raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+    return value
+
+
+def _template(value: str) -> str:
+    if "{question}" not in value:
+        raise ValueError("must contain {question}, where the question goes")
+    return value
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A group of keys. Strict: text is not taken for a number, nor a misspelled key for none."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Prompt(Section):
+    """What is sent with the image."""
+
+    system: str | None = Field(
+        _SPEC["system"], description="System prompt; null takes the model's own."
+    )
+    template: Annotated[str, AfterValidator(_template)] = Field(
+        _SPEC["template"],
+        description="Text sent with the images; {question} stands for the question.",
+        json_schema_extra={"pattern": r"\{question\}"},
+    )
+
+
+class Images(Section):
+    """How images are prepared."""
+
+    max_pixels: int | None = Field(
+        _SPEC["max_pixels"],
+        ge=1,
+        description="Larger images are scaled down to at most this many pixels; null: never.",
+    )
+
+
+class Withdrawal(Section):
+    """When the vision tokens go. The further keys are the fields of the policy."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy: str = Field(
+        "none",
+        min_length=1,
+        description="Withdrawal policy; `mvw list policies` shows them. Without it: mvw where "
+        "one of its fields is given, else none.",
+    )
+
+
+class Generation(Section):
+    """How tokens are chosen and when to stop."""
+
+    max_new_tokens: int = Field(
+        _SETTINGS["max_new_tokens"], ge=1, description="Generate at most this many tokens."
+    )
+    temperature: float | None = Field(
+        _SETTINGS["temperature"],
+        ge=0,
+        description="0 is greedy; null takes the model's generation config.",
+    )
+    top_p: float | None = Field(
+        _SETTINGS["top_p"],
+        gt=0,
+        le=1,
+        description="Sample from the likeliest tokens that have this probability together; null: "
+        "as the model says.",
+    )
+    top_k: int | None = Field(
+        _SETTINGS["top_k"],
+        ge=0,
+        description="Sample from this many likeliest tokens; 0: from all; null: as the model says.",
+    )
+    repetition_penalty: float | None = Field(
+        _SETTINGS["repetition_penalty"],
+        gt=0,
+        description="Above 1 makes repeated tokens less likely; null: as the model says.",
+    )
+    seed: int = Field(
+        _SETTINGS["seed"], ge=0, lt=2**63, description="Seed of the sampling, for each image."
+    )
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many)] = (
+        Field(
+            list(_SETTINGS["stop"]),
+            description="Stop once one of these has been written; it stays in the text.",
+        )
+    )
+
+
+class Profile(Section):
+    """Which model answers, and how."""
+
+    model_config = ConfigDict(title="mvw profile")
+
+    extends: str | None = Field(
+        None,
+        min_length=1,
+        description="Profile (name, or path relative to this file) whose keys lie below these.",
+    )
+    adapter: str = Field(
+        "hf",
+        min_length=1,
+        description="Model family; `mvw list adapters` shows them. Without it: hf where a model "
+        "is named, else shapes.",
+    )
+    model: str | None = Field(
+        _SPEC["model"],
+        min_length=1,
+        description="Hub id or folder of the weights; null takes the adapter's first checkpoint.",
+    )
+    revision: str | None = Field(
+        _SPEC["revision"], min_length=1, description="Branch, tag or commit of the weights."
+    )
+    description: str | None = Field(None, description="One line for `mvw list profiles`.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        _SPEC["dtype"], description="Type of the weights; auto takes the checkpoint's own."
+    )
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        _SPEC["device"],
+        description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
+        json_schema_extra={"pattern": f"^({_DEVICE})$"},
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash"] = Field(
+        "auto",
+        description="Attention kernel; auto takes flash where installed and able, else sdpa.",
+    )
+    prompt: Prompt = Field(default_factory=Prompt, description=Prompt.__doc__)
+    images: Images = Field(default_factory=Images, description=Images.__doc__)
+    withdrawal: Withdrawal = Field(
+        default_factory=lambda: Withdrawal(policy="none"), description=Withdrawal.__doc__
+    )
+    generation: Generation = Field(default_factory=Generation, description=Generation.__doc__)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: info.annotation
+    for name, info in Profile.model_fields.items()
+    if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+}
+
+
+def fields() -> dict[str, FieldInfo]:
+    """List every key that has a value, by its dotted name, without the policies' own."""
+    found: dict[str, FieldInfo] = {}
+    for name, info in Profile.model_fields.items():
+        if name in SECTIONS:
+            for inner, inner_info in SECTIONS[name].model_fields.items():
+                found[f"{name}.{inner}"] = inner_info
+        else:
+            found[name] = info
+    return found
+
+
+def takes_text(annotation: Any) -> bool:
+    """Say whether a field of this type is text, so that `--set revision=123` is no number."""
+    return annotation is str or str in getattr(annotation, "__args__", ())
+
+
+def json_schema() -> dict[str, Any]:
+    """Make the JSON Schema of a profile, with the fields of every installed policy."""
+    raise NotImplementedError

@@ -1,0 +1,120 @@
+"""Where profiles lie, and which files a name stands for.
+
+Looks at file names only: neither yaml nor pydantic is needed. It does not know what a profile
+says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mvw_cli.errors import UsageProblem
+from mvw_cli.plugin_loading import OWN, load_plugins
+from mvw_cli.suggest import did_you_mean
+
+DEFAULT = "shapes"
+"""The packaged profile that answers where nothing is named: it needs no download."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFile:
+    """One YAML file, and whose it is."""
+
+    name: str
+    path: Path
+    kind: Literal["profile", "user", "packaged"]
+    distribution: str | None = None
+    """The distribution it came with, or None for the user's own."""
+
+
+def user_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """Say where the user's own profiles lie; the folder need not exist."""
+    import click
+
+    return Path(env.get("MVW_HOME") or click.get_app_dir("mvw")) / "profiles"
+
+
+def packaged_folder() -> Path:
+    """Say where mvw's own profiles lie: in the checkout, or in the installed package."""
+    package = Path(__file__).resolve().parent.parent
+    # Only a checkout has a pyproject.toml there; site-packages may hold someone else's profiles/.
+    if (package.parent / "pyproject.toml").is_file():
+        return package.parent / "profiles"
+    return package / "_profiles"
+
+
+def known_profiles(env: Mapping[str, str] = os.environ) -> dict[str, list[ProfileFile]]:
+    """List every named profile with its files, the user's own first.
+
+    Where two distributions bring the same name, each is listed as `distribution:name`.
+    """
+    own = {file.name: file for file in _in_folder(user_folder(env), "user", None)}
+    brought: dict[str, list[ProfileFile]] = {}
+    for file in _brought():
+        brought.setdefault(file.name, []).append(file)
+    known: dict[str, list[ProfileFile]] = {name: [file] for name, file in own.items()}
+    for name, files in brought.items():
+        if len(files) == 1:
+            known.setdefault(name, []).extend(files)
+        else:
+            known.update({f"{file.distribution}:{name}": [file] for file in files})
+    return dict(sorted(known.items()))
+
+
+def find(name: str, env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
+    """Find the files of a profile by name or path, the highest layer first.
+
+    Raises:
+        UsageProblem: unknown, or brought by several distributions.
+    """
+    if is_path(name):
+        return [ProfileFile(name, Path(name).expanduser(), "profile")]
+    known = known_profiles(env)
+    if name in known:
+        return known[name]
+    distribution, _, short = name.rpartition(":")
+    for file in _brought():
+        if distribution and (file.distribution, file.name) == (distribution, short):
+            return [file]
+    qualified = [one for one in known if one.endswith(f":{name}")]
+    if qualified:
+        raise UsageProblem(
+            f"profile `{name}` is ambiguous",
+            cause=f"{len(qualified)} distributions bring one: write {' or '.join(qualified)}",
+            hint="mvw list profiles",
+        )
+    listing = f"known: {', '.join(known)}; a file is named by its path, as in ./{name}.yaml"
+    raise UsageProblem(
+        f"there is no profile `{name}`",
+        cause=did_you_mean(name, known, otherwise=listing),
+        hint="mvw list profiles",
+    )
+
+
+def default_files(env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
+    """Find the files of the default profile; a plugin that brings the same name changes nothing."""
+    own = [f for f in _in_folder(user_folder(env), "user", None) if f.name == DEFAULT]
+    return own + [f for f in _in_folder(packaged_folder(), "packaged", OWN) if f.name == DEFAULT]
+
+
+def is_path(name: str) -> bool:
+    """Tell a path from a name: by a separator, or by the ending of a YAML file."""
+    return os.sep in name or "/" in name or name.endswith((".yaml", ".yml"))
+
+
+def _brought() -> Iterator[ProfileFile]:
+    yield from _in_folder(packaged_folder(), "packaged", OWN)
+    for folder, plugin in load_plugins().profiles:
+        yield from _in_folder(folder, "packaged", plugin.distribution)
+
+
+def _in_folder(
+    folder: Path, kind: Literal["user", "packaged"], distribution: str | None
+) -> Iterator[ProfileFile]:
+    for path in sorted(folder.glob("*.yaml")):
+        if not path.name.startswith("."):
+            yield ProfileFile(path.stem, path, kind, distribution)
