@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from mvw_cli import console
-from mvw_cli.errors import ExitCode, MvwError
+from mvw_cli.errors import ExitCode, MvwError, PluginWarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,12 +81,13 @@ def _show_plugin_warnings() -> None:
     def show(
         message: Warning | str, category: type[Warning], *rest: object, **more: object
     ) -> None:
-        if category.__name__ != "PluginWarning":  # importing the class would load the plugin seam
+        if not issubclass(category, PluginWarning):
             standard(message, category, *rest, **more)  # type: ignore[arg-type]
         elif not completing:
             console.warn(str(message))
 
     warnings.showwarning = show
+    warnings.simplefilter("always", PluginWarning)  # not even PYTHONWARNINGS=error ends a command
 
 
 if __name__ == "__main__":

@@ -37,9 +37,10 @@ def offered() -> Iterator[Offered]:
         if f"[{GROUP}]" not in text:
             continue
         name, version = _identity(dist)
-        if name.lower() in seen:
+        normal = name.lower().replace("_", "-").replace(".", "-")
+        if normal in seen:
             continue
-        seen.add(name.lower())
+        seen.add(normal)
         try:
             entries = [entry for entry in dist.entry_points if entry.group == GROUP]
         except Exception as error:  # malformed lines raise whatever the parser stumbles over
@@ -60,11 +61,14 @@ def _entry_points_of(dist: Distribution) -> str:
 def _identity(dist: Distribution) -> tuple[str, str]:
     """Name and version, from the folder's name where the metadata file is missing."""
     try:
-        name, version = dist.metadata["Name"], dist.metadata["Version"]
-        if name and version:
-            return name, version
-    except Exception:  # an empty or absent METADATA raises differently in each Python
-        pass
+        # The e-mail parser behind `dist.metadata` would read the whole README to get there, and
+        # raises on an absent file.
+        header = (dist.read_text("METADATA") or "").partition("\n\n")[0]
+    except (OSError, ValueError):
+        header = ""
+    fields = dict(line.split(": ", 1) for line in header.splitlines() if ": " in line)
+    if "Name" in fields and "Version" in fields:
+        return fields["Name"].strip(), fields["Version"].strip()
     folder = getattr(dist, "_path", None)
     name, _, version = (folder.stem if folder is not None else "unknown").partition("-")
     return name.replace("_", "-"), version or "unknown"

@@ -33,6 +33,10 @@ class MvwError(Exception):
         self.hint = hint
 
 
+class PluginWarning(UserWarning):
+    """Something is wrong with a plugin; the message is one line and names the way out."""
+
+
 class UsageProblem(MvwError):
     """A wrong argument, profile or configuration."""
 

@@ -27,7 +27,7 @@ import pluggy
 from mvw_cli import hookspecs
 from mvw_cli.adapter import API_VERSION, AdapterInfo
 from mvw_cli.entrypoints import Offered, offered
-from mvw_cli.errors import PluginProblem
+from mvw_cli.errors import PluginProblem, PluginWarning
 from mvw_cli.policy import PolicyInfo
 from mvw_cli.suggest import did_you_mean
 
@@ -39,10 +39,6 @@ OWN = "mvw"
 
 Status = Literal["ok", "broken", "incompatible"]
 InfoT = TypeVar("InfoT", AdapterInfo, PolicyInfo)
-
-
-class PluginWarning(UserWarning):
-    """Something is wrong with a plugin; the message is one line and names the way out."""
 
 
 @dataclass(slots=True)
@@ -101,7 +97,13 @@ def load_plugins() -> Registry:
     """
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
-    for found in _wanted(list(offered())):
+    found_here = list(offered())
+    if not any(found.distribution == OWN for found in found_here):
+        _warn(
+            "mvw runs here without being installed, so its own adapters are not found; "
+            "way out: pip install -e ."
+        )
+    for found in _wanted(found_here):
         plugin = Plugin(found.distribution, found.version, found.name, found.value)
         registry.plugins.append(plugin)
         if _attempt(plugin, partial(_register, registry.manager, plugin, found)) is None:
@@ -159,7 +161,7 @@ def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
             step()
     except (Exception, SystemExit) as error:
         cause = one_line(error)
-        _fail(plugin, "broken", cause, f"pip uninstall {plugin.distribution}", error)
+        _fail(plugin, "broken", cause, _removal(plugin), error)
         return cause
     return None
 
@@ -216,7 +218,8 @@ def _collect(registry: Registry, plugin: Plugin) -> None:
     failed = ask("mvw_register_policies", _taker(policies, PolicyInfo, plugin, plugin.policies))
     registry.policies += [replace(one, problem=failed or one.problem) for one in policies]
     ask("mvw_register_profiles", folder)
-    for one in (*adapters, *policies):
+    brought: list[Entry[Any]] = [*adapters, *policies]
+    for one in brought:
         if one.info.api != API_VERSION and one.problem is not None:
             behind = OWN if one.info.api > API_VERSION else plugin.distribution
             _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
@@ -247,6 +250,12 @@ def _call(manager: pluggy.PluginManager, plugin: Plugin, hook: str, **arguments:
     manager.subset_hook_caller(hook, others)(**arguments)
 
 
+def _removal(plugin: Plugin) -> str:
+    if plugin.distribution == OWN:
+        return f"pip install --force-reinstall {OWN}"
+    return f"pip uninstall {plugin.distribution}"
+
+
 def _key(plugin: Plugin) -> str:
     return f"{plugin.distribution}:{plugin.name}"
 
@@ -269,5 +278,6 @@ def _warn(message: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """Name an exception in one line, as the cause of a message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:299] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -47,7 +47,8 @@ class Commands(click.Group):
             if cmd_name in _OWN:
                 self._load(cmd_name)
             else:
-                self._load_all()  # it may come from a plugin; if not, all names serve to suggest one
+                # It may come from a plugin; if not, all the names serve to suggest one.
+                self._load_all()
         return self.commands.get(cmd_name)
 
     def _load(self, name: str) -> None:

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 
-def profile_names(
+def profiles(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of a profile, or else let the shell complete a path."""
@@ -16,7 +16,7 @@ def profile_names(
     return found or [CompletionItem(incomplete, type="file")]
 
 
-def adapter_names(
+def adapters(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of an adapter."""
@@ -30,7 +30,7 @@ def adapter_names(
     ]
 
 
-def policy_names(
+def policies(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of a withdrawal policy."""

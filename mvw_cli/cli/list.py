@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.options import common_options
+from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
     from mvw_cli.plugin_loading import Entry
     from mvw_cli.profiles.store import ProfileFile
-
-as_json = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON document instead of a table."
-)
 
 
 @click.group("list")
@@ -26,7 +22,7 @@ def list_() -> None:
 
 
 @list_.command()
-@as_json
+@json_option
 @common_options
 def adapters(as_json: bool) -> None:
     """List the model families that can be loaded."""
@@ -41,7 +37,7 @@ def adapters(as_json: bool) -> None:
 
 
 @list_.command()
-@as_json
+@json_option
 @common_options
 def policies(as_json: bool) -> None:
     """List the withdrawal policies: what decides when vision tokens go."""
@@ -53,14 +49,19 @@ def policies(as_json: bool) -> None:
 
 
 @list_.command()
-@as_json
+@json_option
 @common_options
 def profiles(as_json: bool) -> None:
     """List the named profiles; `mvw show NAME` shows one of them."""
     from mvw_cli.profiles import known_profiles
 
     records = [_profile(name, files) for name, files in known_profiles().items()]
-    _show("profiles", records, ("name", "adapter", "model", "description", "origin"), as_json)
+    _show(
+        "profiles",
+        records,
+        ("name", "adapter", "model", "description", "origin", "status"),
+        as_json,
+    )
 
 
 def _record(entry: Entry[Any], entries: Sequence[Entry[Any]]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _profile(name: str, files: list[ProfileFile]) -> dict[str, Any]:
         "name": name,
         "adapter": values.get("adapter"),
         "model": values.get("model"),
-        "description": f"broken: {cause}" if cause else values.get("description"),
+        "description": values.get("description"),
         "origin": " over ".join(file.distribution or file.kind for file in files),
         "paths": [shown(file.path) for file in files],
         "status": "broken" if cause else "ok",
@@ -107,5 +108,8 @@ def _show(what: str, records: list[dict[str, Any]], columns: Sequence[str], as_j
     if as_json:
         console.write_json({"schema_version": 1, what: records})
         return
+    for record in records:
+        if record["status"] != "ok":
+            record["status"] += f": {record['cause']}"
     rows = [[str(record[column] or "-") for column in columns] for record in records]
     console.table([column.upper() for column in columns], rows)

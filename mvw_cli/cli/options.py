@@ -11,6 +11,10 @@ from mvw_cli import console
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table."
+)
+
 
 def _configure(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and parameter.name:

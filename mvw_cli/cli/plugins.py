@@ -7,11 +7,11 @@ from dataclasses import asdict
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.options import common_options
+from mvw_cli.cli.options import common_options, json_option
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@json_option
 @common_options
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.complete import profile_names
-from mvw_cli.cli.options import common_options
+from mvw_cli.cli.complete import profiles as complete_profiles
+from mvw_cli.cli.options import common_options, json_option
 
 
 @click.command()
-@click.argument("name", required=False, metavar="[NAME|FILE]", shell_complete=profile_names)
+@click.argument("name", required=False, metavar="[NAME|FILE]", shell_complete=complete_profiles)
 @click.option(
     "--set",
     "pairs",
@@ -19,7 +19,7 @@ from mvw_cli.cli.options import common_options
     help="Give a key a value, as in generation.temperature=0.  [repeatable]",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of profiles, for editors.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@json_option
 @common_options
 def show(name: str | None, pairs: tuple[str, ...], schema: bool, as_json: bool) -> None:
     """Show the values of a profile, each with its origin.
@@ -46,7 +46,7 @@ def show(name: str | None, pairs: tuple[str, ...], schema: bool, as_json: bool) 
     rows = []
     for key, value in resolved.values().items():
         origin = resolved.origins[key]
-        text = "-" if value is None else json.dumps(value, ensure_ascii=False)
-        shown = text[1:-1] if isinstance(value, str) and text == f'"{value}"' else text
-        rows.append([key, shown, f"{origin.kind}: {origin}"])
+        text = json.dumps(value, ensure_ascii=False)
+        plain = isinstance(value, str) and text == f'"{value}"'  # nothing in it needs escaping
+        rows.append([key, str(value) if plain else text, f"{origin.kind}: {origin}"])
     console.table(["KEY", "VALUE", "ORIGIN"], rows)

@@ -34,7 +34,7 @@ _HOMES = {
     "RawText": "mvw_cli.profiles.layers",
     "Resolved": "mvw_cli.profiles.resolution",
     "generation_settings": "mvw_cli.profiles.convert",
-    "json_schema": "mvw_cli.profiles.schema",
+    "json_schema": "mvw_cli.profiles.schema_export",
     "known_profiles": "mvw_cli.profiles.store",
     "model_spec": "mvw_cli.profiles.convert",
     "parse_set": "mvw_cli.profiles.layers",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from mvw_cli.profiles.resolution import Resolved as Resolved
     from mvw_cli.profiles.resolution import resolve as resolve
     from mvw_cli.profiles.schema import Profile as Profile
-    from mvw_cli.profiles.schema import json_schema as json_schema
+    from mvw_cli.profiles.schema_export import json_schema as json_schema
     from mvw_cli.profiles.store import known_profiles as known_profiles
 
 

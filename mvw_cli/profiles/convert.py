@@ -6,9 +6,9 @@ The only place that knows which profile key becomes which field of their setting
 from __future__ import annotations
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.plugins import load_policy
 from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.errors import UsageProblem
+from mvw_cli.plugins import load_policy
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.schema import Profile
 

@@ -49,10 +49,10 @@ class Prompt(Section):
     """What is sent with the image."""
 
     system: str | None = Field(
-        _SPEC["system"], description="System prompt; null takes the model's own."
+        default=_SPEC["system"], description="System prompt; null takes the model's own."
     )
     template: Annotated[str, AfterValidator(_template)] = Field(
-        _SPEC["template"],
+        default=_SPEC["template"],
         description="Text sent with the images; {question} stands for the question.",
         json_schema_extra={"pattern": r"\{question\}"},
     )
@@ -62,7 +62,7 @@ class Images(Section):
     """How images are prepared."""
 
     max_pixels: int | None = Field(
-        _SPEC["max_pixels"],
+        default=_SPEC["max_pixels"],
         ge=1,
         description="Larger images are scaled down to at most this many pixels; null: never.",
     )
@@ -74,7 +74,7 @@ class Withdrawal(Section):
     model_config = ConfigDict(extra="allow")
 
     policy: str = Field(
-        "none",
+        default="none",
         min_length=1,
         description="Withdrawal policy; `mvw list policies` shows them. Without it: mvw where "
         "one of its fields is given, else none.",
@@ -85,36 +85,39 @@ class Generation(Section):
     """How tokens are chosen and when to stop."""
 
     max_new_tokens: int = Field(
-        _SETTINGS["max_new_tokens"], ge=1, description="Generate at most this many tokens."
+        default=_SETTINGS["max_new_tokens"], ge=1, description="Generate at most this many tokens."
     )
     temperature: float | None = Field(
-        _SETTINGS["temperature"],
+        default=_SETTINGS["temperature"],
         ge=0,
         description="0 is greedy; null takes the model's generation config.",
     )
     top_p: float | None = Field(
-        _SETTINGS["top_p"],
+        default=_SETTINGS["top_p"],
         gt=0,
         le=1,
         description="Sample from the likeliest tokens that have this probability together; null: "
         "as the model says.",
     )
     top_k: int | None = Field(
-        _SETTINGS["top_k"],
+        default=_SETTINGS["top_k"],
         ge=0,
         description="Sample from this many likeliest tokens; 0: from all; null: as the model says.",
     )
     repetition_penalty: float | None = Field(
-        _SETTINGS["repetition_penalty"],
+        default=_SETTINGS["repetition_penalty"],
         gt=0,
         description="Above 1 makes repeated tokens less likely; null: as the model says.",
     )
     seed: int = Field(
-        _SETTINGS["seed"], ge=0, lt=2**63, description="Seed of the sampling, for each image."
+        default=_SETTINGS["seed"],
+        ge=0,
+        lt=2**63,
+        description="Seed of the sampling, for each image.",
     )
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many)] = (
         Field(
-            list(_SETTINGS["stop"]),
+            default=list(_SETTINGS["stop"]),
             description="Stop once one of these has been written; it stays in the text.",
         )
     )
@@ -126,42 +129,40 @@ class Profile(Section):
     model_config = ConfigDict(title="mvw profile")
 
     extends: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Profile (name, or path relative to this file) whose keys lie below these.",
     )
     adapter: str = Field(
-        "hf",
+        default="hf",
         min_length=1,
         description="Model family; `mvw list adapters` shows them. Without it: hf where a model "
         "is named, else shapes.",
     )
     model: str | None = Field(
-        _SPEC["model"],
+        default=_SPEC["model"],
         min_length=1,
         description="Hub id or folder of the weights; null takes the adapter's first checkpoint.",
     )
     revision: str | None = Field(
-        _SPEC["revision"], min_length=1, description="Branch, tag or commit of the weights."
+        default=_SPEC["revision"], min_length=1, description="Branch, tag or commit of the weights."
     )
-    description: str | None = Field(None, description="One line for `mvw list profiles`.")
+    description: str | None = Field(default=None, description="One line for `mvw list profiles`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        _SPEC["dtype"], description="Type of the weights; auto takes the checkpoint's own."
+        default=_SPEC["dtype"], description="Type of the weights; auto takes the checkpoint's own."
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
-        _SPEC["device"],
+        default=_SPEC["device"],
         description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
         json_schema_extra={"pattern": f"^({_DEVICE})$"},
     )
     attention: Literal["auto", "sdpa", "eager", "flash"] = Field(
-        "auto",
+        default="auto",
         description="Attention kernel; auto takes flash where installed and able, else sdpa.",
     )
     prompt: Prompt = Field(default_factory=Prompt, description=Prompt.__doc__)
     images: Images = Field(default_factory=Images, description=Images.__doc__)
-    withdrawal: Withdrawal = Field(
-        default_factory=lambda: Withdrawal(policy="none"), description=Withdrawal.__doc__
-    )
+    withdrawal: Withdrawal = Field(default_factory=Withdrawal, description=Withdrawal.__doc__)
     generation: Generation = Field(default_factory=Generation, description=Generation.__doc__)
 
 
@@ -187,8 +188,3 @@ def fields() -> dict[str, FieldInfo]:
 def takes_text(annotation: Any) -> bool:
     """Say whether a field of this type is text, so that `--set revision=123` is no number."""
     return annotation is str or str in getattr(annotation, "__args__", ())
-
-
-def json_schema() -> dict[str, Any]:
-    """Make the JSON Schema of a profile, with the fields of every installed policy."""
-    raise NotImplementedError

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
-from mvw_cli.plugins import canonical, load_policy
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugin_loading import OWN
+from mvw_cli.plugins import canonical, load_policy
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.check import check, unknown_key
 from mvw_cli.profiles.document import Path
@@ -72,11 +72,11 @@ def choose(layers: Sequence[Layer]) -> Chosen:
         for key in given.keys() & infos.keys():
             values[key] = interpret(given[key], infos[key].annotation)
             origins[key] = layer.origins[_GROUP + key]
-    policy = _build(kind, values, origins, origin)
+    built = _build(kind, values, origins, origin)
     default = Origin("default", f"policy {name}")
     return Chosen(
-        policy,
-        {_POLICY: name, **{_GROUP + key: getattr(policy, key) for key in infos}},
+        built,
+        {_POLICY: name, **{_GROUP + key: getattr(built, key) for key in infos}},
         {_POLICY: origin, **{_GROUP + key: origins.get(key, default) for key in infos}},
     )
 

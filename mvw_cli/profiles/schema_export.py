@@ -1,0 +1,62 @@
+"""The JSON Schema of a profile, by which editors complete and check the YAML.
+
+Adds to the schema of the fixed keys what only the installed policies know: their fields. It
+decides nothing about what is valid; the models do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvw_cli.errors import PluginProblem
+from mvw_cli.plugins import load_plugins, load_policy
+from mvw_cli.profiles.schema import SECTIONS, Profile
+from mvw_cli.profiles.withdrawal import policy_model
+
+
+def json_schema() -> dict[str, Any]:
+    """Make the JSON Schema of a profile, with the fields of every usable policy."""
+    schema = Profile.model_json_schema()
+    definitions = schema["$defs"]
+    for name, section in SECTIONS.items():
+        # A group whose keys are all commented out reads as null, and is none.
+        schema["properties"][name] = {
+            "description": section.__doc__,
+            "anyOf": [{"$ref": f"#/$defs/{section.__name__}"}, {"type": "null"}],
+        }
+    withdrawal = definitions.pop("Withdrawal")
+    definitions["Withdrawal"] = _withdrawal(withdrawal["properties"]["policy"])
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+
+
+def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
+    """One alternative for each policy, and an open one for those that are not installed here."""
+    known = []
+    alternatives: list[dict[str, Any]] = []
+    for entry in load_plugins().policies:
+        try:
+            fields = policy_model(load_policy(entry.qualified)).model_json_schema()
+        except PluginProblem:
+            continue
+        names = [entry.info.name, entry.qualified]
+        known += names
+        named = {"description": policy["description"], "type": "string", "enum": names}
+        alternatives.append(
+            {
+                "title": entry.info.name,
+                "description": entry.info.summary,
+                "type": "object",
+                "properties": {"policy": named, **fields.get("properties", {})},
+                "additionalProperties": False,
+            }
+        )
+    other = {"type": "string", "minLength": 1, "not": {"enum": known}}
+    alternatives.append(
+        {
+            "title": "another policy",
+            "type": "object",
+            "properties": {"policy": other},
+            "required": ["policy"],
+        }
+    )
+    return {"description": "When the vision tokens go.", "anyOf": alternatives}
