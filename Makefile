@@ -23,7 +23,7 @@ install: $(INSTALLED)
 
 # Accuracy against m on 1,000 held-out scenes: docs/curve.json and docs/curve.svg.
 curve: $(INSTALLED)
-	$(BIN)/python -m mvw_shapes.curve
+	$(BIN)/python benchmarks/curve.py
 
 # The parts of docs/ that are made from the code.
 docs: $(INSTALLED)

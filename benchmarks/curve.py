@@ -1,7 +1,7 @@
 """Accuracy of the embedded model against the moment of withdrawal, on held-out scenes.
 
-`python -m mvw_shapes.curve` (or `make curve`) writes docs/curve.json and docs/curve.svg. It uses
-the engine as `mvw infer` does, only with more slots; it knows nothing of training.
+`make curve` runs it and writes docs/curve.json and docs/curve.svg. It uses the engine as
+`mvw infer` does, only with more slots; it knows nothing of training.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mvw_cli import WithdrawalPolicy
     from mvw_shapes.samples import Sample
+
+    from mvw_cli import WithdrawalPolicy
 
 CAPTION_END = "</CAPTION>"
 STEPS: tuple[int | str, ...] = (1, 2, 4, 8, 16, 32, 64, CAPTION_END, "never")
@@ -63,9 +64,10 @@ def policy_of(m: int | str) -> WithdrawalPolicy:
 
 def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point:
     """Answer every sample with withdrawal at `m`, greedily, and count the right answers."""
+    from mvw_shapes.model import Shapes
+
     from mvw_cli import ModelSpec
     from mvw_cli.engine import Engine, Event, Finished, GenerationSettings, Request, summarise
-    from mvw_shapes.model import Shapes
 
     adapter = Shapes()
     loaded = adapter.load(ModelSpec(device="cpu"))
@@ -162,7 +164,7 @@ def _tick(m: int | str) -> str:
 
 def write_json(points: list[Point], seed: int, file: Path) -> None:
     """Write the curve with what it was measured on."""
-    from mvw_cli.environment import environment
+    from mvw_cli.environment import describe_environment
 
     document: dict[str, Any] = {
         "schema_version": 1,
@@ -171,7 +173,7 @@ def write_json(points: list[Point], seed: int, file: Path) -> None:
         "seed": seed,
         "decoding": "greedy, float32",
         "points": [asdict(point) for point in points],
-        "environment": environment(),
+        "environment": asdict(describe_environment()),
     }
     file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
