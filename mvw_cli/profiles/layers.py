@@ -157,8 +157,11 @@ def _read(file: ProfileFile, where: str) -> Document:
         text = data.decode("utf-8-sig")
         return read(text)
     except OSError as error:
+        cause = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            cause += f"; a profile that is not a file is named without its ending: {file.path.stem}"
         raise UsageProblem(
-            f"can't read profile {where}", cause=error.strerror, hint="mvw list profiles"
+            f"can't read profile {where}", cause=cause, hint="mvw list profiles"
         ) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

@@ -114,7 +114,7 @@ def _parent(
     files: list[ProfileFile], child: int, name: str, env: Mapping[str, str]
 ) -> list[ProfileFile]:
     if is_path(name):
-        path = files[child].path.parent / Path(name).expanduser()
+        path = files[child].path.parent / os.path.expanduser(name)
         return [ProfileFile(name, path, "profile")]
     if files[child].kind == "user" and name == files[child].name:
         return []  # its packaged namesake lies below it anyway

@@ -33,6 +33,11 @@ def _template(value: str) -> str:
     return value
 
 
+def _text_too(schema: dict[str, Any]) -> None:
+    array = {"type": schema.pop("type"), "items": schema.pop("items")}
+    schema["anyOf"] = [{"type": "string", "minLength": 1}, array]
+
+
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -119,6 +124,7 @@ class Generation(Section):
         Field(
             default=list(_SETTINGS["stop"]),
             description="Stop once one of these has been written; it stays in the text.",
+            json_schema_extra=_text_too,
         )
     )
 

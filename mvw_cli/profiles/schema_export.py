@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvw_cli.errors import PluginProblem
 from mvw_cli.plugins import load_plugins, load_policy
 from mvw_cli.profiles.schema import SECTIONS, Profile
 from mvw_cli.profiles.withdrawal import policy_model
@@ -24,6 +23,9 @@ def json_schema() -> dict[str, Any]:
             "description": section.__doc__,
             "anyOf": [{"$ref": f"#/$defs/{section.__name__}"}, {"type": "null"}],
         }
+    for definition in (schema, *definitions.values()):
+        for field in definition["properties"].values():
+            field.pop("title", None)  # pydantic's title is the key again
     withdrawal = definitions.pop("Withdrawal")
     definitions["Withdrawal"] = _withdrawal(withdrawal["properties"]["policy"])
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
@@ -36,8 +38,10 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
     for entry in load_plugins().policies:
         try:
             fields = policy_model(load_policy(entry.qualified)).model_json_schema()
-        except PluginProblem:
+        except Exception:  # a policy that can't be used, or with fields that JSON can't describe
             continue
+        for field in fields["properties"].values():
+            field.pop("title", None)
         names = [entry.info.name, entry.qualified]
         known += names
         named = {"description": policy["description"], "type": "string", "enum": names}
@@ -46,7 +50,7 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
                 "title": entry.info.name,
                 "description": entry.info.summary,
                 "type": "object",
-                "properties": {"policy": named, **fields.get("properties", {})},
+                "properties": {"policy": named, **fields["properties"]},
                 "additionalProperties": False,
             }
         )

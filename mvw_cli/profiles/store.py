@@ -72,7 +72,7 @@ def find(name: str, env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
         UsageProblem: unknown, or brought by several distributions.
     """
     if is_path(name):
-        return [ProfileFile(name, Path(name).expanduser(), "profile")]
+        return [ProfileFile(name, Path(os.path.expanduser(name)), "profile")]
     known = known_profiles(env)
     if name in known:
         return known[name]

@@ -16,10 +16,10 @@ from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugin_loading import OWN
+from mvw_cli.plugin_loading import OWN, one_line
 from mvw_cli.plugins import canonical, load_policy
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.check import check, unknown_key
+from mvw_cli.profiles.check import SCHEMA_HINT, check, unknown_key
 from mvw_cli.profiles.document import Path
 from mvw_cli.profiles.layers import Layer, interpret
 from mvw_cli.profiles.origin import Origin
@@ -56,7 +56,15 @@ def choose(layers: Sequence[Layer]) -> Chosen:
         raise PluginProblem(
             f"{origin}: {error.message}", cause=error.cause, hint=error.hint
         ) from error
-    infos = policy_fields(kind)
+    try:
+        infos = policy_fields(kind)
+        model = policy_model(kind)
+    except Exception as error:  # annotations that can't be resolved, or that pydantic can't check
+        raise PluginProblem(
+            f"the fields of policy `{name}` can't be checked",
+            cause=one_line(error),
+            hint="mvw plugins",
+        ) from error
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for layer, policy in zip(layers, names, strict=True):
@@ -72,7 +80,7 @@ def choose(layers: Sequence[Layer]) -> Chosen:
         for key in given.keys() & infos.keys():
             values[key] = interpret(given[key], infos[key].annotation)
             origins[key] = layer.origins[_GROUP + key]
-    built = _build(kind, values, origins, origin)
+    built = _build(kind, model, values, origins, origin)
     default = Origin("default", f"policy {name}")
     return Chosen(
         built,
@@ -132,6 +140,7 @@ def _fields_of(layer: Layer) -> dict[str, Any]:
 
 def _build(
     kind: type[WithdrawalPolicy],
+    model: type[Section],
     values: Mapping[str, Any],
     origins: Mapping[str, Origin],
     policy_origin: Origin,
@@ -140,14 +149,14 @@ def _build(
         return origins.get(str(path[1]), policy_origin)
 
     described = {_GROUP + key: info for key, info in policy_fields(kind).items()}
-    model = check(policy_model(kind), values, locate, ("withdrawal",), described)
+    checked = check(model, values, locate, ("withdrawal",), described)
     try:
-        return kind(**{key: getattr(model, key) for key in model.model_fields_set})
+        return kind(**{key: getattr(checked, key) for key in checked.model_fields_set})
     except ValueError as error:
         text = str(error)
         named = [origin for key, origin in origins.items() if key in text.split()]
         raise UsageProblem(
             f"{named[-1] if named else policy_origin}: withdrawal: {text}",
-            cause=f"so says the policy `{kind.name}`",
-            hint="mvw list policies",
+            cause=f"fields of policy `{kind.name}`: {', '.join(policy_fields(kind)) or 'none'}",
+            hint=SCHEMA_HINT,
         ) from error
