@@ -70,9 +70,7 @@ class HuggingFace(Adapter):
         """Load the checkpoint's model, on the CPU."""
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_pretrained(
-            spec.model, revision=spec.revision, dtype=spec.dtype, use_safetensors=True
-        )
+        return complete(AutoModelForImageTextToText, spec)
 
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
@@ -168,6 +166,29 @@ def place(model: Any, device: torch.device, name: str) -> Any:
         ) from error
 
 
+def complete(auto_class: Any, spec: ModelSpec) -> Any:
+    """Load a checkpoint with a class of transformers, from safetensors only, and all of it.
+
+    Raises:
+        ModelProblem: the checkpoint lacks weights; transformers would make random ones up.
+    """
+    model, report = auto_class.from_pretrained(
+        spec.model,
+        revision=spec.revision,
+        dtype=spec.dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if lacking:
+        raise ModelProblem(
+            f"{spec.model} lacks weights of {type(model).__name__}.",
+            cause=f"{len(lacking)} tensors are missing or of another shape; first: {lacking[0]}.",
+            hint="mvw list profiles",
+        )
+    return model
+
+
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn what transformers and the hub raise while loading into three lines.
@@ -176,10 +197,11 @@ def explained(name: str) -> Iterator[None]:
         ModelProblem: the weights are gated, missing, unreachable or not of a kind that is served.
     """
     from huggingface_hub.errors import GatedRepoError
+    from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if _caused_by(error, GatedRepoError):
             raise ModelProblem(
                 f"{name} is gated, and this machine has no access to it.",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mvw_hf.model import HuggingFace
+from mvw_hf.model import HuggingFace, complete
 from PIL.Image import Image
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, parse_stages
@@ -43,9 +43,7 @@ class Shapes(HuggingFace):
     def load_model(self, spec: ModelSpec) -> Any:
         from transformers import LlavaForConditionalGeneration
 
-        return LlavaForConditionalGeneration.from_pretrained(
-            spec.model, dtype=spec.dtype, use_safetensors=True
-        )
+        return complete(LlavaForConditionalGeneration, spec)
 
     def parse(self, text: str) -> Answer:
         return parse_stages(text)

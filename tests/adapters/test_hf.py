@@ -1,0 +1,152 @@
+"""The adapter for any Hugging Face VLM: loading, prompting, reading; errors as three lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mvw_hf.model import HuggingFace
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.engine import Engine, Finished, GenerationSettings, Request
+from mvw_cli.errors import ExitCode, ModelProblem, MvwError, UsageProblem
+from mvw_cli.policies.mvw import Mvw
+
+ADAPTER = HuggingFace()
+META = {"format": "pt"}
+RED = Image.new("RGB", (50, 40), "red")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny = ADAPTER.tiny()
+    tiny.model.save_pretrained(folder)
+    tiny.processor.save_pretrained(folder)
+    return folder
+
+
+def copy_of(checkpoint: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_folder_loads_and_answers_like_the_model_it_was_saved_from(checkpoint: Path) -> None:
+    def tokens(loaded: Any) -> tuple[int, ...]:
+        inputs = ADAPTER.encode(loaded, [RED], "w1 w2")
+        settings = GenerationSettings(max_new_tokens=8, temperature=0)
+        request = Request("a", inputs, ADAPTER.vision(loaded, inputs), Mvw(m=3), settings)
+        [end] = [e for e in Engine(loaded).run([request]) if isinstance(e, Finished)]
+        return end.token_ids
+
+    loaded = ADAPTER.load(ModelSpec(model=str(checkpoint), device="cpu"))
+    assert (loaded.adapter, loaded.name) == ("hf", str(checkpoint))
+    assert not loaded.model.training
+    assert tokens(loaded) == tokens(ADAPTER.tiny())
+
+
+def test_dtype_is_taken_from_the_spec(checkpoint: Path) -> None:
+    loaded = ADAPTER.load(ModelSpec(model=str(checkpoint), device="cpu", dtype="bfloat16"))
+    assert loaded.model.dtype == torch.bfloat16
+    inputs = ADAPTER.encode(loaded, [RED], "w1")
+    assert inputs["pixel_values"].dtype == torch.bfloat16
+    assert inputs["input_ids"].dtype == torch.long
+
+
+def test_vision_tokens_are_where_the_image_is(checkpoint: Path) -> None:
+    loaded = ADAPTER.tiny()
+    for images in (1, 2, 3):
+        inputs = ADAPTER.encode(loaded, [RED] * images, "w1 w2 w3")
+        layout = ADAPTER.vision(loaded, inputs).entries
+        assert layout.dtype == torch.bool
+        assert layout.shape == inputs["input_ids"].shape[1:]
+        assert int(layout.sum()) == 16 * images
+    text_only = ADAPTER.encode(loaded, [], "w1")
+    assert not ADAPTER.vision(loaded, text_only).entries.any()
+
+
+def test_template_and_system_prompt_reach_the_model(checkpoint: Path) -> None:
+    spec = ModelSpec(model=str(checkpoint), device="cpu", system="w9", template="w7 {question} w8")
+    loaded = ADAPTER.load(spec)
+    ids = ADAPTER.encode(loaded, [RED], "w1")["input_ids"][0].tolist()
+    words = loaded.processor.tokenizer.convert_ids_to_tokens(ids)
+    assert [word for word in words if word.startswith("w")] == ["w9", "w7", "w1", "w8"]
+
+
+def test_a_model_without_a_chat_template_gets_tokens_and_text() -> None:
+    loaded = ADAPTER.tiny()
+    loaded.processor.chat_template = None
+    inputs = ADAPTER.encode(loaded, [RED], "w1 w2")
+    assert int(ADAPTER.vision(loaded, inputs).entries.sum()) == 16
+    last = loaded.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, -2:])
+    assert last == ["w1", "w2"]
+
+
+def problem(kind: type[MvwError], spec: ModelSpec) -> MvwError:
+    with pytest.raises(kind) as raised:
+        ADAPTER.load(spec)
+    error = raised.value
+    assert error.cause
+    assert "\n" not in error.message + error.cause
+    assert error.hint
+    return error
+
+
+def test_no_model_named() -> None:
+    assert problem(UsageProblem, ModelSpec()).exit_code == ExitCode.USAGE
+
+
+def test_missing_folder() -> None:
+    error = problem(ModelProblem, ModelSpec(model="./no/such/folder", device="cpu"))
+    assert "./no/such/folder" in error.message
+
+
+def test_missing_weights(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    assert "safetensors" in (problem(ModelProblem, ModelSpec(model=str(folder))).cause or "")
+
+
+def test_cut_weights(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
+
+
+def test_a_checkpoint_that_lacks_a_tensor(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers would make the missing weights up at random and only warn."""
+    folder = copy_of(checkpoint, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if "layers.1.mlp" in name)
+    save_file({k: v for k, v in weights.items() if k != gone}, folder / "model.safetensors", META)
+    error = problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
+    assert "lacks weights" in error.message
+
+
+def test_a_text_only_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "model")
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
+
+
+def test_pickled_weights_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(ADAPTER.tiny().model.state_dict(), folder / "pytorch_model.bin")
+    problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(checkpoint: Path) -> None:
+    error = problem(UsageProblem, ModelSpec(model=str(checkpoint), device="cuda:7"))
+    assert "cuda:7" in error.message
