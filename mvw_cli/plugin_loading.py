@@ -97,7 +97,8 @@ def load_plugins() -> Registry:
     """
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
-    found_here = list(offered())
+    # In an order of our own: that of the file system would decide who wins a clash of commands.
+    found_here = sorted(offered(), key=lambda one: (one.distribution != OWN, one.distribution))
     if not any(found.distribution == OWN for found in found_here):
         _warn(
             "mvw runs here without being installed, so its own adapters are not found; "

@@ -7,7 +7,6 @@ for the group's help and for a name that is not built in.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 
 import click
 
@@ -20,8 +19,6 @@ _OWN = {
     "show": "mvw_cli.cli.show:show",
     "plugins": "mvw_cli.cli.plugins:plugins",
 }
-if find_spec("mvw_cli.cli.infer") is None:
-    del _OWN["infer"]
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -37,6 +34,13 @@ mvw --help shows all commands, mvw COMMAND --help one of them.\
 
 class Commands(click.Group):
     """A group that imports a command when it is needed."""
+
+    _asked_plugins = False
+
+    def forget_commands(self) -> None:
+        """Start afresh, as after a plugin has come or gone."""
+        self.commands.clear()
+        self._asked_plugins = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         self._load_all()
@@ -61,12 +65,10 @@ class Commands(click.Group):
 
         for name in _OWN:
             self._load(name)
-        if not self._asked:
-            self._asked = True
+        if not self._asked_plugins:
+            self._asked_plugins = True
             for name, command in plugin_commands(taken=_OWN).items():
                 self.add_command(command, name)
-
-    _asked = False
 
 
 @click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)

@@ -50,7 +50,8 @@ def packaged_folder() -> Path:
 def known_profiles(env: Mapping[str, str] = os.environ) -> dict[str, list[ProfileFile]]:
     """List every named profile with its files, the user's own first.
 
-    Where two distributions bring the same name, each is listed as `distribution:name`.
+    Where two distributions bring the same name, each is listed as `distribution:name`; a user's
+    profile of that name lies over mvw's own then.
     """
     own = {file.name: file for file in _in_folder(user_folder(env), "user", None)}
     brought: dict[str, list[ProfileFile]] = {}
@@ -61,6 +62,8 @@ def known_profiles(env: Mapping[str, str] = os.environ) -> dict[str, list[Profil
         if len(files) == 1:
             known.setdefault(name, []).extend(files)
         else:
+            if name in known:
+                known[name] += [file for file in files if file.distribution == OWN]
             known.update({f"{file.distribution}:{name}": [file] for file in files})
     return dict(sorted(known.items()))
 

@@ -1,0 +1,105 @@
+"""Shared fixtures: a clean environment, the command line in this process or another, plugins."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the helpers, under pytest's importlib mode
+
+from hints import parse_hint
+from processes import Ran, make_venv, pip_install, run_process
+
+from mvw_cli import console
+from mvw_cli.__main__ import main
+from mvw_cli.plugin_loading import load_plugins
+
+PLUGINS = Path(__file__).parent / "plugins"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Keep the user's own settings and profiles out of every test."""
+    for name in list(os.environ):
+        if name.startswith(("MVW_", "_MVW_")) or name in ("NO_COLOR", "FORCE_COLOR"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MVW_HOME", str(tmp_path / "mvw-home"))
+    load_plugins.cache_clear()
+    console.reset()
+    yield
+    load_plugins.cache_clear()
+    console.reset()
+
+
+@pytest.fixture
+def mvw(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command line in this process."""
+
+    def run(*arguments: str) -> Ran:
+        from mvw_cli.cli import cli
+
+        capsys.readouterr()
+        load_plugins.cache_clear()
+        cli.forget_commands()
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def user_profile(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Write a profile into the user directory."""
+
+    def write(name: str, text: str) -> Path:
+        folder = tmp_path / "mvw-home" / "profiles"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.yaml"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def check_hint() -> Callable[[str], None]:
+    """Check that a hint, if it is an `mvw` command, is one that the command line accepts."""
+    return parse_hint
+
+
+@pytest.fixture(scope="session")
+def plugin_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python in which every package of tests/plugins is installed by pip."""
+    python = make_venv(tmp_path_factory.mktemp("plugins") / "venv")
+    pip_install(python, *sorted(path for path in PLUGINS.iterdir() if path.is_dir()))
+    gone = next(python.parent.parent.glob("lib/*/site-packages/mvw_gone.py"))
+    gone.unlink()
+    return python
+
+
+@pytest.fixture
+def installed(plugin_python: Path, tmp_path: Path) -> Callable[..., Ran]:
+    """Run `mvw` beside chosen plugins: `installed("good,broken", "list", "adapters")`."""
+
+    def run(plugins: str, *arguments: str, **env: str) -> Ran:
+        return run_process(
+            plugin_python, *arguments, cwd=tmp_path, **{"MVW_LOAD_PLUGINS": plugins, **env}
+        )
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., Ran]:
+    """Run `mvw` in a process of its own, with this environment's packages."""
+
+    def run(*arguments: str, **env: str) -> Ran:
+        return run_process(sys.executable, *arguments, cwd=tmp_path, **env)
+
+    return run

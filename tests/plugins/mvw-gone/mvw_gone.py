@@ -1,0 +1,1 @@
+"""A plugin whose module the tests delete after installing it."""
