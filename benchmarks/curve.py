@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 CAPTION_END = "</CAPTION>"
 STEPS: tuple[int | str, ...] = (1, 2, 4, 8, 16, 32, 64, CAPTION_END, "never")
 SLOTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of the `questions.jsonl` that `mvw samples` writes."""
+
+    id: str
+    image: Path
+    question: str
+    answer: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +74,28 @@ def policy_of(m: int | str) -> WithdrawalPolicy:
     return Mvw(m=m) if isinstance(m, int) else Mvw(until=m)
 
 
+def read_samples(questions: Path) -> list[Sample]:
+    """Read what `mvw samples` wrote."""
+    lines = questions.read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [Sample(**{**record, "image": questions.parent / record["image"]}) for record in records]
+
+
 def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point:
     """Answer every sample with withdrawal at `m`, greedily, and count the right answers."""
     from mvw_shapes.model import Shapes
 
     from mvw_cli import ModelSpec
     from mvw_cli.engine import Engine, Event, Finished, GenerationSettings, Request, summarise
+    from mvw_cli.engine.images import open_image
 
     adapter = Shapes()
     loaded = adapter.load(ModelSpec(device="cpu"))
 
     def requests() -> Iterator[Request]:
         for sample in samples:
-            inputs = adapter.encode(loaded, [sample.image], sample.question)
+            image = open_image(sample.image).image
+            inputs = adapter.encode(loaded, [image], sample.question)
             yield Request(
                 sample.id,
                 inputs,
@@ -190,13 +211,14 @@ def write_json(points: list[Point], seed: int, file: Path) -> None:
 )
 def main(count: int, seed: int, output: Path) -> None:
     """Measure the accuracy of the embedded model against the moment of withdrawal."""
-    from mvw_shapes.samples import make_samples
+    from mvw_shapes.samples import write_samples
 
-    samples = list(make_samples(count, seed))
     points = []
-    for m in STEPS:
-        points.append(measure(samples, m))
-        click.echo(f"m = {m}: {100 * points[-1].accuracy:.1f} %", err=True)
+    with TemporaryDirectory() as folder:
+        samples = read_samples(write_samples(Path(folder), count, seed))
+        for m in STEPS:
+            points.append(measure(samples, m))
+            click.echo(f"m = {m}: {100 * points[-1].accuracy:.1f} %", err=True)
     output.mkdir(parents=True, exist_ok=True)
     write_json(points, seed, output / "curve.json")
     draw(points, output / "curve.svg")
