@@ -75,9 +75,9 @@ def unknown_key(origin: Origin, key: str, known: Iterable[str]) -> UsageProblem:
     beside = [one for one in known if one.rpartition(".")[0] == section]
     near = closest(last, (one.rpartition(".")[2] for one in beside))
     meant = f"{section}.{near}".lstrip(".") if near else None
-    # Right word, wrong place: a key of another group that has this very name.
-    meant = meant or next((one for one in known if one.rpartition(".")[2] == last), None)
-    meant = meant or closest(key, known)
+    if meant is None:  # perhaps the right word in the wrong place
+        elsewhere = {one.rpartition(".")[2]: one for one in known}
+        meant = elsewhere.get(closest(last, elsewhere) or "")
     listing = ", ".join(one.rpartition(".")[2] for one in beside) or ", ".join(known)
     cause = f"did you mean `{meant}`?" if meant else f"known here: {listing}"
     return UsageProblem(f"{origin}: unknown key `{key}`", cause=cause, hint=SCHEMA_HINT)
@@ -118,7 +118,8 @@ def _expected(detail: ErrorDetails) -> str:
         return str(context["error"])
     for bound, words in _BOUNDS.items():
         if bound in context:
-            return f"must be {words} {context[bound]}"
+            limit = context[bound]
+            return f"must be {words} {limit:g}" if limit < 1e6 else f"must be {words} {limit}"
     return f"is wrong ({detail['msg']})"
 
 

@@ -49,7 +49,7 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the base class' own interface
         None: [
-            (_TAG + tag, re.compile(pattern + r"\Z"))
+            (_TAG + tag, re.compile(rf"(?:{pattern})\Z"))
             for tag, pattern in (
                 ("null", r"~|null|Null|NULL|"),
                 ("bool", r"true|True|TRUE|false|False|FALSE"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mvw_cli.plugin_loading import OWN
 from mvw_cli.plugins import load_plugins, load_policy
 from mvw_cli.profiles.schema import SECTIONS, Profile
 from mvw_cli.profiles.withdrawal import policy_model
@@ -44,6 +45,7 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
             field.pop("title", None)
         names = [entry.info.name, entry.qualified]
         known += names
+        usual = entry.qualified in (f"{OWN}:mvw", f"{OWN}:none")
         named = {"description": policy["description"], "type": "string", "enum": names}
         alternatives.append(
             {
@@ -51,6 +53,8 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
                 "description": entry.info.summary,
                 "type": "object",
                 "properties": {"policy": named, **fields["properties"]},
+                # Without its name a policy's fields would be taken for those of the policy mvw.
+                "required": [] if usual else ["policy", *fields.get("required", [])],
                 "additionalProperties": False,
             }
         )

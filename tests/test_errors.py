@@ -1,0 +1,207 @@
+"""Errors at the edge of the process: messages, exit codes, tracebacks, signals, closed pipes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from hints import parse_hint
+from processes import Ran
+
+from mvw_cli.cli import cli
+from mvw_cli.errors import (
+    BadImage,
+    ExitCode,
+    ModelProblem,
+    MvwError,
+    OutOfMemory,
+    PluginProblem,
+    UsageProblem,
+)
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[[BaseException], None]]:
+    """Make `mvw fail` raise something."""
+
+    def install(error: BaseException) -> None:
+        @click.command("fail")
+        def fail() -> None:
+            raise error
+
+        cli.add_command(fail)
+
+    yield install
+    cli.commands.pop("fail", None)
+
+
+@pytest.fixture
+def failing(mvw: Run, command: Callable[[BaseException], None]) -> Callable[..., Ran]:
+    def run(error: BaseException, *options: str) -> Ran:
+        mvw("--version")  # which forgets commands of earlier tests
+        command(error)
+        from mvw_cli.__main__ import main
+
+        return main_result(main, [*options, "fail"])
+
+    import contextlib
+    import io
+
+    def main_result(main: Callable[[list[str]], int], arguments: list[str]) -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(arguments)
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (MvwError, 1),
+        (UsageProblem, 2),
+        (PluginProblem, 4),
+        (OutOfMemory, 5),
+        (BadImage, 6),
+        (ModelProblem, 7),
+    ],
+)
+def test_each_error_has_its_exit_code(
+    failing: Callable[..., Ran], kind: type[MvwError], code: int
+) -> None:
+    ran = failing(kind("what", cause="why", hint="mvw list adapters"))
+    assert ran == Ran(code, "", "Error: what\n  why\nHint: mvw list adapters\n")
+
+
+def test_cause_and_hint_may_be_missing(failing: Callable[..., Ran]) -> None:
+    assert failing(MvwError("what")).err == "Error: what\n"
+
+
+def test_debug_shows_the_traceback_before_the_message(
+    failing: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = failing(ModelProblem("what"), "--debug")
+    assert ran.err.startswith("Traceback (most recent call last):\n")
+    assert ran.err.endswith("Error: what\n")
+    monkeypatch.setenv("MVW_DEBUG", "1")
+    assert "Traceback" in failing(ModelProblem("what")).err
+    monkeypatch.setenv("MVW_DEBUG", "0")
+    assert "Traceback" not in failing(ModelProblem("what")).err
+
+
+def test_the_unexpected_is_one_message_with_the_command_to_repeat(
+    failing: Callable[..., Ran],
+) -> None:
+    ran = failing(KeyError("two\nlines"))
+    assert ran.code == ExitCode.FAILURE
+    assert ran.err == (
+        "Error: unexpected KeyError: 'two\\nlines'\n"
+        "  this is a fault in mvw or in a plugin; re-run with --debug to see where\n"
+        "Hint: mvw --debug fail\n"
+    )
+    assert "Traceback" in failing(KeyError("x"), "--debug").err
+
+
+def test_ctrl_c_is_130(failing: Callable[..., Ran]) -> None:
+    ran = failing(KeyboardInterrupt())
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.strip() == "Interrupted."
+
+
+def test_a_real_interrupt(tmp_path: Path) -> None:
+    code = (
+        "import click, sys, time\n"
+        "from mvw_cli.cli import cli\n"
+        "from mvw_cli.__main__ import main\n"
+        "@cli.command()\n"
+        "def wait():\n"
+        "    click.echo('waiting'); sys.stdout.flush(); time.sleep(60)\n"
+        "sys.exit(main(['wait']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip() == "Interrupted."
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "mvw_cli", "list", "adapters"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (ExitCode.FAILURE, "")
+
+
+def test_a_terminal_that_can_not_show_a_character(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("adapter: shapes\ndescription: ◁think▷\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "mvw_cli", "show", "x.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0
+    assert "\\u25c1think\\u25b7" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("lst", "Error: No such command 'lst'. Did you mean 'list'?"),
+        ("list adaptors", "Error: No such command 'adaptors'. Did you mean 'adapters'?"),
+        ("list adapters --jsn", "Error: No such option '--jsn'. Did you mean '--json'?"),
+        ("show a b", "Error: Got unexpected extra argument (b)"),
+    ],
+)
+def test_wrong_usage(mvw: Run, arguments: str, message: str) -> None:
+    ran = mvw(*shlex.split(arguments))
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert ran.err.startswith("Usage: mvw ")
+    assert ran.err.splitlines()[-1] == message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "show shaps",
+        "show ./none.yaml",
+        "show --set devic=cpu",
+        "show --set device",
+        "show --set device=gpu",
+        "show --set adapter=shaps",
+        "show --set withdrawal.policy=mwv",
+        "show --set withdrawal.m=0",
+    ],
+)
+def test_every_hint_is_a_command(mvw: Run, arguments: str) -> None:
+    ran = mvw(*shlex.split(arguments))
+    assert ran.code in (ExitCode.USAGE, ExitCode.PLUGIN)
+    what, cause, hint = ran.err.splitlines()
+    assert what.startswith("Error: ") and cause.startswith("  ") and hint.startswith("Hint: ")
+    parse_hint(hint.removeprefix("Hint: "))

@@ -1,0 +1,306 @@
+"""Golden messages: what a wrong profile, flag or variable gets, word for word."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hints import parse_hint
+
+from mvw_cli.errors import MvwError, PluginProblem, UsageProblem
+from mvw_cli.profiles import parse_set, resolve
+
+Message = tuple[str, str | None, str | None]
+
+
+def complaint(name: str | None, flags: dict[str, object], **variables: str) -> Message:
+    with pytest.raises(MvwError) as caught:
+        resolve(name, flags, {**os.environ, **variables})
+    error = caught.value
+    assert isinstance(error, UsageProblem | PluginProblem)
+    assert error.hint is not None
+    parse_hint(error.hint)
+    return error.message, error.cause, error.hint
+
+
+SCHEMA = "mvw show --schema"
+FILES: dict[str, Message] = {
+    "adapter: shapes\n\nwitdrawal:\n  m: 3\n": (
+        "x.yaml, line 3: unknown key `witdrawal`",
+        "did you mean `withdrawal`?",
+        SCHEMA,
+    ),
+    "adapter: shapes\ngeneration:\n  temprature: 1\n": (
+        "x.yaml, line 3: unknown key `generation.temprature`",
+        "did you mean `generation.temperature`?",
+        SCHEMA,
+    ),
+    "adapter: shapes\nmax_new_tokens: 3\n": (
+        "x.yaml, line 2: unknown key `max_new_tokens`",
+        "did you mean `generation.max_new_tokens`?",
+        SCHEMA,
+    ),
+    "adapter: shapes\nprompt: {zzz: 3}\n": (
+        "x.yaml, line 2: unknown key `prompt.zzz`",
+        "known here: system, template",
+        SCHEMA,
+    ),
+    "adapter: shapes\nwithdrawal:\n  policy: mvw\n  untill: X\n": (
+        "x.yaml, line 4: unknown key `withdrawal.untill`",
+        "did you mean `withdrawal.until`?",
+        SCHEMA,
+    ),
+    "adapter: shapes\nwithdrawal: {policy: none, m: 3}\n": (
+        "x.yaml, line 2: unknown key `withdrawal.m`",
+        "known here: policy",
+        SCHEMA,
+    ),
+    "adapter: shapes\ngeneration:\n  temperature: hot\n": (
+        'x.yaml, line 3: `generation.temperature` must be a number, not "hot"',
+        "0 is greedy; null takes the model's generation config.",
+        SCHEMA,
+    ),
+    'adapter: shapes\ngeneration: {max_new_tokens: "16"}\n': (
+        'x.yaml, line 2: `generation.max_new_tokens` must be a whole number, not "16"',
+        "Generate at most this many tokens.",
+        SCHEMA,
+    ),
+    "adapter: shapes\ngeneration: {top_p: 1.5}\n": (
+        "x.yaml, line 2: `generation.top_p` must be at most 1, not 1.5",
+        "Sample from the likeliest tokens that have this probability together; null: as the model "
+        "says.",
+        SCHEMA,
+    ),
+    "adapter: shapes\ngeneration: {temperature: .nan}\n": (
+        "x.yaml, line 2: `generation.temperature` must be a finite number, not NaN",
+        "0 is greedy; null takes the model's generation config.",
+        SCHEMA,
+    ),
+    "adapter: shapes\ngeneration: {stop: [a, 3]}\n": (
+        "x.yaml, line 2: `generation.stop[1]` must be text, not 3",
+        "Stop once one of these has been written; it stays in the text.",
+        SCHEMA,
+    ),
+    "adapter: shapes\nimages: {max_pixels: true}\n": (
+        "x.yaml, line 2: `images.max_pixels` must be a whole number, not true",
+        "Larger images are scaled down to at most this many pixels; null: never.",
+        SCHEMA,
+    ),
+    "adapter: shapes\ngeneration: 5\n": (
+        "x.yaml, line 2: `generation` must be a group of keys, not 5",
+        "its keys: max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, stop",
+        SCHEMA,
+    ),
+    "adapter: shapes\ndtype: fp16\n": (
+        'x.yaml, line 2: `dtype` must be auto, float32, bfloat16 or float16, not "fp16"',
+        "Type of the weights; auto takes the checkpoint's own.",
+        SCHEMA,
+    ),
+    "adapter: shapes\ndevice: gpu\n": (
+        'x.yaml, line 2: `device` must be auto, cpu, mps, cuda or cuda:N, not "gpu"',
+        "auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
+        SCHEMA,
+    ),
+    "adapter: shapes\nprompt:\n  template: Answer!\n": (
+        "x.yaml, line 3: `prompt.template` must contain {question}, where the question goes, "
+        'not "Answer!"',
+        "Text sent with the images; {question} stands for the question.",
+        SCHEMA,
+    ),
+    "adapter: null\n": (
+        "x.yaml, line 1: `adapter` must be text, not null",
+        "Model family; `mvw list adapters` shows them. Without it: hf where a model is named, "
+        "else shapes.",
+        SCHEMA,
+    ),
+    "adapter: shapes\nwithdrawal:\n  m: 0\n": (
+        "x.yaml, line 3: withdrawal: m must be 1 or more: the first token comes out of the prefill",
+        "fields of policy `mvw`: m, until",
+        SCHEMA,
+    ),
+    "adapter: shapes\nwithdrawal:\n  policy: mvw\n": (
+        "x.yaml, line 3: withdrawal: give m (a number of tokens), until (a tag), or both",
+        "fields of policy `mvw`: m, until",
+        SCHEMA,
+    ),
+    "adapter: shapes\nwithdrawal: {m: many}\n": (
+        'x.yaml, line 2: `withdrawal.m` must be a whole number, not "many"',
+        "Withdraw after this many generated tokens; 1 or more.",
+        SCHEMA,
+    ),
+    "adapter: shapes\nwithdrawal: {policy: mwv}\n": (
+        "x.yaml, line 2: there is no policy `mwv`",
+        "did you mean `mvw`?",
+        "mvw list policies",
+    ),
+    "\n\nadapter: shaps\n": (
+        "x.yaml, line 3: there is no adapter `shaps`",
+        "did you mean `shapes`?",
+        "mvw list adapters",
+    ),
+    "adapter: shapes\nadapter: hf\n": (
+        "x.yaml, line 2: key `adapter` is given twice (first in line 1)",
+        "the line reads: adapter: hf",
+        SCHEMA,
+    ),
+    "adapter: shapes\nmodel: [a\ndtype: auto\n": (
+        "x.yaml, line 3: expected ',' or ']', but got ':'",
+        "the line reads: dtype: auto",
+        SCHEMA,
+    ),
+    "adapter: !!python/name:os.system\n": (
+        "x.yaml, line 1: tag tag:yaml.org,2002:python/name:os.system is not allowed",
+        "the line reads: adapter: !!python/name:os.system",
+        SCHEMA,
+    ),
+    "- adapter\n": (
+        "x.yaml: not a mapping of keys to values",
+        "a profile has lines like `model: ORG/NAME`",
+        SCHEMA,
+    ),
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_wrong_file(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(text, encoding="utf-8")
+    assert complaint("x.yaml", {}) == FILES[text]
+
+
+def test_the_first_wrong_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("adapter: shapes\nzzz: 1\ndtype: fp16\naaa: 1\n")
+    assert complaint("x.yaml", {})[0] == "x.yaml, line 2: unknown key `zzz`"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "can't read profile x.yaml"),
+        (b"adapter: sh\xff\n", "x.yaml, line 1: not UTF-8 text"),
+        (b"# " + b"x" * 300_000, "x.yaml: too large for a profile"),
+    ],
+)
+def test_an_unreadable_file(
+    content: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("x.yaml").write_bytes(content)
+    assert complaint("x.yaml", {})[0] == message
+
+
+def test_a_folder_and_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.yaml").mkdir()
+    assert complaint("./folder.yaml", {})[:2] == (
+        "can't read profile folder.yaml",
+        "Is a directory",
+    )
+    assert complaint("shapes.yaml", {})[1] == (
+        "No such file or directory; "
+        "a profile that is not a file is named without its ending: shapes"
+    )
+
+
+FLAGS: list[tuple[dict[str, object], Message]] = [
+    (
+        {"generation.temperature": -1.0},
+        (
+            "--temperature: `generation.temperature` must be at least 0, not -1.0",
+            "0 is greedy; null takes the model's generation config.",
+            SCHEMA,
+        ),
+    ),
+    (
+        dict(parse_set(["generation.temprature=1"])),
+        (
+            "--set generation.temprature: unknown key `generation.temprature`",
+            "did you mean `generation.temperature`?",
+            SCHEMA,
+        ),
+    ),
+    (
+        dict(parse_set(["generation=1"])),
+        (
+            "--set generation: `generation` is a group of keys",
+            "its keys: generation.max_new_tokens, generation.temperature, generation.top_p, "
+            "generation.top_k, generation.repetition_penalty, generation.seed, generation.stop",
+            SCHEMA,
+        ),
+    ),
+    (
+        dict(parse_set(["extends=hf"])),
+        (
+            "--set extends: unknown key `extends`",
+            "known here: adapter, model, revision, description, dtype, device, attention, prompt, "
+            "images, withdrawal, generation",
+            SCHEMA,
+        ),
+    ),
+    (
+        {"withdrawal.m": 0},
+        (
+            "--m: withdrawal: m must be 1 or more: the first token comes out of the prefill",
+            "fields of policy `mvw`: m, until",
+            SCHEMA,
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), FLAGS)
+def test_a_wrong_flag(flags: dict[str, object], expected: Message) -> None:
+    assert complaint("shapes", flags) == expected
+
+
+def test_set_without_a_value() -> None:
+    with pytest.raises(UsageProblem, match="--set device: not KEY=VALUE"):
+        parse_set(["device"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "MVW_DEVCE",
+            "cpu",
+            ("there is no variable MVW_DEVCE", "did you mean `MVW_DEVICE`?", "unset MVW_DEVCE"),
+        ),
+        (
+            "MVW_GENERATION_SEED",
+            "x",
+            (
+                'MVW_GENERATION_SEED: `generation.seed` must be a whole number, not "x"',
+                "Seed of the sampling, for each image.",
+                SCHEMA,
+            ),
+        ),
+        (
+            "MVW_WITHDRAWAL_N",
+            "3",
+            (
+                "MVW_WITHDRAWAL_N: unknown key `withdrawal.n`",
+                "known here: policy, m, until",
+                SCHEMA,
+            ),
+        ),
+        (
+            "MVW_PROFILE",
+            "shaps",
+            ("there is no profile `shaps`", "did you mean `shapes`?", "mvw list profiles"),
+        ),
+    ],
+)
+def test_a_wrong_variable(name: str, text: str, expected: Message) -> None:
+    assert complaint(None, {}, **{name: text}) == expected
+
+
+def test_an_unknown_profile() -> None:
+    assert complaint("zzzzzz", {}) == (
+        "there is no profile `zzzzzz`",
+        "known: hf, qwen2.5-vl-7b, shapes; a file is named by its path, as in ./zzzzzz.yaml",
+        "mvw list profiles",
+    )

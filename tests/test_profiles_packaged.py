@@ -1,0 +1,95 @@
+"""The profiles that come with mvw: each valid, each explained, each known to editors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from mvw_cli.profiles import resolve
+from mvw_cli.profiles.document import read
+from mvw_cli.profiles.schema import SECTIONS, fields
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "profiles").glob("*.yaml"))
+SCHEMA: dict[str, Any] = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
+
+
+def schema_accepts(value: object) -> bool:
+    return jsonschema.Draft7Validator(SCHEMA).is_valid(value)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_packaged_profile(path: Path) -> None:
+    resolved = resolve(path.stem, {})
+    assert resolved.profile.description
+    assert schema_accepts(read(path.read_text(encoding="utf-8")).value)
+    line = path.read_text(encoding="utf-8").splitlines()[0]
+    marker = "# yaml-language-server: $schema="
+    assert line.startswith(marker)
+    assert (path.parent / line.removeprefix(marker)).resolve() == ROOT / "docs/profile.schema.json"
+
+
+def test_the_general_profile_mentions_every_key() -> None:
+    text = (ROOT / "profiles" / "hf.yaml").read_text(encoding="utf-8")
+    for key in fields():
+        if key != "extends":
+            assert f"{key.rpartition('.')[2]}:" in text, key
+
+
+def test_the_commented_keys_of_the_general_profile_are_valid(tmp_path: Path) -> None:
+    lines = (ROOT / "profiles" / "hf.yaml").read_text(encoding="utf-8").splitlines()
+    opened = [
+        line.replace("# ", "", 1) if line.lstrip().startswith("# ") and ": " in line else line
+        for line in lines[8:]
+    ]
+    path = tmp_path / "opened.yaml"
+    text = "\n".join(opened).replace("policy: none", "policy: mvw")
+    path.write_text(text, encoding="utf-8")
+    profile = resolve(str(path), {}).profile
+    assert profile.model == "ORG/NAME"
+    assert profile.generation.stop == ["</CONCLUSION>"]
+    assert profile.withdrawal.model_extra == {"m": 16, "until": "</CAPTION>"}
+
+
+def test_every_key_is_described() -> None:
+    for key, info in fields().items():
+        assert info.description, key
+    for section in SECTIONS.values():
+        assert section.__doc__
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "withdrawal: {policy: mvw, m: 3}",
+        "withdrawal: {m: 3}",
+        "withdrawal: {policy: none}",
+        "withdrawal: {policy: someone-elses, rank: 3}",
+        "generation: {stop: END}",
+        "generation: {stop: [END]}",
+        "generation:",
+        "device: cuda:3",
+    ],
+)
+def test_the_schema_accepts(text: str) -> None:
+    assert schema_accepts(read(text).value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "withdrawal: {policy: mvw, n: 3}",
+        "withdrawal: {policy: none, m: 3}",
+        "withdrawal: {rank: 3}",
+        "witdrawal: {m: 3}",
+        "generation: {temperature: -1}",
+        "device: gpu",
+        "prompt: {template: no place for it}",
+    ],
+)
+def test_the_schema_refuses(text: str) -> None:
+    assert not schema_accepts(read(text).value)
