@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from mvw_cli.plugin_loading import Entry
 
 
 def profiles(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of a profile, or else let the shell complete a path."""
+    from click.shell_completion import CompletionItem
+
     from mvw_cli.profiles import known_profiles
 
     found = [CompletionItem(name) for name in known_profiles() if name.startswith(incomplete)]
@@ -22,12 +31,7 @@ def adapters(
     """Complete the name of an adapter."""
     from mvw_cli.plugins import load_plugins
 
-    entries = load_plugins().adapters
-    return [
-        CompletionItem(entry.info.name, help=entry.info.summary)
-        for entry in entries
-        if entry.info.name.startswith(incomplete)
-    ]
+    return _matching(load_plugins().adapters, incomplete)
 
 
 def policies(
@@ -36,7 +40,12 @@ def policies(
     """Complete the name of a withdrawal policy."""
     from mvw_cli.plugins import load_plugins
 
-    entries = load_plugins().policies
+    return _matching(load_plugins().policies, incomplete)
+
+
+def _matching(entries: Sequence[Entry[Any]], incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
     return [
         CompletionItem(entry.info.name, help=entry.info.summary)
         for entry in entries
