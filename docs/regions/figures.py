@@ -1,0 +1,261 @@
+"""Figures, from the JSON files that the benchmarks write. A file that is missing is said to be.
+
+Nothing is computed here but the rounding, and no ratio is called better or worse whose interval
+covers 1.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from regions.reference import table
+
+_ROOT = Path(__file__).resolve().parents[2]
+_RESULTS = _ROOT / "benchmarks" / "results"
+_CURVE = _ROOT / "docs" / "curve.json"
+_PICTURE = _ROOT / "docs" / "curve.svg"
+
+CAPTION_END, NEVER = "</CAPTION>", "never"
+COMMANDS = {
+    "curve": "make curve",
+    "startup": "python benchmarks/startup.py",
+    "infer_wall": "python benchmarks/infer_wall.py",
+    "decode": "python benchmarks/decode.py",
+}
+
+
+@cache
+def result(name: str) -> dict[str, Any] | None:
+    """Read a result file, or return None where it has not been written yet."""
+    path = _CURVE if name == "curve" else _RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def curve() -> str:
+    """Write the picture of the README, and the sentence that says what it shows."""
+    document = result("curve")
+    if document is None or not _PICTURE.exists():
+        return _missing("curve")
+    points = {point["m"]: point for point in document["points"]}
+    never, tag, first = points[NEVER], points[CAPTION_END], points[1]
+    sentence = (
+        f"The embedded model on {never['questions']:,} held-out scenes: {_share(never)} of the "
+        f"answers are right without withdrawal, {_share(tag)} with the vision tokens withdrawn at "
+        f"the end of the caption, and {_share(first)} with m = 1. Below, the cache entries that a "
+        f"generated token attends to at each layer: {never['mean_kv_entries_attended']:.0f} "
+        f"without withdrawal, {tag['mean_kv_entries_attended']:.0f} with it at the end of the "
+        "caption."
+    )
+    return f"![Accuracy against the moment of withdrawal](docs/curve.svg)\n\n{sentence}"
+
+
+def curve_table() -> str:
+    """Write the curve as a table."""
+    document = result("curve")
+    if document is None:
+        return _missing("curve")
+    rows = []
+    for point in document["points"]:
+        low, high = (100 * bound for bound in point["interval_95"])
+        rows.append(
+            (
+                f"`{point['m']}`",
+                f"{100 * point['accuracy']:.1f} %",
+                f"{low:.1f} to {high:.1f} %",
+                f"{point['withdrawn']:,} of {point['questions']:,}",
+                f"{point['mean_tokens']:.1f}",
+                f"{point['mean_kv_entries_attended']:.0f}",
+            )
+        )
+    head = (
+        "Withdrawn after … tokens",
+        "Right answers",
+        "95 % interval",
+        "Withdrawn before the end",
+        "Generated tokens, mean",
+        "Entries attended to, mean",
+    )
+    return f"{table(head, rows)}\n\n{_where(document)}"
+
+
+def startup() -> str:
+    """Write the start-up times as a table."""
+    document = result("startup")
+    if document is None:
+        return _missing("startup")
+    named = {
+        "python_ms": "`python -c pass`",
+        "python_click_ms": '`python -c "import click"`',
+        "help_ms": "`mvw --help`",
+        "infer_help_ms": "`mvw infer --help`",
+        "list_adapters_ms": "`mvw list adapters`",
+    }
+    limits = document["limits_ms"]
+    rows = [
+        (
+            named[key],
+            f"{document[key]['median']:.0f} ms",
+            f"{document[key]['p90']:.0f} ms",
+            f"{limits[key]} ms" if key in limits else "-",
+        )
+        for key in named
+    ]
+    return f"{table(('Command', 'Median', 'p90', 'Limit'), rows)}\n\n{_where(document)}"
+
+
+def infer_wall() -> str:
+    """Write the wall times of whole processes as a table."""
+    document = result("infer_wall")
+    if document is None:
+        return _missing("infer_wall")
+    named = {
+        "plain_script_s": "`benchmarks/plain_script.py`",
+        "mvw_infer_s": "`mvw infer`",
+        "mvw_infer_no_withdrawal_s": "`mvw infer --no-withdrawal`",
+    }
+    rows = [
+        (named[key], f"{document[key]['median']:.2f} s", f"{document[key]['p90']:.2f} s")
+        for key in named
+    ]
+    ratio = f"`mvw infer` takes {_ratio(document['infer_over_plain'])} of the plain script's time"
+    limit = f"The limit is {document['limit']} times."
+    return f"{table(('Process', 'Median', 'p90'), rows)}\n\n{ratio}. {limit} {_where(document)}"
+
+
+def decode() -> str:
+    """Write the decode speeds as a table."""
+    document = result("decode")
+    if document is None:
+        return _missing("decode")
+    named = {
+        "generate": "`model.generate`",
+        "engine": "engine, no withdrawal",
+        "engine_withdrawn": f"engine, m = {document['m']}",
+    }
+    tpot = document["tpot_ms"]
+    rows = [
+        (named[key], f"{tpot[key]['median']:.2f} ms", f"{tpot[key]['p90']:.2f} ms") for key in named
+    ]
+    model = document["model"]
+    sentences = (
+        f"{model['layers']} layers × {model['width']}, {model['vision_tokens']:,} vision tokens, "
+        f"{document['new_tokens']} new tokens, {model['dtype']}. Tokens per second, engine over "
+        f"`generate`: {_ratio(document['engine_over_generate_tokens_per_s'])}. With withdrawal "
+        f"over without: {_ratio(document['withdrawn_over_not_tokens_per_s'])}; the bound, by the "
+        f"bytes that a step has to read, is {document['bound_withdrawn_over_not']:.2f} ×."
+    )
+    head = ("Arm", "Time per token, median", "p90")
+    return f"{table(head, rows)}\n\n{sentences} {_where(document)}"
+
+
+def measured() -> str:
+    """Write the README's table: each figure, its value, the command behind it."""
+    rows = [
+        *_curve_rows(),
+        _row(
+            "startup",
+            "Start of `mvw --help`, median",
+            lambda d: f"{d['help_ms']['median']:.0f} ms (limit {d['limits_ms']['help_ms']})",
+        ),
+        _row(
+            "startup",
+            "Start of `mvw list adapters`, median",
+            lambda d: (
+                f"{d['list_adapters_ms']['median']:.0f} ms "
+                f"(limit {d['limits_ms']['list_adapters_ms']})"
+            ),
+        ),
+        _row(
+            "infer_wall",
+            "Wall time of `mvw infer` over the shortest plain script",
+            lambda d: _ratio(d["infer_over_plain"]),
+        ),
+        _row(
+            "decode",
+            "Tokens per second, engine over `model.generate`, no withdrawal",
+            lambda d: _ratio(d["engine_over_generate_tokens_per_s"]),
+        ),
+        _row(
+            "decode",
+            "Tokens per second, with withdrawal over without",
+            lambda d: (
+                f"{_ratio(d['withdrawn_over_not_tokens_per_s'])}, "
+                f"bound {d['bound_withdrawn_over_not']:.2f} ×"
+            ),
+        ),
+    ]
+    known = [document for name in COMMANDS if (document := result(name)) is not None]
+    places = list(dict.fromkeys(_where(document) for document in known))
+    return "\n\n".join([table(("Figure", "Value", "Command"), rows), *places])
+
+
+def not_run() -> str:
+    """List what no result in the repository comes from."""
+    devices = {
+        str(document["environment"]["device"]).partition(":")[0]
+        for name in COMMANDS
+        if (document := result(name)) is not None
+    }
+    lines = ["real checkpoints: everything but the embedded model was run with random weights"]
+    if "cuda" not in devices:
+        lines.insert(0, "CUDA devices")
+    lines.append("flash-attn: the code that calls it is there, and no figure comes from it")
+    return "\n".join(f"- {line};" for line in lines[:-1]) + f"\n- {lines[-1]}."
+
+
+def _curve_rows() -> list[tuple[str, str, str]]:
+    document = result("curve")
+    points = {point["m"]: point for point in document["points"]} if document else {}
+    count = f" on {points[NEVER]['questions']:,} held-out scenes" if points else ""
+    named = {NEVER: "without withdrawal", CAPTION_END: "withdrawn at the end of the caption"}
+    return [
+        (
+            f"Right answers of the embedded model{count}, {words}",
+            _interval(points[m]) if points else "not measured yet",
+            f"`{COMMANDS['curve']}`",
+        )
+        for m, words in named.items()
+    ]
+
+
+def _row(name: str, figure: str, value: Any) -> tuple[str, str, str]:
+    document = result(name)
+    return (
+        figure,
+        "not measured yet" if document is None else value(document),
+        f"`{COMMANDS[name]}`",
+    )
+
+
+def _missing(name: str) -> str:
+    return f"Not measured yet: `{COMMANDS[name]}` measures it, `make docs` writes it here."
+
+
+def _share(point: dict[str, Any]) -> str:
+    return f"{100 * point['accuracy']:.1f} %"
+
+
+def _interval(point: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in point["interval_95"])
+    return f"{_share(point)} [{low:.1f}, {high:.1f}]"
+
+
+def _ratio(ratio: dict[str, Any]) -> str:
+    low, high = ratio["interval_95"]
+    shown = "" if low > 1 or high < 1 else ", no difference shown"
+    return f"{ratio['median']:.2f} × [{low:.2f}, {high:.2f}]{shown}"
+
+
+def _where(document: dict[str, Any]) -> str:
+    env = document["environment"]
+    device = "" if env["device"] == "cpu" else f" ({env['device']})"
+    return (
+        f"Measured on {env['device_name']}{device}, {env['threads']} threads, Python "
+        f"{env['python']}, torch {env['torch']}, transformers {env['transformers']}."
+    )

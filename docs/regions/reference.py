@@ -1,0 +1,174 @@
+"""What the code says of itself: commands, exit codes, profile keys, variables, policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from click.testing import CliRunner
+
+from mvw_cli.cli import cli
+from mvw_cli.errors import ExitCode, MvwError
+from mvw_cli.plugins import load_plugins, load_policy
+from mvw_cli.profiles.layers import CONTROLS, settable
+from mvw_cli.profiles.schema import SECTIONS, Profile
+from mvw_cli.profiles.withdrawal import policy_model
+
+_WIDTH = 90
+
+# What the classes of errors.py can't say, because no error is behind the code.
+_CODES = {
+    ExitCode.OK: "The command did what it was asked.",
+    ExitCode.FAILURE: "Any other failure while running; the message says which.",
+    ExitCode.ITEMS_FAILED: "Reserved for runs over many images, some of which failed. "
+    "No command returns it yet.",
+    ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
+}
+
+_CONTROLS = {
+    "MVW_DEBUG": "`1` shows the traceback of an error, as `--debug` does.",
+    "MVW_HOME": "Folder of your own settings, instead of the platform's; profiles lie in its "
+    "`profiles/`.",
+    "MVW_LOAD_PLUGINS": "Loads only these plugins, by entry-point or distribution name, separated "
+    "by commas, besides mvw's own. Empty: mvw's own only.",
+    "MVW_PROFILE": "The profile to run where no `--profile` names one.",
+    "MVW_STRICT_PLUGINS": "`1` makes a broken plugin an error instead of a warning, for plugin "
+    "authors.",
+}
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def commands() -> str:
+    """Write the help of every command, as the command itself prints it."""
+    parts = []
+    for path, _ in walk(cli, ("mvw",)):
+        run = CliRunner().invoke(cli, [*path[1:], "--help"], prog_name="mvw", terminal_width=_WIDTH)
+        if run.exit_code:
+            raise click.ClickException(f"{' '.join(path)} --help fails: {run.output}")
+        parts.append(f"## `{' '.join(path)}`\n\n```text\n{run.stdout.strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def walk(
+    command: click.Command, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield a command and all below it, each with its full name."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None and not below.hidden:
+                yield from walk(below, (*path, name))
+
+
+def exit_codes() -> str:
+    """Write the table of exit codes; most meanings are the docstrings of the errors."""
+    meanings = dict(_CODES)
+    for kind in MvwError.__subclasses__():
+        meanings[kind.exit_code] = (kind.__doc__ or "").strip()
+    return table(
+        ("Code", "Name", "Meaning"),
+        [(f"`{code.value}`", f"`{code.name}`", meanings[code]) for code in ExitCode],
+    )
+
+
+def profile_keys() -> str:
+    """Write the table of profile keys, but for the fields of the policies."""
+    options = _options_by_key()
+    rows = []
+    for key, schema in _key_schemas():
+        variable = f"`{variable_of(key)}`" if key in settable() else "-"
+        option = ", ".join(f"`{name}`" for name in options.get(key, ())) or "-"
+        given = schema.get("default")
+        # Two defaults depend on other keys; their descriptions say how.
+        plain = given is not None and "Without it:" not in schema["description"]
+        default = f"`{_plain(given)}`" if plain else "-"
+        kind = _kind(schema)
+        rows.append((f"`{key}`", kind, default, variable, option, schema["description"]))
+    return table(("Key", "Value", "Default", "Variable", "Option", "Meaning"), rows)
+
+
+def policies() -> str:
+    """Write the table of the fields of every policy that comes with mvw."""
+    options = _options_by_key()
+    rows = []
+    for entry in load_plugins().policies:
+        name = f"`{entry.info.name}`"
+        fields = policy_model(load_policy(entry.qualified)).model_json_schema()["properties"]
+        if not fields:
+            rows.append((name, "-", "-", "-", "-", entry.info.summary))
+        for field, schema in fields.items():
+            key = f"withdrawal.{field}"
+            option = ", ".join(f"`{one}`" for one in options.get(key, ())) or "-"
+            cells = (f"`{key}`", _kind(schema), f"`{variable_of(key)}`", option)
+            rows.append((name, *cells, schema.get("description", "")))
+    return table(("Policy", "Key", "Value", "Variable", "Option", "Meaning"), rows)
+
+
+def control_variables() -> str:
+    """Write the table of the variables that are no profile keys."""
+    return table(
+        ("Variable", "Meaning"), [(f"`{name}`", _CONTROLS[name]) for name in sorted(CONTROLS)]
+    )
+
+
+def variable_of(key: str) -> str:
+    """Name the environment variable of a profile key."""
+    return "MVW_" + key.upper().replace(".", "_")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _options_by_key() -> dict[str, list[str]]:
+    """Find the options of `mvw infer` that set a key: they carry its name."""
+    infer = cli.get_command(click.Context(cli), "infer")
+    found: dict[str, list[str]] = {}
+    for parameter in infer.params if infer else ():
+        if isinstance(parameter, click.Option) and parameter.name:
+            found[parameter.name] = [*parameter.opts, *parameter.secondary_opts]
+    keys = [*settable(), "withdrawal.m", "withdrawal.until"]
+    return {key: found.get(key.replace(".", "_"), []) for key in keys}
+
+
+def _key_schemas() -> Iterator[tuple[str, dict[str, Any]]]:
+    schema = Profile.model_json_schema()
+    for name, own in schema["properties"].items():
+        if name not in SECTIONS:
+            yield name, own
+            continue
+        for field, inner in schema["$defs"][SECTIONS[name].__name__]["properties"].items():
+            yield f"{name}.{field}", inner
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Say in words what a JSON Schema lets through."""
+    if "anyOf" in schema:
+        kinds = list(dict.fromkeys(_kind(one) for one in schema["anyOf"]))
+        return " or ".join(kinds)
+    if "enum" in schema:
+        return ", ".join(f"`{one}`" for one in schema["enum"])
+    words = {"string": "text", "integer": "whole number", "array": "list", "boolean": "true, false"}
+    kind = words.get(schema.get("type", ""), schema.get("type", "anything"))
+    bounds = [
+        f"{said} {schema[bound]:g}"
+        for bound, said in (
+            ("minimum", "at least"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "at most"),
+        )
+        if bound in schema
+    ]
+    return f"{kind}, {' and '.join(bounds)}" if bounds else kind
+
+
+def _plain(value: object) -> str:
+    return str(value) if not isinstance(value, list) else "[" + ", ".join(map(str, value)) + "]"
