@@ -165,12 +165,11 @@ def _flash(
         )
     from flash_attn import flash_attn_with_kvcache
 
-    lengths = torch.tensor(layer.lengths, dtype=torch.int32, device=query.device)
     attended = flash_attn_with_kvcache(  # all # (B, T, H, D)
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        cache_seqlens=lengths,
+        cache_seqlens=layer.on_device(layer.lengths).int(),
         softmax_scale=kw.get("scaling"),
         softcap=kw.get("softcap") or 0.0,
     )

@@ -63,9 +63,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_compileable = False
 
-    def __init__(self, slots: int, window: int | None) -> None:
+    def __init__(
+        self, slots: int, window: int | None, memo: dict[tuple[object, ...], Tensor]
+    ) -> None:
         super().__init__()
         self.slots = slots
+        self._memo = memo
         self.window = window
         """Sliding-window size in tokens, or None for full attention."""
         self.is_sliding = window is not None
@@ -107,7 +110,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             self.values[:rows, :, first : first + 1] = value_states
         else:
             row = torch.arange(rows, device=self.keys.device)
-            place = torch.tensor(lengths, device=self.keys.device)
+            place = self.on_device(lengths)
             self.keys[row, :, place] = key_states[:, :, 0]
             self.values[row, :, place] = value_states[:, :, 0]
         for entry in self.entries[:rows]:
@@ -198,14 +201,21 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         longest = max(lengths)
         visible = None
         if min(lengths) < longest:
-            ends = torch.tensor(lengths, device=self.keys.device)[:, None]
+            ends = self.on_device(lengths)[:, None]
             visible = torch.arange(longest, device=self.keys.device)[None] < ends
         if self.window is not None and self.index is not None and self._reaches_past_window():
             newest = [entry.next_index - 1 for entry in self.entries[: self.active]]
-            oldest = torch.tensor(newest, device=self.keys.device)[:, None] - self.window
+            oldest = self.on_device(newest)[:, None] - self.window
             inside = self.index[: self.active, :longest] > oldest
             visible = inside if visible is None else visible & inside
         return None if visible is None else visible[:, None, None]
+
+    def on_device(self, numbers: list[int]) -> Tensor:
+        """Put a number per slot on the device, once per step for all layers: # (active,)."""
+        key = (self.keys.device, *numbers)
+        if key not in self._memo:
+            self._memo[key] = torch.tensor(numbers, device=self.keys.device)
+        return self._memo[key]
 
     def _reaches_past_window(self) -> bool:
         assert self.window is not None
@@ -223,7 +233,9 @@ class SlotCache(Cache):  # type: ignore[misc]
     """The layers of one engine, and the slots in use."""
 
     def __init__(self, slots: int, windows: Sequence[int | None]) -> None:
-        super().__init__(layers=[SlotLayer(slots, window) for window in windows])
+        # Layers mostly agree on their lengths, and each transfer to the device costs a launch.
+        self._memo: dict[tuple[object, ...], Tensor] = {}
+        super().__init__(layers=[SlotLayer(slots, window, self._memo) for window in windows])
         self.slots = slots
 
     @property
@@ -271,7 +283,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         return gone
 
     def reserve_step(self) -> None:
-        """Make room for one more entry in every active slot."""
+        """Start a step: make room for one more entry in every active slot."""
+        self._memo.clear()
         for layer in self.layers:
             layer.reserve(max(layer.lengths) + 1)
 
