@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from mvw_cli.engine.cache import SlotCache, SlotLayer
 from mvw_cli.engine.exact import NotExact
 
-KERNELS = ("sdpa", "eager", "flash")
-_PREFIX = "mvw_"
+_NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
+"""Names under which the kernels are registered. transformers takes any name with "flash" in it
+for one of its own, which would keep it from making the masks that are needed here."""
 
 _decoding: ContextVar[SlotCache | None] = ContextVar("decoding", default=None)
 
@@ -55,10 +55,10 @@ def attention_kernel(model: Any, kernel: str) -> Iterator[None]:
     before = {key: getattr(config, key)._attn_implementation for key in _sub_configs(config)}
     before[""] = config._attn_implementation
     wanted = dict(before)
-    wanted[_key_of(config, text)] = _PREFIX + kernel
+    wanted[_key_of(config, text)] = _NAMES[kernel]
     try:
         model.set_attn_implementation(wanted)
-        if text._attn_implementation != _PREFIX + kernel:
+        if text._attn_implementation != _NAMES[kernel]:
             raise NotExact("its attention can't be replaced")
         yield
     finally:
@@ -69,13 +69,13 @@ def choose_kernel(model: Any, requested: str) -> str:
     """Choose the attention kernel: the requested one, or for `auto` the fastest that fits.
 
     flash-attn is taken where it is installed, the model runs on CUDA in half precision and
-    supports it; else SDPA; `eager` where the model caps its attention logits, which SDPA can't.
+    supports it; else SDPA; `eager` where the model caps its attention logits.
 
     Raises:
         NotExact: the requested kernel can't serve this model on this device.
     """
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    obstacle = _flash_obstacle(model)
+    obstacle = "it caps its attention logits" if capped else _flash_obstacle(model)
     if requested == "auto":
         if obstacle is None:
             return "flash"
@@ -154,26 +154,48 @@ def _flash(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> Attended:
     layer = _decode_layer(module, query, kw)
-    if layer is None:
-        forward = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
-        return forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
-    if layer.window is not None or key.shape[-1] != value.shape[-1]:
-        # flash-attn's window counts places in the buffer, not positions, which differ once
-        # entries have been withdrawn; and it wants keys and values of one width.
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, layer.attendable(), **kw
-        )
+    # flash-attn takes no masks and one width for keys and values. Its window counts places in the
+    # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
+    plain = mask is None and key.shape[-1] == value.shape[-1]
+    if layer is not None and plain and layer.window is None:
+        return _flash_decode(layer, query, key, value, kw.get("scaling")), None
+    if layer is None and plain and _is_causal_prefill(module, query, key, kw):
+        return _flash_prefill(query, key, value, kw.get("scaling")), None
+    if layer is not None:
+        mask = layer.attendable()
+    return sdpa_attention_forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+
+
+def _is_causal_prefill(module: nn.Module, query: Tensor, key: Tensor, kw: dict[str, Any]) -> bool:
+    causal = kw.get("is_causal")
+    wanted = getattr(module, "is_causal", True) if causal is None else causal
+    return bool(wanted) and query.shape[2] == key.shape[2]
+
+
+def _flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Attend causally.  query: # (B, H, T, D); returned: # (B, T, H, D)"""
+    from flash_attn import flash_attn_func
+
+    attended: Tensor = flash_attn_func(
+        *(states.transpose(1, 2) for states in (query, key, value)),
+        softmax_scale=scale,
+        causal=True,
+    )
+    return attended
+
+
+def _flash_decode(
+    layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+) -> Tensor:
+    """Attend each slot to its own length.  query: # (n, H, 1, D); returned: # (n, 1, H, D)"""
     from flash_attn import flash_attn_with_kvcache
 
-    attended = flash_attn_with_kvcache(  # all # (B, T, H, D)
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+    attended: Tensor = flash_attn_with_kvcache(
+        *(states.transpose(1, 2) for states in (query, key, value)),
         cache_seqlens=layer.on_device(layer.lengths).int(),
-        softmax_scale=kw.get("scaling"),
-        softcap=kw.get("softcap") or 0.0,
+        softmax_scale=scale,
     )
-    return attended, None
+    return attended
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,10 +213,10 @@ def _mask_function(normal: Callable[..., Tensor | None]) -> Callable[..., Tensor
     return mask
 
 
-for _name, _function, _normal_mask in (
+for _kernel, _function, _normal_mask in (
     ("sdpa", _sdpa, sdpa_mask),
     ("eager", _eager, eager_mask),
-    ("flash", _flash, flash_attention_mask),
+    ("flash", _flash, sdpa_mask),
 ):
-    AttentionInterface.register(_PREFIX + _name, _function)
-    AttentionMaskInterface.register(_PREFIX + _name, _mask_function(_normal_mask))
+    AttentionInterface.register(_NAMES[_kernel], _function)
+    AttentionMaskInterface.register(_NAMES[_kernel], _mask_function(_normal_mask))
