@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `mvw` with these arguments, or the process' own, and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console.reset()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that can't show a character of the answer is no reason to lose the answer.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -17,10 +17,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -28,64 +28,12 @@ from mvw_cli import hookspecs
 from mvw_cli.adapter import API_VERSION, AdapterInfo
 from mvw_cli.entrypoints import Offered, offered
 from mvw_cli.errors import PluginProblem, PluginWarning
+from mvw_cli.plugin_records import OWN, Entry, InfoT, Plugin, Registry, Status
 from mvw_cli.policy import PolicyInfo
 from mvw_cli.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import click
-
-OWN = "mvw"
-"""The distribution that this package is."""
-
-Status = Literal["ok", "broken", "incompatible"]
-InfoT = TypeVar("InfoT", AdapterInfo, PolicyInfo)
-
-
-@dataclass(slots=True)
-class Plugin:
-    """One entry point: where it comes from, what it brings, and whether it works."""
-
-    distribution: str
-    version: str
-    name: str
-    module: str
-    path: str | None = None
-    hooks: tuple[str, ...] = ()
-    adapters: list[str] = field(default_factory=list)
-    policies: list[str] = field(default_factory=list)
-    profiles: list[str] = field(default_factory=list)
-    """Folders of YAML profiles."""
-    commands: list[str] = field(default_factory=list)
-    status: Status = "ok"
-    cause: str | None = None
-    way_out: str | None = None
-    """A shell command that ends the trouble."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[InfoT]):
-    """An adapter or policy, and the plugin that brings it."""
-
-    info: InfoT
-    plugin: Plugin
-    problem: str | None = None
-    """Why it can't be used, or None."""
-
-    @property
-    def qualified(self) -> str:
-        """The name that stays unique when two distributions bring the same one."""
-        return f"{self.plugin.distribution}:{self.info.name}"
-
-
-@dataclass(slots=True)
-class Registry:
-    """All that the installed plugins bring."""
-
-    plugins: list[Plugin] = field(default_factory=list)
-    adapters: list[Entry[AdapterInfo]] = field(default_factory=list)
-    policies: list[Entry[PolicyInfo]] = field(default_factory=list)
-    profiles: list[tuple[Path, Plugin]] = field(default_factory=list)
-    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("mvw"))
 
 
 @cache
@@ -192,6 +140,7 @@ def _register(manager: pluggy.PluginManager, plugin: Plugin, found: Offered) -> 
         if not implemented:
             bare = [name for name in specified if hasattr(module, name)]
             why = f"`{bare[0]}` is not marked with @hookimpl" if bare else "it implements no hook"
+            manager.unregister(module)
             raise TypeError(why)
     except pluggy.PluginValidationError as error:
         manager.unregister(module)
@@ -214,9 +163,14 @@ def _collect(registry: Registry, plugin: Plugin) -> None:
     def ask(hook: str, register: Callable[[Any], None]) -> str | None:
         return _attempt(plugin, partial(_call, registry.manager, plugin, hook, register=register))
 
-    failed = ask("mvw_register_adapters", _taker(adapters, AdapterInfo, plugin, plugin.adapters))
+    distribution = plugin.distribution
+    theirs = [e.info.name for e in registry.adapters if e.plugin.distribution == distribution]
+    take_adapter = _taker(adapters, AdapterInfo, plugin, plugin.adapters, theirs)
+    failed = ask("mvw_register_adapters", take_adapter)
     registry.adapters += [replace(one, problem=failed or one.problem) for one in adapters]
-    failed = ask("mvw_register_policies", _taker(policies, PolicyInfo, plugin, plugin.policies))
+    theirs = [e.info.name for e in registry.policies if e.plugin.distribution == distribution]
+    take_policy = _taker(policies, PolicyInfo, plugin, plugin.policies, theirs)
+    failed = ask("mvw_register_policies", take_policy)
     registry.policies += [replace(one, problem=failed or one.problem) for one in policies]
     ask("mvw_register_profiles", folder)
     brought: list[Entry[Any]] = [*adapters, *policies]
@@ -227,12 +181,20 @@ def _collect(registry: Registry, plugin: Plugin) -> None:
 
 
 def _taker(
-    entries: list[Entry[InfoT]], kind: type[InfoT], plugin: Plugin, names: list[str]
+    entries: list[Entry[InfoT]],
+    kind: type[InfoT],
+    plugin: Plugin,
+    names: list[str],
+    theirs: Collection[str],
 ) -> Callable[[InfoT], None]:
     def register(info: InfoT) -> None:
         if not isinstance(info, kind):
-            raise TypeError(f"register() takes a {kind.__name__}, not {type(info).__name__}")
-        if info.name in names:
+            raise TypeError(f"register() takes {kind.__name__}, not {type(info).__name__}")
+        if not all(isinstance(text, str) for text in (info.name, info.target, info.summary)):
+            raise TypeError(f"{info!r}: name, target and summary are text")
+        if not isinstance(info.api, int) or isinstance(getattr(info, "checkpoints", ()), str):
+            raise TypeError(f"{info!r}: api is a number, checkpoints is a tuple")
+        if info.name in names or info.name in theirs:
             raise ValueError(f"`{info.name}` is registered twice")
         if not info.name or ":" in info.name or info.target.count(":") != 1:
             raise ValueError(f'{info!r}: no ":" in the name, one in the target')

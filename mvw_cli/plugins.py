@@ -12,8 +12,9 @@ from typing import Literal
 
 from mvw_cli.adapter import Adapter, AdapterInfo
 from mvw_cli.errors import MvwError, PluginProblem
-from mvw_cli.plugin_loading import OWN, Entry, InfoT, Plugin, one_line
 from mvw_cli.plugin_loading import load_plugins as load_plugins
+from mvw_cli.plugin_loading import one_line
+from mvw_cli.plugin_records import OWN, Entry, InfoT, Plugin
 from mvw_cli.policy import PolicyInfo, WithdrawalPolicy
 from mvw_cli.suggest import did_you_mean
 

@@ -157,6 +157,15 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (ExitCode.FAILURE, "")
 
 
+@pytest.mark.parametrize("arguments", ["list adapters", "show no-such-profile"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams_are_no_crash(tmp_path: Path, arguments: str, closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m mvw_cli {arguments} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == (2 if "no-such" in arguments else 0)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_a_terminal_that_can_not_show_a_character(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("adapter: shapes\ndescription: ◁think▷\n", encoding="utf-8")
     done = subprocess.run(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mvw_cli.errors import PluginProblem, PluginWarning
-from mvw_cli.plugin_loading import Plugin, load_plugins, plugin_commands
+from mvw_cli.plugin_loading import load_plugins, plugin_commands
+from mvw_cli.plugin_records import Plugin
 from mvw_cli.plugins import canonical, find_adapter, find_policy, load_adapter, load_policy
 
 Install = Callable[..., Path]
@@ -73,7 +74,7 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
         ),
         (
             "@hookimpl\ndef mvw_register_adapters(register): register('hf')",
-            "TypeError: register() takes a AdapterInfo, not str",
+            "TypeError: register() takes AdapterInfo, not str",
         ),
         (
             "@hookimpl\ndef mvw_register_adapters(register):\n"
@@ -84,6 +85,21 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
             "@hookimpl\ndef mvw_register_policies(register):\n"
             "    for _ in 1, 2: register(PolicyInfo(name='twice', target='a:B', summary=''))",
             "ValueError: `twice` is registered twice",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x', target='a:B', summary='', checkpoints=('a/b')))",
+            "api is a number, checkpoints is a tuple",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x', target='a:B', summary='', api='1'))",
+            "api is a number, checkpoints is a tuple",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x', target='a:B', summary=None))",
+            "name, target and summary are text",
         ),
         (
             "@hookimpl\ndef mvw_register_profiles(register): register('/no/such/folder')",
@@ -100,6 +116,18 @@ def test_a_fault_becomes_one_warning(install: Install, source: str, cause: str) 
     assert lines[0].startswith("plugin mvw-faulty 1.0 (it) is broken: ")
     assert lines[0].endswith("; way out: pip uninstall mvw-faulty")
     assert find_adapter("hf")  # everything else goes on
+
+
+def test_two_plugins_of_one_distribution_may_not_share_a_name(install: Install) -> None:
+    source = "@hookimpl\ndef mvw_register_adapters(register):\n"
+    source += "    register(AdapterInfo(name='same', target='a:B', summary=''))"
+    entries = "[mvw]\none = mvw_double\ntwo = mvw_double_again\n"
+    folder = install("mvw-double", source, entries)
+    (folder.parent / "mvw_double_again.py").write_text("from mvw_cli import *\n" + source)
+    _, lines = outcome("mvw-double")
+    assert len(lines) == 1
+    assert "(two) is broken: ValueError: `same` is registered twice" in lines[0]
+    assert find_adapter("same")
 
 
 def test_hooks_may_take_fewer_arguments(install: Install) -> None:

@@ -80,6 +80,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 1\nb: \x00\n", "a character that YAML does not allow", 2),
         ("a: 1\n? [x]\n: 2\n", "a key must be a word", 2),
         ("a: !!python/object/apply:os.system ['true']\n", "tag tag:yaml.org,2002:python", 1),
+        ('a: "\\uD800"\n', "half of a surrogate pair is no character", 1),
         ("a: !mine 1\n", "tag !mine is not allowed", 1),
         ("a: !!binary aGk=\n", "tag tag:yaml.org,2002:binary is not allowed", 1),
         ("a: !!int x\n", "`x` is no int", 1),

@@ -256,6 +256,11 @@ def test_a_wrong_flag(flags: dict[str, object], expected: Message) -> None:
     assert complaint("shapes", flags) == expected
 
 
+def test_bytes_that_are_no_text() -> None:
+    for pair in ("device=\udcff", "withdrawal.until=\udcff", "withdrawal.\udcff=1"):
+        assert "not UTF-8 text" in complaint("shapes", dict(parse_set([pair])))[0]
+
+
 def test_set_without_a_value() -> None:
     with pytest.raises(UsageProblem, match="--set device: not KEY=VALUE"):
         parse_set(["device"])

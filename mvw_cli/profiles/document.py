@@ -148,5 +148,7 @@ def _scalar(node: yaml.ScalarNode, line: int, path: Path) -> Any:
     except (ValueError, KeyError) as error:
         raise DocumentError(f"`{text[:40]}` is no {kind}", line, path) from error
     if kind == "str":
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DocumentError("half of a surrogate pair is no character", line, path)
         return text
     raise DocumentError(f"tag {node.tag} is not allowed", line, path)

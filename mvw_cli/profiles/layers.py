@@ -182,6 +182,12 @@ def _checked(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Layer:
     nested: dict[str, Any] = {}
     for key, value in values.items():
         section, _, field = key.rpartition(".")
+        if not _is_text(f"{key}{value}"):
+            raise UsageProblem(
+                f"{origins[key]}: not UTF-8 text",
+                cause="it holds bytes that are no characters",
+                hint=SCHEMA_HINT,
+            )
         if key in SECTIONS:
             raise UsageProblem(
                 f"{origins[key]}: `{key}` is a group of keys",
@@ -211,6 +217,14 @@ def _flatten(profile: Profile) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of the command line that Python could not decode
+        return False
+    return True
 
 
 def _flag(key: str, value: object) -> str:

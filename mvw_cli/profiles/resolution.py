@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugin_loading import OWN
+from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import canonical, find_adapter
 from mvw_cli.profiles.layers import Layer, environment_layer, file_layer, flag_layer
 from mvw_cli.profiles.origin import Origin

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvw_cli.plugin_loading import OWN
+from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import load_plugins, load_policy
 from mvw_cli.profiles.schema import SECTIONS, Profile
 from mvw_cli.profiles.withdrawal import policy_model

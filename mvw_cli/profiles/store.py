@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugin_loading import OWN, load_plugins
+from mvw_cli.plugin_loading import load_plugins
+from mvw_cli.plugin_records import OWN
 from mvw_cli.suggest import did_you_mean
 
 DEFAULT = "shapes"

@@ -16,7 +16,8 @@ from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugin_loading import OWN, one_line
+from mvw_cli.plugin_loading import one_line
+from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import canonical, load_policy
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.check import SCHEMA_HINT, check, unknown_key
@@ -121,7 +122,10 @@ def _policies(layers: Sequence[Layer]) -> tuple[list[str], Origin]:
     for layer in layers:
         given = [key for key, value in _fields_of(layer).items() if value is not None]
         if _POLICY in layer.values:
-            current = canonical("policy", layer.values[_POLICY], layer.distribution)
+            given_name = layer.values[_POLICY]
+            # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
+            speaker = OWN if given_name == "none" else layer.distribution
+            current = canonical("policy", given_name, speaker)
             origin = layer.origins[_POLICY]
         elif given and current == canonical("policy", _NOTHING):
             current = canonical("policy", _USUAL)
