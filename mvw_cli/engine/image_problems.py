@@ -61,7 +61,7 @@ def empty(name: str) -> BadImage:
     return BadImage(
         f"{_what(name)} is empty",
         cause="it has 0 bytes",
-        hint=infer("-") + " < IMAGE" if name == "-" else f"ls -l {shlex.quote(name)}",
+        hint=infer("scene.png") if name == "-" else f"ls -l {shlex.quote(name)}",
     )
 
 

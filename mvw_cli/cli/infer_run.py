@@ -1,0 +1,234 @@
+"""One question from the command line to its answer.
+
+Puts the parts together: flags to profile, files to images, events to stderr, result to stdout.
+What can be wrong cheaply is found out before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from mvw_cli.adapter import Answer
+from mvw_cli.cli.destination import check_destination, deliver
+from mvw_cli.cli.infer_view import View
+from mvw_cli.cli.interrupt import leaving_at_once
+from mvw_cli.cli.libraries import mute_libraries
+from mvw_cli.engine.completion import Completion, summarise
+from mvw_cli.errors import UsageProblem
+from mvw_cli.profiles.store import DEFAULT
+
+if TYPE_CHECKING:
+    from mvw_cli.engine.images import ImageFile
+    from mvw_cli.profiles import Resolved
+    from mvw_cli.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the command line asks for."""
+
+    images: tuple[str, ...]
+    question: str
+    profile: str | None
+    flags: Mapping[str, object]
+    show_reasoning: bool | None
+    as_json: bool
+    output: str | None
+    verbose: bool
+
+
+@dataclass(slots=True)
+class _Phases:
+    """Milliseconds from one mark to the next."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+    _start: float = field(default_factory=perf_counter)
+    _last: float = field(default_factory=perf_counter)
+
+    def mark(self, name: str) -> None:
+        now = perf_counter()
+        self.ms[name] = (now - self._last) * 1e3
+        self._last = now
+
+    def total(self) -> None:
+        self.ms["total_ms"] = (perf_counter() - self._start) * 1e3
+
+
+def run(task: Task) -> None:
+    """Answer the question and deliver the answer.
+
+    Raises:
+        MvwError: anything that a user can do something about.
+    """
+    _check(task)
+    view = View(show_text=task.show_reasoning)
+    with leaving_at_once(view.last_words):
+        try:
+            result = _answer(task, view)
+        finally:
+            view.loaded()
+    deliver(result, task.output)
+
+
+def _answer(task: Task, view: View) -> str:
+    """Run the model; return what goes to stdout."""
+    phases = _Phases()
+    view.loading(_first_name(task))
+    # pydantic, Pillow and PyTorch come after the first sign of life, each where it is needed.
+    from mvw_cli.profiles import resolve
+
+    resolved = resolve(task.profile, task.flags)
+    if task.verbose:
+        _explain(resolved, view)
+    else:
+        mute_libraries(progress=view.live and not task.as_json and _on_the_hub(resolved))
+    phases.mark("profile_ms")
+    images = _images(task.images, resolved.profile.images.max_pixels)
+    phases.mark("image_ms")
+    if resolved.is_default:
+        view.note(
+            f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
+            "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
+        )
+    session = _open(resolved)
+    phases.mark("load_ms")
+    view.loaded()
+    pictures = [file.image for file in images]
+    remarks = session.adapter.remarks(session.loaded, pictures, task.question)
+    for remark in remarks:
+        view.warn(remark)
+    request = session.request(pictures, task.question)
+    phases.mark("preprocess_ms")
+    events = []
+    for event in session.run([request]):
+        events.append(event)
+        view.show(event)
+    phases.total()
+    completion = summarise(events)
+    answer = session.adapter.parse(completion.text)
+    _comment(completion, answer, view)
+    if task.verbose:
+        view.note(", ".join(f"{name[:-3]} {ms:.0f} ms" for name, ms in phases.ms.items()))
+    view.figures(completion, session.policy.describe())
+    if not task.as_json:
+        return answer.answer
+    return _document(task, resolved, images, session, completion, answer, remarks, phases.ms)
+
+
+def _check(task: Task) -> None:
+    if not task.question.strip():
+        raise UsageProblem(
+            "the question is empty",
+            cause="a model needs to be asked something",
+            hint=f'mvw infer {shlex.quote(task.images[0])} "What is in the picture?"',
+        )
+    try:
+        task.question.encode()
+    except UnicodeEncodeError:
+        raise UsageProblem(
+            "the question is not valid UTF-8",
+            cause="it holds bytes that are no characters",
+            hint="mvw infer --help",
+        ) from None
+    if task.images.count("-") > 1:
+        raise UsageProblem(
+            "standard input holds one image",
+            cause="- is given more than once",
+            hint="mvw infer --help",
+        )
+    for path in task.images:
+        if task.output and os.path.exists(task.output) and _same(path, task.output):
+            raise UsageProblem(
+                f"-o {task.output} would overwrite the image",
+                cause="input and output are the same file",
+                hint="mvw infer --help",
+            )
+    check_destination(task.output)
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.exists(one) and os.path.samefile(one, other)
+
+
+def _first_name(task: Task) -> str:
+    """A name for the loading line, which comes before the profile has been read."""
+    named = task.flags.get("model") or task.profile or task.flags.get("adapter")
+    return str(named or os.environ.get("MVW_PROFILE") or DEFAULT)
+
+
+def _on_the_hub(resolved: Resolved) -> bool:
+    """Whether loading may mean a download, which wants its progress bar."""
+    model = resolved.profile.model or ""
+    return "/" in model and not os.path.exists(model)
+
+
+def _images(paths: Sequence[str], max_pixels: int | None) -> list[ImageFile]:
+    from mvw_cli.engine.images import open_image
+
+    return [open_image(_stdin() if path == "-" else path, max_pixels=max_pixels) for path in paths]
+
+
+def _stdin() -> bytes:
+    from mvw_cli.engine.image_problems import FILE_LIMIT
+
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageProblem(
+            "IMAGE is -, and nothing is piped into standard input",
+            cause="it is a terminal" if sys.stdin else "it is closed",
+            hint='mvw infer scene.png "What is in the picture?"',
+        )
+    return sys.stdin.buffer.read(FILE_LIMIT + 1)
+
+
+def _open(resolved: Resolved) -> Session:
+    from mvw_cli.session import open_session
+
+    return open_session(resolved.profile)
+
+
+def _explain(resolved: Resolved, view: View) -> None:
+    view.note(f"profile {resolved.name or '(none)'}")
+    for key, value in resolved.values().items():
+        view.note(f"  {key} = {value!r}  ({resolved.origins[key]})")
+
+
+def _comment(completion: Completion, answer: Answer, view: View) -> None:
+    """Say what the user would otherwise wonder about."""
+    if completion.finish_reason == "length":
+        limit = completion.generated_tokens
+        view.warn(f"The text was cut at {limit} tokens: --max-new-tokens {2 * limit} allows more.")
+    if not answer.answer:
+        view.warn("The text holds no answer: --show-reasoning shows what was written.")
+
+
+def _document(
+    task: Task,
+    resolved: Resolved,
+    images: Sequence[ImageFile],
+    session: Session,
+    completion: Completion,
+    answer: Answer,
+    remarks: Sequence[str],
+    phases_ms: dict[str, float],
+) -> str:
+    from mvw_cli.cli.infer_document import document
+    from mvw_cli.environment import describe_environment
+
+    model = session.facts()
+    return document(
+        question=task.question,
+        images=images,
+        answer=answer,
+        completion=completion,
+        remarks=remarks,
+        phases_ms=phases_ms,
+        model=model,
+        profile=resolved.to_dict(),
+        environment=describe_environment(model["device"]),
+    )

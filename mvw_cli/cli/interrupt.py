@@ -1,0 +1,72 @@
+"""Ctrl-C that works at once, whatever the process is doing.
+
+Python runs signal handlers between two bytecodes, so a prefill of minutes would hold Ctrl-C up
+for minutes; and a KeyboardInterrupt that hits an import half way may be swallowed or wrapped. But
+its C-level handler writes a byte to the wake-up descriptor right away, and a thread that reads it
+can end the process while the main thread is deep inside PyTorch, which releases the GIL.
+
+This module does not know what is being interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from mvw_cli.errors import ExitCode
+
+_PATIENCE_S = 1.0
+"""How long the last words may wait for a reader of stderr that does not read."""
+
+
+@contextmanager
+def leaving_at_once(last_words: Callable[[], str]) -> Iterator[None]:
+    """Within it, Ctrl-C writes the last words to stderr and ends the process with code 130.
+
+    Nothing is cleaned up: use it around work that leaves nothing half done on disk. Where signals
+    are not ours to handle (another thread, or a parent that has SIGINT ignored), it does nothing.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while received := reader.recv(64):
+            if signal.SIGINT in received:
+                leave(last_words())
+
+    watcher = threading.Thread(target=watch, name="mvw-interrupt", daemon=True)
+    watcher.start()
+    previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the watcher acts
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.set_wakeup_fd(previous_fd)
+        writer.close()
+        watcher.join()
+        reader.close()
+
+
+def leave(last_words: str) -> None:
+    """Write to stderr as long as someone reads it, and end the process."""
+    # Not through sys.stderr: the main thread may be in the middle of writing to it.
+    rest = last_words.encode(errors="backslashreplace")
+    deadline = time.monotonic() + _PATIENCE_S
+    with suppress(OSError, ValueError):
+        while rest:
+            patience = max(0.0, deadline - time.monotonic())
+            if not select.select([], [2], [], patience)[1]:
+                break
+            rest = rest[os.write(2, rest[:512]) :]
+    os._exit(ExitCode.INTERRUPTED)

@@ -1,0 +1,176 @@
+"""The options that set keys of a profile: the same for every command that runs a model.
+
+Each is one dotted key. None has a default of its own, so that an option that is not given leaves
+the profile's value alone. What a value may be is the profile schema's matter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from mvw_cli.cli.complete import adapters, policies, profiles
+from mvw_cli.errors import UsageProblem
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    key: str
+    names: tuple[str, ...]
+    metavar: str
+    help: str
+    type: Any = str
+    complete: Any = None
+
+    @property
+    def parameter(self) -> str:
+        return self.key.replace(".", "_")
+
+
+_FLAGS = (
+    _Flag(
+        "withdrawal.m",
+        ("-m", "--m"),
+        "N",
+        "Withdraw the vision tokens after N generated tokens.",
+        click.IntRange(min=1),
+    ),
+    _Flag("withdrawal.until", ("--until",), "TAG", "Withdraw once TAG, as </CAPTION>, is written."),
+    _Flag(
+        "withdrawal.policy",
+        ("--policy",),
+        "NAME",
+        "Withdrawal policy; `mvw list policies` shows them.",
+        complete=policies,
+    ),
+    _Flag("model", ("--model",), "ORG/NAME", "Weights: a Hugging Face id, or a folder."),
+    _Flag(
+        "adapter",
+        ("--adapter",),
+        "NAME",
+        "Model family; `mvw list adapters` shows them.",
+        complete=adapters,
+    ),
+    _Flag(
+        "generation.max_new_tokens",
+        ("--max-new-tokens",),
+        "N",
+        "Generate at most N tokens.",
+        click.IntRange(min=1),
+    ),
+    _Flag(
+        "generation.temperature",
+        ("--temperature",),
+        "T",
+        "0 takes the likeliest token; above 0 samples.",
+        click.FloatRange(min=0),
+    ),
+    _Flag(
+        "generation.top_p",
+        ("--top-p",),
+        "P",
+        "Sample from the likeliest tokens of probability P together.",
+        click.FloatRange(min=0, max=1, min_open=True),
+    ),
+    _Flag("generation.seed", ("--seed",), "N", "Seed of the sampling.", click.IntRange(min=0)),
+    _Flag("device", ("--device",), "DEVICE", "auto, cpu, mps, cuda or cuda:N."),
+    _Flag("dtype", ("--dtype",), "DTYPE", "auto, float32, bfloat16 or float16."),
+    _Flag("attention", ("--attention",), "KERNEL", "auto, sdpa, eager or flash."),
+)
+
+
+def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command gets them as `profile`, a name, and `flags` by dotted key."""
+
+    @functools.wraps(command)
+    def call(
+        *args: Any,
+        profile: str | None,
+        no_withdrawal: bool,
+        settings: tuple[str, ...],
+        **given: Any,
+    ) -> Any:
+        flags = {flag.key: given.pop(flag.parameter) for flag in _FLAGS}
+        flags = _merged(flags, settings, no_withdrawal)
+        return command(*args, profile=profile, flags=flags, **given)
+
+    wrapped: Callable[..., Any] = call
+    for option in reversed(_options()):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    profile = click.option(
+        "--profile",
+        metavar="NAME|FILE",
+        shell_complete=profiles,
+        help="Profile to run; `mvw list profiles` shows them.  [env var: MVW_PROFILE]",
+    )
+    flags = [
+        click.option(
+            *flag.names,
+            flag.parameter,
+            metavar=flag.metavar,
+            type=flag.type,
+            shell_complete=flag.complete,
+            help=flag.help,
+        )
+        for flag in _FLAGS
+    ]
+    never = click.option(
+        "--no-withdrawal", is_flag=True, help="Keep the vision tokens to the end (--policy none)."
+    )
+    any_key = click.option(
+        "--set",
+        "settings",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Set any key of the profile, as generation.top_k=20; repeatable.",
+    )
+    return [profile, *flags[:3], never, *flags[3:], any_key]
+
+
+def _merged(
+    flags: Mapping[str, object], settings: tuple[str, ...], no_withdrawal: bool
+) -> dict[str, object]:
+    """Put options and `--set` together; what contradicts itself is refused."""
+    merged = {key: value for key, value in flags.items() if value is not None}
+    if no_withdrawal:
+        if merged.get("withdrawal.policy", "none") != "none":
+            raise _conflict("--no-withdrawal", "--policy")
+        merged["withdrawal.policy"] = "none"
+    if settings:
+        from mvw_cli.profiles import parse_set
+
+        for key, value in parse_set(settings).items():
+            if key in merged:
+                raise _conflict(f"--set {key}", _option(key, no_withdrawal))
+            merged[key] = value
+    if merged.get("withdrawal.policy") == "none":
+        for key in merged:
+            if key.startswith("withdrawal.") and key != "withdrawal.policy":
+                option = _option("withdrawal.policy", no_withdrawal)
+                raise _conflict(
+                    "--policy none" if option == "--policy" else option, _option(key, no_withdrawal)
+                )
+    return merged
+
+
+def _option(key: str, no_withdrawal: bool) -> str:
+    if key == "withdrawal.policy" and no_withdrawal:
+        return "--no-withdrawal"
+    return next((flag.names[-1] for flag in _FLAGS if flag.key == key), f"--set {key}")
+
+
+def _conflict(one: str, other: str) -> UsageProblem:
+    command = click.get_current_context().command_path
+    return UsageProblem(
+        f"{one} and {other} contradict each other",
+        cause="give one of them",
+        hint=f"{command} --help",
+    )

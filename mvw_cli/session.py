@@ -1,0 +1,108 @@
+"""A profile brought to life: adapter, model, engine and policy, ready for questions.
+
+The road that every command takes from a resolved profile to the engine's events. It does not
+know commands, terminals or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli.adapter import Adapter, LoadedModel
+from mvw_cli.engine.types import Event, GenerationSettings, Request
+from mvw_cli.errors import OutOfMemory
+from mvw_cli.plugins import load_adapter
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles import generation_settings, model_spec, withdrawal_policy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mvw_cli.engine import Engine
+    from mvw_cli.profiles import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded model with the settings that its requests share."""
+
+    adapter: Adapter
+    loaded: LoadedModel
+    engine: Engine
+    policy: WithdrawalPolicy
+    settings: GenerationSettings
+
+    def request(self, images: Sequence[Image], question: str, *, id: str = "0") -> Request:
+        """Encode one question about one or more images.
+
+        Raises:
+            OutOfMemory: the device has no room for the encoded images.
+        """
+        with _explained(self.loaded.name):
+            inputs = self.adapter.encode(self.loaded, images, question)
+            layout = self.adapter.vision(self.loaded, inputs)
+        return Request(id, inputs, layout, self.policy, self.settings)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Serve requests; yield the engine's events.
+
+        Raises:
+            ModelProblem: the model turned out not to be servable exactly.
+            OutOfMemory: the device has too little memory for a request.
+        """
+        with _explained(self.loaded.name):
+            yield from self.engine.run(requests)
+
+    def facts(self) -> dict[str, Any]:
+        """Say which weights answer, and how they are held: for reports."""
+        model = self.loaded.model
+        return {
+            "adapter": self.loaded.adapter,
+            "name": self.loaded.name,
+            "revision": self.loaded.revision,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "attention": self.engine.attention,
+        }
+
+
+def open_session(profile: Profile, *, slots: int = 1) -> Session:
+    """Load what a resolved profile names; this imports PyTorch and reads the weights.
+
+    Raises:
+        UsageProblem: the profile names no model, or one that it can't have.
+        PluginProblem: its adapter or policy can't be used.
+        ModelProblem: the weights can't be loaded, or not served exactly.
+        OutOfMemory: the weights do not fit.
+    """
+    # What is wrong with the settings shows before the weights are read, which may take minutes.
+    policy, settings = withdrawal_policy(profile), generation_settings(profile)
+    spec = model_spec(profile)
+    adapter = load_adapter(profile.adapter)
+    with _explained(spec.model or profile.adapter):
+        loaded = adapter.load(spec)
+    from mvw_cli.engine import Engine
+
+    engine = Engine(loaded, slots=slots, attention=profile.attention)
+    return Session(adapter, loaded, engine, policy, settings)
+
+
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Turn PyTorch's ways of running out of memory into one error with a way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # OutOfMemoryError is a RuntimeError; on the CPU it is a plain one, told by its text.
+        text = str(error)
+        gpu = type(error).__name__ == "OutOfMemoryError"
+        if not (gpu or isinstance(error, MemoryError) or "can't allocate memory" in text):
+            raise
+        raise OutOfMemory(
+            f"out of memory while running {model}",
+            cause=next(iter(text.splitlines()), "") or "the machine has no more to give",
+            hint="mvw infer IMAGE QUESTION --dtype bfloat16 --set images.max_pixels=250000",
+        ) from error

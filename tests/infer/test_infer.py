@@ -1,0 +1,399 @@
+"""`mvw infer` with a real, tiny model: answer, document, options, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hints import parse_hint
+from PIL import Image
+from processes import Ran
+
+Infer = Callable[..., Ran]
+
+ANSWER = re.compile(r"(w\d+ ?)+\n")
+
+
+def refused(result: Ran, code: int) -> list[str]:
+    """Check the three lines of an error and return them."""
+    assert (result.code, result.out) == (code, ""), result.err
+    lines = result.err.splitlines()
+    assert len(lines) == 3, result.err
+    assert lines[0].startswith("Error: ") and lines[2].startswith("Hint: ")
+    hint = lines[2].removeprefix("Hint: ")
+    if hint.startswith("mvw "):
+        parse_hint(hint)
+    return lines
+
+
+def document(result: Ran) -> dict[str, Any]:
+    found = json.loads(result.out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_stdout_holds_the_answer_and_nothing_else(infer: Infer) -> None:
+    result = infer()
+    assert result.code == 0, result.err
+    assert ANSWER.fullmatch(result.out)
+    assert "\x1b" not in result.err and "\r" not in result.err
+
+
+def test_stderr_holds_the_withdrawal_and_the_figures(infer: Infer) -> None:
+    lines = infer("--m", "4").err.splitlines()
+    assert lines[0] == (
+        "vision withdrawn after token 4: 16 vision tokens (32 cache entries), "
+        "2.0 KiB of 2.8 KiB freed"
+    )
+    assert lines[1] == "The text was cut at 12 tokens: --max-new-tokens 24 allows more."
+    number = r"\d+(\.\d)?"
+    assert re.fullmatch(
+        rf"TTFT \d+ ms \| {number} tokens/s before the withdrawal, {number} tokens/s after \| "
+        r"KV cache 2\.8 KiB before, 768 B after",
+        lines[2],
+    )
+    assert len(lines) == 3
+
+
+def test_without_withdrawal_the_figures_say_so(infer: Infer) -> None:
+    last = infer("--no-withdrawal").err.splitlines()[-1]
+    assert "no withdrawal (no withdrawal)" not in last
+    assert re.search(r"tokens/s, vision kept to the end \(no withdrawal\)", last)
+
+
+def test_a_trigger_that_never_comes_is_named(infer: Infer) -> None:
+    last = infer("--until", "</CAPTION>").err.splitlines()[-1]
+    assert "vision kept to the end (at </CAPTION>)" in last
+
+
+def test_the_text_can_be_shown_without_a_terminal(infer: Infer) -> None:
+    hidden, shown = infer("--m", "4"), infer("--m", "4", "--show-reasoning")
+    lines = shown.err.splitlines()
+    assert lines[1] == hidden.err.splitlines()[0]  # the mark, where the vision went
+    assert f"{lines[0]} {lines[2]}\n" == hidden.out == shown.out
+    assert lines[0] not in hidden.err
+
+
+def test_quiet_says_nothing(infer: Infer) -> None:
+    result = infer("-q", "--m", "4", "--show-reasoning")
+    assert (result.code, result.err) == (0, "")
+    assert ANSWER.fullmatch(result.out)
+
+
+def test_quiet_still_says_errors(infer: Infer) -> None:
+    assert "There is no image" in infer("-q", image="nothing.png").err
+
+
+def test_verbose_says_what_runs_and_how_long(infer: Infer, tiny: str) -> None:
+    err = infer("-v", "--temperature", "0").err
+    assert f"model = '{tiny}'  (--model)" in err
+    assert "generation.temperature = 0.0  (--temperature)" in err
+    assert re.search(r"profile \d+ ms, image \d+ ms, load \d+ ms, preprocess \d+ ms", err)
+
+
+# --- the document ---
+
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "schema_version": int,
+    "question": str,
+    "images": list,
+    "answer": str,
+    "reasoning": str,
+    "stages": dict,
+    "text": str,
+    "finish_reason": str,
+    "prompt_tokens": int,
+    "vision_tokens": int,
+    "generated_tokens": int,
+    "withdrawal": dict,
+    "timings": dict,
+    "memory": dict,
+    "remarks": list,
+    "model": dict,
+    "profile": dict,
+    "environment": dict,
+}
+UNITS = ("_ms", "_per_s", "_per_s_before", "_per_s_after", "_px", "_tokens", "_version")
+
+
+def test_json_is_one_document(infer: Infer, picture: Path, tiny: str) -> None:
+    result = infer("--m", "4", "--json")
+    found = document(result)
+    assert {key: type(found[key]) for key in KEYS} == KEYS
+    assert list(found) == list(KEYS)
+    assert found["schema_version"] == 1
+    assert found["finish_reason"] == "length"
+    assert (found["vision_tokens"], found["generated_tokens"]) == (16, 12)
+    assert found["withdrawal"] == {
+        "step": 4,
+        "vision_tokens": 16,
+        "entries": 32,
+        "kv_bytes_before": 2816,
+        "kv_bytes_after": 768,
+    }
+    assert found["images"] == [
+        {
+            "path": str(picture),
+            "sha256": hashlib.sha256(picture.read_bytes()).hexdigest(),
+            "width_px": 40,
+            "height_px": 30,
+            "original_width_px": 40,
+            "original_height_px": 30,
+        }
+    ]
+    assert found["model"]["name"] == tiny
+    assert found["model"]["attention"] == "sdpa"
+    assert found["profile"]["values"]["withdrawal"] == {"policy": "mvw", "m": 4, "until": None}
+    assert found["environment"]["transformers"]
+
+
+def test_timings_carry_units_and_add_up(infer: Infer) -> None:
+    timings = document(infer("--m", "4", "--json"))["timings"]
+    assert set(timings) == {
+        *("profile_ms", "image_ms", "load_ms", "preprocess_ms", "ttft_ms", "decode_ms"),
+        *("tokens_per_s", "tokens_per_s_before", "tokens_per_s_after", "withdrawal_ms"),
+        "total_ms",
+    }
+    assert all(isinstance(value, float) and value > 0 for value in timings.values())
+    parts = ("profile_ms", "image_ms", "load_ms", "preprocess_ms", "ttft_ms", "decode_ms")
+    assert sum(timings[part] for part in parts) <= timings["total_ms"]
+
+
+def test_memory_is_exact(infer: Infer) -> None:
+    # 2 layers × 1 key-value head × 8 numbers × 4 bytes, for key and value: 128 bytes an entry.
+    found = document(infer("--m", "4", "--json"))
+    entries = found["prompt_tokens"] + 11 - 16  # the last token is never read
+    assert found["memory"]["kv_bytes_prefill"] == 128 * found["prompt_tokens"]
+    assert found["memory"]["kv_bytes_end"] == 128 * entries
+
+
+def test_no_withdrawal_in_the_document(infer: Infer) -> None:
+    found = document(infer("--json", "--no-withdrawal"))
+    assert found["withdrawal"] is None
+    assert found["timings"]["tokens_per_s_after"] is None
+    assert found["timings"]["withdrawal_ms"] is None
+
+
+def test_the_document_holds_what_stdout_would_have(infer: Infer) -> None:
+    assert document(infer("--json"))["answer"] + "\n" == infer().out
+
+
+# --- options ---
+
+
+def test_options_reach_the_engine(infer: Infer) -> None:
+    found = document(
+        infer(
+            *("--temperature", "0.8", "--top-p", "0.9", "--seed", "3", "--dtype", "bfloat16"),
+            *("--device", "cpu", "--attention", "eager", "--set", "generation.top_k=5", "--json"),
+        )
+    )
+    generation = found["profile"]["values"]["generation"]
+    assert generation["temperature"] == 0.8
+    assert (generation["top_p"], generation["top_k"], generation["seed"]) == (0.9, 5, 3)
+    assert (found["model"]["dtype"], found["model"]["attention"]) == ("bfloat16", "eager")
+
+
+def test_sampling_follows_the_seed(infer: Infer) -> None:
+    def text(seed: int) -> str:
+        return infer("--temperature", "5", "--seed", str(seed)).out
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_an_option_that_is_not_given_leaves_the_profile_alone(
+    infer: Infer, tiny: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"adapter: hf\nmodel: {tiny}\nwithdrawal: {{m: 3}}\n"
+        "generation: {max_new_tokens: 7, seed: 5}\n"
+    )
+    values = document(infer("--profile", str(path), "--json", model=False))["profile"]["values"]
+    assert values["withdrawal"]["m"] == 3
+    assert (values["generation"]["max_new_tokens"], values["generation"]["seed"]) == (7, 5)
+    found = document(infer("--profile", str(path), "-m", "2", "--json", model=False))
+    assert found["withdrawal"]["step"] == 2
+
+
+def test_max_pixels(infer: Infer) -> None:
+    [image] = document(infer("--set", "images.max_pixels=300", "--json"))["images"]
+    assert (image["width_px"], image["height_px"]) == (20, 15)
+    assert image["original_width_px"] == 40
+
+
+def test_further_images(infer: Infer, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (10, 10)).save(other)
+    found = document(infer("--image", str(other), "--json"))
+    assert [Path(image["path"]).name for image in found["images"]] == ["picture.png", "other.png"]
+    assert found["vision_tokens"] == 32
+
+
+def test_an_image_from_standard_input(infer: Infer, picture: Path) -> None:
+    data = picture.read_bytes()
+    found = document(infer("--json", image="-", stdin=data))
+    assert found["images"][0]["path"] == "-"
+    assert found["images"][0]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert found["answer"] == document(infer("--json"))["answer"]
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("m", ["0", "-3"])
+def test_m_has_a_range(infer: Infer, m: str) -> None:
+    result = infer(f"--m={m}")
+    assert (result.code, result.out) == (2, "")
+    assert f"{m} is not in the range x>=1" in result.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--policy", "none", "--m", "4"),
+        ("--no-withdrawal", "--m", "4"),
+        ("--no-withdrawal", "--until", "</CAPTION>"),
+        ("--no-withdrawal", "--policy", "mvw"),
+        ("--no-withdrawal", "--set", "withdrawal.m=4"),
+        ("--m", "4", "--set", "withdrawal.m=5"),
+        ("--m", "4", "--set", "withdrawal.policy=none"),
+    ],
+)
+def test_contradictions(infer: Infer, options: tuple[str, ...]) -> None:
+    first = refused(infer(*options), 2)[0]
+    assert first.endswith("contradict each other")
+    assert all(option in first for option in options if option.startswith("--m"))
+
+
+def test_no_withdrawal_says_the_same_as_policy_none(infer: Infer) -> None:
+    assert infer("--no-withdrawal", "--policy", "none").code == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--set", "generation.seed"),
+        ("--set", "generation.sede=3"),
+        ("--policy", "nothing"),
+        ("--dtype", "float12"),
+        ("--device", "cuda:99"),
+        ("--profile", "nowhere"),
+        ("--until", ""),
+    ],
+)
+def test_wrong_values(infer: Infer, options: tuple[str, ...]) -> None:
+    result = infer(*options)
+    refused(result, 4 if "--policy" in options else 2)
+
+
+def test_unknown_adapter(infer: Infer) -> None:
+    refused(infer("--adapter", "unknown"), 4)
+
+
+@pytest.mark.parametrize("image", ["nothing.png", "", "https://example.com/a.png"])
+def test_missing_image(infer: Infer, image: str) -> None:
+    refused(infer(image=image or "/", model=False), 6)
+
+
+def test_bad_images_are_found_before_the_model_is_loaded(infer: Infer, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no image")
+    refused(infer("--model", "nobody/nothing", image=path, model=False), 6)
+    refused(infer(image=path), 6)
+    refused(infer("--image", str(path)), 6)
+    assert refused(infer(image="-"), 6)[0] == "Error: Standard input is empty"
+
+
+def test_questions_that_are_none(infer: Infer) -> None:
+    refused(infer(question="  "), 2)
+    refused(infer(question="caf\udce9"), 2)
+
+
+def test_standard_input_holds_one_image(infer: Infer) -> None:
+    refused(infer("--image", "-", image="-"), 2)
+
+
+# --- -o ---
+
+
+def test_output_file(infer: Infer, tmp_path: Path) -> None:
+    path = tmp_path / "answer.txt"
+    result = infer("-o", str(path))
+    assert (result.code, result.out) == (0, "")
+    assert path.read_text() == infer().out
+    assert path.stat().st_mode & 0o777 == 0o644 & ~_umask()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_output_file_is_replaced_with_its_permissions(infer: Infer, tmp_path: Path) -> None:
+    path, link = tmp_path / "answer.json", tmp_path / "link.json"
+    path.write_text("x" * 100_000)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    assert infer("--json", "-o", str(link)).code == 0
+    assert link.is_symlink()
+    assert path.read_text().startswith("{\n") and path.read_text().endswith("}\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert {p.name for p in tmp_path.iterdir()} >= {"answer.json", "link.json", "picture.png"}
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_output_to_stdout_and_to_a_device(infer: Infer) -> None:
+    assert ANSWER.fullmatch(infer("-o", "-").out)
+    assert infer("-o", "/dev/null").out == ""
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("place", ["missing/answer.txt", "", "picture.png/answer.txt", "a" * 300])
+def test_output_that_can_not_be_written_is_refused_before_loading(
+    infer: Infer, tmp_path: Path, place: str
+) -> None:
+    result = infer("-o", f"{tmp_path}/{place}", "--model", "nobody/nothing", model=False)
+    assert "Cannot write" in refused(result, 2)[0]
+
+
+def test_output_over_the_image_is_refused(infer: Infer, picture: Path) -> None:
+    before = picture.read_bytes()
+    refused(infer("-o", str(picture)), 2)
+    assert picture.read_bytes() == before
+
+
+def test_an_answer_whose_file_fails_goes_to_stdout(infer: Infer) -> None:
+    full = infer("-o", "/dev/full")
+    assert full.code == 1
+    assert ANSWER.fullmatch(full.out)
+    assert "Error: Cannot write /dev/full\n  No space left on device" in full.err
+
+
+# --- the notices ---
+
+
+def test_the_embedded_model_introduces_itself(infer: Infer, monkeypatch: Any) -> None:
+    from mvw_cli.adapter import Adapter
+
+    class Loaded(Exception):
+        pass
+
+    def load(name: str) -> Adapter:
+        raise Loaded(name)
+
+    monkeypatch.setattr("mvw_cli.session.load_adapter", load)
+    embedded = "the embedded `shapes` answers"
+    err = infer(model=False).err
+    assert embedded in err and "--model ORG/NAME or --profile NAME" in err
+    assert embedded not in infer("-q", model=False).err
+    assert embedded not in infer("--profile", "shapes", model=False).err
+    assert embedded not in infer().err
