@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock  # comes with torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers, under pytest's importlib mode
 
@@ -74,13 +75,34 @@ def check_hint() -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
-def plugin_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Build something in a folder once for all the processes of a test run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def build(name: str, make: Callable[[Path], None]) -> Path:
+        folder = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not (folder / ".built").exists():
+                folder.mkdir()
+                make(folder)
+                (folder / ".built").touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def plugin_python(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A Python in which every package of tests/plugins is installed by pip."""
-    python = make_venv(tmp_path_factory.mktemp("plugins") / "venv")
-    pip_install(python, *sorted(path for path in PLUGINS.iterdir() if path.is_dir()))
-    gone = next(python.parent.parent.glob("lib/*/site-packages/mvw_gone.py"))
-    gone.unlink()
-    return python
+
+    def make(folder: Path) -> None:
+        python = make_venv(folder / "venv")
+        pip_install(python, *sorted(path for path in PLUGINS.iterdir() if path.is_dir()))
+        next(folder.glob("venv/lib/*/site-packages/mvw_gone.py")).unlink()
+
+    return once("plugins", make) / "venv" / "bin" / "python"
 
 
 @pytest.fixture

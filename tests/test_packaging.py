@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    pip(Path(sys.executable), "wheel", *flags, "--wheel-dir", str(folder), str(ROOT))
-    return next(folder.glob("mvw-*.whl"))
+def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    def make(folder: Path) -> None:
+        flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+        pip(Path(sys.executable), "wheel", *flags, "--wheel-dir", str(folder), str(ROOT))
+
+    return next(once("wheel", make).glob("mvw-*.whl"))
 
 
 def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:

@@ -10,7 +10,13 @@ from mvw_cli.cli.options import common_options, json_option
 
 
 @click.command()
-@click.argument("name", required=False, metavar="[NAME|FILE]", shell_complete=complete_profiles)
+@click.argument(
+    "name",
+    required=False,
+    metavar="[NAME|FILE]",
+    shell_complete=complete_profiles,
+    help="A profile of `mvw list profiles`, or a YAML file.",
+)
 @click.option(
     "--set",
     "pairs",

@@ -13,9 +13,8 @@ def mvw_register_adapters(register):
 
 @hookimpl
 def mvw_register_policies(register):
-    register(
-        PolicyInfo(name="mvw", target="mvw_cli.policies.none:NoWithdrawal", summary="another one")
-    )
+    for name in ("mvw", "none"):
+        register(PolicyInfo(name=name, target="mvw_clash.policy:Missing", summary="another one"))
 
 
 @hookimpl
