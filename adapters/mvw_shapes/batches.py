@@ -1,0 +1,96 @@
+"""Turn drawn examples into training batches; batch k is a pure function of (seed, k).
+
+It knows the tokenizer, the processor and the world, and nothing of optimisers or checkpoints.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from mvw_shapes.answers import write
+from mvw_shapes.checkpoint import VISION_TOKENS
+from mvw_shapes.examples import sample_example
+from mvw_shapes.scenes import draw
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+IGNORED = -100  # the label that transformers' and torch's cross-entropy skip
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Hold one step's input.
+
+    Row i of the text belongs to picture i // (rows // pictures).
+    """
+
+    pixel_values: torch.Tensor  # (pictures, 3, H, W)
+    input_ids: torch.Tensor  # (B, T), padded on the right
+    labels: torch.Tensor  # (B, T), IGNORED outside the answer
+    lengths: torch.Tensor  # (B,), without the padding
+
+
+def prompt(processor: LlavaProcessor, question: str) -> str:
+    """Write the prompt for a question about one picture, with one tag per vision token."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    return str(text).replace("<image>", "<image>" * VISION_TOKENS)
+
+
+def make_batch(
+    processor: LlavaProcessor, seed: int, step: int, *, pictures: int, questions: int
+) -> Batch:
+    """Draw the batch of a step: some pictures, each with several questions."""
+    rng = random.Random(f"{seed}/{step}")
+    images, rows, starts = [], [], []
+    pad, eos = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id
+    for _ in range(pictures):
+        first = sample_example(rng)
+        examples = [first]
+        examples += [sample_example(rng, scene=first.scene) for _ in range(questions - 1)]
+        images.append(_worn(draw(first.scene, rng), rng))
+        for example in examples:
+            asked = processor.tokenizer(prompt(processor, example.text)).input_ids
+            told = processor.tokenizer(write(example.scene, example.question)).input_ids
+            rows.append([*asked, *told, eos])
+            starts.append(len(asked))
+    width = max(map(len, rows))
+    input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    labels = torch.full_like(input_ids, IGNORED)
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        labels[index, start : len(row)] = input_ids[index, start : len(row)]
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    return Batch(_lit(pixels, rng), input_ids, labels, torch.tensor([len(row) for row in rows]))
+
+
+def _worn(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Treat some pictures as they are treated on their way to a user: saved as JPEG, resized."""
+    draw_ = rng.random()
+    if draw_ < 0.08:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(55, 95))
+        return Image.open(buffer).convert("RGB")
+    if draw_ < 0.16:
+        side = rng.randint(120, 300)
+        way = rng.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
+        return image.resize((side, side), way)
+    return image
+
+
+def _lit(pixels: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Vary brightness by picture and add faint noise; pixels are in [-1, 1]."""
+    generator = torch.Generator().manual_seed(rng.getrandbits(48))
+    count = len(pixels)
+    gain = 1 - 0.06 * torch.rand(count, 1, 1, 1, generator=generator)
+    level = 0.04 * torch.rand(count, 1, 1, 1, generator=generator)
+    noise = torch.randn(pixels.shape, generator=generator)
+    return (pixels + 1) * gain - 1 + level * noise

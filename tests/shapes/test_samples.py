@@ -1,0 +1,79 @@
+"""`mvw samples` writes true, unseen samples, the same for a seed, and replaces nothing unasked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mvw_shapes.questions import QUESTION_KINDS, recognise
+from mvw_shapes.samples import samples, write_samples
+from mvw_shapes.world import looks_like_scene
+from PIL import Image
+
+from mvw_cli import MvwError, UsageProblem
+
+
+def _records(listed: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in listed.read_text().splitlines()]
+
+
+def test_samples_are_complete_and_of_this_world(tmp_path: Path) -> None:
+    listed = write_samples(tmp_path / "new" / "folder", 40, 1)
+    records = _records(listed)
+    assert len(records) == 40 and len({record["id"] for record in records}) == 40
+    assert {record["kind"] for record in records} == set(QUESTION_KINDS)
+    for record in records:
+        assert set(record) == {"id", "image", "question", "answer", "kind"}
+        question = recognise(record["question"])
+        assert question is not None and question.kind == record["kind"]
+        with Image.open(listed.parent / record["image"]) as image:
+            assert image.size == (336, 336) and looks_like_scene(image)
+
+
+def test_a_seed_fixes_the_files(tmp_path: Path) -> None:
+    def content(folder: str, seed: int) -> dict[str, bytes]:
+        write_samples(tmp_path / folder, 3, seed)
+        return {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+
+    assert content("a", 1) == content("b", 1) != content("c", 2)
+    assert set(content("d", 1)) == {"questions.jsonl", *(f"scene-000{n}.png" for n in (1, 2, 3))}
+
+
+@pytest.mark.parametrize("name", ["questions.jsonl", "scene-0002.png"])
+def test_existing_files_are_not_replaced_unasked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageProblem) as caught:
+        write_samples(tmp_path, 2, 0)
+    assert caught.value.hint and caught.value.hint.endswith("--overwrite")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+    write_samples(tmp_path, 2, 0, overwrite=True)
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
+def test_a_place_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MvwError) as caught:
+        write_samples(tmp_path / "file" / "below", 1, 0)
+    assert caught.value.cause and caught.value.hint
+
+
+def test_the_command_writes_and_names_the_list(tmp_path: Path) -> None:
+    result = CliRunner().invoke(samples, [str(tmp_path), "--count", "2", "--seed", "7"])
+    assert result.exit_code == 0
+    assert result.stdout.strip() == str(tmp_path / "questions.jsonl")
+    assert len(_records(tmp_path / "questions.jsonl")) == 2
+    assert CliRunner().invoke(samples, [str(tmp_path), "--count", "0"]).exit_code == 2
+
+
+def test_registering_the_command_is_light() -> None:
+    code = (
+        "import sys, mvw_shapes.samples as s;"
+        "heavy = {'torch', 'PIL', 'numpy', 'transformers', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

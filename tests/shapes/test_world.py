@@ -1,0 +1,156 @@
+"""Scenes pass, also worn by JPEG and resizing; what is not of this world is told from them."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from mvw_shapes.scenes import COLOURS, SIDE, draw, sample_scene
+from mvw_shapes.world import looks_like_scene
+from PIL import Image, ImageDraw, ImageFilter
+
+PALETTE = list(COLOURS.values())
+Rng = random.Random
+
+
+def _jpeg(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return Image.open(buffer)
+
+
+def _sized(side: int) -> Callable[[Image.Image], Image.Image]:
+    return lambda image: image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+WEAR: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "as drawn": lambda image: image,
+    "jpeg": _jpeg,
+    "200 px": _sized(200),
+    "800 px": _sized(800),
+    "200 px jpeg": lambda image: _jpeg(_sized(200)(image)),
+    "alpha": lambda image: image.convert("RGBA"),
+    "a little wide": lambda image: image.resize((400, 336)),
+}
+
+
+@pytest.mark.parametrize("wear", WEAR)
+def test_no_false_alarm(wear: str) -> None:
+    rng = random.Random(f"world/{wear}")
+    for _ in range(70):
+        scene = sample_scene(rng, held_out=rng.random() < 0.5)
+        assert looks_like_scene(WEAR[wear](draw(scene, rng))), scene
+
+
+def _from(values: torch.Tensor) -> Image.Image:
+    data = values.clamp(0, 255).to(torch.uint8)  # (H, W, 3)
+    return Image.frombytes("RGB", (data.shape[1], data.shape[0]), bytes(data.flatten().tolist()))
+
+
+def _clouds(rng: Rng, cells: int, low: int = 0) -> Image.Image:
+    tones = bytes(rng.randint(low, 255) for _ in range(3 * cells * cells))
+    small = Image.frombytes("RGB", (cells, cells), tones)
+    return small.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def _white(paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    paint(ImageDraw.Draw(image))
+    return image
+
+
+def _noise(rng: Rng) -> Image.Image:
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    return _from(torch.randint(0, 256, (SIDE, SIDE, 3), generator=generator))
+
+
+def _photo(rng: Rng) -> Image.Image:
+    grain = _noise(rng)
+    return Image.blend(_clouds(rng, 12), grain, 0.1).filter(ImageFilter.GaussianBlur(1))
+
+
+def _landscape(rng: Rng) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), (rng.randint(120, 180), 170, 230))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, rng.randint(150, 220), SIDE, SIDE), fill=(60, 130, 50))
+    pen.ellipse((230, 20, 290, 80), fill=(250, 230, 90))
+    return image.filter(ImageFilter.GaussianBlur(2))
+
+
+def _product(rng: Rng) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), (250, 250, 250))
+    image.paste(_clouds(rng, 8).resize((200, 200)), (68, 68))
+    return image
+
+
+def _gradient(rng: Rng) -> Image.Image:
+    return Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
+
+
+def _text(rng: Rng) -> Image.Image:
+    ink = rng.choice([(0, 0, 0), *PALETTE])
+    lines = ["".join(rng.choice("abcdef ghi ") for _ in range(50)) for _ in range(22)]
+    return _white(lambda pen: pen.text((10, 10), "\n".join(lines), fill=ink))
+
+
+def _bars(rng: Rng) -> Image.Image:
+    def paint(pen: ImageDraw.ImageDraw) -> None:
+        for i, tone in enumerate(PALETTE):
+            pen.rectangle((20 + 50 * i, 300 - rng.randint(60, 250), 55 + 50 * i, 300), fill=tone)
+
+    return _white(paint)
+
+
+def _off_grid(rng: Rng) -> Image.Image:
+    def paint(pen: ImageDraw.ImageDraw) -> None:
+        for _ in range(7):
+            x, y = rng.randint(30, 300), rng.randint(30, 300)
+            pen.ellipse((x - 28, y - 28, x + 28, y + 28), fill=rng.choice(PALETTE))
+
+    return _white(paint)
+
+
+def _finer_grid(rng: Rng) -> Image.Image:
+    def paint(pen: ImageDraw.ImageDraw) -> None:
+        for row in range(4):
+            for column in range(4):
+                x, y = column * 84 + 42, row * 84 + 42
+                pen.rectangle((x - 26, y - 26, x + 26, y + 26), fill=rng.choice(PALETTE))
+
+    return _white(paint)
+
+
+def _scene(rng: Rng) -> Image.Image:
+    return draw(sample_scene(rng, held_out=True), rng)
+
+
+OUTSIDE: dict[str, Callable[[Rng], Image.Image]] = {
+    "noise": _noise,
+    "clouds": lambda rng: _clouds(rng, 6),
+    "bright clouds": lambda rng: _clouds(rng, 5, 150),
+    "photo": _photo,
+    "landscape": _landscape,
+    "product photo": _product,
+    "gradient": _gradient,
+    "one colour": lambda rng: Image.new("RGB", (SIDE, SIDE), rng.choice(PALETTE)),
+    "white": lambda rng: Image.new("RGB", (SIDE, SIDE), "white"),
+    "black": lambda rng: Image.new("RGB", (SIDE, SIDE), "black"),
+    "one pixel": lambda rng: Image.new("RGB", (1, 1), "white"),
+    "text": _text,
+    "bar chart": _bars,
+    "off the grid": _off_grid,
+    "a finer grid": _finer_grid,
+    "a grey scene": lambda rng: _scene(rng).convert("L"),
+    "a dark scene": lambda rng: _scene(rng).point(lambda tone: tone * 0.6),
+    "a stretched scene": lambda rng: _scene(rng).resize((900, 300)),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_the_rest_is_told_from_it(name: str) -> None:
+    rng = random.Random(f"outside/{name}")
+    for _ in range(12):
+        assert not looks_like_scene(OUTSIDE[name](rng))
