@@ -1,0 +1,186 @@
+"""Who may import whom, who may print, and what starts without the heavy libraries."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mvw_cli
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "mvw_cli"
+ADAPTERS = ROOT / "adapters"
+PACKAGES = sorted(path.name for path in ADAPTERS.iterdir() if (path / "__init__.py").exists())
+PUBLIC = {name for name in mvw_cli.__all__ if not name.startswith("_")}
+
+HEAVY = {"torch", "transformers", "PIL", "numpy"}
+DRAWING = {"rich", "yaml", "pydantic"}
+
+
+def modules(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield each imported module, with the name taken from it, at any depth of the file."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (start, node.module) if part)
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_the_repository_is_where_this_test_thinks() -> None:
+    assert {"mvw_hf", "mvw_shapes"} <= set(PACKAGES)
+    assert {"Adapter", "hookimpl"} <= PUBLIC
+    assert not (ADAPTERS / "__init__.py").exists()  # it would shadow PyPI's package of that name
+
+
+def test_the_core_imports_no_adapter() -> None:
+    wrong = [
+        (shown(path), module)
+        for path in modules(CORE)
+        for module, _ in imports(path)
+        if top(module) in PACKAGES or top(module) == "adapters"
+    ]
+    assert wrong == []
+
+
+def test_the_engine_knows_no_terminal_no_profile_and_no_plugin() -> None:
+    allowed = ("mvw_cli.engine", "mvw_cli.adapter", "mvw_cli.policy", "mvw_cli.errors")
+    wrong = [
+        (shown(path), module)
+        for path in modules(CORE / "engine")
+        for module, _ in imports(path)
+        if top(module) in ("click", "rich", "pluggy", "yaml", "pydantic")
+        or (top(module) == "mvw_cli" and not module.startswith(allowed))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("contract", ["adapter", "policy", "errors", "hookspecs", "stages"])
+def test_the_contracts_lean_on_nothing_above_them(contract: str) -> None:
+    below = {"mvw_cli.adapter", "mvw_cli.policy", "mvw_cli.errors"}
+    own = {module for module, _ in imports(CORE / f"{contract}.py") if top(module) == "mvw_cli"}
+    assert own <= below
+
+
+def test_only_the_command_line_imports_the_command_line() -> None:
+    wrong = [
+        (shown(path), module)
+        for path in modules(CORE)
+        if path.parent.name != "cli" and path.name != "__main__.py"
+        for module, _ in imports(path)
+        if module.startswith("mvw_cli.cli")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", [ADAPTERS, ROOT / "docs" / "examples"], ids=shown)
+def test_adapters_use_public_names_alone(folder: Path) -> None:
+    """`from mvw_cli import X`, with X in `mvw_cli.__all__`: what a third party may rely on."""
+    wrong = [
+        (shown(path), module, name)
+        for path in modules(folder)
+        for module, name in imports(path)
+        if top(module) == "mvw_cli" and (module != "mvw_cli" or name not in PUBLIC)
+    ]
+    assert wrong == []
+
+
+def test_plugin_modules_are_light() -> None:
+    """What an entry point names is imported on every start."""
+    for package in PACKAGES:
+        tree = ast.parse((ADAPTERS / package / "__init__.py").read_text(encoding="utf-8"))
+        named = [
+            top(getattr(node, "module", None) or node.names[0].name)
+            for node in tree.body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        assert not (HEAVY | DRAWING) & set(named), package
+
+
+def test_nothing_prints_or_exits_outside_the_command_line() -> None:
+    """Scripts of their own (`python -m …`) may use click.echo."""
+    wrong = [
+        (shown(path), node.lineno)
+        for path in [*modules(CORE), *modules(ADAPTERS)]
+        if path.parent != CORE / "cli" and path != CORE / "__main__.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if _prints_or_exits(node)
+    ]
+    assert wrong == []
+
+
+def _prints_or_exits(node: ast.AST) -> bool:
+    if isinstance(node, ast.Raise):
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return isinstance(raised, ast.Name) and raised.id == "SystemExit"
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Name):
+        return node.func.id in ("print", "exit", "quit")
+    return isinstance(node.func, ast.Attribute) and node.func.attr in ("exit", "_exit")
+
+
+@pytest.mark.parametrize("folder", [CORE, ADAPTERS], ids=shown)
+def test_every_module_says_what_it_is(folder: Path) -> None:
+    silent = [
+        shown(path)
+        for path in modules(folder)
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [
+        ("--help", HEAVY | DRAWING),
+        ("--version", HEAVY | DRAWING),
+        ("infer --help", HEAVY | DRAWING),
+        ("show --help", HEAVY | DRAWING),
+        ("list adapters", HEAVY),
+        ("list policies --json", HEAVY),
+        ("list profiles", HEAVY),
+        ("plugins", HEAVY),
+        ("show shapes", HEAVY),
+    ],
+)
+def test_what_a_command_leaves_alone(command: str, absent: set[str]) -> None:
+    code = (
+        "import json, sys\n"
+        "from mvw_cli.__main__ import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(json.dumps([code, *sys.modules]), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "MVW_LOAD_PLUGINS": ""},
+        check=True,
+    )
+    code_and_modules = json.loads(done.stderr.splitlines()[-1])
+    assert code_and_modules[0] == 0, done.stderr
+    assert {top(name) for name in code_and_modules[1:]} & absent == set()

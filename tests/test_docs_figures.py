@@ -1,0 +1,102 @@
+"""The figures in the documentation are those of the result files, worded as they deserve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs_pages import generator
+
+RATIO = {"median": 1.5, "interval_95": [1.25, 1.75], "pairs": 12}
+EVEN = {"median": 1.01, "interval_95": [0.97, 1.04], "pairs": 12}
+MILLISECONDS = {"median": 120.4, "p90": 140.0, "samples": []}
+SECONDS = {"median": 2.5, "p90": 3.0, "samples": []}
+WHERE = {
+    "device": "cpu",
+    "device_name": "Some Processor",
+    "threads": 2,
+    "python": "3.11.7",
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+}
+
+
+def _point(m: int | str, right: int, attended: float) -> dict[str, Any]:
+    return {
+        "m": m,
+        "right": right,
+        "questions": 1000,
+        "accuracy": right / 1000,
+        "interval_95": [right / 1000 - 0.01, right / 1000 + 0.01],
+        "withdrawn": 0 if m == "never" else 1000,
+        "mean_tokens": 80.25,
+        "mean_kv_entries_attended": attended,
+    }
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The figures module, with result files of known content."""
+    points = [_point(1, 210, 61.0), _point("</CAPTION>", 975, 88.0), _point("never", 980, 205.4)]
+    names = ("python_ms", "python_click_ms", "help_ms", "infer_help_ms", "list_adapters_ms")
+    walls = ("plain_script_s", "mvw_infer_s", "mvw_infer_no_withdrawal_s")
+    documents = {
+        "curve": {"points": points},
+        "startup": {
+            **{name: MILLISECONDS for name in names},
+            "limits_ms": {"help_ms": 200, "list_adapters_ms": 400},
+        },
+        "infer_wall": {**{name: SECONDS for name in walls}, "infer_over_plain": EVEN, "limit": 1.3},
+        "decode": {
+            "model": {"layers": 8, "width": 512, "vision_tokens": 1024, "dtype": "float32"},
+            "new_tokens": 128,
+            "m": 16,
+            "tpot_ms": {n: MILLISECONDS for n in ("generate", "engine", "engine_withdrawn")},
+            "engine_over_generate_tokens_per_s": EVEN,
+            "withdrawn_over_not_tokens_per_s": RATIO,
+            "bound_withdrawn_over_not": 1.6,
+        },
+    }
+    for name, document in documents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({**document, "environment": WHERE}))
+    (tmp_path / "curve.svg").write_text("<svg/>")
+    with generator() as generate:
+        figures = generate.figures
+        monkeypatch.setattr(figures, "_RESULTS", tmp_path)
+        monkeypatch.setattr(figures, "_CURVE", tmp_path / "curve.json")
+        monkeypatch.setattr(figures, "_PICTURE", tmp_path / "curve.svg")
+        yield figures
+
+
+def test_figures_come_from_the_result_files(results: Any) -> None:
+    assert "98.0 % of the answers are right without withdrawal, 97.5 %" in results.curve()
+    assert "21.0 % with m = 1" in results.curve()
+    assert "205 without withdrawal, 88 with it" in results.curve()
+    assert "| `</CAPTION>` | 97.5 % | 96.5 to 98.5 % | 1,000 of 1,000 | 80.2 | 88 |" in (
+        results.curve_table()
+    )
+    assert "| `mvw --help` | 120 ms | 140 ms | 200 ms |" in results.startup()
+    assert "| `mvw infer` | 2.50 s | 3.00 s |" in results.infer_wall()
+    assert "1.50 × [1.25, 1.75]; the bound" in results.decode()
+    measured = results.measured()
+    assert "not measured" not in measured
+    assert measured.count("Measured on Some Processor, 2 threads") == 1
+
+
+def test_a_ratio_whose_interval_covers_one_shows_no_difference(results: Any) -> None:
+    assert "1.01 × [0.97, 1.04], no difference shown" in results.infer_wall()
+    assert "1.01 × [0.97, 1.04], no difference shown" in results.measured()
+    assert "[1.25, 1.75], no difference" not in results.measured()
+
+
+def test_a_missing_result_is_said_to_be_missing(results: Any, tmp_path: Path) -> None:
+    for name in ("curve", "decode"):
+        (tmp_path / f"{name}.json").unlink()
+    results.result.cache_clear()
+    assert results.curve().startswith("Not measured yet: `make curve`")
+    assert results.decode().startswith("Not measured yet: `python benchmarks/decode.py`")
+    assert results.measured().count("not measured yet") == 4
+    assert "CUDA" in results.not_run()
