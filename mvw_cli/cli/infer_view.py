@@ -23,9 +23,10 @@ class View:
 
     def __init__(self, *, show_text: bool | None) -> None:
         self._stream = sys.stderr
-        self._live = self._stream is not None and console.is_terminal(self._stream)
-        self._color = self._stream is not None and console.has_color(self._stream)
-        self._quiet = console.settings.quiet or self._stream is None
+        self._live = console.is_terminal(self._stream)
+        self._color = console.has_color(self._stream)
+        self._quiet = console.settings.quiet
+        self._drawn = (self._stream.encoding or "").lower().startswith("utf")
         self._show = not self._quiet and (self._live if show_text is None else show_text)
         self._pieces: list[str] = []
         self._loading = ""
@@ -40,7 +41,8 @@ class View:
         """Say what is being loaded, in a line that `loaded` takes away."""
         if self.live:
             self._loading = name
-            self._write(self._styled(f"Loading {one_line(name)} …", _DIM))
+            dots = "…" if self._drawn else "..."
+            self._write(self._styled(f"Loading {one_line(name)} {dots}", _DIM))
 
     def loaded(self) -> None:
         """Take the loading line away."""
@@ -64,8 +66,8 @@ class View:
                 if self._show:
                     self._put_text(event.text)
             case Withdrawn():
-                mark = withdrawal_line(event)
-                self._put_line(f"── {mark} ──" if self._live else mark, _BOLD)
+                mark, rule = withdrawal_line(event), "──" if self._drawn else "--"
+                self._put_line(f"{rule} {mark} {rule}" if self._live else mark, _BOLD)
             case Finished():
                 self._close_line()
 

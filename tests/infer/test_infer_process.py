@@ -41,12 +41,6 @@ def test_libraries_do_not_talk_over_the_answer(
     assert result.err == ""
 
 
-def test_stages_become_answer(scripted: Run) -> None:
-    result = scripted(text=STAGES)
-    assert (result.code, result.out) == (0, "three\n"), result.err
-    assert "I look" not in result.err
-
-
 def test_stages_in_the_document(scripted: Run) -> None:
     found = scripted("--json", "--until", "</SUMMARY>", text=STAGES, remark="Out of my world.")
     document = json.loads(found.out)
@@ -60,9 +54,11 @@ def test_stages_in_the_document(scripted: Run) -> None:
 
 
 def test_remarks_are_one_line_each_and_no_failure(scripted: Run) -> None:
-    result = scripted(remark="Out of\nmy \x1b[31mworld.")
-    assert (result.code, result.out) == (0, "3\n")
+    hostile = "\x1b[31mworld."
+    result = scripted(remark=f"Out of\nmy {hostile}", text=f"<CONCLUSION> {hostile} </CONCLUSION>")
+    assert result.code == 0
     assert result.err.splitlines()[0] == "Out of my ␛[31mworld."
+    assert result.out == f"{hostile}\n"  # a file gets what the model wrote
 
 
 def test_text_that_was_cut_before_an_answer(scripted: Run) -> None:
@@ -302,25 +298,6 @@ def test_loading_is_announced_before_the_heavy_imports(
     assert done.stderr == b"[]\n"
 
 
-def test_no_color(command: list[str], environment: dict[str, str]) -> None:
-    shown, _ = on_a_terminal(command, environment | {"NO_COLOR": "1"})
-    assert "\x1b[2m" not in shown
-    assert "── vision" not in shown
-
-
-def test_hidden_on_a_terminal(command: list[str], environment: dict[str, str]) -> None:
-    shown, _ = on_a_terminal(
-        [*command, "--hide-reasoning", "--m", "2"], environment | {"SCRIPT_TEXT": STAGES}
-    )
-    assert "SUMMARY" not in shown
-    assert "vision withdrawn" in shown
-
-
-def test_quiet_on_a_terminal(command: list[str], environment: dict[str, str]) -> None:
-    shown, out = on_a_terminal([*command, "-q"], environment, both=False)
-    assert (shown, out) == ("", "3\n")
-
-
 def test_escape_sequences_of_the_model_do_not_reach_a_terminal(
     command: list[str], environment: dict[str, str]
 ) -> None:
@@ -330,10 +307,6 @@ def test_escape_sequences_of_the_model_do_not_reach_a_terminal(
     assert not re.search("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]", shown.replace("\r\x1b[K", ""))
     assert "\x1b" not in plain(shown).replace("\r\x1b[K", "")
     assert shown.rstrip().endswith("␛[2J3")
-
-
-def test_a_file_gets_what_the_model_wrote(scripted: Run) -> None:
-    assert scripted(text="<CONCLUSION> \x1b[2J3 </CONCLUSION>").out == "\x1b[2J3\n"
 
 
 def test_standard_input_that_is_a_terminal(
