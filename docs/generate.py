@@ -21,6 +21,7 @@ from regions import example, families, figures, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "docs" / "example.txt"
+SCENE = ROOT / "docs" / "scene.png"
 
 REGIONS: dict[str, Callable[[], str]] = {
     "commands": reference.commands,
@@ -46,16 +47,19 @@ _REGION = re.compile(
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".txt": "console"}
 
 
-def outdated() -> Iterator[tuple[Path, str]]:
-    """Yield each file whose generated text differs from what the code says, with the new text."""
-    terminal = example.terminal()
-    if not EXAMPLE.exists() or EXAMPLE.read_text(encoding="utf-8") != terminal:
+def outdated() -> Iterator[tuple[Path, bytes]]:
+    """Yield each file that differs from what the code says, with its new content."""
+    scene = example.scene()
+    if not SCENE.exists() or not example.same_picture(SCENE.read_bytes(), scene):
+        yield SCENE, scene
+    terminal = example.terminal().encode()
+    if not EXAMPLE.exists() or EXAMPLE.read_bytes() != terminal:
         yield EXAMPLE, terminal
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         before = page.read_text(encoding="utf-8")
         after = _REGION.sub(_filled, before)
         if after != before:
-            yield page, after
+            yield page, after.encode()
 
 
 def _filled(match: re.Match[str]) -> str:
@@ -85,11 +89,11 @@ def main(check: bool) -> None:
         del os.environ[name]
     os.environ |= {"MVW_LOAD_PLUGINS": "", "MVW_HOME": os.devnull, "NO_COLOR": "1"}
     stale = False
-    for path, text in outdated():
+    for path, content in outdated():
         stale = True
         click.echo(f"{'out of date: ' if check else 'wrote '}{path.relative_to(ROOT)}")
         if not check:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
     if check and stale:
         click.echo("Hint: make docs", err=True)
         raise click.exceptions.Exit(1)

@@ -47,6 +47,8 @@ def test_check_names_what_is_stale_and_writing_mends_it(
     page.write_text(f"before\n{start}\nold\n{end}\nafter\n")
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate, "EXAMPLE", tmp_path / "docs" / "example.txt")
+    monkeypatch.setattr(generate, "SCENE", DOCS / "scene.png")
+    monkeypatch.setattr(generate.example, "scene", lambda: (DOCS / "scene.png").read_bytes())
     monkeypatch.setattr(generate.example, "terminal", lambda: "$ mvw\n")
     runner = CliRunner()
     checked = runner.invoke(generate.main, ["--check"])
