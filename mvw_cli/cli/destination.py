@@ -74,9 +74,24 @@ def deliver(text: str, path: str | None) -> None:
 
 
 def _to_stdout(text: str) -> None:
-    if text:
-        # A file gets what the model wrote; a terminal must not obey it.
-        console.write(printable(text) if console.is_terminal(sys.stdout) else text)
+    if not text:
+        return
+    # A file gets what the model wrote; a terminal must not obey it.
+    safe = printable(text) if console.is_terminal(sys.stdout) else text
+    try:
+        console.write(safe)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What stays in the buffer would fail again, with a traceback, when Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(printable(text) + "\n")
+        raise MvwError(
+            "Cannot write to stdout",
+            cause=f"{error.strerror or error}; the result is on stderr",
+            hint="df -h .",
+        ) from None
 
 
 def _replace(target: Path, text: str) -> None:

@@ -68,7 +68,7 @@ def run(task: Task) -> None:
     """
     _check(task)
     view = View(show_text=task.show_reasoning)
-    with leaving_at_once(view.last_words):
+    with leaving_at_once(view.last_words), view.making_room():
         try:
             result = _answer(task, view)
         finally:

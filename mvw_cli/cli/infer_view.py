@@ -7,7 +7,10 @@ figures at the end; elsewhere plain lines. It computes no figure and knows nothi
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from mvw_cli import console
 from mvw_cli.cli.printable import one_line, printable
@@ -49,6 +52,24 @@ class View:
         if self._loading:
             self._loading = ""
             self._write(_ERASE)
+
+    @contextmanager
+    def making_room(self) -> Iterator[None]:
+        """Keep the warnings of others out of the loading line."""
+        show = warnings.showwarning
+
+        def shown_apart(*arguments: Any, **more: Any) -> None:
+            loading = self._loading
+            self.loaded()
+            show(*arguments, **more)
+            if loading:
+                self.loading(loading)
+
+        warnings.showwarning = shown_apart
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
 
     def note(self, text: str) -> None:
         """Write one line."""

@@ -381,19 +381,25 @@ def test_an_answer_whose_file_fails_goes_to_stdout(infer: Infer) -> None:
 # --- the notices ---
 
 
-def test_the_embedded_model_introduces_itself(infer: Infer, monkeypatch: Any) -> None:
-    from mvw_cli.adapter import Adapter
+def test_the_embedded_model_answers_and_introduces_itself(
+    infer: Infer, mvw: Callable[..., Ran], tmp_path: Path
+) -> None:
+    assert mvw("samples", str(tmp_path / "drawn"), "--count", "1").code == 0
+    scene = next((tmp_path / "drawn").glob("*.png"))
+    question = "How many red circles are there?"
+    result = infer(image=scene, question=question, model=False)
+    assert result.code == 0, result.err
+    assert result.out.count("\n") == 1 and result.out.strip()
+    notice, mark, figures = result.err.splitlines()
+    assert "the embedded `shapes` answers" in notice
+    assert "--model ORG/NAME or --profile NAME" in notice
+    assert "144 vision tokens" in mark and figures.startswith("TTFT ")
+    named = infer("--profile", "shapes", image=scene, question=question, model=False)
+    assert named.out == result.out
+    assert notice not in named.err
 
-    class Loaded(Exception):
-        pass
 
-    def load(name: str) -> Adapter:
-        raise Loaded(name)
-
-    monkeypatch.setattr("mvw_cli.session.load_adapter", load)
-    embedded = "the embedded `shapes` answers"
-    err = infer(model=False).err
-    assert embedded in err and "--model ORG/NAME or --profile NAME" in err
-    assert embedded not in infer("-q", model=False).err
-    assert embedded not in infer("--profile", "shapes", model=False).err
-    assert embedded not in infer().err
+def test_the_embedded_model_says_where_its_world_ends(infer: Infer) -> None:
+    result = infer("-m", "1", "--max-new-tokens", "2", question="Who is this?", model=False)
+    assert result.code == 0
+    assert "do not trust this answer" in result.err.splitlines()[1]

@@ -92,6 +92,23 @@ def test_a_reader_of_stderr_that_has_gone_does_not_cost_the_answer(
     assert done.stdout == b"three\n"
 
 
+def test_a_full_disk_behind_stdout_does_not_cost_the_answer(
+    command: list[str], environment: dict[str, str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, env=environment, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False
+        )
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert lines[-4:] == [
+        "3",
+        "Error: Cannot write to stdout",
+        "  No space left on device; the result is on stderr",
+        "Hint: df -h .",
+    ]
+
+
 # --- Ctrl-C ---
 
 

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -59,6 +60,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
+ERASE = "\r\x1b[K"
 MARK = (
     "vision withdrawn after token 2: 16 vision tokens (32 cache entries), 1.0 KiB of 2.0 KiB freed"
 )
@@ -119,6 +121,22 @@ def test_a_note_while_loading_keeps_the_loading_line_last(terminal: Shown) -> No
     view.loaded()
     view.loaded()
     assert terminal() == "\r\x1b[K"
+
+
+def test_a_warning_while_loading_gets_a_line_of_its_own(
+    terminal: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = infer_view.sys.stderr
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *rest: stderr.write("careful\n"))
+    view = View(show_text=None)
+    with view.making_room(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        view.loading("a")
+        warnings.warn("careful", stacklevel=1)
+        view.loaded()
+        warnings.warn("careful", stacklevel=1)
+        stderr.flush()
+    assert plain(terminal()) == f"Loading a …{ERASE}careful\nLoading a …{ERASE}careful\n"
 
 
 def test_last_words(terminal: Shown) -> None:
