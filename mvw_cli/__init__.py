@@ -15,6 +15,7 @@ _HOMES = {
     "LoadedModel": "mvw_cli.adapter",
     "ModelSpec": "mvw_cli.adapter",
     "VisionLayout": "mvw_cli.adapter",
+    "Decide": "mvw_cli.policy",
     "ExitCode": "mvw_cli.errors",
     "BadImage": "mvw_cli.errors",
     "ModelProblem": "mvw_cli.errors",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from mvw_cli.errors import OutOfMemory as OutOfMemory
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
+    from mvw_cli.policy import Decide as Decide
     from mvw_cli.policy import PolicyInfo as PolicyInfo
     from mvw_cli.policy import StepView as StepView
     from mvw_cli.policy import Withdraw as Withdraw

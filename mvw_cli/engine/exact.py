@@ -58,5 +58,8 @@ def sliding_windows(prefilled: Cache) -> list[int | None]:
         elif type(layer) is DynamicSlidingWindowLayer:
             windows.append(int(layer.sliding_window))
         else:
-            raise NotExact(f"layer {number} keeps its state in a {type(layer).__name__}")
+            raise NotExact(
+                f"layer {number} keeps a {type(layer).__name__}, a state that can't be split into "
+                "vision and text"
+            )
     return windows

@@ -1,11 +1,10 @@
 """A withdrawal policy: the vision tokens go after some sentences."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mvw_cli import StepView, Withdraw, WithdrawalPolicy
+from mvw_cli import Decide, StepView, Withdraw, WithdrawalPolicy
 
 _END = re.compile(r"[.!?]\s")  # the space tells the end of a sentence from the point in 3.14
 
@@ -25,7 +24,7 @@ class Sentences(WithdrawalPolicy):
         if self.count < 1:
             raise ValueError("count must be 1 or more")
 
-    def begin(self) -> Callable[[StepView], Withdraw | None]:
+    def begin(self) -> Decide:
         done = False
 
         def decide(view: StepView) -> Withdraw | None:
