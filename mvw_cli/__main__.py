@@ -5,6 +5,7 @@ The one place that prints errors. It knows no command.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -32,9 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain again on shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()  # whoever read it has had enough
         return ExitCode.FAILURE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _let_go_of_stdout()
+        console.error("the output can't be written", "no space is left on the device", "df -h")
+        return ExitCode.FAILURE
+
+
+def _let_go_of_stdout() -> None:
+    # Python flushes on shutdown, and would complain again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -55,9 +66,9 @@ def _run(arguments: list[str]) -> int:
         _traceback_if_wanted()
         console.error(error.message, error.cause, error.hint)
         return error.exit_code
-    except BrokenPipeError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+            raise
         _traceback_if_wanted()
         again = shlex.join(["mvw", "--debug", *(a for a in arguments if a != "--debug")])
         what = " ".join(str(error).split())

@@ -214,3 +214,21 @@ def test_every_hint_is_a_command(mvw: Run, arguments: str) -> None:
     what, cause, hint = ran.err.splitlines()
     assert what.startswith("Error: ") and cause.startswith("  ") and hint.startswith("Hint: ")
     parse_hint(hint.removeprefix("Hint: "))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--version"], ["list", "adapters"], ["--help"]])
+def test_a_full_disk_is_no_fault_of_ours(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "mvw_cli", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "no space is left" in done.stderr
+    assert "fault" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
+    command = [sys.executable, "-m", "mvw_cli", "infer", "a\x1b[31m.png", "What?"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 6
+    assert "\x1b" not in done.stderr

@@ -75,7 +75,7 @@ class HuggingFace(Adapter):
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
     ) -> dict[str, Tensor]:
-        inputs = self.tokenize(loaded, images, loaded.spec.template.format(question=question))
+        inputs = self.tokenize(loaded, images, loaded.spec.template.replace("{question}", question))
         model = loaded.model
         on_device = {
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
@@ -212,8 +212,13 @@ def explained(name: str) -> Iterator[None]:
         raise ModelProblem(
             f"{name} can't be loaded.",
             cause=cause,
-            hint="mvw list profiles" if Path(name).exists() else f"hf download {name}",
+            hint=f"hf download {name}" if _on_the_hub(name) else "mvw list profiles",
         ) from error
+
+
+def _on_the_hub(name: str) -> bool:
+    """Whether a name reads as ORG/NAME, and there is no folder of that name."""
+    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -129,23 +129,37 @@ def _reasoning(scene: Scene, question: Question) -> str:
         shape = scene.cells[question.place]
         held = f"{shape.colour} {shape.kind}" if shape else "nothing"
         return f"At the {PLACES[question.place]}: {held}."
-    first = places_of(scene, question.first)
-    lines = [_tally(question.first, first)]
-    if question.second is not None:
-        second = places_of(scene, question.second)
-        lines.append(_tally(question.second, second))
+    first, second = question.first, question.second
+    told = [_tally(scene, (first, second) if second else (first,))]
+    if second is not None:
+        mine, others = places_of(scene, first), places_of(scene, second)
         if question.kind == "comparison":
-            verdict = _VERDICTS[_sign(len(first) - len(second))]
-            lines.append(f"{len(first)} is {verdict} {len(second)}.")
-        elif len(first) == len(second) == 1:
-            lines.append(_lines_of(question.asks, first[0], second[0]))
-    return " ".join(lines)
+            verdict = _VERDICTS[_sign(len(mine) - len(others))]
+            told.append(f"{len(mine)} is {verdict} {len(others)}.")
+        elif len(mine) == len(others) == 1:
+            told.append(f"At the {PLACES[mine[0]]} and the {PLACES[others[0]]}.")
+            told.append(_lines_of(question.asks, mine[0], others[0]))
+    return " ".join(told)
 
 
-def _tally(selection: Selection, places: list[int]) -> str:
-    """Number the places as they are listed, so that the count is the last number written."""
-    listed = ", ".join(f"{number} {PLACES[place]}" for number, place in enumerate(places, 1))
-    return f"The {selection.plural}: {listed or 'none'}. That makes {len(places)}."
+def _tally(scene: Scene, selections: tuple[Selection, ...]) -> str:
+    """Go through the caption again and count aloud; every step needs only the one before it.
+
+    What is counted is named at every shape, and Yes or No comes before the number: a network this
+    small takes one step at a time.
+    """
+    counts = [0] * len(selections)
+    steps = []
+    for place, shape in enumerate(scene.cells):
+        if shape is None:
+            continue
+        told = []
+        for number, selection in enumerate(selections):
+            hit = selection.matches(shape)
+            counts[number] += hit
+            told.append(f"{selection.plural} {_yes(hit)} {counts[number]}")
+        steps.append(f"{PLACES[place]} {shape.colour} {shape.kind}: {', '.join(told)}.")
+    return f"{' '.join(steps)} That makes {' and '.join(map(str, counts))}."
 
 
 def _lines_of(direction: str, first: int, second: int) -> str:

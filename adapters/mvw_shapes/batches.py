@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from PIL import Image
@@ -21,6 +21,8 @@ from mvw_shapes.scenes import draw
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
+Phase = Literal["language", "look", "whole"]
+
 IGNORED = -100  # the label that transformers' and torch's cross-entropy skip
 
 
@@ -31,7 +33,7 @@ class Batch:
     Row i of the text belongs to picture i // (rows // pictures).
     """
 
-    pixel_values: torch.Tensor  # (pictures, 3, H, W)
+    pixel_values: torch.Tensor | None  # (pictures, 3, H, W); None in the phase without pictures
     input_ids: torch.Tensor  # (B, T), padded on the right
     labels: torch.Tensor  # (B, T), IGNORED outside the answer
     lengths: torch.Tensor  # (B,), without the padding
@@ -47,29 +49,46 @@ def prompt(processor: LlavaProcessor, question: str) -> str:
 
 
 def make_batch(
-    processor: LlavaProcessor, seed: int, step: int, *, pictures: int, questions: int
+    processor: LlavaProcessor, seed: int, step: int, *, phase: Phase, pictures: int, questions: int
 ) -> Batch:
-    """Draw the batch of a step: some pictures, each with several questions."""
+    """Draw the batch of a step: some pictures, each with several questions, as the phase wants it.
+
+    `language` has text alone: the caption is given, not learnt, and the rest of the answer follows
+    from it. `look` ends with the caption. `whole` is what the model is asked for in the end.
+    """
     rng = random.Random(f"{seed}/{step}")
-    images, rows, starts = [], [], []
+    images, rows, starts, given = [], [], [], []
+    image, caption, caption_end = processor.tokenizer.convert_tokens_to_ids(
+        ["<image>", "<CAPTION>", "</CAPTION>"]
+    )
     pad, eos = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id
     for _ in range(pictures):
         first = sample_example(rng)
         examples = [first]
         examples += [sample_example(rng, scene=first.scene) for _ in range(questions - 1)]
-        images.append(_worn(draw(first.scene, rng), rng))
+        if phase != "language":
+            images.append(_worn(draw(first.scene, rng), rng))
         for example in examples:
             asked = processor.tokenizer(prompt(processor, example.text)).input_ids
-            told = processor.tokenizer(write(example.scene, example.question)).input_ids
-            rows.append([*asked, *told, eos])
+            told = [*processor.tokenizer(write(example.scene, example.question)).input_ids, eos]
+            end = told.index(caption_end) + 1
+            if phase == "language":
+                asked = [token for token in asked if token != image]
+            rows.append([*asked, *(told[:end] if phase == "look" else told)])
             starts.append(len(asked))
+            hidden = (told.index(caption) + 1, end) if phase == "language" else (0, 0)
+            given.append(slice(*(len(asked) + place for place in hidden)))
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
     labels = torch.full_like(input_ids, IGNORED)
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
         labels[index, start : len(row)] = input_ids[index, start : len(row)]
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    return Batch(_lit(pixels, rng), input_ids, labels, torch.tensor([len(row) for row in rows]))
+        labels[index, given[index]] = IGNORED
+    pixels = None
+    if images:
+        values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        pixels = _lit(values, rng)
+    return Batch(pixels, input_ids, labels, torch.tensor([len(row) for row in rows]))
 
 
 def _worn(image: Image.Image, rng: random.Random) -> Image.Image:

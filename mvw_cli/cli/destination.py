@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mvw_cli import console
-from mvw_cli.cli.printable import printable
 from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.printable import printable
 
 
 def check_destination(path: str | None) -> None:

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mvw_cli import console
-from mvw_cli.cli.printable import one_line, printable
 from mvw_cli.engine.completion import Completion
 from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
+from mvw_cli.printable import one_line, printable
 
 _DIM, _BOLD, _WARN, _PLAIN = "\x1b[2m", "\x1b[1;36m", "\x1b[33m", "\x1b[0m"
 _ERASE = "\r\x1b[K"

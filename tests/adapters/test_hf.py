@@ -74,7 +74,9 @@ def test_vision_tokens_are_where_the_image_is(checkpoint: Path) -> None:
 
 
 def test_template_and_system_prompt_reach_the_model(checkpoint: Path) -> None:
-    spec = ModelSpec(model=str(checkpoint), device="cpu", system="w9", template="w7 {question} w8")
+    spec = ModelSpec(
+        model=str(checkpoint), device="cpu", system="w9", template="w7 { {question} } w8"
+    )
     loaded = ADAPTER.load(spec)
     ids = ADAPTER.encode(loaded, [RED], "w1")["input_ids"][0].tolist()
     words = loaded.processor.tokenizer.convert_ids_to_tokens(ids)
@@ -107,6 +109,7 @@ def test_no_model_named() -> None:
 def test_missing_folder() -> None:
     error = problem(ModelProblem, ModelSpec(model="./no/such/folder", device="cpu"))
     assert "./no/such/folder" in error.message
+    assert error.hint == "mvw list profiles"
 
 
 def test_missing_weights(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from mvw_cli import console
 from mvw_cli.cli import infer_view
 from mvw_cli.cli.infer_view import View, size
-from mvw_cli.cli.printable import one_line, printable
 from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
+from mvw_cli.printable import one_line, printable
 
 Shown = Callable[[], str]
 

@@ -10,13 +10,15 @@ import pytest
 import torch
 from mvw_shapes import fast_attention
 from mvw_shapes.batches import IGNORED, make_batch
-from mvw_shapes.checkpoint import build_model, build_processor
+from mvw_shapes.checkpoint import VISION_TOKENS, build_model, build_processor
 from mvw_shapes.scenes import PLACES, Scene, Shape
 from mvw_shapes.train import Settings, backward, export, export_state, learning_rate, train
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 TINY = Settings(
-    steps=6,
+    language_steps=2,
+    look_steps=2,
+    whole_steps=2,
     pictures=2,
     questions=2,
     rows=3,
@@ -66,9 +68,11 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     processor = build_processor()
 
     def ids(seed: int, step: int) -> torch.Tensor:
-        return make_batch(processor, seed, step, pictures=2, questions=2).input_ids
+        return make_batch(processor, seed, step, phase="whole", pictures=2, questions=2).input_ids
 
-    one, again = (make_batch(processor, 1, 7, pictures=2, questions=2) for _ in range(2))
+    one, again = (
+        make_batch(processor, 1, 7, phase="whole", pictures=2, questions=2) for _ in range(2)
+    )
     assert one.input_ids.equal(again.input_ids)
     assert one.pixel_values.equal(again.pixel_values)
     assert not (ids(1, 7).shape == ids(1, 8).shape and ids(1, 7).equal(ids(1, 8)))
@@ -80,7 +84,7 @@ def test_no_held_out_layout_is_ever_trained_on() -> None:
     named = re.compile(rf"({'|'.join(PLACES)}) (\w+) (\w+)")
     layouts = set()
     for step in range(8):
-        batch = make_batch(processor, 1, step, pictures=16, questions=2)
+        batch = make_batch(processor, 1, step, phase="language", pictures=16, questions=2)
         for text in processor.tokenizer.batch_decode(batch.input_ids):
             caption = text.split("<CAPTION>")[1].split("</CAPTION>")[0]
             cells: list[Shape | None] = [None] * 9
@@ -94,7 +98,7 @@ def test_no_held_out_layout_is_ever_trained_on() -> None:
 
 def test_the_loss_is_on_the_answer_only() -> None:
     processor = build_processor()
-    batch = make_batch(processor, 1, 0, pictures=3, questions=2)
+    batch = make_batch(processor, 1, 0, phase="whole", pictures=3, questions=2)
     for ids, labels, length in zip(batch.input_ids, batch.labels, batch.lengths, strict=True):
         told = processor.tokenizer.decode(ids[labels != IGNORED])
         assert told.startswith("<SUMMARY>") and told.endswith("</CONCLUSION> </s>")
@@ -102,9 +106,43 @@ def test_the_loss_is_on_the_answer_only() -> None:
         assert processor.tokenizer.decode(ids[: int(length)]).endswith(told)
 
 
+def test_language_comes_without_pictures_and_its_caption_is_given() -> None:
+    processor = build_processor()
+    image, start, end = processor.tokenizer.convert_tokens_to_ids(
+        ["<image>", "<CAPTION>", "</CAPTION>"]
+    )
+    batch = make_batch(processor, 1, 0, phase="language", pictures=3, questions=2)
+    assert batch.pixel_values is None
+    for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+        assert image not in ids
+        first, last = ids.index(start), ids.index(end)
+        assert set(labels[first + 1 : last + 1]) == {IGNORED}
+        assert labels[last + 1 : last + 9] == ids[last + 1 : last + 9]
+        assert labels[first] == start
+
+
+def test_looking_ends_with_the_caption() -> None:
+    processor = build_processor()
+    batch = make_batch(processor, 1, 0, phase="look", pictures=3, questions=1)
+    assert batch.pixel_values is not None
+    assert len(batch.pixel_values) == 3
+    for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
+        told = processor.tokenizer.decode(ids[labels != IGNORED])
+        assert told.startswith("<SUMMARY>") and told.endswith("</CAPTION>")
+
+
+def test_no_vision_token_is_ever_taken_away_on_the_way() -> None:
+    """A row has all its vision tokens or, in the language phase, none."""
+    processor = build_processor()
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    for phase, expected in (("language", 0), ("look", VISION_TOKENS), ("whole", VISION_TOKENS)):
+        batch = make_batch(processor, 1, 0, phase=phase, pictures=4, questions=1)
+        assert set((batch.input_ids == image).sum(1).tolist()) == {expected}
+
+
 def test_split_gradients_equal_those_of_the_whole_batch() -> None:
     processor = build_processor()
-    batch = make_batch(processor, 1, 0, pictures=3, questions=2)
+    batch = make_batch(processor, 1, 0, phase="whole", pictures=3, questions=2)
     torch.manual_seed(0)
     model = build_model(vision_layers=1, vision_width=32, text_layers=2, text_width=40).train()
     whole = model(
@@ -124,9 +162,15 @@ def test_split_gradients_equal_those_of_the_whole_batch() -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
+def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
     settings = Settings()
     rates = [learning_rate(settings, step) for step in range(settings.steps)]
-    assert max(rates) == pytest.approx(settings.learning_rate)
-    assert rates.index(max(rates)) in (settings.warm_up - 1, settings.warm_up)
-    assert rates[0] < rates[10] and 0 < rates[-1] < 1e-6
+    assert rates[0] < rates[10] < rates[settings.warm_up]
+    level = rates[settings.warm_up : settings.steps - settings.whole_steps]
+    assert set(level) == {settings.learning_rate} == {max(rates)}
+    assert 0 < rates[-1] < 1e-6
+
+
+def test_phases_follow_each_other() -> None:
+    phases = [TINY.phase(step) for step in range(TINY.steps)]
+    assert phases == ["language", "language", "look", "look", "whole", "whole"]
