@@ -16,12 +16,12 @@ from PIL import Image
 from mvw_shapes.answers import write
 from mvw_shapes.checkpoint import VISION_TOKENS
 from mvw_shapes.examples import sample_example
-from mvw_shapes.scenes import draw
+from mvw_shapes.scenes import Scene, draw
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
-Phase = Literal["language", "look", "whole"]
+Phase = Literal["language", "whole"]
 
 IGNORED = -100  # the label that transformers' and torch's cross-entropy skip
 
@@ -54,10 +54,10 @@ def make_batch(
     """Draw the batch of a step: some pictures, each with several questions, as the phase wants it.
 
     `language` has text alone: the caption is given, not learnt, and the rest of the answer follows
-    from it. `look` ends with the caption. `whole` is what the model is asked for in the end.
+    from it. `whole` is what the model is asked for in the end.
     """
     rng = random.Random(f"{seed}/{step}")
-    images, rows, starts, given = [], [], [], []
+    scenes, rows, starts, given = [], [], [], []
     image, caption, caption_end = processor.tokenizer.convert_tokens_to_ids(
         ["<image>", "<CAPTION>", "</CAPTION>"]
     )
@@ -66,15 +66,14 @@ def make_batch(
         first = sample_example(rng)
         examples = [first]
         examples += [sample_example(rng, scene=first.scene) for _ in range(questions - 1)]
-        if phase != "language":
-            images.append(_worn(draw(first.scene, rng), rng))
+        scenes.append(first.scene)
         for example in examples:
             asked = processor.tokenizer(prompt(processor, example.text)).input_ids
             told = [*processor.tokenizer(write(example.scene, example.question)).input_ids, eos]
             end = told.index(caption_end) + 1
             if phase == "language":
                 asked = [token for token in asked if token != image]
-            rows.append([*asked, *(told[:end] if phase == "look" else told)])
+            rows.append([*asked, *told])
             starts.append(len(asked))
             hidden = (told.index(caption) + 1, end) if phase == "language" else (0, 0)
             given.append(slice(*(len(asked) + place for place in hidden)))
@@ -84,11 +83,14 @@ def make_batch(
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
         labels[index, start : len(row)] = input_ids[index, start : len(row)]
         labels[index, given[index]] = IGNORED
-    pixels = None
-    if images:
-        values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        pixels = _lit(values, rng)
+    pixels = None if phase == "language" else pixels_of(processor, scenes, rng)
     return Batch(pixels, input_ids, labels, torch.tensor([len(row) for row in rows]))
+
+
+def pixels_of(processor: LlavaProcessor, scenes: list[Scene], rng: random.Random) -> torch.Tensor:
+    """Draw scenes and wear the pictures a little: # (pictures, 3, H, W)."""
+    images = [_worn(draw(scene, rng), rng) for scene in scenes]
+    return _lit(processor.image_processor(images, return_tensors="pt")["pixel_values"], rng)
 
 
 def _worn(image: Image.Image, rng: random.Random) -> Image.Image:

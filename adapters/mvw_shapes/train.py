@@ -1,30 +1,33 @@
 """Train the embedded model: `python -m mvw_shapes.train`, again after a kill to go on.
 
-Everything that decides the result is in `Settings`. As large models do, this one learns language
-first and to look afterwards. No answer is ever trained with vision tokens taken away on the way:
-withdrawal stays training-free, so the accuracy that it leaves is an honest measurement.
+Everything that decides the result is in `Settings`. As large models do, this one learns to see and
+to reason apart, pictures without text and text without pictures, and then to do both. No answer is
+ever trained with vision tokens taken away on the way: withdrawal stays training-free, so the
+accuracy that it leaves is an honest measurement.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mvw_shapes import fast_attention
 from mvw_shapes.batches import IGNORED, Batch, Phase, make_batch
 from mvw_shapes.checkpoint import WEIGHTS, build_model, build_processor
+from mvw_shapes.seeing import build_head, make_sights, seeing_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 RECORD = "training.json"  # beside the weights: how they came about, and what they reach
 
@@ -34,10 +37,11 @@ class Settings:
     """Fix everything that the trained weights depend on."""
 
     seed: int = 20
+    see_steps: int = 1000  # vision tower alone: what lies in each cell
     language_steps: int = 1300  # text alone: reasoning from a given caption
-    look_steps: int = 900  # pictures: summary and caption
-    whole_steps: int = 1200  # pictures: the whole answer
-    pictures: int = 32  # per step
+    whole_steps: int = 1000  # pictures and text: the whole answer
+    sights: int = 64  # pictures per step while seeing is learnt
+    pictures: int = 32  # per step afterwards
     questions: int = 1  # per picture
     rows: int = 16  # of the text in one forward pass; gradients are summed up
     learning_rate: float = 1.5e-3
@@ -54,21 +58,24 @@ class Settings:
     @property
     def steps(self) -> int:
         """All phases together."""
-        return self.language_steps + self.look_steps + self.whole_steps
+        return self.see_steps + self.language_steps + self.whole_steps
 
-    def phase(self, step: int) -> Phase:
+    def phase(self, step: int) -> Literal["see"] | Phase:
         """Return the phase that a step belongs to."""
-        if step < self.language_steps:
-            return "language"
-        return "look" if step < self.language_steps + self.look_steps else "whole"
+        if step < self.see_steps:
+            return "see"
+        return "language" if step < self.see_steps + self.language_steps else "whole"
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Return the rate of a step: warm-up, then level, then in the last phase a cosine to zero."""
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    last = max(settings.warm_up, settings.steps - settings.whole_steps)
-    done = max(0, step - last) / max(1, settings.steps - last)
+    """Return the rate of a step: each phase warms up; the first and the last fall to zero."""
+    starts = (0, settings.see_steps, settings.steps - settings.whole_steps, settings.steps)
+    start, end = next((a, b) for a, b in itertools.pairwise(starts) if step < b)
+    if step - start < settings.warm_up:
+        return settings.learning_rate * (step - start + 1) / settings.warm_up
+    if settings.phase(step) == "language":
+        return settings.learning_rate
+    done = (step - start - settings.warm_up) / max(1, end - start - settings.warm_up)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -129,9 +136,11 @@ def _features(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tenso
     )
 
 
-def _optimizer(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
+def _optimizer(
+    model: torch.nn.Module, head: torch.nn.Module, settings: Settings
+) -> torch.optim.AdamW:
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
+    for parameter in itertools.chain(model.parameters(), head.parameters()):
         groups[parameter.ndim >= 2].append(parameter)
     return torch.optim.AdamW(
         [
@@ -164,26 +173,17 @@ def train(
         text_layers=settings.text_layers,
         text_width=settings.text_width,
     ).train()
+    head = build_head(settings.vision_width)
     fast_attention.use(model)
-    optimizer = _optimizer(model, settings)
-    first = _resume(settings, run, model, optimizer)
-    started, seen = time.monotonic(), 0.0
+    optimizer = _optimizer(model, head, settings)
+    first = _resume(settings, run, model, head, optimizer)
+    started = time.monotonic()
     for step in range(first, settings.steps):
         if step == stop_after:
             break
-        clock = time.monotonic()
-        batch = make_batch(
-            processor,
-            settings.seed,
-            step,
-            phase=settings.phase(step),
-            pictures=settings.pictures,
-            questions=settings.questions,
-        )
-        seen += time.monotonic() - clock
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        loss = backward(model, batch, rows=settings.rows, bfloat16=settings.bfloat16)
+        loss = _step(settings, step, processor, model, head)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -198,21 +198,52 @@ def train(
                     "gradient_norm": round(norm.item(), 3),
                     "learning_rate": round(learning_rate(settings, step), 7),
                     "step_s": round(spent / (done - first), 4),
-                    "data_share": round(seen / spent, 3),
                 }
             )
         if done % settings.checkpoint_every == 0 or done == settings.steps:
-            _save(settings, run, done, model, optimizer)
+            _save(settings, run, done, model, head, optimizer)
     return model
 
 
+def _step(
+    settings: Settings,
+    step: int,
+    processor: LlavaProcessor,
+    model: LlavaForConditionalGeneration,
+    head: torch.nn.Linear,
+) -> float:
+    """Draw the data of a step and add its gradients; return the loss."""
+    phase = settings.phase(step)
+    if phase == "see":
+        sights = make_sights(processor, settings.seed, step, pictures=settings.sights)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bfloat16):
+            loss = seeing_loss(model, head, sights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+    batch = make_batch(
+        processor,
+        settings.seed,
+        step,
+        phase=phase,
+        pictures=settings.pictures,
+        questions=settings.questions,
+    )
+    return backward(model, batch, rows=settings.rows, bfloat16=settings.bfloat16)
+
+
 def _save(
-    settings: Settings, run: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.AdamW
+    settings: Settings,
+    run: Path,
+    step: int,
+    model: torch.nn.Module,
+    head: torch.nn.Module,
+    optimizer: torch.optim.AdamW,
 ) -> None:
     state = {
         "settings": asdict(settings),
         "step": step,
         "model": model.state_dict(),
+        "head": head.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     # A kill in the middle of writing must leave the state before it whole.
@@ -221,7 +252,11 @@ def _save(
 
 
 def _resume(
-    settings: Settings, run: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW
+    settings: Settings,
+    run: Path,
+    model: torch.nn.Module,
+    head: torch.nn.Module,
+    optimizer: torch.optim.AdamW,
 ) -> int:
     if not (run / "state.pt").exists():
         return 0
@@ -229,6 +264,7 @@ def _resume(
     if state["settings"] != asdict(settings):
         raise ValueError(f"{run} holds a run with other settings; give another folder")
     model.load_state_dict(state["model"])
+    head.load_state_dict(state["head"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 

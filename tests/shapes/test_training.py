@@ -12,17 +12,19 @@ from mvw_shapes import fast_attention
 from mvw_shapes.batches import IGNORED, make_batch
 from mvw_shapes.checkpoint import VISION_TOKENS, build_model, build_processor
 from mvw_shapes.scenes import PLACES, Scene, Shape
+from mvw_shapes.seeing import build_head, make_sights, seeing_loss
 from mvw_shapes.train import Settings, backward, export, export_state, learning_rate, train
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 TINY = Settings(
+    see_steps=2,
     language_steps=2,
-    look_steps=2,
     whole_steps=2,
+    sights=2,
     pictures=2,
     questions=2,
     rows=3,
-    warm_up=2,
+    warm_up=1,
     checkpoint_every=2,
     vision_layers=1,
     vision_width=32,
@@ -121,21 +123,39 @@ def test_language_comes_without_pictures_and_its_caption_is_given() -> None:
         assert labels[first] == start
 
 
-def test_looking_ends_with_the_caption() -> None:
+def test_sights_name_what_was_drawn() -> None:
     processor = build_processor()
-    batch = make_batch(processor, 1, 0, phase="look", pictures=3, questions=1)
-    assert batch.pixel_values is not None
-    assert len(batch.pixel_values) == 3
-    for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
-        told = processor.tokenizer.decode(ids[labels != IGNORED])
-        assert told.startswith("<SUMMARY>") and told.endswith("</CAPTION>")
+    sights = make_sights(processor, 1, 0, pictures=6)
+    again = make_sights(processor, 1, 0, pictures=6)
+    assert sights.pixel_values.equal(again.pixel_values)
+    assert sights.cells.equal(again.cells)
+    assert sights.cells.shape == (6, 9)
+    # An empty cell is all background: light, and of one tone. A full one holds something darker.
+    third = sights.pixel_values.shape[-1] // 3
+    for picture, cells in zip(sights.pixel_values, sights.cells.tolist(), strict=True):
+        for place, number in enumerate(cells):
+            rows = slice(place // 3 * third, (place // 3 + 1) * third)
+            columns = slice(place % 3 * third, (place % 3 + 1) * third)
+            darkest = picture[:, rows, columns].amin(0).min()
+            assert (darkest > 0.5) == (number == 0)
+
+
+def test_seeing_teaches_the_vision_tower_alone() -> None:
+    processor = build_processor()
+    torch.manual_seed(0)
+    model = build_model(vision_layers=1, vision_width=32, text_layers=1, text_width=40).train()
+    head = build_head(32)
+    seeing_loss(model, head, make_sights(processor, 1, 0, pictures=2)).backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert touched
+    assert all("vision_tower" in name for name in touched)
 
 
 def test_no_vision_token_is_ever_taken_away_on_the_way() -> None:
     """A row has all its vision tokens or, in the language phase, none."""
     processor = build_processor()
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    for phase, expected in (("language", 0), ("look", VISION_TOKENS), ("whole", VISION_TOKENS)):
+    for phase, expected in (("language", 0), ("whole", VISION_TOKENS)):
         batch = make_batch(processor, 1, 0, phase=phase, pictures=4, questions=1)
         assert set((batch.input_ids == image).sum(1).tolist()) == {expected}
 
@@ -162,15 +182,19 @@ def test_split_gradients_equal_those_of_the_whole_batch() -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
-def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
+def test_the_rate_warms_up_in_each_phase_and_falls_in_the_first_and_last() -> None:
     settings = Settings()
     rates = [learning_rate(settings, step) for step in range(settings.steps)]
-    assert rates[0] < rates[10] < rates[settings.warm_up]
-    level = rates[settings.warm_up : settings.steps - settings.whole_steps]
-    assert set(level) == {settings.learning_rate} == {max(rates)}
-    assert 0 < rates[-1] < 1e-6
+    by_phase: dict[str, list[float]] = {}
+    for step, rate in enumerate(rates):
+        by_phase.setdefault(settings.phase(step), []).append(rate)
+    for phase, own in by_phase.items():
+        assert own[0] == pytest.approx(settings.learning_rate / settings.warm_up)
+        assert max(own) == own[settings.warm_up] == settings.learning_rate
+        assert (own[-1] < 1e-4) == (phase != "language")
+    assert rates[-1] > 0
 
 
 def test_phases_follow_each_other() -> None:
     phases = [TINY.phase(step) for step in range(TINY.steps)]
-    assert phases == ["language", "language", "look", "look", "whole", "whole"]
+    assert phases == ["see", "see", "language", "language", "whole", "whole"]
