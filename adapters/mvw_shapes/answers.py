@@ -125,20 +125,40 @@ def _summary(question: Question) -> str:
 
 
 def _reasoning(scene: Scene, question: Question) -> str:
-    if question.place is not None:
-        shape = scene.cells[question.place]
-        held = f"{shape.colour} {shape.kind}" if shape else "nothing"
-        return f"At the {PLACES[question.place]}: {held}."
     first, second = question.first, question.second
+    if question.place is not None:
+        return _visit(scene, question)
     told = [_tally(scene, (first, second) if second else (first,))]
     if second is not None:
         mine, others = places_of(scene, first), places_of(scene, second)
+        # What was asked is said again right before the answer, which then needs nothing far back.
         if question.kind == "comparison":
             verdict = _VERDICTS[_sign(len(mine) - len(others))]
-            told.append(f"{len(mine)} is {verdict} {len(others)}.")
+            told.append(f"{question.asks}? {len(mine)} is {verdict} {len(others)}.")
         elif len(mine) == len(others) == 1:
             told.append(f"At the {PLACES[mine[0]]} and the {PLACES[others[0]]}.")
-            told.append(_lines_of(question.asks, mine[0], others[0]))
+            told.append(f"{question.asks}? {_lines_of(question.asks, mine[0], others[0])}")
+    return " ".join(told)
+
+
+def _visit(scene: Scene, question: Question) -> str:
+    """Go through the caption up to the place that is asked about."""
+    assert question.place is not None
+    wanted = PLACES[question.place]
+    told = []
+    for place, shape in enumerate(scene.cells):
+        if shape is None:
+            continue
+        named = f"{shape.colour} {shape.kind}"
+        told.append(f"{PLACES[place]} {named}: {wanted} {_yes(place == question.place)}.")
+        if place == question.place:
+            told.append(f"At the {wanted}: {named}.")
+            if question.kind == "existence":
+                hit = _yes(question.first.matches(shape))
+                told.append(f"{named}: {question.first.plural} {hit}.")
+            break
+    else:
+        told.append(f"At the {wanted}: nothing.")
     return " ".join(told)
 
 

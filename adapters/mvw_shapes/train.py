@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +65,21 @@ class Settings:
         if step < self.see_steps:
             return "see"
         return "language" if step < self.see_steps + self.language_steps else "whole"
+
+
+FIRST = Settings()
+"""From scratch."""
+SECOND = replace(
+    FIRST,
+    seed=21,
+    see_steps=0,
+    language_steps=260,
+    whole_steps=480,
+    learning_rate=1e-3,
+    warm_up=40,
+    checkpoint_every=100,
+)
+"""Goes on from the weights of the first, with fresh data and a fresh optimiser."""
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -156,12 +171,14 @@ def train(
     settings: Settings,
     run: Path,
     *,
+    start: dict[str, torch.Tensor] | None = None,
     stop_after: int | None = None,
     say: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> LlavaForConditionalGeneration:
     """Train up to the last step, going on from the newest state in the run folder.
 
-    `stop_after` ends early, at that step, as a kill would; the state then is the one saved last.
+    `start` holds the weights to begin with, else they are random. `stop_after` ends early, at that
+    step, as a kill would; the state then is the one saved last.
     Raises ValueError when the folder belongs to a run with other settings.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -173,6 +190,8 @@ def train(
         text_layers=settings.text_layers,
         text_width=settings.text_width,
     ).train()
+    if start is not None:
+        model.load_state_dict(start)
     head = build_head(settings.vision_width)
     fast_attention.use(model)
     optimizer = _optimizer(model, head, settings)
@@ -307,8 +326,10 @@ def main() -> None:
     def command(run: Path, weights: Path, bfloat16: bool, threads: int, export_only: bool) -> None:
         torch.set_num_threads(threads)
         if export_only:
-            click.echo(f"step {export_state(run, weights)} -> {weights}")
+            newest = "second" if (run / "second" / "state.pt").exists() else "first"
+            click.echo(f"{newest} run, step {export_state(run / newest, weights)} -> {weights}")
             return
+        run.mkdir(parents=True, exist_ok=True)
 
         def say(record: dict[str, Any]) -> None:
             line = json.dumps(record)
@@ -316,9 +337,14 @@ def main() -> None:
             with (run / "log.jsonl").open("a") as log:
                 log.write(line + "\n")
 
-        settings = Settings(bfloat16=bfloat16)
-        export(train(settings, run, say=say).eval(), weights)
-        record = {"settings": asdict(settings), "held_out": evaluate(weights, count=1000, seed=1)}
+        settings = [replace(one, bfloat16=bfloat16) for one in (FIRST, SECOND)]
+        first = train(settings[0], run / "first", say=say)
+        second = train(settings[1], run / "second", start=first.state_dict(), say=say)
+        export(second.eval(), weights)
+        record = {
+            "runs": [asdict(one) for one in settings],
+            "held_out": evaluate(weights, count=1000, seed=1),
+        }
         (weights / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         say(record)
 
