@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test check install curve docs clean
 
 demo: $(INSTALLED)
-	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite --quiet
+	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
 	cp out/demo/*.png scene.png
 	$(BIN)/mvw infer scene.png "How many red circles are there?"
 
