@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 TAGS = tuple(tag for stage in STAGES for tag in (f"<{stage}>", f"</{stage}>"))
 
-_VERDICTS = {1: "more than", 0: "equal to", -1: "less than"}
+COMPARISONS = {1: "more", 0: "equal", -1: "fewer"}
+DIRECTIONS = {"columns": ("left", "right"), "rows": ("above", "below")}
+MARKS = ("first", "second")
 
 
 def _article(noun: str) -> str:
@@ -44,8 +46,7 @@ def true_answer(scene: Scene, question: Question) -> str:
     assert question.second is not None
     second = places_of(scene, question.second)
     if question.kind == "comparison":
-        sign = _sign(len(first) - len(second))
-        return _yes(sign == {"more": 1, "fewer": -1, "equal": 0}[question.asks])
+        return _yes(COMPARISONS[_sign(len(first) - len(second))] == question.asks)
     for selection, places in ((question.first, first), (question.second, second)):
         if not places:
             return f"There is no {selection.singular}"
@@ -128,17 +129,29 @@ def _reasoning(scene: Scene, question: Question) -> str:
     first, second = question.first, question.second
     if question.place is not None:
         return _visit(scene, question)
-    told = [_tally(scene, (first, second) if second else (first,))]
-    if second is not None:
-        mine, others = places_of(scene, first), places_of(scene, second)
-        # What was asked is said again right before the answer, which then needs nothing far back.
-        if question.kind == "comparison":
-            verdict = _VERDICTS[_sign(len(mine) - len(others))]
-            told.append(f"{question.asks}? {len(mine)} is {verdict} {len(others)}.")
-        elif len(mine) == len(others) == 1:
-            told.append(f"At the {PLACES[mine[0]]} and the {PLACES[others[0]]}.")
-            told.append(f"{question.asks}? {_lines_of(question.asks, mine[0], others[0])}")
-    return " ".join(told)
+    if second is None:
+        return _tally(scene, (first,))
+    told = _tally(scene, (first, second), marked=question.kind == "relation")
+    mine, others = places_of(scene, first), places_of(scene, second)
+    if question.kind == "comparison":
+        found = COMPARISONS[_sign(len(mine) - len(others))]
+        told += f" {len(mine)} and {len(others)}: {found}."
+    elif len(mine) == len(others) == 1:
+        axis = "columns" if question.asks in DIRECTIONS["columns"] else "rows"
+        lines = [_line(axis, place) for place in (mine[0], others[0])]
+        names = COLUMNS if axis == "columns" else ROWS
+        side = _sign(names.index(lines[0]) - names.index(lines[1]))
+        found = "same" if side == 0 else DIRECTIONS[axis][side > 0]
+        told += f" first {PLACES[mine[0]]}, second {PLACES[others[0]]}."
+        told += f" {axis} {lines[0]} and {lines[1]}: {found}."
+    else:
+        return told
+    # What was asked stands beside what was found, so the verdict needs nothing from far back.
+    return f"{told} asked {question.asks}, found {found}: {_yes(found == question.asks)}."
+
+
+def _line(axis: str, place: int) -> str:
+    return COLUMNS[place % 3] if axis == "columns" else ROWS[place // 3]
 
 
 def _visit(scene: Scene, question: Question) -> str:
@@ -162,11 +175,12 @@ def _visit(scene: Scene, question: Question) -> str:
     return " ".join(told)
 
 
-def _tally(scene: Scene, selections: tuple[Selection, ...]) -> str:
+def _tally(scene: Scene, selections: tuple[Selection, ...], *, marked: bool = False) -> str:
     """Go through the caption again and count aloud; every step needs only the one before it.
 
     What is counted is named at every shape, and Yes or No comes before the number: a network this
-    small takes one step at a time.
+    small takes one step at a time. `marked` tells the place of the first hit of each selection,
+    behind a word that can be looked up again.
     """
     counts = [0] * len(selections)
     steps = []
@@ -178,14 +192,10 @@ def _tally(scene: Scene, selections: tuple[Selection, ...]) -> str:
             hit = selection.matches(shape)
             counts[number] += hit
             told.append(f"{selection.plural} {_yes(hit)} {counts[number]}")
+            if marked and hit and counts[number] == 1:
+                told[-1] += f" {MARKS[number]} {PLACES[place]}"
         steps.append(f"{PLACES[place]} {shape.colour} {shape.kind}: {', '.join(told)}.")
     return f"{' '.join(steps)} That makes {' and '.join(map(str, counts))}."
-
-
-def _lines_of(direction: str, first: int, second: int) -> str:
-    if direction in ("left", "right"):
-        return f"The columns are {COLUMNS[first % 3]} and {COLUMNS[second % 3]}."
-    return f"The rows are {ROWS[first // 3]} and {ROWS[second // 3]}."
 
 
 def vocabulary_text() -> str:
@@ -193,10 +203,11 @@ def vocabulary_text() -> str:
     fixed = (
         "I list every shape, then count the name the shape and colour at the At the : look for "
         "compare the numbers of and compare the places of nothing none That makes The is "
-        "The columns are The rows are Yes No Nothing There is no There are A An ."
+        "columns rows same asked found Yes No Nothing There is no There are A An ."
     )
     names = [*COLOURS, *KINDS, "shape", *(f"{kind}s" for kind in (*KINDS, "shape"))]
     capitals = [name.capitalize() for name in (*COLOURS, *KINDS)]
+    lines = [*ROWS, *COLUMNS, *DIRECTIONS["columns"], *DIRECTIONS["rows"]]
     return " ".join(
-        [fixed, *names, *capitals, *PLACES, *ROWS, *COLUMNS, *_VERDICTS.values(), *"0123456789"]
+        [fixed, *names, *capitals, *PLACES, *lines, *COMPARISONS.values(), *MARKS, *"0123456789"]
     )

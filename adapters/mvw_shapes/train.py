@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,9 +37,9 @@ class Settings:
     """Fix everything that the trained weights depend on."""
 
     seed: int = 20
-    see_steps: int = 1000  # vision tower alone: what lies in each cell
-    language_steps: int = 1300  # text alone: reasoning from a given caption
-    whole_steps: int = 1000  # pictures and text: the whole answer
+    see_steps: int = 1200  # vision tower alone: what lies in each cell
+    language_steps: int = 1600  # text alone: reasoning from a given caption
+    whole_steps: int = 2400  # pictures and text: the whole answer
     sights: int = 64  # pictures per step while seeing is learnt
     pictures: int = 32  # per step afterwards
     questions: int = 1  # per picture
@@ -65,21 +65,6 @@ class Settings:
         if step < self.see_steps:
             return "see"
         return "language" if step < self.see_steps + self.language_steps else "whole"
-
-
-FIRST = Settings()
-"""From scratch."""
-SECOND = replace(
-    FIRST,
-    seed=21,
-    see_steps=0,
-    language_steps=260,
-    whole_steps=480,
-    learning_rate=1e-3,
-    warm_up=40,
-    checkpoint_every=100,
-)
-"""Goes on from the weights of the first, with fresh data and a fresh optimiser."""
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -167,31 +152,31 @@ def _optimizer(
     )
 
 
+def _untrained(settings: Settings) -> LlavaForConditionalGeneration:
+    return build_model(
+        vision_layers=settings.vision_layers,
+        vision_width=settings.vision_width,
+        text_layers=settings.text_layers,
+        text_width=settings.text_width,
+    )
+
+
 def train(
     settings: Settings,
     run: Path,
     *,
-    start: dict[str, torch.Tensor] | None = None,
     stop_after: int | None = None,
     say: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> LlavaForConditionalGeneration:
     """Train up to the last step, going on from the newest state in the run folder.
 
-    `start` holds the weights to begin with, else they are random. `stop_after` ends early, at that
-    step, as a kill would; the state then is the one saved last.
+    `stop_after` ends early, at that step, as a kill would; the state then is the one saved last.
     Raises ValueError when the folder belongs to a run with other settings.
     """
     run.mkdir(parents=True, exist_ok=True)
     processor = build_processor()
     torch.manual_seed(settings.seed)
-    model = build_model(
-        vision_layers=settings.vision_layers,
-        vision_width=settings.vision_width,
-        text_layers=settings.text_layers,
-        text_width=settings.text_width,
-    ).train()
-    if start is not None:
-        model.load_state_dict(start)
+    model = _untrained(settings).train()
     head = build_head(settings.vision_width)
     fast_attention.use(model)
     optimizer = _optimizer(model, head, settings)
@@ -300,12 +285,7 @@ def export_state(run: Path, directory: Path) -> int:
     """Export the newest state of a run that may still be going, and return its step."""
     state = torch.load(run / "state.pt", weights_only=True)
     settings = Settings(**state["settings"])
-    model = build_model(
-        vision_layers=settings.vision_layers,
-        vision_width=settings.vision_width,
-        text_layers=settings.text_layers,
-        text_width=settings.text_width,
-    )
+    model = _untrained(settings)
     model.load_state_dict(state["model"])
     export(model.eval(), directory)
     return int(state["step"])
@@ -326,8 +306,7 @@ def main() -> None:
     def command(run: Path, weights: Path, bfloat16: bool, threads: int, export_only: bool) -> None:
         torch.set_num_threads(threads)
         if export_only:
-            newest = "second" if (run / "second" / "state.pt").exists() else "first"
-            click.echo(f"{newest} run, step {export_state(run / newest, weights)} -> {weights}")
+            click.echo(f"step {export_state(run, weights)} -> {weights}")
             return
         run.mkdir(parents=True, exist_ok=True)
 
@@ -337,12 +316,10 @@ def main() -> None:
             with (run / "log.jsonl").open("a") as log:
                 log.write(line + "\n")
 
-        settings = [replace(one, bfloat16=bfloat16) for one in (FIRST, SECOND)]
-        first = train(settings[0], run / "first", say=say)
-        second = train(settings[1], run / "second", start=first.state_dict(), say=say)
-        export(second.eval(), weights)
+        settings = Settings(bfloat16=bfloat16)
+        export(train(settings, run, say=say).eval(), weights)
         record = {
-            "runs": [asdict(one) for one in settings],
+            "settings": asdict(settings),
             "held_out": evaluate(weights, count=1000, seed=1),
         }
         (weights / RECORD).write_text(json.dumps(record, indent=2) + "\n")

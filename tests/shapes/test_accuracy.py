@@ -20,12 +20,6 @@ from mvw_cli.policy import WithdrawalPolicy
 SCENES = 100
 
 
-NOT_THERE_YET = pytest.mark.xfail(
-    strict=True,
-    reason="the packaged weights reach about 77 %: comparison and relation are not learnt",
-)
-
-
 def right_answers(folder: Path, policy: WithdrawalPolicy, kind: str | None = None) -> float:
     """Share of right answers, of all questions or of one kind."""
     adapter = Shapes()
@@ -60,12 +54,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@NOT_THERE_YET
 def test_full_vision(scenes: Path) -> None:
     assert right_answers(scenes, NoWithdrawal()) >= 0.95
 
 
-@NOT_THERE_YET
 def test_the_packaged_profiles_withdrawal(scenes: Path) -> None:
     assert right_answers(scenes, Mvw(until="</CAPTION>")) >= 0.95
 
