@@ -7,9 +7,12 @@ know about adapters. Nothing here imports torch, so that adapters can be listed 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from mvw_cli.errors import ModelProblem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +52,11 @@ class ModelSpec:
     """Larger images are scaled down to at most this many pixels before the processor."""
 
 
+def unchanged(model: Any) -> AbstractContextManager[None]:
+    """Serve a model as transformers has it."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model and its processor on their device."""
@@ -62,6 +70,9 @@ class LoadedModel:
     spec: ModelSpec
     revision: str | None = None
     """The commit that was loaded, where the hub told it."""
+    serving: Callable[[Any], AbstractContextManager[None]] = unchanged
+    """Patches the model while the engine serves it, and restores it: a faster decode step that
+    computes the same. Entered inside the engine's own routing of the attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,16 @@ class VisionLayout:
 
     entries: Tensor
     """Which prompt entries are vision tokens.  # (P,) bool"""
+    cross_layers: tuple[int, ...] = ()
+    """Layers that hold vision in cross-attention instead of in the sequence."""
+    cross_entries: Tensor | None = None
+    """Which vision states of those layers the generated tokens may attend to.  # (V,) bool"""
+
+    @property
+    def vision_tokens(self) -> int:
+        """Vision tokens of the request, wherever they are held."""
+        crossed = 0 if self.cross_entries is None else int(self.cross_entries.sum())
+        return int(self.entries.sum()) + crossed
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +136,34 @@ class Adapter(ABC):
     @abstractmethod
     def tiny(self) -> LoadedModel:
         """Build the same architecture with a few thousand random weights, without any download."""
+
+    def shape(self, spec: ModelSpec) -> Any:
+        """Return the configuration of the checkpoint that the spec names, without its weights.
+
+        Adapters made for published checkpoints know theirs by heart and need no network for them.
+
+        Raises:
+            ModelProblem: this adapter can't tell.
+        """
+        raise ModelProblem(
+            "This adapter does not tell the shape of its models.",
+            cause="It lacks the method `shape`.",
+            hint="mvw list adapters",
+        )
+
+    def build(self, config: Any) -> Any:
+        """Build the model of a configuration, its weights as the class initialises them.
+
+        Called under `torch.device("meta")` to count, and on a real device for random weights.
+
+        Raises:
+            ModelProblem: this adapter can't.
+        """
+        raise ModelProblem(
+            "This adapter can't build a model without a checkpoint.",
+            cause="It lacks the method `build`.",
+            hint="mvw list adapters",
+        )
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         """Say, one line each, where this question lies outside what the model can answer."""

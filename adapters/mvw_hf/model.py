@@ -119,6 +119,18 @@ class HuggingFace(Adapter):
     def parse(self, text: str) -> Answer:
         return parse_thinking(text)
 
+    def shape(self, spec: ModelSpec) -> Any:
+        from transformers import AutoConfig
+
+        assert spec.model is not None
+        with explained(spec.model):
+            return AutoConfig.from_pretrained(spec.model, revision=spec.revision)
+
+    def build(self, config: Any) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_config(config)
+
     def tiny(self) -> LoadedModel:
         model, processor = tiny_llava()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))

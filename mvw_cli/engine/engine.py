@@ -111,6 +111,7 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(self._refusing())
             stack.enter_context(attention_kernel(self._model, self.attention))
+            stack.enter_context(self._loaded.serving(self._model))
             stack.callback(self._reset)
             while True:
                 while len(self._sequences) < self._slots:
@@ -151,7 +152,7 @@ class Engine:
             request.id,
             at,
             prompt_tokens=prompt,
-            vision_tokens=int(request.layout.entries.sum()),
+            vision_tokens=request.layout.vision_tokens,
             kv_bytes=self._cache.slot_bytes(slot),
         )
         yield from self._accept(sequence, token, logits[0], at)
