@@ -165,6 +165,22 @@ class Adapter(ABC):
             hint="mvw list adapters",
         )
 
+    def image_tokens(self, config: Any, width: int, height: int) -> int:
+        """Count the entries that one image takes in the KV cache, at each layer that holds vision.
+
+        Args:
+            config: as `shape` returns it; nothing is loaded.
+            width, height: of the image as the processor gets it, in pixels.
+
+        Raises:
+            ModelProblem: this adapter can't tell.
+        """
+        raise ModelProblem(
+            "This adapter does not tell how many vision tokens an image becomes.",
+            cause="It lacks the method `image_tokens`.",
+            hint="mvw list adapters",
+        )
+
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         """Say, one line each, where this question lies outside what the model can answer."""
         return []
