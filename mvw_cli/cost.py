@@ -1,0 +1,249 @@
+"""What a model costs, told from its configuration alone: parameters, and bytes per decode step.
+
+The model is built on PyTorch's meta device, where tensors have shapes and no memory, and run over
+one token there: parameters and KV entries are counted, not looked up by family. It knows no
+adapter by name, no device and no terminal. What the counts are not: activations, buffers and the
+allocator's own needs, which come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mvw_cli.adapter import Adapter
+from mvw_cli.errors import ModelProblem
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ABSMAX_BITS = 0.5
+"""4-bit blocks of bitsandbytes hold one float32 scale for 64 weights (its `blocksize=64`)."""
+_VISION_STATES = 2
+"""How many states a cross-attention layer is given while counting: not 1, to tell it apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of a model, counted once where tied."""
+
+    total: int
+    vision: int
+    """Outside the language model: vision tower and projector; read at prefill only."""
+    quantizable: int
+    """In linear layers that bitsandbytes replaces: all but the output head."""
+    step: int
+    """Read by a decode step whatever the token: the language model without its input embedding
+    (unless tied), without routed experts and without what cross-attention layers read once."""
+    cross: int
+    """Those of `step` that belong to cross-attention layers, skipped once these are empty."""
+    cross_attention: int
+    """Those of `cross` in the attention itself; the rest is the gated MLP and its norm."""
+    experts: int
+    """In routed experts of all layers."""
+    experts_total: int
+    experts_per_token: int
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token goes through while decoding."""
+        if not self.experts:
+            return self.step
+        return self.step + self.experts * self.experts_per_token // self.experts_total
+
+    def read(self, sequences: int) -> float:
+        """Parameters that a step over so many sequences reads, expected over the experts.
+
+        Routing is taken as uniform and independent, so that `n` sequences leave an expert out
+        with probability `(1 - k / E) ** n`.
+        """
+        if not self.experts:
+            return float(self.step)
+        left_out = (1 - self.experts_per_token / self.experts_total) ** sequences
+        return self.step + self.experts * (1 - left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayer:
+    """What one layer holds in the KV cache."""
+
+    elements: int
+    """Numbers per entry: keys and values of all heads, or the latent of MLA."""
+    window: int | None = None
+    """Size of its sliding window in tokens; None for full attention."""
+    cross: bool = False
+    """Whether it holds vision and nothing else, as cross-attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Weights and KV cache of one configuration."""
+
+    weights: Weights
+    layers: tuple[CacheLayer, ...]
+    dtype: str
+    """Of the checkpoint, as its configuration says; float32 where it does not."""
+
+    def kv_elements_per_token(self) -> int:
+        """Count the numbers that one more text token adds to the cache."""
+        return sum(layer.elements for layer in self.layers if not layer.cross)
+
+    def kv_elements(self, text: int, vision: int) -> int:
+        """Count the numbers that the cache holds for an image followed by so much text."""
+        return sum(_entries(layer, text, vision) * layer.elements for layer in self.layers)
+
+    def kv_elements_per_image(self, vision: int) -> int:
+        """Count the numbers that the vision tokens of one image add, at the end of the prompt."""
+        return self.kv_elements(0, vision)
+
+
+def shape_of(adapter: Adapter, config: Any) -> Shape:
+    """Count the model of a configuration; nothing is downloaded or allocated.
+
+    Raises:
+        ModelProblem: the model can't be built or run on the meta device.
+    """
+    model = _on_meta(adapter, config)
+    text = model.config.get_text_config()
+    crossed = tuple(getattr(text, "cross_attention_layers", None) or ())
+    declared = getattr(model.config, "dtype", None) or getattr(text, "dtype", None)
+    dtype = str(declared).removeprefix("torch.")
+    return Shape(
+        weights=_weights(model, text, crossed),
+        layers=_cache_layers(model, text, crossed),
+        dtype=dtype if dtype in DTYPE_BYTES else "float32",
+    )
+
+
+def parameter_count(adapter: Adapter, config: Any) -> int:
+    """Count the parameters of a configuration's model, tied ones once.
+
+    Raises:
+        ModelProblem: as `shape_of`.
+    """
+    return sum(parameter.numel() for parameter in _on_meta(adapter, config).parameters())
+
+
+def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
+    """Say what the weights take in memory, in bytes.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`; of what is not quantised, where `bits` is given.
+        bits: 8 or 4 for the linear layers as bitsandbytes holds them, their scales included
+            (one float32 for a row of 8-bit weights is left out: below a thousandth).
+
+    Raises:
+        ValueError: another dtype or number of bits.
+    """
+    if dtype not in DTYPE_BYTES or bits not in (None, 4, 8):
+        raise ValueError(f"{dtype} with {bits} bits")
+    if bits is None:
+        return weights.total * DTYPE_BYTES[dtype]
+    per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
+    rest = weights.total - weights.quantizable
+    return rest * DTYPE_BYTES[dtype] + int(weights.quantizable * per_weight / 8)
+
+
+def _entries(layer: CacheLayer, text: int, vision: int) -> int:
+    if layer.cross:
+        return vision
+    entries = text + vision
+    # transformers keeps one entry less than the window: the newest token brings its own.
+    return entries if layer.window is None else min(entries, layer.window - 1)
+
+
+def _on_meta(adapter: Adapter, config: Any) -> Any:
+    """Build the model without memory, in the type that every kernel of transformers takes."""
+    import torch
+
+    with torch.device("meta"):
+        model = adapter.build(config)
+    return model.eval().to(torch.bfloat16)
+
+
+def _weights(model: Any, text: Any, crossed: tuple[int, ...]) -> Weights:
+    import torch
+
+    total = sum(parameter.numel() for parameter in model.parameters())
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    language = {id(p): (name, p) for name, p in decoder.named_parameters()}
+    if head is not None:
+        language.update((id(p), ("lm_head", p)) for p in head.parameters())
+    tied = {id(p) for p in head.parameters()} if head is not None else set()
+    looked_up = {id(p) for p in decoder.get_input_embeddings().parameters()} - tied
+    counted = {key: one for key, one in language.items() if key not in looked_up}
+
+    routed = sum(p.numel() for name, p in counted.values() if ".experts." in f".{name}")
+    layers = [decoder.layers[number] for number in crossed]
+    # Keys and values of the vision states are in the cache, made once at prefill.
+    once = sum(_numel(layer, lambda name: _makes_cache(name)) for layer in layers)
+    attention = sum(
+        _numel(layer, lambda name: _is_attention(name) and not _makes_cache(name))
+        for layer in layers
+    )
+    quantizable = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    experts_total, per_token = _experts(text)
+    return Weights(
+        total=total,
+        vision=total - sum(p.numel() for _, p in language.values()),
+        quantizable=quantizable,
+        step=sum(p.numel() for _, p in counted.values()) - routed - once,
+        cross=sum(_numel(layer, lambda name: True) for layer in layers) - once,
+        cross_attention=attention,
+        experts=routed,
+        experts_total=experts_total,
+        experts_per_token=per_token,
+    )
+
+
+def _numel(module: Any, chosen: Any) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if chosen(name))
+
+
+def _is_attention(name: str) -> bool:
+    return name.startswith(("cross_attn.", "cross_attn_attn_gate", "input_layernorm"))
+
+
+def _makes_cache(name: str) -> bool:
+    return any(f".{part}." in name for part in ("k_proj", "v_proj", "k_norm"))
+
+
+def _experts(text: Any) -> tuple[int, int]:
+    """Say how many routed experts a layer has, and how many of them a token takes."""
+    for key in ("n_routed_experts", "num_experts", "num_local_experts"):
+        total = getattr(text, key, None)
+        if total:
+            return int(total), int(text.num_experts_per_tok)
+    return 1, 1
+
+
+def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[CacheLayer, ...]:
+    """Run the model over one token and read the layout off the cache that it fills."""
+    import torch
+
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device="meta")}
+    if crossed:
+        states = torch.empty(
+            1, _VISION_STATES, text.hidden_size, dtype=torch.bfloat16, device="meta"
+        )
+        inputs["cross_attention_states"] = states
+    try:
+        with torch.inference_mode():
+            cache = model(**inputs, use_cache=True).past_key_values
+        layers = [_layer(layer, number in crossed) for number, layer in enumerate(cache.layers)]
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as error:
+        raise ModelProblem(
+            f"{type(model).__name__} can't be counted without its weights.",
+            cause=next(iter(str(error).strip().splitlines()), type(error).__name__),
+            hint="mvw list profiles",
+        ) from error
+    return tuple(layers)
+
+
+def _layer(layer: Any, cross: bool) -> CacheLayer:
+    numbers = layer.keys.numel() + layer.values.numel()
+    entries = layer.keys.shape[-2]
+    window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
+    return CacheLayer(numbers // entries, window, cross)

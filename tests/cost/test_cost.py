@@ -1,0 +1,163 @@
+"""Parameters and KV bytes from a configuration, against real models and the caches they fill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Family, build
+from mvw_hf.model import HuggingFace
+
+from mvw_cli.cost import Weights, parameter_count, shape_of, weight_bytes
+from mvw_cli.errors import ModelProblem
+
+
+def filled(model: Any, **inputs: torch.Tensor) -> Any:
+    with torch.inference_mode():
+        return model(**inputs, use_cache=True).past_key_values
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_shape_is_that_of_the_real_model_and_its_cache(family: Family) -> None:
+    model, inputs = build(family), family.prompt(2)
+    shape = shape_of(HuggingFace(), model.config)
+    assert shape.weights.total == sum(p.numel() for p in model.parameters())
+    prompt = inputs["input_ids"].shape[1]
+    layers = filled(model, **inputs).layers
+    held = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
+    vision = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    text = prompt - vision
+    for layer, real in zip(shape.layers, layers, strict=True):
+        if layer.cross:  # its image tokens are text, the vision is beside the sequence
+            text, vision = prompt, real.keys.shape[-2]
+    assert shape.kv_elements(text, vision) == held
+    windows = [12, None, 12] if family.name == "gemma3" else [None] * len(layers)
+    assert [layer.window for layer in shape.layers] == windows
+
+
+def test_sliding_layers_hold_no_more_than_their_window() -> None:
+    family = next(family for family in FAMILIES if family.name == "gemma3")
+    shape = shape_of(HuggingFace(), build(family).config)
+    one = shape.layers[0].elements
+    assert shape.kv_elements(100, 20) == (11 + 120 + 11) * one
+    assert shape.kv_elements_per_token() == 3 * one
+    assert shape.kv_elements_per_image(4) == 3 * 4 * one
+
+
+def mllama() -> Any:
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+    config = MllamaConfig(
+        text_config={
+            "num_hidden_layers": 5,
+            "cross_attention_layers": [1, 3],
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 50,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "intermediate_layers_indices": [1],
+            "vision_output_dim": 64,
+        },
+    )
+    return MllamaForConditionalGeneration(config).eval()
+
+
+def test_cross_attention_layers_hold_vision_and_nothing_else() -> None:
+    model = mllama()
+    shape = shape_of(HuggingFace(), model.config)
+    ids, states = torch.ones(1, 7, dtype=torch.long), torch.zeros(1, 10, 64)
+    cache = filled(model, input_ids=ids, cross_attention_states=states)
+    held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert [layer.cross for layer in shape.layers] == [False, True, False, True, False]
+    assert shape.kv_elements(7, 10) == held
+    assert shape.kv_elements_per_token() == 3 * 2 * 2 * 16
+    assert shape.kv_elements_per_image(10) == 10 * 2 * 2 * 2 * 16
+
+
+def test_a_step_reads_neither_the_lookup_nor_the_tower_nor_what_is_cached() -> None:
+    model = mllama()
+    weights = shape_of(HuggingFace(), model.config).weights
+    language = model.model.language_model
+    crossed = [language.layers[1], language.layers[3]]
+
+    def numbers(*modules: Any) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    once = sum(numbers(x.cross_attn.k_proj, x.cross_attn.v_proj, x.cross_attn.k_norm)
+               for x in crossed)  # fmt: skip
+    kept = sum(numbers(x.mlp, x.post_attention_layernorm) + 1 for x in crossed)  # and its gate
+    assert weights.vision == numbers(model.model.vision_model, model.model.multi_modal_projector)
+    assert weights.step == (
+        numbers(language, model.lm_head) - numbers(language.embed_tokens) - once
+    )
+    assert weights.active == weights.step
+    assert weights.cross == numbers(*crossed) - once
+    assert weights.cross - weights.cross_attention == kept
+
+
+def test_experts_count_as_often_as_they_are_chosen() -> None:
+    family = next(family for family in FAMILIES if family.name == "kimi_text_stack")
+    weights = shape_of(HuggingFace(), build(family).config).weights
+    assert weights.experts == 2 * 4 * (32 * 32 + 32 * 16)  # layers, experts, gate + up and down
+    assert (weights.experts_total, weights.experts_per_token) == (4, 2)
+    assert weights.active == weights.step + weights.experts // 2
+    assert weights.read(1) == weights.active
+    assert weights.read(2) == weights.step + weights.experts * 0.75
+    assert weights.read(64) == pytest.approx(weights.step + weights.experts, rel=1e-6)
+
+
+def test_tied_weights_are_counted_once_and_read_as_the_head() -> None:
+    from mvw_shapes.model import Shapes
+
+    model = Shapes().tiny().model
+    assert model.config.tie_word_embeddings
+    weights = shape_of(HuggingFace(), model.config).weights
+    assert weights.total == sum(p.numel() for p in model.parameters())
+    assert weights.step == sum(p.numel() for p in model.get_decoder().parameters())
+
+
+def test_parameters_alone() -> None:
+    model = HuggingFace().tiny().model
+    assert parameter_count(HuggingFace(), model.config) == sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+def test_bytes_of_the_weights() -> None:
+    weights = Weights(1000, 100, 640, 900, 0, 0, 0, 1, 1)
+    assert weight_bytes(weights, "float32") == 4000
+    assert weight_bytes(weights, "bfloat16") == 2000
+    assert weight_bytes(weights, "float16", bits=8) == 360 * 2 + 640
+    assert weight_bytes(weights, "float16", bits=4) == 360 * 2 + 640 // 2 + 640 // 64 * 4
+    for dtype, bits in (("int3", None), ("float16", 3)):
+        with pytest.raises(ValueError):
+            weight_bytes(weights, dtype, bits)
+
+
+def test_the_dtype_is_the_checkpoints() -> None:
+    config = HuggingFace().tiny().model.config
+    assert shape_of(HuggingFace(), config).dtype == "float32"
+    config.dtype = torch.bfloat16
+    assert shape_of(HuggingFace(), config).dtype == "bfloat16"
+
+
+def test_a_model_that_can_not_run_on_meta_is_a_model_problem() -> None:
+    class Odd(HuggingFace):
+        def build(self, config: Any) -> Any:
+            model = super().build(config)
+            model.forward = lambda **_: model.config.nothing_of_the_kind
+            return model
+
+    with pytest.raises(ModelProblem, match="can't be counted without its weights"):
+        shape_of(Odd(), HuggingFace().tiny().model.config)
