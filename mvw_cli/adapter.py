@@ -81,10 +81,9 @@ class VisionLayout:
 
     entries: Tensor
     """Which prompt entries are vision tokens.  # (P,) bool"""
-    cross_layers: tuple[int, ...] = ()
-    """Layers that hold vision in cross-attention instead of in the sequence."""
     cross_entries: Tensor | None = None
-    """Which vision states of those layers the generated tokens may attend to.  # (V,) bool"""
+    """For models that read vision by cross-attention, next to the sequence instead of in it: which
+    vision states the generated tokens may attend to.  # (V,) bool"""
 
     @property
     def vision_tokens(self) -> int:

@@ -3,7 +3,8 @@
 One full forward pass over prompt and output, no cache, with the vision columns masked in every
 row from the m-th generated token on. It shares no code with the engine: its own attention
 registration, the model's own positions and its own mask (causal, sliding, bidirectional blocks)
-with the withdrawal laid over it.
+with the withdrawal laid over it. In a cross-attention layer the rows after the withdrawal either
+pass by the whole layer or get nothing from its attention.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ def oracle_logits(
     output_ids: Sequence[int],
     vision: Tensor,
     m: int | None,
+    *,
+    cross_attention: Literal["skip", "mlp"] = "skip",
 ) -> Tensor:
     """Compute the logits that each output token should have been chosen from.
 
@@ -47,13 +50,15 @@ def oracle_logits(
         output_ids: the T tokens that were generated.
         vision: which prompt entries are vision tokens: # (P,) bool.
         m: withdrawal after this many generated tokens; None for never.
+        cross_attention: what a row after the withdrawal still gets from a cross-attention layer:
+            nothing, or its gated MLP.
 
     Returns:
         # (T, V): row k is the distribution of token k + 1.
     """
     prompt = inputs["input_ids"].shape[1]
     hidden = None if m is None else _Hidden(vision, first_row=prompt + m - 1)
-    with _masked(model, hidden):
+    with _masked(model, hidden), _blind(model, hidden, cross_attention):
         logits: Tensor = model(**_extended(inputs, output_ids), use_cache=False).logits
     return logits[0, prompt - 1 : prompt - 1 + len(output_ids)]
 
@@ -68,7 +73,41 @@ def _extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[s
             fill = 1 if name == "attention_mask" else 0
             tail = inputs[name].new_full((1, len(output_ids)), fill)
             longer[name] = torch.cat([inputs[name], tail], dim=1)
+    if "cross_attention_mask" in inputs:  # (1, P, images, tiles)
+        mask = inputs["cross_attention_mask"]
+        tail = mask[:, -1:].expand(-1, len(output_ids), -1, -1)
+        longer["cross_attention_mask"] = torch.cat([mask, tail], dim=1)
     return longer
+
+
+@contextmanager
+def _blind(model: Any, hidden: _Hidden | None, keep: str) -> Iterator[None]:
+    """Change the late rows of Mllama's cross-attention layers, and nothing else."""
+    layers = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
+    handles = []
+
+    def pass_by(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        assert hidden is not None
+        rows = torch.arange(output.shape[1], device=output.device) >= hidden.first_row
+        return torch.where(rows[None, :, None], args[0], output)
+
+    def nothing(attention: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        assert hidden is not None
+        attended = output[0].clone()
+        attended[:, hidden.first_row :] = 0
+        return attended, output[1]
+
+    try:
+        for number in layers if hidden is not None else ():
+            layer = model.get_decoder().layers[number]
+            if keep == "mlp":
+                handles.append(layer.cross_attn.register_forward_hook(nothing))
+            else:
+                handles.append(layer.register_forward_hook(pass_by))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

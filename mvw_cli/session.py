@@ -86,7 +86,12 @@ def open_session(profile: Profile, *, slots: int = 1) -> Session:
         loaded = adapter.load(spec)
     from mvw_cli.engine import Engine
 
-    engine = Engine(loaded, slots=slots, attention=profile.attention)
+    engine = Engine(
+        loaded,
+        slots=slots,
+        attention=profile.attention,
+        cross_attention=profile.cross_attention,
+    )
     return Session(adapter, loaded, engine, policy, settings)
 
 

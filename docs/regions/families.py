@@ -29,11 +29,11 @@ _NAMES = {
     "mistral3": "Mistral 3 (Pixtral)",
     "idefics3": "Idefics 3",
     "smolvlm": "SmolVLM",
+    "mllama": "Mllama: Llama 3.2 Vision, LLaVA-CoT (cross-attention)",
     "kimi_text_stack": "DeepSeek-V3's text stack below LLaVA (as in Kimi-VL)",
 }
 
 _REFUSED = {
-    "mllama": ("Llama 3.2 Vision, LLaVA-CoT", "MllamaForConditionalGeneration"),
     "llama4": ("Llama 4", "Llama4ForConditionalGeneration"),
     "qwen3_5": ("Qwen3.5", "Qwen3_5ForConditionalGeneration"),
     "minicpmv4_6": ("MiniCPM-V 4.6", "MiniCPMV4_6ForConditionalGeneration"),

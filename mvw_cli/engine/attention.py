@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from mvw_cli.engine.cache import SlotCache, SlotLayer
+from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
@@ -39,6 +40,11 @@ def decoding(cache: SlotCache) -> Iterator[None]:
         yield
     finally:
         _decoding.reset(token)
+
+
+def decoded_cache() -> SlotCache | None:
+    """Return the cache of the decode step that is running, or None outside of one."""
+    return _decoding.get()
 
 
 @contextmanager
@@ -110,12 +116,14 @@ def _key_of(config: Any, text: Any) -> str:
     return next((key for key in _sub_configs(config) if getattr(config, key) is text), "")
 
 
-def _decode_layer(module: nn.Module, query: Tensor, options: dict[str, Any]) -> SlotLayer | None:
+def _decode_layer(
+    module: nn.Module, query: Tensor, options: dict[str, Any]
+) -> SlotLayer | CrossLayer | None:
     """Find the slots that a call attends to; None for a call that is no decode step."""
     cache = _decoding.get()
     if cache is None:
         return None
-    layer: SlotLayer = cache.layers[module.layer_idx]
+    layer: SlotLayer | CrossLayer = cache.layers[module.layer_idx]
     if query.shape[2] != 1:
         raise NotExact("it reads more than one token in a decode step")
     window = options.get("sliding_window")
@@ -123,8 +131,19 @@ def _decode_layer(module: nn.Module, query: Tensor, options: dict[str, Any]) -> 
         raise NotExact(f"layer {module.layer_idx} slides over {window} tokens, its cache does not")
     if options.get("position_bias") is not None:
         raise NotExact("it adds a position bias to its attention")
-    layer.unattended = False
+    if isinstance(layer, SlotLayer):
+        layer.unattended = False
     return layer
+
+
+def _silenced(layer: SlotLayer | CrossLayer | None, attended: Attended) -> Attended:
+    """Take the attention's output away from slots that hold nothing to attend to."""
+    silent = None if layer is None else layer.silent()
+    if silent is None:
+        return attended
+    # Over no entry at all kernels differ: zeros, NaN, or a mean over what must not be seen.
+    output, weights = attended  # (n, 1, H, D)
+    return output.masked_fill(silent[:, None, None, None], 0), weights
 
 
 def _sdpa(
@@ -133,7 +152,8 @@ def _sdpa(
     layer = _decode_layer(module, query, kw)
     if layer is not None:
         mask = layer.attendable()
-    return sdpa_attention_forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+    attended: Attended = sdpa_attention_forward(module, query, key, value, mask, **kw)
+    return _silenced(layer, attended)
 
 
 def _eager(
@@ -147,7 +167,7 @@ def _eager(
     forward = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if forward is None:
         raise NotExact("its file has no eager attention function")
-    return forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+    return _silenced(layer, forward(module, query, key, value, mask, **kw))
 
 
 def _flash(
@@ -158,12 +178,13 @@ def _flash(
     # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
     plain = mask is None and key.shape[-1] == value.shape[-1]
     if layer is not None and plain and layer.window is None:
-        return _flash_decode(layer, query, key, value, kw.get("scaling")), None
+        attended = _flash_decode(layer, query, key, value, kw.get("scaling"))
+        return _silenced(layer, (attended, None))
     if layer is None and plain and _is_causal_prefill(module, query, key, kw):
         return _flash_prefill(query, key, value, kw.get("scaling")), None
     if layer is not None:
         mask = layer.attendable()
-    return sdpa_attention_forward(module, query, key, value, mask, **kw)  # type: ignore[no-any-return]
+    return _silenced(layer, sdpa_attention_forward(module, query, key, value, mask, **kw))
 
 
 def _is_causal_prefill(module: nn.Module, query: Tensor, key: Tensor, kw: dict[str, Any]) -> bool:
@@ -185,7 +206,7 @@ def _flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | Non
 
 
 def _flash_decode(
-    layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    layer: SlotLayer | CrossLayer, query: Tensor, key: Tensor, value: Tensor, scale: float | None
 ) -> Tensor:
     """Attend each slot to its own length.  query: # (n, H, 1, D); returned: # (n, 1, H, D)"""
     from flash_attn import flash_attn_with_kvcache

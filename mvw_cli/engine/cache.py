@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 
 CHUNK = 128
@@ -181,9 +182,37 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 self.keys.device
             )
 
+    def withdraw(self, slot: int, indices: Tensor) -> int:
+        """Take the entries of some sequence indices out of a slot; return how many went.
+
+        indices: # (P,) bool, True where the entry goes; tokens past P stay.
+        """
+        entry = self.entries[slot]
+        present = entry.indices(entry.length)
+        prompt = present < len(indices)
+        leaves = torch.zeros(entry.length, dtype=torch.bool)
+        leaves[prompt] = indices[present[prompt]]
+        if leaves.any():
+            self.keep(slot, (~leaves).nonzero()[:, 0])
+        return int(leaves.sum())
+
+    def reserve_step(self) -> None:
+        """Make room for one more entry in every active slot."""
+        self.reserve(max(self.lengths) + 1)
+
+    def trim(self) -> None:
+        """Give back capacity that no active slot needs."""
+        needed = max(self.lengths, default=0) + 1
+        if self.is_initialized and self.capacity - needed >= CHUNK:
+            self.resize(needed)
+
     def clear(self, slot: int) -> None:
         """Forget what a slot held."""
         self._describe(slot, Entries(EMPTY, 0, 0))
+
+    def slot_bytes(self, slot: int) -> int:
+        """Bytes of the entries that a slot uses."""
+        return self.entries[slot].length * self.bytes_per_entry()
 
     def bytes_per_entry(self) -> int:
         """Bytes of one slot's entry: all heads, key and value."""
@@ -191,6 +220,13 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             return 0
         heads, key_dim = self.keys.shape[1], self.keys.shape[3]
         return int(heads * (key_dim + self.values.shape[3]) * self.keys.element_size())
+
+    def silent(self) -> Tensor | None:
+        """Say which active slots must get nothing from this layer's attention, or None for none.
+
+        # (active,) bool
+        """
+        return None
 
     def attendable(self) -> Tensor | None:
         """Say which entries each active slot's newest token may attend to, or None for all.
@@ -232,10 +268,24 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 class SlotCache(Cache):  # type: ignore[misc]
     """The layers of one engine, and the slots in use."""
 
-    def __init__(self, slots: int, windows: Sequence[int | None]) -> None:
+    def __init__(
+        self,
+        slots: int,
+        windows: Sequence[int | None],
+        *,
+        cross_layers: Sequence[int] = (),
+        keep_mlp: bool = False,
+    ) -> None:
         # Layers mostly agree on their lengths, and each transfer to the device costs a launch.
         self._memo: dict[tuple[object, ...], Tensor] = {}
-        super().__init__(layers=[SlotLayer(slots, window, self._memo) for window in windows])
+        super().__init__(
+            layers=[
+                CrossLayer(keep_mlp)
+                if number in cross_layers
+                else SlotLayer(slots, window, self._memo)
+                for number, window in enumerate(windows)
+            ]
+        )
         self.slots = slots
 
     @property
@@ -243,11 +293,17 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Number of slots in use."""
         return int(self.layers[0].active)
 
-    def load(self, prefilled: Cache, prompt: int) -> int:
-        """Copy a prefilled cache of one sequence into the next free slot; return the slot."""
+    def load(self, prefilled: Cache, prompt: int, cross_entries: Tensor | None = None) -> int:
+        """Copy a prefilled cache of one sequence into the next free slot; return the slot.
+
+        cross_entries: # (V,) bool, the vision states that cross-attention layers keep.
+        """
         slot = self.active
         for layer, source in zip(self.layers, prefilled.layers, strict=True):
-            layer.load(slot, source.keys, source.values, prompt)
+            if isinstance(layer, CrossLayer):
+                layer.load(slot, source, cross_entries)
+            else:
+                layer.load(slot, source.keys, source.values, prompt)
             layer.active = slot + 1
         return slot
 
@@ -267,26 +323,16 @@ class SlotCache(Cache):  # type: ignore[misc]
     def withdraw(self, slot: int, indices: Tensor) -> int:
         """Take the entries of some sequence indices out of a slot, at every layer.
 
-        indices: # (P,) bool, True where the entry goes; tokens past P stay. Returns the number of
-        entries that went, summed over the layers.
+        indices: # (P,) bool, True where the entry goes; tokens past P stay. Cross-attention layers
+        are emptied. Returns the number of entries that went, summed over the layers.
         """
-        gone = 0
-        for layer in self.layers:
-            entry = layer.entries[slot]
-            present = entry.indices(entry.length)
-            prompt = present < len(indices)
-            leaves = torch.zeros(entry.length, dtype=torch.bool)
-            leaves[prompt] = indices[present[prompt]]
-            if leaves.any():
-                layer.keep(slot, (~leaves).nonzero()[:, 0])
-                gone += int(leaves.sum())
-        return gone
+        return sum(layer.withdraw(slot, indices) for layer in self.layers)
 
     def reserve_step(self) -> None:
         """Start a step: make room for one more entry in every active slot."""
         self._memo.clear()
         for layer in self.layers:
-            layer.reserve(max(layer.lengths) + 1)
+            layer.reserve_step()
 
     def trim(self) -> None:
         """Give back capacity that no active slot needs, layer by layer.
@@ -294,13 +340,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         New storages are made: a view of the old ones would keep their memory alive.
         """
         for layer in self.layers:
-            needed = max(layer.lengths, default=0) + 1
-            if layer.is_initialized and layer.capacity - needed >= CHUNK:
-                layer.resize(needed)
+            layer.trim()
 
     def slot_bytes(self, slot: int) -> int:
         """Bytes of the entries that a slot uses, over all layers."""
-        return sum(layer.entries[slot].length * layer.bytes_per_entry() for layer in self.layers)
+        return sum(layer.slot_bytes(slot) for layer in self.layers)
 
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the cache, all slots together."""

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.engine.attention import attention_kernel, choose_kernel, decoding
+from mvw_cli.engine.attention import attention_kernel, choose_kernel, decoded_cache, decoding
 from mvw_cli.engine.cache import SlotCache
+from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers, skipping
 from mvw_cli.engine.exact import NotExact, check_architecture, sliding_windows
 from mvw_cli.engine.prepare import Prepared, prepare
 from mvw_cli.engine.sampling import Sampler, choose_tokens
@@ -70,6 +71,8 @@ class Engine:
     Args:
         slots: how many requests decode at the same time.
         attention: `auto`, `sdpa`, `eager` or `flash`.
+        cross_attention: what withdrawal leaves of a cross-attention layer: nothing (`skip`), or
+            its gated MLP (`mlp`).
         observe: sees the logits of every step, for oracles and measurements.
 
     Raises:
@@ -82,6 +85,7 @@ class Engine:
         *,
         slots: int = 1,
         attention: str = "auto",
+        cross_attention: CrossAttention = "skip",
         observe: Observe | None = None,
     ) -> None:
         if slots < 1:
@@ -90,6 +94,8 @@ class Engine:
         self._model = loaded.model
         self._slots = slots
         self._observe = observe
+        self._cross_layers = cross_attention_layers(loaded.model)
+        self._cross_attention = cross_attention
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
         self._cache: SlotCache | None = None
         self._sequences: list[_Sequence] = []
@@ -111,6 +117,7 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(self._refusing())
             stack.enter_context(attention_kernel(self._model, self.attention))
+            stack.enter_context(skipping(self._model, self._cross_layers, decoded_cache))
             stack.enter_context(self._loaded.serving(self._model))
             stack.callback(self._reset)
             while True:
@@ -145,8 +152,13 @@ class Engine:
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
         prompt = prepared.input_ids.shape[1]
         if self._cache is None:
-            self._cache = SlotCache(self._slots, sliding_windows(cache))
-        slot = self._cache.load(cache, prompt)
+            self._cache = SlotCache(
+                self._slots,
+                sliding_windows(cache),
+                cross_layers=self._cross_layers,
+                keep_mlp=self._cross_attention == "mlp",
+            )
+        slot = self._cache.load(cache, prompt, request.layout.cross_entries)
         self._sequences.append(sequence)
         yield Prefilled(
             request.id,
@@ -213,8 +225,8 @@ class Engine:
         assert cache is not None
         start = perf_counter()
         before = cache.slot_bytes(slot)
-        vision = sequence.request.layout.entries.cpu()
-        entries = cache.withdraw(slot, vision)
+        layout = sequence.request.layout
+        entries = cache.withdraw(slot, layout.entries.cpu())
         cache.trim()
         _synchronise(self._model.device)
         at = perf_counter()
@@ -222,7 +234,7 @@ class Engine:
             sequence.request.id,
             at,
             step=step,
-            vision_tokens=int(vision.sum()) if entries else 0,
+            vision_tokens=layout.vision_tokens if entries else 0,
             entries=entries,
             kv_bytes_before=before,
             kv_bytes_after=cache.slot_bytes(slot),

@@ -34,8 +34,6 @@ def check_architecture(model: Any) -> None:
         raise NotExact("it is an encoder-decoder; only decoder-only models are served")
     if "position_ids" not in signature(model.forward).parameters:
         raise NotExact("it takes no position ids, so withdrawal would shift positions")
-    if getattr(text, "cross_attention_layers", None):
-        raise NotExact("it holds vision in cross-attention layers, which are not served yet")
     kinds = getattr(text, "layer_types", None) or ()
     if "chunked_attention" in kinds:
         raise NotExact("it attends in chunks, which withdrawal would shift")

@@ -166,6 +166,11 @@ class Profile(Section):
         default="auto",
         description="Attention kernel; auto takes flash where installed and able, else sdpa.",
     )
+    cross_attention: Literal["skip", "mlp"] = Field(
+        default="skip",
+        description="What a withdrawal leaves of a cross-attention layer: nothing (skip, as for a "
+        "prompt without an image) or its gated MLP (mlp).",
+    )
     prompt: Prompt = Field(default_factory=Prompt, description=Prompt.__doc__)
     images: Images = Field(default_factory=Images, description=Images.__doc__)
     withdrawal: Withdrawal = Field(default_factory=Withdrawal, description=Withdrawal.__doc__)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvw_cli.adapter import VisionLayout
+
 IMAGE, VIDEO, VISION_START, VISION_END = 99, 98, 97, 96
 VOCABULARY = 100
 TEXT: dict[str, Any] = {
@@ -38,12 +40,18 @@ CLIP: dict[str, Any] = {
 }
 
 
+def _in_sequence(inputs: dict[str, Tensor]) -> VisionLayout:
+    return VisionLayout(inputs["input_ids"][0] == IMAGE)
+
+
 @dataclass(frozen=True)
 class Family:
     name: str
     build: Callable[[], Any]
     prompt: Callable[[int], dict[str, Tensor]]
     """Makes the inputs of one prompt from a seed."""
+    layout: Callable[[dict[str, Tensor]], VisionLayout] = _in_sequence
+    """Says where a prompt's vision lies."""
 
 
 def _ids(before: int, image: list[int], after: int, seed: int) -> Tensor:
@@ -378,6 +386,70 @@ def _kimi_text_stack() -> Any:
     )
 
 
+MLLAMA_STATES = 5  # vision states of a tile: 2 x 2 patches and the class token
+
+
+def _mllama() -> Any:
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+    model = MllamaForConditionalGeneration(
+        MllamaConfig(
+            text_config={
+                **TEXT,
+                "num_hidden_layers": 4,
+                "cross_attention_layers": [1, 3],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 8,
+                "vision_output_dim": 32,
+                "intermediate_layers_indices": [0],
+                "max_num_tiles": 4,
+                "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2]],
+            },
+            image_token_index=IMAGE,
+        )
+    )
+    # Both gates are made as zeros, and a closed gate would hide whatever lies behind it.
+    for number in (1, 3):
+        layer = model.get_decoder().layers[number]
+        layer.cross_attn_attn_gate.data.fill_(0.6)
+        layer.cross_attn_mlp_gate.data.fill_(0.3)
+    return model
+
+
+def _mllama_prompt(seed: int) -> dict[str, Tensor]:
+    """One or two images of different shapes, hence of different numbers of tiles."""
+    tiles_of = {1: 1, 2: 2, 3: 3, 4: 4, 5: 2, 6: 4}  # by the number of the aspect ratio
+    ratios = [(2, 6), (1,), (4,), (3, 5), (1, 4)][seed % 5]
+    pairs = [(ratio, tiles_of[ratio]) for ratio in ratios]
+    ids = _ids(3 + seed, [IMAGE] * len(pairs), 6, seed)
+    tiles = torch.zeros(1, len(pairs), 4, dtype=torch.long)
+    cross = torch.zeros(1, ids.shape[1], len(pairs), 4, dtype=torch.long)
+    for image, (_, count) in enumerate(pairs):
+        tiles[0, image, :count] = 1
+        cross[0, 4 + seed + image :, image, :count] = 1
+    return _inputs(
+        ids,
+        pixel_values=_pixels(1, len(pairs), 4, 3, 16, 16, seed=seed),
+        aspect_ratio_ids=torch.tensor([[ratio for ratio, _ in pairs]]),
+        aspect_ratio_mask=tiles,
+        cross_attention_mask=cross,
+    )
+
+
+def _across(inputs: dict[str, Tensor]) -> VisionLayout:
+    seen = inputs["cross_attention_mask"][0, -1].bool()  # (images, tiles)
+    nothing = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
+    return VisionLayout(nothing, seen.flatten().repeat_interleave(MLLAMA_STATES))
+
+
 FAMILIES = [
     Family("llava", _llava, _llava_prompt),
     Family("llava_onevision", _llava_onevision, _llava_onevision_prompt),
@@ -391,6 +463,7 @@ FAMILIES = [
     Family("idefics3", _idefics3, _tiles_prompt),
     Family("smolvlm", _smolvlm, _tiles_prompt),
     Family("kimi_text_stack", _kimi_text_stack, _llava_prompt),
+    Family("mllama", _mllama, _mllama_prompt, _across),
 ]
 
 

@@ -29,7 +29,7 @@ def loaded(model: Any, processor: Any = None) -> LoadedModel:
 
 def request(
     inputs: Mapping[str, Tensor],
-    vision: Tensor,
+    vision: Tensor | VisionLayout,
     m: int | None,
     *,
     name: str = "a",
@@ -38,7 +38,8 @@ def request(
 ) -> Request:
     options = {"max_new_tokens": 20, "temperature": 0, "ignore_eos": True, **settings}
     chosen = policy or (NoWithdrawal() if m is None else Mvw(m=m))
-    return Request(name, inputs, VisionLayout(vision), chosen, GenerationSettings(**options))
+    layout = vision if isinstance(vision, VisionLayout) else VisionLayout(vision)
+    return Request(name, inputs, layout, chosen, GenerationSettings(**options))
 
 
 def run(

@@ -201,36 +201,6 @@ class TestRefusals:
         assert model.config.get_text_config()._attn_implementation in ("sdpa", "eager")
         return refusal.value.cause or ""
 
-    def test_cross_attention(self) -> None:
-        from transformers import MllamaConfig, MllamaForConditionalGeneration
-
-        text = {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "vocab_size": 100,
-            "cross_attention_layers": [1],
-            "pad_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-        }
-        vision = {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_global_layers": 1,
-            "attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-            "vision_output_dim": 32,
-            "intermediate_layers_indices": [0],
-        }
-        model = MllamaForConditionalGeneration(
-            MllamaConfig(vision_config=vision, text_config=text)
-        ).eval()
-        assert "cross-attention" in self.refuse(model)
-
     def test_recurrent_layers(self) -> None:
         """Qwen 3.5 keeps a recurrent state in most layers: nothing to withdraw there."""
         from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, Family, build
+from families import FAMILIES, Family, build
 from running import Run, request, run
 
+from mvw_cli.adapter import VisionLayout
 from mvw_cli.oracle import oracle_logits
 
 TOLERANCE = 1e-5
@@ -23,9 +24,9 @@ def model_of(family: Family) -> Any:
     return build(family)
 
 
-def prompt_of(family: Family, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def prompt_of(family: Family, seed: int) -> tuple[dict[str, torch.Tensor], VisionLayout]:
     inputs = family.prompt(seed)
-    return inputs, inputs["input_ids"][0] == IMAGE
+    return inputs, family.layout(inputs)
 
 
 def one(
@@ -42,10 +43,10 @@ def test_engine_equals_oracle(family: Family, kernel: str, m: int) -> None:
     inputs, vision = prompt_of(family, 1)
     result = one(family, m, seed=1, kernel=kernel)
     ids = result.completion.token_ids
-    expected = oracle_logits(model_of(family), inputs, ids, vision, m)
+    expected = oracle_logits(model_of(family), inputs, ids, vision.entries, m)
     assert (result.logits - expected).abs().max() < TOLERANCE
     # The oracle itself must tell withdrawal apart: before m nothing changes, after it all does.
-    visible = oracle_logits(model_of(family), inputs, ids, vision, None)
+    visible = oracle_logits(model_of(family), inputs, ids, vision.entries, None)
     assert torch.equal(expected[:m], visible[:m])
     assert (expected[m:] - visible[m:]).abs().amax(dim=1).min() > 100 * TOLERANCE
 
@@ -95,19 +96,24 @@ def test_withdrawal_frees_exactly_the_vision_entries(family: Family) -> None:
     completion = one(family, 3).completion
     withdrawn = completion.withdrawal
     assert withdrawn is not None
-    layers = model.config.get_text_config().num_hidden_layers
+    text = model.config.get_text_config()
+    layers = getattr(text, "cross_attention_layers", range(text.num_hidden_layers))
     assert withdrawn.step == 3
-    assert withdrawn.vision_tokens == int(vision.sum())
-    assert withdrawn.entries == int(vision.sum()) * layers
+    assert withdrawn.vision_tokens == vision.vision_tokens > 0
+    assert withdrawn.entries == vision.vision_tokens * len(layers)
     per_entry = withdrawn.kv_bytes_before / (
         # A sliding layer has let go of the start of the prompt; count what each layer holds.
-        sum(_entries_held(model, completion.prompt_tokens + 2))
+        sum(_entries_held(model, completion.prompt_tokens + 2, vision))
     )
     assert withdrawn.kv_bytes_before - withdrawn.kv_bytes_after == withdrawn.entries * per_entry
 
 
-def _entries_held(model: Any, length: int) -> list[int]:
+def _entries_held(model: Any, length: int, layout: VisionLayout) -> list[int]:
     text = model.config.get_text_config()
+    across = getattr(text, "cross_attention_layers", None) or []
+    if across:
+        held = [length] * text.num_hidden_layers
+        return [layout.vision_tokens if i in across else n for i, n in enumerate(held)]
     prompt = length - 2
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     kept = [
@@ -123,7 +129,9 @@ def test_sliding_layers_see_by_position_not_by_place() -> None:
     inputs, vision = prompt_of(gemma, 0)
     window = model_of(gemma).config.text_config.sliding_window
     result = one(gemma, 2, max_new_tokens=3 * window)
-    expected = oracle_logits(model_of(gemma), inputs, result.completion.token_ids, vision, 2)
+    expected = oracle_logits(
+        model_of(gemma), inputs, result.completion.token_ids, vision.entries, 2
+    )
     assert (result.logits - expected).abs().max() < TOLERANCE
 
 
