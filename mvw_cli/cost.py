@@ -72,6 +72,11 @@ class CacheLayer:
     cross: bool = False
     """Whether it holds vision and nothing else, as cross-attention."""
 
+    def kept(self, entries: int) -> int:
+        """Say how many entries of a sequence remain in the layer."""
+        # transformers keeps one entry less than the window: the newest token brings its own.
+        return entries if self.window is None else min(entries, self.window - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -88,7 +93,13 @@ class Shape:
 
     def kv_elements(self, text: int, vision: int) -> int:
         """Count the numbers that the cache holds for an image followed by so much text."""
-        return sum(_entries(layer, text, vision) * layer.elements for layer in self.layers)
+        # Cross-attention layers hold the vision beside the sequence, and then nothing else does.
+        beside = vision if any(layer.cross for layer in self.layers) else 0
+        sequence = text + vision - beside
+        return sum(
+            layer.elements * (beside if layer.cross else layer.kept(sequence))
+            for layer in self.layers
+        )
 
     def kv_elements_per_image(self, vision: int) -> int:
         """Count the numbers that the vision tokens of one image add, at the end of the prompt."""
@@ -140,14 +151,6 @@ def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
     per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
     rest = weights.total - weights.quantizable
     return rest * DTYPE_BYTES[dtype] + int(weights.quantizable * per_weight / 8)
-
-
-def _entries(layer: CacheLayer, text: int, vision: int) -> int:
-    if layer.cross:
-        return vision
-    entries = text + vision
-    # transformers keeps one entry less than the window: the newest token brings its own.
-    return entries if layer.window is None else min(entries, layer.window - 1)
 
 
 def _on_meta(adapter: Adapter, config: Any) -> Any:
