@@ -26,6 +26,8 @@ from mvw_cli import (
     VisionLayout,
     parse_thinking,
 )
+from mvw_hf.image_tokens import image_tokens
+from mvw_hf.published import published
 from mvw_hf.tiny import tiny_llava
 
 
@@ -123,6 +125,9 @@ class HuggingFace(Adapter):
         from transformers import AutoConfig
 
         assert spec.model is not None
+        known = published(spec.model) if spec.revision is None else None
+        if known is not None:
+            return known
         with explained(spec.model):
             return AutoConfig.from_pretrained(spec.model, revision=spec.revision)
 
@@ -130,6 +135,9 @@ class HuggingFace(Adapter):
         from transformers import AutoModelForImageTextToText
 
         return AutoModelForImageTextToText.from_config(config)
+
+    def image_tokens(self, config: Any, width: int, height: int) -> int:
+        return image_tokens(config, width, height)
 
     def tiny(self) -> LoadedModel:
         model, processor = tiny_llava()

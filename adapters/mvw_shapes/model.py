@@ -29,7 +29,7 @@ class Shapes(HuggingFace):
     name = "shapes"
 
     def load(self, spec: ModelSpec) -> LoadedModel:
-        folder = WEIGHTS if spec.model in (None, EMBEDDED) else Path(str(spec.model))
+        folder = _folder(spec)
         loaded = super().load(replace(spec, model=str(folder)))
         if folder != WEIGHTS:
             return loaded
@@ -47,6 +47,9 @@ class Shapes(HuggingFace):
 
     def parse(self, text: str) -> Answer:
         return parse_stages(text)
+
+    def shape(self, spec: ModelSpec) -> Any:
+        return super().shape(replace(spec, model=str(_folder(spec))))
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         reasons = []
@@ -74,6 +77,10 @@ class Shapes(HuggingFace):
         finally:
             torch.random.set_rng_state(state)
         return LoadedModel(self.name, "tiny", model.eval(), build_processor(), ModelSpec("tiny"))
+
+
+def _folder(spec: ModelSpec) -> Path:
+    return WEIGHTS if spec.model in (None, EMBEDDED) else Path(str(spec.model))
 
 
 def _listed(words: list[str]) -> str:

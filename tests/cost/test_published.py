@@ -1,0 +1,72 @@
+"""The published configurations: as large as the hub says, and told without a network."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from mvw_hf.model import HuggingFace
+from mvw_hf.published import PUBLISHED
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.cost import parameter_count, shape_of
+from mvw_cli.plugins import load_adapter
+from mvw_cli.profiles import known_profiles, model_spec, resolve
+
+TOTALS = {  # parameters, as far as the page of each checkpoint is known to show them
+    "Qwen/Qwen2.5-VL-7B-Instruct": "8292166656",
+    "Qwen/Qwen3-VL-8B-Thinking": "8767123696",
+    "OpenGVLab/InternVL3-8B-hf": "7944373760",
+    "zai-org/GLM-4.1V-9B-Thinking": "10.29 billion",
+    "google/gemma-3-12b-it": "12187325040",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "8.03 billion",
+}
+KV_BYTES = {  # 2 (keys, values) x layers x KV heads x head dimension x 2 bytes
+    "Qwen/Qwen2.5-VL-7B-Instruct": 2 * 28 * 4 * 128 * 2,
+    "Qwen/Qwen3-VL-8B-Thinking": 2 * 36 * 8 * 128 * 2,
+    "OpenGVLab/InternVL3-8B-hf": 2 * 28 * 4 * 128 * 2,
+    "zai-org/GLM-4.1V-9B-Thinking": 2 * 40 * 2 * 128 * 2,
+    "google/gemma-3-12b-it": 2 * 48 * 8 * 256 * 2,
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": 2 * 28 * 4 * 128 * 2,
+}
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_size(name: str, no_network: None) -> None:
+    adapter = HuggingFace()
+    shape = shape_of(adapter, adapter.shape(ModelSpec(model=name)))
+    total = shape.weights.total
+    assert TOTALS[name] in (str(total), f"{total / 1e9:.2f} billion")
+    assert 2 * shape.kv_elements_per_token() == KV_BYTES[name]
+    assert shape.dtype == ("float16" if name.startswith("llava-hf/") else "bfloat16")
+
+
+def test_a_pinned_revision_is_not_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    asked = []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *a, **kw: asked.append((a, kw)))
+    name = next(iter(PUBLISHED))
+    HuggingFace().shape(ModelSpec(model=name, revision="abc"))
+    assert [(a, kw["revision"]) for a, kw in asked] == [((name,), "abc")]
+
+
+@pytest.mark.parametrize("name", sorted(known_profiles({"MVW_HOME": "/nowhere"})))
+def test_a_packaged_profile_tells_its_shape_without_a_network(name: str, no_network: None) -> None:
+    profile = resolve(name, {}).profile
+    if profile.model is None:
+        assert name == "hf"  # the template names none
+        return
+    adapter = load_adapter(profile.adapter)
+    config = adapter.shape(model_spec(profile))
+    assert parameter_count(adapter, config) > 0
+    assert adapter.image_tokens(config, 640, 480) > 0
