@@ -11,23 +11,31 @@ import re
 from mvw_cli.adapter import Answer
 
 _TAG = re.compile(r"<(/?)([A-Z][A-Z_]*)>")
+_HALF_TAG = re.compile(r"<(/?[A-Z_]*)$")
+"""What is left of a tag at the end of text that was cut inside it."""
 
 
 def parse_stages(text: str, *, answer: str = "CONCLUSION") -> Answer:
     """Take `<SUMMARY>…</SUMMARY> … <CONCLUSION>…</CONCLUSION>` apart.
 
-    A stage that is not closed runs to the next opening tag or the end. Of two stages of one name
-    the later counts. Without any stage the whole text is the answer; with stages but without the
-    answering one, the answer is empty.
+    A stage that is not closed runs to the next opening tag or the end; one that is closed and was
+    never opened runs from the tag before it. Of two stages of one name the later counts. Without
+    any stage the whole text is the answer; with stages but without the answering one, the answer
+    is empty. A tag that was cut at the end is no part of a stage.
     """
+    text = _HALF_TAG.sub("", text)
     stages: dict[str, str] = {}
     name: str | None = None
     start = 0
     for tag in _TAG.finditer(text):
         closing, tag_name = tag.group(1) == "/", tag.group(2)
+        content = text[start : tag.start()]
         if name is not None and (not closing or tag_name == name):
-            _put(stages, name, text[start : tag.start()])
-            name = None
+            _put(stages, name, content)
+            name, start = None, tag.end()
+        elif name is None and closing and tag_name not in stages and content.strip():
+            _put(stages, tag_name, content)
+            start = tag.end()
         if not closing:
             name, start = tag_name, tag.end()
     if name is not None:

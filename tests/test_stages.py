@@ -33,6 +33,11 @@ def test_whole_stages() -> None:
             {"CONCLUSION": "a < b and <b>c"},
         ),
         ("<CONCLUSION></CONCLUSION>", "", {"CONCLUSION": ""}),
+        ("<REASONING>r</REASONING> 4 </CONCLUSION>", "4", {"REASONING": "r", "CONCLUSION": "4"}),
+        ("<CONCLUSION>4 </CONCL", "4", {"CONCLUSION": "4"}),
+        ("<SUMM", "", {}),
+        ("4 </CONCLUSION>", "4", {"CONCLUSION": "4"}),
+        ("<CONCLUSION>4</CONCLUSION> y </CONCLUSION>", "4", {"CONCLUSION": "4"}),
     ],
 )
 def test_cut_and_malformed_stages(text: str, answer: str, stages: dict[str, str]) -> None:
