@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sysconfig
+import tomllib
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def own_adapters() -> dict[str, str]:
+    """Read the adapters that come with mvw off its entry points: name and package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    points: dict[str, str] = project["entry-points"]["mvw"]
+    return {name: points[name] for name in sorted(points) if name != "policies"}
 
 
 @dataclass(frozen=True)

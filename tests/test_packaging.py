@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import make_venv, pip, pip_install, run_process
-
-ROOT = Path(__file__).parent.parent
+from processes import ROOT, make_venv, own_adapters, pip, pip_install, run_process
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +31,12 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
         "mvw_cli/profiles/schema.py",
         "mvw_cli/_profiles/shapes.yaml",
         "mvw_cli/_profiles/hf.yaml",
-        "mvw_hf/__init__.py",
-        "mvw_shapes/__init__.py",
+        *(f"{package}/__init__.py" for package in own_adapters().values()),
     } <= names
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "mvw_cli",
-        "mvw_hf",
-        "mvw_shapes",
+        *own_adapters().values(),
     }
     for profile in (ROOT / "profiles").glob("*.yaml"):
         assert f"mvw_cli/_profiles/{profile.name}" in names
@@ -59,7 +55,7 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     assert "stray" not in found
     assert Path(found["shapes"]["paths"][0]).parts[-3:] == ("mvw_cli", "_profiles", "shapes.yaml")
     adapters = json.loads(run_process(python, "list", "adapters", "--json", cwd=tmp_path).out)
-    assert [record["name"] for record in adapters["adapters"]] == ["hf", "shapes"]
+    assert [record["name"] for record in adapters["adapters"]] == [*own_adapters()]
     script = subprocess.run([python.parent / "mvw", "--version"], capture_output=True, text=True)
     assert script.returncode == 0
 
