@@ -1,6 +1,8 @@
-"""`mvw show`: what a profile comes to, and where each of its values came from."""
+"""`mvw show`: what a profile comes to, where its values came from, and what its model costs."""
 
 from __future__ import annotations
+
+import shlex
 
 import click
 
@@ -24,28 +26,60 @@ from mvw_cli.cli.options import common_options, json_option
     metavar="KEY=VALUE",
     help="Give a key a value, as in generation.temperature=0.  [repeatable]",
 )
+@click.option("--cost", is_flag=True, help="Parameters, bytes, and the bound of the speed-up.")
+@click.option(
+    "--image",
+    metavar="WIDTHxHEIGHT|FILE",
+    help="With --cost: the image to count for.  [default: 1024x768]",
+)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of profiles, for editors.")
 @json_option
 @common_options
-def show(name: str | None, pairs: tuple[str, ...], schema: bool, as_json: bool) -> None:
+def show(
+    name: str | None,
+    pairs: tuple[str, ...],
+    cost: bool,
+    image: str | None,
+    schema: bool,
+    as_json: bool,
+) -> None:
     """Show the values of a profile, each with its origin.
 
-    Without a name: what `mvw infer` would use here and now.
+    Without a name: what `mvw infer` would use here and now. --cost counts the profile's model
+    instead, from its configuration alone: no weights are needed, no GPU, and for the packaged
+    profiles no network.
 
     \b
     Examples:
       mvw show shapes
       mvw show ./mine.yaml --set withdrawal.m=16
+      mvw show qwen2.5-vl-7b --cost --image 1280x720
       mvw show --schema
     """
     import json
 
     from mvw_cli import profiles
+    from mvw_cli.errors import UsageProblem
 
+    if image is not None and not cost:
+        raise UsageProblem(
+            "--image has a meaning with --cost only",
+            cause="a profile's values do not depend on an image",
+            hint=f"mvw show --cost --image {shlex.quote(image)}",
+        )
     if schema:
         console.write_json(profiles.json_schema())
         return
     resolved = profiles.resolve(name, profiles.parse_set(pairs))
+    if cost:
+        from mvw_cli.cli import show_cost
+
+        counted = show_cost.report(resolved, image)
+        if as_json:
+            console.write_json({"schema_version": 1, **counted.to_dict()})
+        else:
+            show_cost.write(counted)
+        return
     if as_json:
         console.write_json({"schema_version": 1, **resolved.to_dict()})
         return

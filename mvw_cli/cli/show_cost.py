@@ -1,0 +1,219 @@
+"""`mvw show --cost`: what the profile's model takes and what a withdrawal can win, text or JSON.
+
+Everything comes from the model's configuration; no weights are read and no device is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli import console
+from mvw_cli.errors import ModelProblem, UsageProblem
+
+if TYPE_CHECKING:
+    from mvw_cli.decode_bound import DecodeBound
+    from mvw_cli.profiles import Resolved
+
+DEFAULT_IMAGE = "1024x768"
+TEXT_TOKENS = 512
+"""Question and output so far, in the sequences that a decode step is counted over."""
+SEQUENCES = (1, 8, 64)
+_SIZE = re.compile(r"(\d{1,6})[xX\u00d7](\d{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures of one profile."""
+
+    name: str | None
+    model: str
+    adapter: str
+    image: tuple[int, int]
+    """Width and height in pixels, as the processor gets it."""
+    vision_tokens: int | None
+    """None where the adapter can't tell."""
+    bound: DecodeBound
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise; figures of an image are null where its vision tokens are not known."""
+        from mvw_cli.cost import DTYPE_BYTES, weight_bytes
+
+        shape, weights = self.bound.shape, self.bound.shape.weights
+        size, known = DTYPE_BYTES[self.bound.dtype], self.vision_tokens is not None
+        one = self.bound.step(1)
+        image_bytes = shape.kv_elements_per_image(self.vision_tokens or 0) * size
+        freed = one.kv_bytes_before - one.kv_bytes_after
+        return {
+            "profile": self.name,
+            "adapter": self.adapter,
+            "model": self.model,
+            "dtype": self.bound.dtype,
+            "parameters": weights.total,
+            "parameters_vision": weights.vision,
+            "parameters_active": weights.active,
+            "weight_bytes": {
+                **{dtype: weight_bytes(weights, dtype) for dtype in DTYPE_BYTES},
+                "8-bit": weight_bytes(weights, self.bound.dtype, 8),
+                "4-bit": weight_bytes(weights, self.bound.dtype, 4),
+            },
+            "kv_bytes_per_token": shape.kv_elements_per_token() * size,
+            "image_width_px": self.image[0],
+            "image_height_px": self.image[1],
+            "vision_tokens": self.vision_tokens,
+            "kv_bytes_per_image": image_bytes if known else None,
+            "text_tokens": self.bound.workload.text_tokens,
+            "kv_bytes_freed": freed if known else None,
+            "decode_steps": [self._step(sequences) for sequences in SEQUENCES] if known else [],
+            "speedup_bound_limit": self.bound.limit if known else None,
+            "sequences_where_it_matters": self.bound.matters_from() if known else None,
+        }
+
+    def _step(self, sequences: int) -> dict[str, Any]:
+        step = self.bound.step(sequences)
+        return {
+            "sequences": sequences,
+            "weight_bytes_before": step.weight_bytes_before,
+            "weight_bytes_after": step.weight_bytes_after,
+            "kv_bytes_before": step.kv_bytes_before,
+            "kv_bytes_after": step.kv_bytes_after,
+            "kv_share_before": step.kv_bytes_before / step.before,
+            "kv_share_after": step.kv_bytes_after / step.after,
+            "speedup_bound": step.speedup,
+        }
+
+
+def report(resolved: Resolved, image: str | None) -> Report:
+    """Count the model of a profile, for an image given as WIDTHxHEIGHT or as a file.
+
+    Raises:
+        UsageProblem: no model is named, or the size is none.
+        BadImage: the file can't be read.
+        ModelProblem: the configuration can't be had, or the model not be counted.
+    """
+    from mvw_cli.cli.libraries import mute_libraries
+    from mvw_cli.plugins import load_adapter
+    from mvw_cli.profiles import model_spec
+
+    mute_libraries(progress=False)
+    profile = resolved.profile
+    spec = model_spec(profile)
+    width, height = image_size(image or DEFAULT_IMAGE, profile.images.max_pixels)
+    adapter = load_adapter(profile.adapter)
+    from mvw_cli.cost import shape_of
+    from mvw_cli.decode_bound import DecodeBound, Workload
+
+    config = adapter.shape(spec)
+    shape = shape_of(adapter, config)
+    tokens: int | None = None
+    try:
+        tokens = adapter.image_tokens(config, width, height)
+    except ModelProblem as problem:
+        console.note(f"{problem.message} {problem.cause or ''}".strip())
+    return Report(
+        name=resolved.name,
+        model=profile.model or profile.adapter,
+        adapter=profile.adapter,
+        image=(width, height),
+        vision_tokens=tokens,
+        bound=DecodeBound(
+            shape,
+            Workload(tokens or 0, TEXT_TOKENS),
+            shape.dtype if profile.dtype == "auto" else profile.dtype,
+            keep_mlp=profile.cross_attention == "mlp",
+        ),
+    )
+
+
+def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
+    """Say how large the image reaches the processor.
+
+    Raises:
+        UsageProblem: a size of no pixels.
+        BadImage: neither a size nor a file that can be read as an image.
+    """
+    match = _SIZE.fullmatch(image)
+    if match is None:
+        from mvw_cli.engine.images import open_image
+
+        return open_image(image, max_pixels=max_pixels).size
+    width, height = int(match[1]), int(match[2])
+    if not (width and height):
+        raise UsageProblem(
+            f"--image {image}: an image has at least one pixel a side",
+            cause="a size is written WIDTHxHEIGHT",
+            hint=f"mvw show --cost --image {DEFAULT_IMAGE}",
+        )
+    from mvw_cli.engine.pixels import fit
+
+    return fit((width, height), max_pixels)
+
+
+def write(report: Report) -> None:
+    """Write the report as tables."""
+    figures = report.to_dict()
+    rows = [
+        ["model", f"{figures['model']} (adapter {figures['adapter']})"],
+        ["parameters", _billions(figures["parameters"])],
+        ["read per token", _billions(figures["parameters_active"])],
+        ["vision, read once", _billions(figures["parameters_vision"])],
+        *([f"weights in {kind}", size(count)] for kind, count in figures["weight_bytes"].items()),
+        ["dtype of the figures below", figures["dtype"]],
+        ["KV per text token", size(figures["kv_bytes_per_token"])],
+    ]
+    width, height = report.image
+    if report.vision_tokens is not None:
+        rows += [
+            [f"image of {width} x {height}", f"{report.vision_tokens} vision tokens"],
+            ["KV per image", size(figures["kv_bytes_per_image"])],
+            ["freed by withdrawal", size(figures["kv_bytes_freed"])],
+        ]
+    else:
+        rows.append([f"image of {width} x {height}", "vision tokens not known"])
+    console.table(["COST", report.name or report.model], rows)
+    if report.vision_tokens is not None:
+        _write_steps(report, figures)
+
+
+def _write_steps(report: Report, figures: dict[str, Any]) -> None:
+    rows = []
+    for step in figures["decode_steps"]:
+        before = step["weight_bytes_before"] + step["kv_bytes_before"]
+        after = step["weight_bytes_after"] + step["kv_bytes_after"]
+        rows.append(
+            [
+                str(step["sequences"]),
+                f"{size(before)} ({step['kv_share_before']:.1%} KV)",
+                f"{size(after)} ({step['kv_share_after']:.1%} KV)",
+                f"{step['speedup_bound']:.3f}x",
+            ]
+        )
+    console.write("")
+    console.table(["SEQUENCES", "A STEP READS", "AFTER WITHDRAWAL", "AT MOST FASTER"], rows)
+    console.write("")
+    console.write(_sentence(figures))
+
+
+def _sentence(figures: dict[str, Any]) -> str:
+    start = figures["sequences_where_it_matters"]
+    text = f"With an image and {figures['text_tokens']} text tokens each, "
+    if start is None:
+        return f"{text}a decode step can't become 10% faster at any number of sequences."
+    return (
+        f"{text}a decode step can become 10% faster from {start} "
+        f"sequence{'s' if start > 1 else ''} on, and {figures['speedup_bound_limit']:.2f}x at most."
+    )
+
+
+def size(count: float) -> str:
+    """Write bytes as people read them."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 10**8 else f"{count / 1e6:.2f} million"

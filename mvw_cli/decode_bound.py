@@ -1,0 +1,105 @@
+"""The physical bound of what withdrawal can win: bytes that a decode step must read.
+
+A decode step at small batch is limited by memory bandwidth: it reads the active weights once and
+the whole KV cache of each sequence. Withdrawal leaves the weights and takes the vision tokens'
+part of the cache; the ratio of the bytes is the speed-up that no implementation can pass. What the
+bound leaves out (activations, launches, the prefill, arithmetic at large batch) only lowers it.
+
+It does not know how a model is counted (`cost.py`) or shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mvw_cli.cost import DTYPE_BYTES, Shape
+
+MATTERS = 1.1
+"""A bound from which withdrawal is taken to matter for speed: a tenth."""
+_MOST_SEQUENCES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sequences alike: one image each, and text around it."""
+
+    vision_tokens: int
+    text_tokens: int
+    """Question and output so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBytes:
+    """What one decode step over some sequences must read, before and after withdrawal."""
+
+    sequences: int
+    weight_bytes_before: int
+    weight_bytes_after: int
+    """Less where cross-attention layers are skipped once they are empty."""
+    kv_bytes_before: int
+    kv_bytes_after: int
+
+    @property
+    def before(self) -> int:
+        return self.weight_bytes_before + self.kv_bytes_before
+
+    @property
+    def after(self) -> int:
+        return self.weight_bytes_after + self.kv_bytes_after
+
+    @property
+    def speedup(self) -> float:
+        """The bound: bytes before over bytes after."""
+        return self.before / self.after if self.after else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBound:
+    """The bounds of one model under one workload."""
+
+    shape: Shape
+    workload: Workload
+    dtype: str
+    keep_mlp: bool = False
+    """Whether withdrawn cross-attention layers keep their gated MLP (`cross_attention: mlp`)."""
+
+    def step(self, sequences: int) -> StepBytes:
+        """Count the bytes of a step over so many sequences, all before or all after withdrawal."""
+        size = DTYPE_BYTES[self.dtype]
+        weights, load = self.shape.weights, self.workload
+        read = weights.read(sequences)
+        gone = 0
+        if load.vision_tokens:
+            gone = weights.cross_attention if self.keep_mlp else weights.cross
+        held = self.shape.kv_elements(load.text_tokens, load.vision_tokens)
+        left = self.shape.kv_elements(load.text_tokens, 0)
+        return StepBytes(
+            sequences=sequences,
+            weight_bytes_before=round(read * size),
+            weight_bytes_after=round((read - gone) * size),
+            kv_bytes_before=held * size * sequences,
+            kv_bytes_after=left * size * sequences,
+        )
+
+    @property
+    def limit(self) -> float:
+        """The bound for ever more sequences: that of the KV cache alone; 1 for an empty one."""
+        one = self.step(1)
+        return one.kv_bytes_before / one.kv_bytes_after if one.kv_bytes_after else 1.0
+
+    def matters_from(self) -> int | None:
+        """The fewest sequences at which the bound reaches `MATTERS`, or None."""
+        if self.step(1).speedup >= MATTERS:
+            return 1
+        if self.limit <= MATTERS:
+            return None
+        high = 1
+        while self.step(high).speedup < MATTERS:
+            high *= 2
+            if high > _MOST_SEQUENCES:
+                return None
+        low = high // 2
+        while high - low > 1:  # weights per sequence only fall with their number
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.step(middle).speedup >= MATTERS else (middle, high)
+        return high
