@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mvw_shapes.scenes import COLOURS, COLUMNS, KINDS, PLACES, ROWS
+from mvw_shapes.wordings import with_article
 
 if TYPE_CHECKING:
     from mvw_shapes.questions import Question
@@ -23,10 +24,6 @@ TAGS = tuple(tag for stage in STAGES for tag in (f"<{stage}>", f"</{stage}>"))
 COMPARISONS = {1: "more", 0: "equal", -1: "fewer"}
 DIRECTIONS = {"columns": ("left", "right"), "rows": ("above", "below")}
 MARKS = ("first", "second")
-
-
-def _article(noun: str) -> str:
-    return ("An " if noun[0] in "aeiou" else "A ") + noun
 
 
 def places_of(scene: Scene, selection: Selection) -> list[int]:
@@ -69,7 +66,7 @@ def _at_place(scene: Scene, question: Question) -> str:
     if shape is None:
         return "Nothing"
     if question.asks == "object":
-        return _article(f"{shape.colour} {shape.kind}")
+        return with_article(f"{shape.colour} {shape.kind}").capitalize()
     return (shape.colour if question.asks == "colour" else shape.kind).capitalize()
 
 

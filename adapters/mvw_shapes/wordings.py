@@ -129,7 +129,8 @@ _MIDDLES = ("middle", "centre", "center")
 _EDGES = {"top": ("top", "upper"), "bottom": ("bottom", "lower")}
 
 
-def _article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """Put "a" or "an" before a noun."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
@@ -180,7 +181,7 @@ def slots() -> dict[str, dict[str, object]]:
     thing = _singulars()
     sort = _singulars(colours=False)
     things = {f"{text}s": value for text, value in thing.items()}
-    a_thing = {_article(text): value for text, value in thing.items()}
+    a_thing = {with_article(text): value for text, value in thing.items()}
     around = _surroundings()
     return {
         "things": {**things},
