@@ -1,8 +1,8 @@
 """The adapter of LLaVA-CoT, and of any checkpoint of `MllamaForConditionalGeneration`.
 
 Prompt and settings are those of the model's own inference script
-(PKU-YuanGroup/LLaVA-CoT, inference/demo/simple_inference.py): one user message, image first, and the
-processor called on the text of the chat template. That script lets the model judge several
+(PKU-YuanGroup/LLaVA-CoT, inference/demo/simple_inference.py): one user message, image first, and
+the processor called on the text of the chat template. That script lets the model judge several
 candidates for each stage; this adapter writes one answer, as a plain call of `generate` does.
 
 Vision lies in cross-attention here. What becomes of those layers once it has been withdrawn is the
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from mvw_hf.model import HuggingFace, complete
-from mvw_llava_cot.published import published_config
-from mvw_llava_cot.tiny import tiny_mllama
 from PIL.Image import Image
 from torch import Tensor
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, VisionLayout, parse_stages
+from mvw_llava_cot.published import published_config
+from mvw_llava_cot.tiny import tiny_mllama
 
 CHECKPOINT = "Xkev/Llama-3.2V-11B-cot"
 

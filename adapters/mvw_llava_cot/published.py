@@ -6,11 +6,16 @@ tuned from without a change of architecture (https://arxiv.org/abs/2411.10440, s
 
 from __future__ import annotations
 
-from transformers import MllamaConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import MllamaConfig
 
 
 def published_config() -> MllamaConfig:
     """Return the configuration of the 11B model: 40 layers, 8 of them cross-attention."""
+    from transformers import MllamaConfig
+
     return MllamaConfig(
         text_config={
             "hidden_size": 4096,

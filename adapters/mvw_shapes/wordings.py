@@ -191,7 +191,7 @@ def slots() -> dict[str, dict[str, object]]:
         "a_thing": {**a_thing},
         "sorts": {f"{text}s": value for text, value in sort.items()},
         "sort": {word: None for word in _SHAPE_WORDS},
-        "a_sort": {_article(kind): Selection(None, kind) for kind in KINDS},
+        "a_sort": {with_article(kind): Selection(None, kind) for kind in KINDS},
         "colour": {colour: Selection(colour) for colour in COLOURS},
         "hue": {"colour": None, "color": None},
         "picture": {word: None for word in _PICTURE_WORDS},
