@@ -10,6 +10,7 @@ from hints import parse_hint
 
 from mvw_cli.errors import MvwError, PluginProblem, UsageProblem
 from mvw_cli.profiles import parse_set, resolve
+from mvw_cli.profiles.store import packaged_folder
 
 Message = tuple[str, str | None, str | None]
 
@@ -304,8 +305,9 @@ def test_a_wrong_variable(name: str, text: str, expected: Message) -> None:
 
 
 def test_an_unknown_profile() -> None:
+    packaged = sorted(path.stem for path in packaged_folder().glob("*.yaml"))
     assert complaint("zzzzzz", {}) == (
         "there is no profile `zzzzzz`",
-        "known: hf, qwen2.5-vl-7b, shapes; a file is named by its path, as in ./zzzzzz.yaml",
+        f"known: {', '.join(packaged)}; a file is named by its path, as in ./zzzzzz.yaml",
         "mvw list profiles",
     )

@@ -33,6 +33,19 @@ def test_a_packaged_profile(path: Path) -> None:
     assert (path.parent / line.removeprefix(marker)).resolve() == ROOT / "docs/profile.schema.json"
 
 
+def test_the_packaged_profiles_are_listed_with_their_models() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    for path in FILES:
+        profile = resolve(path.stem, {}).profile
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{path.stem}` |"))
+        if profile.adapter == "shapes" or profile.model is None:
+            continue
+        assert row.split("|")[2].split()[0] == profile.model
+        # What has not been run says so wherever it is offered.
+        assert row.endswith("| no |")
+        assert "not run here with real weights" in (profile.description or "")
+
+
 def test_the_general_profile_mentions_every_key() -> None:
     text = (ROOT / "profiles" / "hf.yaml").read_text(encoding="utf-8")
     for key in fields():
