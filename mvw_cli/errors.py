@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 5
     BAD_IMAGE = 6
     MODEL = 7
+    CHECKS_FAILED = 20
     INTERRUPTED = 130
 
 

@@ -23,6 +23,7 @@ _CODES = {
     ExitCode.FAILURE: "Any other failure while running; the message says which.",
     ExitCode.ITEMS_FAILED: "Reserved for runs over many images, some of which failed. "
     "No command returns it yet.",
+    ExitCode.CHECKS_FAILED: "`mvw doctor` found a problem; its lines say which.",
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
 }
 

@@ -17,6 +17,7 @@ _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
     "list": "mvw_cli.cli.list:list_",
     "show": "mvw_cli.cli.show:show",
+    "doctor": "mvw_cli.cli.doctor:doctor",
     "plugins": "mvw_cli.cli.plugins:plugins",
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.errors import ModelProblem, UsageProblem
+from mvw_cli.units import readable_bytes
 
 if TYPE_CHECKING:
     from mvw_cli.decode_bound import DecodeBound
@@ -158,16 +159,19 @@ def write(report: Report) -> None:
         ["parameters", _billions(figures["parameters"])],
         ["read per token", _billions(figures["parameters_active"])],
         ["vision, read once", _billions(figures["parameters_vision"])],
-        *([f"weights in {kind}", size(count)] for kind, count in figures["weight_bytes"].items()),
+        *(
+            [f"weights in {kind}", readable_bytes(count)]
+            for kind, count in figures["weight_bytes"].items()
+        ),
         ["dtype of the figures below", figures["dtype"]],
-        ["KV per text token", size(figures["kv_bytes_per_token"])],
+        ["KV per text token", readable_bytes(figures["kv_bytes_per_token"])],
     ]
     width, height = report.image
     if report.vision_tokens is not None:
         rows += [
             [f"image of {width} x {height}", f"{report.vision_tokens} vision tokens"],
-            ["KV per image", size(figures["kv_bytes_per_image"])],
-            ["freed by withdrawal", size(figures["kv_bytes_freed"])],
+            ["KV per image", readable_bytes(figures["kv_bytes_per_image"])],
+            ["freed by withdrawal", readable_bytes(figures["kv_bytes_freed"])],
         ]
     else:
         rows.append([f"image of {width} x {height}", "vision tokens not known"])
@@ -184,8 +188,8 @@ def _write_steps(report: Report, figures: dict[str, Any]) -> None:
         rows.append(
             [
                 str(step["sequences"]),
-                f"{size(before)} ({step['kv_share_before']:.1%} KV)",
-                f"{size(after)} ({step['kv_share_after']:.1%} KV)",
+                f"{readable_bytes(before)} ({step['kv_share_before']:.1%} KV)",
+                f"{readable_bytes(after)} ({step['kv_share_after']:.1%} KV)",
                 f"{step['speedup_bound']:.3f}x",
             ]
         )
@@ -204,15 +208,6 @@ def _sentence(figures: dict[str, Any]) -> str:
         f"{text}a decode step can become 10% faster from {start} "
         f"sequence{'s' if start > 1 else ''} on, and {figures['speedup_bound_limit']:.2f}x at most."
     )
-
-
-def size(count: float) -> str:
-    """Write bytes as people read them."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def _billions(count: int) -> str:

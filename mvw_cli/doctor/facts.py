@@ -1,0 +1,157 @@
+"""What this machine and this installation are like, without a judgement.
+
+PyTorch is imported to ask for devices; versions come from metadata. Whatever can't be found out is
+None, never an exception: a broken installation is what this is for.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    bfloat16: bool
+    """Whether it computes in bfloat16 itself, without emulation (compute capability 8.0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the checks judge."""
+
+    python: str
+    torch: str | None
+    torch_problem: str | None
+    """Why PyTorch can't be imported, or None."""
+    torch_cuda: str | None
+    """Version of CUDA that PyTorch was built with."""
+    transformers: str | None
+    flash_attn: str | None
+    accelerate: str | None
+    bitsandbytes: str | None
+    gpus: tuple[Gpu, ...]
+    mps: bool
+    driver: str | None
+    """Version of the NVIDIA driver, where there is one."""
+    hub_cache: str
+    disk_free_bytes: int | None
+    """Where the hub cache lies, or will lie."""
+    memory_total_bytes: int | None
+    memory_free_bytes: int | None
+    """What programs may still take, container limits counted."""
+
+    @property
+    def device(self) -> str:
+        """The device that `auto` takes."""
+        if self.gpus:
+            return "cuda"
+        return "mps" if self.mps else "cpu"
+
+
+def gather() -> Facts:
+    """Look at this process' machine; imports PyTorch."""
+    problem, built_with, gpus, mps = _torch()
+    cache = hub_cache()
+    total, free = _memory()
+    return Facts(
+        python=platform.python_version(),
+        torch=_version("torch"),
+        torch_problem=problem,
+        torch_cuda=built_with,
+        transformers=_version("transformers"),
+        flash_attn=_version("flash-attn"),
+        accelerate=_version("accelerate"),
+        bitsandbytes=_version("bitsandbytes"),
+        gpus=gpus,
+        mps=mps,
+        driver=_driver(),
+        hub_cache=str(cache),
+        disk_free_bytes=_free_disk(cache),
+        memory_total_bytes=total,
+        memory_free_bytes=free,
+    )
+
+
+def hub_cache() -> Path:
+    """Say where the hub keeps what it has downloaded: HF_HUB_CACHE, HF_HOME or its default."""
+    with suppress(ImportError):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return Path(HF_HUB_CACHE)
+    return Path.home() / ".cache" / "huggingface" / "hub"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> tuple[str | None, str | None, tuple[Gpu, ...], bool]:
+    try:
+        import torch
+    except Exception as error:  # a broken build fails in many ways
+        first = next(iter(str(error).strip().splitlines()), "")
+        return f"{type(error).__name__}: {first}", None, (), False
+    gpus: list[Gpu] = []
+    with suppress(RuntimeError):  # a driver that does not answer
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            capability = torch.cuda.get_device_capability(index)
+            name = torch.cuda.get_device_name(index)
+            # On AMD there is no such number; what PyTorch serves there has bfloat16.
+            native = torch.version.hip is not None or capability >= (8, 0)
+            gpus.append(Gpu(name, total, free, native))
+    return None, torch.version.cuda, tuple(gpus), torch.backends.mps.is_available()
+
+
+def _driver() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = asked.stdout.split()
+    return lines[0] if asked.returncode == 0 and lines else None
+
+
+def _free_disk(path: Path) -> int | None:
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+def _memory() -> tuple[int | None, int | None]:
+    total = free = None
+    with suppress(OSError, ValueError, AttributeError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        limit = int(_CGROUP_LIMIT.read_text())
+        left = max(0, limit - int(_CGROUP_USED.read_text()))
+        total = limit if total is None else min(total, limit)
+        free = left if free is None else min(free, left)
+    return total, free

@@ -1,0 +1,212 @@
+"""Checks of one profile: adapter, policy, device, dtype, attention, weights, and whether it fits.
+
+Judges a resolved profile by the facts of the machine. What a model needs is counted from its
+configuration (`cost.py`); its weights are looked for and not read.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.cost import DTYPE_BYTES, Shape, shape_of, weight_bytes
+from mvw_cli.doctor.facts import Facts, Gpu
+from mvw_cli.doctor.findings import Finding
+from mvw_cli.doctor.weights import locate, on_the_hub
+from mvw_cli.errors import MvwError
+from mvw_cli.profiles import Resolved, model_spec, withdrawal_policy
+from mvw_cli.units import readable_bytes
+
+IMAGE = (1024, 768)
+"""Width and height of the image that is allowed for, in pixels."""
+TIGHT = 0.9
+"""Part of the free memory beyond which activations and the allocator may have too little."""
+
+
+def check_model(resolved: Resolved, facts: Facts) -> list[Finding]:
+    """Judge whether the model of a profile will run on this machine."""
+    return list(_checks(resolved, facts))
+
+
+def refused(check: str, error: MvwError) -> Finding:
+    """Turn an error into a finding."""
+    found = f"{error.message}: {error.cause}" if error.cause else error.message
+    return Finding(check, "problem", found, error.hint)
+
+
+def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
+    from mvw_cli.plugins import load_adapter
+
+    profile = resolved.profile
+    try:
+        withdrawal_policy(profile)
+        spec = model_spec(profile)
+    except MvwError as error:
+        yield refused("profile", error)
+        return
+    yield Finding("profile", "ok", f"{resolved.name or 'flags'}: {spec.model}")
+    device = _device(resolved, facts)
+    yield device
+    yield _attention(resolved, facts)
+    try:
+        adapter = load_adapter(profile.adapter)
+    except MvwError as error:
+        yield refused("adapter", error)
+        return
+    yield Finding("adapter", "ok", profile.adapter)
+    shape = vision = None
+    try:
+        config = adapter.shape(spec)
+        shape = shape_of(adapter, config)
+        vision = adapter.image_tokens(config, *IMAGE)
+    except MvwError as error:
+        if shape is None:
+            found = f"{error.message} {error.cause or ''}".strip()
+            yield Finding("size", "warning", f"not known: {found}", error.hint)
+    yield _weights(resolved, spec, shape, facts)
+    if shape is not None and device.status == "ok":
+        yield _dtype(resolved, shape, facts)
+        yield _fit(resolved, shape, vision or 0, facts)
+
+
+def again(resolved: Resolved, *changes: str) -> str:
+    """Write the command that asks about the same profile with keys changed."""
+    words = ["mvw", "doctor"]
+    if resolved.name is not None:
+        words += ["--profile", resolved.name]
+    return shlex.join([*words, *(word for change in changes for word in ("--set", change))])
+
+
+def _kind(resolved: Resolved, facts: Facts) -> str:
+    """Say what kind of device the profile means here: cuda, mps or cpu."""
+    device = resolved.profile.device
+    return facts.device if device == "auto" else device.partition(":")[0]
+
+
+def _chosen_gpu(resolved: Resolved, facts: Facts) -> Gpu | None:
+    index = int(resolved.profile.device.partition(":")[2] or 0)
+    return facts.gpus[index] if index < len(facts.gpus) else None
+
+
+def _device(resolved: Resolved, facts: Facts) -> Finding:
+    device, kind = resolved.profile.device, _kind(resolved, facts)
+    there = {
+        "cuda": _chosen_gpu(resolved, facts) is not None,
+        "mps": facts.mps,
+        "cpu": True,
+    }[kind]
+    if not there:
+        found = f"{device} is not there; PyTorch sees {len(facts.gpus)} CUDA devices"
+        return Finding("profile's device", "problem", found, again(resolved, "device=auto"))
+    shown = kind if device == "auto" else device
+    return Finding("profile's device", "ok", f"{shown} (auto)" if device == "auto" else shown)
+
+
+def _attention(resolved: Resolved, facts: Facts) -> Finding:
+    wanted = resolved.profile.attention
+    if wanted == "flash" and _kind(resolved, facts) != "cuda":
+        found = "flash needs a CUDA device"
+        return Finding("attention", "problem", found, again(resolved, "attention=auto"))
+    if wanted == "flash" and facts.flash_attn is None:
+        found = "flash needs flash-attn, which is not installed"
+        return Finding("attention", "problem", found, 'pip install "mvw[flash]"')
+    return Finding("attention", "ok", wanted)
+
+
+def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Facts) -> Finding:
+    model = spec.model or ""
+    if "/" not in model and model in _checkpoints(resolved.profile.adapter):
+        return Finding("weights", "ok", "come with the adapter")
+    held = locate(model, spec.revision)
+    # A folder that lacks files can only be mended by whoever made it.
+    way_out = f"hf download {shlex.quote(model)}" if on_the_hub(model) else "mvw list profiles"
+    if held.folder is None and on_the_hub(model):
+        return _to_download(model, shape, facts)
+    if held.folder is None:
+        return Finding("weights", "problem", f"there is no folder {model}", way_out)
+    if held.missing:
+        listed = f"{len(held.missing)} of {held.files + len(held.missing)} files"
+        found = f"{listed} missing, the first is {held.missing[0]}"
+        return Finding("weights", "problem", found, way_out)
+    if held.damaged:
+        found = f"{held.damaged[0]} is damaged or cut"
+        return Finding("weights", "problem", found, f"{way_out} --force-download"
+                       if on_the_hub(model) else way_out)  # fmt: skip
+    if not held.files:
+        kind = "weights are pickled" if held.only_pickle else "there are no weights"
+        return Finding("weights", "problem", f"{kind} in {held.folder}, not safetensors", way_out)
+    return Finding("weights", "ok", f"{held.files} files, {readable_bytes(held.size_bytes)}")
+
+
+def _checkpoints(adapter: str) -> tuple[str, ...]:
+    from mvw_cli.plugins import find_adapter
+
+    return find_adapter(adapter).checkpoints
+
+
+def _to_download(model: str, shape: Shape | None, facts: Facts) -> Finding:
+    way_out = f"hf download {shlex.quote(model)}"
+    if shape is None:
+        return Finding("weights", "warning", "not on this machine yet", way_out)
+    size = weight_bytes(shape.weights, shape.dtype)
+    found = f"not on this machine yet: {readable_bytes(size)} to download"
+    if facts.disk_free_bytes is not None and size > facts.disk_free_bytes:
+        found += f", and {readable_bytes(facts.disk_free_bytes)} of disk are free"
+        return Finding("weights", "problem", found, "hf cache ls")
+    return Finding("weights", "warning", found, way_out)
+
+
+def _dtype(resolved: Resolved, shape: Shape, facts: Facts) -> Finding:
+    dtype, kind = _used_dtype(resolved, shape), _kind(resolved, facts)
+    shown = f"{dtype} (the checkpoint's)" if resolved.profile.dtype == "auto" else dtype
+    gpu = _chosen_gpu(resolved, facts)
+    if kind == "cuda" and gpu is not None and dtype == "bfloat16" and not gpu.bfloat16:
+        found = f"{shown}: {gpu.name} emulates it, slowly"
+        return Finding("dtype", "warning", found, again(resolved, "dtype=float16"))
+    if kind == "cpu" and dtype == "float16":
+        found = f"{shown}: slow on a CPU, and not as wide as bfloat16"
+        return Finding("dtype", "warning", found, again(resolved, "dtype=bfloat16"))
+    if resolved.profile.attention == "flash" and dtype == "float32":
+        found = f"{shown}: flash needs float16 or bfloat16"
+        return Finding("dtype", "problem", found, again(resolved, "dtype=bfloat16"))
+    return Finding("dtype", "ok", shown)
+
+
+def _used_dtype(resolved: Resolved, shape: Shape) -> str:
+    return shape.dtype if resolved.profile.dtype == "auto" else resolved.profile.dtype
+
+
+def _free(resolved: Resolved, facts: Facts) -> int | None:
+    """Say how much memory the profile's device has left."""
+    gpu = _chosen_gpu(resolved, facts) if _kind(resolved, facts) == "cuda" else None
+    return gpu.free_bytes if gpu is not None else facts.memory_free_bytes
+
+
+def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding:
+    dtype, free = _used_dtype(resolved, shape), _free(resolved, facts)
+    text = resolved.profile.generation.max_new_tokens
+    cache = shape.kv_elements(text, vision) * DTYPE_BYTES[dtype]
+    needed = weight_bytes(shape.weights, dtype) + cache
+    load = f"weights in {dtype} and the cache of an image and {text} tokens"
+    found = f"{readable_bytes(needed)} needed for {load}"
+    if free is None:
+        return Finding("fit", "ok", f"{found}; how much is free is not known")
+    found += f", {readable_bytes(free)} free"
+    if needed > free:
+        return Finding("fit", "problem", found, _what_fits(resolved, shape, facts, free - cache))
+    if needed > TIGHT * free:
+        smaller = _what_fits(resolved, shape, facts, free * TIGHT - cache)
+        return Finding("fit", "warning", f"{found}: tight", smaller)
+    return Finding("fit", "ok", found)
+
+
+def _what_fits(resolved: Resolved, shape: Shape, facts: Facts, free: float) -> str:
+    """Name the smallest change after which the weights fit, or the list of other profiles."""
+    dtype = _used_dtype(resolved, shape)
+    if dtype == "float32" and weight_bytes(shape.weights, "bfloat16") <= free:
+        return again(resolved, "dtype=bfloat16")
+    memory = facts.memory_free_bytes or 0
+    if _kind(resolved, facts) == "cuda" and weight_bytes(shape.weights, "bfloat16") <= memory:
+        return again(resolved, "device=cpu", "dtype=bfloat16")
+    return "mvw list profiles"

@@ -1,0 +1,354 @@
+"""`mvw doctor` on faked machines: each line, what it advises, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hints import parse_hint
+from processes import Ran
+
+from mvw_cli.doctor import facts as facts_module
+from mvw_cli.doctor.facts import Facts, Gpu
+from mvw_cli.errors import ExitCode
+
+Run = Callable[..., Ran]
+GIB = 2**30
+A100 = Gpu("A100", 80 * GIB, 79 * GIB, True)
+T4 = Gpu("T4", 16 * GIB, 15 * GIB, False)
+GOOD = Facts(
+    python="3.12.1",
+    torch="2.9.0",
+    torch_problem=None,
+    torch_cuda="12.8",
+    transformers="5.23.0",
+    flash_attn="2.8.1",
+    accelerate="1.10.0",
+    bitsandbytes="0.48.0",
+    gpus=(A100,),
+    mps=False,
+    driver="570.86.15",
+    hub_cache="/somewhere/hub",
+    disk_free_bytes=500 * GIB,
+    memory_total_bytes=128 * GIB,
+    memory_free_bytes=100 * GIB,
+)
+CPU_ONLY: dict[str, Any] = {"gpus": (), "driver": None, "torch_cuda": None, "flash_attn": None}
+
+
+@pytest.fixture
+def doctor(mvw: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run `mvw doctor --json` on a machine like GOOD, with differences."""
+
+    def run(*arguments: str, **differences: Any) -> tuple[int, dict[str, Any]]:
+        monkeypatch.setattr(facts_module, "gather", lambda: replace(GOOD, **differences))
+        ran = mvw("doctor", "--json", *arguments)
+        assert ran.err == ""
+        document = json.loads(ran.out)
+        assert document["schema_version"] == 1
+        found = {one["check"]: one for one in document["findings"]}
+        for one in found.values():
+            assert (one["status"] == "ok") == (one["advice"] is None), one
+            if one["advice"] is not None:
+                known = ("nvidia-smi", "python3.11")
+                if shlex.split(one["advice"])[0] not in known:
+                    parse_hint(one["advice"])
+        worst = max(
+            (one["status"] for one in found.values()), key=["ok", "warning", "problem"].index
+        )
+        assert document["status"] == worst
+        assert ran.code == (ExitCode.CHECKS_FAILED if worst == "problem" else 0)
+        return ran.code, found
+
+    return run
+
+
+def test_a_good_machine(doctor: Any) -> None:
+    code, found = doctor()
+    assert code == 0
+    assert {one["status"] for one in found.values()} == {"ok"}
+    assert found["device"]["found"] == (
+        "A100 (79.00 GiB of 80.00 GiB free); CUDA 12.8; driver 570.86.15"
+    )
+    assert list(found) == [
+        "mvw",
+        "Python",
+        "PyTorch",
+        "transformers",
+        "device",
+        "flash-attn",
+        "accelerate",
+        "bitsandbytes",
+        "disk",
+        "memory",
+        "plugins",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("differences", "check", "status", "says", "advises"),
+    [
+        ({"python": "3.10.4"}, "Python", "problem", "3.10.4; mvw needs 3.11", "python3.11 -m venv"),
+        ({"torch": None}, "PyTorch", "problem", "not installed", "pip install --upgrade"),
+        ({"torch": "2.7.1"}, "PyTorch", "problem", "2.7.1; mvw needs 2.8 or later", "torch>=2.8"),
+        (
+            {"torch_problem": "OSError: libcudart.so.12", "gpus": ()},
+            "PyTorch",
+            "problem",
+            "2.9.0 can't be imported: OSError: libcudart.so.12",
+            "--force-reinstall torch",
+        ),
+        ({"transformers": "5.9.2"}, "transformers", "problem", "needs 5.20", "transformers>=5.20"),
+        ({"transformers": None}, "transformers", "problem", "not installed", "transformers>=5.20"),
+        (CPU_ONLY, "device", "warning", "no GPU", "mvw show --cost"),
+        (
+            {"gpus": (), "torch_cuda": None},
+            "device",
+            "problem",
+            "driver 570.86.15 is there, but this PyTorch is built without CUDA",
+            "pip install",
+        ),
+        ({"gpus": ()}, "device", "problem", "finds no GPU with driver 570.86.15", "nvidia-smi"),
+        ({**CPU_ONLY, "mps": True}, "device", "ok", "Apple GPU (MPS)", None),
+        ({"flash_attn": None}, "flash-attn", "warning", "runs on SDPA", "mvw[flash]"),
+        ({**CPU_ONLY, "flash_attn": "2.8"}, "flash-attn", "ok", "unused without a CUDA", None),
+        ({"accelerate": None}, "accelerate", "ok", "needed for device_map", None),
+        ({"bitsandbytes": None}, "bitsandbytes", "ok", "needed for 4- and 8-bit", None),
+        ({"disk_free_bytes": 3 * GIB}, "disk", "warning", "3.00 GiB free for the hub", "hf cache"),
+        ({"disk_free_bytes": None}, "disk", "problem", "no disk at /somewhere/hub", "unset"),
+        ({"memory_free_bytes": GIB}, "memory", "warning", "1.00 GiB of 128.00 GiB free", "shapes"),
+        ({"memory_free_bytes": None}, "memory", "ok", "128.00 GiB; how much is free", None),
+    ],
+)
+def test_one_thing_is_wrong(
+    doctor: Any,
+    differences: dict[str, Any],
+    check: str,
+    status: str,
+    says: str,
+    advises: str | None,
+) -> None:
+    code, found = doctor(**differences)
+    assert found[check]["status"] == status
+    assert says in found[check]["found"]
+    assert (advises is None) == (found[check]["advice"] is None)
+    assert advises is None or advises in found[check]["advice"]
+    if status == "problem":
+        assert code == 20
+
+
+def test_the_lines(mvw: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts_module, "gather", lambda: replace(GOOD, transformers="4.57.0"))
+    ran = mvw("doctor")
+    assert (ran.code, ran.err) == (20, "")
+    lines = [line.split(None, 1) for line in ran.out.splitlines()]
+    assert ran.out.splitlines()[0].split() == ["CHECK", "STATUS", "FOUND", "WHAT", "TO", "DO"]
+    (line,) = (rest for name, rest in lines if name == "transformers")
+    assert line.startswith("problem  4.57.0; mvw needs 5.20 or later")
+    assert line.endswith('pip install --upgrade "transformers>=5.20"')
+
+
+def test_plugins_with_trouble(installed: Run) -> None:
+    ran = installed("good,broken", "doctor", "--json")
+    found = [one for one in json.loads(ran.out)["findings"] if one["check"] == "plugin"]
+    (broken,) = found
+    assert broken["status"] == "warning"
+    assert "mvw-broken" in broken["found"] and "broken" in broken["found"]
+    assert broken["advice"].startswith("pip uninstall")
+
+
+# -- profiles -----------------------------------------------------------------------------------
+
+
+def test_a_profile_that_will_run(doctor: Any) -> None:
+    code, found = doctor("--profile", "shapes")
+    assert code == 0
+    assert found["profile"]["found"] == "shapes: embedded"
+    assert found["weights"]["found"] == "come with the adapter"
+    assert found["profile's device"]["found"] == "cuda (auto)"
+    assert found["dtype"]["found"] == "float32 (the checkpoint's)"
+    assert found["fit"]["status"] == "ok"
+
+
+def test_weights_that_are_still_to_be_had(doctor: Any, tmp_path: Path, hub: Path) -> None:
+    code, found = doctor("--profile", "qwen2.5-vl-7b")
+    assert code == 0
+    assert found["weights"]["status"] == "warning"
+    assert found["weights"]["found"] == "not on this machine yet: 15.45 GiB to download"
+    assert found["weights"]["advice"] == "hf download Qwen/Qwen2.5-VL-7B-Instruct"
+    code, found = doctor("--profile", "qwen2.5-vl-7b", disk_free_bytes=10 * GIB)
+    assert code == 20
+    assert "and 10.00 GiB of disk are free" in found["weights"]["found"]
+    assert found["disk"]["status"] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("settings", "differences", "status", "advises"),
+    [
+        ([], {}, "ok", None),
+        ([], {"gpus": (T4,)}, "problem", "--set device=cpu --set dtype=bfloat16"),
+        ([], {"gpus": (T4,), "memory_free_bytes": 8 * GIB}, "problem", "mvw list profiles"),
+        (["dtype=float32"], {"gpus": (Gpu("x", 24 * GIB, 23 * GIB, True),)}, "problem",
+         "--profile qwen2.5-vl-7b --set dtype=bfloat16"),
+        ([], {"gpus": (Gpu("x", 24 * GIB, 17 * GIB, True),)}, "warning", "device=cpu"),
+        (["device=cpu"], {}, "ok", None),
+        (["device=cuda:1"], {"gpus": (T4, A100)}, "ok", None),
+        (["device=cpu"], {"memory_free_bytes": 2 * GIB}, "problem", "mvw list profiles"),
+        (["device=cpu"], {"memory_free_bytes": None}, "ok", None),
+    ],
+)  # fmt: skip
+def test_whether_it_fits(
+    doctor: Any, settings: list[str], differences: dict[str, Any], status: str, advises: str | None
+) -> None:
+    options = [word for setting in settings for word in ("--set", setting)]
+    _, found = doctor("--profile", "qwen2.5-vl-7b", *options, **differences)
+    assert found["fit"]["status"] == status, found["fit"]
+    assert (advises is None) == (found["fit"]["advice"] is None)
+    assert advises is None or advises in found["fit"]["advice"]
+    dtype = "float32" if "dtype=float32" in settings else "bfloat16"
+    assert f"weights in {dtype} and the cache of an image and 512 tokens" in found["fit"]["found"]
+
+
+def test_the_bytes_that_must_fit(doctor: Any) -> None:
+    _, found = doctor("--profile", "qwen2.5-vl-7b")
+    weights, cache = 2 * 8292166656, (512 + 27 * 37) * 2 * 28 * 4 * 128 * 2
+    assert found["fit"]["found"].startswith(f"{(weights + cache) / GIB:.2f} GiB needed")
+
+
+@pytest.mark.parametrize(
+    ("settings", "differences", "check", "status", "says", "advises"),
+    [
+        (["device=cuda"], CPU_ONLY, "profile's device", "problem", "sees 0 CUDA", "device=auto"),
+        (["device=cuda:1"], {}, "profile's device", "problem", "sees 1 CUDA", "device=auto"),
+        (["device=mps"], {}, "profile's device", "problem", "mps is not there", "device=auto"),
+        (["attention=flash"], {"flash_attn": None}, "attention", "problem", "not installed",
+         "mvw[flash]"),
+        (["attention=flash"], CPU_ONLY, "attention", "problem", "needs a CUDA", "attention=auto"),
+        (["attention=flash"], {}, "attention", "ok", "flash", None),
+        (["attention=flash", "dtype=float32"], {}, "dtype", "problem", "float16 or bfloat16",
+         "dtype=bfloat16"),
+        ([], {"gpus": (T4,)}, "dtype", "warning", "T4 emulates it", "dtype=float16"),
+        (["dtype=float16"], CPU_ONLY, "dtype", "warning", "slow on a CPU", "dtype=bfloat16"),
+        (["withdrawal.policy=nothing"], {}, "profile", "problem", "no policy `nothing`",
+         "mvw list policies"),
+        (["adapter=nothing"], {}, "profile", "problem", "no adapter `nothing`",
+         "mvw list adapters"),
+        (["model=./none"], {}, "weights", "problem", "there is no folder ./none",
+         "mvw list profiles"),
+        (["model=./none"], {}, "size", "warning", "not known", "mvw"),
+    ],
+)  # fmt: skip
+def test_what_a_profile_asks_for(
+    doctor: Any,
+    settings: list[str],
+    differences: dict[str, Any],
+    check: str,
+    status: str,
+    says: str,
+    advises: str | None,
+) -> None:
+    options = [word for setting in settings for word in ("--set", setting)]
+    _, found = doctor("--profile", "qwen2.5-vl-7b", *options, **differences)
+    assert found[check]["status"] == status
+    assert says in found[check]["found"]
+    assert (advises is None) == (found[check]["advice"] is None)
+    assert advises is None or advises in found[check]["advice"]
+
+
+def test_a_profile_that_there_is_not(doctor: Any) -> None:
+    code, found = doctor("--profile", "nothing")
+    assert code == 20
+    assert found["profile"]["found"].startswith("there is no profile `nothing`")
+    assert found["profile"]["advice"] == "mvw list profiles"
+    assert "weights" not in found
+
+
+def test_a_profile_without_a_model(doctor: Any) -> None:
+    code, found = doctor("--profile", "hf")
+    assert code == 20
+    assert "no model is named" in found["profile"]["found"]
+
+
+# -- weights in a folder or in the cache ----------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty hub cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The tiny LLaVA in several shards."""
+    from mvw_hf.tiny import tiny_llava
+
+    model, processor = tiny_llava()
+    folder = tmp_path / "checkpoint"
+    model.save_pretrained(folder, max_shard_size="20KB")
+    processor.save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+def weights_of(doctor: Any, folder: Path) -> dict[str, Any]:
+    _, found = doctor("--set", f"model={folder}", "--set", "adapter=hf")
+    return found["weights"]  # type: ignore[no-any-return]
+
+
+def test_a_folder_with_all_of_it(doctor: Any, checkpoint: Path) -> None:
+    shards = list(checkpoint.glob("*.safetensors"))
+    finding = weights_of(doctor, checkpoint)
+    assert finding["status"] == "ok"
+    assert finding["found"].startswith(f"{len(shards)} files, ")
+
+
+def test_a_shard_is_missing(doctor: Any, checkpoint: Path) -> None:
+    shards = sorted(checkpoint.glob("*.safetensors"))
+    gone = shards[1]
+    gone.unlink()
+    finding = weights_of(doctor, checkpoint)
+    assert finding["status"] == "problem"
+    assert finding["found"] == f"1 of {len(shards)} files missing, the first is {gone.name}"
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "text"])
+def test_a_shard_is_damaged(doctor: Any, checkpoint: Path, how: str) -> None:
+    shard = sorted(checkpoint.glob("*.safetensors"))[-1]
+    data = shard.read_bytes()
+    shard.write_bytes({"cut": data[:-1], "empty": b"", "text": b"version https://x\n" * 9}[how])
+    finding = weights_of(doctor, checkpoint)
+    assert finding["status"] == "problem"
+    assert finding["found"] == f"{shard.name} is damaged or cut"
+
+
+def test_only_pickled_weights(doctor: Any, checkpoint: Path) -> None:
+    for path in [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.index.json")]:
+        path.unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"x")
+    finding = weights_of(doctor, checkpoint)
+    assert finding["status"] == "problem"
+    assert finding["found"].startswith("weights are pickled in ")
+
+
+def test_a_model_in_the_cache(doctor: Any, checkpoint: Path, hub: Path) -> None:
+    commit = "0" * 40
+    kept = hub / "models--some-org--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    (kept / "snapshots").mkdir()
+    checkpoint.rename(kept / "snapshots" / commit)
+    _, found = doctor("--set", "model=some-org/tiny")
+    assert found["weights"]["status"] == "ok"
+    next((kept / "snapshots" / commit).glob("*.safetensors")).unlink()
+    _, found = doctor("--set", "model=some-org/tiny")
+    assert found["weights"]["status"] == "problem"
+    assert found["weights"]["advice"] == "hf download some-org/tiny"
