@@ -8,6 +8,7 @@ allocator's own needs, which come on top.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,6 @@ from mvw_cli.errors import ModelProblem
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _ABSMAX_BITS = 0.5
 """4-bit blocks of bitsandbytes hold one float32 scale for 64 weights (its `blocksize=64`)."""
-_VISION_STATES = 2
-"""How many states a cross-attention layer is given while counting: not 1, to tell it apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +176,7 @@ def _weights(model: Any, text: Any, crossed: tuple[int, ...]) -> Weights:
     routed = sum(p.numel() for name, p in counted.values() if ".experts." in f".{name}")
     layers = [decoder.layers[number] for number in crossed]
     # Keys and values of the vision states are in the cache, made once at prefill.
-    once = sum(_numel(layer, lambda name: _makes_cache(name)) for layer in layers)
+    once = sum(_numel(layer, _makes_cache) for layer in layers)
     attention = sum(
         _numel(layer, lambda name: _is_attention(name) and not _makes_cache(name))
         for layer in layers
@@ -201,7 +200,7 @@ def _weights(model: Any, text: Any, crossed: tuple[int, ...]) -> Weights:
     )
 
 
-def _numel(module: Any, chosen: Any) -> int:
+def _numel(module: Any, chosen: Callable[[str], bool]) -> int:
     return sum(p.numel() for name, p in module.named_parameters() if chosen(name))
 
 
@@ -228,10 +227,9 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
 
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device="meta")}
     if crossed:
-        states = torch.empty(
-            1, _VISION_STATES, text.hidden_size, dtype=torch.bfloat16, device="meta"
+        inputs["cross_attention_states"] = torch.empty(
+            1, 1, text.hidden_size, dtype=torch.bfloat16, device="meta"
         )
-        inputs["cross_attention_states"] = states
     try:
         with torch.inference_mode():
             cache = model(**inputs, use_cache=True).past_key_values

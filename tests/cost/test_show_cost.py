@@ -94,6 +94,18 @@ def test_every_packaged_profile(mvw: Run, name: str, monkeypatch: pytest.MonkeyP
     assert ran.out.splitlines()[-1].startswith("With an image and 512 text tokens each")
 
 
+def test_it_is_what_a_run_frees(mvw: Run, tmp_path: Path) -> None:
+    assert mvw("samples", str(tmp_path / "s"), "--count", "1").code == 0
+    (image,) = (tmp_path / "s").glob("*.png")
+    cost = json.loads(mvw("show", "shapes", "--cost", "--json", "--image", str(image)).out)
+    asked = ("infer", str(image), "How many red circles are there?", "--profile", "shapes")
+    run = json.loads(mvw(*asked, "--m", "2", "--max-new-tokens", "4", "--json").out)
+    before, after = (run["withdrawal"][f"kv_bytes_{when}"] for when in ("before", "after"))
+    assert run["vision_tokens"] == cost["vision_tokens"]
+    assert before - after == cost["kv_bytes_per_image"] == cost["kv_bytes_freed"]
+    assert before == cost["kv_bytes_per_token"] * (run["prompt_tokens"] + 1)
+
+
 def test_an_image_file_counts_as_its_size_and_the_profile_scales_it(
     mvw: Run, tmp_path: Path
 ) -> None:
