@@ -1,0 +1,161 @@
+"""Is the engine equal to the masked-attention oracle, for this adapter on this machine?
+
+One question about a made-up image, on the adapter's tiny model. It compares and reports; whether a
+difference is a failure is one property of the result. It does not know terminals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from mvw_cli.adapter import Adapter, LoadedModel
+    from mvw_cli.engine import Event, Request
+
+TOLERANCE = 1e-5
+"""Largest absolute difference of logits in float32 that counts as equal."""
+QUESTION = "How many red circles are there in this picture?"
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """How far the engine is from the oracle."""
+
+    difference: float
+    """Largest absolute difference of any logit of any token."""
+    tolerance: float
+    tokens: int
+    """Generated tokens that were compared, each over the whole vocabulary."""
+    vision_tokens: int
+    m: int
+    attention: str
+    """The kernel that ran."""
+    device: str
+    dtype: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; NaN is not."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one request came to."""
+
+    events: tuple[Event, ...]
+    token_ids: tuple[int, ...]
+    logits: Tensor  # (T, V)
+
+
+def equivalence(
+    adapter: Adapter,
+    *,
+    attention: str = "auto",
+    m: int = 3,
+    new_tokens: int = 12,
+    device: str = "cpu",
+    cross_attention: Literal["skip", "mlp"] = "skip",
+) -> Equivalence:
+    """Run engine and oracle on the adapter's tiny model, and compare every logit.
+
+    Raises:
+        ModelProblem: the engine refuses the model, or this attention kernel for it.
+    """
+    from dataclasses import replace
+
+    from mvw_cli.oracle import oracle_logits
+
+    tiny = adapter.tiny()
+    loaded = replace(tiny, model=tiny.model.to(device))
+    request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
+    engine_options = {"attention": attention, "cross_attention": cross_attention}
+    [trial], kernel = run(loaded, [request], **engine_options)
+    expected = oracle_logits(
+        loaded.model,
+        request.inputs,
+        trial.token_ids,
+        request.layout.entries,
+        m,
+        cross_attention=cross_attention,
+    )
+    return Equivalence(
+        difference=float((trial.logits - expected).abs().max()),
+        tolerance=TOLERANCE,
+        tokens=len(trial.token_ids),
+        vision_tokens=request.layout.vision_tokens,
+        m=m,
+        attention=kernel,
+        device=str(loaded.model.device),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+    )
+
+
+def question_of(
+    adapter: Adapter,
+    loaded: LoadedModel,
+    images: Sequence[Image],
+    *,
+    m: int | None,
+    name: str = "0",
+    question: str = QUESTION,
+    new_tokens: int = 12,
+    **settings: Any,
+) -> Request:
+    """Encode a question to be answered greedily over a fixed length; `m` None never withdraws."""
+    from mvw_cli.engine import GenerationSettings, Request
+    from mvw_cli.policies.mvw import Mvw
+    from mvw_cli.policies.none import NoWithdrawal
+
+    inputs = adapter.encode(loaded, images, question)
+    options = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True, **settings}
+    return Request(
+        name,
+        inputs,
+        adapter.vision(loaded, inputs),
+        NoWithdrawal() if m is None else Mvw(m=m),
+        GenerationSettings(**options),
+    )
+
+
+def run(
+    loaded: LoadedModel, requests: Iterable[Request], **engine_options: Any
+) -> tuple[list[Trial], str]:
+    """Run requests to the end; return what each came to, in their order, and the kernel's name."""
+    import torch
+
+    from mvw_cli.engine import Engine, Token
+
+    logits: dict[str, list[Tensor]] = {}
+    events: dict[str, list[Event]] = {}
+
+    def observe(name: str, step: int, row: Tensor) -> None:
+        logits.setdefault(name, []).append(row.clone())
+
+    engine = Engine(loaded, observe=observe, **engine_options)
+    for event in engine.run(requests):
+        events.setdefault(event.request, []).append(event)
+    trials = [
+        Trial(
+            tuple(own),
+            tuple(event.id for event in own if isinstance(event, Token)),
+            torch.stack(logits[name]),
+        )
+        for name, own in events.items()
+    ]
+    return trials, engine.attention
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image:
+    """Make a picture of random pixels: every patch differs from picture to picture."""
+    from random import Random
+
+    from PIL import Image
+
+    return Image.frombytes("RGB", (width, height), Random(seed).randbytes(3 * width * height))
