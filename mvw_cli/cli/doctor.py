@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +13,8 @@ from mvw_cli.cli.complete import profiles as complete_profiles
 from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mvw_cli.doctor import Finding
+    from mvw_cli.equivalence import Equivalence
 
 
 @click.command()
@@ -31,50 +31,80 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="With --profile: give a key a value, as in dtype=float16.  [repeatable]",
 )
+@click.option(
+    "--equivalence",
+    is_flag=True,
+    help="Run the engine against its oracle here, on the adapter's tiny model.",
+)
 @json_option
 @common_options
-def doctor(profile: str | None, pairs: tuple[str, ...], as_json: bool) -> int:
+def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_json: bool) -> int:
     """Check this machine and installation, and whether a profile's model will run here.
 
-    One line for each check, with what to do about it. Nothing is downloaded, changed or loaded.
+    One line for each check, with what to do about it. Nothing is downloaded or changed, and no
+    weights are read. --equivalence compares the engine, token by token, with one full forward pass
+    in which the vision is masked, with the attention kernel of the profile.
 
     \b
     Examples:
       mvw doctor
       mvw doctor --profile qwen2.5-vl-7b
       mvw doctor --profile qwen2.5-vl-7b --set dtype=float16 --json
+      mvw doctor --profile llava-cot --equivalence
     """
     from mvw_cli.cli.libraries import mute_libraries
     from mvw_cli.doctor import worst
     from mvw_cli.errors import ExitCode
 
     mute_libraries(progress=False)
-    findings = list(_findings(profile, pairs))
+    findings, figures = _findings(profile, pairs, equivalence)
     status = worst(findings)
     if as_json:
-        listed = [asdict(finding) for finding in findings]
-        console.write_json({"schema_version": 1, "status": status, "findings": listed})
+        document = {
+            "schema_version": 1,
+            "status": status,
+            "findings": [asdict(finding) for finding in findings],
+            "equivalence": None if figures is None else _figures(figures),
+        }
+        console.write_json(document)
     else:
         rows = [[one.check, one.status, one.found, one.advice or ""] for one in findings]
         console.table(["CHECK", "STATUS", "FOUND", "WHAT TO DO"], rows)
     return ExitCode.CHECKS_FAILED if status == "problem" else ExitCode.OK
 
 
-def _findings(name: str | None, pairs: tuple[str, ...]) -> Iterator[Finding]:
+def _findings(
+    name: str | None, pairs: tuple[str, ...], with_equivalence: bool
+) -> tuple[list[Finding], Equivalence | None]:
     from mvw_cli import profiles
     from mvw_cli.doctor import check_machine, facts
     from mvw_cli.errors import MvwError
     from mvw_cli.plugins import load_plugins
 
     seen = facts.gather()
-    yield from check_machine(seen, load_plugins().plugins)
-    if name is None and not pairs:
-        return
+    findings = check_machine(seen, load_plugins().plugins)
+    chosen = name is not None or bool(pairs)
+    if not (chosen or with_equivalence):
+        return findings, None
     from mvw_cli.doctor.model import check_model, refused
 
     try:
         resolved = profiles.resolve(name, profiles.parse_set(pairs))
     except MvwError as error:
-        yield refused("profile", error)
-        return
-    yield from check_model(resolved, seen)
+        return [*findings, refused("profile", error)], None
+    if chosen:
+        findings += check_model(resolved, seen)
+    if not with_equivalence:
+        return findings, None
+    from mvw_cli.doctor.exactness import check_exactness
+
+    finding, figures = check_exactness(resolved, seen)
+    return [*findings, finding], figures
+
+
+def _figures(figures: Equivalence) -> dict[str, Any]:
+    """Serialise; what is no number, as a broken kernel may give, is null in JSON."""
+    return {
+        key: None if isinstance(value, float) and not isfinite(value) else value
+        for key, value in asdict(figures).items()
+    }

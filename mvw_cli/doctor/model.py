@@ -46,7 +46,7 @@ def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         yield refused("profile", error)
         return
     yield Finding("profile", "ok", f"{resolved.name or 'flags'}: {spec.model}")
-    device = _device(resolved, facts)
+    device = check_device(resolved, facts)
     yield device
     yield _attention(resolved, facts)
     try:
@@ -70,9 +70,9 @@ def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         yield _fit(resolved, shape, vision or 0, facts)
 
 
-def again(resolved: Resolved, *changes: str) -> str:
+def again(resolved: Resolved, *changes: str, equivalence: bool = False) -> str:
     """Write the command that asks about the same profile with keys changed."""
-    words = ["mvw", "doctor"]
+    words = ["mvw", "doctor", *(["--equivalence"] if equivalence else [])]
     if resolved.name is not None:
         words += ["--profile", resolved.name]
     return shlex.join([*words, *(word for change in changes for word in ("--set", change))])
@@ -89,7 +89,8 @@ def _chosen_gpu(resolved: Resolved, facts: Facts) -> Gpu | None:
     return facts.gpus[index] if index < len(facts.gpus) else None
 
 
-def _device(resolved: Resolved, facts: Facts) -> Finding:
+def check_device(resolved: Resolved, facts: Facts) -> Finding:
+    """Judge whether the device that the profile names is there."""
     device, kind = resolved.profile.device, _kind(resolved, facts)
     there = {
         "cuda": _chosen_gpu(resolved, facts) is not None,

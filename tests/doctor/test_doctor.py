@@ -49,6 +49,7 @@ def doctor(mvw: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int
         monkeypatch.setattr(facts_module, "gather", lambda: replace(GOOD, **differences))
         ran = mvw("doctor", "--json", *arguments)
         assert ran.err == ""
+        assert "NaN" not in ran.out
         document = json.loads(ran.out)
         assert document["schema_version"] == 1
         found = {one["check"]: one for one in document["findings"]}
@@ -272,6 +273,77 @@ def test_a_profile_without_a_model(doctor: Any) -> None:
     code, found = doctor("--profile", "hf")
     assert code == 20
     assert "no model is named" in found["profile"]["found"]
+
+
+# -- the engine against its oracle ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["shapes", "qwen2.5-vl-7b", "llava-cot"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_equivalence(mvw: Run, profile: str, kernel: str) -> None:
+    chosen = ("--profile", profile, "--set", f"attention={kernel}", "--set", "device=cpu")
+    document = json.loads(mvw("doctor", "--equivalence", "--json", *chosen).out)
+    (finding,) = (one for one in document["findings"] if one["check"] == "equivalence")
+    figures = document["equivalence"]
+    assert finding["status"] == "ok", finding
+    assert 0 <= figures["difference"] <= figures["tolerance"] < figures["effect"]
+    assert (figures["attention"], figures["device"]) == (kernel, "cpu")
+    assert f"differ by {figures['difference']:.1e} at most" in finding["found"]
+
+
+def test_an_engine_that_withdraws_nothing_is_caught(
+    mvw: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mvw_cli.engine.cache import SlotCache
+
+    monkeypatch.setattr(SlotCache, "withdraw", lambda *args, **kwargs: 0)
+    ran = mvw("doctor", "--equivalence", "--json", "--set", "device=cpu", "--set", "adapter=shapes")
+    document = json.loads(ran.out)
+    finding = document["findings"][-1]
+    assert (ran.code, document["status"]) == (20, "problem")
+    assert (finding["check"], finding["status"]) == ("equivalence", "problem")
+    assert document["equivalence"]["difference"] > 100 * document["equivalence"]["tolerance"]
+    parse_hint(finding["advice"])
+
+
+def test_equivalence_without_a_profile_checks_what_would_run(doctor: Any) -> None:
+    code, found = doctor("--equivalence", **CPU_ONLY)
+    assert code == 0
+    assert found["equivalence"]["status"] == "ok"
+    assert "profile" not in found
+
+
+def test_equivalence_on_a_device_that_is_not_there(doctor: Any) -> None:
+    _, found = doctor("--equivalence", "--profile", "shapes", "--set", "device=cuda:3", **CPU_ONLY)
+    assert found["equivalence"]["status"] == "warning"
+    assert found["equivalence"]["found"].startswith("not run: cuda:3 is not there")
+
+
+def test_equivalence_with_flash_is_not_claimed(doctor: Any) -> None:
+    options = ("--profile", "shapes", "--set", "attention=flash", "--set", "device=cpu")
+    _, found = doctor("--equivalence", *options, **CPU_ONLY)
+    assert found["equivalence"]["status"] == "warning"
+    assert found["equivalence"]["found"].startswith("not run: ")
+    assert found["equivalence"]["advice"] == (
+        "mvw doctor --equivalence --profile shapes --set attention=sdpa"
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "effect", "status"),
+    [(1e-7, 0.5, "ok"), (2e-5, 0.5, "problem"), (float("nan"), 0.5, "problem"),
+     (1e-7, 1e-4, "warning")],
+)  # fmt: skip
+def test_how_a_comparison_is_judged(
+    doctor: Any, monkeypatch: pytest.MonkeyPatch, difference: float, effect: float, status: str
+) -> None:
+    from mvw_cli.doctor import exactness
+    from mvw_cli.equivalence import Equivalence
+
+    figures = Equivalence(difference, 1e-5, effect, 12, 16, 3, "sdpa", "cpu", "float32")
+    monkeypatch.setattr(exactness, "equivalence", lambda *args, **options: figures)
+    _, found = doctor("--equivalence", "--profile", "shapes")
+    assert found["equivalence"]["status"] == status
 
 
 # -- weights in a folder or in the cache ----------------------------------------------------------
