@@ -117,6 +117,41 @@ def test_experts_count_as_often_as_they_are_chosen() -> None:
     assert weights.read(64) == pytest.approx(weights.step + weights.experts, rel=1e-6)
 
 
+def test_a_mixture_of_experts_at_its_true_shape() -> None:
+    """Kimi-VL's language model is Moonlight-16B-A3B's: 15.96 billion, about 3 of them active.
+
+    Source: `config.json` and card of moonshotai/Moonlight-16B-A3B.
+    """
+    from transformers import CLIPVisionConfig, DeepseekV3Config, LlavaConfig
+
+    text = DeepseekV3Config(
+        vocab_size=163840,
+        hidden_size=2048,
+        intermediate_size=11264,
+        moe_intermediate_size=1408,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        n_shared_experts=2,
+        n_routed_experts=64,
+        num_experts_per_tok=6,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=None,
+        kv_lora_rank=512,
+        qk_rope_head_dim=64,
+        qk_nope_head_dim=128,
+        v_head_dim=128,
+    )
+    config = LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(), image_token_id=5)
+    shape = shape_of(HuggingFace(), config)
+    language = shape.weights.total - shape.weights.vision
+    assert f"{language / 1e9:.2f}" == "15.96"
+    assert f"{(shape.weights.active + 163840 * 2048) / 1e9:.1f}" == "2.9"  # with the lookup
+    assert shape.kv_elements_per_token() == 27 * (512 + 64)  # the latent, not the heads
+
+
 def test_tied_weights_are_counted_once_and_read_as_the_head() -> None:
     from mvw_shapes.model import Shapes
 
