@@ -19,6 +19,7 @@ _OWN = {
     "show": "mvw_cli.cli.show:show",
     "doctor": "mvw_cli.cli.doctor:doctor",
     "plugins": "mvw_cli.cli.plugins:plugins",
+    "new-adapter": "mvw_cli.cli.new_adapter:new_adapter",
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
