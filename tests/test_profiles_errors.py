@@ -10,6 +10,7 @@ from hints import parse_hint
 
 from mvw_cli.errors import MvwError, PluginProblem, UsageProblem
 from mvw_cli.profiles import parse_set, resolve
+from mvw_cli.profiles.schema import Profile
 from mvw_cli.profiles.store import packaged_folder
 
 Message = tuple[str, str | None, str | None]
@@ -236,8 +237,7 @@ FLAGS: list[tuple[dict[str, object], Message]] = [
         dict(parse_set(["extends=hf"])),
         (
             "--set extends: unknown key `extends`",
-            "known here: adapter, model, revision, description, dtype, device, attention, prompt, "
-            "images, withdrawal, generation",
+            f"known here: {', '.join(key for key in Profile.model_fields if key != 'extends')}",
             SCHEMA,
         ),
     ),
