@@ -11,6 +11,7 @@ import re
 from mvw_cli.adapter import Answer
 
 _TAG = re.compile(r"<(/?)([A-Z][A-Z_]*)>")
+_ANSWER = re.compile(r"^<answer>(.*?)(</answer>)?$", re.DOTALL)
 _HALF_TAG = re.compile(r"<(/?[A-Z_]*)$")
 """What is left of a tag at the end of text that was cut inside it."""
 
@@ -51,11 +52,13 @@ def parse_thinking(text: str, *, opening: str = "<think>", closing: str = "</thi
 
     The opening tag may be missing, since some chat templates write it into the prompt. Without
     the closing tag an opened block is all reasoning and the answer is empty; with neither tag the
-    whole text is the answer.
+    whole text is the answer. An answer within `<answer>…</answer>`, as GLM-4.1V writes it, is taken
+    out of these tags.
     """
     before, closed, after = text.rpartition(closing)
     if closed:
-        return Answer(answer=after.strip(), reasoning=before.replace(opening, "", 1).strip())
+        reasoning = before.replace(opening, "", 1).strip()
+        return Answer(answer=_ANSWER.sub(r"\1", after.strip()).strip(), reasoning=reasoning)
     head, opened, rest = text.partition(opening)
     if opened:
         return Answer(answer="", reasoning=(head + rest).strip())

@@ -52,6 +52,9 @@ def test_cut_and_malformed_stages(text: str, answer: str, stages: dict[str, str]
         ("<think>a b</think> 4", "4", "a b"),
         ("a b</think>4", "4", "a b"),
         ("<think>cut", "", "cut"),
+        ("<think>a</think><answer> 4 </answer>", "4", "a"),
+        ("<think>a</think><answer> 4", "4", "a"),
+        ("<think>a</think>4 <answer>", "4 <answer>", "a"),
         ("<think>a</think>b</think>c", "c", "a</think>b"),
     ],
 )

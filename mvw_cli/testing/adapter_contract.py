@@ -1,0 +1,187 @@
+"""What every adapter has to hold, checked on its tiny model.
+
+It knows the adapter contract, the engine and the oracle, and no adapter. The checks on what the
+engine does with the model are in `serving_contract.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+
+from mvw_cli.adapter import API_VERSION, Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
+from mvw_cli.equivalence import noise
+from mvw_cli.plugins import find_adapter, load_adapter
+from mvw_cli.testing.light import heavy_imports
+from mvw_cli.testing.serving_contract import ServingContract
+from mvw_cli.testing.vision_probe import count_crossed, moved_by_the_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_PARAMETERS = 5_000_000
+"""A tiny model is for tests: it is built and run hundreds of times."""
+TEXTS = (
+    "Two cats.",
+    "<SUMMARY> I count. </SUMMARY> <CAPTION> Two cats. </CAPTION> <CONCLUSION> 2 </CONCLUSION>",
+    "<think>One and one.</think> 2",
+    "◁think▷One and one.◁/think▷ 2",
+    "",
+)
+
+
+class AdapterContract(ServingContract):
+    """Subclass it, name the adapter, and let pytest collect it."""
+
+    adapter: ClassVar[str | type[Adapter]]
+    """The registered name, or the class of an adapter that is not registered."""
+    texts: ClassVar[tuple[str, ...]] = TEXTS
+    """Outputs to be parsed, whole and cut anywhere. Add what your model writes."""
+
+    def made(self) -> Adapter:
+        return _made(self.adapter)
+
+    def loaded(self) -> LoadedModel:
+        return tiny_of(self.adapter)
+
+    def info(self) -> AdapterInfo:
+        if not isinstance(self.adapter, str):
+            pytest.skip("the adapter is not registered: it is given as a class")
+        return find_adapter(self.adapter)
+
+    def test_importing_it_is_light(self) -> None:
+        """Listing adapters must stay fast: torch and the like are imported with the class."""
+        package = type(self.made()).__module__.partition(".")[0]
+        if isinstance(self.adapter, type) and package in ("tests", "__main__"):
+            pytest.skip("the adapter is no package of its own")
+        heavy = heavy_imports(package)
+        assert not heavy, (
+            f"importing `{package}` imports {', '.join(heavy)}: keep its __init__ to the hook that "
+            "registers AdapterInfo, and import the rest in the module of the class"
+        )
+
+    def test_its_info_is_complete(self) -> None:
+        """`mvw list adapters` shows the info, and the engine's reports carry the name."""
+        info = self.info()
+        assert info.api == API_VERSION, f"made for contract {info.api}, this is {API_VERSION}"
+        assert info.summary.strip(), "AdapterInfo.summary is empty"
+        assert "\n" not in info.summary, "AdapterInfo.summary is longer than a line"
+        assert all(isinstance(name, str) and name for name in info.checkpoints)
+        written = self.loaded().adapter
+        assert written == info.name, f"LoadedModel.adapter is {written!r}, not {info.name!r}"
+
+    def test_its_tiny_model_is_tiny_and_always_the_same(self) -> None:
+        import torch
+
+        state = torch.random.get_rng_state()
+        first, second = self.made().tiny(), self.made().tiny()
+        assert torch.equal(torch.random.get_rng_state(), state), (
+            "tiny() uses up torch's global random numbers: save and restore their state"
+        )
+        count = sum(parameter.numel() for parameter in first.model.parameters())
+        assert count <= MOST_PARAMETERS, f"tiny() has {count:,} parameters"
+        assert first.model.dtype == torch.float32, "tiny() must be float32: 1e-5 is compared"
+        assert not first.model.training, "tiny() must be in eval mode"
+        other = second.model.state_dict()
+        same = all(
+            torch.equal(value, other[name]) for name, value in first.model.named_parameters()
+        )
+        assert same, "tiny() makes other weights each time: seed torch inside it"
+
+    def test_it_encodes_question_and_images(self) -> None:
+        """Both must reach the model."""
+        inputs = self.encoded(images=(0,), question="How many?")
+        assert inputs["input_ids"].ndim == 2, "input_ids must be (1, P)"
+        assert inputs["input_ids"].shape[0] == 1, "input_ids must hold one sequence"
+        other = self.encoded(images=(1,), question="How many?")
+        assert _differ(inputs, other), "another image gives the same inputs: it is not encoded"
+        longer = self.encoded(images=(0,), question="How many? " * 3)
+        assert _differ(inputs, longer, "input_ids"), "another question gives the same input_ids"
+
+    def test_the_template_and_the_system_prompt_reach_the_model(self) -> None:
+        from dataclasses import replace
+
+        loaded = self.loaded()
+        plain = self.encoded(images=(0,), question="How many?")
+        spec = replace(loaded.spec, template="{question} {question} {question}")
+        told = self.made().encode(replace(loaded, spec=spec), [noise(64, 48)], "How many?")
+        assert _differ(plain, told, "input_ids"), "spec.template is ignored by encode()"
+
+    def test_the_vision_layout_is_right(self) -> None:
+        """The entries whose keys change with the image are the vision tokens, all and only they."""
+        adapter, loaded = self.made(), self.loaded()
+        first, second = (self.encoded(images=(seed,)) for seed in (0, 1))
+        layout = adapter.vision(loaded, first)
+        entries = layout.entries.cpu()
+        assert entries.shape == (first["input_ids"].shape[1],), "entries must be (P,)"
+        assert str(entries.dtype) == "torch.bool", "entries must be bool"
+        assert layout.vision_tokens > 0, "vision() finds no vision token in a prompt with an image"
+        moved = moved_by_the_image(loaded.model, first, second)
+        assert not (entries & ~moved).any(), (
+            f"vision() marks {int((entries & ~moved).sum())} entries that hold no vision: "
+            "withdrawal would take text away"
+        )
+        assert not (moved & ~entries).any(), (
+            f"vision() leaves out {int((moved & ~entries).sum())} entries that hold vision: "
+            "they would stay after withdrawal"
+        )
+        crossed = count_crossed(loaded.model, first)
+        told = 0 if layout.cross_entries is None else len(layout.cross_entries)
+        assert told == crossed, (
+            f"the cross-attention layers hold {crossed} vision states, vision() tells of {told}"
+        )
+
+    def test_parse_copes_with_text_that_was_cut(self) -> None:
+        """Any prefix of an output may be all that there is; nothing may be made up."""
+        for text in self.texts:
+            for end in range(len(text) + 1):
+                cut = text[:end]
+                answer = self.made().parse(cut)
+                assert isinstance(answer, Answer), f"parse({cut!r}) gives no Answer"
+                assert answer.answer in cut, f"parse({cut!r}) makes up {answer.answer!r}"
+                assert all(part in cut for part in answer.stages.values()), cut
+
+    def test_its_remarks_are_lines(self) -> None:
+        remarks = self.made().remarks(self.loaded(), [noise(64, 48)], "How many?")
+        assert all(isinstance(line, str) and "\n" not in line for line in remarks)
+
+    def test_it_builds_the_model_of_a_configuration(self) -> None:
+        """For `--random-weights` and `--cost`: the same parameters, without any weights."""
+        import torch
+
+        adapter, model = self.made(), self.loaded().model
+        if type(adapter).build is Adapter.build:
+            pytest.skip("the adapter does not build models without a checkpoint")
+        with torch.device("meta"):
+            built = adapter.build(model.config)
+        shapes = {name: parameter.shape for name, parameter in built.named_parameters()}
+        assert shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    def test_it_tells_its_shape_without_weights(self) -> None:
+        """The first checkpoint's configuration, known by heart."""
+        adapter, info = self.made(), self.info()
+        if type(adapter).shape is Adapter.shape or not info.checkpoints:
+            pytest.skip("the adapter has no checkpoint of its own, or does not tell its shape")
+        config: Any = adapter.shape(ModelSpec(model=info.checkpoints[0]))
+        assert config.get_text_config().num_hidden_layers > 0
+
+
+@cache
+def tiny_of(adapter: Hashable) -> LoadedModel:
+    """Build the tiny model of an adapter, given by name or class, once."""
+    assert isinstance(adapter, (str, type))
+    return _made(adapter).tiny()
+
+
+def _made(adapter: str | type[Adapter]) -> Adapter:
+    return load_adapter(adapter) if isinstance(adapter, str) else adapter()
+
+
+def _differ(one: dict[str, Tensor], other: dict[str, Tensor], *names: str) -> bool:
+    return any(
+        one[name].shape != other[name].shape or bool((one[name] != other[name]).any())
+        for name in names or one
+    )
