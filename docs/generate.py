@@ -4,8 +4,9 @@
     python docs/generate.py --check    name what is out of date instead, and exit 1
 
 A region lies between `<!-- generated: NAME -->` and `<!-- end generated -->`; all text outside is
-written by hand. `NAME` is a key of `REGIONS`, or `file PATH` for the text of a file. Nothing is
-measured here: figures come from the JSON files that the benchmarks write.
+written by hand. `NAME` is a key of `REGIONS`, `file PATH` for the text of a file, or `new-adapter
+PATH` for a file that `mvw new-adapter my-model` writes. Nothing is measured here: figures come from
+the JSON files that the benchmarks write.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import click
 from regions import example, families, figures, reference
+
+from mvw_cli.scaffold import Names, render
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "docs" / "example.txt"
@@ -70,14 +73,20 @@ def _filled(match: re.Match[str]) -> str:
 def _content(name: str) -> str:
     if name.startswith("file "):
         return _file(ROOT / name.removeprefix("file "))
+    if name.startswith("new-adapter "):
+        path = name.removeprefix("new-adapter ")
+        return _fenced(render(Names("my-model"))[path], Path(path).suffix)
     if name not in REGIONS:
         raise click.ClickException(f"there is no region `{name}`; known: {', '.join(REGIONS)}")
     return REGIONS[name]().strip("\n")
 
 
 def _file(path: Path) -> str:
-    text = path.read_text(encoding="utf-8").strip("\n")
-    return f"```{_LANGUAGES.get(path.suffix, '')}\n{text}\n```"
+    return _fenced(path.read_text(encoding="utf-8"), path.suffix)
+
+
+def _fenced(text: str, suffix: str) -> str:
+    return "```{}\n{}\n```".format(_LANGUAGES.get(suffix, ""), text.strip("\n"))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
