@@ -161,6 +161,7 @@ def test_every_module_says_what_it_is(folder: Path) -> None:
         ("infer --help", HEAVY | DRAWING),
         ("show --help", HEAVY | DRAWING),
         ("doctor --help", HEAVY | DRAWING),
+        ("new-adapter --help", HEAVY | DRAWING),
         ("list adapters", HEAVY),
         ("list policies --json", HEAVY),
         ("list profiles", HEAVY),

@@ -40,6 +40,16 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
     }
     for profile in (ROOT / "profiles").glob("*.yaml"):
         assert f"mvw_cli/_profiles/{profile.name}" in names
+    templates = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("mvw_cli/**/*.tmpl")}
+    assert len(templates) == 5 and templates <= names
+
+
+def test_the_source_distribution_holds_the_templates() -> None:
+    from hatchling.builders.sdist import SdistBuilder
+
+    held = {file.relative_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
+    assert {"pyproject.toml", "mvw_cli/__main__.py", "profiles/shapes.yaml"} <= held
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("mvw_cli/**/*.tmpl")} <= held
 
 
 def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
@@ -56,6 +66,8 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     assert Path(found["shapes"]["paths"][0]).parts[-3:] == ("mvw_cli", "_profiles", "shapes.yaml")
     adapters = json.loads(run_process(python, "list", "adapters", "--json", cwd=tmp_path).out)
     assert [record["name"] for record in adapters["adapters"]] == [*own_adapters()]
+    assert run_process(python, "new-adapter", "my-model", cwd=tmp_path).code == 0
+    assert (tmp_path / "mvw-my-model" / "mvw_my_model" / "model.py").exists()
     script = subprocess.run([python.parent / "mvw", "--version"], capture_output=True, text=True)
     assert script.returncode == 0
 
