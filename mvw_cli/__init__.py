@@ -27,6 +27,8 @@ _HOMES = {
     "Withdraw": "mvw_cli.policy",
     "WithdrawalPolicy": "mvw_cli.policy",
     "hookimpl": "mvw_cli.hookspecs",
+    "locate_weights": "mvw_cli.doctor.weights",
+    "on_the_hub": "mvw_cli.doctor.weights",
     "parse_stages": "mvw_cli.stages",
     "parse_thinking": "mvw_cli.stages",
 }
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from mvw_cli.adapter import LoadedModel as LoadedModel
     from mvw_cli.adapter import ModelSpec as ModelSpec
     from mvw_cli.adapter import VisionLayout as VisionLayout
+    from mvw_cli.doctor.weights import locate_weights as locate_weights
+    from mvw_cli.doctor.weights import on_the_hub as on_the_hub
     from mvw_cli.errors import BadImage as BadImage
     from mvw_cli.errors import ExitCode as ExitCode
     from mvw_cli.errors import ModelProblem as ModelProblem

@@ -6,12 +6,9 @@ generation settings. It knows no model by name; adapters for one family override
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -21,14 +18,17 @@ from mvw_cli import (
     LoadedModel,
     ModelProblem,
     ModelSpec,
-    OutOfMemory,
     UsageProblem,
     VisionLayout,
     parse_thinking,
 )
 from mvw_hf.image_tokens import image_tokens
+from mvw_hf.loading import choose_device, complete, place
+from mvw_hf.problems import explained
 from mvw_hf.published import published
 from mvw_hf.tiny import tiny_llava
+
+__all__ = ["HuggingFace", "choose_device", "complete", "explained", "place"]
 
 
 class HuggingFace(Adapter):
@@ -44,7 +44,7 @@ class HuggingFace(Adapter):
                 hint="mvw infer scene.png QUESTION --model Qwen/Qwen2.5-VL-7B-Instruct",
             )
         device = choose_device(spec.device)
-        with explained(spec.model):
+        with explained(spec.model, spec.revision):
             processor = self.load_processor(spec)
             model = self.load_model(spec)
         if getattr(model.config, "image_token_id", None) is None:
@@ -128,7 +128,7 @@ class HuggingFace(Adapter):
         known = published(spec.model) if spec.revision is None else None
         if known is not None:
             return known
-        with explained(spec.model):
+        with explained(spec.model, spec.revision):
             return AutoConfig.from_pretrained(spec.model, revision=spec.revision)
 
     def build(self, config: Any) -> Any:
@@ -142,108 +142,3 @@ class HuggingFace(Adapter):
     def tiny(self) -> LoadedModel:
         model, processor = tiny_llava()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
-
-
-def choose_device(device: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there.
-
-    Raises:
-        UsageProblem: there is no such device.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    chosen = torch.device(device)
-    there = {
-        "cpu": True,
-        "cuda": (chosen.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(chosen.type, False):
-        raise UsageProblem(
-            f"There is no device {device} here.",
-            cause=f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
-            hint="mvw infer scene.png QUESTION --device cpu",
-        )
-    return chosen
-
-
-def place(model: Any, device: torch.device, name: str) -> Any:
-    """Put a model into eval mode on its device.
-
-    Raises:
-        OutOfMemory: its weights do not fit.
-    """
-    try:
-        return model.eval().to(device)
-    except torch.OutOfMemoryError as error:
-        needed = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
-        raise OutOfMemory(
-            f"{name} does not fit on {device}.",
-            cause=f"Its weights take {needed:.1f} GiB in {model.dtype}.",
-            hint=f"mvw infer scene.png QUESTION --model {name} --dtype bfloat16 --device cpu",
-        ) from error
-
-
-def complete(auto_class: Any, spec: ModelSpec) -> Any:
-    """Load a checkpoint with a class of transformers, from safetensors only, and all of it.
-
-    Raises:
-        ModelProblem: the checkpoint lacks weights; transformers would make random ones up.
-    """
-    model, report = auto_class.from_pretrained(
-        spec.model,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
-    if lacking:
-        raise ModelProblem(
-            f"{spec.model} lacks weights of {type(model).__name__}.",
-            cause=f"{len(lacking)} tensors are missing or of another shape; first: {lacking[0]}.",
-            hint="mvw list profiles",
-        )
-    return model
-
-
-@contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Turn what transformers and the hub raise while loading into three lines.
-
-    Raises:
-        ModelProblem: the weights are gated, missing, unreachable or not of a kind that is served.
-    """
-    from huggingface_hub.errors import GatedRepoError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        if _caused_by(error, GatedRepoError):
-            raise ModelProblem(
-                f"{name} is gated, and this machine has no access to it.",
-                cause="Its owners want the terms accepted on its page, by a logged-in user.",
-                hint="hf auth login",
-            ) from error
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelProblem(
-            f"{name} can't be loaded.",
-            cause=cause,
-            hint=f"hf download {name}" if _on_the_hub(name) else "mvw list profiles",
-        ) from error
-
-
-def _on_the_hub(name: str) -> bool:
-    """Whether a name reads as ORG/NAME, and there is no folder of that name."""
-    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
-
-
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -13,7 +13,7 @@ from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost import DTYPE_BYTES, Shape, shape_of, weight_bytes
 from mvw_cli.doctor.facts import Facts, Gpu
 from mvw_cli.doctor.findings import Finding
-from mvw_cli.doctor.weights import locate, on_the_hub
+from mvw_cli.doctor.weights import locate_weights, on_the_hub
 from mvw_cli.errors import MvwError
 from mvw_cli.profiles import Resolved, model_spec, withdrawal_policy
 from mvw_cli.units import readable_bytes
@@ -119,7 +119,7 @@ def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Fa
     model = spec.model or ""
     if "/" not in model and model in _checkpoints(resolved.profile.adapter):
         return Finding("weights", "ok", "come with the adapter")
-    held = locate(model, spec.revision)
+    held = locate_weights(model, spec.revision)
     # A folder that lacks files can only be mended by whoever made it.
     way_out = f"hf download {shlex.quote(model)}" if on_the_hub(model) else "mvw list profiles"
     if held.folder is None and on_the_hub(model):

@@ -32,7 +32,7 @@ def on_the_hub(model: str) -> bool:
     return model.count("/") == 1 and model[0] not in "./~" and not Path(model).exists()
 
 
-def locate(model: str, revision: str | None = None) -> Weights:
+def locate_weights(model: str, revision: str | None = None) -> Weights:
     """Look for the weights of a model: a folder, or a hub id in the hub's cache."""
     folder = _in_cache(model, revision) if on_the_hub(model) else Path(model).expanduser()
     if folder is None or not folder.is_dir():

@@ -1,0 +1,178 @@
+"""Loading fails in many ways; each has its own three lines, by the adapter and by the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from broken import Hub, set_config, write_checkpoint
+from hints import parse_hint
+from mvw_hf.model import HuggingFace
+from mvw_llava_cot.model import LlavaCot
+from PIL import Image
+from processes import Ran
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.errors import ExitCode, ModelProblem
+
+Breaks = Callable[[Path], Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Weights in three shards or more, with an index."""
+    made = write_checkpoint(tmp_path / "model", max_shard_size="20KB")
+    assert len(list(made.glob("*.safetensors"))) >= 3
+    return made
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    return Hub(monkeypatch, tmp_path / "hub")
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def all_gone(folder: Path) -> None:
+    for file in shards(folder):
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def one_gone(folder: Path) -> None:
+    shards(folder)[1].unlink()
+
+
+def cut(folder: Path) -> None:
+    shards(folder)[1].write_bytes(shards(folder)[1].read_bytes()[:-100])
+
+
+def pickle_only(folder: Path) -> None:
+    from mvw_hf.tiny import tiny_llava
+
+    all_gone(folder)
+    torch.save(tiny_llava()[0].state_dict(), folder / "pytorch_model.bin")
+
+
+def text_only(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+BROKEN: list[tuple[Breaks, str, str]] = [
+    (all_gone, "has no weights", "safetensors"),
+    (one_gone, "is incomplete", "model-00002-of-"),
+    (cut, "is damaged", "model-00002-of-"),
+    (pickle_only, "no weights as safetensors", "pickle"),
+    (text_only, "is not a vision-language model", "llama"),
+    (no_config, "is not a checkpoint", "config.json"),
+    (lambda folder: set_config(folder, model_type="llava9000"), "does not know", "llava9000"),
+]
+
+
+@pytest.mark.parametrize(("break_", "said", "cause"), BROKEN)
+def test_each_broken_folder_says_what_is_wrong_with_it(
+    folder: Path, break_: Breaks, said: str, cause: str, mvw: Callable[..., Ran]
+) -> None:
+    break_(folder)
+    with pytest.raises(ModelProblem) as raised:
+        HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
+    assert said in raised.value.message
+    assert cause in (raised.value.cause or "")
+    parse_hint(raised.value.hint or "")
+    picture = folder / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    ran = mvw("infer", str(picture), "w1", "--model", str(folder), "--device", "cpu")
+    assert ran.code == ExitCode.MODEL
+    assert ran.out == ""
+    lines = [line for line in ran.err.splitlines() if line.strip()]
+    assert lines[-3].startswith("Error: ")
+    assert said in lines[-3]
+    assert cause in lines[-2]
+    assert lines[-1] == f"Hint: {raised.value.hint}"
+
+
+def test_an_unknown_architecture_names_the_version_and_the_upgrade(folder: Path) -> None:
+    set_config(folder, model_type="llava9000")
+    error = problem(str(folder))
+    assert transformers.__version__ in (error.cause or "")
+    assert error.hint == "pip install --upgrade transformers"
+
+
+def test_a_whole_checkpoint_in_shards_loads(folder: Path) -> None:
+    loaded = HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
+    expected = HuggingFace().tiny().model.state_dict()
+    held = loaded.model.state_dict()
+    assert held.keys() == expected.keys()
+    assert all(torch.equal(held[name], expected[name]) for name in expected)
+
+
+def test_no_such_folder() -> None:
+    error = problem("./no/such/folder")
+    assert error.message == "There is no folder ./no/such/folder."
+
+
+def test_a_file_is_no_folder(folder: Path) -> None:
+    error = problem(str(folder / "config.json"))
+    assert error.cause == "It is a file."
+
+
+def test_the_adapter_of_another_architecture(folder: Path) -> None:
+    with pytest.raises(ModelProblem) as raised:
+        LlavaCot().load(ModelSpec(model=str(folder), device="cpu"))
+    assert "architecture" in raised.value.message
+    assert raised.value.cause == "Its model_type is llava, and mllama is needed."
+    assert raised.value.hint == "mvw list adapters"
+
+
+def problem(model: str, revision: str | None = None) -> ModelProblem:
+    with pytest.raises(ModelProblem) as raised:
+        HuggingFace().load(ModelSpec(model=model, revision=revision, device="cpu"))
+    error = raised.value
+    assert error.cause
+    assert "\n" not in error.message + error.cause
+    parse_hint(error.hint or "")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said", "hint"),
+    [
+        (403, "GatedRepo", "is gated", "hf auth login"),
+        (404, "RepoNotFound", "There is no model some/model on the hub", "mvw list profiles"),
+        (404, "RevisionNotFound", "has no revision v9", "revision=main"),
+        (503, "", "the hub does not answer", "hf download some/model"),
+    ],
+)
+def test_what_the_hub_refuses(hub: Hub, status: int, code: str, said: str, hint: str) -> None:
+    hub.refuses(status, code)
+    error = problem("some/model", "v9")
+    assert said in error.message
+    assert hint in (error.hint or "")
+    assert hub.requests
+
+
+def test_no_network(hub: Hub) -> None:
+    error = problem("some/model")
+    assert "the hub does not answer" in error.message
+    assert error.hint == "hf download some/model"
+    assert hub.requests
+
+
+def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    error = problem("some/model")
+    assert "is not on this machine" in error.message
+    assert not hub.requests
