@@ -6,6 +6,7 @@ takes it for a module of mvw. It does not know which names are allowed.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -54,18 +55,15 @@ def write(names: Names, into: Path) -> Path:
         MvwError: the folder can't be made or written.
     """
     folder = into / names.distribution
-    elsewhere = shlex.join(["mvw", "new-adapter", names.adapter, "--into", "adapters"])
+    if os.path.lexists(into) and not into.is_dir():
+        raise _there(into, "it is no folder", names, f"{into}-adapters")
     try:
         into.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()  # fails where anything has this name: nothing is ever overwritten
-    except FileExistsError as error:
-        raise UsageProblem(
-            f"{error.filename} exists already",
-            cause="nothing is overwritten" if folder.name in error.filename else "it is no folder",
-            hint=elsewhere,
-        ) from None
+        folder.mkdir()
+    except FileExistsError:
+        raise _there(folder, "nothing is overwritten", names, str(into / "new")) from None
     except OSError as error:
-        raise _unwritable(folder, error, elsewhere) from None
+        raise _unwritable(folder, error) from None
     try:
         for path, text in render(names).items():
             target = folder / path
@@ -74,10 +72,17 @@ def write(names: Names, into: Path) -> Path:
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _unwritable(folder, error, elsewhere) from None
+            raise _unwritable(folder, error) from None
         raise
     return folder
 
 
-def _unwritable(folder: Path, error: OSError, hint: str) -> MvwError:
-    return MvwError(f"{folder} can't be written", cause=error.strerror or str(error), hint=hint)
+def _there(path: Path, cause: str, names: Names, elsewhere: str) -> UsageProblem:
+    again = shlex.join(["mvw", "new-adapter", names.adapter, "--into", elsewhere])
+    return UsageProblem(f"{path} exists already", cause=cause, hint=again)
+
+
+def _unwritable(folder: Path, error: OSError) -> MvwError:
+    where = shlex.quote(str(folder.parent))
+    cause = error.strerror or str(error)
+    return MvwError(f"{folder} can't be written", cause=cause, hint=f"ls -ld {where}")
