@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli.adapter import Adapter, LoadedModel
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import OutOfMemory
+from mvw_cli.fit import check_fit
 from mvw_cli.plugins import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles import generation_settings, model_spec, withdrawal_policy
@@ -82,6 +83,7 @@ def open_session(profile: Profile, *, slots: int = 1) -> Session:
     policy, settings = withdrawal_policy(profile), generation_settings(profile)
     spec = model_spec(profile)
     adapter = load_adapter(profile.adapter)
+    check_fit(profile.adapter, adapter, spec)
     with _explained(spec.model or profile.adapter):
         loaded = adapter.load(spec)
     from mvw_cli.engine import Engine

@@ -87,6 +87,21 @@ def gather() -> Facts:
     )
 
 
+def free_memory(device: str) -> int | None:
+    """Say what a device (auto, cpu, mps, cuda, cuda:N) has free, in bytes; imports PyTorch.
+
+    A GPU that shares the machine's memory (mps) has what the machine has.
+    """
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
+        with suppress(RuntimeError, AssertionError):  # it is not there, or does not answer
+            return int(torch.cuda.mem_get_info(int(index or 0))[0])
+        return None
+    return _memory()[1]
+
+
 def hub_cache() -> Path:
     """Say where the hub keeps what it has downloaded: HF_HUB_CACHE, HF_HOME or its default."""
     with suppress(ImportError):
