@@ -19,5 +19,9 @@ class TestLlavaCot(AdapterContract):
     adapter = "llava-cot"
 
 
+class TestKimiVL(AdapterContract):
+    adapter = "kimi-vl"
+
+
 class TestPolicies(PolicyContract):
     policies = (Mvw(m=1), Mvw(m=5), Mvw(until="</CAPTION>"), Mvw(m=6, until=" two"), NoWithdrawal())

@@ -1,0 +1,102 @@
+"""The adapter of Kimi-VL: Instruct, Thinking and Thinking-2506.
+
+A checkpoint is read as it lies on the hub, under its own names, with none of the code beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mvw_hf.model import HuggingFace, complete
+from PIL.Image import Image
+
+from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
+from mvw_kimi_vl.images import ImagePreparation, read_preparation
+from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub, load_config
+from mvw_kimi_vl.processor import KimiProcessor
+from mvw_kimi_vl.published import published
+from mvw_kimi_vl.tiny import tiny_kimi
+from mvw_kimi_vl.tokenizer import read_tokenizer
+
+CHECKPOINT = "moonshotai/Kimi-VL-A3B-Thinking-2506"
+_FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
+_OPTIONAL = ("chat_template.jinja",)
+# Patches that the published preparation of this checkpoint allows (its preprocessor_config.json);
+# the releases before it allow 4,096.
+_PUBLISHED_LIMIT = 16384
+
+
+class KimiVL(HuggingFace):
+    """Kimi-VL; the answer is what follows ◁/think▷, for the releases that think."""
+
+    name = "kimi-vl"
+
+    def load_processor(self, spec: ModelSpec) -> KimiProcessor:
+        folder = _folder(spec)
+        return KimiProcessor(read_tokenizer(folder), read_preparation(folder))
+
+    def load_model(self, spec: ModelSpec) -> Any:
+        return complete(KimiVLForConditionalGeneration, spec)
+
+    def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
+        processor: KimiProcessor = loaded.processor
+        for image in images:
+            try:
+                processor.images.size(*image.size)
+            except ValueError as error:
+                raise BadImage(
+                    "An image can't be read by Kimi-VL.",
+                    cause=f"{error}.",
+                    hint="mvw infer IMAGE QUESTION --set images.max_pixels=1000000",
+                ) from error
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+        if loaded.spec.system is not None:
+            messages.insert(0, {"role": "system", "content": loaded.spec.system})
+        try:
+            return processor(messages, images)
+        except ValueError as error:
+            raise UsageProblem(
+                "The question can't be put to Kimi-VL.",
+                cause=f"{error}.",
+                hint='mvw infer IMAGE "What is on the table?" --adapter kimi-vl',
+            ) from error
+
+    def parse(self, text: str) -> Answer:
+        return parse_thinking(text, opening="◁think▷", closing="◁/think▷")
+
+    def tiny(self) -> LoadedModel:
+        model, processor = tiny_kimi()
+        return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+
+    def shape(self, spec: ModelSpec) -> Any:
+        if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():
+            return config_from_hub(published())
+        return load_config(str(spec.model), revision=spec.revision)
+
+    def build(self, config: Any) -> Any:
+        return KimiVLForConditionalGeneration(config)
+
+    def image_tokens(self, config: Any, width: int, height: int) -> int:
+        return ImagePreparation(in_token_limit=_PUBLISHED_LIMIT).vision_tokens(width, height)
+
+
+def _folder(spec: ModelSpec) -> Path:
+    """Find the checkpoint's folder: as it is, or in the hub's cache, with what is needed of it.
+
+    Raises:
+        OSError: a file is missing, or the hub can't be reached.
+    """
+    from transformers.utils import cached_file
+
+    found = [cached_file(str(spec.model), name, revision=spec.revision) for name in _FILES]
+    for name in _OPTIONAL:
+        cached_file(
+            str(spec.model),
+            name,
+            revision=spec.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    return Path(str(found[0])).parent

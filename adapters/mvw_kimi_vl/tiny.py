@@ -1,0 +1,82 @@
+"""A Kimi-VL of a few thousand random weights, with a processor, made without any download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvw_kimi_vl.images import ImagePreparation
+from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub
+from mvw_kimi_vl.processor import PLACEHOLDER, KimiProcessor
+from mvw_kimi_vl.published import published
+from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer
+
+_SPECIAL = (
+    "[BOS]",
+    "[EOS]",
+    "[PAD]",
+    "<|im_end|>",
+    "<|im_user|>",
+    "<|im_assistant|>",
+    "<|im_system|>",
+    "<|im_middle|>",
+    "<|media_start|>",
+    "<|media_content|>",
+    "<|media_end|>",
+    PLACEHOLDER,
+)
+_IDS = {name: 256 + number for number, name in enumerate(_SPECIAL)}
+
+
+def tiny_kimi() -> tuple[Any, KimiProcessor]:
+    """Build model and processor; the same weights each time."""
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(0)
+        model = KimiVLForConditionalGeneration(config_from_hub(_config())).eval()
+    finally:
+        torch.random.set_rng_state(state)
+    tokenizer = build_tokenizer(
+        {bytes([number]): number for number in range(256)},
+        _IDS,
+        template=TEMPLATE,
+        names={"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"},
+    )
+    return model, KimiProcessor(tokenizer, ImagePreparation(in_token_limit=64))
+
+
+def _config() -> dict[str, Any]:
+    told = published()
+    told["media_placeholder_token_id"] = _IDS[PLACEHOLDER]
+    told["torch_dtype"] = "float32"
+    told["text_config"] |= {
+        "vocab_size": 256 + len(_SPECIAL),
+        "max_position_embeddings": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "bos_token_id": _IDS["[BOS]"],
+        "eos_token_id": _IDS["[EOS]"],
+        "pad_token_id": _IDS["[PAD]"],
+        # The usual 0.02 makes every distribution flat, and any mistake too small to see.
+        "initializer_range": 0.2,
+    }
+    told["vision_config"] |= {
+        "init_pos_emb_height": 8,
+        "init_pos_emb_width": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+    }
+    return told
