@@ -33,6 +33,7 @@ _CONTROLS = {
     "`profiles/`.",
     "MVW_LOAD_PLUGINS": "Loads only these plugins, by entry-point or distribution name, separated "
     "by commas, besides mvw's own. Empty: mvw's own only.",
+    "MVW_OFFLINE": "`1` asks no network, as `--offline` does.",
     "MVW_PROFILE": "The profile to run where no `--profile` names one.",
     "MVW_STRICT_PLUGINS": "`1` makes a broken plugin an error instead of a warning, for plugin "
     "authors.",

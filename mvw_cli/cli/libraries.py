@@ -6,6 +6,7 @@ Acts through their own environment variables, so it has to be called before they
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 
 
@@ -26,3 +27,11 @@ def mute_libraries(*, progress: bool) -> None:
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", PluginWarning)
+
+
+def stay_offline() -> None:
+    """Keep the hub's library off the network, whichever adapter calls it."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    loaded = sys.modules.get("huggingface_hub.constants")
+    if loaded is not None:  # a plugin was quicker, and the variable has been read
+        loaded.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]

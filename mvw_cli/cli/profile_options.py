@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from mvw_cli.cli.complete import adapters, policies, profiles
+from mvw_cli.cli.libraries import stay_offline
 from mvw_cli.errors import UsageProblem
 
 
@@ -125,6 +126,14 @@ def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
     never = click.option(
         "--no-withdrawal", is_flag=True, help="Keep the vision tokens to the end (--policy none)."
     )
+    offline = click.option(
+        "--offline",
+        is_flag=True,
+        envvar="MVW_OFFLINE",
+        expose_value=False,
+        callback=_offline,
+        help="Ask no network: use what is on this machine.  [env var: MVW_OFFLINE]",
+    )
     any_key = click.option(
         "--set",
         "settings",
@@ -132,7 +141,12 @@ def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
         multiple=True,
         help="Set any key of the profile, as generation.top_k=20; repeatable.",
     )
-    return [profile, *flags[:3], never, *flags[3:], any_key]
+    return [profile, *flags[:3], never, *flags[3:], any_key, offline]
+
+
+def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        stay_offline()
 
 
 def _merged(

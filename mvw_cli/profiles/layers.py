@@ -19,7 +19,14 @@ from mvw_cli.profiles.schema import SECTIONS, Profile, fields, takes_text
 from mvw_cli.profiles.store import ProfileFile
 from mvw_cli.suggest import did_you_mean
 
-CONTROLS = ("MVW_DEBUG", "MVW_HOME", "MVW_LOAD_PLUGINS", "MVW_PROFILE", "MVW_STRICT_PLUGINS")
+CONTROLS = (
+    "MVW_DEBUG",
+    "MVW_HOME",
+    "MVW_LOAD_PLUGINS",
+    "MVW_OFFLINE",
+    "MVW_PROFILE",
+    "MVW_STRICT_PLUGINS",
+)
 """Variables that are no profile keys."""
 
 

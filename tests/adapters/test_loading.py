@@ -176,3 +176,12 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     error = problem("some/model")
     assert "is not on this machine" in error.message
     assert not hub.requests
+
+
+@pytest.mark.parametrize("part", ["shape", "load_processor", "load_model"])
+def test_the_revision_is_the_one_that_is_asked_for(hub: Hub, part: str) -> None:
+    hub.refuses(404, "RevisionNotFound")
+    with pytest.raises((ModelProblem, OSError)):
+        getattr(HuggingFace(), part)(ModelSpec(model="some/model", revision="v9"))
+    assert hub.requests
+    assert all("/v9/" in f"{url}/" for url in hub.requests), hub.requests

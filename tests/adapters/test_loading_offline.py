@@ -1,0 +1,77 @@
+"""`--offline` and MVW_OFFLINE: nothing asks the network. The server is a real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mvw_cli.errors import ExitCode
+
+
+class Refusing(ThreadingHTTPServer):
+    """A hub that has no model at all, and counts who asks."""
+
+    requests: list[str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Refusing)
+        self.server.requests.append(self.path)
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Refusing]:
+    with Refusing(("127.0.0.1", 0), Handler) as made:
+        made.requests = []
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "asks"),
+    [([], "", True), (["--offline"], "", False), ([], "1", False)],
+)
+def test_who_asks(
+    server: Refusing, tmp_path: Path, options: list[str], variable: str, asks: bool
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("MVW_", "HF_"))}
+    mine = {k: v for k, v in mine.items() if not k.lower().endswith("_proxy")}
+    done = subprocess.run(
+        [sys.executable, "-m", "mvw_cli", "infer", str(picture), "w1", "--model", "a/b", *options],
+        env={
+            **mine,
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+            "MVW_HOME": str(tmp_path),
+            **({"MVW_OFFLINE": variable} if variable else {}),
+        },
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == ExitCode.MODEL, done.stderr
+    said = "There is no model a/b on the hub." if asks else "a/b is not on this machine."
+    assert f"Error: {said}" in done.stderr.splitlines()
+    assert bool(server.requests) == asks
