@@ -50,6 +50,8 @@ class ModelSpec:
     """Text sent with the images; `{question}` stands for the question."""
     max_pixels: int | None = None
     """Larger images are scaled down to at most this many pixels before the processor."""
+    allow_pickle: bool = False
+    """Whether weights may be read from pickles. The user's word, never a profile's."""
 
 
 def unchanged(model: Any) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.adapter import Adapter, LoadedModel
@@ -70,8 +70,11 @@ class Session:
         }
 
 
-def open_session(profile: Profile, *, slots: int = 1) -> Session:
+def open_session(profile: Profile, *, slots: int = 1, allow_pickle: bool = False) -> Session:
     """Load what a resolved profile names; this imports PyTorch and reads the weights.
+
+    Args:
+        allow_pickle: whether weights may be read from pickles, where there is nothing else.
 
     Raises:
         UsageProblem: the profile names no model, or one that it can't have.
@@ -81,7 +84,7 @@ def open_session(profile: Profile, *, slots: int = 1) -> Session:
     """
     # What is wrong with the settings shows before the weights are read, which may take minutes.
     policy, settings = withdrawal_policy(profile), generation_settings(profile)
-    spec = model_spec(profile)
+    spec = replace(model_spec(profile), allow_pickle=allow_pickle)
     adapter = load_adapter(profile.adapter)
     check_fit(profile.adapter, adapter, spec)
     with _explained(spec.model or profile.adapter):

@@ -56,7 +56,9 @@ def place(model: Any, device: torch.device, name: str) -> Any:
 
 
 def complete(auto_class: Any, spec: ModelSpec) -> Any:
-    """Load a checkpoint with a class of transformers, from safetensors only, and all of it.
+    """Load a checkpoint with a class of transformers, and all of it.
+
+    From safetensors only, unless the spec allows pickles.
 
     Raises:
         ModelProblem: the checkpoint is of another architecture, or lacks weights;
@@ -67,7 +69,8 @@ def complete(auto_class: Any, spec: ModelSpec) -> Any:
         spec.model,
         revision=spec.revision,
         dtype=spec.dtype,
-        use_safetensors=True,
+        # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
+        use_safetensors=None if spec.allow_pickle else True,
         output_loading_info=True,
     )
     lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))

@@ -25,12 +25,28 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
         ModelProblem: the checkpoint is gated, missing, unreachable, damaged, or not of a kind that
             is served.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
     try:
         yield
     except MvwError:
         raise
+    except UnpicklingError as error:
+        raise ModelProblem(
+            f"{name} holds more than weights in its pickle.",
+            cause="It asks for code to be run, or is damaged; it was not read.",
+            hint=OTHERS,
+        ) from error
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):  # a cut archive; the type is all too common
+            raise
+        raise ModelProblem(
+            f"{name} is damaged.",
+            cause="Its pickled weights are cut, or no archive of PyTorch.",
+            hint=OTHERS,
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, _http_error()) as error:
         problem = (
             _of_the_hub(error, name, revision)
@@ -78,7 +94,7 @@ def pickled(name: str) -> ModelProblem:
     return ModelProblem(
         f"{name} has no weights as safetensors.",
         cause="It has pickled weights only, and reading a pickle can run any code in it.",
-        hint=OTHERS,
+        hint=shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"]),
     )
 
 

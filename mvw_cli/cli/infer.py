@@ -24,6 +24,11 @@ from mvw_cli.cli.profile_options import profile_options
     default=None,
     help="Write the text to stderr as it is generated.  [default: on a terminal]",
 )
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read pickled weights where there are no others. Only from people you trust.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE what stdout would have got.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which settings run and where time goes.")
@@ -35,6 +40,7 @@ def infer(
     flags: dict[str, object],
     more_images: tuple[str, ...],
     show_reasoning: bool | None,
+    allow_pickle: bool,
     as_json: bool,
     output: str | None,
     verbose: bool,
@@ -61,6 +67,7 @@ def infer(
             profile=profile,
             flags=flags,
             show_reasoning=show_reasoning,
+            allow_pickle=allow_pickle,
             as_json=as_json,
             output=output,
             verbose=verbose,

@@ -38,6 +38,7 @@ class Task:
     profile: str | None
     flags: Mapping[str, object]
     show_reasoning: bool | None
+    allow_pickle: bool
     as_json: bool
     output: str | None
     verbose: bool
@@ -96,7 +97,7 @@ def _answer(task: Task, view: View) -> str:
             f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
             "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
         )
-    session = _open(resolved)
+    session = _open(resolved, task)
     phases.mark("load_ms")
     view.loaded()
     pictures = [file.image for file in images]
@@ -186,10 +187,10 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read(FILE_LIMIT + 1)
 
 
-def _open(resolved: Resolved) -> Session:
+def _open(resolved: Resolved, task: Task) -> Session:
     from mvw_cli.session import open_session
 
-    return open_session(resolved.profile)
+    return open_session(resolved.profile, allow_pickle=task.allow_pickle)
 
 
 def _explain(resolved: Resolved, view: View) -> None:

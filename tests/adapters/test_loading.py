@@ -185,3 +185,55 @@ def test_the_revision_is_the_one_that_is_asked_for(hub: Hub, part: str) -> None:
         getattr(HuggingFace(), part)(ModelSpec(model="some/model", revision="v9"))
     assert hub.requests
     assert all("/v9/" in f"{url}/" for url in hub.requests), hub.requests
+
+
+def test_pickled_weights_are_read_where_the_user_says_so(
+    folder: Path, mvw: Callable[..., Ran], tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    command = ["infer", str(picture), "w1", "--model", str(folder), "--device", "cpu"]
+    command += ["--max-new-tokens", "8", "--set", "generation.temperature=0"]
+    whole = mvw(*command)
+    pickle_only(folder)
+    refused = mvw(*command)
+    assert refused.code == ExitCode.MODEL
+    assert refused.err.splitlines()[-1].endswith("--allow-pickle")
+    read = mvw(*command, "--allow-pickle")
+    assert (whole.code, read.code) == (ExitCode.OK, ExitCode.OK)
+    assert read.out == whole.out != ""
+
+
+def test_a_profile_can_not_allow_pickles(mvw: Callable[..., Ran]) -> None:
+    ran = mvw("infer", "no.png", "w1", "--set", "allow_pickle=true")
+    assert ran.code == ExitCode.USAGE
+    assert "allow_pickle" in ran.err
+
+
+class Evil:
+    """Writes a file when it is unpickled by the unrestricted means."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+def test_even_an_allowed_pickle_runs_no_code(folder: Path, tmp_path: Path) -> None:
+    all_gone(folder)
+    target = tmp_path / "was-run"
+    torch.save({"lm_head.weight": Evil(target)}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelProblem) as raised:
+        HuggingFace().load(ModelSpec(model=str(folder), device="cpu", allow_pickle=True))
+    assert "more than weights" in raised.value.message
+    assert not target.exists()
+
+
+def test_a_cut_pickle(folder: Path) -> None:
+    pickle_only(folder)
+    file = folder / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(ModelProblem) as raised:
+        HuggingFace().load(ModelSpec(model=str(folder), device="cpu", allow_pickle=True))
+    assert raised.value.message == f"{folder} is damaged."
