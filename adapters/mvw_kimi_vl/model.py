@@ -6,6 +6,7 @@ A checkpoint is read as it lies on the hub, under its own names, with none of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mvw_hf.model import HuggingFace, complete
 from PIL.Image import Image
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
+from mvw_kimi_vl.absorbed import absorbed
 from mvw_kimi_vl.images import ImagePreparation, read_preparation
 from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub, load_config
 from mvw_kimi_vl.processor import KimiProcessor
@@ -32,6 +34,9 @@ class KimiVL(HuggingFace):
     """Kimi-VL; the answer is what follows ◁/think▷, for the releases that think."""
 
     name = "kimi-vl"
+
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        return replace(super().load(spec), serving=absorbed)
 
     def load_processor(self, spec: ModelSpec) -> KimiProcessor:
         folder = _folder(spec)
@@ -69,7 +74,8 @@ class KimiVL(HuggingFace):
 
     def tiny(self) -> LoadedModel:
         model, processor = tiny_kimi()
-        return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+        spec = ModelSpec(model="tiny")
+        return LoadedModel(self.name, "tiny", model, processor, spec, serving=absorbed)
 
     def shape(self, spec: ModelSpec) -> Any:
         if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():

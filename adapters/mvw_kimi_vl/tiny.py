@@ -69,7 +69,7 @@ def _config() -> dict[str, Any]:
         "eos_token_id": _IDS["[EOS]"],
         "pad_token_id": _IDS["[PAD]"],
         # The usual 0.02 makes every distribution flat, and any mistake too small to see.
-        "initializer_range": 0.2,
+        "initializer_range": 0.14,
     }
     told["vision_config"] |= {
         "init_pos_emb_height": 8,
