@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ def moved_by_the_image(
     """
     same = torch.equal(first["input_ids"], second["input_ids"])
     assert same, "two images of one size give different input_ids"
-    one, other = (prefilled(model, inputs).layers[0] for inputs in (first, second))
+    one, other = (_whole(model, inputs).layers[0] for inputs in (first, second))
     moved = (one.keys != other.keys).any(-1).any(1) | (one.values != other.values).any(-1).any(1)
     changed: Tensor = moved[0].cpu()
     return changed
@@ -59,8 +60,16 @@ def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout)
 
 @torch.inference_mode()
 def prefilled(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
-    """Read a prompt; return the cache that transformers made for it."""
+    """Read a prompt; return the cache that transformers makes for the model."""
     cache: Cache = model(**inputs, use_cache=True, return_dict=True).past_key_values
+    return cache
+
+
+@torch.inference_mode()
+def _whole(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
+    """Read a prompt into a cache that lets go of nothing, sliding windows or not."""
+    cache = DynamicCache()
+    model(**inputs, past_key_values=cache, use_cache=True)
     return cache
 
 
