@@ -52,6 +52,9 @@ class ModelSpec:
     """Larger images are scaled down to at most this many pixels before the processor."""
     allow_pickle: bool = False
     """Whether weights may be read from pickles. The user's word, never a profile's."""
+    random_weights: bool = False
+    """Whether to build the model of `Adapter.shape` with random weights instead of reading any:
+    for speed and memory, at the true shape."""
 
 
 def unchanged(model: Any) -> AbstractContextManager[None]:

@@ -70,11 +70,14 @@ class Session:
         }
 
 
-def open_session(profile: Profile, *, slots: int = 1, allow_pickle: bool = False) -> Session:
+def open_session(
+    profile: Profile, *, slots: int = 1, allow_pickle: bool = False, random_weights: bool = False
+) -> Session:
     """Load what a resolved profile names; this imports PyTorch and reads the weights.
 
     Args:
         allow_pickle: whether weights may be read from pickles, where there is nothing else.
+        random_weights: whether to make weights up instead of reading any.
 
     Raises:
         UsageProblem: the profile names no model, or one that it can't have.
@@ -84,7 +87,7 @@ def open_session(profile: Profile, *, slots: int = 1, allow_pickle: bool = False
     """
     # What is wrong with the settings shows before the weights are read, which may take minutes.
     policy, settings = withdrawal_policy(profile), generation_settings(profile)
-    spec = replace(model_spec(profile), allow_pickle=allow_pickle)
+    spec = replace(model_spec(profile), allow_pickle=allow_pickle, random_weights=random_weights)
     adapter = load_adapter(profile.adapter)
     check_fit(profile.adapter, adapter, spec)
     with _explained(spec.model or profile.adapter):

@@ -5,6 +5,8 @@ It knows no processor and no prompt, and what goes wrong in transformers is told
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -53,6 +55,27 @@ def place(model: Any, device: torch.device, name: str) -> Any:
             cause=f"Its weights take {needed:.1f} GiB in {model.dtype}.",
             hint=f"mvw infer scene.png QUESTION --model {name} --dtype bfloat16 --device cpu",
         ) from error
+
+
+def build_random(build: Callable[[Any], Any], config: Any, dtype: str, device: torch.device) -> Any:
+    """Build a model with random weights right on its device, the same ones each time.
+
+    Args:
+        build: makes the model of a configuration.
+        dtype: `auto` takes the configuration's own, float32 where it has none.
+    """
+    config = deepcopy(config)
+    wanted = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    config.dtype = wanted  # transformers' `from_config` goes by it, a class by PyTorch's default
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        torch.set_default_dtype(wanted)
+        try:
+            model = build(config)
+        finally:
+            torch.set_default_dtype(before)
+    return model.to(wanted)
 
 
 def complete(auto_class: Any, spec: ModelSpec) -> Any:

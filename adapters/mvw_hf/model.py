@@ -23,7 +23,7 @@ from mvw_cli import (
     parse_thinking,
 )
 from mvw_hf.image_tokens import image_tokens
-from mvw_hf.loading import choose_device, complete, place
+from mvw_hf.loading import build_random, choose_device, complete, place
 from mvw_hf.problems import explained
 from mvw_hf.published import published
 from mvw_hf.tiny import tiny_llava
@@ -46,7 +46,10 @@ class HuggingFace(Adapter):
         device = choose_device(spec.device)
         with explained(spec.model, spec.revision):
             processor = self.load_processor(spec)
-            model = self.load_model(spec)
+            if spec.random_weights:
+                model = build_random(self.build, self.shape(spec), spec.dtype, device)
+            else:
+                model = self.load_model(spec)
         if getattr(model.config, "image_token_id", None) is None:
             raise ModelProblem(
                 f"{spec.model} names no image token.",

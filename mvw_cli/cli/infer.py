@@ -29,6 +29,11 @@ from mvw_cli.cli.profile_options import profile_options
     is_flag=True,
     help="Read pickled weights where there are no others. Only from people you trust.",
 )
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Measure speed and memory at the model's shape, without its weights. Answers are noise.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE what stdout would have got.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which settings run and where time goes.")
@@ -41,6 +46,7 @@ def infer(
     more_images: tuple[str, ...],
     show_reasoning: bool | None,
     allow_pickle: bool,
+    random_weights: bool,
     as_json: bool,
     output: str | None,
     verbose: bool,
@@ -68,6 +74,7 @@ def infer(
             flags=flags,
             show_reasoning=show_reasoning,
             allow_pickle=allow_pickle,
+            random_weights=random_weights,
             as_json=as_json,
             output=output,
             verbose=verbose,

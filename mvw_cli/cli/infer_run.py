@@ -39,6 +39,7 @@ class Task:
     flags: Mapping[str, object]
     show_reasoning: bool | None
     allow_pickle: bool
+    random_weights: bool
     as_json: bool
     output: str | None
     verbose: bool
@@ -101,7 +102,9 @@ def _answer(task: Task, view: View) -> str:
     phases.mark("load_ms")
     view.loaded()
     pictures = [file.image for file in images]
-    remarks = session.adapter.remarks(session.loaded, pictures, task.question)
+    remarks = list(session.adapter.remarks(session.loaded, pictures, task.question))
+    if task.random_weights:
+        remarks.insert(0, "The weights are random: this answer is noise. Time and memory are real.")
     for remark in remarks:
         view.warn(remark)
     request = session.request(pictures, task.question)
@@ -190,7 +193,9 @@ def _stdin() -> bytes:
 def _open(resolved: Resolved, task: Task) -> Session:
     from mvw_cli.session import open_session
 
-    return open_session(resolved.profile, allow_pickle=task.allow_pickle)
+    return open_session(
+        resolved.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
+    )
 
 
 def _explain(resolved: Resolved, view: View) -> None:
