@@ -5,7 +5,9 @@ It knows no processor and no prompt, and what goes wrong in transformers is told
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -88,14 +90,15 @@ def complete(auto_class: Any, spec: ModelSpec) -> Any:
             transformers would make random ones up.
     """
     check_kind(auto_class, spec.model or "", spec.revision)
-    model, report = auto_class.from_pretrained(
-        spec.model,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
-        use_safetensors=None if spec.allow_pickle else True,
-        output_loading_info=True,
-    )
+    with _no_conversion():
+        model, report = auto_class.from_pretrained(
+            spec.model,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
+            use_safetensors=None if spec.allow_pickle else True,
+            output_loading_info=True,
+        )
     lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise ModelProblem(
@@ -104,3 +107,22 @@ def complete(auto_class: Any, spec: ModelSpec) -> Any:
             hint="mvw list profiles",
         )
     return model
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Keep transformers from asking a service to convert a repository that lacks safetensors.
+
+    It would do so in the user's name and on its own (`auto_conversion` in
+    transformers/safetensors_conversion.py).
+    """
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -94,8 +94,12 @@ def pickled(name: str) -> ModelProblem:
     return ModelProblem(
         f"{name} has no weights as safetensors.",
         cause="It has pickled weights only, and reading a pickle can run any code in it.",
-        hint=shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"]),
+        hint=_with_pickle(name),
     )
+
+
+def _with_pickle(name: str) -> str:
+    return shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"])
 
 
 def _of_the_hub(error: BaseException, name: str, revision: str | None) -> ModelProblem | None:
@@ -200,6 +204,13 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
         )
     if held.only_pickle:
         return pickled(name)
+    if not held.files and on_the_hub(name):
+        # Only the configuration has been fetched: what else the repository has is not known.
+        return ModelProblem(
+            f"{name} has no weights as safetensors.",
+            cause="If it has pickled ones, reading them can run any code in them.",
+            hint=_with_pickle(name),
+        )
     if not held.files:
         return ModelProblem(
             f"{name} has no weights.",

@@ -53,6 +53,25 @@ class Hub:
     def silent(self, request: Any) -> Any:
         raise self._http.ConnectError("no route to host", request=request)
 
+    def has(self, name: str, folder: Path, cache: Path) -> None:
+        """Answer as for a repository whose files are those of a folder, fetched already."""
+        commit = "0" * 40
+        held = cache / f"models--{name.replace('/', '--')}"
+        (held / "refs").mkdir(parents=True)
+        (held / "refs" / "main").write_text(commit)
+        (held / "snapshots").mkdir()
+        folder.rename(held / "snapshots" / commit)
+        files = {file.name for file in (held / "snapshots" / commit).iterdir()}
+
+        def answer(request: Any) -> Any:
+            headers = {"X-Repo-Commit": commit, "ETag": '"1"', "Content-Length": "1"}
+            if request.method == "HEAD" and str(request.url).rpartition("/")[2] in files:
+                return self._http.Response(200, headers=headers, request=request)
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
+            return self._http.Response(404, headers=headers, request=request)
+
+        self.answer = answer
+
     def refuses(self, status: int, code: str) -> None:
         """Answer with an error as the hub writes them."""
         headers = {"X-Error-Code": code, "X-Error-Message": code}

@@ -237,3 +237,22 @@ def test_a_cut_pickle(folder: Path) -> None:
     with pytest.raises(ModelProblem) as raised:
         HuggingFace().load(ModelSpec(model=str(folder), device="cpu", allow_pickle=True))
     assert raised.value.message == f"{folder} is damaged."
+
+
+def test_a_repository_without_safetensors(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_gone(folder)
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    asked: list[str] = []  # a service, to convert the repository, which is not ours to ask
+
+    def convert(name: str, **_: Any) -> tuple[None, str, bool]:
+        asked.append(name)
+        return None, "main", False
+
+    monkeypatch.setattr("transformers.modeling_utils.auto_conversion", convert)
+    hub.has("some/model", folder, tmp_path / "hub")
+    error = problem("some/model")
+    assert error.message == "some/model has no weights as safetensors."
+    assert error.hint == "mvw infer IMAGE QUESTION --model some/model --allow-pickle"
+    assert not asked
