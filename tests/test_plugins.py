@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import own_adapters
 
 from mvw_cli.errors import PluginProblem, PluginWarning
 from mvw_cli.plugin_loading import load_plugins, plugin_commands
@@ -207,7 +208,7 @@ def test_unknown_names() -> None:
         assert caught.value.hint == hint
     with pytest.raises(PluginProblem) as caught:
         load_adapter("zzz")
-    assert caught.value.cause == "known: hf, shapes"
+    assert caught.value.cause == f"known: {', '.join(own_adapters())}"
 
 
 def test_canonical_names_are_as_short_as_they_can_be(install: Install) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mvw_hf.model import HuggingFace, complete
+from mvw_hf.model import HuggingFace, complete, explained
 from PIL.Image import Image
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
@@ -80,7 +80,8 @@ class KimiVL(HuggingFace):
     def shape(self, spec: ModelSpec) -> Any:
         if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():
             return config_from_hub(published())
-        return load_config(str(spec.model), revision=spec.revision)
+        with explained(str(spec.model), spec.revision):
+            return load_config(str(spec.model), revision=spec.revision)
 
     def build(self, config: Any) -> Any:
         return KimiVLForConditionalGeneration(config)

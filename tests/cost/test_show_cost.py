@@ -151,7 +151,11 @@ def test_a_family_whose_vision_tokens_are_not_known(mvw: Run, tmp_path: Path) ->
         (("--image", "640x480"), 2, "--image has a meaning with --cost only"),
         (("--cost", "--image", "0x480"), 2, "an image has at least one pixel a side"),
         (("--cost", "--image", "nothing.png"), 6, "There is no image nothing.png"),
-        (("--cost", "--set", "adapter=hf", "--set", "model=./none"), 7, "There is no folder ./none"),
+        (
+            ("--cost", "--set", "adapter=hf", "--set", "model=./none"),
+            7,
+            "There is no folder ./none",
+        ),
     ],
 )
 def test_errors(mvw: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
