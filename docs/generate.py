@@ -41,6 +41,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "startup": figures.startup,
     "infer wall": figures.infer_wall,
     "decode": figures.decode,
+    "cross attention": figures.cross_attention,
+    "mla decode": figures.mla_decode,
     "example": lambda: f"```console\n{EXAMPLE.read_text(encoding='utf-8')}```",
 }
 

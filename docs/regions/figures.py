@@ -24,6 +24,8 @@ COMMANDS = {
     "startup": "python benchmarks/startup.py",
     "infer_wall": "python benchmarks/infer_wall.py",
     "decode": "python benchmarks/decode.py",
+    "cross_attention": "python benchmarks/cross_attention.py",
+    "mla_decode": "python benchmarks/mla_decode.py",
 }
 
 
@@ -138,10 +140,6 @@ def decode() -> str:
         "engine": "engine, no withdrawal",
         "engine_withdrawn": f"engine, m = {document['m']}",
     }
-    tpot = document["tpot_ms"]
-    rows = [
-        (named[key], f"{tpot[key]['median']:.2f} ms", f"{tpot[key]['p90']:.2f} ms") for key in named
-    ]
     model = document["model"]
     sentences = (
         f"{model['layers']} layers × {model['width']}, {model['vision_tokens']:,} vision tokens, "
@@ -150,8 +148,60 @@ def decode() -> str:
         f"over without: {_ratio(document['withdrawn_over_not_tokens_per_s'])}; the bound, by the "
         f"bytes that a step has to read, is {document['bound_withdrawn_over_not']:.2f} ×."
     )
-    head = ("Arm", "Time per token, median", "p90")
-    return f"{table(head, rows)}\n\n{sentences} {_where(document)}"
+    return f"{_times(document, named)}\n\n{sentences} {_where(document)}"
+
+
+def cross_attention() -> str:
+    """Write what withdrawal gains in a cross-attention model, for both kinds."""
+    document = result("cross_attention")
+    if document is None:
+        return _missing("cross_attention")
+    named = {
+        "generate": "`model.generate`",
+        "engine": "engine, no withdrawal",
+        "engine_skip": f"engine, m = {document['m']}, `skip`",
+        "engine_mlp": f"engine, m = {document['m']}, `mlp`",
+    }
+    gains = " ".join(
+        f"`{kind}` over none: {_ratio(gain['tokens_per_s_over_no_withdrawal'])}, by bytes "
+        f"{gain['bound']:.2f} ×."
+        for kind, gain in document["withdrawal"].items()
+    )
+    sentences = (
+        f"{document['model']['vision_states']:,} vision states in "
+        f"{len(document['model']['cross_attention_layers'])} of {document['model']['layers']} "
+        f"layers. Engine over `generate`: {_ratio(document['engine_over_generate_tokens_per_s'])}."
+    )
+    return f"{_times(document, named)}\n\n{sentences} {gains} {_where(document)}"
+
+
+def mla_decode() -> str:
+    """Write what the absorbed form of latent attention gains."""
+    document = result("mla_decode")
+    if document is None:
+        return _missing("mla_decode")
+    named = {
+        "generate": "`model.generate`",
+        "engine_expanded": "engine, expanded",
+        "engine_absorbed": "engine, absorbed",
+    }
+    model = document["model"]
+    sentences = (
+        f"{model['layers']} layers × {model['width']}, {model['heads']} heads, latents of "
+        f"{model['kv_lora_rank']}, {model['vision_tokens']:,} vision tokens. Absorbed over "
+        f"expanded: {_ratio(document['absorbed_over_expanded_tokens_per_s'])}; multiplications "
+        f"alone would allow {document['bound_by_multiplications']:.0f} ×."
+    )
+    return f"{_times(document, named)}\n\n{sentences} {_where(document)}"
+
+
+def _times(document: dict[str, Any], named: dict[str, str]) -> str:
+    """Write the time per token of each arm as a table."""
+    tpot = document["tpot_ms"]
+    rows = [
+        (named[key], f"{tpot[key]['median']:.2f} ms", f"{tpot[key]['p90']:.2f} ms") for key in named
+    ]
+    return table(("Arm", "Time per token, median", "p90"), rows)
 
 
 def measured() -> str:
