@@ -1,0 +1,49 @@
+"""What a batch is made of: items, each a question about one or more images.
+
+An item is known by two names. Its `id` is what the user calls it; its key is what it asks: the
+images' bytes and the question. It does not know how images are read or answers recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where the bytes of an image are."""
+
+    path: str
+    """File, or an address of fsspec as `s3://bucket/scene.png`; of the table, where in one."""
+    row: int | None = None
+    """Row of the table that holds the image's bytes."""
+    column: str | None = None
+    """Its column."""
+
+    def __str__(self) -> str:
+        return self.path if self.row is None else f"{self.path}#{self.column}/{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question about one or more images."""
+
+    id: str
+    """Unique in its work list, and the same each time the list is made."""
+    images: tuple[ImageRef, ...]
+    question: str
+    reference: str | None = None
+    """The right answer, where the user has it: carried into the record, never shown the model."""
+
+
+def item_key(sha256: Sequence[str], question: str) -> str:
+    """Name what an item asks, whatever its images are called.
+
+    Args:
+        sha256: of the bytes of each image, in order.
+    """
+    asked = json.dumps([list(sha256), question], ensure_ascii=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:32]
