@@ -44,6 +44,8 @@ class ModelSpec:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
+    """`auto` spreads the layers over all GPUs, through accelerate; None takes one device."""
     system: str | None = None
     """System prompt, or None for the model's own default."""
     template: str = "{question}"

@@ -10,7 +10,7 @@ import shlex
 
 from mvw_cli.adapter import Adapter, ModelSpec
 from mvw_cli.cost import Shape, shape_of, weight_bytes
-from mvw_cli.doctor.facts import free_memory
+from mvw_cli.doctor.facts import OFFLOADED, free_memory, gpu_count
 from mvw_cli.doctor.weights import locate_weights
 from mvw_cli.errors import OutOfMemory
 from mvw_cli.plugins import find_adapter
@@ -30,7 +30,7 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     Raises:
         OutOfMemory: they take more.
     """
-    free = free_memory(spec.device)
+    free = _free(spec)
     if spec.model is None or free is None or _small(name, spec, free):
         return
     try:
@@ -42,11 +42,28 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     if needed <= free:
         return
     where = "" if spec.device == "auto" else f" on {spec.device}"
+    if spec.device_map is not None:
+        where = " of all GPUs and of the machine" if gpu_count() else ""
     raise OutOfMemory(
         f"{spec.model} does not fit into the free memory{where}.",
         cause=f"Its weights take {readable_bytes(needed)} in {dtype}; {readable_bytes(free)} free.",
         hint=_what_fits(name, spec, shape, dtype, free),
     )
+
+
+def _free(spec: ModelSpec) -> int | None:
+    """Say what is free where the weights are to go, or None where that is not known.
+
+    What GPUs have no room for, accelerate keeps in the machine's memory: slow, but it runs.
+    """
+    if spec.device_map is None or not gpu_count():
+        return free_memory(spec.device)
+    gpus = [free_memory(f"cuda:{index}") for index in range(gpu_count())]
+    memory = free_memory("cpu")
+    known = [one for one in gpus if one is not None]
+    if memory is None or len(known) < len(gpus):
+        return None
+    return sum(known) + int(OFFLOADED * memory)
 
 
 def _small(name: str, spec: ModelSpec, free: int) -> bool:

@@ -1,6 +1,7 @@
-"""How a checkpoint of transformers is read and put on its device.
+"""How a checkpoint of transformers is read, or a model of its shape made up.
 
-It knows no processor and no prompt, and what goes wrong in transformers is told by `problems.py`.
+It knows no processor and no prompt. Where the weights go is `placement.py`'s matter, and what goes
+wrong in transformers is told by `problems.py`.
 """
 
 from __future__ import annotations
@@ -13,50 +14,9 @@ from typing import Any
 
 import torch
 
-from mvw_cli import ModelProblem, ModelSpec, OutOfMemory, UsageProblem
+from mvw_cli import ModelProblem, ModelSpec
+from mvw_hf.placement import offloaded, on_disk, placing, room_for
 from mvw_hf.problems import check_kind
-
-
-def choose_device(device: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there.
-
-    Raises:
-        UsageProblem: there is no such device.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    chosen = torch.device(device)
-    there = {
-        "cpu": True,
-        "cuda": (chosen.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(chosen.type, False):
-        raise UsageProblem(
-            f"There is no device {device} here.",
-            cause=f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
-            hint="mvw infer scene.png QUESTION --device cpu",
-        )
-    return chosen
-
-
-def place(model: Any, device: torch.device, name: str) -> Any:
-    """Put a model into eval mode on its device.
-
-    Raises:
-        OutOfMemory: its weights do not fit.
-    """
-    try:
-        return model.eval().to(device)
-    except torch.OutOfMemoryError as error:
-        needed = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
-        raise OutOfMemory(
-            f"{name} does not fit on {device}.",
-            cause=f"Its weights take {needed:.1f} GiB in {model.dtype}.",
-            hint=f"mvw infer scene.png QUESTION --model {name} --dtype bfloat16 --device cpu",
-        ) from error
 
 
 def build_random(build: Callable[[Any], Any], config: Any, dtype: str, device: torch.device) -> Any:
@@ -83,14 +43,16 @@ def build_random(build: Callable[[Any], Any], config: Any, dtype: str, device: t
 def complete(auto_class: Any, spec: ModelSpec) -> Any:
     """Load a checkpoint with a class of transformers, and all of it.
 
-    From safetensors only, unless the spec allows pickles.
+    From safetensors only, unless the spec allows pickles. On the CPU, unless the spec has it
+    spread over devices.
 
     Raises:
         ModelProblem: the checkpoint is of another architecture, or lacks weights;
             transformers would make random ones up.
+        OutOfMemory: they do not fit where the spec has them placed.
     """
     check_kind(auto_class, spec.model or "", spec.revision)
-    with _no_conversion():
+    with _no_conversion(), room_for(spec.model or ""):
         model, report = auto_class.from_pretrained(
             spec.model,
             revision=spec.revision,
@@ -98,7 +60,10 @@ def complete(auto_class: Any, spec: ModelSpec) -> Any:
             # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
             use_safetensors=None if spec.allow_pickle else True,
             output_loading_info=True,
+            **placing(spec),
         )
+    if "disk" in offloaded(model):
+        raise on_disk(spec.model or "")
     lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise ModelProblem(

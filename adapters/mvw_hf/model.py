@@ -23,7 +23,15 @@ from mvw_cli import (
     parse_thinking,
 )
 from mvw_hf.image_tokens import image_tokens
-from mvw_hf.loading import build_random, choose_device, complete, place
+from mvw_hf.loading import build_random, complete
+from mvw_hf.placement import (
+    check_placement,
+    choose_device,
+    device_map_of,
+    input_device,
+    offloaded,
+    place,
+)
 from mvw_hf.problems import explained
 from mvw_hf.published import published
 from mvw_hf.tiny import tiny_llava
@@ -43,6 +51,7 @@ class HuggingFace(Adapter):
                 cause="The adapter `hf` serves any checkpoint, so it has no default one.",
                 hint="mvw infer scene.png QUESTION --model Qwen/Qwen2.5-VL-7B-Instruct",
             )
+        check_placement(spec)
         device = choose_device(spec.device)
         with explained(spec.model, spec.revision):
             processor = self.load_processor(spec)
@@ -72,7 +81,7 @@ class HuggingFace(Adapter):
         return AutoProcessor.from_pretrained(spec.model, revision=spec.revision)
 
     def load_model(self, spec: ModelSpec) -> Any:
-        """Load the checkpoint's model, on the CPU."""
+        """Load the checkpoint's model, on the CPU or where the spec spreads it."""
         from transformers import AutoModelForImageTextToText
 
         return complete(AutoModelForImageTextToText, spec)
@@ -82,8 +91,9 @@ class HuggingFace(Adapter):
     ) -> dict[str, Tensor]:
         inputs = self.tokenize(loaded, images, loaded.spec.template.replace("{question}", question))
         model = loaded.model
+        device = input_device(model)
         on_device = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            name: value.to(device, model.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
             if isinstance(value, Tensor)
         }
@@ -141,6 +151,15 @@ class HuggingFace(Adapter):
 
     def image_tokens(self, config: Any, width: int, height: int) -> int:
         return image_tokens(config, width, height)
+
+    def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
+        parts = offloaded(loaded.model).get("cpu", 0)
+        if not parts:
+            return []
+        return [
+            f"{parts} of {len(device_map_of(loaded.model))} parts of the model wait in the "
+            "machine's memory and are sent to the GPU for every token, which is slow."
+        ]
 
     def tiny(self) -> LoadedModel:
         model, processor = tiny_llava()

@@ -32,11 +32,21 @@ def absorbed(model: Any) -> Iterator[None]:
     """Let the steps of one token go without expanding the cache; restore the model at the end."""
     with ExitStack() as stack:
         for module in model.get_decoder().modules():
-            if isinstance(module, DeepseekV3Attention) and "forward" not in vars(module):
+            if isinstance(module, DeepseekV3Attention) and _can_fold(module):
                 plain = module.forward
                 module.forward = partial(_forward, module, plain)
                 stack.callback(vars(module).pop, "forward")
         yield
+
+
+def _can_fold(module: Any) -> bool:
+    """Whether the weights to be folded can be read outside of their own layer.
+
+    Those that are quantised, or sent to the GPU when their layer runs, can't.
+    """
+    up = module.kv_b_proj
+    readable = type(up) is torch.nn.Linear and up.weight.device.type != "meta"
+    return readable and "forward" not in vars(module)
 
 
 def _forward(

@@ -79,6 +79,7 @@ _FLAGS = (
     ),
     _Flag("generation.seed", ("--seed",), "N", "Seed of the sampling.", click.IntRange(min=0)),
     _Flag("device", ("--device",), "DEVICE", "auto, cpu, mps, cuda or cuda:N."),
+    _Flag("device_map", ("--device-map",), "auto", "Spread the layers over all GPUs."),
     _Flag("dtype", ("--dtype",), "DTYPE", "auto, float32, bfloat16 or float16."),
     _Flag("attention", ("--attention",), "KERNEL", "auto, sdpa, eager or flash."),
 )

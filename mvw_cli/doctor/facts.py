@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+OFFLOADED = 0.9
+"""Part of the free memory that takes weights for which GPUs have no room. Source: `get_max_memory`
+in transformers/integrations/accelerate.py."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
@@ -100,6 +103,13 @@ def free_memory(device: str) -> int | None:
             return int(torch.cuda.mem_get_info(int(index or 0))[0])
         return None
     return _memory()[1]
+
+
+def gpu_count() -> int:
+    """Count the CUDA devices; imports PyTorch."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def hub_cache() -> Path:

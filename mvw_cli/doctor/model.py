@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost import DTYPE_BYTES, Shape, shape_of, weight_bytes
-from mvw_cli.doctor.facts import Facts, Gpu
+from mvw_cli.doctor.facts import OFFLOADED, Facts, Gpu
 from mvw_cli.doctor.findings import Finding
 from mvw_cli.doctor.weights import locate_weights, on_the_hub
 from mvw_cli.errors import MvwError
@@ -179,8 +179,12 @@ def _used_dtype(resolved: Resolved, shape: Shape) -> str:
 
 
 def _free(resolved: Resolved, facts: Facts) -> int | None:
-    """Say how much memory the profile's device has left."""
-    gpu = _chosen_gpu(resolved, facts) if _kind(resolved, facts) == "cuda" else None
+    """Say how much memory the profile's device has left, or all GPUs over which it is spread."""
+    if _kind(resolved, facts) != "cuda":
+        return facts.memory_free_bytes
+    if resolved.profile.device_map is not None:
+        return sum(gpu.free_bytes for gpu in facts.gpus)
+    gpu = _chosen_gpu(resolved, facts)
     return gpu.free_bytes if gpu is not None else facts.memory_free_bytes
 
 
@@ -194,12 +198,22 @@ def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding
     if free is None:
         return Finding("fit", "ok", f"{found}; how much is free is not known")
     found += f", {readable_bytes(free)} free"
+    if needed > free and _spills(resolved, facts, needed - free):
+        waiting = f"{readable_bytes(needed - free)} would wait in the machine's memory: slow"
+        smaller = _what_fits(resolved, shape, facts, free - cache)
+        return Finding("fit", "warning", f"{found}; {waiting}", smaller)
     if needed > free:
         return Finding("fit", "problem", found, _what_fits(resolved, shape, facts, free - cache))
     if needed > TIGHT * free:
         smaller = _what_fits(resolved, shape, facts, free * TIGHT - cache)
         return Finding("fit", "warning", f"{found}: tight", smaller)
     return Finding("fit", "ok", found)
+
+
+def _spills(resolved: Resolved, facts: Facts, rest: float) -> bool:
+    """Whether the machine's memory takes what the GPUs of a device map have no room for."""
+    spread = resolved.profile.device_map is not None and _kind(resolved, facts) == "cuda"
+    return spread and rest <= OFFLOADED * (facts.memory_free_bytes or 0)
 
 
 def _what_fits(resolved: Resolved, shape: Shape, facts: Facts, free: float) -> str:

@@ -239,4 +239,5 @@ def _restore_skipped(
     before = args[0] if args else kwargs["hidden_states"]  # (active, 1, D)
     if not isinstance(output, Tensor):
         raise NotExact(f"layer {number} returns more than its hidden states")
-    return torch.where(skipped[:, None, None], before, output)
+    # In a model that is spread over devices, the layer before may have left it on another.
+    return torch.where(skipped[:, None, None], before.to(output.device), output)

@@ -17,7 +17,8 @@ def model_spec(profile: Profile) -> ModelSpec:
     """Say which weights to load, and how.
 
     Raises:
-        UsageProblem: no model is named and the adapter has none of its own.
+        UsageProblem: no model is named and the adapter has none of its own, or two keys contradict
+            each other.
     """
     if profile.model is None:
         raise UsageProblem(
@@ -26,11 +27,18 @@ def model_spec(profile: Profile) -> ModelSpec:
             "as `model:` in a profile",
             hint="mvw list profiles",
         )
+    if profile.device_map is not None and profile.device not in ("auto", "cuda"):
+        raise UsageProblem(
+            f"device: {profile.device} and device_map: {profile.device_map} contradict each other",
+            cause="a device map spreads the model over all GPUs",
+            hint="mvw infer IMAGE QUESTION --device-map auto --device auto",
+        )
     return ModelSpec(
         model=profile.model,
         revision=profile.revision,
         dtype=profile.dtype,
         device=profile.device,
+        device_map=profile.device_map,
         system=profile.prompt.system,
         template=profile.prompt.template,
         max_pixels=profile.images.max_pixels,

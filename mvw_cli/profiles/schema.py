@@ -162,6 +162,11 @@ class Profile(Section):
         description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
         json_schema_extra={"pattern": f"^({_DEVICE})$"},
     )
+    device_map: Literal["auto"] | None = Field(
+        default=_SPEC["device_map"],
+        description="auto spreads the layers over all GPUs (needs mvw[multi-gpu]); null: one "
+        "device.",
+    )
     attention: Literal["auto", "sdpa", "eager", "flash"] = Field(
         default="auto",
         description="Attention kernel; auto takes flash where installed and able, else sdpa.",

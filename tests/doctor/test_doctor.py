@@ -201,6 +201,10 @@ def test_weights_that_are_still_to_be_had(doctor: Any, tmp_path: Path, hub: Path
         (["device=cuda:1"], {"gpus": (T4, A100)}, "ok", None),
         (["device=cpu"], {"memory_free_bytes": 2 * GIB}, "problem", "mvw list profiles"),
         (["device=cpu"], {"memory_free_bytes": None}, "ok", None),
+        (["device_map=auto"], {"gpus": (T4, T4)}, "ok", None),
+        (["device_map=auto"], {"gpus": (T4,)}, "warning", "device=cpu"),
+        (["device_map=auto"], {"gpus": (T4,), "memory_free_bytes": GIB // 2}, "problem", "mvw"),
+        (["device_map=auto"], {**CPU_ONLY}, "ok", None),
     ],
 )  # fmt: skip
 def test_whether_it_fits(
