@@ -46,6 +46,9 @@ class ModelSpec:
     device: str = "auto"
     device_map: str | None = None
     """`auto` spreads the layers over all GPUs, through accelerate; None takes one device."""
+    quantization: str | None = None
+    """`8bit` or `4bit` holds the weights of linear layers as bitsandbytes does; None holds all of
+    them in `dtype`."""
     system: str | None = None
     """System prompt, or None for the model's own default."""
     template: str = "{question}"

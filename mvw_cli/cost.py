@@ -16,6 +16,8 @@ from mvw_cli.adapter import Adapter
 from mvw_cli.errors import ModelProblem
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BITS: dict[str | None, int | None] = {None: None, "8bit": 8, "4bit": 4}
+"""Bits per weight of linear layers, by the profile's `quantization`."""
 _ABSMAX_BITS = 0.5
 """4-bit blocks of bitsandbytes hold one float32 scale for 64 weights (its `blocksize=64`)."""
 

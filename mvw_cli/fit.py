@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 
 from mvw_cli.adapter import Adapter, ModelSpec
-from mvw_cli.cost import Shape, shape_of, weight_bytes
+from mvw_cli.cost import BITS, Shape, shape_of, weight_bytes
 from mvw_cli.doctor.facts import OFFLOADED, free_memory, gpu_count
 from mvw_cli.doctor.weights import locate_weights
 from mvw_cli.errors import OutOfMemory
@@ -34,19 +34,23 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     if spec.model is None or free is None or _small(name, spec, free):
         return
     try:
-        shape = shape_of(adapter, adapter.shape(spec))
+        config = adapter.shape(spec)
+        if getattr(config, "quantization_config", None) is not None:
+            return  # smaller than its shape, and by how much is for the method to know
+        shape = shape_of(adapter, config)
     except Exception:  # of adapters by others, too; see the module's docstring
         return
     dtype = shape.dtype if spec.dtype == "auto" else spec.dtype
-    needed = weight_bytes(shape.weights, dtype)
+    needed = weight_bytes(shape.weights, dtype, BITS[spec.quantization])
     if needed <= free:
         return
     where = "" if spec.device == "auto" else f" on {spec.device}"
     if spec.device_map is not None:
         where = " of all GPUs and of the machine" if gpu_count() else ""
+    held = dtype if spec.quantization is None else f"{dtype} and {spec.quantization}"
     raise OutOfMemory(
         f"{spec.model} does not fit into the free memory{where}.",
-        cause=f"Its weights take {readable_bytes(needed)} in {dtype}; {readable_bytes(free)} free.",
+        cause=f"Its weights take {readable_bytes(needed)} in {held}; {readable_bytes(free)} free.",
         hint=_what_fits(name, spec, shape, dtype, free),
     )
 

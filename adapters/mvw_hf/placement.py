@@ -1,4 +1,4 @@
-"""Where a model's weights go: one device, or several through accelerate.
+"""Where a model's weights go, and in how many bits: one device, or several through accelerate.
 
 It reads no checkpoint. Which device a layer of a spread model runs on is for accelerate's hooks to
 know; all that is asked here is where its inputs have to be.
@@ -47,15 +47,17 @@ def check_placement(spec: ModelSpec) -> None:
     Raises:
         UsageProblem: a package is missing, or two wishes contradict each other.
     """
-    if spec.device_map is None:
+    if spec.device_map is None and spec.quantization is None:
         return
     if spec.random_weights:
         raise UsageProblem(
-            "Random weights are not spread over several devices.",
-            cause="They are made right on one device, and device_map places a checkpoint's.",
+            "Random weights are neither quantised nor spread over several devices.",
+            cause="They are made right on one device, in the type that dtype says.",
             hint="mvw infer IMAGE QUESTION --random-weights --dtype bfloat16",
         )
-    if not _has_accelerate():
+    if spec.quantization is not None:
+        _check_quantization(spec.quantization)
+    elif not _has_accelerate():
         raise UsageProblem(
             f"device_map: {spec.device_map} needs accelerate.",
             cause="It is not installed, or too old for this transformers.",
@@ -63,9 +65,55 @@ def check_placement(spec: ModelSpec) -> None:
         )
 
 
+def _check_quantization(quantization: str) -> None:
+    if not torch.cuda.is_available():
+        raise UsageProblem(
+            f"quantization: {quantization} needs a CUDA device.",
+            cause=f"PyTorch {torch.__version__} sees none here.",
+            hint="mvw infer IMAGE QUESTION --dtype bfloat16",
+        )
+    there = {"accelerate": _has_accelerate(), "bitsandbytes": _has_bitsandbytes()}
+    missing = [name for name in there if not there[name]]
+    if missing:
+        raise UsageProblem(
+            f"quantization: {quantization} needs {' and '.join(missing)}.",
+            cause="Not installed, or too old for this transformers.",
+            hint='pip install --upgrade "mvw[quantization]"',
+        )
+
+
 def placing(spec: ModelSpec) -> dict[str, Any]:
-    """Say how `from_pretrained` is to place the weights; nothing where they are moved later."""
-    return {} if spec.device_map is None else {"device_map": spec.device_map}
+    """Say how `from_pretrained` is to place and hold the weights; nothing where they move later.
+
+    Weights in 8 or 4 bits are made where they stay: they can't be moved.
+    """
+    options: dict[str, Any] = {}
+    if spec.device_map is not None:
+        options["device_map"] = spec.device_map
+    if spec.quantization is not None:
+        options["quantization_config"] = quantization_config(spec)
+        device = choose_device(spec.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
+        options.setdefault("device_map", {"": device})
+    return options
+
+
+def quantization_config(spec: ModelSpec) -> Any:
+    """Make the `BitsAndBytesConfig` of a spec: LLM.int8, or NF4 in blocks of 64 weights.
+
+    4-bit weights are multiplied in the type that the spec names, bfloat16 where it names none;
+    NF4 is QLoRA's type for weights that are distributed normally (arXiv:2305.14314, section 3).
+    """
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if spec.dtype == "auto" else spec.dtype,
+    )
 
 
 def place(model: Any, device: torch.device, name: str) -> Any:
@@ -75,7 +123,7 @@ def place(model: Any, device: torch.device, name: str) -> Any:
         OutOfMemory: its weights do not fit.
     """
     model.eval()
-    if device_map_of(model):
+    if device_map_of(model) or getattr(model, "quantization_method", None) == "bitsandbytes":
         return model
     try:
         return model.to(device)
@@ -148,3 +196,9 @@ def _has_accelerate() -> bool:
     from transformers.utils import is_accelerate_available
 
     return bool(is_accelerate_available())
+
+
+def _has_bitsandbytes() -> bool:
+    from transformers.utils import is_bitsandbytes_available
+
+    return bool(is_bitsandbytes_available())

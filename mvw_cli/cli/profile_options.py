@@ -81,6 +81,7 @@ _FLAGS = (
     _Flag("device", ("--device",), "DEVICE", "auto, cpu, mps, cuda or cuda:N."),
     _Flag("device_map", ("--device-map",), "auto", "Spread the layers over all GPUs."),
     _Flag("dtype", ("--dtype",), "DTYPE", "auto, float32, bfloat16 or float16."),
+    _Flag("quantization", ("--quantization",), "8bit|4bit", "Hold linear layers in so many bits."),
     _Flag("attention", ("--attention",), "KERNEL", "auto, sdpa, eager or flash."),
 )
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cost import DTYPE_BYTES, Shape, shape_of, weight_bytes
+from mvw_cli.cost import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
 from mvw_cli.doctor.facts import OFFLOADED, Facts, Gpu
 from mvw_cli.doctor.findings import Finding
 from mvw_cli.doctor.weights import locate_weights, on_the_hub
@@ -192,8 +192,10 @@ def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding
     dtype, free = _used_dtype(resolved, shape), _free(resolved, facts)
     text = resolved.profile.generation.max_new_tokens
     cache = shape.kv_elements(text, vision) * DTYPE_BYTES[dtype]
-    needed = weight_bytes(shape.weights, dtype) + cache
-    load = f"weights in {dtype} and the cache of an image and {text} tokens"
+    quantization = resolved.profile.quantization
+    needed = weight_bytes(shape.weights, dtype, BITS[quantization]) + cache
+    held = dtype if quantization is None else f"{dtype} and {quantization}"
+    load = f"weights in {held} and the cache of an image and {text} tokens"
     found = f"{readable_bytes(needed)} needed for {load}"
     if free is None:
         return Finding("fit", "ok", f"{found}; how much is free is not known")

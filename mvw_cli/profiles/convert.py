@@ -33,12 +33,20 @@ def model_spec(profile: Profile) -> ModelSpec:
             cause="a device map spreads the model over all GPUs",
             hint="mvw infer IMAGE QUESTION --device-map auto --device auto",
         )
+    if profile.quantization is not None and profile.device in ("cpu", "mps"):
+        raise UsageProblem(
+            f"device: {profile.device} and quantization: {profile.quantization} contradict each "
+            "other",
+            cause="bitsandbytes is used on CUDA devices only",
+            hint="mvw infer IMAGE QUESTION --quantization 4bit --device auto",
+        )
     return ModelSpec(
         model=profile.model,
         revision=profile.revision,
         dtype=profile.dtype,
         device=profile.device,
         device_map=profile.device_map,
+        quantization=profile.quantization,
         system=profile.prompt.system,
         template=profile.prompt.template,
         max_pixels=profile.images.max_pixels,

@@ -167,6 +167,11 @@ class Profile(Section):
         description="auto spreads the layers over all GPUs (needs mvw[multi-gpu]); null: one "
         "device.",
     )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        default=_SPEC["quantization"],
+        description="8bit or 4bit holds the weights of linear layers in so many bits, on CUDA "
+        "devices (needs mvw[quantization]); null: all in dtype.",
+    )
     attention: Literal["auto", "sdpa", "eager", "flash"] = Field(
         default="auto",
         description="Attention kernel; auto takes flash where installed and able, else sdpa.",
