@@ -25,9 +25,10 @@ def text_of(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-def first_cells(name: str) -> list[str]:
-    """What stands in backquotes at the start of a table's row."""
-    return re.findall(r"^\| `([^`]+)` \|", text_of(name), re.MULTILINE)
+def first_cells(name: str, *, before: str = "\0") -> list[str]:
+    """What stands in backquotes at the start of a table's row, up to some heading."""
+    text, *_ = text_of(name).partition(before)
+    return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -1,0 +1,174 @@
+"""What answers depend on: answers of one log come from the same model, settings and code.
+
+Not the device nor the attention kernel, so that another machine may go on with a log. It does
+not know where fingerprints are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli import __version__
+
+if TYPE_CHECKING:
+    from mvw_cli.profiles import Resolved
+
+_IRRELEVANT = ("device", "device_map", "attention", "description", "extends")
+# What is loaded counts, not the name that it was asked for by.
+_RESOLVED = ("revision",)
+
+_READ_WHOLE = (
+    *("*config*.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "*.jinja", "*.model", "*.tiktoken", "*.index.json"),
+)
+_WEIGHTS = ("*.safetensors", "*.bin")
+_WINDOW = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """All that answers depend on, but for image and question."""
+
+    mvw: str
+    profile: Mapping[str, Any]
+    """The resolved values that change answers, by dotted key."""
+    adapter_version: str
+    """Distribution that brings the adapter, and its version."""
+    policy_version: str
+    """The same of the withdrawal policy."""
+    random_weights: bool = False
+    revision: str | None = None
+    """Commit of the hub, or digest of a folder's files; None where nothing tells it."""
+    settled: bool = False
+    """Whether the model has been loaded, so that `revision` is what there is to know."""
+
+    def with_revision(self, revision: str | None) -> Fingerprint:
+        """Fill in what loading the model told; None leaves what is known."""
+        return replace(self, revision=revision or self.revision, settled=True)
+
+    @property
+    def short(self) -> str:
+        """Hash of the whole, as records carry it: 12 hexadecimal digits."""
+        content = {key: value for key, value in self.to_dict().items() if key != "settled"}
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise; what is read back from JSON is equal."""
+        content = {
+            "mvw": self.mvw,
+            "profile": dict(self.profile),
+            "adapter_version": self.adapter_version,
+            "policy_version": self.policy_version,
+            "random_weights": self.random_weights,
+            "revision": self.revision,
+            "settled": self.settled,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Fingerprint:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        return cls(**{**content, "profile": dict(content["profile"])})
+
+    def difference(self, other: Fingerprint) -> list[tuple[str, Any, Any]]:
+        """List what differs: the key, the value here, the value there.
+
+        A revision that is still to be found out differs from none.
+        """
+        before, now = self._facts(), other._facts()
+        if not (self.settled and other.settled):
+            del before["revision"], now["revision"]
+        keys = [*before, *(key for key in now if key not in before)]
+        pairs = [(key, before.get(key), now.get(key)) for key in keys]
+        return [(key, one, two) for key, one, two in pairs if one != two]
+
+    def _facts(self) -> dict[str, Any]:
+        content = self.to_dict()
+        del content["settled"]
+        profile = content.pop("profile")
+        return {**profile, **content}
+
+
+def fingerprint(resolved: Resolved, *, random_weights: bool) -> Fingerprint:
+    """Take the fingerprint of a resolved profile, as far as it is known before loading.
+
+    Raises:
+        PluginProblem: its adapter or policy can't be used.
+    """
+    values = resolved.values()
+    profile = {k: v for k, v in values.items() if k not in (*_IRRELEVANT, *_RESOLVED)}
+    folder = _folder(profile["model"])
+    if folder is not None:
+        profile["model"] = folder.resolve().name  # it may lie elsewhere on another machine
+    return Fingerprint(
+        mvw=__version__,
+        profile=json.loads(json.dumps(profile)),
+        adapter_version=_distribution("adapter", profile["adapter"]),
+        policy_version=_distribution("policy", profile["withdrawal.policy"]),
+        random_weights=random_weights,
+        revision=None if folder is None or random_weights else folder_digest(folder),
+    )
+
+
+def describe_difference(difference: list[tuple[str, Any, Any]], shown: int = 3) -> str:
+    """Write differences on one line, the first few of them."""
+    lines = [f"{key}: {_word(before)} before, {_word(now)} now" for key, before, now in difference]
+    more = len(lines) - shown
+    return "; ".join(lines[:shown]) + (f"; and {more} more" if more > 0 else "")
+
+
+def folder_digest(folder: Path) -> str:
+    """Tell a folder's model from others: by the small files that configure it, and by the names,
+    sizes, starts, middles and ends of the files of its weights, which are not read whole.
+    """
+    digest = hashlib.sha256()
+    whole = {path for pattern in _READ_WHOLE for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(whole):
+        digest.update(f"{path.name}\0".encode(errors="surrogateescape"))
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    weights = {path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(weights):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
+        for window in _windows(path, size):
+            digest.update(window)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _windows(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - _WINDOW)):
+            file.seek(start)
+            yield file.read(_WINDOW)
+
+
+def _folder(model: str | None) -> Path | None:
+    path = Path(model or "").expanduser()
+    return path if model and path.is_dir() else None
+
+
+def _distribution(kind: str, name: str) -> str:
+    from mvw_cli.plugins import find_adapter, find_policy, load_plugins
+
+    # They raise where the name is unknown or ambiguous.
+    info = find_adapter(name) if kind == "adapter" else find_policy(name)
+    registry = load_plugins()
+    entries = registry.adapters if kind == "adapter" else registry.policies
+    plugin = next(entry.plugin for entry in entries if entry.info is info)
+    return f"{plugin.distribution} {plugin.version}"
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
