@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from mvw_cli.engine.cache import SlotCache, SlotLayer
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.rows import Part
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
 """Names under which the kernels are registered. transformers takes any name with "flash" in it
@@ -131,60 +132,84 @@ def _decode_layer(
         raise NotExact(f"layer {module.layer_idx} slides over {window} tokens, its cache does not")
     if options.get("position_bias") is not None:
         raise NotExact("it adds a position bias to its attention")
-    if isinstance(layer, SlotLayer):
-        layer.unattended = False
     return layer
 
 
-def _silenced(layer: SlotLayer | CrossLayer | None, attended: Attended) -> Attended:
-    """Take the attention's output away from slots that hold nothing to attend to."""
-    silent = None if layer is None else layer.silent()
-    if silent is None:
-        return attended
-    # Over no entry at all kernels differ: zeros, NaN, or a mean over what must not be seen.
-    output, weights = attended  # (n, 1, H, D)
-    return output.masked_fill(silent[:, None, None, None], 0), weights
+def _by_parts(
+    layer: SlotLayer | CrossLayer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attend: Callable[[Tensor, Part], Attended],
+) -> Attended:
+    """Attend each rectangle's rows to it; rows that have nothing to attend to get zeros.
+
+    query: # (n, H, 1, D); returned: # (n, 1, H, D)
+    """
+    parts = layer.parts(key, value)
+    rows = query.shape[0]
+    if len(parts) == 1 and len(parts[0].rows) == rows:
+        return attend(query, parts[0])
+    output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
+    for part in parts:
+        end = part.first + len(part.rows)
+        output[part.first : end], _ = attend(query[part.first : end], part)
+    return output, None
 
 
 def _sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> Attended:
+    def attend(rows: Tensor, part: Part) -> Attended:
+        visible = part.rows.attendable()
+        attended: Attended = sdpa_attention_forward(
+            module, rows, part.keys, part.values, visible, **kw
+        )
+        return attended
+
     layer = _decode_layer(module, query, kw)
     if layer is not None:
-        mask = layer.attendable()
+        return _by_parts(layer, query, key, value, attend)
     attended: Attended = sdpa_attention_forward(module, query, key, value, mask, **kw)
-    return _silenced(layer, attended)
+    return attended
 
 
 def _eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> Attended:
-    layer = _decode_layer(module, query, kw)
-    if layer is not None:
-        visible = layer.attendable()
-        mask = None if visible is None else _additive(visible, query.dtype)
     # Each model file has its own eager function (soft caps, sinks), so take that very one.
     forward = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if forward is None:
         raise NotExact("its file has no eager attention function")
-    return _silenced(layer, forward(module, query, key, value, mask, **kw))
+
+    def attend(rows: Tensor, part: Part) -> Attended:
+        visible = part.rows.attendable()
+        added = None if visible is None else _additive(visible, query.dtype)
+        attended: Attended = forward(module, rows, part.keys, part.values, added, **kw)
+        return attended
+
+    layer = _decode_layer(module, query, kw)
+    if layer is not None:
+        return _by_parts(layer, query, key, value, attend)
+    attended: Attended = forward(module, query, key, value, mask, **kw)
+    return attended
 
 
 def _flash(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> Attended:
+    def attend(rows: Tensor, part: Part) -> Attended:
+        return _flash_decode(rows, part, kw.get("scaling")), None
+
     layer = _decode_layer(module, query, kw)
     # flash-attn takes no masks and one width for keys and values. Its window counts places in the
     # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
     plain = mask is None and key.shape[-1] == value.shape[-1]
     if layer is not None and plain and layer.window is None:
-        attended = _flash_decode(layer, query, key, value, kw.get("scaling"))
-        return _silenced(layer, (attended, None))
+        return _by_parts(layer, query, key, value, attend)
     if layer is None and plain and _is_causal_prefill(module, query, key, kw):
         return _flash_prefill(query, key, value, kw.get("scaling")), None
-    if layer is not None:
-        mask = layer.attendable()
-    return _silenced(layer, sdpa_attention_forward(module, query, key, value, mask, **kw))
+    return _sdpa(module, query, key, value, mask, **kw)
 
 
 def _is_causal_prefill(module: nn.Module, query: Tensor, key: Tensor, kw: dict[str, Any]) -> bool:
@@ -205,15 +230,13 @@ def _flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | Non
     return attended
 
 
-def _flash_decode(
-    layer: SlotLayer | CrossLayer, query: Tensor, key: Tensor, value: Tensor, scale: float | None
-) -> Tensor:
-    """Attend each slot to its own length.  query: # (n, H, 1, D); returned: # (n, 1, H, D)"""
+def _flash_decode(query: Tensor, part: Part, scale: float | None) -> Tensor:
+    """Attend each row to its own length.  query: # (n, H, 1, D); returned: # (n, 1, H, D)"""
     from flash_attn import flash_attn_with_kvcache
 
     attended: Tensor = flash_attn_with_kvcache(
-        *(states.transpose(1, 2) for states in (query, key, value)),
-        cache_seqlens=layer.on_device(layer.lengths).int(),
+        *(states.transpose(1, 2) for states in (query, part.keys, part.values)),
+        cache_seqlens=part.rows.on_device(part.rows.lengths).int(),
         softmax_scale=scale,
     )
     return attended

@@ -1,16 +1,17 @@
-"""The KV cache of the engine: fixed slots, each with its own length at every layer.
+"""The KV cache of the engine: slots, each with its own length at every layer.
 
 It stores, grows, compacts and counts bytes. It does not attend (`attention.py`), and it does not
 know which entries are vision tokens until it is told which to withdraw.
 
-Slots 0…n-1 are the ones in use, always, so that a decode step runs over a plain view of the
-first n rows.
+Slots with vision and slots without are held apart, in one rectangle each: next to a row that still
+sees its image, a row that was withdrawn must not keep the width of one. In a batch the slots
+without vision come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -18,251 +19,176 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.rows import CHUNK, Entries, Memo, Part, Rows
 
-CHUNK = 128
-"""Capacity, in entries, comes in multiples of this: each growth copies the buffers once."""
-
-
-@dataclass(slots=True)
-class Entries:
-    """Which sequence positions the cache entries of one slot stand for, at one layer.
-
-    Entries are never renumbered: after a withdrawal the remaining ones keep the index they had.
-    """
-
-    kept: Tensor
-    """Index in the sequence of the entries that were loaded or kept.  # (K,) long, on the host"""
-    following: int
-    """Index of the first entry appended since; the ones after it follow on."""
-    length: int
-    """Entries in use: K and those appended."""
-    oldest: int = field(init=False)
-    """Lowest index in the sequence."""
-
-    def __post_init__(self) -> None:
-        self.oldest = int(self.kept.min()) if len(self.kept) else self.following
-
-    @property
-    def next_index(self) -> int:
-        """Index in the sequence of the next token to be appended."""
-        return self.following + self.length - len(self.kept)
-
-    def indices(self, capacity: int) -> Tensor:
-        """Index in the sequence of every place of the buffer, those not yet filled included.
-
-        # (capacity,) long
-        """
-        after = torch.arange(capacity - len(self.kept)) + self.following
-        return torch.cat([self.kept, after])
-
-
-EMPTY = torch.empty(0, dtype=torch.long)
+__all__ = ["CHUNK", "SlotCache", "SlotLayer"]
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer: `keys` and `values` are  # (slots, H, capacity, D); D of the two may differ."""
+    """One layer that holds sequences: the slots without vision, and those with it."""
 
     is_compileable = False
 
-    def __init__(
-        self, slots: int, window: int | None, memo: dict[tuple[object, ...], Tensor]
-    ) -> None:
+    def __init__(self, window: int | None, memo: Memo) -> None:
         super().__init__()
-        self.slots = slots
-        self._memo = memo
         self.window = window
         """Sliding-window size in tokens, or None for full attention."""
         self.is_sliding = window is not None
-        self.active = 0
-        self.entries = [Entries(EMPTY, 0, 0) for _ in range(slots)]
-        self.index: Tensor | None = None
-        """Index in the sequence of each place, for sliding layers only.  # (slots, capacity)"""
+        self.is_initialized = False  # transformers looks at `keys` otherwise, and there are none
+        self.blind = Rows(window, memo)
+        self.seeing = Rows(window, memo)
         self.unattended = False
         """Set by `update`, cleared by the attention function: it must see every update."""
-
-    @property
-    def capacity(self) -> int:
-        return 0 if self.keys is None else int(self.keys.shape[2])
-
-    @property
-    def lengths(self) -> list[int]:
-        """Entries in use, of the active slots."""
-        return [entry.length for entry in self.entries[: self.active]]
+        self._entry_bytes = 0
+        self._handed: tuple[Tensor, Tensor] | None = None
+        """What the last update returned."""
+        self._handed_on: bool | None = None
+        """Whether the model hands on to its attention what `update` returns, as it is."""
 
     # -- what transformers calls ------------------------------------------------------------
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads = key_states.shape[1]
-        self.keys = key_states.new_empty(self.slots, heads, 0, key_states.shape[3])
-        self.values = value_states.new_empty(self.slots, heads, 0, value_states.shape[3])
-        self.is_initialized = True
+        """Do nothing: `load` takes the shapes from what it is given."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append one entry to each active slot; return views of what has to be attended.
+        """Append one entry to each slot; return what has to be attended.
 
-        key_states, value_states: # (active, H, 1, D). Returned: # (active, H, longest, D).
+        key_states, value_states: # (n, H, 1, D). Returned: # (n, H, longest, D), or something that
+        stands for it, where the attention function is known to get it as it is.
         """
-        rows, lengths = self.active, self.lengths
-        first, longest = lengths[0], max(lengths)
-        if longest == min(lengths):
-            self.keys[:rows, :, first : first + 1] = key_states
-            self.values[:rows, :, first : first + 1] = value_states
-        else:
-            row = torch.arange(rows, device=self.keys.device)
-            place = self.on_device(lengths)
-            self.keys[row, :, place] = key_states[:, :, 0]
-            self.values[row, :, place] = value_states[:, :, 0]
-        for entry in self.entries[:rows]:
-            entry.length += 1
+        blind, first = self.blind, len(self.blind)
+        if first:
+            blind.append(key_states[:first], value_states[:first])
+        if len(self.seeing):
+            self.seeing.append(key_states[first:], value_states[first:])
         self.unattended = True
-        return self.keys[:rows, :, : longest + 1], self.values[:rows, :, : longest + 1]
+        if not first or not len(self.seeing):
+            self._handed = (blind if first else self.seeing).seen()
+        elif self._handed_on:
+            self._handed = blind.seen()
+        else:
+            self._handed = joined(blind.seen(), self.seeing.seen())
+        return self._handed
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return max(self.lengths, default=0) + query_length, 0
+        return max(self.blind.longest, self.seeing.longest) + query_length, 0
 
     def get_seq_length(self) -> int:
-        return max((entry.next_index for entry in self.entries[: self.active]), default=0)
+        entries = (*self.blind.entries, *self.seeing.entries)
+        return max((entry.next_index for entry in entries), default=0)
 
     def get_max_length(self) -> int:
         return -1
 
-    # -- what the engine calls --------------------------------------------------------------
+    # -- what the attention calls -----------------------------------------------------------
 
-    def load(self, slot: int, keys: Tensor, values: Tensor, prompt: int) -> None:
-        """Fill a slot from a prefill of `prompt` tokens.
+    def parts(self, key: Tensor, value: Tensor) -> list[Part]:
+        """Split an attention call by the rectangles that its rows lie in.
 
-        keys, values: # (1, H, T, D); T is below `prompt` where a sliding layer let go of the start.
+        Args:
+            key, value: as the attention function got them.  # (n, H, longest, D)
+
+        Raises:
+            NotExact: the model, which handed on what `update` returns, no longer does.
         """
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        length = keys.shape[2]
-        self.reserve(length + 1)
-        self.keys[slot, :, :length] = keys[0]
-        self.values[slot, :, :length] = values[0]
-        self._describe(slot, Entries(torch.arange(prompt - length, prompt), prompt, length))
+        self.unattended = False
+        blind, seeing, first = self.blind, self.seeing, len(self.blind)
+        handed, self._handed = self._handed, None
+        if not first or not len(seeing):
+            return [Part(0, key, value, blind if first else seeing)]
+        as_it_is = handed is not None and key is handed[0] and value is handed[1]
+        if self._handed_on and not as_it_is:
+            raise NotExact("it changes its way through the cache from step to step")
+        if self._handed_on is None:
+            self._handed_on = as_it_is
+        if as_it_is:
+            return [Part(0, *blind.seen(), blind), Part(first, *seeing.seen(), seeing)]
+        ends = (blind.longest, seeing.longest)
+        return [
+            Part(0, key[:first, :, : ends[0]], value[:first, :, : ends[0]], blind),
+            Part(first, key[first:, :, : ends[1]], value[first:, :, : ends[1]], seeing),
+        ]
 
-    def keep(self, slot: int, places: Tensor) -> None:
-        """Keep only the given places of a slot, in order, moved together to the front.
+    # -- what the cache calls ---------------------------------------------------------------
 
-        places: # (K,) long, on the host
+    def load(
+        self, source: CacheLayerMixin, prompt: int, vision: bool, cross_entries: Tensor | None
+    ) -> None:
+        """Append a row from a layer that holds the prefill of one sequence of `prompt` tokens.
+
+        If memory runs out, nothing has changed. `cross_entries` is not for this kind of layer.
         """
-        entry = self.entries[slot]
-        indices = entry.indices(entry.length)
-        on_device = places.to(self.keys.device)
-        kept = len(places)
-        # Indexing copies, so the source is safe from the writes.
-        self.keys[slot, :, :kept] = self.keys[slot][:, on_device]
-        self.values[slot, :, :kept] = self.values[slot][:, on_device]
-        self._describe(slot, Entries(indices[places], entry.next_index, kept))
+        keys, values = source.keys[0], source.values[0]  # (H, T, D)
+        length = keys.shape[1]  # below `prompt` where a sliding layer let go of the start
+        entry = Entries(torch.arange(prompt - length, prompt), prompt, length)
+        self._entry_bytes = keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
+        (self.seeing if vision else self.blind).load(keys, values, entry)
 
-    def move(self, source: int, target: int) -> None:
-        """Copy slot `source` over slot `target`."""
-        entry = self.entries[source]
-        self.keys[target, :, : entry.length] = self.keys[source, :, : entry.length]
-        self.values[target, :, : entry.length] = self.values[source, :, : entry.length]
-        self._describe(target, Entries(entry.kept, entry.following, entry.length))
+    def unload(self, vision: bool) -> None:
+        """Take the row back that was loaded last."""
+        group = self.seeing if vision else self.blind
+        group.remove(len(group) - 1)
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` entries in every slot."""
-        if length > self.capacity:
-            self.resize(length)
+    def keep_without(self, row: int, indices: Tensor) -> int:
+        """Append a copy of a seeing row, without some sequence indices, to the blind rows.
 
-    def resize(self, length: int) -> None:
-        """Set the capacity to the smallest multiple of `CHUNK` that holds `length` entries."""
-        capacity = -(-length // CHUNK) * CHUNK
-        if capacity == self.capacity:
-            return
-        used = min(capacity, max((entry.length for entry in self.entries), default=0))
-        self.keys = _resized(self.keys, capacity, used)
-        self.values = _resized(self.values, capacity, used)
-        if self.window is not None:
-            self.index = torch.stack([entry.indices(capacity) for entry in self.entries]).to(
-                self.keys.device
-            )
-
-    def withdraw(self, slot: int, indices: Tensor) -> int:
-        """Take the entries of some sequence indices out of a slot; return how many went.
-
-        indices: # (P,) bool, True where the entry goes; tokens past P stay.
+        indices: # (P,) bool, True where the entry goes; tokens past P stay. Returns the number of
+        entries that went. If memory runs out, nothing has changed.
         """
-        entry = self.entries[slot]
-        present = entry.indices(entry.length)
-        prompt = present < len(indices)
-        leaves = torch.zeros(entry.length, dtype=torch.bool)
-        leaves[prompt] = indices[present[prompt]]
-        if leaves.any():
-            self.keep(slot, (~leaves).nonzero()[:, 0])
-        return int(leaves.sum())
+        keys, values, entry = self.seeing.row(row)
+        places = _staying(entry, indices)
+        on_device = places.to(keys.device)
+        kept = Entries(entry.indices(entry.length)[places], entry.next_index, len(places))
+        self.blind.load(keys[:, on_device], values[:, on_device], kept)
+        return entry.length - len(places)
+
+    def thin_out(self, row: int, indices: Tensor) -> int:
+        """Take entries out of a blind row, in place.  indices: as in `keep_without`."""
+        return self.blind.thin_out(row, _staying(self.blind.entries[row], indices))
+
+    def remove(self, row: int, vision: bool) -> None:
+        """Take a row out; the last of its rectangle fills the hole."""
+        (self.seeing if vision else self.blind).remove(row)
 
     def reserve_step(self) -> None:
-        """Make room for one more entry in every active slot."""
-        self.reserve(max(self.lengths) + 1)
+        """Make room for one more entry in every slot."""
+        self.blind.reserve_step()
+        self.seeing.reserve_step()
 
     def trim(self) -> None:
-        """Give back capacity that no active slot needs."""
-        needed = max(self.lengths, default=0) + 1
-        if self.is_initialized and self.capacity - needed >= CHUNK:
-            self.resize(needed)
+        """Give back room that no slot needs."""
+        self.blind.trim()
+        self.seeing.trim()
 
-    def clear(self, slot: int) -> None:
-        """Forget what a slot held."""
-        self._describe(slot, Entries(EMPTY, 0, 0))
+    def lengths(self) -> tuple[list[int], list[int]]:
+        return self.blind.lengths, self.seeing.lengths
 
-    def slot_bytes(self, slot: int) -> int:
-        """Bytes of the entries that a slot uses."""
-        return self.entries[slot].length * self.bytes_per_entry()
+    def take_back(self, lengths: tuple[list[int], list[int]]) -> None:
+        """Go back to lengths that the rows had before a step that failed."""
+        self.blind.take_back(lengths[0])
+        self.seeing.take_back(lengths[1])
+        self.unattended, self._handed = False, None
 
-    def bytes_per_entry(self) -> int:
-        """Bytes of one slot's entry: all heads, key and value."""
-        if not self.is_initialized:
-            return 0
-        heads, key_dim = self.keys.shape[1], self.keys.shape[3]
-        return int(heads * (key_dim + self.values.shape[3]) * self.keys.element_size())
+    def row_bytes(self, row: int, vision: bool) -> int:
+        """Bytes of the entries that a row uses."""
+        group = self.seeing if vision else self.blind
+        return group.entries[row].length * self._entry_bytes
 
-    def silent(self) -> Tensor | None:
-        """Say which active slots must get nothing from this layer's attention, or None for none.
+    def room_bytes(self, prompt: int, cross: int, vision: bool, ahead: int) -> int:
+        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`."""
+        places = 0
+        for group, joins in ((self.blind, not vision), (self.seeing, vision)):
+            rows, longest = len(group), group.longest
+            if prompt and joins:
+                kept = prompt if self.window is None else min(prompt, self.window - 1)
+                rows, longest = rows + 1, max(longest, kept)
+            places += group.room_for(rows, longest + ahead)
+        return places * self._entry_bytes
 
-        # (active,) bool
-        """
-        return None
-
-    def attendable(self) -> Tensor | None:
-        """Say which entries each active slot's newest token may attend to, or None for all.
-
-        # (active, 1, 1, longest) bool
-        """
-        lengths = self.lengths
-        longest = max(lengths)
-        visible = None
-        if min(lengths) < longest:
-            ends = self.on_device(lengths)[:, None]
-            visible = torch.arange(longest, device=self.keys.device)[None] < ends
-        if self.window is not None and self.index is not None and self._reaches_past_window():
-            newest = [entry.next_index - 1 for entry in self.entries[: self.active]]
-            oldest = self.on_device(newest)[:, None] - self.window
-            inside = self.index[: self.active, :longest] > oldest
-            visible = inside if visible is None else visible & inside
-        return None if visible is None else visible[:, None, None]
-
-    def on_device(self, numbers: list[int]) -> Tensor:
-        """Put a number per slot on the device, once per step for all layers: # (active,)."""
-        key = (self.keys.device, *numbers)
-        if key not in self._memo:
-            self._memo[key] = torch.tensor(numbers, device=self.keys.device)
-        return self._memo[key]
-
-    def _reaches_past_window(self) -> bool:
-        assert self.window is not None
-        return any(
-            entry.next_index - self.window > entry.oldest for entry in self.entries[: self.active]
-        )
-
-    def _describe(self, slot: int, entry: Entries) -> None:
-        self.entries[slot] = entry
-        if self.index is not None:
-            self.index[slot] = entry.indices(self.capacity).to(self.index.device)
+    def allocated_bytes(self) -> int:
+        return self.blind.allocated_bytes() + self.seeing.allocated_bytes()
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -270,85 +196,130 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def __init__(
         self,
-        slots: int,
         windows: Sequence[int | None],
         *,
         cross_layers: Sequence[int] = (),
         keep_mlp: bool = False,
     ) -> None:
         # Layers mostly agree on their lengths, and each transfer to the device costs a launch.
-        self._memo: dict[tuple[object, ...], Tensor] = {}
+        self._memo: Memo = {}
         super().__init__(
             layers=[
-                CrossLayer(keep_mlp)
+                CrossLayer(keep_mlp, self._memo)
                 if number in cross_layers
-                else SlotLayer(slots, window, self._memo)
+                else SlotLayer(window, self._memo)
                 for number, window in enumerate(windows)
             ]
         )
-        self.slots = slots
+        self._blind: list[int] = []
+        self._seeing: list[int] = []
+        self._before: list[tuple[list[int], list[int]]] = []
 
     @property
-    def active(self) -> int:
-        """Number of slots in use."""
-        return int(self.layers[0].active)
+    def order(self) -> list[int]:
+        """The slots in use, in the order of the rows of a batch."""
+        return [*self._blind, *self._seeing]
 
-    def load(self, prefilled: Cache, prompt: int, cross_entries: Tensor | None = None) -> int:
-        """Copy a prefilled cache of one sequence into the next free slot; return the slot.
+    def load(
+        self, prefilled: Cache, prompt: int, *, vision: bool, cross_entries: Tensor | None = None
+    ) -> int:
+        """Copy a prefilled cache of one sequence into a free slot; return the slot.
 
-        cross_entries: # (V,) bool, the vision states that cross-attention layers keep.
+        If memory runs out, nothing has changed. Args:
+            vision: whether the sequence holds vision tokens.
+            cross_entries: the vision states that cross-attention layers keep.  # (V,) bool
         """
-        slot = self.active
-        for layer, source in zip(self.layers, prefilled.layers, strict=True):
-            if isinstance(layer, CrossLayer):
-                layer.load(slot, source, cross_entries)
-            else:
-                layer.load(slot, source.keys, source.values, prompt)
-            layer.active = slot + 1
+        done = []
+        try:
+            for layer, source in zip(self.layers, prefilled.layers, strict=True):
+                layer.load(source, prompt, vision, cross_entries)
+                done.append(layer)
+        except BaseException:
+            for layer in done:
+                layer.unload(vision)
+            self.trim()
+            raise
+        used = {*self._blind, *self._seeing}
+        slot = next(number for number in count() if number not in used)
+        (self._seeing if vision else self._blind).append(slot)
         return slot
 
-    def release(self, slot: int) -> int | None:
-        """Free a slot; return the slot whose content moved into it, or None.
-
-        The last slot in use fills the hole, so that the slots in use stay 0…n-1.
-        """
-        last = self.active - 1
+    def release(self, slot: int) -> None:
+        """Free a slot, and the memory that no other needs."""
+        row, vision = self._find(slot)
         for layer in self.layers:
-            if slot != last:
-                layer.move(last, slot)
-            layer.clear(last)
-            layer.active = last
-        return last if slot != last else None
+            layer.remove(row, vision)
+        _fill(self._seeing if vision else self._blind, row)
+        self.trim()
 
     def withdraw(self, slot: int, indices: Tensor) -> int:
         """Take the entries of some sequence indices out of a slot, at every layer.
 
         indices: # (P,) bool, True where the entry goes; tokens past P stay. Cross-attention layers
-        are emptied. Returns the number of entries that went, summed over the layers.
+        are emptied. The slot counts as one without vision from here on. Returns the number of
+        entries that went, summed over the layers. If memory runs out, nothing has changed.
         """
-        return sum(layer.withdraw(slot, indices) for layer in self.layers)
+        row, vision = self._find(slot)
+        if not vision:
+            return sum(layer.thin_out(row, indices) for layer in self.layers)
+        gone, done = 0, []
+        try:
+            for layer in self.layers:
+                gone += layer.keep_without(row, indices)
+                done.append(layer)
+        except BaseException:
+            for layer in done:
+                layer.unload(vision=False)
+            self.trim()
+            raise
+        for layer in self.layers:
+            layer.remove(row, vision=True)
+        _fill(self._seeing, row)
+        self._blind.append(slot)
+        self.trim()
+        return gone
 
     def reserve_step(self) -> None:
-        """Start a step: make room for one more entry in every active slot."""
+        """Start a step: make room for one more entry in every slot."""
         self._memo.clear()
+        self._before = [layer.lengths() for layer in self.layers]
         for layer in self.layers:
             layer.reserve_step()
 
-    def trim(self) -> None:
-        """Give back capacity that no active slot needs, layer by layer.
+    def undo_step(self) -> None:
+        """Forget what a step that failed has appended."""
+        for layer, lengths in zip(self.layers, self._before, strict=True):
+            layer.take_back(lengths)
 
-        New storages are made: a view of the old ones would keep their memory alive.
-        """
+    def trim(self) -> None:
+        """Give back room that no slot needs, layer by layer, with new storages."""
         for layer in self.layers:
             layer.trim()
 
     def slot_bytes(self, slot: int) -> int:
         """Bytes of the entries that a slot uses, over all layers."""
-        return sum(layer.slot_bytes(slot) for layer in self.layers)
+        row, vision = self._find(slot)
+        return sum(layer.row_bytes(row, vision) for layer in self.layers)
+
+    def used_bytes(self) -> int:
+        """Bytes of the entries that all slots use."""
+        return sum(self.slot_bytes(slot) for slot in self.order)
 
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the cache, all slots together."""
-        return sum(_storage_bytes((layer.keys, layer.values)) for layer in self.layers)
+        return sum(layer.allocated_bytes() for layer in self.layers)
+
+    def room_bytes(
+        self, *, prompt: int = 0, cross: int = 0, vision: bool = False, ahead: int = 1
+    ) -> int:
+        """Bytes that the storages would take `ahead` steps from now, nothing being released.
+
+        Args:
+            prompt: length of a further sequence that is loaded now; 0 for none.
+            cross: number of its vision states that cross-attention layers keep.
+            vision: whether that one holds vision tokens.
+        """
+        return sum(layer.room_bytes(prompt, cross, vision, ahead) for layer in self.layers)
 
     def check_attended(self) -> None:
         """Check that each layer that was updated has also gone through our attention.
@@ -360,14 +331,38 @@ class SlotCache(Cache):  # type: ignore[misc]
         if missed:
             raise NotExact(f"layers {missed} do not use transformers' attention interface")
 
+    def _find(self, slot: int) -> tuple[int, bool]:
+        """Say in which row a slot lies, and whether among those with vision."""
+        if slot in self._seeing:
+            return self._seeing.index(slot), True
+        return self._blind.index(slot), False
 
-def _resized(buffer: Tensor, capacity: int, used: int) -> Tensor:
-    """Copy a buffer to another capacity.  # (slots, H, capacity, D)"""
+
+def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Put two rectangles into one, as wide as the wider.  # (n, H, T, D) each"""
+    width = max(one[0].shape[2], other[0].shape[2])
+    keys, values = (
+        torch.cat([_widened(states, width) for states in pair])
+        for pair in zip(one, other, strict=True)
+    )
+    return keys, values
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
     # Zeros, not garbage: a masked NaN would still poison the sum over the values.
-    fresh = buffer.new_zeros(buffer.shape[0], buffer.shape[1], capacity, buffer.shape[3])
-    fresh[:, :, :used] = buffer[:, :, :used]
-    return fresh
+    return torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[2]))
 
 
-def _storage_bytes(tensors: Iterable[Tensor | None]) -> int:
-    return sum(0 if tensor is None else tensor.untyped_storage().nbytes() for tensor in tensors)
+def _staying(entry: Entries, indices: Tensor) -> Tensor:
+    """Say which places of a row stay, if some sequence indices go: # (K,) long."""
+    present = entry.indices(entry.length)
+    prompt = present < len(indices)
+    leaves = torch.zeros(entry.length, dtype=torch.bool)
+    leaves[prompt] = indices[present[prompt]]
+    return (~leaves).nonzero()[:, 0]
+
+
+def _fill(slots: list[int], row: int) -> None:
+    """Take a row out as `Rows.remove` does."""
+    slots[row] = slots[-1]
+    slots.pop()

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.rows import Entries, Memo, Part, Rows
 
 CrossAttention = Literal["skip", "mlp"]
 
 
 class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One cross-attention layer: `keys` and `values` are  # (active, H, longest, D).
+    """One cross-attention layer: only the slots that see hold anything here.
 
-    Rows are as wide as the longest, so that a row that was withdrawn costs nothing once all are.
-    transformers skips the layer where `keys` has no element.
+    transformers reads `keys` and `values`,  # (seeing, H, longest, D), and skips the layer where
+    `keys` has no element.
     """
 
     is_compileable = False
@@ -38,16 +39,18 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
     window = None
     unattended = False
 
-    def __init__(self, keep_mlp: bool) -> None:
+    def __init__(self, keep_mlp: bool, memo: Memo) -> None:
         super().__init__()
         self.is_initialized: bool = False
         self.keep_mlp = keep_mlp
         """Whether the gated MLP of a withdrawn slot still runs."""
-        self.active = 0
-        self.lengths: list[int] = []
-        """Vision states in use, of the active slots."""
-        self.saw: list[bool] = []
-        """Whether the active slots have ever held vision; without it, a layer is always skipped."""
+        self.seeing = Rows(None, memo)
+        self._saw: list[bool] = []
+        """Whether the slots without vision have ever held some; without it, a layer is always
+        skipped."""
+        self._entry_bytes = 0
+        self._nothing: tuple[Tensor, Tensor] | None = None
+        """Keys and values of no vision state at all.  # (0, H, 0, D)"""
 
     # -- what transformers calls ------------------------------------------------------------
 
@@ -60,140 +63,132 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         raise NotExact("it reads an image in a decode step")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return max(self.lengths, default=0), 0
+        return self.seeing.longest, 0
 
     def get_seq_length(self) -> int:
-        return max(self.lengths, default=0)
+        return self.seeing.longest
 
     def get_max_length(self) -> int:
         return -1
 
-    # -- what the engine calls --------------------------------------------------------------
+    # -- what the attention calls -----------------------------------------------------------
 
-    def load(self, slot: int, source: CacheLayerMixin, entries: Tensor | None) -> None:
-        """Fill the next slot from a prefilled layer, keeping the vision states that are attended.
+    def parts(self, key: Tensor, value: Tensor) -> list[Part]:
+        """Say which rows of the batch attend to anything: those that see."""
+        if not len(self.seeing):
+            return []
+        return [Part(len(self._saw), key, value, self.seeing)]
+
+    def skipped(self) -> Tensor | None:
+        """Say for which slots the whole layer must have no effect, or None for none.
+
+        # (n,) bool
+        """
+        without = [not (self.keep_mlp and saw) for saw in self._saw]
+        if not any(without):
+            return None
+        return torch.tensor([*without, *[False] * len(self.seeing)], device=self.keys.device)
+
+    # -- what the cache calls ---------------------------------------------------------------
+
+    def load(
+        self, source: CacheLayerMixin, prompt: int, vision: bool, entries: Tensor | None
+    ) -> None:
+        """Append a row from a prefilled layer, keeping the vision states that are attended.
 
         entries: # (V,) bool
 
         Raises:
             NotExact: the adapter did not say which states those are.
         """
-        assert slot == len(self.lengths)
-        if not source.is_initialized or not source.keys.numel():
-            self._append(None)
-            return
-        if entries is None or len(entries) != source.keys.shape[2]:
+        held = source.keys.shape[2] if source.is_initialized else 0
+        told = 0 if entries is None else len(entries)
+        if held and (entries is None or held != told):
             raise NotExact(
-                f"its cross-attention holds {source.keys.shape[2]} vision states, and its adapter "
-                f"tells of {0 if entries is None else len(entries)}"
+                f"its cross-attention holds {held} vision states, and its adapter tells of {told}"
             )
-        if not entries.any():
+        if held and entries is not None and not entries.any():
             raise NotExact("its prompt ends where no image is seen")
-        kept = entries.nonzero()[:, 0].to(source.keys.device)
-        self._append((source.keys[:, :, kept], source.values[:, :, kept]))
+        if bool(held) != vision:
+            raise NotExact("its adapter tells of vision that its cross-attention does not hold")
+        if not held or entries is None:
+            self._saw.append(False)
+        else:
+            kept = entries.nonzero()[:, 0].to(source.keys.device)
+            keys, values = source.keys[0][:, kept], source.values[0][:, kept]  # (H, K, D)
+            length = len(kept)
+            self._entry_bytes = (
+                keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
+            )
+            self._nothing = source.keys[:0, :, :0], source.values[:0, :, :0]
+            self.seeing.load(keys, values, Entries(torch.arange(length), length, length))
+            self.is_initialized = True
+        self._show()
 
-    def withdraw(self, slot: int, indices: Tensor) -> int:
-        """Empty a slot; return how many vision states went.  indices: not looked at."""
-        gone = self.lengths[slot]
-        self.lengths[slot] = 0
-        return gone
+    def unload(self, vision: bool) -> None:
+        """Take the row back that was loaded last."""
+        self.remove(len(self.seeing if vision else self._saw) - 1, vision)
 
-    def move(self, source: int, target: int) -> None:
-        """Copy slot `source` over slot `target`."""
-        if self.is_initialized:
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
-        self.lengths[target] = self.lengths[source]
-        self.saw[target] = self.saw[source]
+    def keep_without(self, row: int, indices: Tensor) -> int:
+        """Append what is left of a seeing row, nothing, to the rows without vision.
 
-    def clear(self, slot: int) -> None:
-        """Forget the last slot, whose row goes."""
-        assert slot == len(self.lengths) - 1
-        self.lengths.pop()
-        self.saw.pop()
-        if self.is_initialized:
-            self._resize(slot)
+        indices: not looked at. Returns the number of vision states that go.
+        """
+        self._saw.append(True)
+        self._show()
+        return self.seeing.entries[row].length
+
+    def thin_out(self, row: int, indices: Tensor) -> int:
+        """Do nothing: a row without vision holds no vision states."""
+        return 0
+
+    def remove(self, row: int, vision: bool) -> None:
+        """Take a row out; the last of its kind fills the hole."""
+        if vision:
+            self.seeing.remove(row)
+        else:
+            self._saw[row] = self._saw[-1]
+            self._saw.pop()
+        self._show()
 
     def reserve_step(self) -> None:
         """Do nothing: no entry is ever added."""
 
     def trim(self) -> None:
-        """Give back the width that no slot needs, with new storages."""
-        if self.is_initialized:
-            self._resize(len(self.lengths))
+        """Give back room that no slot needs."""
+        self.seeing.trim()
+        self._show()
 
-    def slot_bytes(self, slot: int) -> int:
-        """Bytes of the vision states that a slot uses."""
-        return self.lengths[slot] * self.bytes_per_entry()
+    def lengths(self) -> tuple[list[int], list[int]]:
+        return [], self.seeing.lengths
 
-    def bytes_per_entry(self) -> int:
-        """Bytes of one slot's entry: all heads, key and value."""
-        if not self.is_initialized:
-            return 0
-        heads, key_dim = self.keys.shape[1], self.keys.shape[3]
-        return int(heads * (key_dim + self.values.shape[3]) * self.keys.element_size())
+    def take_back(self, lengths: tuple[list[int], list[int]]) -> None:
+        """Do nothing: a step adds no entry."""
 
-    def attendable(self) -> Tensor | None:
-        """Say which vision states each active slot may attend to, or None for all.
+    def row_bytes(self, row: int, vision: bool) -> int:
+        """Bytes of the vision states that a row uses."""
+        return self.seeing.entries[row].length * self._entry_bytes if vision else 0
 
-        # (active, 1, 1, longest) bool
-        """
-        width = int(self.keys.shape[2])
-        if min(self.lengths) == width:
-            return None
-        ends = torch.tensor(self.lengths, device=self.keys.device)[:, None]
-        return (torch.arange(width, device=self.keys.device)[None] < ends)[:, None, None]
+    def room_bytes(self, prompt: int, cross: int, vision: bool, ahead: int) -> int:
+        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`."""
+        rows, longest = len(self.seeing), self.seeing.longest
+        if prompt and vision:
+            rows, longest = rows + 1, max(longest, cross)
+        return self.seeing.room_for(rows, longest + 1) * self._entry_bytes
 
-    def on_device(self, numbers: list[int]) -> Tensor:
-        """Put a number per slot on the device: # (active,)."""
-        return torch.tensor(numbers, device=self.keys.device)
+    def allocated_bytes(self) -> int:
+        return self.seeing.allocated_bytes()
 
-    def silent(self) -> Tensor | None:
-        """Say which active slots hold nothing to attend to, or None where each holds something.
-
-        # (active,) bool
-        """
-        return self._rows([not length for length in self.lengths])
-
-    def skipped(self) -> Tensor | None:
-        """Say for which active slots the whole layer must have no effect, or None for none.
-
-        # (active,) bool
-        """
-        if not self.keep_mlp:
-            return self.silent()
-        return self._rows([not saw for saw in self.saw])
-
-    def _rows(self, chosen: list[bool]) -> Tensor | None:
-        return torch.tensor(chosen, device=self.keys.device) if any(chosen) else None
-
-    def _append(self, states: tuple[Tensor, Tensor] | None) -> None:
-        rows = len(self.lengths)
-        self.lengths.append(0 if states is None else states[0].shape[2])
-        self.saw.append(states is not None)
-        if states is not None and not self.is_initialized:
-            self.keys, self.values = (s.new_zeros(rows, s.shape[1], 0, s.shape[3]) for s in states)
-            self.is_initialized = True
-        if self.is_initialized:
-            self._resize(rows + 1)
-        if states is not None:
-            self.keys[rows, :, : self.lengths[rows]] = states[0][0]
-            self.values[rows, :, : self.lengths[rows]] = states[1][0]
-
-    def _resize(self, rows: int) -> None:
-        # One empty column keeps transformers from skipping a layer whose MLP has to run.
-        narrowest = 1 if self.keep_mlp and any(self.saw) else 0
-        width = max([narrowest, *self.lengths])
-        if (rows, width) != (self.keys.shape[0], self.keys.shape[2]):
-            self.keys = _resized(self.keys, rows, width)
-            self.values = _resized(self.values, rows, width)
-
-
-def _resized(states: Tensor, rows: int, width: int) -> Tensor:
-    """Copy states to another number of rows and another width.  # (rows, H, width, D)"""
-    fresh = states.new_zeros(rows, states.shape[1], width, states.shape[3])
-    fresh[: len(states), :, : states.shape[2]] = states[:rows, :, :width]
-    return fresh
+    def _show(self) -> None:
+        """Let transformers see what is held."""
+        if len(self.seeing):
+            self.keys, self.values = self.seeing.seen()
+        elif self._nothing is not None:
+            # One empty state keeps transformers from skipping a layer whose MLP has to run.
+            states = 1 if self.keep_mlp and any(self._saw) else 0
+            self.keys, self.values = (
+                one.new_zeros(states, one.shape[1], states, one.shape[3]) for one in self._nothing
+            )
 
 
 def cross_attention_layers(model: Any) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mvw_cli.engine.cache import CHUNK, SlotCache
+from mvw_cli.engine.rows import Rows
 
 SLOTS, WINDOWS, HEADS, KEY, VALUE = 3, (None, 5), 2, 4, 3
 
@@ -17,13 +19,13 @@ class Model:
     """The cache as lists: for each slot and layer, the sequence indices that are held."""
 
     def __init__(self) -> None:
-        self.cache = SlotCache(SLOTS, WINDOWS)
-        self.slots: list[list[list[int]]] = []
-        self.names: list[int] = []
-        self.lengths: list[int] = []
+        self.cache = SlotCache(WINDOWS)
+        self.slots: dict[int, list[list[int]]] = {}
+        self.names: dict[int, int] = {}
+        self.lengths: dict[int, int] = {}
         self.count = 0
 
-    def load(self, prompt: int) -> None:
+    def load(self, prompt: int, vision: bool = True) -> None:
         if len(self.slots) == SLOTS:
             return
         self.count += 1
@@ -31,27 +33,35 @@ class Model:
         prefilled = DynamicCache()
         for layer, indices in enumerate(held):
             prefilled.update(*content(self.count, layer, indices), layer)
-        assert self.cache.load(prefilled, prompt) == len(self.slots)
-        self.slots.append(held)
-        self.names.append(self.count)
-        self.lengths.append(prompt)
+        foretold = self.cache.room_bytes(prompt=prompt, vision=vision)
+        slot = self.cache.load(prefilled, prompt, vision=vision)
+        assert slot == min(set(range(SLOTS)) - self.slots.keys())
+        if self.count > 1:
+            assert self.cache.allocated_bytes() == foretold
+        self.slots[slot] = held
+        self.names[slot] = self.count
+        self.lengths[slot] = prompt
 
-    def step(self) -> None:
+    def step(self, fails: bool = False) -> None:
         if not self.slots:
             return
+        foretold = self.cache.room_bytes()
         self.cache.reserve_step()
-        for layer in range(len(WINDOWS)):
-            new = [
-                content(name, layer, [length])
-                for name, length in zip(self.names, self.lengths, strict=True)
-            ]
+        assert self.cache.allocated_bytes() == foretold
+        order = self.cache.order
+        for layer in range(1 if fails else len(WINDOWS)):
+            new = [content(self.names[slot], layer, [self.lengths[slot]]) for slot in order]
             self.cache.update(torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]), layer)
-            for slot, length in enumerate(self.lengths):
-                self.slots[slot][layer].append(length)
-        self.lengths = [length + 1 for length in self.lengths]
+        if fails:
+            self.cache.undo_step()
+            return
+        for slot in order:
+            for held in self.slots[slot]:
+                held.append(self.lengths[slot])
+            self.lengths[slot] += 1
 
     def withdraw(self, slot: int, gone: set[int]) -> None:
-        if slot >= len(self.slots):
+        if slot not in self.slots:
             return
         size = max(gone, default=0) + 1
         mask = torch.zeros(size, dtype=torch.bool)
@@ -61,46 +71,56 @@ class Model:
         self.slots[slot] = [[i for i in held if i not in gone] for held in self.slots[slot]]
 
     def release(self, slot: int) -> None:
-        if slot >= len(self.slots):
+        if slot not in self.slots:
             return
-        moved = self.cache.release(slot)
-        last = len(self.slots) - 1
-        assert moved == (None if slot == last else last)
+        self.cache.release(slot)
         for items in (self.slots, self.names, self.lengths):
-            items[slot] = items[last]
-            items.pop()
+            del items[slot]  # type: ignore[attr-defined]
 
     def check(self) -> None:
-        assert self.cache.active == len(self.slots)
+        order = self.cache.order
+        assert sorted(order) == sorted(self.slots)
         for number, layer in enumerate(self.cache.layers):
-            for slot, held in enumerate(entry[number] for entry in self.slots):
-                keys, values = content(self.names[slot], number, held)
-                assert torch.equal(layer.keys[slot : slot + 1, :, : len(held)], keys)
-                assert torch.equal(layer.values[slot : slot + 1, :, : len(held)], values)
-            if self.slots and all(entry[number] for entry in self.slots):
+            rows = [
+                (group, row) for group in (layer.blind, layer.seeing) for row in range(len(group))
+            ]
+            for slot, (group, row) in zip(order, rows, strict=True):
+                held = self.slots[slot][number]
+                keys, values, _ = group.row(row)
+                expected = content(self.names[slot], number, held)
+                assert torch.equal(keys[None], expected[0])
+                assert torch.equal(values[None], expected[1])
+            if self.slots and all(entry[number] for entry in self.slots.values()):
                 assert self.visible(number) == self.expected(number)
-        for slot, layers in enumerate(self.slots):
+        for slot, layers in self.slots.items():
             entries = sum(len(held) for held in layers)
             assert self.cache.slot_bytes(slot) == entries * HEADS * (KEY + VALUE) * 4
 
     def visible(self, number: int) -> list[list[int]]:
         """Which sequence indices the newest token of each slot may attend to, by the cache."""
-        mask = self.cache.layers[number].attendable()
-        held = [entry[number] for entry in self.slots]
-        if mask is None:
-            return held
-        return [
-            [index for index, seen in zip(indices, row, strict=False) if seen]
-            for indices, row in zip(held, mask[:, 0, 0].tolist(), strict=True)
-        ]
+        layer = self.cache.layers[number]
+        seen: list[list[int]] = []
+        held = [self.slots[slot][number] for slot in self.cache.order]
+        for group in (layer.blind, layer.seeing):
+            rows = held[len(seen) : len(seen) + len(group)]
+            mask = group.attendable() if rows else None
+            if mask is None:
+                seen += rows
+                continue
+            seen += [
+                [index for index, visible in zip(indices, row, strict=False) if visible]
+                for indices, row in zip(rows, mask[:, 0, 0].tolist(), strict=True)
+            ]
+        return seen
 
     def expected(self, number: int) -> list[list[int]]:
         window = WINDOWS[number]
+        order = self.cache.order
         if window is None:
-            return [entry[number] for entry in self.slots]
+            return [self.slots[slot][number] for slot in order]
         return [
-            [index for index in entry[number] if index > length - 1 - window]
-            for entry, length in zip(self.slots, self.lengths, strict=True)
+            [index for index in self.slots[slot][number] if index > self.lengths[slot] - 1 - window]
+            for slot in order
         ]
 
 
@@ -117,8 +137,8 @@ def _fixed() -> torch.Generator:
 
 
 OPERATIONS = st.one_of(
-    st.tuples(st.just("load"), st.integers(1, CHUNK + 20)),
-    st.tuples(st.just("step")),
+    st.tuples(st.just("load"), st.integers(1, CHUNK + 20), st.booleans()),
+    st.tuples(st.just("step"), st.just(True)),
     st.tuples(st.just("step")),
     st.tuples(
         st.just("withdraw"), st.integers(0, SLOTS - 1), st.sets(st.integers(0, 40), max_size=20)
@@ -144,14 +164,51 @@ def test_capacity_follows_the_need_in_chunks() -> None:
     model = Model()
     model.load(3 * CHUNK)
     full = model.cache.layers[0]
-    assert full.capacity == 4 * CHUNK
-    model.withdraw(0, set(range(1, 3 * CHUNK)))
+    assert (full.seeing.capacity, full.blind.capacity) == (4 * CHUNK, 0)
     before = model.cache.allocated_bytes()
-    model.cache.trim()
-    assert full.capacity == CHUNK
-    assert full.keys.untyped_storage().nbytes() == SLOTS * HEADS * CHUNK * KEY * 4
+    model.withdraw(0, set(range(1, 3 * CHUNK)))
+    assert (full.seeing.capacity, full.blind.capacity) == (0, CHUNK)
+    assert full.blind.keys.untyped_storage().nbytes() == HEADS * CHUNK * KEY * 4
     assert model.cache.allocated_bytes() < before
     for _ in range(CHUNK):
         model.step()
-    assert full.capacity == 2 * CHUNK
+    assert full.blind.capacity == 2 * CHUNK
+    model.check()
+
+
+def test_a_withdrawn_row_is_not_as_wide_as_one_that_sees() -> None:
+    """The rows that were withdrawn take their own entries, whatever the next image takes."""
+    model = Model()
+    for _ in range(SLOTS):
+        model.load(8 * CHUNK)
+    for slot in range(SLOTS - 1):
+        model.withdraw(slot, set(range(8 * CHUNK - 10)))
+    full = model.cache.layers[0]
+    entry = HEADS * (KEY + VALUE) * 4
+    assert full.allocated_bytes() == ((SLOTS - 1) * CHUNK + 9 * CHUNK) * entry
+
+
+def test_a_lack_of_memory_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading and withdrawing touch each layer in turn; both are undone if one has no room."""
+    model = Model()
+    model.load(20)
+    model.load(30)
+    load, calls = Rows.load, []
+
+    def failing(rows: Rows, *arguments: object) -> None:
+        calls.append(rows)
+        if len(calls) % 2 == 0:
+            raise torch.OutOfMemoryError("no room")
+        load(rows, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Rows, "load", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.withdraw(0, set(range(10)))
+    model.check()
+    with pytest.raises(torch.OutOfMemoryError):
+        model.load(10)
+    model.check()
+    monkeypatch.undo()
+    model.step()
+    model.withdraw(0, set(range(10)))
     model.check()

@@ -1,0 +1,301 @@
+"""Rows of cache entries of different length in one buffer: what a batched attention call reads.
+
+A `Rows` is one rectangle, as wide as its longest row. It appends, removes, grows and shrinks, and
+counts its bytes. It does not know requests, layers or vision tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+"""Capacity, in entries, comes in multiples of this: each growth copies the buffer once."""
+ROW_CHUNK = 4
+"""Above this many rows, room for rows comes in multiples of it."""
+
+Memo = dict[tuple[object, ...], Tensor]
+"""Small tensors that the layers of one step share; each transfer to a device costs a launch."""
+
+
+@dataclass(slots=True)
+class Entries:
+    """Which sequence positions the entries of one row stand for.
+
+    Entries are never renumbered: after a withdrawal the remaining ones keep the index they had.
+    """
+
+    kept: Tensor
+    """Index in the sequence of the entries that were loaded or kept.  # (K,) long, on the host"""
+    following: int
+    """Index of the first entry appended since; the ones after it follow on."""
+    length: int
+    """Entries in use: K and those appended."""
+    oldest: int = field(init=False)
+    """Lowest index in the sequence."""
+
+    def __post_init__(self) -> None:
+        self.oldest = int(self.kept.min()) if len(self.kept) else self.following
+
+    @property
+    def next_index(self) -> int:
+        """Index in the sequence of the next token to be appended."""
+        return self.following + self.length - len(self.kept)
+
+    def indices(self, capacity: int) -> Tensor:
+        """Index in the sequence of every place of the row, those not yet filled included.
+
+        # (capacity,) long
+        """
+        after = torch.arange(capacity - len(self.kept)) + self.following
+        return torch.cat([self.kept, after])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of a batched attention call that lie in one rectangle."""
+
+    first: int
+    """The part's first row in the batch."""
+    keys: Tensor
+    """# (rows, H, longest, D)"""
+    values: Tensor
+    rows: Rows
+    """Tells the lengths and who may attend to what."""
+
+
+class Rows:
+    """Keys and values of some rows at one layer: # (row capacity, H, capacity, D).
+
+    D of the two may differ. Args:
+        window: size of the layer's sliding window in tokens, or None for full attention.
+    """
+
+    def __init__(self, window: int | None, memo: Memo) -> None:
+        self.window = window
+        self._memo = memo
+        self.entries: list[Entries] = []
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self._index: Tensor | None = None
+        """Index in the sequence of each place, for sliding layers.  # (row capacity, capacity)"""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Entries in use, row by row."""
+        return [entry.length for entry in self.entries]
+
+    @property
+    def longest(self) -> int:
+        return max((entry.length for entry in self.entries), default=0)
+
+    @property
+    def capacity(self) -> int:
+        """Entries that a row has room for."""
+        return 0 if self.keys is None else int(self.keys.shape[2])
+
+    @property
+    def row_capacity(self) -> int:
+        """Rows that there is room for."""
+        return 0 if self.keys is None else int(self.keys.shape[0])
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Return views of what has to be attended to: # (rows, H, longest, D)."""
+        assert self.keys is not None and self.values is not None
+        return self.keys[: len(self), :, : self.longest], self.values[
+            : len(self), :, : self.longest
+        ]
+
+    # -- rows come and go -------------------------------------------------------------------
+
+    def load(self, keys: Tensor, values: Tensor, entry: Entries) -> None:
+        """Append a row.  keys, values: # (H, T, D)
+
+        If memory runs out, nothing has changed.
+        """
+        length = keys.shape[1]
+        self._hold(len(self) + 1, max(self.longest, length) + 1, like=(keys, values))
+        assert self.keys is not None and self.values is not None
+        row = len(self)
+        self.keys[row, :, :length] = keys
+        self.values[row, :, :length] = values
+        self.entries.append(entry)
+        self._describe(row)
+
+    def row(self, row: int) -> tuple[Tensor, Tensor, Entries]:
+        """Return views of a row's entries, and what they stand for: # (H, T, D)."""
+        assert self.keys is not None and self.values is not None
+        entry = self.entries[row]
+        return self.keys[row, :, : entry.length], self.values[row, :, : entry.length], entry
+
+    def remove(self, row: int) -> None:
+        """Take a row out; the last row fills the hole."""
+        last = len(self) - 1
+        if row != last:
+            keys, values, entry = self.row(last)
+            assert self.keys is not None and self.values is not None
+            self.keys[row, :, : entry.length] = keys
+            self.values[row, :, : entry.length] = values
+            self.entries[row] = entry
+            self._describe(row)
+        self.entries.pop()
+
+    def thin_out(self, row: int, places: Tensor) -> int:
+        """Keep only the given places of a row, in order, moved together; return how many went.
+
+        places: # (K,) long, on the host
+        """
+        keys, values, entry = self.row(row)
+        gone = entry.length - len(places)
+        if gone:
+            on_device, kept = places.to(keys.device), len(places)
+            # Indexing copies, so the source is safe from the writes.
+            keys[:, :kept] = keys[:, on_device]
+            values[:, :kept] = values[:, on_device]
+            indices = entry.indices(entry.length)[places]
+            self.entries[row] = Entries(indices, entry.next_index, kept)
+            self._describe(row)
+        return gone
+
+    # -- entries come -----------------------------------------------------------------------
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Append one entry to each row; `reserve_step` has made the room.
+
+        keys, values: # (rows, H, 1, D)
+        """
+        assert self.keys is not None and self.values is not None
+        rows, lengths = len(self), self.lengths
+        first = lengths[0]
+        if max(lengths) == min(lengths):
+            self.keys[:rows, :, first : first + 1] = keys
+            self.values[:rows, :, first : first + 1] = values
+        else:
+            row = torch.arange(rows, device=self.keys.device)
+            place = self.on_device(lengths)
+            self.keys[row, :, place] = keys[:, :, 0]
+            self.values[row, :, place] = values[:, :, 0]
+        for entry in self.entries:
+            entry.length += 1
+
+    def take_back(self, lengths: list[int]) -> None:
+        """Go back to shorter rows, as after a step that failed half way."""
+        for entry, length in zip(self.entries, lengths, strict=True):
+            entry.length = length
+
+    # -- room -------------------------------------------------------------------------------
+
+    def reserve_step(self) -> None:
+        """Make room for one more entry in every row."""
+        if self.entries:
+            self._hold(len(self), self.longest + 1)
+
+    def trim(self) -> None:
+        """Give back room that no row needs, with new storages: a view would keep the old alive."""
+        if self.keys is None:
+            return
+        if not self.entries:
+            self.keys = self.values = self._index = None
+            return
+        rows, capacity = _row_room(len(self)), _room(self.longest + 1)
+        # A few rows more or less come and go all the time; not each is worth a copy.
+        if self.row_capacity - rows < ROW_CHUNK and len(self) > 1:
+            rows = self.row_capacity
+        if capacity < self.capacity or rows < self.row_capacity:
+            self._resize(rows, min(capacity, self.capacity))
+
+    def room_for(self, rows: int, longest: int) -> int:
+        """Places (rows times entries) that `rows` rows would take, the longest of that length."""
+        if not rows:
+            return 0
+        return max(_row_room(rows), self.row_capacity) * max(_room(longest), self.capacity)
+
+    def allocated_bytes(self) -> int:
+        """Bytes of the storages behind the rows."""
+        storages = (self.keys, self.values)
+        return sum(0 if one is None else one.untyped_storage().nbytes() for one in storages)
+
+    # -- what the attention needs -----------------------------------------------------------
+
+    def attendable(self) -> Tensor | None:
+        """Say which entries each row's newest token may attend to, or None for all.
+
+        # (rows, 1, 1, longest) bool
+        """
+        assert self.keys is not None
+        lengths = self.lengths
+        longest = max(lengths)
+        visible = None
+        if min(lengths) < longest:
+            ends = self.on_device(lengths)[:, None]
+            visible = torch.arange(longest, device=self.keys.device)[None] < ends
+        if self._index is not None and self._reaches_past_window():
+            assert self.window is not None
+            newest = [entry.next_index - 1 for entry in self.entries]
+            oldest = self.on_device(newest)[:, None] - self.window
+            inside = self._index[: len(self), :longest] > oldest
+            visible = inside if visible is None else visible & inside
+        return None if visible is None else visible[:, None, None]
+
+    def on_device(self, numbers: list[int]) -> Tensor:
+        """Put a number per row on the device, once per step for all layers: # (rows,)."""
+        assert self.keys is not None
+        key = (self.keys.device, *numbers)
+        if key not in self._memo:
+            self._memo[key] = torch.tensor(numbers, device=self.keys.device)
+        return self._memo[key]
+
+    def _reaches_past_window(self) -> bool:
+        assert self.window is not None
+        return any(entry.next_index - self.window > entry.oldest for entry in self.entries)
+
+    # -- storages ---------------------------------------------------------------------------
+
+    def _hold(self, rows: int, longest: int, like: tuple[Tensor, Tensor] | None = None) -> None:
+        if self.keys is None:
+            assert like is not None
+            self.keys, self.values = (
+                one.new_empty(0, one.shape[0], 0, one.shape[2]) for one in like
+            )
+        if rows > self.row_capacity or longest > self.capacity:
+            rows = max(_row_room(rows), self.row_capacity)
+            self._resize(rows, max(_room(longest), self.capacity))
+
+    def _resize(self, rows: int, capacity: int) -> None:
+        assert self.keys is not None and self.values is not None
+        used = len(self), min(self.longest, capacity)
+        # One after the other, and neither put in place before both are there: a lack of memory
+        # in between must leave the rows as they were.
+        keys = _resized(self.keys, rows, capacity, used)
+        values = _resized(self.values, rows, capacity, used)
+        self.keys, self.values = keys, values
+        if self.window is not None:
+            index = torch.zeros(rows, capacity, dtype=torch.long)
+            for row, entry in enumerate(self.entries):
+                index[row] = entry.indices(capacity)
+            self._index = index.to(keys.device)
+
+    def _describe(self, row: int) -> None:
+        if self._index is not None:
+            self._index[row] = self.entries[row].indices(self.capacity).to(self._index.device)
+
+
+def _room(length: int) -> int:
+    return -(-length // CHUNK) * CHUNK
+
+
+def _row_room(rows: int) -> int:
+    return rows if rows <= ROW_CHUNK else -(-rows // ROW_CHUNK) * ROW_CHUNK
+
+
+def _resized(buffer: Tensor, rows: int, capacity: int, used: tuple[int, int]) -> Tensor:
+    """Copy a buffer to another size.  # (rows, H, capacity, D)"""
+    # Zeros, not garbage: a masked NaN would still poison the sum over the values.
+    fresh = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
+    fresh[: used[0], :, : used[1]] = buffer[: used[0], :, : used[1]]
+    return fresh

@@ -1,0 +1,294 @@
+"""The sequences that are being decoded: one is admitted, all make a step, one is dropped.
+
+Whoever drives it decides who comes in when (`engine.py` for plain runs, `batch/serve.py` for many
+images). It does not know adapters, profiles or files, and what a policy looks at is up to the
+policy.
+
+What withdrawal means, exactly: tokens 1…m come from forward passes that see every vision token;
+the pass that reads token m, and each later one, sees none. Positions are never renumbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvw_cli.engine.attention import decoding
+from mvw_cli.engine.cache import SlotCache
+from mvw_cli.engine.cross_attention import CrossAttention
+from mvw_cli.engine.exact import sliding_windows
+from mvw_cli.engine.prepare import Prepared, prepare
+from mvw_cli.engine.sampling import Sampler, choose_tokens
+from mvw_cli.engine.text import Detokenizer
+from mvw_cli.engine.types import (
+    Admitted,
+    Event,
+    Finished,
+    FinishReason,
+    Prefilled,
+    Request,
+    Token,
+    Withdrawn,
+)
+from mvw_cli.policy import Decide, StepView
+
+Observe = Callable[[str, int, Tensor], None]
+"""Called with request id, step and the logits that step's token was chosen from: # (V,)."""
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """One request while it has a slot."""
+
+    request: Request
+    slot: int
+    sampler: Sampler
+    stop_ids: frozenset[int]
+    decide: Decide
+    position: Tensor
+    """Position ids of the token to be read next.  # (1, 1), or (C, 1, 1)"""
+    detokenizer: Detokenizer
+    ids: list[int] = field(default_factory=list)
+
+    def finish_reason(self) -> FinishReason | None:
+        settings = self.request.settings
+        if self.ids[-1] in self.stop_ids and not settings.ignore_eos:
+            return "eos"
+        if any(stop in self.detokenizer.text for stop in settings.stop):
+            return "stop"
+        return "length" if len(self.ids) >= settings.max_new_tokens else None
+
+
+class Slots:
+    """The slots of one engine while its model is being served. Made by `Engine.serving`."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        cross_layers: Sequence[int],
+        cross_attention: CrossAttention,
+        observe: Observe | None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._cross_layers = cross_layers
+        self._cross_attention = cross_attention
+        self._observe = observe
+        self._cache: SlotCache | None = None
+        self._sequences: dict[int, _Sequence] = {}
+        """By slot, the earliest admitted first."""
+
+    # -- how things stand -------------------------------------------------------------------
+
+    @property
+    def active(self) -> list[str]:
+        """Ids of the requests that are being decoded, the earliest admitted first."""
+        return [sequence.request.id for sequence in self._sequences.values()]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the cache entries in use, all slots together."""
+        return 0 if self._cache is None else self._cache.used_bytes()
+
+    @property
+    def kv_allocated_bytes(self) -> int:
+        """Bytes of the storages behind the cache, all slots together."""
+        return 0 if self._cache is None else self._cache.allocated_bytes()
+
+    def room_bytes(self, request: Request | None = None, *, ahead: int = 1) -> int:
+        """Bytes that the cache's storages would take `ahead` steps from now.
+
+        Exact for what is in the slots now, if none ends or is withdrawn until then; 0 before the
+        first request has shown how wide an entry is.
+
+        Args:
+            request: one that is admitted as well.
+        """
+        if self._cache is None:
+            return 0
+        if request is None:
+            return self._cache.room_bytes(ahead=ahead)
+        layout, crossed = request.layout, request.layout.cross_entries
+        return self._cache.room_bytes(
+            prompt=int(request.inputs["input_ids"].shape[1]),
+            cross=0 if crossed is None else int(crossed.sum()),
+            vision=layout.vision_tokens > 0,
+            ahead=ahead,
+        )
+
+    # -- what happens -----------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def admit(self, request: Request) -> list[Event]:
+        """Prefill a request alone, then copy its cache into a free slot.
+
+        If it raises, the slots are as they were before.
+        """
+        admitted = Admitted(request.id, perf_counter())
+        prepared = prepare(self._model, request.inputs, request.settings)
+        cache, logits = self._prefill(prepared)
+        sampler = Sampler(
+            processors=prepared.processors,
+            sample=bool(prepared.config.do_sample),
+            seed=request.settings.seed,
+            ids=prepared.input_ids,
+        )
+        [token] = choose_tokens(logits, [sampler])
+        at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
+        prompt = prepared.input_ids.shape[1]
+        if self._cache is None:
+            self._cache = SlotCache(
+                sliding_windows(cache),
+                cross_layers=self._cross_layers,
+                keep_mlp=self._cross_attention == "mlp",
+            )
+        slot = self._cache.load(
+            cache,
+            prompt,
+            vision=request.layout.vision_tokens > 0,
+            cross_entries=request.layout.cross_entries,
+        )
+        sequence = self._sequences[slot] = _Sequence(
+            request=request,
+            slot=slot,
+            sampler=sampler,
+            stop_ids=prepared.stop_ids,
+            decide=request.policy.begin(),
+            position=prepared.next_position,
+            detokenizer=Detokenizer(self._tokenizer),
+        )
+        prefilled = Prefilled(
+            request.id,
+            at,
+            prompt_tokens=prompt,
+            vision_tokens=request.layout.vision_tokens,
+            kv_bytes=self._cache.slot_bytes(slot),
+        )
+        del cache  # before a withdrawal counts its bytes
+        try:
+            return [admitted, prefilled, *self._accept(sequence, token, logits[0], at)]
+        except BaseException:
+            self._release(slot)
+            raise
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read each sequence's newest token and choose its next one.
+
+        If the forward pass raises, the slots are as they were before, and the step can be made
+        again. What raises after it (a policy, a sampler) leaves sequences that have to be dropped.
+        """
+        cache = self._cache
+        assert cache is not None
+        sequences = [self._sequences[slot] for slot in cache.order]
+        device = sequences[0].position.device
+        cache.reserve_step()
+        try:
+            with decoding(cache):
+                output = self._model(
+                    input_ids=torch.tensor([[s.ids[-1]] for s in sequences], device=device),
+                    position_ids=torch.cat([s.position for s in sequences], dim=-2),
+                    past_key_values=cache,
+                    use_cache=True,
+                    return_dict=True,
+                )
+            cache.check_attended()
+            logits = output.logits[:, -1]  # (n, V)
+        except BaseException:
+            cache.undo_step()
+            raise
+        tokens = choose_tokens(logits, [s.sampler for s in sequences])
+        at = perf_counter()
+        events: list[Event] = []
+        for sequence, token, row in zip(sequences, tokens, logits, strict=True):
+            sequence.position = sequence.position + 1
+            events += self._accept(sequence, token, row, at)
+        return events
+
+    def drop(self, request: str) -> None:
+        """Take a request out of its slot, whatever it has generated."""
+        self._release(next(s.slot for s in self._sequences.values() if s.request.id == request))
+
+    # -- the parts --------------------------------------------------------------------------
+
+    def _prefill(self, prepared: Prepared) -> tuple[Any, Tensor]:
+        """Read the prompt; return its cache and the last token's logits: # (1, V)."""
+        model_inputs = self._model.prepare_inputs_for_generation(
+            prepared.input_ids, is_first_iteration=True, **prepared.model_kwargs
+        )
+        output = self._model(**model_inputs, return_dict=True)
+        return output.past_key_values, output.logits[:, -1]
+
+    def _accept(self, sequence: _Sequence, token: int, logits: Tensor, at: float) -> list[Event]:
+        """Take a chosen token in; then finish the sequence, or ask its policy."""
+        request = sequence.request
+        sequence.ids.append(token)
+        step = len(sequence.ids)
+        if self._observe is not None:
+            self._observe(request.id, step, logits)
+        piece = sequence.detokenizer.add(token)
+        reason = sequence.finish_reason()
+        if reason is not None:
+            piece += sequence.detokenizer.finish()
+        came = Token(request.id, at, step=step, id=token, text=piece)
+        if reason is not None:
+            return [came, self._finish(sequence, reason)]
+        view = StepView(step=step, token_ids=sequence.ids, text=sequence.detokenizer.text)
+        if sequence.decide(view) is not None:
+            return [came, self._withdraw(sequence, step)]
+        return [came]
+
+    def _withdraw(self, sequence: _Sequence, step: int) -> Withdrawn:
+        cache, slot = self._cache, sequence.slot
+        assert cache is not None
+        start = perf_counter()
+        before = cache.slot_bytes(slot)
+        layout = sequence.request.layout
+        entries = cache.withdraw(slot, layout.entries.cpu())
+        _synchronise(self._model.device)
+        at = perf_counter()
+        return Withdrawn(
+            sequence.request.id,
+            at,
+            step=step,
+            vision_tokens=layout.vision_tokens if entries else 0,
+            entries=entries,
+            kv_bytes_before=before,
+            kv_bytes_after=cache.slot_bytes(slot),
+            duration_s=at - start,
+        )
+
+    def _finish(self, sequence: _Sequence, reason: FinishReason) -> Finished:
+        cache, slot = self._cache, sequence.slot
+        assert cache is not None
+        event = Finished(
+            sequence.request.id,
+            perf_counter(),
+            reason=reason,
+            text=sequence.detokenizer.text,
+            token_ids=tuple(sequence.ids),
+            kv_bytes=cache.slot_bytes(slot),
+            kv_allocated_bytes=cache.allocated_bytes(),
+        )
+        self._release(slot)
+        return event
+
+    def _release(self, slot: int) -> None:
+        assert self._cache is not None
+        self._cache.release(slot)
+        del self._sequences[slot]
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a duration covers the work and not only its launch."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
