@@ -1,0 +1,107 @@
+"""Files that are not on this machine: addresses with `://`, read through fsspec.
+
+fsspec comes with huggingface_hub; the package behind a protocol (s3fs, gcsfs, adlfs, …) does not.
+Nothing here knows what is in the files.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import IO, Any, cast
+
+from mvw_cli.errors import MvwError, UsageProblem
+
+
+def is_address(path: str) -> bool:
+    """Tell an address of fsspec from a path."""
+    return "://" in path
+
+
+def open_address(address: str) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        UsageProblem: nobody here speaks the address's protocol.
+        Exception: whatever the package behind the protocol raises.
+    """
+    filesystem, path = _resolve(address)
+    return cast("IO[bytes]", filesystem.open(path, "rb"))
+
+
+def is_remote_folder(address: str) -> bool | None:
+    """Say whether an address is a folder; None where there is nothing.
+
+    Raises:
+        MvwError: it cannot be looked up.
+    """
+    filesystem, path = _resolve(address)
+    try:
+        return bool(filesystem.isdir(path)) or (False if filesystem.exists(path) else None)
+    except Exception as error:  # every package has its own
+        raise _unreachable(address, error) from None
+
+
+def list_address(address: str) -> list[tuple[str, bool]]:
+    """List a folder: names, and whether each is a folder.
+
+    Raises:
+        MvwError: it cannot be listed.
+    """
+    filesystem, path = _resolve(address)
+    try:
+        found = filesystem.ls(path, detail=True)
+    except Exception as error:  # as above
+        raise _unreachable(address, error) from None
+    named = ((one["name"].rstrip("/").rpartition("/")[2], one["type"]) for one in found)
+    own = path.rstrip("/")  # object stores list a folder's own marker among its files
+    return [
+        (name, kind == "directory")
+        for (name, kind), one in zip(named, found, strict=True)
+        if name and one["name"].rstrip("/") != own
+    ]
+
+
+def _resolve(address: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise _no_package(address, error) from None
+    except ValueError as error:
+        protocol = address.partition("://")[0]
+        raise UsageProblem(
+            f"Cannot read {address}", cause=str(error), hint=_python(protocol)
+        ) from None
+    except Exception as error:  # credentials are looked for already here
+        raise _unreachable(address, error) from None
+    return filesystem, str(path)
+
+
+def _no_package(address: str, error: ImportError) -> UsageProblem:
+    missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
+    protocol = address.partition("://")[0].rpartition("::")[2]
+    package = (missing or "").partition(".")[0] or f"fsspec[{protocol}]"
+    return UsageProblem(
+        f"Cannot read {address}",
+        cause=f"{protocol}:// needs the package {package}, which is not installed",
+        hint=f"pip install {shlex.quote(package)}",
+    )
+
+
+def _python(protocol: str) -> str:
+    code = "import fsspec; print(*fsspec.available_protocols())"
+    return f"python -c {shlex.quote(code)}"
+
+
+def _unreachable(address: str, error: Exception) -> MvwError:
+    return MvwError(
+        f"Cannot read {address}",
+        cause=said(error),
+        hint=f"python -c {shlex.quote(f'import fsspec; print(fsspec.open({address!r}))')}",
+    )
+
+
+def said(error: BaseException) -> str:
+    """One line of what an exception of somebody else's says."""
+    return " ".join(str(error).split()) or type(error).__name__
