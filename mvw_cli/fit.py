@@ -7,18 +7,38 @@ nothing: what is wrong with a checkpoint is for loading it to tell.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 
 from mvw_cli.adapter import Adapter, ModelSpec
-from mvw_cli.cost import BITS, Shape, shape_of, weight_bytes
-from mvw_cli.doctor.facts import OFFLOADED, free_memory, gpu_count
+from mvw_cli.cost import Shape, shape_of
+from mvw_cli.doctor.facts import OFFLOADED, free_memory, gather, gpu_count
+from mvw_cli.doctor.remedy import Changes, Load, installed_first, remedy
 from mvw_cli.doctor.weights import locate_weights
 from mvw_cli.errors import OutOfMemory
 from mvw_cli.plugins import find_adapter
 from mvw_cli.units import readable_bytes
 
+_OTHERS = "mvw list profiles"
 _PLENTY = 8
 """Files this many times smaller than the free memory fit in whatever type they are read: float32
 takes 4 times the memory of one byte, and the rest is for what may be read meanwhile."""
+_KEYS = ("model", "revision", "dtype", "device", "device_map", "quantization")
+_SWITCHES = ("allow_pickle", "random_weights")
+
+
+class DoesNotFit(OutOfMemory):
+    """The weights are larger than what is free."""
+
+    changes: Changes | None = None
+    """The smallest change of the profile after which they fit, where one is known."""
+
+    def retried(self, command: Callable[[Changes], str]) -> None:
+        """Put the user's own command, with the change made, where the hint has a plain one.
+
+        `command` writes it, given the changes; this module does not know commands.
+        """
+        if self.changes is not None:
+            self.hint = installed_first(self.changes, gather(), command(self.changes))
 
 
 def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
@@ -28,7 +48,7 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
         name: of the adapter, as a profile has it.
 
     Raises:
-        OutOfMemory: they take more.
+        DoesNotFit: they take more.
     """
     free = _free(spec)
     if spec.model is None or free is None or _small(name, spec, free):
@@ -40,30 +60,45 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
         shape = shape_of(adapter, config)
     except Exception:  # of adapters by others, too; see the module's docstring
         return
-    dtype = shape.dtype if spec.dtype == "auto" else spec.dtype
-    needed = weight_bytes(shape.weights, dtype, BITS[spec.quantization])
-    if needed <= free:
+    load = _load(spec, shape)
+    if load.needed <= free:
         return
     where = "" if spec.device == "auto" else f" on {spec.device}"
-    if spec.device_map is not None:
-        where = " of all GPUs and of the machine" if gpu_count() else ""
-    held = dtype if spec.quantization is None else f"{dtype} and {spec.quantization}"
-    raise OutOfMemory(
+    if spec.device_map is not None and gpu_count():
+        where = " of all GPUs" if spec.quantization else " of all GPUs and of the machine"
+    held = load.dtype if spec.quantization is None else f"{load.dtype} and {spec.quantization}"
+    size = readable_bytes(load.needed)
+    error = DoesNotFit(
         f"{spec.model} does not fit into the free memory{where}.",
-        cause=f"Its weights take {readable_bytes(needed)} in {held}; {readable_bytes(free)} free.",
-        hint=_what_fits(name, spec, shape, dtype, free),
+        cause=f"Its weights take {size} in {held}; {readable_bytes(free)} free.",
+        hint=_OTHERS,
+    )
+    error.changes = remedy(load, gather())
+    error.retried(lambda changes: _command(name, spec, changes))
+    raise error
+
+
+def _load(spec: ModelSpec, shape: Shape) -> Load:
+    return Load(
+        shape,
+        dtype=shape.dtype if spec.dtype == "auto" else spec.dtype,
+        device=spec.device,
+        device_map=spec.device_map,
+        quantization=spec.quantization,
+        random_weights=spec.random_weights,
     )
 
 
 def _free(spec: ModelSpec) -> int | None:
     """Say what is free where the weights are to go, or None where that is not known.
 
-    What GPUs have no room for, accelerate keeps in the machine's memory: slow, but it runs.
+    What GPUs have no room for, accelerate keeps in the machine's memory: slow, but it runs, unless
+    the weights are quantised.
     """
     if spec.device_map is None or not gpu_count():
         return free_memory(spec.device)
     gpus = [free_memory(f"cuda:{index}") for index in range(gpu_count())]
-    memory = free_memory("cpu")
+    memory = 0 if spec.quantization else free_memory("cpu")
     known = [one for one in gpus if one is not None]
     if memory is None or len(known) < len(gpus):
         return None
@@ -79,14 +114,15 @@ def _small(name: str, spec: ModelSpec, free: int) -> bool:
     return 0 < held.size_bytes * _PLENTY <= free and not (held.missing or held.damaged)
 
 
-def _what_fits(name: str, spec: ModelSpec, shape: Shape, dtype: str, free: int) -> str:
-    """Name the smallest change after which the weights fit, or the list of other models."""
-    narrow = weight_bytes(shape.weights, "bfloat16")
-    command = ["mvw", "infer", "IMAGE", "QUESTION", "--adapter", name]
-    command += ["--model", spec.model or "", "--dtype", "bfloat16"]
-    if dtype == "float32" and narrow <= free:
-        device = [] if spec.device == "auto" else ["--device", spec.device]
-        return shlex.join([*command, *device])
-    if narrow <= (free_memory("cpu") or 0) and spec.device not in ("cpu", "mps"):
-        return shlex.join([*command, "--device", "cpu"])
-    return "mvw list profiles"
+def _command(name: str, spec: ModelSpec, changes: Changes) -> str:
+    """Write a command that loads the same weights in the same way, but for the changes."""
+    words = ["mvw", "infer", "IMAGE", "QUESTION", "--adapter", name]
+    for key, value in {**{key: getattr(spec, key) for key in _KEYS}, **changes}.items():
+        if value is None or (value == "auto" and key != "device_map"):
+            continue
+        words += ["--set", f"{key}={value}"] if key == "revision" else [_option(key), value]
+    return shlex.join([*words, *(_option(key) for key in _SWITCHES if getattr(spec, key))])
+
+
+def _option(key: str) -> str:
+    return "--" + key.replace("_", "-")

@@ -86,7 +86,8 @@ def _findings(
     chosen = name is not None or bool(pairs)
     if not (chosen or with_equivalence):
         return findings, None
-    from mvw_cli.doctor.model import check_model, refused
+    from mvw_cli.doctor.advice import refused
+    from mvw_cli.doctor.model import check_model
 
     try:
         resolved = profiles.resolve(name, profiles.parse_set(pairs))

@@ -11,11 +11,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from mvw_cli.adapter import Answer
 from mvw_cli.cli.destination import check_destination, deliver
+from mvw_cli.cli.infer_retry import retry
 from mvw_cli.cli.infer_view import View
 from mvw_cli.cli.interrupt import leaving_at_once
 from mvw_cli.cli.libraries import mute_libraries
@@ -191,11 +193,16 @@ def _stdin() -> bytes:
 
 
 def _open(resolved: Resolved, task: Task) -> Session:
+    from mvw_cli.fit import DoesNotFit
     from mvw_cli.session import open_session
 
-    return open_session(
-        resolved.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
-    )
+    try:
+        return open_session(
+            resolved.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
+        )
+    except DoesNotFit as error:
+        error.retried(partial(retry, task))
+        raise
 
 
 def _explain(resolved: Resolved, view: View) -> None:

@@ -146,6 +146,20 @@ def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
     return [profile, *flags[:3], never, *flags[3:], any_key, offline]
 
 
+def written(profile: str | None, flags: Mapping[str, object]) -> list[str]:
+    """Write the words of a command line that give this profile and these flags."""
+    words = [] if profile is None else ["--profile", profile]
+    for key, value in flags.items():
+        option = _option(key, False)
+        if value is None:
+            words += ["--set", f"{key}=null"]
+        elif option.startswith("--set"):
+            words += ["--set", f"{key}={value}"]
+        else:
+            words += [option, str(value)]
+    return words
+
+
 def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         stay_offline()

@@ -5,9 +5,10 @@ The comparison itself is `mvw_cli/equivalence.py`; this judges what it came to.
 
 from __future__ import annotations
 
+from mvw_cli.doctor.advice import again, refused
 from mvw_cli.doctor.facts import Facts
 from mvw_cli.doctor.findings import Finding
-from mvw_cli.doctor.model import again, check_device, refused
+from mvw_cli.doctor.model import check_device
 from mvw_cli.equivalence import Equivalence, equivalence
 from mvw_cli.errors import MvwError
 from mvw_cli.profiles import Resolved
@@ -33,7 +34,7 @@ def check_exactness(resolved: Resolved, facts: Facts) -> tuple[Finding, Equivale
         if profile.attention != "flash":
             return refused("equivalence", error), None
         # Tiny models are float32, so that the comparison is sharp, and flash-attn is not.
-        way_out = again(resolved, "attention=sdpa", equivalence=True)
+        way_out = again(resolved, {"attention": "sdpa"}, equivalence=True)
         found = f"not run: {error.cause or error.message}"
         return Finding("equivalence", "warning", found, way_out), None
     return _judged(resolved, figures), figures
@@ -47,7 +48,7 @@ def _judged(resolved: Resolved, figures: Equivalence) -> Finding:
     )
     if figures.passed:
         return Finding("equivalence", "ok", found)
-    way_out = again(resolved, "attention=eager", equivalence=True)
+    way_out = again(resolved, {"attention": "eager"}, equivalence=True)
     if figures.difference <= figures.tolerance:
         found += ": withdrawal changes too little for a mistake to show"
         return Finding("equivalence", "warning", found, way_out)

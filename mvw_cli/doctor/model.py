@@ -10,9 +10,11 @@ import shlex
 from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cost import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
-from mvw_cli.doctor.facts import OFFLOADED, Facts, Gpu
+from mvw_cli.cost import Shape, shape_of, weight_bytes
+from mvw_cli.doctor.advice import again, refused
+from mvw_cli.doctor.facts import Facts, Gpu
 from mvw_cli.doctor.findings import Finding
+from mvw_cli.doctor.remedy import Load, installed_first, missing_extras, remedy
 from mvw_cli.doctor.weights import locate_weights, on_the_hub
 from mvw_cli.errors import MvwError
 from mvw_cli.profiles import Resolved, model_spec, withdrawal_policy
@@ -29,12 +31,6 @@ def check_model(resolved: Resolved, facts: Facts) -> list[Finding]:
     return list(_checks(resolved, facts))
 
 
-def refused(check: str, error: MvwError) -> Finding:
-    """Turn an error into a finding."""
-    found = f"{error.message}: {error.cause}" if error.cause else error.message
-    return Finding(check, "problem", found, error.hint)
-
-
 def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     from mvw_cli.plugins import load_adapter
 
@@ -48,6 +44,7 @@ def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     yield Finding("profile", "ok", f"{resolved.name or 'flags'}: {spec.model}")
     device = check_device(resolved, facts)
     yield device
+    yield from _placement(resolved, facts)
     yield _attention(resolved, facts)
     try:
         adapter = load_adapter(profile.adapter)
@@ -68,14 +65,6 @@ def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     if shape is not None and device.status == "ok":
         yield _dtype(resolved, shape, facts)
         yield _fit(resolved, shape, vision or 0, facts)
-
-
-def again(resolved: Resolved, *changes: str, equivalence: bool = False) -> str:
-    """Write the command that asks about the same profile with keys changed."""
-    words = ["mvw", "doctor", *(["--equivalence"] if equivalence else [])]
-    if resolved.name is not None:
-        words += ["--profile", resolved.name]
-    return shlex.join([*words, *(word for change in changes for word in ("--set", change))])
 
 
 def _kind(resolved: Resolved, facts: Facts) -> str:
@@ -99,16 +88,39 @@ def check_device(resolved: Resolved, facts: Facts) -> Finding:
     }[kind]
     if not there:
         found = f"{device} is not there; PyTorch sees {len(facts.gpus)} CUDA devices"
-        return Finding("profile's device", "problem", found, again(resolved, "device=auto"))
+        return Finding("profile's device", "problem", found, again(resolved, {"device": "auto"}))
     shown = kind if device == "auto" else device
     return Finding("profile's device", "ok", f"{shown} (auto)" if device == "auto" else shown)
+
+
+def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
+    """Judge device map and quantisation, where the profile asks for one."""
+    profile = resolved.profile
+    wanted = {"device_map": profile.device_map, "quantization": profile.quantization}
+    asked = ", ".join(f"{key}: {value}" for key, value in wanted.items() if value is not None)
+    if not asked:
+        return
+    kind = _kind(resolved, facts)
+    extras = missing_extras(profile.device_map, profile.quantization, facts)
+    if profile.quantization is not None and kind != "cuda":
+        found = f"{asked}: quantisation needs a CUDA device"
+        yield Finding("placement", "problem", found, again(resolved, {"quantization": None}))
+    elif extras:
+        needed = "accelerate" if extras == ["multi-gpu"] else "accelerate and bitsandbytes"
+        way_out = f'pip install --upgrade "mvw[{extras[0]}]"'
+        yield Finding("placement", "problem", f"{asked}: needs {needed}", way_out)
+    elif profile.device_map is not None and len(facts.gpus) < 2:
+        found = f"{asked}: {len(facts.gpus)} CUDA devices, so there is nothing to spread over"
+        yield Finding("placement", "ok", found)
+    else:
+        yield Finding("placement", "ok", asked)
 
 
 def _attention(resolved: Resolved, facts: Facts) -> Finding:
     wanted = resolved.profile.attention
     if wanted == "flash" and _kind(resolved, facts) != "cuda":
         found = "flash needs a CUDA device"
-        return Finding("attention", "problem", found, again(resolved, "attention=auto"))
+        return Finding("attention", "problem", found, again(resolved, {"attention": "auto"}))
     if wanted == "flash" and facts.flash_attn is None:
         found = "flash needs flash-attn, which is not installed"
         return Finding("attention", "problem", found, 'pip install "mvw[flash]"')
@@ -164,13 +176,13 @@ def _dtype(resolved: Resolved, shape: Shape, facts: Facts) -> Finding:
     gpu = _chosen_gpu(resolved, facts)
     if kind == "cuda" and gpu is not None and dtype == "bfloat16" and not gpu.bfloat16:
         found = f"{shown}: {gpu.name} emulates it, slowly"
-        return Finding("dtype", "warning", found, again(resolved, "dtype=float16"))
+        return Finding("dtype", "warning", found, again(resolved, {"dtype": "float16"}))
     if kind == "cpu" and dtype == "float16":
         found = f"{shown}: slow on a CPU, and not as wide as bfloat16"
-        return Finding("dtype", "warning", found, again(resolved, "dtype=bfloat16"))
+        return Finding("dtype", "warning", found, again(resolved, {"dtype": "bfloat16"}))
     if resolved.profile.attention == "flash" and dtype == "float32":
         found = f"{shown}: flash needs float16 or bfloat16"
-        return Finding("dtype", "problem", found, again(resolved, "dtype=bfloat16"))
+        return Finding("dtype", "problem", found, again(resolved, {"dtype": "bfloat16"}))
     return Finding("dtype", "ok", shown)
 
 
@@ -178,52 +190,42 @@ def _used_dtype(resolved: Resolved, shape: Shape) -> str:
     return shape.dtype if resolved.profile.dtype == "auto" else resolved.profile.dtype
 
 
-def _free(resolved: Resolved, facts: Facts) -> int | None:
-    """Say how much memory the profile's device has left, or all GPUs over which it is spread."""
-    if _kind(resolved, facts) != "cuda":
-        return facts.memory_free_bytes
-    if resolved.profile.device_map is not None:
-        return sum(gpu.free_bytes for gpu in facts.gpus)
-    gpu = _chosen_gpu(resolved, facts)
-    return gpu.free_bytes if gpu is not None else facts.memory_free_bytes
+def _load(resolved: Resolved, shape: Shape, vision: int) -> Load:
+    profile = resolved.profile
+    return Load(
+        shape,
+        dtype=_used_dtype(resolved, shape),
+        device=profile.device,
+        device_map=profile.device_map,
+        quantization=profile.quantization,
+        cache=shape.kv_elements(profile.generation.max_new_tokens, vision),
+    )
 
 
 def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding:
-    dtype, free = _used_dtype(resolved, shape), _free(resolved, facts)
+    load = _load(resolved, shape, vision)
+    free, needed = load.free(facts), load.needed
+    held = load.dtype if load.quantization is None else f"{load.dtype} and {load.quantization}"
     text = resolved.profile.generation.max_new_tokens
-    cache = shape.kv_elements(text, vision) * DTYPE_BYTES[dtype]
-    quantization = resolved.profile.quantization
-    needed = weight_bytes(shape.weights, dtype, BITS[quantization]) + cache
-    held = dtype if quantization is None else f"{dtype} and {quantization}"
-    load = f"weights in {held} and the cache of an image and {text} tokens"
-    found = f"{readable_bytes(needed)} needed for {load}"
+    what = f"weights in {held} and the cache of an image and {text} tokens"
+    found = f"{readable_bytes(needed)} needed for {what}"
     if free is None:
         return Finding("fit", "ok", f"{found}; how much is free is not known")
     found += f", {readable_bytes(free)} free"
-    if needed > free and _spills(resolved, facts, needed - free):
+    if needed > free and load.spills(facts):
         waiting = f"{readable_bytes(needed - free)} would wait in the machine's memory: slow"
-        smaller = _what_fits(resolved, shape, facts, free - cache)
-        return Finding("fit", "warning", f"{found}; {waiting}", smaller)
+        return Finding("fit", "warning", f"{found}; {waiting}", _what_fits(resolved, load, facts))
     if needed > free:
-        return Finding("fit", "problem", found, _what_fits(resolved, shape, facts, free - cache))
+        return Finding("fit", "problem", found, _what_fits(resolved, load, facts))
     if needed > TIGHT * free:
-        smaller = _what_fits(resolved, shape, facts, free * TIGHT - cache)
+        smaller = _what_fits(resolved, load, facts, part=TIGHT)
         return Finding("fit", "warning", f"{found}: tight", smaller)
     return Finding("fit", "ok", found)
 
 
-def _spills(resolved: Resolved, facts: Facts, rest: float) -> bool:
-    """Whether the machine's memory takes what the GPUs of a device map have no room for."""
-    spread = resolved.profile.device_map is not None and _kind(resolved, facts) == "cuda"
-    return spread and rest <= OFFLOADED * (facts.memory_free_bytes or 0)
-
-
-def _what_fits(resolved: Resolved, shape: Shape, facts: Facts, free: float) -> str:
+def _what_fits(resolved: Resolved, load: Load, facts: Facts, part: float = 1.0) -> str:
     """Name the smallest change after which the weights fit, or the list of other profiles."""
-    dtype = _used_dtype(resolved, shape)
-    if dtype == "float32" and weight_bytes(shape.weights, "bfloat16") <= free:
-        return again(resolved, "dtype=bfloat16")
-    memory = facts.memory_free_bytes or 0
-    if _kind(resolved, facts) == "cuda" and weight_bytes(shape.weights, "bfloat16") <= memory:
-        return again(resolved, "device=cpu", "dtype=bfloat16")
-    return "mvw list profiles"
+    changes = remedy(load, facts, part=part)
+    if changes is None:
+        return "mvw list profiles"
+    return installed_first(changes, facts, again(resolved, changes))

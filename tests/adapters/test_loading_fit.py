@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +41,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
     return known
 
 
-def refused(folder: Path, **spec: str) -> OutOfMemory:
+def refused(folder: Path, **spec: Any) -> OutOfMemory:
     with pytest.raises(OutOfMemory) as raised:
         fit.check_fit("hf", ADAPTER, ModelSpec(model=str(folder), **spec))
     parse_hint(raised.value.hint or "")
@@ -56,16 +59,54 @@ def test_the_border_is_the_size_of_the_weights(folder: Path, free: dict[str, int
             fit.check_fit("hf", ADAPTER, spec)
 
 
-def test_the_hint_is_what_would_help(folder: Path, free: dict[str, int | None]) -> None:
-    free.update({"cpu": WEIGHTS * 3, "cuda:0": WEIGHTS * 3})
-    error = refused(folder, device="cuda:0", dtype="float32")
-    assert "--dtype bfloat16 --device cuda:0" in (error.hint or "")
-    free["cuda:0"] = WEIGHTS
-    error = refused(folder, device="cuda:0", dtype="float32")
-    assert "--dtype bfloat16 --device cpu" in (error.hint or "")
+def machine(monkeypatch: pytest.MonkeyPatch, *gpus: int, memory: int, **facts_: Any) -> None:
+    """Make believe that the machine has so many bytes free on its GPUs and in memory."""
+    made = replace(
+        facts.gather(),
+        gpus=tuple(facts.Gpu("GPU", free, free, True) for free in gpus),
+        memory_free_bytes=memory,
+        **{"accelerate": "1.15.0", "bitsandbytes": "0.50.2", **facts_},
+    )
+    monkeypatch.setattr(fit, "gather", lambda: made)
+
+
+def test_the_hint_is_what_would_help(
+    folder: Path, free: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hint(*gpus: int, memory: int = 0, installed: bool = True, **spec: Any) -> str:
+        free.update({"cpu": memory, "auto": gpus[0], "cuda:0": gpus[0]})
+        missing = {} if installed else {"bitsandbytes": None}
+        machine(monkeypatch, *gpus, memory=memory, **missing)
+        command, _, changed = (refused(folder, **spec).hint or "").partition(str(folder))
+        return changed.strip() or command
+
+    wide = {"device": "cuda:0", "dtype": "float32"}
+    assert hint(WEIGHTS * 3, **wide) == "--dtype bfloat16 --device cuda:0"
+    narrow = {"device": "cuda:0", "dtype": "bfloat16"}
+    assert hint(WEIGHTS, WEIGHTS, **narrow) == "--dtype bfloat16 --device-map auto"
+    eight = WEIGHTS * 3 // 2  # of the parameters, a part is quantised
+    assert hint(eight, dtype="bfloat16") == "--dtype bfloat16 --quantization 8bit"
+    small = WEIGHTS * 9 // 10
+    assert hint(small, memory=WEIGHTS * 3, **narrow).startswith("--dtype bfloat16 --device-map")
+    assert hint(small, memory=WEIGHTS * 3, **wide, random_weights=True) == (
+        "--dtype bfloat16 --device cpu --random-weights"
+    )
+    assert hint(small, memory=WEIGHTS // 9, **narrow) == "mvw list profiles"
+    given = {"revision": "v1", "allow_pickle": True}
+    assert hint(eight, dtype="bfloat16", **given) == (
+        "--set revision=v1 --dtype bfloat16 --quantization 8bit --allow-pickle"
+    )
     free["cpu"] = WEIGHTS
-    assert refused(folder, device="cuda:0").hint == "mvw list profiles"
-    assert refused(folder, device="cpu").hint == "mvw list profiles"
+    assert refused(folder, device="cpu", dtype="bfloat16").hint == "mvw list profiles"
+
+
+def test_what_is_missing_is_installed_first(
+    folder: Path, free: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free["auto"] = WEIGHTS * 3 // 2
+    machine(monkeypatch, WEIGHTS * 3 // 2, memory=0, bitsandbytes=None)
+    error = refused(folder, dtype="bfloat16")
+    assert (error.hint or "").startswith('pip install "mvw[quantization]" && mvw infer IMAGE ')
 
 
 def test_what_is_not_known_stops_nothing(folder: Path, free: dict[str, int | None]) -> None:
@@ -96,6 +137,22 @@ def test_by_the_command(
     lines = ran.err.splitlines()
     assert lines[-3] == f"Error: {folder} does not fit into the free memory on cpu."
     assert "in float32" in lines[-2]
-    assert lines[-1].startswith("Hint: mvw infer IMAGE QUESTION --adapter hf --model ")
+    assert lines[-1] == f"Hint: {shlex.join(['mvw', *command, '--dtype', 'bfloat16'])}"
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("generation: {temperature: 0}\n")
+    more = ["--profile", str(profile), "--dtype", "float32", "--random-weights", "--json"]
+    ran = mvw(*command, *more, "--set", "revision=v1", "-m", "3")
+    words = shlex.split(ran.err.splitlines()[-1].removeprefix("Hint: "))
+    assert words[:4] == ["mvw", *command[:3]]
+    assert words[-2:] == ["--random-weights", "--json"]
+    pairs = dict(zip(words[4:-2:2], words[5:-2:2], strict=True))
+    assert pairs == {
+        "--profile": str(profile),
+        "--m": "3",
+        "--model": str(folder),
+        "--device": "cpu",
+        "--dtype": "bfloat16",
+        "--set": "revision=v1",
+    }
     free["cpu"] = WEIGHTS * 4
     assert mvw(*command).code == ExitCode.MODEL

@@ -21,6 +21,8 @@ Run = Callable[..., Ran]
 GIB = 2**30
 A100 = Gpu("A100", 80 * GIB, 79 * GIB, True)
 T4 = Gpu("T4", 16 * GIB, 15 * GIB, False)
+SMALL = Gpu("small", 8 * GIB, 7 * GIB, True)
+TINY = Gpu("tiny", 6 * GIB, 11 * GIB // 2, True)
 GOOD = Facts(
     python="3.12.1",
     torch="2.9.0",
@@ -192,17 +194,31 @@ def test_weights_that_are_still_to_be_had(doctor: Any, tmp_path: Path, hub: Path
     ("settings", "differences", "status", "advises"),
     [
         ([], {}, "ok", None),
-        ([], {"gpus": (T4,)}, "problem", "--set device=cpu --set dtype=bfloat16"),
-        ([], {"gpus": (T4,), "memory_free_bytes": 8 * GIB}, "problem", "mvw list profiles"),
+        ([], {"gpus": (T4,)}, "problem", "2.5-vl-7b --set quantization=8bit"),
+        ([], {"gpus": (SMALL,)}, "problem", "2.5-vl-7b --set quantization=4bit"),
+        ([], {"gpus": (SMALL,), "bitsandbytes": None}, "problem",
+         'pip install "mvw[quantization]" && mvw doctor --profile qwen2.5-vl-7b --set quant'),
+        ([], {"gpus": (T4, T4)}, "problem", "2.5-vl-7b --set device_map=auto"),
+        ([], {"gpus": (T4, T4), "accelerate": None}, "problem", '"mvw[multi-gpu]" && mvw doctor'),
+        (["dtype=float32"], {"gpus": (T4, T4)}, "problem",
+         "--set dtype=float16 --set device_map=auto"),
+        (["device=cuda:1"], {"gpus": (T4, T4)}, "problem",
+         "--set device=auto --set device_map=auto"),
+        ([], {"gpus": (TINY, TINY)}, "problem", "--set device_map=auto --set quantization=8bit"),
+        ([], {"gpus": (TINY,)}, "problem", "2.5-vl-7b --set device_map=auto"),
+        (["quantization=4bit"], {"gpus": (TINY,)}, "problem",
+         "--set quantization=null --set device=cpu"),
+        ([], {"gpus": (TINY,), "memory_free_bytes": 8 * GIB}, "problem", "mvw list profiles"),
         (["dtype=float32"], {"gpus": (Gpu("x", 24 * GIB, 23 * GIB, True),)}, "problem",
          "--profile qwen2.5-vl-7b --set dtype=bfloat16"),
-        ([], {"gpus": (Gpu("x", 24 * GIB, 17 * GIB, True),)}, "warning", "device=cpu"),
+        ([], {"gpus": (Gpu("x", 24 * GIB, 17 * GIB, True),)}, "warning", "=8bit"),
         (["device=cpu"], {}, "ok", None),
         (["device=cuda:1"], {"gpus": (T4, A100)}, "ok", None),
         (["device=cpu"], {"memory_free_bytes": 2 * GIB}, "problem", "mvw list profiles"),
         (["device=cpu"], {"memory_free_bytes": None}, "ok", None),
         (["device_map=auto"], {"gpus": (T4, T4)}, "ok", None),
-        (["device_map=auto"], {"gpus": (T4,)}, "warning", "device=cpu"),
+        (["device_map=auto"], {"gpus": (T4,)}, "warning",
+         "--set device_map=auto --set quantization=8bit"),
         (["device_map=auto"], {"gpus": (T4,), "memory_free_bytes": GIB // 2}, "problem", "mvw"),
         (["device_map=auto"], {**CPU_ONLY}, "ok", None),
     ],
@@ -216,6 +232,7 @@ def test_whether_it_fits(
     assert (advises is None) == (found["fit"]["advice"] is None)
     assert advises is None or advises in found["fit"]["advice"]
     dtype = "float32" if "dtype=float32" in settings else "bfloat16"
+    dtype += " and 4bit" if "quantization=4bit" in settings else ""
     assert f"weights in {dtype} and the cache of an image and 512 tokens" in found["fit"]["found"]
 
 
@@ -239,6 +256,16 @@ def test_the_bytes_that_must_fit(doctor: Any) -> None:
          "dtype=bfloat16"),
         ([], {"gpus": (T4,)}, "dtype", "warning", "T4 emulates it", "dtype=float16"),
         (["dtype=float16"], CPU_ONLY, "dtype", "warning", "slow on a CPU", "dtype=bfloat16"),
+        (["quantization=4bit"], CPU_ONLY, "placement", "problem", "needs a CUDA device",
+         "mvw doctor --profile qwen2.5-vl-7b --set quantization=null"),
+        (["quantization=4bit"], {"bitsandbytes": None}, "placement", "problem",
+         "needs accelerate and bitsandbytes", "mvw[quantization]"),
+        (["device_map=auto"], {"accelerate": None}, "placement", "problem", "needs accelerate",
+         "mvw[multi-gpu]"),
+        (["device_map=auto"], {"gpus": (T4, T4)}, "placement", "ok", "device_map: auto", None),
+        (["device_map=auto"], {}, "placement", "ok", "nothing to spread over", None),
+        (["device_map=auto", "device=cpu"], {}, "profile", "problem", "contradict", "mvw"),
+        (["quantization=8bit"], {}, "placement", "ok", "quantization: 8bit", None),
         (["withdrawal.policy=nothing"], {}, "profile", "problem", "no policy `nothing`",
          "mvw list policies"),
         (["adapter=nothing"], {}, "profile", "problem", "no adapter `nothing`",
@@ -329,7 +356,7 @@ def test_equivalence_with_flash_is_not_claimed(doctor: Any) -> None:
     assert found["equivalence"]["status"] == "warning"
     assert found["equivalence"]["found"].startswith("not run: ")
     assert found["equivalence"]["advice"] == (
-        "mvw doctor --equivalence --profile shapes --set attention=sdpa"
+        "mvw doctor --equivalence --profile shapes --set device=cpu --set attention=sdpa"
     )
 
 
@@ -428,3 +455,13 @@ def test_a_model_in_the_cache(doctor: Any, checkpoint: Path, hub: Path) -> None:
     _, found = doctor("--set", "model=some-org/tiny")
     assert found["weights"]["status"] == "problem"
     assert found["weights"]["advice"] == "hf download some-org/tiny"
+
+
+def test_the_advice_keeps_what_was_given(doctor: Any) -> None:
+    given = ("model=Qwen/Qwen2.5-VL-7B-Instruct", "dtype=float32", "generation.stop=[a, b]")
+    options = [word for one in given for word in ("--set", one)]
+    _, found = doctor(*options, gpus=(Gpu("x", 24 * GIB, 23 * GIB, True),))
+    assert shlex.split(found["fit"]["advice"]) == [
+        "mvw", "doctor", "--set", "model=Qwen/Qwen2.5-VL-7B-Instruct", "--set", "dtype=bfloat16",
+        "--set", 'generation.stop=["a", "b"]',
+    ]  # fmt: skip
