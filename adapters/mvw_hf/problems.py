@@ -1,7 +1,7 @@
 """What went wrong while a checkpoint was loaded, told in three lines.
 
-The errors of transformers and the hub are told apart by their types; where transformers raises a
-plain OSError, by looking at the files themselves. It loads nothing.
+Errors are told apart by their types, those of the hub in `hub_problems.py`; where transformers
+raises a plain OSError, by looking at the files themselves. It loads nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mvw_cli import ModelProblem, MvwError, locate_weights, on_the_hub
-
-OTHERS = "mvw list profiles"
+from mvw_hf.hub_problems import OTHERS, disk_is_full, download, http_error, no_space, of_the_hub
 
 
 @contextmanager
@@ -40,6 +39,8 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
             hint=OTHERS,
         ) from error
     except RuntimeError as error:
+        if disk_is_full(error):
+            raise no_space(name) from error
         if "PytorchStreamReader" not in str(error):  # a cut archive; the type is all too common
             raise
         raise ModelProblem(
@@ -47,15 +48,15 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
             cause="Its pickled weights are cut, or no archive of PyTorch.",
             hint=OTHERS,
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, _http_error()) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, http_error()) as error:
         problem = (
-            _of_the_hub(error, name, revision)
+            of_the_hub(error, name, revision)
             or _of_the_configuration(name, revision)
             or _of_the_files(name, revision)
             or ModelProblem(
                 f"{name} can't be loaded.",
                 cause=_first_line(error),
-                hint=_download(name),
+                hint=download(name),
             )
         )
         raise problem from error
@@ -102,54 +103,6 @@ def _with_pickle(name: str) -> str:
     return shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"])
 
 
-def _of_the_hub(error: BaseException, name: str, revision: str | None) -> ModelProblem | None:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    causes = list(_chain(error))
-
-    def is_a(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(one, kinds) for one in causes)
-
-    if is_a(GatedRepoError):
-        return ModelProblem(
-            f"{name} is gated, and this machine has no access to it.",
-            cause="Its owners want the terms accepted on its page, by a logged-in user.",
-            hint="hf auth login",
-        )
-    if is_a(RepositoryNotFoundError):
-        return ModelProblem(
-            f"There is no model {name} on the hub.",
-            cause="The name is wrong, or it is private and this machine is not logged in.",
-            hint=OTHERS,
-        )
-    if is_a(RevisionNotFoundError):
-        command = ["mvw", "infer", "scene.png", "QUESTION", "--model", name]
-        return ModelProblem(
-            f"{name} has no revision {revision}.",
-            cause="The hub knows no branch, tag or commit of that name for it.",
-            hint=shlex.join([*command, "--set", "revision=main"]),
-        )
-    if is_a(OfflineModeIsEnabled) or (is_a(LocalEntryNotFoundError) and _offline()):
-        return ModelProblem(
-            f"{name} is not on this machine.",
-            cause="The hub is not asked: offline mode is on.",
-            hint=_download(name),
-        )
-    if is_a(LocalEntryNotFoundError, _http_error(), ConnectionError):
-        return ModelProblem(
-            f"{name} can't be fetched: the hub does not answer.",
-            cause="There is no network or the hub is down, and the model is not on this machine.",
-            hint=_download(name),
-        )
-    return None
-
-
 def _of_the_configuration(name: str, revision: str | None) -> ModelProblem | None:
     folder = Path(name).expanduser()
     if not on_the_hub(name) and not folder.is_dir():
@@ -194,13 +147,13 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
         return ModelProblem(
             f"{name} is incomplete.",
             cause=f"{len(held.missing)} of {of} files of weights missing: {held.missing[0]}.",
-            hint=_download(name),
+            hint=download(name),
         )
     if held.damaged:
         return ModelProblem(
             f"{name} is damaged.",
             cause=f"{held.damaged[0]} is cut, or no safetensors file.",
-            hint=f"{_download(name)} --force-download" if on_the_hub(name) else OTHERS,
+            hint=f"{download(name)} --force-download" if on_the_hub(name) else OTHERS,
         )
     if held.only_pickle:
         return pickled(name)
@@ -215,19 +168,9 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
         return ModelProblem(
             f"{name} has no weights.",
             cause="There is no safetensors file.",
-            hint=_download(name),
+            hint=download(name),
         )
     return None
-
-
-def _download(name: str) -> str:
-    return f"hf download {shlex.quote(name)}" if on_the_hub(name) else OTHERS
-
-
-def _offline() -> bool:
-    from huggingface_hub import is_offline_mode
-
-    return bool(is_offline_mode())
 
 
 def _model_type(name: str, revision: str | None) -> str | None:
@@ -260,19 +203,5 @@ def _unknown(name: str, kind: str) -> ModelProblem | None:
     )
 
 
-def _http_error() -> type[Exception]:
-    # What the HTTP library raises that this version of the hub is built on.
-    from huggingface_hub import errors
-
-    kind: type[Exception] = vars(errors)["HTTPError"]
-    return kind
-
-
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -169,6 +169,44 @@ def test_no_network(hub: Hub) -> None:
     assert hub.requests
 
 
+def full(kind: str) -> BaseException:
+    """What a write to a full disk comes to: of Python, of hf-xet, and inside of another error."""
+    plain = OSError(28, "No space left on device")
+    if kind == "plain":
+        return plain
+    if kind == "rust":
+        return RuntimeError("Data processing error: I/O error: No space left (os error 28)")
+    outer = OSError("Can't load the configuration.")
+    outer.__cause__ = plain
+    return outer
+
+
+@pytest.mark.parametrize("kind", ["plain", "rust", "chained"])
+@pytest.mark.parametrize("part", ["load_processor", "load_model"])
+def test_no_space_left_on_the_disk(
+    kind: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    def fail(*arguments: Any) -> None:
+        raise full(kind)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HuggingFace, "load_processor", lambda *arguments: None)
+    monkeypatch.setattr(HuggingFace, part, fail)
+    error = problem("some/model")
+    assert error.message == "some/model can't be stored: the disk is full."
+    assert f"written to {tmp_path}, which has " in (error.cause or "")
+    assert error.hint == "hf cache ls"
+
+
+def test_another_error_of_the_system_is_not_a_full_disk(folder: Path) -> None:
+    from mvw_hf.hub_problems import disk_is_full
+
+    assert not disk_is_full(OSError(13, "Permission denied"))
+    assert not disk_is_full(RuntimeError("os error 2"))
+
+
 def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
