@@ -158,7 +158,7 @@ def _holds_tables(root: str, source: Source) -> bool:
 def _from_tables(root: str, source: Source, visited: set[object]) -> Iterator[Item]:
     if identity(root) in visited:
         return
-    from mvw_cli.batch.table import list_rows
+    from mvw_cli.batch.table_rows import list_rows
 
     globs, left_out, listed = source.globs, 0, False
 
@@ -186,7 +186,7 @@ def _from_file(path: str, source: Source) -> Iterator[Item]:
     if not source.globs.let_through(path):
         return
     if suffix(path) in TABLE_SUFFIXES:
-        from mvw_cli.batch.table import list_rows
+        from mvw_cli.batch.table_rows import list_rows
 
         name = path.rpartition("/")[2] if len(source.paths) == 1 else path
         yield from list_rows(path, name, source)

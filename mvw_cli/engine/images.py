@@ -56,7 +56,7 @@ def open_image(
         data = source
     else:
         name = os.fspath(source)
-        data = _read_file(name)
+        data = read_file(name)
     if not data:
         raise problems.empty(name)
     if len(data) > problems.FILE_LIMIT:
@@ -81,8 +81,12 @@ def open_image(
     return ImageFile(image, name, digest, image.size, size[::-1] if turned else size)
 
 
-def _read_file(path: str) -> bytes:
-    """Read a regular file; anything else could block for ever or never end."""
+def read_file(path: str) -> bytes:
+    """Read a regular file; anything else could block for ever or never end.
+
+    Raises:
+        BadImage: it is missing, unreadable, no regular file, or larger than any image.
+    """
     try:
         # O_NONBLOCK: opening a FIFO without a writer would hang before it could be refused.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
