@@ -109,11 +109,11 @@ def _explained(model: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # OutOfMemoryError is a RuntimeError; on the CPU it is a plain one, told by its text.
-        text = str(error)
-        gpu = type(error).__name__ == "OutOfMemoryError"
-        if not (gpu or isinstance(error, MemoryError) or "can't allocate memory" in text):
+        from mvw_cli.engine.memory import ran_out
+
+        if not ran_out(error):
             raise
+        text = str(error)
         raise OutOfMemory(
             f"out of memory while running {model}",
             cause=next(iter(text.splitlines()), "") or "the machine has no more to give",

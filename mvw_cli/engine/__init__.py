@@ -10,6 +10,7 @@ from mvw_cli.engine.completion import Completion, summarise
 from mvw_cli.engine.types import (
     Admitted,
     Event,
+    Failed,
     Finished,
     GenerationSettings,
     Prefilled,
@@ -26,6 +27,7 @@ __all__ = [
     "Completion",
     "Engine",
     "Event",
+    "Failed",
     "Finished",
     "GenerationSettings",
     "Prefilled",

@@ -14,7 +14,7 @@ from mvw_cli.engine.attention import attention_kernel, choose_kernel, decoded_ca
 from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers, skipping
 from mvw_cli.engine.exact import NotExact, check_architecture
 from mvw_cli.engine.slots import Observe, Slots
-from mvw_cli.engine.types import Event, Request
+from mvw_cli.engine.types import Event, Failed, Request
 from mvw_cli.errors import ModelProblem
 
 
@@ -73,7 +73,10 @@ class Engine:
                     yield from slots.admit(request)
                 if not slots.active:
                     return
-                yield from slots.step()
+                for event in slots.step():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
 
     @contextmanager
     def serving(self) -> Iterator[Slots]:

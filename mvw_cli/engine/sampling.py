@@ -47,11 +47,18 @@ class Sampler:
         return int(token)
 
 
-def choose_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int]:
-    """Choose one token for each row.  logits: # (n, V)
+def choose_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int | Exception]:
+    """Choose one token for each row, or say what its sampler raised.  logits: # (n, V)
 
     Plain rows are decided together, with one transfer from the device.
     """
     if all(sampler.plain for sampler in samplers):
         return [int(token) for token in logits.argmax(-1).tolist()]
-    return [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
+    return [_chosen(sampler, row) for sampler, row in zip(samplers, logits, strict=True)]
+
+
+def _chosen(sampler: Sampler, logits: Tensor) -> int | Exception:
+    try:
+        return sampler.choose(logits)
+    except Exception as error:  # of one request; the others have drawn their random numbers
+        return error

@@ -21,13 +21,14 @@ from torch import Tensor
 from mvw_cli.engine.attention import decoding
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.cross_attention import CrossAttention
-from mvw_cli.engine.exact import sliding_windows
+from mvw_cli.engine.exact import NotExact, sliding_windows
 from mvw_cli.engine.prepare import Prepared, prepare
 from mvw_cli.engine.sampling import Sampler, choose_tokens
 from mvw_cli.engine.text import Detokenizer
 from mvw_cli.engine.types import (
     Admitted,
     Event,
+    Failed,
     Finished,
     FinishReason,
     Prefilled,
@@ -141,6 +142,8 @@ class Slots:
             ids=prepared.input_ids,
         )
         [token] = choose_tokens(logits, [sampler])
+        if isinstance(token, Exception):
+            raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
         prompt = prepared.input_ids.shape[1]
         if self._cache is None:
@@ -182,8 +185,8 @@ class Slots:
     def step(self) -> list[Event]:
         """Read each sequence's newest token and choose its next one.
 
-        If the forward pass raises, the slots are as they were before, and the step can be made
-        again. What raises after it (a policy, a sampler) leaves sequences that have to be dropped.
+        If it raises, the slots are as they were before, and the step can be made again. What
+        concerns one request alone (its policy, its sampler, its withdrawal) is an event, `Failed`.
         """
         cache = self._cache
         assert cache is not None
@@ -208,8 +211,16 @@ class Slots:
         at = perf_counter()
         events: list[Event] = []
         for sequence, token, row in zip(sequences, tokens, logits, strict=True):
+            if isinstance(token, Exception):
+                events.append(self._fail(sequence, token))
+                continue
             sequence.position = sequence.position + 1
-            events += self._accept(sequence, token, row, at)
+            try:
+                events += self._accept(sequence, token, row, at)
+            except NotExact:
+                raise
+            except Exception as error:
+                events.append(self._fail(sequence, error))
         return events
 
     def drop(self, request: str) -> None:
@@ -279,6 +290,10 @@ class Slots:
         )
         self._release(slot)
         return event
+
+    def _fail(self, sequence: _Sequence, error: Exception) -> Failed:
+        self._release(sequence.slot)
+        return Failed(sequence.request.id, perf_counter(), error)
 
     def _release(self, slot: int) -> None:
         assert self._cache is not None

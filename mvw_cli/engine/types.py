@@ -116,4 +116,13 @@ class Finished:
     """Bytes of the storages behind the whole cache at the end, all slots together."""
 
 
-Event = Admitted | Prefilled | Token | Withdrawn | Finished
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request raised, and is out of its slot; the others go on."""
+
+    request: str
+    at: float
+    error: Exception
+
+
+Event = Admitted | Prefilled | Token | Withdrawn | Finished | Failed
