@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
 import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from mvw_cli import console
-from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.errors import MvwError
+from mvw_cli.files import check_writable, replacing
 from mvw_cli.printable import printable
 
 
@@ -27,30 +25,7 @@ def check_destination(path: str | None) -> None:
     """
     if path is None or path == "-":
         return
-    try:
-        _check(path, Path(os.path.realpath(path)))
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        hint = "mvw infer --help"
-        raise _unwritable(path, error.strerror or str(error), hint) from None
-
-
-def _check(path: str, target: Path) -> None:
-    folder = target.parent
-    quoted = shlex.quote(str(folder))
-    if target.is_dir():
-        raise _unwritable(path, "it is a folder", f"ls {shlex.quote(path)}")
-    if not folder.is_dir():
-        raise _unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise _unwritable(path, "permission denied", f"chmod u+w {shlex.quote(str(target))}")
-    if _is_special(target):
-        return
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        cause = f"cannot write into {folder}: {error.strerror}"
-        raise _unwritable(path, cause, f"ls -ld {quoted}") from None
+    check_writable(path, "mvw infer --help")
 
 
 def deliver(text: str, path: str | None) -> None:
@@ -63,7 +38,8 @@ def deliver(text: str, path: str | None) -> None:
         _to_stdout(text)
         return
     try:
-        _replace(Path(os.path.realpath(path)), text)
+        with replacing(Path(os.path.realpath(path))) as file:
+            file.write((text + "\n" if text else "").encode(errors="backslashreplace"))
     except OSError as error:
         _to_stdout(text)
         raise MvwError(
@@ -92,38 +68,3 @@ def _to_stdout(text: str) -> None:
             cause=f"{error.strerror or error}; the result is on stderr",
             hint="df -h .",
         ) from None
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write beside the target, then rename, so that nobody ever finds half a file."""
-    data = (text + "\n" if text else "").encode(errors="backslashreplace")
-    if _is_special(target):  # /dev/null must stay what it is
-        target.write_bytes(data)
-        return
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(name, _mode(target))
-        os.replace(name, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _mode(target: Path) -> int:
-    """Permissions of the file that is replaced, or those of any new file."""
-    with suppress(OSError):
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
-
-
-def _is_special(target: Path) -> bool:
-    return target.exists() and not target.is_file()
-
-
-def _unwritable(path: str, cause: str, hint: str) -> UsageProblem:
-    return UsageProblem(f"Cannot write {path}", cause=cause, hint=hint)

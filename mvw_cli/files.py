@@ -1,0 +1,105 @@
+"""Files that are replaced as a whole or not at all, and what can be known beforehand.
+
+It does not know what is written into them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from mvw_cli.errors import UsageProblem
+
+
+def check_writable(path: str, help_command: str) -> None:
+    """Refuse a file that could not be written later; leaves no trace.
+
+    Args:
+        help_command: what to type where nothing better can be told.
+
+    Raises:
+        UsageProblem: it is a folder, its folder is missing, or permissions forbid it.
+    """
+    try:
+        _check(path, Path(os.path.realpath(path)))
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise unwritable(path, error.strerror or str(error), help_command) from None
+
+
+def _check(path: str, target: Path) -> None:
+    folder = target.parent
+    quoted = shlex.quote(str(folder))
+    if target.is_dir():
+        raise unwritable(path, "it is a folder", f"ls {shlex.quote(path)}")
+    if not folder.is_dir():
+        raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise unwritable(path, "permission denied", f"chmod u+w {shlex.quote(str(target))}")
+    if is_special(target):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        cause = f"cannot write into {folder}: {error.strerror}"
+        raise unwritable(path, cause, f"ls -ld {quoted}") from None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Write beside the target and rename, so that nobody ever finds half a file.
+
+    What is special, as /dev/null, stays what it is and is written to.
+    """
+    if is_special(target):
+        with target.open("wb") as file:
+            yield file
+        return
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode_of(target))
+        os.replace(name, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed or deleted in a folder last through a power cut."""
+    with suppress(OSError):  # not every file system takes it
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def mode_of(target: Path) -> int:
+    """Permissions of a file that is to be replaced, or those of any new file."""
+    with suppress(OSError):
+        return stat.S_IMODE(target.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def is_special(target: Path) -> bool:
+    """Say whether something is there that is no regular file."""
+    return target.exists() and not target.is_file()
+
+
+def unwritable(path: str, cause: str, hint: str) -> UsageProblem:
+    """Say why a file can't be written."""
+    return UsageProblem(f"Cannot write {path}", cause=cause, hint=hint)
