@@ -21,6 +21,7 @@ from mvw_cli.cli.infer_retry import retry
 from mvw_cli.cli.infer_view import View
 from mvw_cli.cli.interrupt import leaving_at_once
 from mvw_cli.cli.libraries import mute_libraries
+from mvw_cli.cli.loading_line import progress
 from mvw_cli.engine.completion import Completion, summarise
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.store import DEFAULT
@@ -71,7 +72,7 @@ def run(task: Task) -> None:
         MvwError: anything that a user can do something about.
     """
     _check(task)
-    view = View(show_text=task.show_reasoning)
+    view = View(show_text=task.show_reasoning, ticking=not task.verbose)
     with leaving_at_once(view.last_words), view.making_room():
         try:
             result = _answer(task, view)
@@ -91,7 +92,9 @@ def _answer(task: Task, view: View) -> str:
     if task.verbose:
         _explain(resolved, view)
     else:
-        mute_libraries(progress=view.live and not task.as_json and _on_the_hub(resolved))
+        mute_libraries(progress=False)
+    if view.live and resolved.profile.model is not None:
+        view.loading_tells(progress(resolved.profile.model, resolved.profile.revision))
     phases.mark("profile_ms")
     images = _images(task.images, resolved.profile.images.max_pixels)
     phases.mark("image_ms")
@@ -166,12 +169,6 @@ def _first_name(task: Task) -> str:
     """A name for the loading line, which comes before the profile has been read."""
     named = task.flags.get("model") or task.profile or task.flags.get("adapter")
     return str(named or os.environ.get("MVW_PROFILE") or DEFAULT)
-
-
-def _on_the_hub(resolved: Resolved) -> bool:
-    """Whether loading may mean a download, which wants its progress bar."""
-    model = resolved.profile.model or ""
-    return "/" in model and not os.path.exists(model)
 
 
 def _images(paths: Sequence[str], max_pixels: int | None) -> list[ImageFile]:

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from mvw_cli import console
+from mvw_cli.cli.loading_line import ERASE, LoadingLine, terminal_width
 from mvw_cli.engine.completion import Completion
 from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
 from mvw_cli.printable import one_line, printable
 
 _DIM, _BOLD, _WARN, _PLAIN = "\x1b[2m", "\x1b[1;36m", "\x1b[33m", "\x1b[0m"
-_ERASE = "\r\x1b[K"
 
 
 class View:
-    """Stderr during one `mvw infer`. A stderr that breaks never costs the answer."""
+    """Stderr during one `mvw infer`. A stderr that breaks never costs the answer.
 
-    def __init__(self, *, show_text: bool | None) -> None:
+    Args:
+        show_text: whether the text is shown as it comes; None: on a terminal.
+        ticking: whether the loading line counts; not where others write to the terminal as well.
+    """
+
+    def __init__(self, *, show_text: bool | None, ticking: bool = True) -> None:
         self._stream = sys.stderr
         self._live = console.is_terminal(self._stream)
         self._color = console.has_color(self._stream)
@@ -34,6 +39,13 @@ class View:
         self._pieces: list[str] = []
         self._loading = ""
         self._line_open = False
+        self._line = LoadingLine(
+            self._write,
+            style=lambda text: self._styled(text, _DIM),
+            width=lambda: terminal_width(self._stream.fileno()),
+            dots="…" if self._drawn else "...",
+            every_s=1.0 if ticking else None,
+        )
 
     @property
     def live(self) -> bool:
@@ -44,14 +56,17 @@ class View:
         """Say what is being loaded, in a line that `loaded` takes away."""
         if self.live:
             self._loading = name
-            dots = "…" if self._drawn else "..."
-            self._write(self._styled(f"Loading {one_line(name)} {dots}", _DIM))
+            self._line.start(name)
+
+    def loading_tells(self, about: Callable[[], str]) -> None:
+        """Let the loading line say more than a name and the seconds."""
+        self._line.about = about
 
     def loaded(self) -> None:
         """Take the loading line away."""
         if self._loading:
             self._loading = ""
-            self._write(_ERASE)
+            self._line.stop()
 
     @contextmanager
     def making_room(self) -> Iterator[None]:
@@ -100,7 +115,8 @@ class View:
         """Say what is left to say when the user interrupts: the text, unless it was shown."""
         if self._quiet:
             return ""
-        start = _ERASE if self._loading else ""
+        self._line.silence()
+        start = ERASE if self._loading else ""
         text = printable("".join(self._pieces))
         if self._show:
             text = "\n" if self._line_open else ""

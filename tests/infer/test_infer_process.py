@@ -291,8 +291,9 @@ def test_the_view_on_a_terminal(command: list[str], environment: dict[str, str])
         [*command, "--m", "3"], environment | {"SCRIPT_TEXT": STAGES}, both=False
     )
     assert out == "three\n"
-    loading, rest = plain(shown).split("\r\x1b[K")
-    assert loading == "Loading scripted …"
+    first, *later, rest = plain(shown).split("\r\x1b[K")
+    assert first == "Loading scripted …"
+    assert all(re.fullmatch("Loading scripted …( [0-9]+ s)?", line) for line in later)
     lines = rest.splitlines()
     assert lines[0] == "<SUMMARY> I look"
     assert re.fullmatch(
