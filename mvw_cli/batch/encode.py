@@ -43,7 +43,7 @@ class Encoder:
         return Encoded(self.session.request(pictures, item.question, id=item.id), remarks)
 
     def smaller(self, ready: Ready, encoded: Encoded) -> tuple[Ready, Encoded] | None:
-        """Encode an item again, its largest image at half the pixels; None where that is too few."""
+        """Encode an item again, its largest image at half the pixels; None if that is too few."""
         if self.min_pixels is None or not ready.images:
             return None
         largest = max(range(len(ready.images)), key=lambda index: _pixels(ready.images[index]))

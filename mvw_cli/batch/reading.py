@@ -56,6 +56,11 @@ def hash_images(item: Item) -> list[str]:
     return [_hash(image) for image in item.images]
 
 
+def too_slow(image: ImageRef, timeout_s: float) -> BadImage:
+    """Say that reading an image was given up."""
+    return _unread(image, f"reading it took longer than {timeout_s:g} s")
+
+
 def _hash(image: ImageRef) -> str:
     try:
         return hashlib.sha256(_bytes(image)).hexdigest()

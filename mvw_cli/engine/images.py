@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import stat
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,35 @@ class ImageFile:
     """Width and height of the file's image, upright, in pixels."""
 
 
+class _Quiet:
+    """Silences Pillow's remarks on odd metadata for as long as any thread reads an image.
+
+    Filters are the process's: had each thread its own catch_warnings, then the last one to leave
+    would put back what another had set.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._outside = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._outside = warnings.catch_warnings()
+                self._outside.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._outside.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def open_image(
     source: str | Path | bytes, *, max_pixels: int | None = None, name: str = "-"
 ) -> ImageFile:
@@ -61,9 +91,7 @@ def open_image(
         raise problems.empty(name)
     if len(data) > problems.FILE_LIMIT:
         raise problems.too_many_bytes(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _quiet:
         header = _identify(data, name)
         size = header.size
         if max_pixels is not None and header.format in ("JPEG", "MPO"):
