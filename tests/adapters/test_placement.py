@@ -23,6 +23,7 @@ from mvw_llava_cot.model import LlavaCot
 from PIL import Image
 from processes import Ran
 from transformers import AutoModelForImageTextToText
+from transformers.cache_utils import DynamicLayer
 
 from mvw_cli import fit
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
@@ -141,9 +142,14 @@ def test_inputs_go_where_the_outermost_hook_wants_them(monkeypatch: pytest.Monke
 
 
 def test_a_withdrawn_cross_layer_takes_its_input_from_another_device() -> None:
-    layer = CrossLayer(keep_mlp=False)
-    layer.keys = torch.zeros(2, 1, 3, 4, device="meta")
-    layer.active, layer.lengths, layer.saw = 2, [0, 3], [True, True]
+    layer = CrossLayer(keep_mlp=False, memo={})
+    prefilled = DynamicLayer()
+    states = torch.zeros(1, 1, 3, 4, device="meta")  # (1, H, V, D)
+    prefilled.update(states, states)
+    for _ in range(2):
+        layer.load(prefilled, 1, True, torch.ones(3, dtype=torch.bool))
+    layer.keep_without(1, torch.arange(0))
+    layer.remove(1, True)
 
     class Layers:
         layers = (layer,)
