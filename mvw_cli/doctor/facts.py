@@ -57,6 +57,8 @@ class Facts:
     memory_total_bytes: int | None
     memory_free_bytes: int | None
     """What programs may still take, container limits counted."""
+    mps_free_bytes: int | None = None
+    """What Apple's GPU may still hold of the machine's memory, where there is one."""
 
     @property
     def device(self) -> str:
@@ -87,13 +89,14 @@ def gather() -> Facts:
         disk_free_bytes=_free_disk(cache),
         memory_total_bytes=total,
         memory_free_bytes=free,
+        mps_free_bytes=_mps_free(free) if mps else None,
     )
 
 
 def free_memory(device: str) -> int | None:
     """Say what a device (auto, cpu, mps, cuda, cuda:N) has free, in bytes; imports PyTorch.
 
-    A GPU that shares the machine's memory (mps) has what the machine has.
+    None where it can't be found out, or the device is not there.
     """
     import torch
 
@@ -102,7 +105,10 @@ def free_memory(device: str) -> int | None:
         with suppress(RuntimeError, AssertionError):  # it is not there, or does not answer
             return int(torch.cuda.mem_get_info(int(index or 0))[0])
         return None
-    return _memory()[1]
+    free = _memory()[1]
+    if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available()):
+        return _mps_free(free)
+    return free
 
 
 def gpu_count() -> int:
@@ -144,6 +150,21 @@ def _torch() -> tuple[str | None, str | None, tuple[Gpu, ...], bool]:
             native = torch.version.hip is not None or capability >= (8, 0)
             gpus.append(Gpu(name, total, free, native))
     return None, torch.version.cuda, tuple(gpus), torch.backends.mps.is_available()
+
+
+def _mps_free(memory: int | None) -> int | None:
+    """Say what Apple's GPU may still hold: Metal's recommended working set, less what is taken.
+
+    It shares the machine's memory, so what is free of that bounds it too, where that is known.
+    Beyond the recommended size macOS pages, which is slower than another model would be.
+    """
+    import torch
+
+    left = None
+    with suppress(RuntimeError, AttributeError):  # it is not there, or does not answer
+        limit = torch.mps.recommended_max_memory()
+        left = max(0, limit - torch.mps.driver_allocated_memory())
+    return left if left is None or memory is None else min(left, memory)
 
 
 def _driver() -> str | None:

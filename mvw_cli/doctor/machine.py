@@ -101,7 +101,9 @@ def _device(facts: Facts) -> Finding:
         found = f"PyTorch's CUDA {facts.torch_cuda} finds no GPU with driver {facts.driver}"
         return Finding("device", "problem", found, "nvidia-smi")
     if facts.mps:
-        return Finding("device", "ok", "Apple GPU (MPS)")
+        free = facts.mps_free_bytes
+        room = "" if free is None else f", {readable_bytes(free)} free"
+        return Finding("device", "ok", f"Apple GPU (MPS{room})")
     found = "no GPU: models run on the CPU, large ones slowly"
     return Finding("device", "warning", found, "mvw show --cost")
 

@@ -44,7 +44,8 @@ class Load:
     def free(self, facts: Facts) -> int | None:
         """Say what is free where it would lie, in bytes: on one device, or on all GPUs."""
         if self.kind(facts) != "cuda":
-            return facts.memory_free_bytes
+            on_mps = self.kind(facts) == "mps"
+            return facts.mps_free_bytes if on_mps else facts.memory_free_bytes
         if self.device_map is not None:
             return sum(gpu.free_bytes for gpu in facts.gpus)
         index = int(self.device.partition(":")[2] or 0)

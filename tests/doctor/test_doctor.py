@@ -42,6 +42,8 @@ GOOD = Facts(
 )
 CPU_ONLY: dict[str, Any] = {"gpus": (), "driver": None, "torch_cuda": None, "flash_attn": None}
 
+APPLE: dict[str, Any] = {**CPU_ONLY, "mps": True, "mps_free_bytes": 8 * GIB}
+
 
 @pytest.fixture
 def doctor(mvw: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
@@ -118,6 +120,7 @@ def test_a_good_machine(doctor: Any) -> None:
         ),
         ({"gpus": ()}, "device", "problem", "finds no GPU with driver 570.86.15", "nvidia-smi"),
         ({**CPU_ONLY, "mps": True}, "device", "ok", "Apple GPU (MPS)", None),
+        (APPLE, "device", "ok", "Apple GPU (MPS, 8.00 GiB free)", None),
         ({"flash_attn": None}, "flash-attn", "warning", "runs on SDPA", "mvw[flash]"),
         ({**CPU_ONLY, "flash_attn": "2.8"}, "flash-attn", "ok", "unused without a CUDA", None),
         ({"accelerate": None}, "accelerate", "ok", "needed for device_map", None),
@@ -221,6 +224,12 @@ def test_weights_that_are_still_to_be_had(doctor: Any, tmp_path: Path, hub: Path
          "--set device_map=auto --set quantization=8bit"),
         (["device_map=auto"], {"gpus": (T4,), "memory_free_bytes": GIB // 2}, "problem", "mvw"),
         (["device_map=auto"], {**CPU_ONLY}, "ok", None),
+        ([], APPLE, "problem", "mvw list profiles"),
+        ([], {**APPLE, "mps_free_bytes": 20 * GIB}, "ok", None),
+        ([], {**APPLE, "mps_free_bytes": None}, "ok", None),
+        (["device=cpu"], APPLE, "ok", None),
+        (["dtype=float32"], {**APPLE, "mps_free_bytes": 20 * GIB}, "problem",
+         "--profile qwen2.5-vl-7b --set dtype=bfloat16"),
     ],
 )  # fmt: skip
 def test_whether_it_fits(

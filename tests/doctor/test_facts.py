@@ -86,6 +86,44 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert unlimited is not None and unlimited > 1000000
 
 
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A stand-in for an Apple GPU: the two figures that PyTorch tells of it, in bytes."""
+    told = {"recommended_max_memory": 1000, "driver_allocated_memory": 300}
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in told:
+        monkeypatch.setattr(torch.mps, name, lambda name=name: told[name])
+    return told
+
+
+def test_the_memory_of_an_apple_gpu(apple: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    memory: list[int | None] = [5000, None]
+    monkeypatch.setattr(facts, "_memory", lambda: tuple(memory))
+    for device in ("mps", "auto"):
+        assert facts.free_memory(device) == 700
+    assert facts.gather().mps_free_bytes == 700
+    assert facts.free_memory("cpu") is None
+    memory[1] = 600  # the machine's memory is what the GPU works in
+    assert facts.free_memory("mps") == facts.gather().mps_free_bytes == 600
+    assert facts.free_memory("cpu") == 600
+    apple["driver_allocated_memory"] = 1100
+    assert facts.free_memory("mps") == 0
+
+
+def test_an_apple_gpu_that_is_not_there_or_does_not_tell(
+    apple: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise RuntimeError("Cannot execute getRecommendedMaxMemory() without MPS backend.")
+
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", fail)
+    assert facts.free_memory("mps") is None
+    assert facts.gather().mps_free_bytes is None
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert facts.free_memory("auto") == facts.free_memory("cpu")
+
+
 def test_needed_versions_are_those_of_the_package() -> None:
     needed = needed_versions()
     assert set(needed) >= {"python", "torch", "transformers"}
