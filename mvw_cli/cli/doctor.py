@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mvw_cli.doctor import Finding
     from mvw_cli.equivalence import Equivalence
 
+_COMPARISONS = {"equivalence": "equivalence", "equivalence_flash": "equivalence, flash"}
+"""Keys of the document, and the checks whose figures they have."""
+
 
 @click.command()
 @click.option(
@@ -57,14 +60,14 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
     from mvw_cli.errors import ExitCode
 
     mute_libraries(progress=False)
-    findings, figures = _findings(profile, pairs, equivalence)
+    findings, compared = _findings(profile, pairs, equivalence)
     status = worst(findings)
     if as_json:
         document = {
             "schema_version": 1,
             "status": status,
             "findings": [asdict(finding) for finding in findings],
-            "equivalence": None if figures is None else _figures(figures),
+            **{key: _figures(compared.get(check)) for key, check in _COMPARISONS.items()},
         }
         console.write_json(document)
     else:
@@ -75,7 +78,8 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
 
 def _findings(
     name: str | None, pairs: tuple[str, ...], with_equivalence: bool
-) -> tuple[list[Finding], Equivalence | None]:
+) -> tuple[list[Finding], dict[str, Equivalence | None]]:
+    """Collect what the checks found, and by the check the figures of the comparisons."""
     from mvw_cli import profiles
     from mvw_cli.doctor import check_machine, facts
     from mvw_cli.errors import MvwError
@@ -85,26 +89,29 @@ def _findings(
     findings = check_machine(seen, load_plugins().plugins)
     chosen = name is not None or bool(pairs)
     if not (chosen or with_equivalence):
-        return findings, None
+        return findings, {}
     from mvw_cli.doctor.advice import refused
     from mvw_cli.doctor.model import check_model
 
     try:
         resolved = profiles.resolve(name, profiles.parse_set(pairs))
     except MvwError as error:
-        return [*findings, refused("profile", error)], None
+        return [*findings, refused("profile", error)], {}
     if chosen:
         findings += check_model(resolved, seen)
     if not with_equivalence:
-        return findings, None
+        return findings, {}
     from mvw_cli.doctor.exactness import check_exactness
 
-    finding, figures = check_exactness(resolved, seen)
-    return [*findings, finding], figures
+    compared = check_exactness(resolved, seen)
+    findings += [one.finding for one in compared]
+    return findings, {one.finding.check: one.figures for one in compared}
 
 
-def _figures(figures: Equivalence) -> dict[str, Any]:
+def _figures(figures: Equivalence | None) -> dict[str, Any] | None:
     """Serialise; what is no number, as a broken kernel may give, is null in JSON."""
+    if figures is None:
+        return None
     return {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in asdict(figures).items()

@@ -1,10 +1,15 @@
 """Engine against oracle on the adapter's tiny model, here, with the profile's attention kernel.
 
-The comparison itself is `mvw_cli/equivalence.py`; this judges what it came to.
+The comparisons themselves are in `mvw_cli/equivalence.py` and, for flash-attn, in
+`mvw_cli/half_precision.py`; this chooses between them and judges what they came to.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+from mvw_cli.adapter import Adapter
 from mvw_cli.doctor.advice import again, refused
 from mvw_cli.doctor.facts import Facts
 from mvw_cli.doctor.findings import Finding
@@ -13,43 +18,97 @@ from mvw_cli.equivalence import Equivalence, equivalence
 from mvw_cli.errors import MvwError
 from mvw_cli.profiles import Resolved
 
+CHECK = "equivalence"
+FLASH_CHECK = "equivalence, flash"
+"""Beside the other where the kernel is the engine's choice, and it would choose flash-attn."""
 
-def check_exactness(resolved: Resolved, facts: Facts) -> tuple[Finding, Equivalence | None]:
-    """Compare, and judge; the figures are None where nothing could be compared."""
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One comparison; the figures are None where nothing could be compared."""
+
+    finding: Finding
+    figures: Equivalence | None = None
+
+
+def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
+    """Compare, and judge: the profile's kernel, and what else `auto` may choose."""
     from mvw_cli.plugins import load_adapter
 
     profile = resolved.profile
     there = check_device(resolved, facts)
     if there.status != "ok":
-        return Finding("equivalence", "warning", f"not run: {there.found}", there.advice), None
+        return [Compared(Finding(CHECK, "warning", f"not run: {there.found}", there.advice))]
     device = facts.device if profile.device == "auto" else profile.device
     try:
+        adapter = load_adapter(profile.adapter)
+        if profile.attention == "flash":
+            return [_flash(resolved, adapter, device, CHECK)]
         figures = equivalence(
-            load_adapter(profile.adapter),
+            adapter,
             attention=profile.attention,
             device=device,
             cross_attention=profile.cross_attention,
         )
+        compared = [Compared(_judged(resolved, figures, CHECK, "eager"), figures)]
+        if profile.attention == "auto" and _would_take_flash(resolved, facts, adapter, device):
+            compared.append(_flash(resolved, adapter, device, FLASH_CHECK))
+        return compared
     except MvwError as error:
-        if profile.attention != "flash":
-            return refused("equivalence", error), None
-        # Tiny models are float32, so that the comparison is sharp, and flash-attn is not.
-        way_out = again(resolved, {"attention": "sdpa"}, equivalence=True)
-        found = f"not run: {error.cause or error.message}"
-        return Finding("equivalence", "warning", found, way_out), None
-    return _judged(resolved, figures), figures
+        return [Compared(refused(CHECK, error))]
 
 
-def _judged(resolved: Resolved, figures: Equivalence) -> Finding:
+def _half(resolved: Resolved) -> Literal["float16", "bfloat16"]:
+    """Choose the half precision to compare in: the sharper one unless the profile has the other."""
+    return "bfloat16" if resolved.profile.dtype == "bfloat16" else "float16"
+
+
+def _would_take_flash(resolved: Resolved, facts: Facts, adapter: Adapter, device: str) -> bool:
+    from mvw_cli.half_precision import half_of, takes_flash
+
+    if resolved.profile.dtype == "float32" or facts.flash_attn is None:
+        return False
+    return takes_flash(half_of(adapter, device, _half(resolved)).model)
+
+
+def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Compared:
+    from mvw_cli.half_precision import flash_equivalence, half_of
+
+    way_out = again(resolved, {"attention": "sdpa"}, equivalence=True)
+    try:
+        figures = flash_equivalence(
+            adapter,
+            half_of(adapter, device, _half(resolved)),
+            cross_attention=resolved.profile.cross_attention,
+        )
+    except MvwError as error:
+        found = f"not run with flash: {error.cause or error.message}"
+        return Compared(Finding(check, "warning", found, way_out))
+    except RuntimeError as error:  # a kernel that was not built for this GPU, and the like
+        first = next(iter(str(error).strip().splitlines()), "")
+        found = f"flash-attn fails here: {type(error).__name__}: {first}"
+        return Compared(Finding(check, "problem", found, way_out))
+    return Compared(_judged(resolved, figures, check, "sdpa"), figures)
+
+
+def _judged(resolved: Resolved, figures: Equivalence, check: str, other: str) -> Finding:
+    """Judge a comparison; `other` is the kernel to compare with next where it did not pass."""
     found = (
         f"engine and oracle differ by {figures.difference:.1e} at most, over "
         f"{figures.tokens} tokens ({figures.attention} on {figures.device}, {figures.dtype}; "
         f"{figures.tolerance:.0e} is allowed, withdrawal itself makes {figures.effect:.1e})"
     )
+    if figures.rounding is not None:
+        found = (
+            f"with {figures.flash_calls} calls of flash-attn, engine and oracle in float32 differ "
+            f"by {figures.difference:.1e} at most, over {figures.tokens} tokens ({figures.dtype} "
+            f"on {figures.device}; {figures.tolerance:.1e} is allowed, since rounding alone makes "
+            f"{figures.rounding:.1e}; withdrawal itself makes {figures.effect:.1e})"
+        )
     if figures.passed:
-        return Finding("equivalence", "ok", found)
-    way_out = again(resolved, {"attention": "eager"}, equivalence=True)
+        return Finding(check, "ok", found)
+    way_out = again(resolved, {"attention": other}, equivalence=True)
     if figures.difference <= figures.tolerance:
         found += ": withdrawal changes too little for a mistake to show"
-        return Finding("equivalence", "warning", found, way_out)
-    return Finding("equivalence", "problem", found, way_out)
+        return Finding(check, "warning", found, way_out)
+    return Finding(check, "problem", found, way_out)

@@ -124,6 +124,11 @@ def _attention(resolved: Resolved, facts: Facts) -> Finding:
     if wanted == "flash" and facts.flash_attn is None:
         found = "flash needs flash-attn, which is not installed"
         return Finding("attention", "problem", found, 'pip install "mvw[flash]"')
+    gpu = _chosen_gpu(resolved, facts)
+    if wanted == "flash" and gpu is not None and not gpu.bfloat16:
+        # Both came with compute capability 8.0 (README of Dao-AILab/flash-attention).
+        found = f"flash needs a GPU of compute capability 8.0 or later, {gpu.name} is older"
+        return Finding("attention", "problem", found, again(resolved, {"attention": "auto"}))
     return Finding("attention", "ok", wanted)
 
 

@@ -72,43 +72,6 @@ def attention_kernel(model: Any, kernel: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def choose_kernel(model: Any, requested: str) -> str:
-    """Choose the attention kernel: the requested one, or for `auto` the fastest that fits.
-
-    flash-attn is taken where it is installed, the model runs on CUDA in half precision and
-    supports it; else SDPA; `eager` where the model caps its attention logits.
-
-    Raises:
-        NotExact: the requested kernel can't serve this model on this device.
-    """
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    obstacle = "it caps its attention logits" if capped else _flash_obstacle(model)
-    if requested == "auto":
-        if obstacle is None:
-            return "flash"
-        return "sdpa" if model._supports_sdpa and not capped else "eager"
-    if requested == "flash" and obstacle is not None:
-        raise NotExact(obstacle)
-    if requested == "sdpa" and capped:
-        raise NotExact("it caps its attention logits, which SDPA can't do")
-    return requested
-
-
-def _flash_obstacle(model: Any) -> str | None:
-    """Say why flash-attn can't be used, or None."""
-    from importlib.util import find_spec
-
-    if find_spec("flash_attn") is None:
-        return "flash-attn is not installed"
-    if model.device.type != "cuda":
-        return f"flash-attn needs a CUDA device, this is {model.device.type}"
-    if model.dtype not in (torch.float16, torch.bfloat16):
-        return f"flash-attn needs float16 or bfloat16, this is {model.dtype}"
-    if not model._supports_flash_attn:
-        return "the model does not support flash-attn"
-    return None
-
-
 def _sub_configs(config: Any) -> list[str]:
     return [key for key in config.sub_configs if getattr(config, key, None) is not None]
 

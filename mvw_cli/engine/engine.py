@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.engine.attention import attention_kernel, choose_kernel, decoded_cache
+from mvw_cli.engine.attention import attention_kernel, decoded_cache
 from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers, skipping
 from mvw_cli.engine.exact import NotExact, check_architecture
+from mvw_cli.engine.kernels import choose_kernel
 from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, Failed, Request
 from mvw_cli.errors import ModelProblem

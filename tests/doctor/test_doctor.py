@@ -261,6 +261,8 @@ def test_the_bytes_that_must_fit(doctor: Any) -> None:
          "mvw[flash]"),
         (["attention=flash"], CPU_ONLY, "attention", "problem", "needs a CUDA", "attention=auto"),
         (["attention=flash"], {}, "attention", "ok", "flash", None),
+        (["attention=flash"], {"gpus": (T4,)}, "attention", "problem", "8.0 or later, T4 is older",
+         "attention=auto"),
         (["attention=flash", "dtype=float32"], {}, "dtype", "problem", "float16 or bfloat16",
          "dtype=bfloat16"),
         ([], {"gpus": (T4,)}, "dtype", "warning", "T4 emulates it", "dtype=float16"),
@@ -363,7 +365,7 @@ def test_equivalence_with_flash_is_not_claimed(doctor: Any) -> None:
     options = ("--profile", "shapes", "--set", "attention=flash", "--set", "device=cpu")
     _, found = doctor("--equivalence", *options, **CPU_ONLY)
     assert found["equivalence"]["status"] == "warning"
-    assert found["equivalence"]["found"].startswith("not run: ")
+    assert found["equivalence"]["found"].startswith("not run with flash: flash-attn ")
     assert found["equivalence"]["advice"] == (
         "mvw doctor --equivalence --profile shapes --set device=cpu --set attention=sdpa"
     )
@@ -382,7 +384,7 @@ def test_how_a_comparison_is_judged(
 
     figures = Equivalence(difference, 1e-5, effect, 12, 16, 3, "sdpa", "cpu", "float32")
     monkeypatch.setattr(exactness, "equivalence", lambda *args, **options: figures)
-    _, found = doctor("--equivalence", "--profile", "shapes")
+    _, found = doctor("--equivalence", "--profile", "shapes", **CPU_ONLY)
     assert found["equivalence"]["status"] == status
 
 

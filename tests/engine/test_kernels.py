@@ -1,0 +1,99 @@
+"""Which kernel serves a model: on this machine's model, with the facts that decide made up."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.kernels import choose_kernel
+
+
+def model(**differences: Any) -> Any:
+    """What is asked of a model, on a GPU in half precision."""
+    text = SimpleNamespace(attn_logit_softcapping=None)
+    made = {
+        "config": SimpleNamespace(get_text_config=lambda: text),
+        "device": torch.device("cuda"),
+        "dtype": torch.float16,
+        "_supports_flash_attn": True,
+        "_supports_sdpa": True,
+        **differences,
+    }
+    return SimpleNamespace(**made)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """flash-attn is installed, and there is an Ampere GPU."""
+    made = ModuleType("flash_attn")
+    made.__spec__ = ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", made)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    return made
+
+
+def refusal(made: Any) -> str:
+    assert choose_kernel(made, "auto") == "sdpa"
+    with pytest.raises(NotExact) as raised:
+        choose_kernel(made, "flash")
+    return str(raised.value)
+
+
+def test_flash_is_the_choice_where_it_can_be(library: ModuleType) -> None:
+    assert choose_kernel(model(), "auto") == choose_kernel(model(), "flash") == "flash"
+    for kernel in ("sdpa", "eager"):
+        assert choose_kernel(model(), kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("differences", "says"),
+    [
+        ({"device": torch.device("mps")}, "needs a CUDA device, this is mps"),
+        ({"dtype": torch.float32}, "float16 or bfloat16, this is torch.float32"),
+        ({"_supports_flash_attn": False}, "the model does not support"),
+    ],
+)
+def test_models_that_flash_can_not_serve(
+    library: ModuleType, differences: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(model(**differences))
+
+
+def test_a_gpu_before_ampere(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 8.0" in refusal(model())
+    monkeypatch.setattr(torch.version, "hip", "6.4")  # AMD counts otherwise
+    assert choose_kernel(model(), "auto") == "flash"
+
+
+def test_a_flash_attn_that_was_built_for_another_pytorch(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> ModuleType:
+        raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c10\nmore")
+
+    monkeypatch.setattr("mvw_cli.engine.kernels.import_module", fail)
+    assert refusal(model()).endswith(
+        "can't be imported: ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10"
+    )
+
+
+def test_without_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvw_cli.engine.kernels.find_spec", lambda name: None)
+    assert "not installed" in refusal(model())
+
+
+def test_capped_logits_leave_eager(library: ModuleType) -> None:
+    text = SimpleNamespace(attn_logit_softcapping=50.0)
+    capped = model(config=SimpleNamespace(get_text_config=lambda: text))
+    assert choose_kernel(capped, "auto") == "eager"
+    for kernel in ("sdpa", "flash"):
+        with pytest.raises(NotExact, match="caps its attention logits"):
+            choose_kernel(capped, kernel)
