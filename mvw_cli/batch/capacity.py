@@ -55,8 +55,20 @@ def slot_bytes(shape: Shape, load: Load, dtype: str) -> tuple[int, int]:
     return before, shape.kv_elements(text + load.new_tokens, 0) * size
 
 
+def unknown_limits(kind: str) -> Limits:
+    """What may be in use where the memory that a request takes, or that there is, is not told."""
+    most = MOST.get(kind, MOST["cpu"])
+    return Limits(most, reason=f"{most} slots, the most for {kind}: its memory is not told")
+
+
 def choose_limits(
-    free_bytes: int | None, kind: str, *, before: int, after: int, withdraws: bool
+    free_bytes: int | None,
+    kind: str,
+    *,
+    before: int,
+    after: int,
+    withdraws: bool,
+    given: bool = False,
 ) -> Limits:
     """Choose the number of slots from the memory that is free once the weights are loaded.
 
@@ -65,23 +77,24 @@ def choose_limits(
         kind: of the device: `cpu`, `mps` or `cuda`.
         before, after: bytes of a slot at its most, as `slot_bytes` says.
         withdraws: whether the policy withdraws at all.
+        given: whether the user has said how many bytes there are, so that none are kept back.
     """
-    most = MOST.get(kind, MOST["cpu"])
     if free_bytes is None:
-        return Limits(most, reason=f"{most} slots, the most for {kind}: its memory is not told")
-    budget = int(free_bytes * (1 - MARGIN))
+        return unknown_limits(kind)
+    most = MOST.get(kind, MOST["cpu"])
+    budget = free_bytes if given else int(free_bytes * (1 - MARGIN))
     settled = min(before, after) if withdraws else before
     fitting = max(1, budget // max(1, settled))
     slots = min(most, fitting)
     each = f"a slot takes up to {readable_bytes(before)}"
     if withdraws:
         each += f", {readable_bytes(after)} once vision is withdrawn"
+    there = f"{readable_bytes(free_bytes)} for the KV cache"
+    if not given:
+        there = f"{readable_bytes(free_bytes)} free after the weights, {MARGIN:.0%} kept back"
     bound = f"{fitting:,} would fit, {kind} gains nothing beyond {most}"
     return Limits(
         slots,
         kv_bytes=budget,
-        reason=(
-            f"{slots} slots: {readable_bytes(free_bytes)} free after the weights, "
-            f"{MARGIN:.0%} kept back; {each}" + (f"; {bound}" if fitting > most else "")
-        ),
+        reason=f"{slots} slots: {there}; {each}" + (f"; {bound}" if fitting > most else ""),
     )

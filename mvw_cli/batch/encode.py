@@ -42,8 +42,11 @@ class Encoder:
         remarks = list(self.session.adapter.remarks(self.session.loaded, pictures, item.question))
         return Encoded(self.session.request(pictures, item.question, id=item.id), remarks)
 
-    def smaller(self, ready: Ready, encoded: Encoded) -> tuple[Ready, Encoded] | None:
-        """Encode an item again, its largest image at half the pixels; None if that is too few."""
+    def scaled_down(self, ready: Ready) -> tuple[Ready, str] | None:
+        """Scale an item's largest image to half its pixels, and say so; None if that is too few.
+
+        What was encoded does not hold for it any more.
+        """
         if self.min_pixels is None or not ready.images:
             return None
         largest = max(range(len(ready.images)), key=lambda index: _pixels(ready.images[index]))
@@ -51,15 +54,11 @@ class Encoder:
         size = fit(file.size, max(self.min_pixels, _pixels(file) // 2))
         if size == file.size:
             return None
-        scaled = replace(file, image=file.image.resize(size, _filter()), size=size)
         images = [*ready.images]
-        images[largest] = scaled
-        again = replace(ready, images=images)
-        one = self(ready.item, images)
+        images[largest] = replace(file, image=file.image.resize(size, _filter()), size=size)
         before, now = "×".join(map(str, file.size)), "×".join(map(str, size))
         remark = f"memory ran out, so {file.path} was scaled from {before} to {now} pixels"
-        told = [remark for remark in encoded.remarks if remark not in one.remarks]
-        return again, replace(one, remarks=[*one.remarks, *told, remark])
+        return replace(ready, images=images, value=None), remark
 
 
 def _pixels(file: ImageFile) -> int:

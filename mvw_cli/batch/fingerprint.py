@@ -18,7 +18,10 @@ from mvw_cli import __version__
 if TYPE_CHECKING:
     from mvw_cli.profiles import Resolved
 
-_IRRELEVANT = ("device", "device_map", "attention", "description", "extends")
+_IRRELEVANT = (
+    *("device", "device_map", "attention", "description", "extends"),
+    *("prompt.question", "images.min_pixels"),  # records say the question, and what was scaled
+)
 # What is loaded counts, not the name that it was asked for by.
 _RESOLVED = ("revision",)
 
@@ -121,9 +124,19 @@ def fingerprint(resolved: Resolved, *, random_weights: bool) -> Fingerprint:
     )
 
 
-def describe_difference(difference: list[tuple[str, Any, Any]], shown: int = 3) -> str:
-    """Write differences on one line, the first few of them."""
-    lines = [f"{key}: {_word(before)} before, {_word(now)} now" for key, before, now in difference]
+def describe_difference(
+    difference: list[tuple[str, Any, Any]],
+    shown: int = 3,
+    *,
+    sides: tuple[str, str] = ("before", "now"),
+) -> str:
+    """Write differences on one line, the first few of them.
+
+    Args:
+        sides: where the one value and the other come from.
+    """
+    here, there = sides
+    lines = [f"{key}: {_word(one)} {here}, {_word(two)} {there}" for key, one, two in difference]
     more = len(lines) - shown
     return "; ".join(lines[:shown]) + (f"; and {more} more" if more > 0 else "")
 

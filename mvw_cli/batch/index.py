@@ -131,8 +131,13 @@ class Index:
             update = f"UPDATE {table} SET taken = 1 WHERE key = ? AND id = ?"
             self._database.execute(update, (key, found[0]))
             id = to_text(found[0])
-            if not listed(id) and not listed(_unclean(id)):
+            if not listed(id) and not listed(unclean(id)):
                 return True
+
+
+def unclean(id: str) -> str:
+    """Undo `clean` for a file name that is not UTF-8."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), id)
 
 
 @contextmanager
@@ -150,8 +155,3 @@ def _names(id: str, question: str) -> tuple[bytes, bytes]:
 
 def _blob(key: str | None) -> bytes | None:
     return None if key is None else to_bytes(key)
-
-
-def _unclean(id: str) -> str:
-    """Undo `clean` for a file name that is not UTF-8."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), id)

@@ -199,6 +199,11 @@ class RecordLog:
         finally:
             self._let_go()
 
+    def leave(self) -> None:
+        """Take away what nobody needs, at once: for who ends the process without `close`."""
+        self._reserve.drop()
+        self._drop_if_empty()
+
     def __enter__(self) -> Self:
         return self
 
@@ -285,11 +290,14 @@ class RecordLog:
     def _let_go(self) -> None:
         self._index.close()
         self._reserve.drop()
+        self._drop_if_empty()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _drop_if_empty(self) -> None:
         with suppress(OSError):
             if self._is_new and not self._begun:
                 self.path.unlink()
-        os.close(self._descriptor)
-        self._descriptor = -1
 
     def _unready(self, error: OSError) -> CannotRecord:
         kind = DiskFull if error.errno in FULL else CannotRecord

@@ -47,6 +47,22 @@ def read_image(image: ImageRef, max_pixels: int | None) -> ImageFile:
         raise _unread(image, said(error)) from None
 
 
+def image_size(image: ImageRef) -> tuple[int, int]:
+    """Say how wide and high an image is, upright, without decoding it.
+
+    Raises:
+        BadImage: as `read_images`, as far as that can be told without decoding.
+    """
+    from mvw_cli.engine.images import upright_size
+
+    try:
+        return upright_size(_bytes(image), str(image))
+    except BadImage as error:
+        raise _from_elsewhere(image, error) from None
+    except Exception as error:
+        raise _unread(image, said(error)) from None
+
+
 def hash_images(item: Item) -> list[str]:
     """SHA-256 of the bytes of an item's images, without decoding them.
 
@@ -71,6 +87,7 @@ def _hash(image: ImageRef) -> str:
 
 
 def _bytes(image: ImageRef) -> bytes:
+    """Fetch the bytes of one image; raises whatever goes wrong."""
     if image.row is not None:
         return _cell(image.path, image.row, image.column or "image")
     if not is_address(image.path):

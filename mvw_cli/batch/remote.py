@@ -1,4 +1,4 @@
-"""Files that are not on this machine: addresses with `://`, read through fsspec.
+"""Files that are not on this machine: addresses with `://`, read and written through fsspec.
 
 fsspec comes with huggingface_hub; the package behind a protocol (s3fs, gcsfs, adlfs, …) does not.
 Nothing here knows what is in the files.
@@ -7,9 +7,12 @@ Nothing here knows what is in the files.
 from __future__ import annotations
 
 import shlex
+import shutil
+from pathlib import Path
 from typing import IO, Any, cast
 
 from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.files import replacing
 
 
 def is_address(path: str) -> bool:
@@ -61,29 +64,64 @@ def list_address(address: str) -> list[tuple[str, bool]]:
     ]
 
 
-def _resolve(address: str) -> tuple[Any, str]:
+def fetch_file(address: str, target: Path) -> bool:
+    """Copy a file to this machine, as a whole or not at all; False where there is none.
+
+    Raises:
+        MvwError: it cannot be read.
+    """
+    filesystem, path = _resolve(address)
+    try:
+        if not filesystem.isfile(path):
+            return False
+        with filesystem.open(path, "rb") as source, replacing(target) as file:
+            shutil.copyfileobj(source, file)
+    except Exception as error:  # every package has its own
+        raise _unreachable(address, error) from None
+    return True
+
+
+def store_file(source: Path, address: str) -> None:
+    """Copy a file from this machine to an address.
+
+    Raises:
+        MvwError: it cannot be written there; the message names the file that is here.
+    """
+    filesystem, path = _resolve(address, "write")
+    try:
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+        filesystem.put_file(str(source), path)
+    except Exception as error:  # as above
+        raise MvwError(
+            f"Cannot write {address}",
+            cause=f"{said(error)}; {source} holds it on this machine",
+            hint=f"ls -l {shlex.quote(str(source))}",
+        ) from None
+
+
+def _resolve(address: str, action: str = "read") -> tuple[Any, str]:
     import fsspec
 
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise _no_package(address, error) from None
+        raise _no_package(address, error, action) from None
     except ValueError as error:
         protocol = address.partition("://")[0]
         raise UsageProblem(
-            f"Cannot read {address}", cause=str(error), hint=_python(protocol)
+            f"Cannot {action} {address}", cause=str(error), hint=_python(protocol)
         ) from None
     except Exception as error:  # credentials are looked for already here
-        raise _unreachable(address, error) from None
+        raise _unreachable(address, error, action) from None
     return filesystem, str(path)
 
 
-def _no_package(address: str, error: ImportError) -> UsageProblem:
+def _no_package(address: str, error: ImportError, action: str) -> UsageProblem:
     missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
     protocol = address.partition("://")[0].rpartition("::")[2]
     package = (missing or "").partition(".")[0] or f"fsspec[{protocol}]"
     return UsageProblem(
-        f"Cannot read {address}",
+        f"Cannot {action} {address}",
         cause=f"{protocol}:// needs the package {package}, which is not installed",
         hint=f"pip install {shlex.quote(package)}",
     )
@@ -94,9 +132,9 @@ def _python(protocol: str) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _unreachable(address: str, error: Exception) -> MvwError:
+def _unreachable(address: str, error: Exception, action: str = "read") -> MvwError:
     return MvwError(
-        f"Cannot read {address}",
+        f"Cannot {action} {address}",
         cause=said(error),
         hint=f"python -c {shlex.quote(f'import fsspec; print(fsspec.open({address!r}))')}",
     )

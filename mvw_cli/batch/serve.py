@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import nan
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import Event, Failed, Finished, Token
-from mvw_cli.errors import MvwError, OutOfMemory
+from mvw_cli.errors import OutOfMemory
 from mvw_cli.session import Session
 from mvw_cli.units import readable_bytes
 
@@ -74,10 +75,14 @@ class _Job:
     """One item on its way through the engine."""
 
     ready: Ready
-    encoded: Encoded
+    encoded: Encoded | None
+    """None: memory did not suffice to encode it ahead, or it has been scaled down since."""
+    scaled: list[str] = field(default_factory=list)
+    """Remarks on how it was scaled down."""
     attempts: int = 0
     alone: bool = False
-    """Whether it has to be served alone: a neighbour or it has raised in a step of all."""
+    """Whether it has to be served alone: a neighbour or it has raised in a step of all, or it
+    needs what memory there is."""
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -89,6 +94,8 @@ class Server:
     """Serves the items of a feed.
 
     Args:
+        choose_limits: says what may be in use at the same time, from the first item that could
+            be read; asked once.
         run: short hash of the fingerprint, for the records.
         draining: asked between steps; once true, nothing more is admitted.
     """
@@ -98,7 +105,7 @@ class Server:
         session: Session,
         feed: Feed,
         encoder: Encoder,
-        limits: Limits,
+        choose_limits: Callable[[Ready], Limits],
         *,
         run: str,
         draining: Callable[[], bool] = lambda: False,
@@ -106,16 +113,17 @@ class Server:
         self._session = session
         self._feed = feed
         self._encoder = encoder
-        self._limits = limits
+        self._choose_limits = choose_limits
+        self._limits: Limits | None = None
         self._run = run
         self._draining = draining
-        self._most = limits.slots
+        self._most = 1
         self._calm = 0
         self._observed = 0.0
         self._jobs: dict[str, _Job] = {}
         self._returned: deque[_Job] = deque()
         """Jobs to be admitted before any other."""
-        self.state = State(most_slots=limits.slots)
+        self.state = State()
 
     def records(self) -> Iterator[Record]:
         """Yield one record for each item, as they end.
@@ -147,32 +155,51 @@ class Server:
             taken = self._feed.take(wait=not slots.active)
             if taken is None:
                 return
-            if isinstance(taken, Unreadable):
+            if isinstance(taken, Ready):
+                job = _Job(taken, taken.value)
+                if self._limits is None:
+                    self._begin(taken)
+            elif _lacks_memory(taken.error):
+                ready = Ready(taken.item, taken.images, None, read_ms=nan, preprocess_ms=nan)
+                job = _Job(ready, None, alone=True)
+            else:
                 yield self._failed(taken.item, taken, taken.error, attempts=1)
                 return
-            job = _Job(taken, taken.value)
         if slots.active and (job.alone or not self._has_room(slots, job)):
             self._returned.appendleft(job)
             return
         job.attempts += 1
         yield from self._prefill(slots, job)
 
+    def _begin(self, first: Ready) -> None:
+        self._limits = self._choose_limits(first)
+        self._most = self._limits.slots
+        if self._limits.reason:
+            self.state.notes.append(self._limits.reason)
+
+    @property
+    def _budget(self) -> int | None:
+        return None if self._limits is None else self._limits.kv_bytes
+
     def _has_room(self, slots: Slots, job: _Job) -> bool:
         """The admission rule: by bytes that the cache's storages would take."""
-        budget = self._limits.kv_bytes
-        return budget is None or slots.room_bytes(job.encoded.request, ahead=AHEAD) <= budget
+        if self._budget is None or job.encoded is None:
+            return True
+        return slots.room_bytes(job.encoded.request, ahead=AHEAD) <= self._budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
         for retry in (True, False):
             try:
+                if job.encoded is None:
+                    job.encoded = self._encoder(job.item, job.ready.images)
                 events = slots.admit(job.encoded.request)
                 break
             except Exception as error:
                 if isinstance(error, NotExact) or lost_device(error):
                     raise
-                if ran_out(error) and retry:
+                if _lacks_memory(error) and retry:
                     relieve(self._session.loaded.model.device)
-                elif ran_out(error):
+                elif _lacks_memory(error):
                     yield from self._without_memory(slots, job, error)
                     return
                 else:
@@ -185,7 +212,7 @@ class Server:
     # -- decoding ---------------------------------------------------------------------------
 
     def _step(self, slots: Slots) -> Iterator[Record]:
-        if self._limits.kv_bytes is not None and self._over(slots):
+        if self._over(slots):
             yield from self._send_back_youngest(slots, None)
             return
         for retry in (True, False):
@@ -206,9 +233,10 @@ class Server:
         yield from self._take_in(slots, events)
 
     def _over(self, slots: Slots) -> bool:
-        budget = self._limits.kv_bytes
-        assert budget is not None
-        return slots.room_bytes() > budget and (len(slots.active) > 1 or self._limits.strict)
+        limits = self._limits
+        if limits is None or limits.kv_bytes is None:
+            return False
+        return slots.room_bytes() > limits.kv_bytes and (len(slots.active) > 1 or limits.strict)
 
     def _take_in(self, slots: Slots, events: list[Event]) -> Iterator[Record]:
         for event in events:
@@ -250,22 +278,19 @@ class Server:
             self.state.restarts += 1
             self._returned.appendleft(job)
             return
-        try:
-            smaller = self._encoder.smaller(job.ready, job.encoded)
-        except Exception as again:
-            yield self._failed(job.item, job.ready, again, attempts=job.attempts)
-            return
+        smaller = self._encoder.scaled_down(job.ready)
         if smaller is None:
             yield self._failed(job.item, job.ready, self._too_big(error), attempts=job.attempts)
             return
-        ready, encoded = smaller
-        self.state.notes.append(f"{job.item.id}: {encoded.remarks[-1]}")
-        self._returned.appendleft(_Job(ready, encoded, job.attempts))
+        job.ready, remark = smaller
+        job.encoded = None
+        job.scaled.append(remark)
+        self.state.notes.append(f"{job.item.id}: {remark}")
+        self._returned.appendleft(job)
 
     def _too_big(self, error: Exception | None) -> Exception:
         if error is None:
-            assert self._limits.kv_bytes is not None
-            budget = readable_bytes(self._limits.kv_bytes)
+            budget = readable_bytes(self._budget or 0)
             cause = f"its KV cache outgrows the {budget} that --kv-memory allows"
         else:
             cause = next(iter(str(error).splitlines()), "") or "the machine has no more to give"
@@ -283,7 +308,7 @@ class Server:
 
     def _recover(self) -> None:
         self._calm += 1
-        if self._most < self._limits.slots and self._calm >= RECOVERY:
+        if self._limits and self._most < self._limits.slots and self._calm >= RECOVERY:
             self._calm = 0
             self._most += 1
 
@@ -322,7 +347,7 @@ class Server:
                 "preprocess_ms": job.ready.preprocess_ms,
                 "latency_ms": outside + (finished.at - admitted) * 1e3,
             },
-            remarks=job.encoded.remarks,
+            remarks=[*(job.encoded.remarks if job.encoded else ()), *job.scaled],
             attempts=job.attempts,
         )
 
@@ -335,7 +360,7 @@ class Server:
     def _failed(
         self, item: Item, read: Ready | Unreadable, error: Exception, *, attempts: int
     ) -> Record:
-        if ran_out(error) and not isinstance(error, MvwError):
+        if ran_out(error):
             error = self._too_big(error)
         timings = {}
         if isinstance(read, Ready):
@@ -350,3 +375,8 @@ class Server:
         if now - self._observed > _OBSERVE_S:
             self._observed = now
             state.kv_bytes = slots.kv_bytes
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether less of anything could help."""
+    return isinstance(error, OutOfMemory) or ran_out(error)

@@ -16,11 +16,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from mvw_cli.errors import ExitCode
 
+_DEFAULT = (signal.default_int_handler, signal.SIG_DFL)
 _PATIENCE_S = 1.0
 """How long the last words may wait for a reader of stderr that does not read."""
 
@@ -32,7 +33,38 @@ def leaving_at_once(last_words: Callable[[], str]) -> Iterator[None]:
     Nothing is cleaned up: use it around work that leaves nothing half done on disk. Where signals
     are not ours to handle (another thread, or a parent that has SIGINT ignored), it does nothing.
     """
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with _watching((signal.SIGINT,), lambda: leave(last_words())):
+        yield
+
+
+class Wish:
+    """What the user has asked for by Ctrl-C: to finish, and then to leave."""
+
+    def __init__(self) -> None:
+        self.to_finish = False
+
+
+@contextmanager
+def finishing_first(last_words: Callable[[], str]) -> Iterator[Wish]:
+    """Within it, Ctrl-C or SIGTERM once asks to finish what is begun; twice leaves at once.
+
+    Whoever works has to look at `Wish.to_finish`. Leaving is as in `leaving_at_once`.
+    """
+    wish = Wish()
+
+    def act() -> None:
+        if wish.to_finish:
+            leave(last_words())
+        wish.to_finish = True
+
+    with _watching((signal.SIGINT, signal.SIGTERM), act):
+        yield wish
+
+
+@contextmanager
+def _watching(signals: Sequence[signal.Signals], act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` in another thread each time that one of the signals comes."""
+    ours = [one for one in signals if signal.getsignal(one) in _DEFAULT]
     if not ours or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -41,17 +73,20 @@ def leaving_at_once(last_words: Callable[[], str]) -> Iterator[None]:
 
     def watch() -> None:
         while received := reader.recv(64):
-            if signal.SIGINT in received:
-                leave(last_words())
+            for number in received:
+                if number in ours:
+                    act()
 
     watcher = threading.Thread(target=watch, name="mvw-interrupt", daemon=True)
     watcher.start()
     previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # the watcher acts
+    # Python's handlers have nothing to do: the watcher acts.
+    before = [signal.signal(one, lambda number, frame: None) for one in ours]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for one, handler in zip(ours, before, strict=True):
+            signal.signal(one, handler)
         signal.set_wakeup_fd(previous_fd)
         writer.close()
         watcher.join()

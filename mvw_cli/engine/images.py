@@ -109,6 +109,19 @@ def open_image(
     return ImageFile(image, name, digest, image.size, size[::-1] if turned else size)
 
 
+def upright_size(data: bytes, name: str) -> tuple[int, int]:
+    """Say how wide and high an image is once it stands upright; its pixels are not decoded.
+
+    Raises:
+        BadImage: the bytes are no image, or one above the pixel limit.
+    """
+    if not data:
+        raise problems.empty(name)
+    with _quiet:
+        header = _identify(data, name)
+        return header.size[::-1] if _turns(header) else header.size
+
+
 def read_file(path: str) -> bytes:
     """Read a regular file; anything else could block for ever or never end.
 
@@ -176,9 +189,16 @@ def _load(image: Image.Image, name: str) -> Image.Image:
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
     """Turn a loaded image upright; also say whether width and height changed places."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation not in range(2, 9):
+        if image.getexif().get(_ORIENTATION, 1) not in range(2, 9):
             return image, False
-        return ImageOps.exif_transpose(image), orientation >= 5
+        return ImageOps.exif_transpose(image), _turns(image)
     except Exception:
         return image, False  # a damaged EXIF block does not say which way is up
+
+
+def _turns(image: Image.Image) -> bool:
+    """Say whether width and height change places on the way."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+    except Exception:  # as in _upright
+        return False

@@ -61,6 +61,11 @@ class Prompt(Section):
         description="Text sent with the images; {question} stands for the question.",
         json_schema_extra={"pattern": r"\{question\}"},
     )
+    question: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What `mvw batch` asks of each image where nothing else says it.",
+    )
 
 
 class Images(Section):
@@ -70,6 +75,12 @@ class Images(Section):
         default=_SPEC["max_pixels"],
         ge=1,
         description="Larger images are scaled down to at most this many pixels; null: never.",
+    )
+    min_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="Where memory runs out, `mvw batch` may scale an image down to no fewer pixels "
+        "than this, and records it; null: never.",
     )
 
 

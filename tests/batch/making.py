@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ def picture(number: int, size: tuple[int, int] = (8, 6), kind: str = "PNG") -> b
     """An image file's bytes, of one colour that tells its number."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number % 256, number // 256, 7)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def noise(number: int, size: tuple[int, int] = (8, 6)) -> bytes:
+    """An image file's bytes, unlike all others; the red of its first pixel is its number."""
+    width, height = size
+    pixels = bytearray(random.Random(number).randbytes(3 * width * height))
+    pixels[0] = number
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", size, bytes(pixels)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from mvw_cli import console
-from mvw_cli.cli import infer_view
+from mvw_cli.cli import stderr_view
 from mvw_cli.cli.infer_view import View, size
 from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
 from mvw_cli.printable import one_line, printable
@@ -29,7 +29,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
     master, slave = pty.openpty()
     stream = os.fdopen(slave, "w", encoding="utf-8")
     # The module's own view of sys: pytest exchanges sys.stderr between set-up and test.
-    monkeypatch.setattr("mvw_cli.cli.infer_view.sys", SimpleNamespace(stderr=stream))
+    monkeypatch.setattr("mvw_cli.cli.stderr_view.sys", SimpleNamespace(stderr=stream))
 
     def shown() -> str:
         data = b""
@@ -104,7 +104,7 @@ def test_no_color(terminal: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_terminal_without_box_characters(
     terminal: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infer_view.sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")  # type: ignore
+    stderr_view.sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")  # type: ignore
     view = View(show_text=None)
     view.loading("a")
     view.loaded()
@@ -126,7 +126,7 @@ def test_a_note_while_loading_keeps_the_loading_line_last(terminal: Shown) -> No
 def test_a_warning_while_loading_gets_a_line_of_its_own(
     terminal: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stderr = infer_view.sys.stderr
+    stderr = stderr_view.sys.stderr
     monkeypatch.setattr(warnings, "showwarning", lambda message, *rest: stderr.write("careful\n"))
     view = View(show_text=None)
     with view.making_room(), warnings.catch_warnings():

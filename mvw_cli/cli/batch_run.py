@@ -1,0 +1,374 @@
+"""One `mvw batch` from the command line to its exit code.
+
+Puts the parts together: paths to items, items to an executor, records to the log. What can be
+wrong cheaply is found out before the model is loaded, and a record is on disk before it is shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from mvw_cli import console
+from mvw_cli.batch.output import Output, plan_output
+from mvw_cli.batch.sources import Source, list_items
+from mvw_cli.batch.tally import Tally
+from mvw_cli.cli.batch_summary import Summary, summarise
+from mvw_cli.cli.batch_view import BatchView
+from mvw_cli.cli.batch_words import again
+from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
+from mvw_cli.cli.libraries import mute_libraries
+from mvw_cli.cli.loading_line import progress
+from mvw_cli.cli.profile_options import written
+from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.profiles.store import DEFAULT
+
+if TYPE_CHECKING:
+    from mvw_cli.batch.executors import Executor
+    from mvw_cli.batch.items import Item
+    from mvw_cli.batch.log import RecordLog
+    from mvw_cli.batch.worker import Job
+    from mvw_cli.batch.worklist import WorkList
+    from mvw_cli.profiles import Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the command line asks for."""
+
+    words: tuple[str, ...]
+    """The arguments as they were typed, for hints."""
+    paths: tuple[str, ...]
+    question: str | None
+    questions: str | None
+    profile: str | None
+    flags: Mapping[str, object]
+    recursive: bool
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    limit: int | None
+    output: str | None
+    overwrite: bool
+    retry_failed: bool
+    dry_run: bool
+    slots: int | None
+    kv_memory: int | None
+    workers: int | None
+    executor: str
+    ray_address: str | None
+    shard: tuple[int, int] | None
+    readers: int
+    read_timeout: float
+    image_column: str | None
+    question_column: str | None
+    id_column: str | None
+    answer_column: str | None
+    allow_pickle: bool
+    random_weights: bool
+    as_json: bool
+
+    def source(self, question: str | None) -> Source:
+        """Where the items come from."""
+        return Source(
+            self.paths,
+            question=self.question if self.question is not None else question,
+            questions=self.questions,
+            recursive=self.recursive,
+            include=self.include,
+            exclude=self.exclude,
+            image_column=self.image_column,
+            question_column=self.question_column,
+            id_column=self.id_column,
+            answer_column=self.answer_column,
+        )
+
+
+def run(task: Task) -> int:
+    """Do what the command line asks for, and return the exit code.
+
+    Raises:
+        MvwError: what stops all items. What stops one is in its record.
+    """
+    _check(task)
+    output = plan_output(task.output, _default_name(task))
+    view = BatchView()
+    with ExitStack() as held:
+        with leaving_at_once(view.last_words), view.making_room():
+            begun = _prepare(task, output, view, held)
+        if task.dry_run:
+            from mvw_cli.cli.batch_plan import plan, write
+
+            write(plan(task, begun), as_json=task.as_json)
+            return ExitCode.OK
+        return _serve(task, begun, view)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What is known before a model is loaded."""
+
+    resolved: Resolved
+    output: Output
+    worklist: WorkList
+    log: RecordLog
+    settle: Callable[[str | None], None]
+    """Tells the log what was loaded."""
+    items: Iterator[Item]
+    """Those that are left to do."""
+    first: Item | None
+    """The first of them, taken out already."""
+    tally: Tally
+
+
+def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Begun:
+    view.listing(task.paths[0] if task.paths else task.questions or "")
+    # pydantic and SQLite come after the first sign of life.
+    from mvw_cli.batch.fingerprint import fingerprint
+    from mvw_cli.batch.log import RecordLog
+    from mvw_cli.batch.pending import pending
+    from mvw_cli.batch.worklist import WorkList
+    from mvw_cli.profiles import resolve
+
+    mute_libraries(progress=False)
+    resolved = resolve(task.profile, task.flags)
+    source = task.source(resolved.profile.prompt.question)
+    worklist = held.enter_context(
+        WorkList.of(list_items(source), limit=task.limit, shard=task.shard)
+    )
+    if output.fetch():
+        view.note(f"The records at {output.name} were fetched: {output.log}")
+    print_ = fingerprint(resolved, random_weights=task.random_weights)
+    log = held.enter_context(
+        RecordLog.open(
+            output.log,
+            print_,
+            overwrite=task.overwrite,
+            retry_failed=task.retry_failed,
+            hint_overwrite=again(task.words, "--overwrite"),
+        )
+    )
+    view.leaving(log.leave)
+    for line in log.recovered:
+        view.warn(line)
+    log.describe(task.shard, len(worklist))
+    tally = Tally(listed=len(worklist))
+    items = pending(
+        worklist,
+        log,
+        threads=task.readers,
+        timeout_s=task.read_timeout,
+        skipped=tally.skip,
+    )
+    first = next(items, None)
+    view.listed()
+    return Begun(
+        resolved,
+        output,
+        worklist,
+        log,
+        lambda revision: log.settle(print_.with_revision(revision)),
+        items,
+        first,
+        tally,
+    )
+
+
+def _serve(task: Task, begun: Begun, view: BatchView) -> int:
+    """Answer what is left, and tell how it went."""
+    wish = Wish()
+    stopped: MvwError | None = None
+    state = None
+    if begun.first is None:
+        view.note(_nothing_left(begun))
+    else:
+        _introduce(task, begun, view)
+        executor = make_executor(task, job_for(task, begun.resolved))
+        items = chain([begun.first], begun.items)
+        with ExitStack() as held:
+            with leaving_at_once(view.last_words), view.making_room():
+                view.loading(_model_name(begun.resolved), _telling(begun.resolved, view))
+                _load(executor, task, view, held)
+                begun.settle(executor.revision)
+            with finishing_first(view.last_words) as wish:
+                try:
+                    _record(executor, items, begun, view, wish)
+                except MvwError as error:
+                    stopped = error
+            state = executor.state
+    begun.log.flush()
+    summary = summarise(
+        begun.tally,
+        state,
+        output=begun.output,
+        failed_in_log=begun.log.failed,
+        interrupted=wish.to_finish,
+        words=task.words,
+    )
+    try:
+        begun.output.publish()
+    except MvwError as error:
+        stopped = stopped or error
+    _tell(task, summary, view)
+    if stopped is not None:
+        raise stopped
+    if begun.log.nearly_full and begun.tally.remaining:
+        raise _full(task, begun)
+    return _exit_code(summary)
+
+
+def _load(executor: Executor, task: Task, view: BatchView, held: ExitStack) -> None:
+    from mvw_cli.fit import DoesNotFit
+
+    try:
+        held.enter_context(executor)
+    except DoesNotFit as error:
+        error.retried(lambda changes: again(task.words, *written(None, changes)))
+        raise
+    finally:
+        view.loaded()
+
+
+def _record(
+    executor: Executor, items: Iterator[Item], begun: Begun, view: BatchView, wish: Wish
+) -> None:
+    """Bring records to the log as they come."""
+
+    def draining() -> bool:
+        return wish.to_finish or begun.log.nearly_full
+
+    begun.tally.begin()
+    with view.following(begun.tally, lambda: executor.state, lambda: wish.to_finish):
+        records = executor.records(items, run=begun.log.run, draining=draining)
+        for record in records:
+            begun.log.append(record)
+            begun.tally.add(record)
+            view.show(record)
+
+
+def job_for(task: Task, resolved: Resolved) -> Job:
+    """Say what a worker needs to know."""
+    from mvw_cli.batch.worker import Job
+
+    return Job(
+        resolved.profile,
+        allow_pickle=task.allow_pickle,
+        random_weights=task.random_weights,
+        slots=task.slots,
+        kv_bytes=task.kv_memory,
+        readers=task.readers,
+        read_timeout_s=task.read_timeout,
+    )
+
+
+def make_executor(task: Task, job: Job) -> Executor:
+    """Choose who serves the items."""
+    if task.executor == "ray":
+        from mvw_cli.batch.executors.ray import OnRay
+
+        return OnRay(job, workers=task.workers, address=task.ray_address)
+    workers = task.workers or _gpus(job)
+    if workers > 1:
+        from mvw_cli.batch.executors.processes import Processes
+
+        return Processes(job, workers)
+    from mvw_cli.batch.executors.here import Here
+
+    return Here(job)
+
+
+def _gpus(job: Job) -> int:
+    """One process for each GPU, unless the profile names one or spreads a model over all."""
+    if job.profile.device not in ("auto", "cuda") or job.profile.device_map is not None:
+        return 1
+    from mvw_cli.doctor.facts import gpu_count
+
+    return max(1, gpu_count())
+
+
+def _check(task: Task) -> None:
+    """Refuse what contradicts itself."""
+    if task.ray_address is not None and task.executor != "ray":
+        raise UsageProblem(
+            "--ray-address goes with --executor ray",
+            cause=f"the executor is {task.executor}",
+            hint=again(task.words, "--executor", "ray"),
+        )
+    if task.overwrite and task.retry_failed:
+        raise UsageProblem(
+            "--overwrite and --retry-failed contradict each other",
+            cause="one starts afresh, the other goes on",
+            hint=again(task.words, "--retry-failed"),
+        )
+    if task.question is not None and not task.question.strip():
+        raise UsageProblem(
+            "the question is empty",
+            cause="a model needs to be asked something",
+            hint='mvw batch ./images "What is in the picture?"',
+        )
+
+
+def _default_name(task: Task) -> str:
+    """Name the output after what is asked about."""
+    first = task.paths[0] if task.paths else task.questions or "batch"
+    name = "stdin" if first == "-" else os.path.basename(first.rstrip("/"))
+    if name in ("", ".", ".."):
+        name = os.path.basename(os.path.realpath(first)) or "batch"
+    stem = name if os.path.isdir(first) else os.path.splitext(name)[0]
+    part = "" if task.shard is None else ".{}-of-{}".format(*task.shard)
+    return f"{stem}.results{part}.jsonl"
+
+
+def _introduce(task: Task, begun: Begun, view: BatchView) -> None:
+    if begun.resolved.is_default:
+        view.note(
+            f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
+            "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
+        )
+    if task.random_weights:
+        view.warn("The weights are random: answers are noise. Time and memory are real.")
+    if begun.log.done or begun.log.failed:
+        view.note(
+            f"Going on with {begun.output.log}: {begun.log.done:,} answered, "
+            f"{begun.log.failed:,} failed before."
+        )
+
+
+def _nothing_left(begun: Begun) -> str:
+    if not begun.tally.listed:
+        return "There is nothing to do: no item belongs to this part of the work."
+    return f"There is nothing left to do: each of {begun.tally.listed:,} items has its record."
+
+
+def _model_name(resolved: Resolved) -> str:
+    return resolved.profile.model or resolved.name or resolved.profile.adapter
+
+
+def _telling(resolved: Resolved, view: BatchView) -> Callable[[], str] | None:
+    model = resolved.profile.model
+    if not view.live or model is None:
+        return None
+    return progress(model, resolved.profile.revision)
+
+
+def _tell(task: Task, summary: Summary, view: BatchView) -> None:
+    view.summary(summary)
+    if task.as_json:
+        console.write_json(summary.to_dict())
+
+
+def _full(task: Task, begun: Begun) -> MvwError:
+    return MvwError(
+        f"No space is left for {begun.output.log}",
+        cause=f"{begun.tally.served:,} records were written, none is lost; make room and go on",
+        hint=again(task.words),
+    )
+
+
+def _exit_code(summary: Summary) -> int:
+    if summary.interrupted and summary.remaining:
+        return ExitCode.INTERRUPTED
+    return ExitCode.ITEMS_FAILED if summary.failed_in_log else ExitCode.OK

@@ -1,0 +1,295 @@
+"""Nothing is lost, whatever stops a batch: real processes, real files.
+
+The measure is always the same: the records of a disturbed run and of what went on with it are
+those of an undisturbed one, each item once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from making import noise
+from running import Batch, answers, records
+
+from mvw_cli.errors import ExitCode
+
+ITEMS = 10
+LONG = ("--max-new-tokens", "12")
+
+
+def images(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(ITEMS):
+        (folder / f"{number}.png").write_bytes(noise(number))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, batch_in: Callable[[Path], Batch]
+) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    images(folder / "images")
+    ran = batch_in(folder)("images", *LONG, "--slots", "4")
+    assert ran.code == 0, ran.err
+    found = answers(folder / "images.results.jsonl")
+    assert len(found) == ITEMS
+    assert len({text for _, text, _ in found.values()}) > ITEMS // 2  # pictures matter
+    return found
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    images(tmp_path / "images")
+    return tmp_path / "images.results.jsonl"
+
+
+def wait_for_records(path: Path, count: int) -> None:
+    for _ in range(600):
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {count} records came")
+
+
+def test_killed_at_any_moment(batch: Batch, log: Path, undisturbed: dict[str, object]) -> None:
+    moments = [random.Random(7).randrange(20, 40), 14, 1]
+    seen = [0]
+    for number, moment in enumerate(moments):
+        ran = batch("images", *LONG, "--slots", str(number + 1), kill_at=moment)
+        assert ran.code == -signal.SIGKILL
+        seen.append(len(records(log)) if log.exists() else 0)
+    assert seen == sorted(seen) and 0 < seen[-1] < ITEMS
+    assert batch("images", *LONG, "--slots", "3").code == 0
+    assert answers(log) == undisturbed
+    assert sorted(path.name for path in log.parent.iterdir()) == [
+        "images",
+        "images.results.jsonl",
+        "images.results.jsonl.run.json",
+    ]
+
+
+def test_cut_in_the_middle_of_a_line(
+    batch: Batch, log: Path, undisturbed: dict[str, object]
+) -> None:
+    assert batch("images", *LONG, "--limit", "6").code == 0
+    os.truncate(log, log.stat().st_size - 100)
+    ran = batch("images", *LONG)
+    assert ran.code == 0
+    assert answers(log) == undisturbed
+    assert "cut" in ran.err
+
+
+def test_one_interrupt_finishes_what_is_begun(
+    batch: Batch, log: Path, undisturbed: dict[str, object]
+) -> None:
+    with batch.started("images", *LONG, "--slots", "2", pace_s=0.05) as process:
+        wait_for_records(log, 1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.INTERRUPTED
+    done = len(records(log))
+    assert 2 <= done < ITEMS  # that which was decoding next to the first was finished
+    assert "Finishing" in err.decode()
+    go_on = [line for line in err.decode().splitlines() if line.startswith("Go on")]
+    assert go_on and "mvw batch images" in go_on[0]
+    assert batch("images", *LONG, "--slots", "2").code == 0
+    assert answers(log) == undisturbed
+
+
+def test_a_second_interrupt_leaves_at_once(
+    batch: Batch, log: Path, undisturbed: dict[str, object]
+) -> None:
+    with batch.started("images", *LONG, "--slots", "2", pace_s=0.3) as process:
+        wait_for_records(log, 1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        assert time.monotonic() - began < 1.5  # far less than an answer takes
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert len(records(log)) < ITEMS
+    assert not list(log.parent.glob(".*"))
+    assert batch("images", *LONG).code == 0
+    assert answers(log) == undisturbed
+
+
+def test_termination_is_an_interrupt(batch: Batch, log: Path) -> None:
+    with batch.started("images", *LONG, "--slots", "2", pace_s=0.05) as process:
+        wait_for_records(log, 1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert 2 <= len(records(log)) < ITEMS
+
+
+def test_going_on_with_a_renamed_and_grown_folder(
+    batch: Batch, log: Path, undisturbed: dict[str, object]
+) -> None:
+    folder = log.parent
+    assert batch("images", *LONG, "--limit", "4", "-o", "all.jsonl").code == 0
+    (folder / "images").rename(folder / "pictures")
+    (folder / "pictures" / "3.png").rename(folder / "pictures" / "new-name.png")
+    (folder / "pictures" / "a.png").write_bytes(noise(200))
+    ran = batch("pictures", *LONG, "-o", "all.jsonl", "--slots", "1")
+    assert ran.code == 0
+    found = answers(folder / "all.jsonl")
+    added = found.pop("a.png")
+    assert added[0] == "ok"
+    assert found == undisturbed  # the record of 3.png stands for new-name.png
+
+
+def test_a_read_only_folder_is_told_before_the_model_is_loaded(batch: Batch, log: Path) -> None:
+    if os.geteuid() == 0:
+        ran = batch("images", *LONG, "-o", "/proc/results.jsonl")
+    else:
+        (log.parent / "locked").mkdir(mode=0o500)
+        ran = batch("images", *LONG, "-o", "locked/results.jsonl")
+    assert ran.code == ExitCode.USAGE
+    assert "Cannot write" in ran.err and "loaded" not in ran.err
+
+
+FULL = """
+set -e
+mount -t tmpfs -o size=2m none out
+set +e
+"$@"
+code=$?
+rm out/filler
+cp out/results.jsonl half.jsonl
+export FICKLE={}
+"$@"
+echo "codes $code $?" >&2
+cp out/results.jsonl whole.jsonl
+"""
+
+
+def test_a_full_disk(batch: Batch, log: Path, undisturbed: dict[str, object]) -> None:
+    folder = log.parent
+    (folder / "out").mkdir()
+    command = batch.words("images", *LONG, "-o", "out/results.jsonl", "--slots", "2")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", FULL, "sh", *command],
+        cwd=folder,
+        env=batch.environment | {"FICKLE": '{"fill": "out/filler"}'},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("no mounts here")
+    assert f"codes {ExitCode.FAILURE} 0" in done.stderr, done.stderr
+    assert "No space is left for out/results.jsonl" in done.stderr
+    assert 0 < len(records(folder / "half.jsonl")) < ITEMS
+    assert answers(folder / "whole.jsonl") == undisturbed
+
+
+def test_images_that_disappear_change_or_are_none(
+    batch: Batch, log: Path, undisturbed: dict[str, tuple[str, str, str]]
+) -> None:
+    folder = log.parent / "images"
+    os.mkfifo(folder / "10.png")
+    (folder / "11.png").write_bytes(noise(1)[:40])
+    ran = batch("images", *LONG, unlink="images/2.png", rewrite=["images/4.png", "images/5.png"])
+    assert ran.code == ExitCode.ITEMS_FAILED
+    found = answers(log)
+    assert {id for id, (status, *_) in found.items() if status == "failed"} == {
+        "2.png",
+        "10.png",
+        "11.png",
+    }
+    assert found["4.png"] == undisturbed["5.png"]  # the key, too: it is the content's
+    same = found.keys() - {"2.png", "10.png", "11.png", "4.png"}
+    assert {id: found[id] for id in same} == {id: undisturbed[id] for id in same}
+    failed = {record["id"]: record["error"] for record in records(log) if record["error"]}
+    assert {error["type"] for error in failed.values()} == {"BadImage"}
+    assert "--retry-failed" in ran.err
+
+    again = batch("images", *LONG)  # they have their record
+    assert (again.code, "loaded" in again.err) == (ExitCode.ITEMS_FAILED, False)
+    for name in ("10.png", "11.png"):
+        (folder / name).unlink()
+        (folder / name).write_bytes(noise(3))
+    (folder / "2.png").write_bytes(noise(2))
+    retried = batch("images", *LONG, "--retry-failed")
+    assert retried.code == 0
+    found = answers(log)
+    assert found["2.png"] == undisturbed["2.png"]
+    assert found["10.png"][1:] == undisturbed["3.png"][1:]
+    assert len(found) == ITEMS + 2
+
+
+def test_an_adapter_that_raises(batch: Batch, log: Path, undisturbed: dict[str, object]) -> None:
+    ran = batch("images", *LONG, encode_fails=[3, 7])
+    assert ran.code == ExitCode.ITEMS_FAILED
+    found = answers(log)
+    failed = {id for id, (status, *_) in found.items() if status == "failed"}
+    assert failed == {"3.png", "7.png"}
+    assert "this picture is not to my liking" in ran.err
+    assert {id: found[id] for id in found.keys() - failed} == {
+        id: undisturbed[id] for id in found.keys() - failed
+    }
+
+
+def test_an_adapter_that_can_not_read_its_own_answers(batch: Batch, log: Path) -> None:
+    ran = batch("images", *LONG, parse_fails=True)
+    assert ran.code == ExitCode.ITEMS_FAILED
+    assert {record["error"]["type"] for record in records(log)} == {"KeyError"}
+
+
+def test_out_of_memory_takes_fewer_at_a_time(
+    batch: Batch, log: Path, undisturbed: dict[str, object]
+) -> None:
+    ran = batch("images", *LONG, "--slots", "6", "--json", most_rows=2)
+    assert ran.code == 0, ran.err
+    assert answers(log) == undisturbed
+    assert "from here on 2 at a time" in ran.err
+    assert '"restarts": ' in ran.out and '"restarts": 0' not in ran.out
+
+
+def test_out_of_memory_takes_smaller_images_where_the_profile_allows_it(
+    batch: Batch, log: Path, undisturbed: dict[str, tuple[str, str, str]]
+) -> None:
+    large = log.parent / "images" / "large.png"
+    large.write_bytes(noise(1, size=(40, 40)))
+    ran = batch("images", *LONG, "--set", "images.min_pixels=100", most_pixels=500)
+    assert ran.code == 0, ran.err
+    record = next(one for one in records(log) if one["id"] == "large.png")
+    assert record["images"][0]["width_px"] * record["images"][0]["height_px"] <= 500
+    assert record["images"][0]["original_width_px"] == 40
+    assert any("scaled from 40×40" in remark for remark in record["remarks"])
+    found = answers(log)
+    assert {id: found[id] for id in undisturbed} == undisturbed
+
+
+def test_out_of_memory_fails_the_item_alone(
+    batch: Batch, log: Path, undisturbed: dict[str, object]
+) -> None:
+    (log.parent / "images" / "large.png").write_bytes(noise(1, size=(40, 40)))
+    ran = batch("images", *LONG, most_pixels=500)
+    assert ran.code == ExitCode.ITEMS_FAILED
+    found = answers(log)
+    assert found.pop("large.png")[0] == "failed"
+    assert found == undisturbed
+    failed = next(one for one in records(log) if one["status"] == "failed")
+    assert failed["error"]["type"] == "OutOfMemory"
+
+
+def test_a_changed_setting_is_refused_with_the_difference(batch: Batch, log: Path) -> None:
+    assert batch("images", *LONG, "--limit", "2").code == 0
+    before = log.read_bytes()
+    ran = batch("images", "--max-new-tokens", "13")
+    assert ran.code == ExitCode.USAGE
+    assert "generation.max_new_tokens: 12 before, 13 now" in ran.err
+    assert log.read_bytes() == before
+    hint = next(line for line in ran.err.splitlines() if line.startswith("Hint: "))
+    assert "--overwrite" in hint
+    assert batch("images", "--max-new-tokens", "13", "--limit", "3", "--overwrite").code == 0
+    assert len(records(log)) == 3
