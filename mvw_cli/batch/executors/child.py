@@ -1,0 +1,62 @@
+"""A worker process on this machine: what runs at the far end of a pipe.
+
+It lives as long as its parent does: when the pipe closes, it ends at once, whatever it is doing.
+It holds nothing that needs tidying up. Ctrl-C and SIGTERM, which reach the whole process group,
+are for the parent to decide upon.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from multiprocessing.connection import Connection
+
+from mvw_cli.batch.executors.messages import Report
+from mvw_cli.batch.worker import Job
+
+_EVERY_S = 0.2
+
+
+def main(connection: Connection, job: Job, workers: int) -> None:
+    """Serve what comes through the pipe.
+
+    Args:
+        workers: that many share the cores of this machine.
+    """
+    for ignored in _SIGNALS:
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked while this process started
+    warnings.simplefilter("ignore")  # the parent has told them, and would tell them again
+    from mvw_cli.batch.executors.serving import Serving, share_threads
+
+    lock = threading.Lock()
+
+    def send(report: Report) -> None:
+        try:
+            with lock:
+                connection.send(report)
+        except OSError:
+            _end()
+
+    serving = Serving(job, send, every_s=_EVERY_S)
+
+    def listen() -> None:
+        while True:
+            try:
+                order = connection.recv()
+            except (EOFError, OSError):
+                return _end()
+            serving.deliver(order)
+
+    threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
+    share_threads(workers)
+    serving.work()
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

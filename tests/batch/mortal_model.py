@@ -1,0 +1,56 @@
+"""The tiny LLaVA. Words of the question kill the process that encodes it.
+
+`kill`: always. `kill-once`: unless somebody has been killed by that question before, which a file
+in MORTAL_FOLDER remembers. MORTAL_LOAD=refuse makes loading fail, MORTAL_LOAD=die kills.
+MORTAL_PACE_S slows every forward pass down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mvw_hf.model import HuggingFace
+
+from mvw_cli import LoadedModel, ModelProblem, ModelSpec
+
+
+class Mortal(HuggingFace):
+    name = "mortal"
+
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        if os.environ.get("MORTAL_LOAD") == "refuse":
+            raise ModelProblem("It will not load.", cause="It is a test.", hint="mvw doctor")
+        if os.environ.get("MORTAL_LOAD") == "die":
+            _die()
+        loaded = super().tiny()
+        pace = float(os.environ.get("MORTAL_PACE_S", "0"))
+        loaded.model.register_forward_hook(lambda *_: time.sleep(pace))
+        assert torch.get_num_threads() >= 1
+        return replace(loaded, adapter=self.name, name="mortal", spec=spec, revision="c0ffee")
+
+    def encode(self, loaded: LoadedModel, images: Sequence[Any], question: str) -> Any:
+        words = question.split()
+        if "kill" in words or ("kill-once" in words and _first_time(question)):
+            _die()
+        return super().encode(loaded, images, question)
+
+
+def _first_time(question: str) -> bool:
+    name = hashlib.sha256(question.encode()).hexdigest()
+    try:
+        Path(os.environ["MORTAL_FOLDER"], name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
