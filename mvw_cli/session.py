@@ -89,6 +89,8 @@ def open_session(
     policy, settings = withdrawal_policy(profile), generation_settings(profile)
     spec = replace(model_spec(profile), allow_pickle=allow_pickle, random_weights=random_weights)
     adapter = load_adapter(profile.adapter)
+    if random_weights and type(adapter).build is Adapter.build:
+        adapter.build(None)  # says that it can't; `load` would have to read weights
     check_fit(profile.adapter, adapter, spec)
     with _explained(spec.model or profile.adapter):
         loaded = adapter.load(spec)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from mvw_cli.adapter import API_VERSION, Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
 from mvw_cli.equivalence import noise
+from mvw_cli.errors import MvwError
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.testing.light import heavy_imports
 from mvw_cli.testing.serving_contract import ServingContract
@@ -22,6 +24,7 @@ from mvw_cli.testing.vision_probe import count_crossed, moved_by_the_image
 if TYPE_CHECKING:
     from torch import Tensor
 
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt*")
 MOST_PARAMETERS = 5_000_000
 """A tiny model is for tests: it is built and run hundreds of times."""
 TEXTS = (
@@ -51,6 +54,18 @@ class AdapterContract(ServingContract):
         if not isinstance(self.adapter, str):
             pytest.skip("the adapter is not registered: it is given as a class")
         return find_adapter(self.adapter)
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Write a small checkpoint as the adapter reads them.
+
+        Override it where that is not what `save_pretrained` of the tiny model and its processor
+        write.
+        """
+        loaded = self.loaded()
+        if not hasattr(loaded.processor, "save_pretrained"):
+            pytest.skip("the processor does not save itself: override write_checkpoint()")
+        loaded.model.save_pretrained(folder)
+        loaded.processor.save_pretrained(folder)
 
     def test_importing_it_is_light(self) -> None:
         """Listing adapters must stay fast: torch and the like are imported with the class."""
@@ -159,6 +174,29 @@ class AdapterContract(ServingContract):
             built = adapter.build(model.config)
         shapes = {name: parameter.shape for name, parameter in built.named_parameters()}
         assert shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    def test_random_weights_are_made_and_none_are_read(self, tmp_path: Path) -> None:
+        """`mvw infer --random-weights`: the true shape, from a checkpoint that has no weights."""
+        import torch
+
+        adapter = self.made()
+        if type(adapter).build is Adapter.build or type(adapter).shape is Adapter.shape:
+            pytest.skip("the adapter does not build models without a checkpoint")
+        self.write_checkpoint(tmp_path)
+        for pattern in WEIGHT_FILES:
+            for file in tmp_path.glob(pattern):
+                file.unlink()
+        spec = ModelSpec(str(tmp_path), dtype="bfloat16", device="cpu", random_weights=True)
+        with torch.device("meta"):
+            expected = adapter.build(adapter.shape(spec))
+        try:
+            model = adapter.load(spec).model
+        except (MvwError, OSError) as error:
+            pytest.fail(f"load() with spec.random_weights wants weights: {error}")
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        assert shapes == {name: parameter.shape for name, parameter in expected.named_parameters()}
+        assert model.dtype == torch.bfloat16, f"random weights ignore spec.dtype: {model.dtype}"
+        assert not model.training, "load() must leave the model in eval mode"
 
     def test_it_tells_its_shape_without_weights(self) -> None:
         """The first checkpoint's configuration, known by heart."""

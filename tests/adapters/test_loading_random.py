@@ -15,7 +15,7 @@ from mvw_shapes.model import Shapes
 from PIL import Image
 from processes import Ran
 
-from mvw_cli.adapter import ModelSpec
+from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.errors import ExitCode
 
 
@@ -64,6 +64,24 @@ def test_weights_that_are_there_are_not_read() -> None:
     real = Shapes().load(ModelSpec(model="embedded", device="cpu")).model.get_output_embeddings()
     made = Shapes().load(ModelSpec(model="embedded", device="cpu", random_weights=True)).model
     assert not torch.equal(real.weight, made.get_output_embeddings().weight)
+
+
+def test_an_adapter_that_can_not_build_is_not_asked_to_load(
+    mvw: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reads(HuggingFace):
+        build = Adapter.build
+
+        def load(self, spec: ModelSpec) -> LoadedModel:
+            raise AssertionError("weights are read")
+
+    monkeypatch.setattr("mvw_cli.session.load_adapter", lambda name: Reads())
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    ran = mvw("infer", str(picture), "w1", "--random-weights")
+    assert (ran.code, ran.out) == (ExitCode.MODEL, "")
+    assert "can't build a model without a checkpoint" in ran.err
+    assert "Traceback" not in ran.err
 
 
 def test_by_the_command(folder: Path, mvw: Callable[..., Ran], tmp_path: Path) -> None:

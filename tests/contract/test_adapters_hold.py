@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from kimi_checkpoint import write_checkpoint
+
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.testing import AdapterContract, PolicyContract
@@ -21,6 +25,9 @@ class TestLlavaCot(AdapterContract):
 
 class TestKimiVL(AdapterContract):
     adapter = "kimi-vl"
+
+    def write_checkpoint(self, folder: Path) -> None:
+        write_checkpoint(folder)
 
 
 class TestPolicies(PolicyContract):

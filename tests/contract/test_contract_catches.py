@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import pytest
@@ -15,7 +17,16 @@ from mvw_hf.model import HuggingFace
 from mvw_llava_cot.model import LlavaCot
 from torch import Tensor
 
-from mvw_cli import Answer, Decide, LoadedModel, StepView, VisionLayout, Withdraw, WithdrawalPolicy
+from mvw_cli import (
+    Answer,
+    Decide,
+    LoadedModel,
+    ModelSpec,
+    StepView,
+    VisionLayout,
+    Withdraw,
+    WithdrawalPolicy,
+)
 from mvw_cli.testing import AdapterContract, PolicyContract
 
 
@@ -24,8 +35,11 @@ def failures(contract: Any) -> set[str]:
     failed = set()
     for name in dir(contract):
         if name.startswith("test_"):
+            check = getattr(contract, name)
             try:
-                getattr(contract, name)()
+                with TemporaryDirectory() as folder:
+                    takes = signature(check).parameters
+                    check(**({"tmp_path": Path(folder)} if "tmp_path" in takes else {}))
             except pytest.skip.Exception:
                 pass
             except (Exception, pytest.fail.Exception):
@@ -149,6 +163,26 @@ class BuildsAnotherModel(HuggingFace):
         return super().build(changed)
 
 
+class ReadsWeightsAllTheSame(HuggingFace):
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        return super().load(replace(spec, random_weights=False))
+
+
+class MakesRandomWeightsOfAnotherType(HuggingFace):
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        return super().load(replace(spec, dtype="float32") if spec.random_weights else spec)
+
+
+class MakesAnotherModel(HuggingFace):
+    """Random weights of a shape that is not the configuration's."""
+
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        if not spec.random_weights:
+            return super().load(spec)
+        model = LlavaCot().tiny().model
+        return replace(self.tiny(), model=model.bfloat16())
+
+
 @contextmanager
 def forgetful(model: Any) -> Iterator[None]:
     """Patch a model and never restore it."""
@@ -204,6 +238,7 @@ class MixesRows(HuggingFace):
 
 LAYOUT, ORACLE = "the_vision_layout_is_right", "the_engine_equals_the_oracle"
 TINY = "its_tiny_model_is_tiny_and_always_the_same"
+RANDOM = "random_weights_are_made_and_none_are_read"
 LATE, MANY = "late_withdrawal_equals_generate", "one_slot_equals_many"
 
 
@@ -230,6 +265,9 @@ def test_a_right_adapter_passes(adapter: type[HuggingFace]) -> None:
         (ParsesWholeTextOnly, {"parse_copes_with_text_that_was_cut"}),
         (RemarksInSeveralLines, {"its_remarks_are_lines"}),
         (BuildsAnotherModel, {"it_builds_the_model_of_a_configuration"}),
+        (ReadsWeightsAllTheSame, {RANDOM}),
+        (MakesRandomWeightsOfAnotherType, {RANDOM}),
+        (MakesAnotherModel, {RANDOM}),
         (NeverRestoresTheModel, {"the_model_is_restored_after_an_error"}),
         (DecodesSomethingElse, {ORACLE, LATE}),
         (MixesRows, {MANY}),
