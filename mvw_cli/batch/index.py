@@ -75,6 +75,12 @@ class Index:
             update = f"UPDATE {table} AND taken = 0"
             return self._database.execute(update, values).rowcount == 1
 
+    def put_back(self) -> None:
+        """Let every record be taken once again."""
+        with self._lock, _explained():
+            self._database.execute("UPDATE ok SET taken = 0")
+            self._database.execute("UPDATE failed SET taken = 0")
+
     def holds(self, record: Mapping[str, Any]) -> bool:
         """Say whether the item has a record as good as this one."""
         id, asked = _names(record["id"], record["question"])

@@ -15,6 +15,8 @@ from mvw_cli.cli.options import common_options
 
 _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
+    "batch": "mvw_cli.cli.batch:batch",
+    "merge": "mvw_cli.cli.merge:merge",
     "list": "mvw_cli.cli.list:list_",
     "show": "mvw_cli.cli.show:show",
     "doctor": "mvw_cli.cli.doctor:doctor",

@@ -1,0 +1,160 @@
+"""`mvw merge`: the records of shards in one file, and what is missing from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mvw_cli import console
+from mvw_cli.cli.options import common_options
+
+if TYPE_CHECKING:
+    from mvw_cli.batch.gaps import Gap
+    from mvw_cli.batch.merge import Merged
+    from mvw_cli.batch.shards import Shard
+    from mvw_cli.errors import MvwError
+
+SCHEMA_VERSION = 1
+_SHOWN = 20
+"""Logs that are shown one by one; of more, those that something is wrong with."""
+_TOLD = 5
+"""Gaps that the message names."""
+
+
+@click.command(short_help="Join the records of shards.")
+@click.argument(
+    "shards", nargs=-1, required=True, metavar="SHARDS...", help="Files that `mvw batch` wrote."
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Where the records go: .jsonl, .csv or .parquet; it may be one of the SHARDS.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE, whatever it holds.")
+@click.option("--json", "as_json", is_flag=True, help="Write the summary as JSON to stdout.")
+@common_options
+def merge(shards: tuple[str, ...], output: str, overwrite: bool, as_json: bool) -> None:
+    """Join the records of shards: each item once, an answer before a failure.
+
+    Says what is missing, and ends with code 3 where something is or where items have failed.
+    `mvw batch … -o FILE` with the same settings goes on from the result and does the rest. Records
+    that were made with different settings are not joined.
+
+    \b
+    Examples:
+      mvw merge part-*.jsonl -o all.jsonl
+      mvw merge part-*.jsonl -o all.parquet --overwrite
+      mvw merge results.jsonl rescued.jsonl -o results.jsonl
+    """
+    from mvw_cli.batch.merge import merge as join
+
+    merged = join(shards, output, overwrite=overwrite)
+    if as_json:
+        console.write_json(_document(merged, output))
+    else:
+        _show(merged, output)
+    problem = _problem(merged, output)
+    if problem is not None:
+        raise problem
+
+
+def _document(merged: Merged, output: str) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "output": output,
+        "log": str(merged.log),
+        "run": merged.run,
+        "answered": merged.answered,
+        "failed": merged.failed,
+        "duplicates": merged.duplicates,
+        "shards": [_shard(shard) for shard in merged.shards],
+        "gaps": [
+            {
+                "shard": _name(gap.shard),
+                "listed": gap.listed,
+                "found": gap.found,
+                "missing": None if gap.listed is None else gap.listed - gap.found,
+            }
+            for gap in merged.gaps
+        ],
+        "remarks": merged.remarks,
+    }
+
+
+def _shard(shard: Shard) -> dict[str, Any]:
+    parts = [{"shard": _name(part.shard), "listed": part.listed} for part in shard.parts]
+    return {
+        "log": shard.name,
+        "parts": parts,
+        "answered": shard.answered,
+        "failed": shard.failed,
+    }
+
+
+def _name(shard: tuple[int, int] | None) -> str | None:
+    return None if shard is None else "{}/{}".format(*shard)
+
+
+def _show(merged: Merged, output: str) -> None:
+    rows = [_row(shard) for shard in merged.shards]
+    if len(rows) > _SHOWN:
+        short = {gap.shard for gap in merged.gaps}
+        rows = [
+            _row(shard)
+            for shard in merged.shards
+            if shard.failed or short & {part.shard for part in shard.parts}
+        ]
+        console.write(
+            f"{len(merged.shards) - len(rows):,} of {len(merged.shards):,} logs are whole."
+        )
+    if rows:
+        console.table(["LOG", "SHARD", "LISTED", "ANSWERED", "FAILED"], rows)
+    counts = [f"{merged.answered:,} answered", f"{merged.failed:,} failed"]
+    if merged.duplicates:
+        counts.append(f"{merged.duplicates:,} left out, which were there twice")
+    console.write(f"{output}: {', '.join(counts)}")
+    for remark in merged.remarks:
+        console.warn(remark)
+
+
+def _row(shard: Shard) -> list[str]:
+    names = [_name(part.shard) or "all" for part in shard.parts]
+    name = ", ".join(names) if len(names) < 4 else f"{len(names)} shards"
+    listed = f"{sum(part.listed for part in shard.parts):,}" if names else "-"
+    return [shard.name, name or "-", listed, f"{shard.answered:,}", f"{shard.failed:,}"]
+
+
+def _problem(merged: Merged, output: str) -> MvwError | None:
+    """Put into an error what keeps the result from being the whole work."""
+    import shlex
+
+    from mvw_cli.errors import ExitCode, MvwError
+
+    words = ["mvw", "batch", "IMAGES", "QUESTION", "-o", output]
+    if merged.gaps:
+        causes = [_cause(gap) for gap in merged.gaps[:_TOLD]]
+        if len(merged.gaps) > _TOLD:
+            causes.append(f"and {len(merged.gaps) - _TOLD:,} more")
+        error = MvwError("Records are missing", cause="; ".join(causes), hint=shlex.join(words))
+    elif merged.failed:
+        items = "1 item" if merged.failed == 1 else f"{merged.failed:,} items"
+        error = MvwError(
+            f"{items} failed",
+            cause="their records say why, under `error`",
+            hint=shlex.join([*words, "--retry-failed"]),
+        )
+    else:
+        return None
+    error.exit_code = ExitCode.ITEMS_FAILED
+    return error
+
+
+def _cause(gap: Gap) -> str:
+    where = "" if gap.shard is None else f"shard {_name(gap.shard)}: "
+    if gap.listed is not None:
+        return f"{where}{gap.found:,} of {gap.listed:,} are there"
+    found = f", {gap.found:,} records of it are elsewhere" if gap.found else ""
+    return f"{where}there is no log of it{found}"
