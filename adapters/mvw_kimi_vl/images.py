@@ -28,7 +28,7 @@ class ImagePreparation:
     patch_size: int = 14
     merge_kernel_size: tuple[int, int] = (2, 2)
     in_token_limit: int = 4096
-    """Most patches of an image before merging."""
+    """Most patches of an image before merging. The default is that of the checkpoints' own code."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pad_input: bool = True
@@ -103,6 +103,25 @@ class ImagePreparation:
         rows, columns = final_height // size, final_width // size
         patches = ((pixels - mean) / std).view(3, rows, size, columns, size)
         return patches.permute(1, 3, 0, 2, 4).flatten(0, 1), rows, columns
+
+
+def limit_of(name: str, revision: str | None = None) -> int:
+    """Say how many patches of an image a checkpoint allows; asks the hub for one small file.
+
+    Where its `preprocessor_config.json` can't be had or does not tell: the default.
+    """
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        name,
+        "preprocessor_config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    told = ImagePreparation() if found is None else read_preparation(Path(found).parent)
+    return told.in_token_limit
 
 
 def read_preparation(folder: Path) -> ImagePreparation:

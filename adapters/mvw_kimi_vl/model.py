@@ -15,19 +15,16 @@ from PIL.Image import Image
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
 from mvw_kimi_vl.absorbed import absorbed
-from mvw_kimi_vl.images import ImagePreparation, read_preparation
+from mvw_kimi_vl.images import MOST_PATCHES, ImagePreparation, read_preparation
 from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub, load_config
 from mvw_kimi_vl.processor import KimiProcessor
-from mvw_kimi_vl.published import published
+from mvw_kimi_vl.published import IN_TOKEN_LIMIT, published
 from mvw_kimi_vl.tiny import tiny_kimi
 from mvw_kimi_vl.tokenizer import read_tokenizer
 
 CHECKPOINT = "moonshotai/Kimi-VL-A3B-Thinking-2506"
 _FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
 _OPTIONAL = ("chat_template.jinja",)
-# Patches that the published preparation of this checkpoint allows (its preprocessor_config.json);
-# the releases before it allow 4,096.
-_PUBLISHED_LIMIT = 16384
 
 
 class KimiVL(HuggingFace):
@@ -48,14 +45,7 @@ class KimiVL(HuggingFace):
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
         processor: KimiProcessor = loaded.processor
         for image in images:
-            try:
-                processor.images.size(*image.size)
-            except ValueError as error:
-                raise BadImage(
-                    "An image can't be read by Kimi-VL.",
-                    cause=f"{error}.",
-                    hint="mvw infer IMAGE QUESTION --set images.max_pixels=1000000",
-                ) from error
+            _tokens(processor.images, *image.size)
         content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         if loaded.spec.system is not None:
@@ -79,7 +69,7 @@ class KimiVL(HuggingFace):
 
     def shape(self, spec: ModelSpec) -> Any:
         if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():
-            return config_from_hub(published())
+            return config_from_hub(published(), in_token_limit=IN_TOKEN_LIMIT)
         with explained(str(spec.model), spec.revision):
             return load_config(str(spec.model), revision=spec.revision)
 
@@ -87,7 +77,26 @@ class KimiVL(HuggingFace):
         return KimiVLForConditionalGeneration(config)
 
     def image_tokens(self, config: Any, width: int, height: int) -> int:
-        return ImagePreparation(in_token_limit=_PUBLISHED_LIMIT).vision_tokens(width, height)
+        limit = getattr(config, "in_token_limit", ImagePreparation().in_token_limit)
+        return _tokens(ImagePreparation(in_token_limit=limit), width, height)
+
+
+def _tokens(images: ImagePreparation, width: int, height: int) -> int:
+    """Count the vision tokens of an image.
+
+    Raises:
+        BadImage: it has too many patches a side.
+    """
+    try:
+        return images.vision_tokens(width, height)
+    except ValueError as error:
+        longest = (MOST_PATCHES - max(images.merge_kernel_size)) * images.patch_size
+        pixels = int(width * height * (longest / max(width, height)) ** 2)
+        raise BadImage(
+            "An image can't be read by Kimi-VL.",
+            cause=f"{error}.",
+            hint=f"mvw infer IMAGE QUESTION --set images.max_pixels={pixels}",
+        ) from error
 
 
 def _folder(spec: ModelSpec) -> Path:

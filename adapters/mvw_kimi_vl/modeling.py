@@ -17,6 +17,8 @@ from transformers.conversion_mapping import (
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.kimi_k25 import Kimi_K25Config, Kimi_K25ForConditionalGeneration
 
+from mvw_kimi_vl.images import ImagePreparation, limit_of
+
 MODEL_TYPE = "kimi_vl"
 _NO_TOKEN = -1  # Kimi-VL reads no videos
 _VISION_NAMES = {
@@ -60,11 +62,20 @@ def load_config(name: str, *, revision: str | None = None) -> KimiVLConfig:
     told, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
     if told.get("model_type") != MODEL_TYPE:
         raise ValueError(f"its config.json is of model type {told.get('model_type')!r}")
-    return config_from_hub(told)
+    if "in_token_limit" in told:
+        return config_from_hub(told)
+    return config_from_hub(told, in_token_limit=limit_of(name, revision))
 
 
-def config_from_hub(told: dict[str, Any]) -> KimiVLConfig:
-    """Turn the content of the hub's `config.json` into transformers' names."""
+def config_from_hub(told: dict[str, Any], *, in_token_limit: int | None = None) -> KimiVLConfig:
+    """Turn the content of the hub's `config.json` into transformers' names.
+
+    Args:
+        in_token_limit: most patches of an image, from `preprocessor_config.json`. It travels with
+            the configuration, so that vision tokens can be counted from that alone.
+    """
+    if in_token_limit is not None:
+        told = {**told, "in_token_limit": in_token_limit}
     if "media_placeholder_token_id" not in told:
         return KimiVLConfig(**told)  # one that transformers has saved
     vision = told["vision_config"]
@@ -82,6 +93,7 @@ def config_from_hub(told: dict[str, Any]) -> KimiVLConfig:
         video_token_id=_NO_TOKEN,
         tie_word_embeddings=bool(tied),
         dtype=told.get("torch_dtype", told.get("dtype")),
+        in_token_limit=told.get("in_token_limit", ImagePreparation().in_token_limit),
     )
 
 

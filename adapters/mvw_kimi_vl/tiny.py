@@ -28,13 +28,17 @@ _SPECIAL = (
 )
 _IDS = {name: 256 + number for number, name in enumerate(_SPECIAL)}
 
+_LIMIT = 64
+
 
 def tiny_kimi() -> tuple[Any, KimiProcessor]:
     """Build model and processor; the same weights each time."""
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(0)
-        model = KimiVLForConditionalGeneration(config_from_hub(_config())).eval()
+        model = KimiVLForConditionalGeneration(
+            config_from_hub(_config(), in_token_limit=_LIMIT)
+        ).eval()
     finally:
         torch.random.set_rng_state(state)
     tokenizer = build_tokenizer(
@@ -43,7 +47,7 @@ def tiny_kimi() -> tuple[Any, KimiProcessor]:
         template=TEMPLATE,
         names={"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"},
     )
-    return model, KimiProcessor(tokenizer, ImagePreparation(in_token_limit=64))
+    return model, KimiProcessor(tokenizer, ImagePreparation(in_token_limit=_LIMIT))
 
 
 def _config() -> dict[str, Any]:

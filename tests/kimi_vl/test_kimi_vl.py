@@ -22,6 +22,7 @@ from processes import Ran
 from torch import Tensor
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec, UsageProblem
+from mvw_cli.engine.pixels import fit
 from mvw_cli.equivalence import noise, question_of, run
 from mvw_cli.oracle import oracle_logits
 
@@ -287,6 +288,42 @@ def test_the_published_shape() -> None:
     text = config.text_config
     assert text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim) == 15_552
     assert KimiVL().image_tokens(config, 1000, 700) == 36 * 25
+    assert KimiVL().image_tokens(config, 2000, 2000) == 65 * 65
+
+
+@pytest.mark.parametrize(
+    ("limit", "tokens"),
+    # The limits of Thinking-2506 and of the releases before it; the published code's default.
+    [(16384, 65 * 65), (4096, 33 * 33), (None, 33 * 33)],
+)
+def test_each_checkpoint_has_its_own_limit_of_patches(
+    tmp_path: Path, limit: int | None, tokens: int
+) -> None:
+    write_checkpoint(tmp_path)
+    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    del told["in_token_limit"]
+    if limit is not None:
+        told["in_token_limit"] = limit
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    spec = ModelSpec(model=str(tmp_path), device="cpu")
+    loaded = KimiVL().load(spec)
+    for config in (KimiVL().shape(spec), loaded.model.config):
+        assert KimiVL().image_tokens(config, 2000, 2000) == tokens
+    assert loaded.processor.images.vision_tokens(2000, 2000) == tokens
+    loaded.model.config.save_pretrained(tmp_path / "saved")
+    saved = KimiVL().shape(ModelSpec(model=str(tmp_path / "saved")))
+    assert KimiVL().image_tokens(saved, 2000, 2000) == tokens
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert KimiVL().image_tokens(KimiVL().shape(spec), 2000, 2000) == 33 * 33
+
+
+def test_an_image_that_is_too_long_is_told_of_by_its_size_alone() -> None:
+    config = KimiVL().shape(ModelSpec())
+    with pytest.raises(BadImage, match="can't be read by Kimi-VL") as refusal:
+        KimiVL().image_tokens(config, 9000, 20)
+    pixels = int((refusal.value.hint or "").rpartition("=")[2])
+    assert 100_000 < pixels < 9000 * 20
+    assert KimiVL().image_tokens(config, *fit((9000, 20), pixels)) == 255
 
 
 def test_it_answers_from_the_command_line(
