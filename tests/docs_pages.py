@@ -31,6 +31,35 @@ def first_cells(name: str, *, before: str = "\0") -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
 
 
+def section(name: str, heading: str) -> str:
+    """The text below a heading of the second level, up to the next one."""
+    _, found, rest = text_of(name).partition(f"\n## {heading}\n")
+    assert found, heading
+    return rest.partition("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of a text's tables whose first cell stands in backquotes, which are left out."""
+    found = re.findall(r"^\| `([^`]+)` \|(.+)\|$", text, re.MULTILINE)
+    return [[first, *(cell.strip() for cell in rest.split("|"))] for first, rest in found]
+
+
+def dotted(value: Any, prefix: str = "", whole: tuple[str, ...] = ()) -> Iterator[str]:
+    """The keys of a JSON document down to plain values; lists count by all of their elements.
+
+    Args:
+        whole: objects that are not taken apart.
+    """
+    if isinstance(value, list) and value:
+        for inner in value:
+            yield from dotted(inner, f"{prefix}[]", whole)
+    elif isinstance(value, dict) and prefix not in whole:
+        for key, inner in value.items():
+            yield from dotted(inner, f"{prefix}.{key}".removeprefix("."), whole)
+    else:
+        yield prefix
+
+
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced code blocks of one language."""
     found = _FENCED.findall(page.read_text(encoding="utf-8"))

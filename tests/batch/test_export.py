@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from docs_pages import rows, section
 from hints import parse_hint
 from records import QUESTION, RUN, completion, digest, failed, image, ok, write
 
@@ -52,8 +53,8 @@ def table_row(number: int = 7) -> dict[str, Any]:
 
 def rows_of(table: Path) -> list[dict[str, Any]]:
     if table.suffix == ".parquet":
-        rows: list[dict[str, Any]] = pq.read_table(table).to_pylist()
-        return rows
+        found: list[dict[str, Any]] = pq.read_table(table).to_pylist()
+        return found
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -225,14 +226,14 @@ def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix
         ok("copy", "b"),
     )
     assert export(log, table) == 4
-    rows = rows_of(table)
-    assert [(row["id"], row["status"]) for row in rows] == [
+    found = rows_of(table)
+    assert [(row["id"], row["status"]) for row in found] == [
         ("b", "ok"),
         ("c", "failed"),
         ("a", "ok"),
         ("copy", "ok"),
     ]
-    assert rows[0]["answer"] == "first"
+    assert found[0]["answer"] == "first"
 
 
 @both
@@ -422,6 +423,16 @@ def test_memory_is_flat(tmp_path: Path, suffix: str) -> None:
         grown_mib.append(int(done.stdout))
     assert (tmp_path / "log.jsonl").stat().st_size > 90e6
     assert grown_mib[1] - grown_mib[0] < 20
+
+
+def test_the_columns_are_documented() -> None:
+    documented = rows(section("json.md", "Tables of `mvw batch`"))
+    assert [(name, kind) for name, kind, _ in documented] == [
+        (column.name, column.kind) for column in COLUMNS
+    ]
+    for column, (*_, key) in zip(COLUMNS, documented, strict=True):
+        path = ".".join(map(str, column.path)).replace("images.0", "images[0]")
+        assert key.partition(";")[0] == f"`{path}`"
 
 
 def test_items_of_another_question_are_other_items(log: Path) -> None:

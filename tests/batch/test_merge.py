@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_pages import dotted, rows, section
 from hints import parse_hint
 from processes import Ran
 from records import RUN, digest, failed, fingerprint, item, ok, write
@@ -600,6 +601,23 @@ def test_the_summary_as_json(mvw: Run) -> None:
         ],
         "remarks": [],
     }
+
+
+def test_every_key_of_the_summary_is_documented(mvw: Run) -> None:
+    log("a.jsonl", ok("x"), failed("y"), listed=3)
+    log("b.jsonl", ok("z"), shard=(0, 9))
+    Path("c.jsonl").write_bytes(b"rubbish\n" + dumps(ok("w")))
+    ran = mvw("merge", "a.jsonl", "b.jsonl", "c.jsonl", "-o", "all.jsonl", "--json")
+    keys = [key for key in dotted(json.loads(ran.out)) if key != "shards[].parts"]
+    documented = rows(section("json.md", "The summary of `mvw merge`"))
+    assert list(dict.fromkeys(keys)) == [key for key, *_ in documented]
+
+
+def test_every_key_of_the_file_beside_a_log_is_documented() -> None:
+    log("a.jsonl", ok("x"))
+    content = json.loads(Path("a.jsonl.run.json").read_text())
+    documented = rows(section("json.md", "The file beside a log"))
+    assert list(dotted(content, whole=("fingerprint.profile",))) == [key for key, *_ in documented]
 
 
 def test_of_many_logs_those_are_shown_that_something_is_wrong_with(mvw: Run) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from docs_pages import text_of
+from docs_pages import dotted, rows, section
 from records import QUESTION, RUN, completion, digest, failed, image, item, ok
 
 from mvw_cli.adapter import Answer
@@ -156,22 +155,32 @@ def test_file_names_that_are_not_utf8() -> None:
     assert (first["id"], second["id"]) == (r"a\udcff.png", r"a\udcfe.png")
 
 
-def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(value, list) and value:
+def test_every_key_is_documented_in_order() -> None:
+    answered = list(dotted(rich(), whole=("stages",)))
+    error = [key for key in dotted(failed("a")) if key.startswith("error.")]
+    keys = list(dict.fromkeys(answered))
+    keys.insert(keys.index("withdrawal.step"), "withdrawal")
+    documented = rows(section("json.md", "Records of `mvw batch`"))
+    assert [key for key, *_ in documented] == [*keys, *error]
+
+
+def test_what_may_be_null_is_documented() -> None:
+    """Of an answered and a failed item: a key that is null has a type that says so, and so on."""
+    types = {key: kind for key, kind, _ in rows(section("json.md", "Records of `mvw batch`"))}
+    names = {str: "text", int: "integer", float: "number", dict: "object", type(None): "null"}
+    for record in (rich(), failed("a"), failed("b", "bytes"), ok("c")):
+        for key, value in values(json.loads(dumps(record))):
+            assert names[type(value)] in types[key].split(" or "), key
+
+
+def values(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; objects that may be null count as values, too."""
+    if isinstance(value, list):
         for inner in value:
-            yield from keys_of(inner, f"{prefix}[]")
-    elif isinstance(value, dict) and prefix != "stages":
+            yield from values(inner, f"{prefix}[]")
+        return
+    if not isinstance(value, dict) or prefix in ("withdrawal", "error", "stages"):
+        yield prefix, value
+    if isinstance(value, dict) and prefix != "stages":
         for key, inner in value.items():
-            yield from keys_of(inner, f"{prefix}.{key}".removeprefix("."))
-    else:
-        yield prefix
-
-
-def test_every_key_is_documented() -> None:
-    infer, _, records = text_of("json.md").partition("\n## Records of `mvw batch`\n")
-    cells = r"^\| `([^`]+)` \|"
-    own = set(re.findall(cells, records, re.M))
-    shared = set(re.findall(cells, infer, re.M))
-    keys = {*keys_of(rich()), *keys_of(failed("a"))} - {"remarks", "error"} | {"error"}
-    assert own <= keys
-    assert keys - own <= shared
+            yield from values(inner, f"{prefix}.{key}".removeprefix("."))
