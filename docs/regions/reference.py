@@ -21,8 +21,7 @@ _WIDTH = 90
 _CODES = {
     ExitCode.OK: "The command did what it was asked.",
     ExitCode.FAILURE: "Any other failure while running; the message says which.",
-    ExitCode.ITEMS_FAILED: "Reserved for runs over many images, some of which failed. "
-    "No command returns it yet.",
+    ExitCode.ITEMS_FAILED: "Items of a batch failed, or are missing from what was merged.",
     ExitCode.CHECKS_FAILED: "`mvw doctor` found a problem; its lines say which.",
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
 }
