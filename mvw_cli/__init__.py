@@ -20,6 +20,7 @@ _HOMES = {
     "BadImage": "mvw_cli.errors",
     "ModelProblem": "mvw_cli.errors",
     "MvwError": "mvw_cli.errors",
+    "NotFetched": "mvw_cli.errors",
     "OutOfMemory": "mvw_cli.errors",
     "UsageProblem": "mvw_cli.errors",
     "PolicyInfo": "mvw_cli.policy",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mvw_cli.errors import ExitCode as ExitCode
     from mvw_cli.errors import ModelProblem as ModelProblem
     from mvw_cli.errors import MvwError as MvwError
+    from mvw_cli.errors import NotFetched as NotFetched
     from mvw_cli.errors import OutOfMemory as OutOfMemory
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl

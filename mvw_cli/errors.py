@@ -66,3 +66,7 @@ class ModelProblem(MvwError):
     """A model can't be loaded, or can't be served exactly."""
 
     exit_code = ExitCode.MODEL
+
+
+class NotFetched(ModelProblem):
+    """The hub does not give a model: out of reach, gated, not there. Asking again won't help."""

@@ -1,7 +1,7 @@
 """Whether a model's weights fit into the memory that is free, before any of them is read.
 
 Counted from the configuration alone (`cost.py`). Where something can't be found out it says
-nothing: what is wrong with a checkpoint is for loading it to tell.
+nothing: what is wrong with a checkpoint is for loading it to tell, unless the hub does not give it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mvw_cli.cost import Shape, shape_of
 from mvw_cli.doctor.facts import OFFLOADED, free_memory, gather, gpu_count
 from mvw_cli.doctor.remedy import Changes, Load, installed_first, remedy
 from mvw_cli.doctor.weights import locate_weights
-from mvw_cli.errors import OutOfMemory
+from mvw_cli.errors import NotFetched, OutOfMemory
 from mvw_cli.plugins import find_adapter
 from mvw_cli.units import readable_bytes
 
@@ -49,6 +49,7 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
 
     Raises:
         DoesNotFit: they take more.
+        NotFetched: the hub does not give the configuration.
     """
     free = _free(spec)
     if spec.model is None or free is None or _small(name, spec, free):
@@ -58,6 +59,8 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
         if getattr(config, "quantization_config", None) is not None:
             return  # smaller than its shape, and by how much is for the method to know
         shape = shape_of(adapter, config)
+    except NotFetched:
+        raise  # loading would ask for the same file, and wait for the network as long again
     except Exception:  # of adapters by others, too; see the module's docstring
         return
     load = _load(spec, shape)

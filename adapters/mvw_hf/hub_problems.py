@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 
-from mvw_cli import ModelProblem, on_the_hub
+from mvw_cli import NotFetched, on_the_hub
 
 OTHERS = "mvw list profiles"
 
 
-def of_the_hub(error: BaseException, name: str, revision: str | None) -> ModelProblem | None:
+def of_the_hub(error: BaseException, name: str, revision: str | None) -> NotFetched | None:
     """Say what the hub, or the way to it, did not give; None where it was something else."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -35,32 +35,32 @@ def of_the_hub(error: BaseException, name: str, revision: str | None) -> ModelPr
         return any(isinstance(one, kinds) for one in causes)
 
     if is_a(GatedRepoError):
-        return ModelProblem(
+        return NotFetched(
             f"{name} is gated, and this machine has no access to it.",
             cause="Its owners want the terms accepted on its page, by a logged-in user.",
             hint="hf auth login",
         )
     if is_a(RepositoryNotFoundError):
-        return ModelProblem(
+        return NotFetched(
             f"There is no model {name} on the hub.",
             cause="The name is wrong, or it is private and this machine is not logged in.",
             hint=OTHERS,
         )
     if is_a(RevisionNotFoundError):
         command = ["mvw", "infer", "scene.png", "QUESTION", "--model", name]
-        return ModelProblem(
+        return NotFetched(
             f"{name} has no revision {revision}.",
             cause="The hub knows no branch, tag or commit of that name for it.",
             hint=shlex.join([*command, "--set", "revision=main"]),
         )
     if is_a(OfflineModeIsEnabled) or (is_a(LocalEntryNotFoundError) and _offline()):
-        return ModelProblem(
+        return NotFetched(
             f"{name} is not on this machine.",
             cause="The hub is not asked: offline mode is on.",
             hint=download(name),
         )
     if is_a(LocalEntryNotFoundError, http_error(), ConnectionError):
-        return ModelProblem(
+        return NotFetched(
             f"{name} can't be fetched: the hub does not answer.",
             cause="There is no network or the hub is down, and the model is not on this machine.",
             hint=download(name),
@@ -80,14 +80,14 @@ def disk_is_full(error: BaseException) -> bool:
     )
 
 
-def no_space(name: str) -> ModelProblem:
+def no_space(name: str) -> NotFetched:
     """Say that a model did not fit on the disk while it was fetched."""
     from huggingface_hub import constants
 
     left = ""
     with suppress(OSError):
         left = f", which has {shutil.disk_usage(constants.HF_HUB_CACHE).free / 2**30:.1f} GiB left"
-    return ModelProblem(
+    return NotFetched(
         f"{name} can't be stored: the disk is full.",
         cause=f"It was being written to {constants.HF_HUB_CACHE}{left}.",
         hint="hf cache ls",

@@ -20,12 +20,16 @@ class Refusing(ThreadingHTTPServer):
     """A hub that has no model at all, and counts who asks."""
 
     requests: list[str]
+    answers: bool = True
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Refusing)
         self.server.requests.append(self.path)
+        if not self.server.answers:
+            self.close_connection = True
+            return
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Length", "0")
@@ -46,14 +50,11 @@ def server() -> Iterator[Refusing]:
         made.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("options", "variable", "asks"),
-    [([], "", True), (["--offline"], "", False), ([], "1", False)],
-)
-def test_who_asks(
-    server: Refusing, tmp_path: Path, options: list[str], variable: str, asks: bool
-) -> None:
-    picture = tmp_path / "picture.png"
+def infer(
+    server: Refusing, folder: Path, *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Ask for the model a/b, which is nowhere."""
+    picture = folder / "picture.png"
     Image.new("RGB", (40, 30), "red").save(picture)
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("MVW_", "HF_"))}
     mine = {k: v for k, v in mine.items() if not k.lower().endswith("_proxy")}
@@ -61,10 +62,10 @@ def test_who_asks(
         [sys.executable, "-m", "mvw_cli", "infer", str(picture), "w1", "--model", "a/b", *options],
         env={
             **mine,
-            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HOME": str(folder / "hub"),
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-            "MVW_HOME": str(tmp_path),
-            **({"MVW_OFFLINE": variable} if variable else {}),
+            "MVW_HOME": str(folder),
+            **variables,
         },
         capture_output=True,
         encoding="utf-8",
@@ -72,6 +73,30 @@ def test_who_asks(
         check=False,
     )
     assert done.returncode == ExitCode.MODEL, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "asks"),
+    [([], "", True), (["--offline"], "", False), ([], "1", False)],
+)
+def test_who_asks(
+    server: Refusing, tmp_path: Path, options: list[str], variable: str, asks: bool
+) -> None:
+    done = infer(server, tmp_path, *options, **({"MVW_OFFLINE": variable} if variable else {}))
     said = "There is no model a/b on the hub." if asks else "a/b is not on this machine."
     assert f"Error: {said}" in done.stderr.splitlines()
     assert bool(server.requests) == asks
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("adapter", ["hf", "kimi-vl"])
+def test_a_hub_that_does_not_give_the_configuration_is_not_asked_for_more(
+    server: Refusing, tmp_path: Path, adapter: str, answers: bool
+) -> None:
+    server.answers = answers
+    done = infer(server, tmp_path, "--adapter", adapter)
+    said = "There is no model a/b on the hub." if answers else "a/b can't be fetched: the hub "
+    assert f"Error: {said}" in done.stderr
+    files = [path for path in server.requests if "/resolve/" in path]
+    assert files == ["/a/b/resolve/main/config.json"]
