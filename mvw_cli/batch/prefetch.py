@@ -6,6 +6,7 @@ that hangs is given up and replaced. What is done with the results is the schedu
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from mvw_cli.batch.items import Item
 if TYPE_CHECKING:
     from mvw_cli.engine.images import ImageFile
 
+_WAIT_S = 0.2
+"""How long `take` waits: whoever takes has wishes of the user's to look after."""
 _GRACE_S = 2.0
 """How long the end waits for readers: to leave one in native code can abort the interpreter."""
 
@@ -114,11 +117,13 @@ class Prefetcher:
     def take(self, wait: bool) -> Ready | Unreadable | None:
         """Return the next result, roughly in the order of the items.
 
-        None: nothing is ready now, or with `wait`, nothing will be any more.
+        None: nothing is ready, with `wait` not within a fifth of a second either; `exhausted`
+        says whether anything will be.
 
         Raises:
             Exception: what `items` raised, once all results from before have been taken.
         """
+        end = time.monotonic() + (_WAIT_S if wait else 0.0)
         with self._changed:
             while not self._stopped:
                 self._abandon_overdue()
@@ -127,22 +132,13 @@ class Prefetcher:
                     self._held_bytes -= size
                     self._changed.notify_all()
                     return result
-                if self._is_over():
-                    if self._fault is not None:
-                        raise self._fault
+                if self._is_over() and self._fault is not None:
+                    raise self._fault
+                rest = end - time.monotonic()
+                if self._is_over() or rest <= 0:
                     return None
-                if not wait:
-                    return None
-                self._changed.wait(self._patience_s())
+                self._changed.wait(min(rest, self._patience_s()))
             return None
-
-    def put_back(self, ready: Ready) -> None:
-        """Return what there is no room for yet; it is the next to be taken."""
-        size = _size(ready)
-        with self._changed:
-            if not self._stopped:
-                self._ready.appendleft((ready, size))
-                self._held_bytes += size
 
     def stop(self) -> None:
         """Read nothing more and drop what was read ahead. May be called by a signal handler."""
@@ -175,8 +171,8 @@ class Prefetcher:
 
     def _run(self) -> None:
         while (job := self._begin()) is not None:
-            result = self._work(job)
-            if result is None or not self._finish(job, result, _size(result)):
+            done = self._work(job)
+            if done is None or not self._finish(job, *done):
                 return
 
     def _begin(self) -> _Job | None:
@@ -201,8 +197,8 @@ class Prefetcher:
                 job.deadline = time.monotonic() + self._timeout_s
                 return job
 
-    def _work(self, job: _Job) -> Ready | Unreadable | None:
-        """Read and encode an item; None if that took too long."""
+    def _work(self, job: _Job) -> tuple[Ready | Unreadable, int] | None:
+        """Read and encode an item, and say how much memory that takes; None if it was too slow."""
         assert job.item is not None
         begin = time.perf_counter()
         try:
@@ -216,11 +212,12 @@ class Prefetcher:
             with self._encode_lock:
                 begin = time.perf_counter()
                 value = self._encode(job.item, job.images)
-                return Ready(job.item, job.images, value, read_ms, _ms_since(begin))
+                ready = Ready(job.item, job.images, value, read_ms, _ms_since(begin))
+            return ready, pixel_bytes(ready.images) + tensor_bytes(value)
         except BaseException as error:  # else the reader would die, and its item with it
             if not isinstance(error, Exception):
                 error = RuntimeError(f"{type(error).__name__}: {error}")
-            return Unreadable(job.item, job.images, error)
+            return Unreadable(job.item, job.images, error), pixel_bytes(job.images)
 
     def _finish(self, job: _Job, result: Ready | Unreadable, size: int) -> bool:
         """Hand over a result, unless it comes too late."""
@@ -250,10 +247,9 @@ class Prefetcher:
         return self._ended and not self._jobs and not self._ready
 
     def _patience_s(self) -> float:
-        """How long until a reader may be overdue, of those at work and those yet to start."""
+        """How long until a reader may be overdue, of those at work."""
         deadlines = [job.deadline for job in self._jobs if job.deadline is not None]
-        now = time.monotonic()
-        return max(0.0, min([now + self._timeout_s, *deadlines]) - now)
+        return max(0.0, min(deadlines, default=math.inf) - time.monotonic())
 
     def _abandon_overdue(self) -> None:
         now = time.monotonic()
@@ -266,7 +262,7 @@ class Prefetcher:
             self._jobs.discard(job)
             error = reading.too_slow(job.item.images[len(images)], self._timeout_s)
             late = Unreadable(job.item, images, error)
-            self._hand_over(late, _size(late))
+            self._hand_over(late, pixel_bytes(images))
             self._threads.remove(job.thread)
             self._threads.append(self._reader())
             self._threads[-1].start()
@@ -274,8 +270,3 @@ class Prefetcher:
 
 def _ms_since(begin: float) -> float:
     return (time.perf_counter() - begin) * 1000
-
-
-def _size(result: Ready | Unreadable) -> int:
-    value = result.value if isinstance(result, Ready) else None
-    return pixel_bytes(result.images) + tensor_bytes(value)
