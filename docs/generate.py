@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import click
-from regions import example, families, figures, reference
+from regions import batch, example, families, figures, reference
 
 from mvw_cli.scaffold import Names, render
 
@@ -43,6 +43,9 @@ REGIONS: dict[str, Callable[[], str]] = {
     "decode": figures.decode,
     "cross attention": figures.cross_attention,
     "mla decode": figures.mla_decode,
+    "batch": batch.batch,
+    "batch slots": batch.batch_slots,
+    "batch memory": batch.batch_memory,
     "example": lambda: f"```console\n{EXAMPLE.read_text(encoding='utf-8')}```",
 }
 

@@ -7,6 +7,7 @@ covers 1.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ COMMANDS = {
     "decode": "python benchmarks/decode.py",
     "cross_attention": "python benchmarks/cross_attention.py",
     "mla_decode": "python benchmarks/mla_decode.py",
+    "batch": "python benchmarks/batch.py",
+    "batch_slots": "python benchmarks/batch.py --sweep",
+    "batch_memory": "python benchmarks/batch_memory.py",
+}
+
+
+BATCH_RATIOS = {
+    "mvw_over_generate": "`model.generate`, one image at a time",
+    "mvw_over_static": "`model.generate` in static batches",
+    "withdrawn_over_mvw": "itself without withdrawal, at as many slots",
+    "budget_withdrawn_over_budget": "itself without withdrawal, at equal memory",
 }
 
 
@@ -43,7 +55,7 @@ def curve() -> str:
     """Write the picture of the README, and the sentence that says what it shows."""
     document = result("curve")
     if document is None or not _PICTURE.exists():
-        return _missing("curve")
+        return missing("curve")
     points = {point["m"]: point for point in document["points"]}
     never, tag, first = points[NEVER], points[CAPTION_END], points[1]
     sentence = (
@@ -61,7 +73,7 @@ def curve_table() -> str:
     """Write the curve as a table."""
     document = result("curve")
     if document is None:
-        return _missing("curve")
+        return missing("curve")
     rows = []
     for point in document["points"]:
         low, high = (100 * bound for bound in point["interval_95"])
@@ -83,14 +95,14 @@ def curve_table() -> str:
         "Generated tokens, mean",
         "Entries attended to, mean",
     )
-    return f"{table(head, rows)}\n\n{_where(document)}"
+    return f"{table(head, rows)}\n\n{where(document)}"
 
 
 def startup() -> str:
     """Write the start-up times as a table."""
     document = result("startup")
     if document is None:
-        return _missing("startup")
+        return missing("startup")
     named = {
         "python_ms": "`python -c pass`",
         "python_click_ms": '`python -c "import click"`',
@@ -108,14 +120,14 @@ def startup() -> str:
         )
         for key in named
     ]
-    return f"{table(('Command', 'Median', 'p90', 'Limit'), rows)}\n\n{_where(document)}"
+    return f"{table(('Command', 'Median', 'p90', 'Limit'), rows)}\n\n{where(document)}"
 
 
 def infer_wall() -> str:
     """Write the wall times of whole processes as a table."""
     document = result("infer_wall")
     if document is None:
-        return _missing("infer_wall")
+        return missing("infer_wall")
     named = {
         "plain_script_s": "`benchmarks/plain_script.py`",
         "mvw_infer_s": "`mvw infer`",
@@ -125,16 +137,16 @@ def infer_wall() -> str:
         (named[key], f"{document[key]['median']:.2f} s", f"{document[key]['p90']:.2f} s")
         for key in named
     ]
-    ratio = f"`mvw infer` takes {_ratio(document['infer_over_plain'])} of the plain script's time"
+    share = f"`mvw infer` takes {ratio(document['infer_over_plain'])} of the plain script's time"
     limit = f"The limit is {document['limit']} times."
-    return f"{table(('Process', 'Median', 'p90'), rows)}\n\n{ratio}. {limit} {_where(document)}"
+    return f"{table(('Process', 'Median', 'p90'), rows)}\n\n{share}. {limit} {where(document)}"
 
 
 def decode() -> str:
     """Write the decode speeds as a table."""
     document = result("decode")
     if document is None:
-        return _missing("decode")
+        return missing("decode")
     named = {
         "generate": "`model.generate`",
         "engine": "engine, no withdrawal",
@@ -144,18 +156,18 @@ def decode() -> str:
     sentences = (
         f"{model['layers']} layers × {model['width']}, {model['vision_tokens']:,} vision tokens, "
         f"{document['new_tokens']} new tokens, {model['dtype']}. Tokens per second, engine over "
-        f"`generate`: {_ratio(document['engine_over_generate_tokens_per_s'])}. With withdrawal "
-        f"over without: {_ratio(document['withdrawn_over_not_tokens_per_s'])}; the bound, by the "
+        f"`generate`: {ratio(document['engine_over_generate_tokens_per_s'])}. With withdrawal "
+        f"over without: {ratio(document['withdrawn_over_not_tokens_per_s'])}; the bound, by the "
         f"bytes that a step has to read, is {document['bound_withdrawn_over_not']:.2f} ×."
     )
-    return f"{_times(document, named)}\n\n{sentences} {_where(document)}"
+    return f"{_times(document, named)}\n\n{sentences} {where(document)}"
 
 
 def cross_attention() -> str:
     """Write what withdrawal gains in a cross-attention model, for both kinds."""
     document = result("cross_attention")
     if document is None:
-        return _missing("cross_attention")
+        return missing("cross_attention")
     named = {
         "generate": "`model.generate`",
         "engine": "engine, no withdrawal",
@@ -163,23 +175,23 @@ def cross_attention() -> str:
         "engine_mlp": f"engine, m = {document['m']}, `mlp`",
     }
     gains = " ".join(
-        f"`{kind}` over none: {_ratio(gain['tokens_per_s_over_no_withdrawal'])}, by bytes "
+        f"`{kind}` over none: {ratio(gain['tokens_per_s_over_no_withdrawal'])}, by bytes "
         f"{gain['bound']:.2f} ×."
         for kind, gain in document["withdrawal"].items()
     )
     sentences = (
         f"{document['model']['vision_states']:,} vision states in "
         f"{len(document['model']['cross_attention_layers'])} of {document['model']['layers']} "
-        f"layers. Engine over `generate`: {_ratio(document['engine_over_generate_tokens_per_s'])}."
+        f"layers. Engine over `generate`: {ratio(document['engine_over_generate_tokens_per_s'])}."
     )
-    return f"{_times(document, named)}\n\n{sentences} {gains} {_where(document)}"
+    return f"{_times(document, named)}\n\n{sentences} {gains} {where(document)}"
 
 
 def mla_decode() -> str:
     """Write what the absorbed form of latent attention gains."""
     document = result("mla_decode")
     if document is None:
-        return _missing("mla_decode")
+        return missing("mla_decode")
     named = {
         "generate": "`model.generate`",
         "engine_expanded": "engine, expanded",
@@ -189,10 +201,10 @@ def mla_decode() -> str:
     sentences = (
         f"{model['layers']} layers × {model['width']}, {model['heads']} heads, latents of "
         f"{model['kv_lora_rank']}, {model['vision_tokens']:,} vision tokens. Absorbed over "
-        f"expanded: {_ratio(document['absorbed_over_expanded_tokens_per_s'])}; multiplications "
+        f"expanded: {ratio(document['absorbed_over_expanded_tokens_per_s'])}; multiplications "
         f"alone would allow {document['bound_by_multiplications']:.0f} ×."
     )
-    return f"{_times(document, named)}\n\n{sentences} {_where(document)}"
+    return f"{_times(document, named)}\n\n{sentences} {where(document)}"
 
 
 def _times(document: dict[str, Any], named: dict[str, str]) -> str:
@@ -224,25 +236,40 @@ def measured() -> str:
         _row(
             "infer_wall",
             "Wall time of `mvw infer` over the shortest plain script",
-            lambda d: _ratio(d["infer_over_plain"]),
+            lambda d: ratio(d["infer_over_plain"]),
         ),
         _row(
             "decode",
             "Tokens per second, engine over `model.generate`, no withdrawal",
-            lambda d: _ratio(d["engine_over_generate_tokens_per_s"]),
+            lambda d: ratio(d["engine_over_generate_tokens_per_s"]),
         ),
         _row(
             "decode",
             "Tokens per second, with withdrawal over without",
             lambda d: (
-                f"{_ratio(d['withdrawn_over_not_tokens_per_s'])}, "
+                f"{ratio(d['withdrawn_over_not_tokens_per_s'])}, "
                 f"bound {d['bound_withdrawn_over_not']:.2f} ×"
             ),
         ),
+        *(
+            _row("batch", f"Images per second, `mvw batch` over {what}", batchratio(name))
+            for name, what in BATCH_RATIOS.items()
+        ),
     ]
     known = [document for name in COMMANDS if (document := result(name)) is not None]
-    places = list(dict.fromkeys(_where(document) for document in known))
+    places = list(dict.fromkeys(where(document) for document in known))
     return "\n\n".join([table(("Figure", "Value", "Command"), rows), *places])
+
+
+def batchratio(name: str) -> Callable[[dict[str, Any]], str]:
+    """Make what reads one ratio of many images off the document, with its bound if it has one."""
+
+    def read(document: dict[str, Any]) -> str:
+        bound = document["bounds"].get(name)
+        beside = "" if bound is None else f", bound {bound:.2f} ×"
+        return f"{ratio(document['ratios'][name])}{beside}"
+
+    return read
 
 
 def not_run() -> str:
@@ -283,7 +310,7 @@ def _row(name: str, figure: str, value: Any) -> tuple[str, str, str]:
     )
 
 
-def _missing(name: str) -> str:
+def missing(name: str) -> str:
     return f"Not measured yet: `{COMMANDS[name]}` measures it, `make docs` writes it here."
 
 
@@ -296,13 +323,13 @@ def _interval(point: dict[str, Any]) -> str:
     return f"{_share(point)} [{low:.1f}, {high:.1f}]"
 
 
-def _ratio(ratio: dict[str, Any]) -> str:
+def ratio(ratio: dict[str, Any]) -> str:
     low, high = ratio["interval_95"]
     shown = "" if low > 1 or high < 1 else ", no difference shown"
     return f"{ratio['median']:.2f} × [{low:.2f}, {high:.2f}]{shown}"
 
 
-def _where(document: dict[str, Any]) -> str:
+def where(document: dict[str, Any]) -> str:
     env = document["environment"]
     device = "" if env["device"] == "cpu" else f" ({env['device']})"
     return (

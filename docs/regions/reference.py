@@ -157,6 +157,8 @@ def _kind(schema: dict[str, Any]) -> str:
         return " or ".join(kinds)
     if "enum" in schema:
         return ", ".join(f"`{one}`" for one in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     words = {"string": "text", "integer": "whole number", "array": "list", "boolean": "true, false"}
     kind = words.get(schema.get("type", ""), schema.get("type", "anything"))
     bounds = [
