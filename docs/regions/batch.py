@@ -40,8 +40,8 @@ def batch() -> str:
     lengths, same = document["new_tokens"], document["items_with_the_tokens_of_generate"]
     sentence = (
         f"{document['items']} images of {document['model']['vision_tokens']} vision tokens; "
-        f"answers of {lengths['median']:.0f} tokens in the median, {lengths['p90']:.0f} at the 90th "
-        f"percentile, {lengths['max']} at most. `mvw batch` wrote the same tokens as "
+        f"answers of {lengths['median']:.0f} tokens in the median, {lengths['p90']:.0f} at the "
+        f"90th percentile, {lengths['max']} at most. `mvw batch` wrote the same tokens as "
         f"`model.generate` for {same['mvw']} of them. In the static batches "
         f"{document['static_rows_done_already']:.0%} of the rows of all steps were over already. "
         "Bounds are by the bytes that decode steps read."
