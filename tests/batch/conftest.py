@@ -33,3 +33,4 @@ def mortal(mortal_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("PYTHONPATH", str(mortal_path), prepend=":")
     monkeypatch.setenv("MORTAL_FOLDER", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,8 +1,8 @@
 """The tiny LLaVA. Words of the question kill the process that encodes it.
 
 `kill`: always. `kill-once`: unless somebody has been killed by that question before, which a file
-in MORTAL_FOLDER remembers. MORTAL_LOAD=refuse makes loading fail, MORTAL_LOAD=die kills.
-MORTAL_PACE_S slows every forward pass down.
+in MORTAL_FOLDER remembers. The checkpoint `refuse` can't be loaded. MORTAL_PACE_S slows every
+forward pass down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from mvw_hf.model import HuggingFace
 
 from mvw_cli import LoadedModel, ModelProblem, ModelSpec
@@ -26,15 +25,15 @@ class Mortal(HuggingFace):
     name = "mortal"
 
     def load(self, spec: ModelSpec) -> LoadedModel:
-        if os.environ.get("MORTAL_LOAD") == "refuse":
+        if spec.model == "refuse":
             raise ModelProblem("It will not load.", cause="It is a test.", hint="mvw doctor")
-        if os.environ.get("MORTAL_LOAD") == "die":
-            _die()
         loaded = super().tiny()
         pace = float(os.environ.get("MORTAL_PACE_S", "0"))
         loaded.model.register_forward_hook(lambda *_: time.sleep(pace))
-        assert torch.get_num_threads() >= 1
         return replace(loaded, adapter=self.name, name="mortal", spec=spec, revision="c0ffee")
+
+    def shape(self, spec: ModelSpec) -> Any:
+        return super().tiny().model.config
 
     def encode(self, loaded: LoadedModel, images: Sequence[Any], question: str) -> Any:
         words = question.split()

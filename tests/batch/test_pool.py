@@ -85,7 +85,7 @@ class Fake:
         self.reports.clear()
         return found
 
-    def stop(self, worker: int) -> None:
+    def stop(self, worker: int, *, for_good: bool = False) -> None:
         self.held.pop(worker, None)
 
     def close(self) -> None:

@@ -61,11 +61,8 @@ def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path:
     assert any("killed by SIGKILL" in note for note in state.notes)
 
 
-def test_the_error_of_loading_is_the_workers_own(
-    mortal: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MORTAL_LOAD", "refuse")
-    with pytest.raises(ModelProblem) as caught, Processes(job(), 1):
+def test_the_error_of_loading_is_the_workers_own(mortal: None) -> None:
+    with pytest.raises(ModelProblem) as caught, Processes(job("refuse"), 1):
         pass
     error = caught.value
     assert (error.message, error.cause, error.hint) == (

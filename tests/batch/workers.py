@@ -17,10 +17,10 @@ CHANCE = ("timings", "memory", "attempts", "remarks")
 """Keys whose values depend on who served an item, and when."""
 
 
-def job(**settings: Any) -> Job:
+def job(model: str = "none", **settings: Any) -> Job:
     profile = Profile(
         adapter="mortal",
-        model="none",
+        model=model,
         device="cpu",
         withdrawal={"policy": "mvw", "m": 4},
         generation={"max_new_tokens": 12, "temperature": 0},

@@ -59,8 +59,12 @@ class Fleet(Protocol):
     def receive(self, timeout_s: float) -> list[tuple[int, Report]]:
         """Return what has come, in order, deaths included; wait if there is nothing."""
 
-    def stop(self, worker: int) -> None:
-        """End a worker at once; nothing more comes from it, not even its death."""
+    def stop(self, worker: int, *, for_good: bool = False) -> None:
+        """End a worker at once, if it lives; nothing more comes from it, not even its death.
+
+        Args:
+            for_good: it will not be started again.
+        """
 
     def close(self) -> None:
         """End all of them, and leave nothing behind."""
@@ -265,7 +269,7 @@ class Pool:
     def _give_up(self, number: int, error: Exception) -> None:
         """Go on without a worker; the last one's end is the end of all."""
         hand = self._hands[number]
-        self._fleet.stop(number)
+        self._fleet.stop(number, for_good=True)
         self._rest(hand, "lost")
         self._error = self._error or error
         if all(other.status == "lost" for other in self._hands):

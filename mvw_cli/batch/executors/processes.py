@@ -117,7 +117,7 @@ class _Pipes:
             reports.append((numbers[pipe], report))
         return reports
 
-    def stop(self, worker: int) -> None:
+    def stop(self, worker: int, *, for_good: bool = False) -> None:
         if worker in self._running:
             self._reap(worker, kill=True)
 
