@@ -1,0 +1,335 @@
+"""What `mvw profile` finds out: one tree of figures, as it lies in the JSON file.
+
+Units are in the names. What was not measured is None or empty. Renderers read it and add nothing;
+it does not know how a figure comes about.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mvw_cli.environment import Environment
+from mvw_cli.errors import UsageProblem
+from mvw_cli.profiling.stats import Ratio, Summary
+
+SCHEMA_VERSION = 1
+BASELINE = "never"
+"""Name of the arm that keeps the vision tokens to the end."""
+NO_IMAGE = "no image"
+"""Name of the control that is asked without any image."""
+
+Mode = Literal["fixed", "natural"]
+"""Fixed: so many tokens, whatever the model writes. Natural: until the model ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which weights were run, and how they were held."""
+
+    adapter: str
+    name: str
+    revision: str | None
+    dtype: str
+    device: str
+    attention: str
+    random_weights: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What was run."""
+
+    mode: Mode
+    new_tokens: int
+    """Of each answer; at most so many in the natural mode."""
+    items: int
+    source: Literal["given", "folder", "generated"]
+    prompt_tokens: int
+    """Of the first item, vision tokens included where they lie in the sequence."""
+    vision_tokens: int
+    """Of the first item."""
+    image_width_px: int
+    image_height_px: int
+    seed: int
+    warm_up: int
+    runs: int
+    """Pairs that were asked for, at least."""
+    min_time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Where the time of one answer goes; each is None where it can't be told apart."""
+
+    read_ms: Summary | None
+    """Reading and decoding the image files."""
+    preprocess_ms: Summary | None
+    """Processor and chat template, up to tensors on the device."""
+    vision_ms: Summary | None
+    """The vision encoder and projector, a part of the prefill."""
+    prefill_ms: Summary | None
+    """All of the prompt, vision encoder included, up to the first token: TTFT without reading."""
+    decode_before_ms: Summary | None
+    """All steps before the withdrawal."""
+    withdrawal_ms: Summary | None
+    decode_after_ms: Summary | None
+    detokenise_ms: Summary | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """Memory once a token has been generated; all sequences of the batch together."""
+
+    token: int
+    kv_bytes: int
+    """Entries in use."""
+    kv_allocated_bytes: int
+    """Storages behind them."""
+    device_allocated_bytes: int | None
+    device_reserved_bytes: int | None
+    process_bytes: int | None
+    """Resident memory of the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of one arm. A peak is set at the prefill: the timeline shows what withdrawal does."""
+
+    weight_bytes: int
+    kv_bytes_before: int
+    """Just before the withdrawal, or at the end where there is none."""
+    kv_bytes_after: int
+    kv_formula_bytes_before: int | None
+    """The same from the model's configuration; they have to agree."""
+    kv_formula_bytes_after: int | None
+    device_allocated_peak_bytes: int | None
+    device_reserved_peak_bytes: int | None
+    process_peak_bytes: int | None
+    timeline: list[MemoryPoint]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBound:
+    """What a decode step must move and compute, and the time that this takes at the least."""
+
+    weight_bytes: int
+    kv_bytes: int
+    flops: float
+    seconds: float | None
+    """The larger of bytes over bandwidth and FLOPs over rate; None without a calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmBound:
+    """Bounds of one arm at one batch, over its whole output."""
+
+    before: StepBound
+    """A step with the vision tokens, at the middle of the output."""
+    after: StepBound
+    """A step without them."""
+    speedup: float
+    """The largest speed-up of all decode steps of the answer against `never`, by these bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One policy at one batch size."""
+
+    name: str
+    """`never`, `m=16`, `no image`, or the policy as `--policy` has it."""
+    withdrawn_after: int | None
+    """Tokens generated before the withdrawal, of the first item; None where there was none."""
+    generated_tokens: Summary
+    ttft_ms: Summary
+    tpot_ms: Summary
+    """Time per output token, of each step after the first token."""
+    tpot_before_ms: Summary | None
+    tpot_after_ms: Summary | None
+    tokens_per_s: Summary
+    """Of all sequences of the batch together, over the decode steps."""
+    answer_s: Summary
+    """From the images in memory to the last token of the batch."""
+    phases: Phases
+    memory: Memory
+    step_ms: list[float]
+    """Median time of each step along the output; the first is the second token's."""
+    joules_per_token: Summary | None
+    ratios: dict[str, Ratio]
+    """Against `never`, as rates, so that above 1 is better: `ttft`, `tpot`, `tokens_per_s`,
+    `answer`; empty for the baseline itself."""
+    bound: ArmBound | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """All arms at one batch size, run in turn in one process."""
+
+    batch: int
+    pairs: int
+    process: Literal["own", "shared"]
+    arms: list[Arm]
+    unstable: list[str]
+    """Sentences: which figure spreads how much, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How fast a device is, measured or published."""
+
+    name: str
+    source: Literal["measured", "published"]
+    bandwidth_bytes_per_s: float
+    flops_per_s: float
+    """In the dtype of the model, dense."""
+    launch_s: float | None
+    """Time of the smallest kernel; None where it was not measured."""
+    memory_bytes: int | None
+    reference: str
+    """When it was measured, or where it was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBound:
+    """The bound of withdrawal at one batch size, at the middle of the output."""
+
+    batch: int
+    before: StepBound
+    after: StepBound
+    speedup: float
+    """Of a step after the withdrawal against one before."""
+    speedup_of_answer: float
+    """Of all decode steps of the answer, those before the withdrawal included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What can be said without running anything."""
+
+    device: Device | None
+    parameters: int
+    weight_bytes: int
+    vision_tokens: int
+    text_tokens: int
+    """Of question and half of the output."""
+    new_tokens: int
+    withdrawn_after: int
+    prefill_flops: float
+    prefill_s: float | None
+    batches: list[BatchBound]
+    matters_from_batch: int | None
+    """The smallest batch at which a step's bound exceeds 1.1."""
+    matters_from_vision_tokens: dict[int, int | None]
+    """By batch: the fewest vision tokens from which it does; None where no number does."""
+    largest_batch_before: int | None
+    """Sequences whose caches fit beside the weights."""
+    largest_batch_after: int | None
+    verdicts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The answers of one arm beside those of `never`."""
+
+    name: str
+    items: int
+    identical: int
+    first_difference: Summary | None
+    """Place of the first token that differs, of the answers that do."""
+    agreement: float | None
+    """Part of the next tokens that stay the likeliest, along the baseline's output."""
+    kl_nats: Summary | None
+    """KL divergence of the next token's distribution, mean of each answer, along the same."""
+    generated_tokens: Summary
+    seconds: Summary
+    """Of each answer: its length changes, so speed alone does not tell."""
+    correct: int | None
+    """Right answers, where the items have a reference."""
+    accuracy_interval_95: tuple[float, float] | None
+    """Wilson's."""
+    p_value: float | None
+    """McNemar's exact test against `never`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What withdrawal changes in what the model says."""
+
+    items: int
+    references: int
+    arms: list[Comparison]
+    tolerance: float | None = None
+    suggestion: int | None = None
+    """The smallest m within the tolerance."""
+    suggestion_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMass:
+    """Share of the attention that goes to vision tokens, per generated token, without withdrawal.
+
+    Source of the picture: "Reasoning with Fewer Eyes", figure 1.
+    """
+
+    layers: list[int]
+    mass: list[float]
+    """Mean over heads and layers, of the newest token's query, by generated token."""
+    by_layer: list[list[float]]
+    vision_share_of_entries: list[float]
+    """What uniform attention would give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run of `mvw profile`."""
+
+    environment: Environment
+    model: Model
+    profile: dict[str, Any]
+    workload: Workload
+    command: list[str]
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    plan: Plan | None
+    cells: list[Cell]
+    profiler_cost: Ratio | None
+    """Decode with the profiler's marks over decode without: time, so 1.02 is 2 % slower."""
+    answers: Answers | None = None
+    attention: AttentionMass | None = None
+    verdicts: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["profile"] = "profile"
+
+
+def to_json(report: Report) -> str:
+    """Write a report as JSON."""
+    from pydantic import TypeAdapter
+
+    document = TypeAdapter(Report).dump_python(report, mode="json")
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def read_report(path: str) -> Report:
+    """Read a report.
+
+    Raises:
+        UsageProblem: the file is not there, or is no report of this version.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        document = json.loads(Path(path).read_text("utf-8"))
+        return TypeAdapter(Report).validate_python(document)
+    except OSError as error:
+        cause = error.strerror or str(error)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError:
+        cause = "it is no JSON"
+    raise UsageProblem(
+        f"Cannot read the report {path}", cause=cause, hint="mvw profile --m 16 -o report.json"
+    )
