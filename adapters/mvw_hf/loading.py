@@ -18,6 +18,10 @@ from mvw_cli import ModelProblem, ModelSpec
 from mvw_hf.placement import offloaded, on_disk, placing, room_for
 from mvw_hf.problems import check_kind
 
+NO_CODE = {"trust_remote_code": False}
+"""Code that lies beside weights is not run. Without this, transformers asks whoever sits at the
+terminal whether it may, and runs it after a yes (`resolve_trust_remote_code`)."""
+
 
 def build_random(build: Callable[[Any], Any], config: Any, dtype: str, device: torch.device) -> Any:
     """Build a model with random weights right on its device, the same ones each time.
@@ -60,6 +64,7 @@ def complete(auto_class: Any, spec: ModelSpec) -> Any:
             # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
             use_safetensors=None if spec.allow_pickle else True,
             output_loading_info=True,
+            **NO_CODE,
             **placing(spec),
         )
     if "disk" in offloaded(model):

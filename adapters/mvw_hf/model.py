@@ -23,7 +23,7 @@ from mvw_cli import (
     parse_thinking,
 )
 from mvw_hf.image_tokens import image_tokens
-from mvw_hf.loading import build_random, complete
+from mvw_hf.loading import NO_CODE, build_random, complete
 from mvw_hf.placement import (
     check_placement,
     choose_device,
@@ -78,7 +78,7 @@ class HuggingFace(Adapter):
         """Load the checkpoint's processor."""
         from transformers import AutoProcessor
 
-        return AutoProcessor.from_pretrained(spec.model, revision=spec.revision)
+        return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
     def load_model(self, spec: ModelSpec) -> Any:
         """Load the checkpoint's model, on the CPU or where the spec spreads it."""
@@ -142,7 +142,7 @@ class HuggingFace(Adapter):
         if known is not None:
             return known
         with explained(spec.model, spec.revision):
-            return AutoConfig.from_pretrained(spec.model, revision=spec.revision)
+            return AutoConfig.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
     def build(self, config: Any) -> Any:
         from transformers import AutoModelForImageTextToText

@@ -78,11 +78,8 @@ def check_kind(model_class: Any, name: str, revision: str | None = None) -> None
     served = _served(model_class)
     if served is None or kind in served:
         return
-    unknown = _unknown(name, kind)
-    if unknown is not None:
-        raise unknown
     if len(served) > 1:
-        raise _no_vision(name, kind)
+        raise _unknown(name, revision, kind) or _no_vision(name, kind)
     raise ModelProblem(
         f"{name} is not of an architecture that this adapter serves.",
         cause=f"Its model_type is {kind}, and {next(iter(served))} is needed.",
@@ -122,7 +119,7 @@ def _of_the_configuration(name: str, revision: str | None) -> ModelProblem | Non
         kind = _model_type(name, revision)
     if kind is None:
         return None
-    unknown = _unknown(name, kind)
+    unknown = _unknown(name, revision, kind)
     if unknown is not None:
         return unknown
     from transformers import AutoModelForImageTextToText
@@ -173,12 +170,20 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
     return None
 
 
-def _model_type(name: str, revision: str | None) -> str | None:
+def _raw(name: str, revision: str | None) -> dict[str, Any]:
+    """Read `config.json` as it is; classes take any other's configuration with a warning.
+
+    Raises:
+        OSError: there is none.
+    """
     from transformers import PretrainedConfig
 
-    # The raw file: a class's own `from_pretrained` takes any other's configuration with a warning.
-    raw, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    kind = raw.get("model_type")
+    raw: dict[str, Any] = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+    return raw
+
+
+def _model_type(name: str, revision: str | None) -> str | None:
+    kind = _raw(name, revision).get("model_type")
     return kind if isinstance(kind, str) else None
 
 
@@ -190,12 +195,18 @@ def _served(model_class: Any) -> set[str] | None:
     return None if config_class is None else {config_class.model_type}
 
 
-def _unknown(name: str, kind: str) -> ModelProblem | None:
+def _unknown(name: str, revision: str | None, kind: str) -> ModelProblem | None:
     import transformers
     from transformers import CONFIG_MAPPING
 
     if kind in CONFIG_MAPPING:
         return None
+    if "auto_map" in _raw(name, revision):
+        return ModelProblem(
+            f"{name} is of an architecture that transformers does not know.",
+            cause=f"Its model_type is {kind}; code of its own lies beside it, which is not run.",
+            hint="mvw list adapters",
+        )
     return ModelProblem(
         f"{name} is of an architecture that transformers does not know.",
         cause=f"Its model_type is {kind}, and transformers {transformers.__version__} has no such.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mvw_hf.model import HuggingFace, complete, explained
+from mvw_hf.problems import check_kind
 from PIL.Image import Image
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
@@ -36,6 +37,7 @@ class KimiVL(HuggingFace):
         return replace(super().load(spec), serving=absorbed)
 
     def load_processor(self, spec: ModelSpec) -> KimiProcessor:
+        check_kind(KimiVLForConditionalGeneration, str(spec.model), spec.revision)
         folder = _folder(spec)
         return KimiProcessor(read_tokenizer(folder), read_preparation(folder))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from mvw_hf.model import HuggingFace, complete
+from mvw_hf.problems import check_kind
 from PIL.Image import Image
 from torch import Tensor
 
@@ -31,6 +32,12 @@ class LlavaCot(HuggingFace):
     """Mllama with the four stages of LLaVA-CoT; the answer is its CONCLUSION."""
 
     name = "llava-cot"
+
+    def load_processor(self, spec: ModelSpec) -> Any:
+        from transformers import MllamaForConditionalGeneration
+
+        check_kind(MllamaForConditionalGeneration, str(spec.model), spec.revision)
+        return super().load_processor(spec)
 
     def load_model(self, spec: ModelSpec) -> Any:
         from transformers import MllamaForConditionalGeneration

@@ -38,7 +38,7 @@ class Shapes(HuggingFace):
     def load_processor(self, spec: ModelSpec) -> Any:
         from transformers import LlavaProcessor
 
-        return LlavaProcessor.from_pretrained(spec.model)
+        return LlavaProcessor.from_pretrained(spec.model, trust_remote_code=False)
 
     def load_model(self, spec: ModelSpec) -> Any:
         from transformers import LlavaForConditionalGeneration

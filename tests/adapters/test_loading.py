@@ -13,6 +13,7 @@ import transformers
 from broken import Hub, set_config, write_checkpoint
 from hints import parse_hint
 from mvw_hf.model import HuggingFace
+from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import LlavaCot
 from PIL import Image
 from processes import Ran
@@ -109,6 +110,32 @@ def test_an_unknown_architecture_names_the_version_and_the_upgrade(folder: Path)
     assert error.hint == "pip install --upgrade transformers"
 
 
+@pytest.mark.parametrize("random_weights", [False, True])
+@pytest.mark.parametrize("kind", ["llava", "llava9000"])
+def test_code_beside_the_weights_is_neither_run_nor_asked_about(
+    folder: Path, kind: str, random_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*question: object) -> str:
+        raise AssertionError(f"asked: {question}")
+
+    monkeypatch.setattr("builtins.input", asked)
+    (folder / "own.py").write_text("raise SystemExit('run')\n")
+    own = {f"Auto{part}": f"own.{part}" for part in ("Config", "ModelForImageTextToText")}
+    set_config(folder, model_type=kind, auto_map=own)
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        told = json.loads((folder / name).read_text())
+        told["auto_map"] = {"AutoProcessor": "own.P", "AutoTokenizer": ["own.T", None]}
+        (folder / name).write_text(json.dumps(told))
+    spec = ModelSpec(model=str(folder), device="cpu", random_weights=random_weights)
+    if kind == "llava":
+        assert type(HuggingFace().load(spec).model).__module__.startswith("transformers.")
+        return
+    with pytest.raises(ModelProblem) as raised:
+        HuggingFace().load(spec)
+    assert "code of its own lies beside it, which is not run" in (raised.value.cause or "")
+    assert raised.value.hint == "mvw list adapters"
+
+
 def test_a_whole_checkpoint_in_shards_loads(folder: Path) -> None:
     loaded = HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
     expected = HuggingFace().tiny().model.state_dict()
@@ -127,11 +154,14 @@ def test_a_file_is_no_folder(folder: Path) -> None:
     assert error.cause == "It is a file."
 
 
-def test_the_adapter_of_another_architecture(folder: Path) -> None:
+@pytest.mark.parametrize(("adapter", "kind"), [(LlavaCot, "mllama"), (KimiVL, "kimi_vl")])
+def test_the_adapter_of_another_architecture(
+    folder: Path, adapter: type[HuggingFace], kind: str
+) -> None:
     with pytest.raises(ModelProblem) as raised:
-        LlavaCot().load(ModelSpec(model=str(folder), device="cpu"))
+        adapter().load(ModelSpec(model=str(folder), device="cpu"))
     assert "architecture" in raised.value.message
-    assert raised.value.cause == "Its model_type is llava, and mllama is needed."
+    assert raised.value.cause == f"Its model_type is llava, and {kind} is needed."
     assert raised.value.hint == "mvw list adapters"
 
 
