@@ -160,7 +160,7 @@ def check_command(words: list[str]) -> None:
         case []:
             pass
         case _:
-            assert words[0] in ("curl", "."), words
+            assert words[0] in ("curl", "find", "."), words
 
 
 @each_page

@@ -252,7 +252,7 @@ def measured() -> str:
             ),
         ),
         *(
-            _row("batch", f"Images per second, `mvw batch` over {what}", batchratio(name))
+            _row("batch", f"Images per second, `mvw batch` over {what}", batch_ratio(name))
             for name, what in BATCH_RATIOS.items()
         ),
     ]
@@ -261,7 +261,7 @@ def measured() -> str:
     return "\n\n".join([table(("Figure", "Value", "Command"), rows), *places])
 
 
-def batchratio(name: str) -> Callable[[dict[str, Any]], str]:
+def batch_ratio(name: str) -> Callable[[dict[str, Any]], str]:
     """Make what reads one ratio of many images off the document, with its bound if it has one."""
 
     def read(document: dict[str, Any]) -> str:
@@ -323,10 +323,10 @@ def _interval(point: dict[str, Any]) -> str:
     return f"{_share(point)} [{low:.1f}, {high:.1f}]"
 
 
-def ratio(ratio: dict[str, Any]) -> str:
-    low, high = ratio["interval_95"]
+def ratio(one: dict[str, Any]) -> str:
+    low, high = one["interval_95"]
     shown = "" if low > 1 or high < 1 else ", no difference shown"
-    return f"{ratio['median']:.2f} × [{low:.2f}, {high:.2f}]{shown}"
+    return f"{one['median']:.2f} × [{low:.2f}, {high:.2f}]{shown}"
 
 
 def where(document: dict[str, Any]) -> str:

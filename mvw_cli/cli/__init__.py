@@ -30,6 +30,7 @@ _SHORT = """\
 mvw runs reasoning vision-language models and takes their vision tokens away once read.
 
   mvw infer scene.png "How many red circles are there?"
+  mvw batch ./images "How many red circles are there?"
   mvw list profiles
 
 mvw --help shows all commands, mvw COMMAND --help one of them.\
