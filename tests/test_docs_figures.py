@@ -24,6 +24,32 @@ WHERE = {
 }
 
 
+ARM = {"items_per_s": 2.345, "tokens_per_s": 210.4, "seconds": SECONDS}
+SERVED = {**ARM, "in_flight": 7.25, "kv_allocated_bytes_peak": 3 * 2**20}
+BATCH: dict[str, Any] = {
+    "items": 64,
+    "slots": 16,
+    "m": 16,
+    "kv_budget_bytes": 5 * 2**20,
+    "model": {"vision_tokens": 576},
+    "new_tokens": {"median": 48, "p90": 201, "max": 760},
+    "items_with_the_tokens_of_generate": {"mvw": 64},
+    "static_rows_done_already": 0.62,
+    "arms": {
+        "generate": ARM,
+        "static": ARM,
+        **dict.fromkeys(("mvw", "mvw_withdrawn", "budget", "budget_withdrawn"), SERVED),
+    },
+    "ratios": {
+        "mvw_over_generate": RATIO,
+        "mvw_over_static": RATIO,
+        "withdrawn_over_mvw": EVEN,
+        "budget_withdrawn_over_budget": RATIO,
+    },
+    "bounds": {"mvw_over_generate": 9.0, "withdrawn_over_mvw": 2.0},
+}
+
+
 def _point(m: int | str, right: int, attended: float) -> dict[str, Any]:
     return {
         "m": m,
@@ -59,6 +85,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             "withdrawn_over_not_tokens_per_s": RATIO,
             "bound_withdrawn_over_not": 1.6,
         },
+        "batch": BATCH,
     }
     for name, document in documents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({**document, "environment": WHERE}))
@@ -83,7 +110,18 @@ def test_figures_come_from_the_result_files(results: Any) -> None:
     assert "1.50 × [1.25, 1.75]; the bound" in results.decode()
     measured = results.measured()
     assert "not measured" not in measured
+    assert "one image at a time | 1.50 × [1.25, 1.75], bound 9.00 × |" in measured
     assert measured.count("Measured on Some Processor, 2 threads") == 1
+
+
+def test_many_images(results: Any) -> None:
+    with generator() as generate:
+        shown = generate.batch.batch()
+    assert "| `mvw batch`, 16 slots, no withdrawal | 2.35 | 210 | 7.2 | 3 MiB |" in shown
+    assert "| `model.generate`, one image at a time | 2.35 | 210 | - | - |" in shown
+    assert "itself without withdrawal, at as many slots | 1.01 × [0.97, 1.04], no diff" in shown
+    assert "the same tokens as `model.generate` for 64 of them" in shown
+    assert "62% of the rows" in shown
 
 
 def test_a_ratio_whose_interval_covers_one_shows_no_difference(results: Any) -> None:
@@ -98,5 +136,5 @@ def test_a_missing_result_is_said_to_be_missing(results: Any, tmp_path: Path) ->
     results.result.cache_clear()
     assert results.curve().startswith("Not measured yet: `make curve`")
     assert results.decode().startswith("Not measured yet: `python benchmarks/decode.py`")
-    assert results.measured().count("not measured yet") == 4
+    assert results.measured().count("not measured yet") == 4  # two of the curve, two of decode
     assert "CUDA" in results.not_run()
