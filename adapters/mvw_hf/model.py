@@ -7,7 +7,7 @@ generation settings. It knows no model by name; adapters for one family override
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL.Image import Image
 from torch import Tensor
@@ -43,6 +43,8 @@ class HuggingFace(Adapter):
     """Any model that `AutoModelForImageTextToText` loads and whose config names an image token."""
 
     name = "hf"
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Values of `model_type` that transformers does not know and the adapter serves."""
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         if spec.model is None:
@@ -53,7 +55,7 @@ class HuggingFace(Adapter):
             )
         check_placement(spec)
         device = choose_device(spec.device)
-        with explained(spec.model, spec.revision):
+        with explained(spec.model, spec.revision, kinds=self.kinds):
             processor = self.load_processor(spec)
             if spec.random_weights:
                 model = build_random(self.build, self.shape(spec), spec.dtype, device)
@@ -141,7 +143,7 @@ class HuggingFace(Adapter):
         known = published(spec.model) if spec.revision is None else None
         if known is not None:
             return known
-        with explained(spec.model, spec.revision):
+        with explained(spec.model, spec.revision, kinds=self.kinds):
             return AutoConfig.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
     def build(self, config: Any) -> Any:

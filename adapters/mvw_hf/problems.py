@@ -7,7 +7,7 @@ raises a plain OSError, by looking at the files themselves. It loads nothing.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,13 @@ from mvw_hf.hub_problems import OTHERS, disk_is_full, download, http_error, no_s
 
 
 @contextmanager
-def explained(name: str, revision: str | None = None) -> Iterator[None]:
+def explained(
+    name: str, revision: str | None = None, *, kinds: Collection[str] = ()
+) -> Iterator[None]:
     """Turn what transformers and the hub raise while loading into three lines.
+
+    Args:
+        kinds: model types that are served without transformers knowing them.
 
     Raises:
         ModelProblem: the checkpoint is gated, missing, unreachable, damaged, or not of a kind that
@@ -51,7 +56,7 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, http_error()) as error:
         problem = (
             of_the_hub(error, name, revision)
-            or _of_the_configuration(name, revision)
+            or _of_the_configuration(name, revision, kinds)
             or _of_the_files(name, revision)
             or ModelProblem(
                 f"{name} can't be loaded.",
@@ -100,7 +105,9 @@ def _with_pickle(name: str) -> str:
     return shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"])
 
 
-def _of_the_configuration(name: str, revision: str | None) -> ModelProblem | None:
+def _of_the_configuration(
+    name: str, revision: str | None, kinds: Collection[str]
+) -> ModelProblem | None:
     folder = Path(name).expanduser()
     if not on_the_hub(name) and not folder.is_dir():
         return ModelProblem(
@@ -117,7 +124,7 @@ def _of_the_configuration(name: str, revision: str | None) -> ModelProblem | Non
     kind = None
     with suppress(OSError, ValueError):
         kind = _model_type(name, revision)
-    if kind is None:
+    if kind is None or kind in kinds:
         return None
     unknown = _unknown(name, revision, kind)
     if unknown is not None:

@@ -17,7 +17,12 @@ from PIL.Image import Image
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
 from mvw_kimi_vl.absorbed import absorbed
 from mvw_kimi_vl.images import MOST_PATCHES, ImagePreparation, read_preparation
-from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub, load_config
+from mvw_kimi_vl.modeling import (
+    MODEL_TYPE,
+    KimiVLForConditionalGeneration,
+    config_from_hub,
+    load_config,
+)
 from mvw_kimi_vl.processor import KimiProcessor
 from mvw_kimi_vl.published import IN_TOKEN_LIMIT, published
 from mvw_kimi_vl.tiny import tiny_kimi
@@ -32,6 +37,7 @@ class KimiVL(HuggingFace):
     """Kimi-VL; the answer is what follows ◁/think▷, for the releases that think."""
 
     name = "kimi-vl"
+    kinds = (MODEL_TYPE,)
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         return replace(super().load(spec), serving=absorbed)
@@ -72,7 +78,7 @@ class KimiVL(HuggingFace):
     def shape(self, spec: ModelSpec) -> Any:
         if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():
             return config_from_hub(published(), in_token_limit=IN_TOKEN_LIMIT)
-        with explained(str(spec.model), spec.revision):
+        with explained(str(spec.model), spec.revision, kinds=self.kinds):
             return load_config(str(spec.model), revision=spec.revision)
 
     def build(self, config: Any) -> Any:

@@ -115,11 +115,10 @@ def test_an_unknown_architecture_names_the_version_and_the_upgrade(folder: Path)
 def test_code_beside_the_weights_is_neither_run_nor_asked_about(
     folder: Path, kind: str, random_weights: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(*question: object) -> str:
-        raise AssertionError(f"asked: {question}")
-
-    monkeypatch.setattr("builtins.input", asked)
-    (folder / "own.py").write_text("raise SystemExit('run')\n")
+    questions: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *question: questions.append(question) or "y")
+    ran = folder / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     own = {f"Auto{part}": f"own.{part}" for part in ("Config", "ModelForImageTextToText")}
     set_config(folder, model_type=kind, auto_map=own)
     for name in ("processor_config.json", "tokenizer_config.json"):
@@ -129,9 +128,11 @@ def test_code_beside_the_weights_is_neither_run_nor_asked_about(
     spec = ModelSpec(model=str(folder), device="cpu", random_weights=random_weights)
     if kind == "llava":
         assert type(HuggingFace().load(spec).model).__module__.startswith("transformers.")
+        assert not questions and not ran.exists()
         return
     with pytest.raises(ModelProblem) as raised:
         HuggingFace().load(spec)
+    assert not questions and not ran.exists()
     assert "code of its own lies beside it, which is not run" in (raised.value.cause or "")
     assert raised.value.hint == "mvw list adapters"
 

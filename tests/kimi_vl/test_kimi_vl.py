@@ -272,6 +272,24 @@ def test_a_folder_that_lacks_a_file(tmp_path: Path, file: str) -> None:
         KimiVL().load(ModelSpec(model=str(folder), device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("*.safetensors*", "has no weights."),
+        ("model-2-of-2.safetensors", "is incomplete."),
+        ("tiktoken.model", "can't be loaded."),
+    ],
+)
+def test_what_a_checkpoint_lacks_is_named(tmp_path: Path, pattern: str, said: str) -> None:
+    write_checkpoint(tmp_path)
+    for file in tmp_path.glob(pattern):
+        file.unlink()
+    with pytest.raises(ModelProblem) as refusal:
+        KimiVL().load(ModelSpec(model=str(tmp_path), device="cpu"))
+    assert refusal.value.message == f"{tmp_path} {said}"
+    assert said != "can't be loaded." or "tiktoken.model" in (refusal.value.cause or "")
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "other"
     write_checkpoint(folder, config={**CONFIG, "model_type": "llava"})
