@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mvw_cli.engine import Engine
+    from mvw_cli.engine.slots import Observe, Slots
     from mvw_cli.profiles import Profile
 
 
@@ -56,6 +57,17 @@ class Session:
         """
         with _explained(self.loaded.name):
             yield from self.engine.run(requests)
+
+    @contextmanager
+    def serving(self, *, observe: Observe | None = None) -> Iterator[Slots]:
+        """Serve with slots that the caller fills and steps, as `Engine.serving`.
+
+        Raises:
+            ModelProblem: the model turned out not to be servable exactly.
+            OutOfMemory: the device has too little memory for a request.
+        """
+        with _explained(self.loaded.name), self.engine.serving(observe=observe) as slots:
+            yield slots
 
     def facts(self) -> dict[str, Any]:
         """Say which weights answer, and how they are held: for reports."""

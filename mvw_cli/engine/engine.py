@@ -80,10 +80,13 @@ class Engine:
                     yield event
 
     @contextmanager
-    def serving(self) -> Iterator[Slots]:
+    def serving(self, *, observe: Observe | None = None) -> Iterator[Slots]:
         """Patch the model for the slots that it gives, and restore it on the way out.
 
         For whoever decides by himself what is admitted when; `run` is its plain use.
+
+        Args:
+            observe: sees the logits of every step, in place of the engine's own observer.
 
         Raises:
             ModelProblem: the model turned out not to be servable exactly.
@@ -98,7 +101,7 @@ class Engine:
                 self._tokenizer,
                 cross_layers=self._cross_layers,
                 cross_attention=self._cross_attention,
-                observe=self._observe,
+                observe=observe or self._observe,
             )
 
     @contextmanager

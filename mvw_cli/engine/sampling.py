@@ -5,6 +5,7 @@ Knows nothing about the cache or the text.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ class Sampler:
     seed: int
     ids: Tensor
     """Prompt and output so far; kept up only where a processor reads it.  # (1, T)"""
+    forced: Iterator[int] | None = None
+    """Tokens that are taken in place of any choice."""
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -30,10 +33,12 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the next token is simply the one with the highest logit."""
-        return not self.sample and not self.processors
+        return self.forced is None and not self.sample and not self.processors
 
     def choose(self, logits: Tensor) -> int:
         """Choose the next token.  logits: # (V,)"""
+        if self.forced is not None:
+            return next(self.forced)
         if self.plain:
             return int(logits.argmax())
         # float32, as `generate` does: the order of half-precision ties must be the same.

@@ -57,7 +57,9 @@ class _Sequence:
     ids: list[int] = field(default_factory=list)
 
     def finish_reason(self) -> FinishReason | None:
-        settings = self.request.settings
+        settings, forced = self.request.settings, self.request.forced
+        if forced is not None:
+            return "length" if len(self.ids) == len(forced) else None
         if self.ids[-1] in self.stop_ids and not settings.ignore_eos:
             return "eos"
         if any(stop in self.detokenizer.text for stop in settings.stop):
@@ -140,6 +142,7 @@ class Slots:
             sample=bool(prepared.config.do_sample),
             seed=request.settings.seed,
             ids=prepared.input_ids,
+            forced=None if request.forced is None else iter(request.forced),
         )
         [token] = choose_tokens(logits, [sampler])
         if isinstance(token, Exception):

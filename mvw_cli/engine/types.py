@@ -47,6 +47,13 @@ class Request:
     layout: VisionLayout
     policy: WithdrawalPolicy
     settings: GenerationSettings
+    forced: tuple[int, ...] | None = None
+    """The whole output, where it is given: its tokens are read and none is chosen, so that other
+    conditions can be seen along the same output. Settings count for nothing then."""
+
+    def __post_init__(self) -> None:
+        if self.forced == ():
+            raise ValueError("a forced output has at least one token")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,69 @@
+"""An output that is given: its tokens are read in place of any choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from families import FAMILIES, build
+from running import loaded, request, run
+
+from mvw_cli.engine import Engine, Finished
+from mvw_cli.oracle import oracle_logits
+
+LLAVA = next(family for family in FAMILIES if family.name == "llava")
+
+
+def test_the_output_is_the_given_one_whatever_the_settings() -> None:
+    """Neither sampling, penalty, end token nor length has a say."""
+    model, inputs = build(LLAVA), LLAVA.prompt(0)
+    tokens = (7, 2, 7, 41)  # 2 is the end token
+    asked = request(
+        inputs,
+        LLAVA.layout(inputs),
+        2,
+        max_new_tokens=2,
+        temperature=1.5,
+        repetition_penalty=1.3,
+        ignore_eos=False,
+    )
+    result = run(model, [replace(asked, forced=tokens)])["a"]
+    assert result.completion.token_ids == tokens
+    assert result.completion.finish_reason == "length"
+    assert result.completion.withdrawal is not None and result.completion.withdrawal.step == 2
+    expected = oracle_logits(model, inputs, tokens, LLAVA.layout(inputs).entries, 2)
+    assert torch.allclose(result.logits, expected, atol=1e-5)
+
+
+def test_forced_and_free_requests_share_the_slots() -> None:
+    model, inputs = build(LLAVA), LLAVA.prompt(1)
+    free = request(inputs, LLAVA.layout(inputs), None, name="free", max_new_tokens=6)
+    alone = run(model, [free])["free"].completion.token_ids
+    forced = replace(free, id="forced", forced=(5, 6, 7))
+    both = run(model, [forced, free], slots=2)
+    assert both["free"].completion.token_ids == alone
+    assert both["forced"].completion.token_ids == (5, 6, 7)
+
+
+def test_an_output_has_a_token() -> None:
+    inputs = LLAVA.prompt(0)
+    with pytest.raises(ValueError, match="at least one token"):
+        replace(request(inputs, LLAVA.layout(inputs), None), forced=())
+
+
+def test_who_serves_may_watch() -> None:
+    """In place of the engine's own observer, for as long as it serves."""
+    model, inputs = build(LLAVA), LLAVA.prompt(0)
+    own: list[int] = []
+    seen: list[int] = []
+    engine = Engine(loaded(model), observe=lambda name, step, row: own.append(step))
+    asked = request(inputs, LLAVA.layout(inputs), None, max_new_tokens=3)
+    with engine.serving(observe=lambda name, step, row: seen.append(step)) as slots:
+        events = slots.admit(asked)
+        while slots.active:
+            events += slots.step()
+    assert isinstance(events[-1], Finished)
+    assert seen == [1, 2, 3] and own == []
+    list(engine.run([asked]))
+    assert own == [1, 2, 3]
