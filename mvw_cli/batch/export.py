@@ -17,12 +17,10 @@ from typing import Any, BinaryIO
 from mvw_cli.batch.columns import COLUMNS, Value, row
 from mvw_cli.batch.index import Index
 from mvw_cli.batch.lines import not_a_log, read_lines
+from mvw_cli.batch.output import LOG, TABLES
 from mvw_cli.batch.reserve import FULL, CannotRecord, DiskFull
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable, replacing
-
-TABLES = (".csv", ".parquet")
-"""Ends of the names of files that are tables."""
 
 _GROUP_ROWS = 16384
 _GROUP_BYTES = 8 << 20  # of text, as far as memory is concerned: rows may be of any length
@@ -37,7 +35,7 @@ def is_table(path: Path) -> bool:
 
 def log_of(output: Path) -> Path:
     """Name the log of an output: itself, or the file beside a table, as `answers.csv.jsonl`."""
-    return output.with_name(f"{output.name}.jsonl") if is_table(output) else output
+    return output.with_name(f"{output.name}{LOG}") if is_table(output) else output
 
 
 def check_table(table: Path, help_command: str) -> None:

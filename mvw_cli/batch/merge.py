@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mvw_cli.batch.export import TABLES, check_table, export, is_table, log_of
+from mvw_cli.batch.export import check_table, export, is_table, log_of
 from mvw_cli.batch.gaps import Coverage, Gap
 from mvw_cli.batch.index import Index
+from mvw_cli.batch.output import LOG, TABLES
 from mvw_cli.batch.repair import mend, open_locked
 from mvw_cli.batch.reserve import FULL, CannotRecord, DiskFull
 from mvw_cli.batch.shards import (
@@ -103,11 +104,11 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
 def _check_output(
     names: Sequence[str], shards: Sequence[Shard], target: Path, overwrite: bool
 ) -> None:
-    if target.suffix.lower() not in (".jsonl", *TABLES):
+    if target.suffix.lower() not in (LOG, *TABLES):
         raise UsageProblem(
             f"-o {target}: records go to a .jsonl, .csv or .parquet file",
             cause=f"its name ends in {target.suffix}" if target.suffix else "its name has no end",
-            hint=merge_command(names, str(target.with_suffix(".jsonl"))),
+            hint=merge_command(names, str(target.with_suffix(LOG))),
         )
     log = log_of(target)
     check_writable(str(log), _HELP)
