@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.errors import ModelProblem
@@ -189,6 +190,14 @@ class Adapter(ABC):
             cause="It lacks the method `image_tokens`.",
             hint="mvw list adapters",
         )
+
+    def samples(self, folder: Path, count: int, seed: int) -> Path | None:
+        """Write pictures that the model can read, with questions and true answers about them.
+
+        Measurements ask these where the user brings no images. The file that is returned is one
+        for `mvw batch --questions`; None where a model has no such pictures.
+        """
+        return None
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         """Say, one line each, where this question lies outside what the model can answer."""

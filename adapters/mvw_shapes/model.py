@@ -69,6 +69,11 @@ class Shapes(HuggingFace):
             f"{' and '.join(reasons)}: do not trust this answer."
         ]
 
+    def samples(self, folder: Path, count: int, seed: int) -> Path:
+        from mvw_shapes.samples import write_samples
+
+        return write_samples(folder, count, seed, overwrite=True)
+
     def tiny(self) -> LoadedModel:
         state = torch.random.get_rng_state()
         try:

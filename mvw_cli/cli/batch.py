@@ -10,9 +10,7 @@ import click
 
 from mvw_cli.cli.options import common_options
 from mvw_cli.cli.profile_options import profile_options
-
-ARGUMENTS = "mvw.arguments"
-"""Key of the command's own words in `Context.meta`: hints repeat them."""
+from mvw_cli.cli.remembering import ARGUMENTS, Remembering
 
 
 class _Size(click.ParamType[Any, Any]):
@@ -51,15 +49,7 @@ class _Shard(click.ParamType[Any, Any]):
         return int(found[1]), int(found[2])
 
 
-class _Remembering(click.Command):
-    """A command that keeps its words, so that a hint can repeat them."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[ARGUMENTS] = list(args)
-        return super().parse_args(ctx, args)
-
-
-@click.command(cls=_Remembering, short_help="Answer a question about many images.")
+@click.command(cls=Remembering, short_help="Answer a question about many images.")
 @click.argument(
     "images",
     nargs=-1,

@@ -7,7 +7,7 @@ the profile's value alone. What a value may be is the profile schema's matter.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,26 +88,34 @@ _FLAGS = (
 
 def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options; the command gets them as `profile`, a name, and `flags` by dotted key."""
+    return _with_options(command, _FLAGS)
 
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the same without the withdrawal, for commands that have their own words for it."""
+    return _with_options(command, [one for one in _FLAGS if not one.key.startswith("withdrawal.")])
+
+
+def _with_options(command: Callable[..., Any], flags: Sequence[_Flag]) -> Callable[..., Any]:
     @functools.wraps(command)
     def call(
         *args: Any,
         profile: str | None,
-        no_withdrawal: bool,
         settings: tuple[str, ...],
+        no_withdrawal: bool = False,
         **given: Any,
     ) -> Any:
-        flags = {flag.key: given.pop(flag.parameter) for flag in _FLAGS}
-        flags = _merged(flags, settings, no_withdrawal)
-        return command(*args, profile=profile, flags=flags, **given)
+        chosen = {flag.key: given.pop(flag.parameter) for flag in flags}
+        merged = _merged(chosen, settings, no_withdrawal)
+        return command(*args, profile=profile, flags=merged, **given)
 
     wrapped: Callable[..., Any] = call
-    for option in reversed(_options()):
+    for option in reversed(_options(flags)):
         wrapped = option(wrapped)
     return wrapped
 
 
-def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+def _options(chosen: Sequence[_Flag]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
     profile = click.option(
         "--profile",
         metavar="NAME|FILE",
@@ -123,7 +131,7 @@ def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
             shell_complete=flag.complete,
             help=flag.help,
         )
-        for flag in _FLAGS
+        for flag in chosen
     ]
     never = click.option(
         "--no-withdrawal", is_flag=True, help="Keep the vision tokens to the end (--policy none)."
@@ -143,7 +151,9 @@ def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
         multiple=True,
         help="Set any key of the profile, as generation.top_k=20; repeatable.",
     )
-    return [profile, *flags[:3], never, *flags[3:], any_key, offline]
+    withdrawal = sum(flag.key.startswith("withdrawal.") for flag in chosen)
+    first, rest = flags[:withdrawal], flags[withdrawal:]
+    return [profile, *first, *([never] if first else []), *rest, any_key, offline]
 
 
 def written(profile: str | None, flags: Mapping[str, object]) -> list[str]:
