@@ -40,6 +40,8 @@ class Job:
     readers: int = 2
     """Threads that read images ahead."""
     read_timeout_s: float = 60.0
+    sharers: int = 1
+    """Workers that have the free memory of the device in common; each takes its part."""
 
     def on(self, device: str) -> Job:
         """The same on another device."""
@@ -124,8 +126,11 @@ class Worker:
         except Exception:  # of adapters by others, which need not tell it
             return unknown_limits(model.device.type)
         before, after = slot_bytes(shape, load, dtype if dtype in DTYPE_BYTES else "float32")
+        free = free_memory(str(model.device)) if kv_bytes is None else kv_bytes
+        if free is not None and kv_bytes is None:
+            free //= self._job.sharers
         return choose_limits(
-            free_memory(str(model.device)) if kv_bytes is None else kv_bytes,
+            free,
             model.device.type,
             before=before,
             after=after,

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from workers import RUN, essence, items, job
 
+from mvw_cli.batch import worker
 from mvw_cli.batch.executors.here import Here
 from mvw_cli.batch.executors.processes import Processes, devices
 from mvw_cli.doctor import facts
@@ -117,6 +119,22 @@ def test_each_worker_has_a_device_of_its_own(
 ) -> None:
     monkeypatch.setattr(facts, "gpu_count", lambda: gpus)
     assert devices(job().on(device), workers) == expected
+
+
+def test_workers_on_a_cpu_take_a_part_of_the_free_memory_each(
+    mortal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "free_memory", lambda device: 10**6)
+    notes = []
+    for sharers in (1, 4):
+        with Here(replace(job(), slots=None, sharers=sharers)) as here:
+            list(here.records(iter(items(tmp_path, 1)), run=RUN, draining=lambda: False))
+            notes += here.state.notes
+    assert len(notes) == 2
+    assert notes[0].split(": ")[1].startswith("976.6 KiB")
+    assert notes[1].split(": ")[1].startswith("244.1 KiB")
+    sent = Processes(job(), 3)._fleet._jobs
+    assert [one.sharers for one in sent] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(

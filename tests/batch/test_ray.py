@@ -15,9 +15,9 @@ from workers import RUN, essence, items, job
 from mvw_cli.batch.executors.here import Here
 from mvw_cli.batch.executors.messages import Begin, Broken, Died
 from mvw_cli.batch.executors.ray import OnRay
-from mvw_cli.batch.executors.ray import _Actor as Actor
 from mvw_cli.batch.executors.ray import _connect as connect
 from mvw_cli.batch.executors.ray import _import as import_ray
+from mvw_cli.batch.executors.ray_actors import Actor
 from mvw_cli.errors import ModelProblem, UsageProblem
 
 

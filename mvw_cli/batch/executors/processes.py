@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -35,7 +36,8 @@ class Processes(Pool):
 
     def __init__(self, job: Job, workers: int) -> None:
         chosen = devices(job, workers)
-        jobs = [job.on(device) for device in chosen]
+        sharers = chosen.count("cpu") or 1
+        jobs = [replace(job.on(device), sharers=sharers) for device in chosen]
         names = [
             f"worker {number} ({device})" if device == "cpu" else device
             for number, device in enumerate(chosen)
