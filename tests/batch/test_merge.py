@@ -200,6 +200,17 @@ def test_an_empty_log_has_no_answers_that_could_differ() -> None:
     assert sidecar.fingerprint == fingerprint()
 
 
+def test_the_settings_beside_the_result_are_those_of_its_records() -> None:
+    log("a.jsonl", ok("x"), made_with=fingerprint(32))
+    write(Path("a.jsonl"), ok("x"))  # a file that was copied without what belongs to it
+    log("b.jsonl", ok("y"), made_with=fingerprint(settled=False))
+    log("c.jsonl", ok("z"))
+    merge(["a.jsonl", "b.jsonl", "c.jsonl"], "all.jsonl")
+    sidecar = read_sidecar(Path("all.jsonl"))
+    assert sidecar is not None
+    assert sidecar.fingerprint == fingerprint(settled=True)
+
+
 def test_no_settings_of_before_stay_beside_the_result() -> None:
     log("all.jsonl", ok("old"), made_with=fingerprint(32))
     write(Path("a.jsonl"), ok("x"))
@@ -284,6 +295,22 @@ def test_an_older_copy_of_a_log_asks_for_nothing_more() -> None:
         assert (merged.gaps, counts(merged)) == ([], (4, 0, 2))
     log("failed.jsonl", *map(failed, "abcd"), listed=4)
     assert merge(["failed.jsonl", "new.jsonl"], "all.jsonl", overwrite=True).gaps == []
+
+
+def test_a_copy_belongs_to_the_list_that_is_most_like_it() -> None:
+    log("a.jsonl", *map(ok, "abc"), listed=3)
+    log("b.jsonl", *map(ok, "defg"), listed=9)
+    log("copy.jsonl", *map(ok, "defgh"), listed=9)
+    merged = merge(["a.jsonl", "b.jsonl", "copy.jsonl"], "all.jsonl")
+    assert merged.gaps == [Gap(None, 12, 8)]
+
+
+def test_rescued_records_make_no_two_lists_one() -> None:
+    log("a.jsonl", *map(ok, "abc"), listed=3)
+    log("b.jsonl", *map(ok, "de"), listed=4)
+    write(Path("rescued.jsonl"), ok("e"), ok("f"))
+    merged = merge(["rescued.jsonl", "a.jsonl", "b.jsonl"], "all.jsonl")
+    assert merged.gaps == [Gap(None, 7, 6)]
 
 
 def test_work_that_was_begun_as_a_whole_and_done_in_shards() -> None:
