@@ -1,0 +1,38 @@
+"""What a report is made of once it is put into words: sections of tables and sentences.
+
+Every format draws these and nothing else, so that none of them says more than another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["plain", "verdict", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence, and how much it matters."""
+
+    text: str
+    kind: Kind = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; its first column names what the row is about, the others hold figures."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report; without parts it is left out."""
+
+    name: str
+    """For links and tests: `speed`."""
+    title: str
+    parts: list[Table | Sentence] = field(default_factory=list)

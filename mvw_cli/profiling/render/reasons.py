@@ -1,0 +1,187 @@
+"""The sections that explain: what can be won at most and why, and what changed in the answers.
+
+The sentences of the verdict come with the report; here they are only set in place.
+"""
+
+from __future__ import annotations
+
+from mvw_cli.profiling.render import words
+from mvw_cli.profiling.render.content import Section, Sentence, Table
+from mvw_cli.profiling.report import BASELINE, Answers, Comparison, Device, Plan, Report, StepBound
+from mvw_cli.profiling.stats import Summary
+from mvw_cli.units import readable_bytes
+
+
+def bound(report: Report) -> Section:
+    """Say what a step must move, what can be won at most, and what was."""
+    parts: list[Table | Sentence] = [
+        Sentence(text, "verdict") for text in verdicts(report)
+    ]  # fmt: skip
+    if report.plan is not None:
+        parts += _plan(report.plan)
+    rows = [
+        [
+            str(cell.batch),
+            arm.name,
+            _step(arm.bound.before),
+            _step(arm.bound.after),
+            words.factor(arm.bound.speedup),
+            words.ratio(arm.ratios["tokens_per_s"]) if "tokens_per_s" in arm.ratios else words.NONE,
+        ]
+        for cell in report.cells
+        for arm in cell.arms
+        if arm.bound is not None and arm.ratios
+    ]
+    if rows:
+        columns = ["BATCH", "ARM", "A STEP READS", "AFTER", "AT MOST", "MEASURED, TOKENS PER S"]
+        parts.append(Table(columns, rows, "Decode: bound and measurement"))
+    return Section("bound", "Bound and verdict", parts)
+
+
+def verdicts(report: Report) -> list[str]:
+    """List the sentences of the verdict, each once."""
+    planned = report.plan.verdicts if report.plan else []
+    return list(dict.fromkeys([*report.verdicts, *planned]))
+
+
+def _plan(plan: Plan) -> list[Table | Sentence]:
+    rows = [
+        ["parameters", f"{plan.parameters / 1e9:.2f} billion, {readable_bytes(plan.weight_bytes)}"],
+        [
+            "a sequence",
+            f"{words.plural(plan.vision_tokens, 'vision token')}, "
+            f"{words.plural(plan.text_tokens, 'text token')} at the middle of the output",
+        ],
+        [
+            "prefill",
+            f"{plan.prefill_flops / 1e12:.3g} TFLOP"
+            + ("" if plan.prefill_s is None else f", at least {words.seconds(plan.prefill_s)}"),
+        ],
+    ]
+    if plan.device is not None:
+        rows.insert(0, ["device", _device(plan.device)])
+    columns = ["BATCH", "A STEP READS", "AFTER WITHDRAWAL", "TAKES AT LEAST", "AFTER",
+               "STEP AT MOST", "ANSWER AT MOST"]  # fmt: skip
+    batches = [
+        [
+            str(batch.batch),
+            _step(batch.before),
+            _step(batch.after),
+            _least(batch.before),
+            _least(batch.after),
+            words.factor(batch.speedup),
+            words.factor(batch.speedup_of_answer),
+        ]
+        for batch in plan.batches
+    ]
+    caption = f"By the bytes and FLOPs of a step, withdrawn after {plan.withdrawn_after}"
+    parts: list[Table | Sentence] = [Table(["WHAT", "VALUE"], rows)]
+    if batches:
+        parts.append(Table(columns, batches, caption))
+    parts.append(Sentence(_matters(plan)))
+    return parts
+
+
+def _matters(plan: Plan) -> str:
+    if plan.matters_from_batch is None:
+        text = "A step cannot become 1.1 × as fast by withdrawal at any batch size."
+    else:
+        text = f"A step can become 1.1 × as fast by withdrawal from batch {plan.matters_from_batch}"
+        text += f" on, with {words.plural(plan.vision_tokens, 'vision token')} a sequence."
+    known = [
+        f"{tokens:,} at batch {batch}"
+        for batch, tokens in plan.matters_from_vision_tokens.items()
+        if tokens is not None
+    ]
+    never = [str(b) for b, tokens in plan.matters_from_vision_tokens.items() if tokens is None]
+    if known:
+        text += f" The fewest vision tokens for it: {', '.join(known)}."
+    if never:
+        text += f" At batch {', '.join(never)} no number of vision tokens is enough."
+    return text
+
+
+def _device(device: Device) -> str:
+    launch = "" if device.launch_s is None else f", launch {words.seconds(device.launch_s)}"
+    return (
+        f"{device.name}: {device.bandwidth_bytes_per_s / 1e9:,.0f} GB/s, "
+        f"{device.flops_per_s / 1e12:,.3g} TFLOP/s{launch} ({device.source}; {device.reference})"
+    )
+
+
+def _step(step: StepBound) -> str:
+    whole = step.weight_bytes + step.kv_bytes
+    share = f" ({words.percent(step.kv_bytes / whole)} KV)" if whole else ""
+    return f"{readable_bytes(whole)}{share}"
+
+
+def _least(step: StepBound) -> str:
+    return words.NONE if step.seconds is None else words.seconds(step.seconds)
+
+
+def answers(report: Report) -> Section:
+    """Say what withdrawal changes in what the model says."""
+    found = report.answers
+    if found is None:
+        return Section("answers", "What changed in the answers")
+    columns = ["ARM", "IDENTICAL", "FIRST DIFFERENCE", "SAME NEXT TOKEN", "KL, NATS", "TOKENS",
+               "SECONDS"]  # fmt: skip
+    if found.references:
+        columns += ["RIGHT [95 %]", f"P AGAINST {BASELINE}"]
+    rows = [
+        [*_compared(arm), *(_accuracy(arm, found.references) if found.references else [])]
+        for arm in found.arms
+    ]
+    caption = f"{words.plural(found.items, 'answer')} beside those of {BASELINE}; medians"
+    parts: list[Table | Sentence] = [Table(columns, rows, caption)]
+    if found.references:
+        parts.append(
+            Sentence(
+                f"{found.references:,} of the items have a reference. Intervals are Wilson's, p is "
+                "McNemar's exact test on the same items."
+            )
+        )
+    if any(arm.agreement is not None for arm in found.arms):
+        parts.append(
+            Sentence(
+                "Same next token and KL divergence are taken along the output of "
+                f"{BASELINE}, token by token."
+            )
+        )
+    parts += _suggestion(found)
+    return Section("answers", "What changed in the answers", parts)
+
+
+def _compared(arm: Comparison) -> list[str]:
+    return [
+        arm.name,
+        f"{arm.identical:,} of {arm.items:,}",
+        words.NONE if arm.first_difference is None
+        else f"token {words.count(arm.first_difference.median)}",
+        words.NONE if arm.agreement is None else words.percent(arm.agreement),
+        _median(arm.kl_nats),
+        words.count(arm.generated_tokens.median),
+        words.seconds(arm.seconds.median),
+    ]  # fmt: skip
+
+
+def _median(summary: Summary | None) -> str:
+    return words.NONE if summary is None else words.number(summary.median)
+
+
+def _accuracy(arm: Comparison, references: int) -> list[str]:
+    if arm.correct is None:
+        return [words.NONE, words.NONE]
+    right = f"{arm.correct:,} of {references:,}"
+    if arm.accuracy_interval_95 is not None:
+        low, high = (100 * bound for bound in arm.accuracy_interval_95)
+        right += f" [{low:.0f} %, {high:.0f} %]"
+    return [right, words.NONE if arm.p_value is None else words.number(arm.p_value)]
+
+
+def _suggestion(found: Answers) -> list[Table | Sentence]:
+    if found.suggestion_reason is None:
+        return []
+    head = "" if found.suggestion is None else f"Suggested: m = {found.suggestion}. "
+    tail = "" if found.tolerance is None else f" (Tolerance: {words.percent(found.tolerance)}.)"
+    return [Sentence(f"{head}{found.suggestion_reason}{tail}", "verdict")]

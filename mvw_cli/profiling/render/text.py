@@ -1,0 +1,124 @@
+"""A report on the terminal: Rich tables and block pictures; plain aligned text anywhere else.
+
+It draws sections and pictures. What they say is not known here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mvw_cli import console
+from mvw_cli.printable import one_line, printable
+from mvw_cli.profiling.render.content import Section, Sentence, Table
+from mvw_cli.profiling.render.sections import sections, title
+from mvw_cli.profiling.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STYLES = {"plain": "", "verdict": "bold", "warning": "yellow"}
+WIDTH = 100
+"""Columns of plain text, as far as its sentences go; tables take what they need."""
+
+
+def write(report: Report) -> None:
+    """Write a report to stdout: drawn on a terminal, plain anywhere else."""
+    if console.is_terminal(sys.stdout):
+        screen = console.out()
+        for part in renderables(report):
+            screen.print(part)
+    else:
+        console.write(plain(report))
+
+
+def renderables(report: Report) -> list[RenderableType]:
+    """Turn a report into what Rich can draw."""
+    from rich.text import Text
+
+    drawn: list[RenderableType] = [Text(one_line(title(report)), "bold")]
+    for section in sections(report):
+        drawn += [Text(""), Text(section.title.upper(), "bold cyan")]
+        drawn += draw(section.parts)
+    return drawn
+
+
+def draw(parts: Sequence[Table | Sentence]) -> list[RenderableType]:
+    """Draw tables and sentences with Rich."""
+    from rich.text import Text
+
+    drawn: list[RenderableType] = []
+    for part in parts:
+        if isinstance(part, Sentence):
+            drawn.append(Text(printable(part.text), STYLES[part.kind]))
+            continue
+        if part.caption:
+            drawn.append(Text(f"\n{one_line(part.caption)}", "italic"))
+        drawn.append(_table(part))
+    return drawn
+
+
+def _table(table: Table) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    drawn = Drawn(*map(one_line, table.columns), box=SIMPLE_HEAD, header_style="bold",
+                  pad_edge=False)  # fmt: skip
+    for column in drawn.columns:
+        column.overflow = "fold"
+    for row in _grouped(table.rows):
+        drawn.add_row(*(Text(printable(cell), _colour(cell)) for cell in row))
+    return drawn
+
+
+def _colour(cell: str) -> str:
+    """Colour what an interval shows; the words say the same without it."""
+    for ending, style in (("faster", "green"), ("slower", "red"), ("shown", "dim"),
+                          ("unstable", "yellow"), ("differs", "red")):  # fmt: skip
+        if cell.endswith(ending):
+            return style
+    return ""
+
+
+def _grouped(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Leave a first cell empty where it repeats the one above."""
+    above = None
+    for first, *rest in rows:
+        yield ["" if first == above else first, *rest]
+        above = first
+
+
+def plain(report: Report) -> str:
+    """Write a report as plain text: no colours, no boxes, every row whole."""
+    lines = [one_line(title(report))]
+    for section in sections(report):
+        lines += ["", section.title.upper(), *plain_parts(section)]
+    return "\n".join(lines)
+
+
+def plain_parts(section: Section) -> list[str]:
+    """Write tables as aligned columns and sentences as lines."""
+    from textwrap import wrap
+
+    lines: list[str] = []
+    for part in section.parts:
+        if isinstance(part, Sentence):
+            lines += wrap(printable(part.text), WIDTH, break_long_words=False)
+            continue
+        if part.caption:
+            lines += ["", one_line(part.caption)]
+        lines += _aligned(part)
+    return lines
+
+
+def _aligned(table: Table) -> list[str]:
+    # Every cell is written: a line that is grepped out still says what it is about.
+    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in table.rows]
+    lines = [table.columns, *rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
