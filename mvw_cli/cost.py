@@ -113,7 +113,7 @@ def shape_of(adapter: Adapter, config: Any) -> Shape:
     Raises:
         ModelProblem: the model can't be built or run on the meta device.
     """
-    model = _on_meta(adapter, config)
+    model = on_meta(adapter, config)
     text = model.config.get_text_config()
     crossed = tuple(getattr(text, "cross_attention_layers", None) or ())
     declared = getattr(model.config, "dtype", None) or getattr(text, "dtype", None)
@@ -131,7 +131,7 @@ def parameter_count(adapter: Adapter, config: Any) -> int:
     Raises:
         ModelProblem: as `shape_of`.
     """
-    return sum(parameter.numel() for parameter in _on_meta(adapter, config).parameters())
+    return sum(parameter.numel() for parameter in on_meta(adapter, config).parameters())
 
 
 def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
@@ -154,7 +154,7 @@ def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
     return rest * DTYPE_BYTES[dtype] + int(weights.quantizable * per_weight / 8)
 
 
-def _on_meta(adapter: Adapter, config: Any) -> Any:
+def on_meta(adapter: Adapter, config: Any) -> Any:
     """Build the model without memory, in the type that every kernel of transformers takes."""
     import torch
 

@@ -1,0 +1,127 @@
+"""FLOPs from a configuration, against PyTorch's own counter on real models of tiny size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, IMAGE, Family, build
+from mvw_hf.model import HuggingFace
+from mvw_kimi_vl.absorbed import absorbed
+from mvw_kimi_vl.model import KimiVL
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mvw_cli.profiling.flops import Flops, flops_of
+
+WITHIN = 0.01
+
+
+def counted(model: Any, **inputs: Any) -> tuple[int, Any]:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        output = model(**inputs, use_cache=True, logits_to_keep=1)
+    return counter.get_total_flops(), output.past_key_values
+
+
+def eager(family: Family) -> Any:
+    model = build(family)
+    model.set_attn_implementation("eager")  # the counter knows no fused attention of the CPU
+    model.set_experts_implementation("eager")  # nor grouped products of matrices
+    return model
+
+
+def layout(family: Family, inputs: dict[str, Tensor]) -> tuple[int, int]:
+    """Text and vision tokens of a prompt, as they lie in the cache at the prefill."""
+    prompt = inputs["input_ids"].shape[1]
+    if family.name == "mllama":
+        return prompt, inputs["cross_attention_mask"][0, 0].numel() * 5
+    vision = int((inputs["input_ids"] == IMAGE).sum())
+    return prompt - vision, vision
+
+
+def uncounted_causality(flops: Flops, sequence: int) -> int:
+    """What the counter adds for pairs that the mask forbids."""
+    seen = 0
+    for layer in flops.shape.layers:
+        if not layer.cross:
+            window = layer.window or sequence
+            seen += sequence**2 - sum(min(n, window) for n in range(1, sequence + 1))
+    return flops.heads.pair * seen
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_prefill_is_what_the_counter_finds(family: Family) -> None:
+    model, inputs = eager(family), family.prompt(2)
+    found, _ = counted(model, **inputs)
+    flops = flops_of(HuggingFace(), build(family).config)
+    text, vision = layout(family, inputs)
+    sequence = inputs["input_ids"].shape[1]
+    mine = flops.prefill(text, vision) + uncounted_causality(flops, sequence)
+    assert mine == pytest.approx(found, rel=WITHIN)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_step_is_what_the_counter_finds(family: Family) -> None:
+    model, inputs = eager(family), family.prompt(2)
+    _, cache = counted(model, **inputs)
+    step: dict[str, Any] = {"input_ids": torch.tensor([[5]]), "past_key_values": cache}
+    if family.name == "mllama":
+        step["cross_attention_mask"] = inputs["cross_attention_mask"][:, -1:]
+    found, _ = counted(model, **step)
+    flops = flops_of(HuggingFace(), build(family).config)
+    text, vision = layout(family, inputs)
+    mine = flops.step(text + 1, vision, latent="expanded")
+    assert mine == pytest.approx(found, rel=WITHIN)
+    assert flops.step(text + 1, vision, 3, latent="expanded") == pytest.approx(3 * mine)
+
+
+def test_kimi_with_its_latents_compressed() -> None:
+    adapter = KimiVL()
+    loaded = adapter.tiny()
+    model = loaded.model
+    inputs = adapter.encode(loaded, [Image.new("RGB", (56, 84), "red")], "w1 w2")
+    vision = adapter.vision(loaded, inputs).vision_tokens
+    flops = flops_of(adapter, model.config)
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    found, cache = counted(model, **inputs)
+    sequence = inputs["input_ids"].shape[1]
+    mine = flops.prefill(sequence - vision, vision) + uncounted_causality(flops, sequence)
+    assert mine == pytest.approx(found, rel=WITHIN)
+    with absorbed(model):
+        step, _ = counted(model, input_ids=torch.tensor([[5]]), past_key_values=cache)
+    assert flops.step(sequence - vision + 1, vision) == pytest.approx(step, rel=WITHIN)
+    plain = flops.step(sequence - vision + 1, vision, latent="expanded")
+    assert plain > 1.05 * flops.step(sequence - vision + 1, vision)
+
+
+def test_withdrawn_cross_attention_layers_compute_their_mlp_or_nothing() -> None:
+    family = next(family for family in FAMILIES if family.name == "mllama")
+    model = build(family)
+    flops = flops_of(HuggingFace(), model.config)
+    layer = model.get_decoder().layers[1]
+    mlp = sum(p.numel() for p in layer.mlp.parameters() if p.ndim > 1)
+    skip, keep = flops.step(9, 0), flops.step(9, 0, keep_mlp=True)
+    assert keep - skip == 2 * 2 * mlp  # two such layers
+    queries = layer.cross_attn.q_proj.weight.numel() + layer.cross_attn.o_proj.weight.numel()
+    at_states = 2 * 2 * (8 + 8) * 4 * 10  # layers, FLOPs, numbers, heads, states
+    assert flops.step(9, 10) - keep == 2 * 2 * queries + at_states
+
+
+def test_no_image_is_no_tower() -> None:
+    family = next(family for family in FAMILIES if family.name == "llava")
+    flops = flops_of(HuggingFace(), build(family).config)
+    tower = flops.tower
+    assert tower is not None
+    assert tower.flops(0) == 0
+    assert flops.prefill(20, 0) == pytest.approx(flops.prefill(4, 16) - tower.flops(16))
+
+
+def test_a_window_bounds_what_a_token_sees() -> None:
+    family = next(family for family in FAMILIES if family.name == "gemma3")
+    flops = flops_of(HuggingFace(), build(family).config)
+    grown = flops.step(101, 0) - flops.step(100, 0)
+    assert grown == flops.heads.pair  # one of three layers sees more than 12
+    assert flops.step(6, 0) - flops.step(5, 0) == 3 * flops.heads.pair
