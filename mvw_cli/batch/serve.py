@@ -25,8 +25,9 @@ from mvw_cli.engine.completion import Completion, summarise
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import Event, Failed, Finished, Token
+from mvw_cli.engine.types import Event, Failed, Finished, Request, Token
 from mvw_cli.errors import OutOfMemory
+from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 from mvw_cli.units import readable_bytes
 
@@ -117,6 +118,7 @@ class Server:
         self._limits: Limits | None = None
         self._run = run
         self._draining = draining
+        self._withdraws = not isinstance(session.policy, NoWithdrawal)
         self._most = 1
         self._calm = 0
         self._observed = 0.0
@@ -159,6 +161,8 @@ class Server:
                 job = _Job(taken, taken.value)
                 if self._limits is None:
                     self._begin(taken)
+            elif lost_device(taken.error):
+                raise taken.error
             elif _lacks_memory(taken.error):
                 ready = Ready(taken.item, taken.images, None, read_ms=nan, preprocess_ms=nan)
                 job = _Job(ready, None, alone=True)
@@ -183,12 +187,21 @@ class Server:
 
     def _has_room(self, slots: Slots, job: _Job) -> bool:
         """The admission rule: by bytes that the cache's storages would take."""
-        if self._budget is None or job.encoded is None:
+        if job.encoded is None:
             return True
-        return slots.room_bytes(job.encoded.request, ahead=AHEAD) <= self._budget
+        return self._fits(slots, job.encoded.request, ahead=AHEAD, withdrawing=self._withdraws)
+
+    def _fits(self, slots: Slots, request: Request | None = None, **room: Any) -> bool:
+        """Say whether the cache keeps to its budget, given back what nobody needs."""
+        if self._budget is None or slots.room_bytes(request, **room) <= self._budget:
+            return True
+        slots.trim()
+        return slots.room_bytes(request, **room) <= self._budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
         for retry in (True, False):
+            if not retry:
+                self._relieve()
             try:
                 if job.encoded is None:
                     job.encoded = self._encoder(job.item, job.ready.images)
@@ -198,13 +211,12 @@ class Server:
                 if isinstance(error, NotExact) or lost_device(error):
                     raise
                 if _lacks_memory(error) and retry:
-                    relieve(self._session.loaded.model.device)
-                elif _lacks_memory(error):
+                    continue
+                if _lacks_memory(error):
                     yield from self._without_memory(slots, job, error)
-                    return
                 else:
                     yield self._failed(job.item, job.ready, error, attempts=job.attempts)
-                    return
+                return
         job.events = []
         self._jobs[job.item.id] = job
         yield from self._take_in(slots, events)
@@ -212,10 +224,14 @@ class Server:
     # -- decoding ---------------------------------------------------------------------------
 
     def _step(self, slots: Slots) -> Iterator[Record]:
-        if self._over(slots):
+        while self._over(slots):
             yield from self._send_back_youngest(slots, None)
+        if not slots.active:
             return
+        # Never without a step: what was sent back may be admitted again at once.
         for retry in (True, False):
+            if not retry:
+                self._relieve()
             try:
                 events = slots.step()
                 break
@@ -223,26 +239,31 @@ class Server:
                 if isinstance(error, NotExact) or lost_device(error):
                     raise
                 if ran_out(error) and retry:
-                    relieve(self._session.loaded.model.device)
-                elif ran_out(error):
+                    continue
+                if ran_out(error):
                     yield from self._send_back_youngest(slots, error)
-                    return
                 else:
                     yield from self._single_out(slots, error)
-                    return
+                return
         yield from self._take_in(slots, events)
 
+    def _relieve(self) -> None:
+        # Not where the error is handled: its traceback holds on to the tensors of what failed.
+        relieve(self._session.loaded.model.device)
+
     def _over(self, slots: Slots) -> bool:
-        limits = self._limits
-        if limits is None or limits.kv_bytes is None:
+        together = len(slots.active) > 1
+        if not together and not (slots.active and self._limits and self._limits.strict):
             return False
-        return slots.room_bytes() > limits.kv_bytes and (len(slots.active) > 1 or limits.strict)
+        return not self._fits(slots, withdrawing=self._withdraws and together)
 
     def _take_in(self, slots: Slots, events: list[Event]) -> Iterator[Record]:
         for event in events:
             job = self._jobs[event.request]
             if isinstance(event, Failed):
                 del self._jobs[event.request]
+                if lost_device(event.error):
+                    raise event.error
                 if ran_out(event.error):
                     yield from self._without_memory(slots, job, event.error)
                 else:
@@ -293,7 +314,8 @@ class Server:
             budget = readable_bytes(self._budget or 0)
             cause = f"its KV cache outgrows the {budget} that --kv-memory allows"
         else:
-            cause = next(iter(str(error).splitlines()), "") or "the machine has no more to give"
+            said = getattr(error, "cause", None) or str(error)
+            cause = next(iter(said.splitlines()), "") or "the machine has no more to give"
         return OutOfMemory(
             "out of memory, with nothing else being decoded",
             cause=cause,

@@ -19,7 +19,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.rows import CHUNK, Entries, Memo, Part, Rows
+from mvw_cli.engine.memory import ran_out
+from mvw_cli.engine.rows import CHUNK, ROW_CHUNK, Entries, Memo, Part, Rows
 
 __all__ = ["CHUNK", "SlotCache", "SlotLayer"]
 
@@ -157,10 +158,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.blind.reserve_step()
         self.seeing.reserve_step()
 
-    def trim(self) -> None:
+    def trim(self, exactly: bool) -> None:
         """Give back room that no slot needs."""
-        self.blind.trim()
-        self.seeing.trim()
+        self.blind.trim(exactly)
+        self.seeing.trim(exactly)
 
     def lengths(self) -> tuple[list[int], list[int]]:
         return self.blind.lengths, self.seeing.lengths
@@ -176,15 +177,25 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         group = self.seeing if vision else self.blind
         return group.entries[row].length * self._entry_bytes
 
-    def room_bytes(self, prompt: int, cross: int, vision: bool, ahead: int) -> int:
-        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`."""
-        places = 0
-        for group, joins in ((self.blind, not vision), (self.seeing, vision)):
-            rows, longest = len(group), group.longest
-            if prompt and joins:
-                kept = prompt if self.window is None else min(prompt, self.window - 1)
-                rows, longest = rows + 1, max(longest, kept)
-            places += group.room_for(rows, longest + ahead)
+    def room_bytes(
+        self, prompt: int, cross: int, vision: bool, ahead: int, withdrawn: int, text: int
+    ) -> int:
+        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`.
+
+        Args:
+            withdrawn: so many have been withdrawn, the last of them just now.
+        """
+        kept = prompt if self.window is None else min(prompt, self.window - 1)
+        blind, seeing = len(self.blind), len(self.seeing)
+        ends = [self.blind.longest, self.seeing.longest]
+        if prompt:
+            blind, seeing = blind + (not vision), seeing + vision
+            ends[vision] = max(ends[vision], kept)
+        if withdrawn:
+            # One more than a step needs: a row is loaded with room for its next entry.
+            blind, ends[0] = blind + withdrawn, max(ends[0], min(text, ends[1])) + 1
+        places = self.blind.room_for(blind, ends[0] + ahead)
+        places += self.seeing.room_for(seeing, ends[1] + ahead, gone=max(0, withdrawn - 1))
         return places * self._entry_bytes
 
     def allocated_bytes(self) -> int:
@@ -291,10 +302,18 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer, lengths in zip(self.layers, self._before, strict=True):
             layer.take_back(lengths)
 
-    def trim(self) -> None:
-        """Give back room that no slot needs, layer by layer, with new storages."""
-        for layer in self.layers:
-            layer.trim()
+    def trim(self, exactly: bool = False) -> None:
+        """Give back room that no slot needs, layer by layer, with new storages.
+
+        Where there is no memory for these, the room is kept. Args:
+            exactly: whether to give back, too, what is kept for a few slots to come.
+        """
+        try:
+            for layer in self.layers:
+                layer.trim(exactly)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
 
     def slot_bytes(self, slot: int) -> int:
         """Bytes of the entries that a slot uses, over all layers."""
@@ -310,7 +329,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         return sum(layer.allocated_bytes() for layer in self.layers)
 
     def room_bytes(
-        self, *, prompt: int = 0, cross: int = 0, vision: bool = False, ahead: int = 1
+        self,
+        *,
+        prompt: int = 0,
+        cross: int = 0,
+        vision: bool = False,
+        ahead: int = 1,
+        text: int | None = None,
     ) -> int:
         """Bytes that the storages would take `ahead` steps from now, nothing being released.
 
@@ -318,8 +343,19 @@ class SlotCache(Cache):  # type: ignore[misc]
             prompt: length of a further sequence that is loaded now; 0 for none.
             cross: number of its vision states that cross-attention layers keep.
             vision: whether that one holds vision tokens.
+            text: the longest that a sequence with vision would be without it. Where given, the
+                answer is the most that the storages take while one after the other is withdrawn.
         """
-        return sum(layer.room_bytes(prompt, cross, vision, ahead) for layer in self.layers)
+        seeing = len(self._seeing) + (vision and prompt > 0)
+        counts = [0] if text is None else _turning_points(seeing)
+        rooms: list[int] = [
+            sum(
+                layer.room_bytes(prompt, cross, vision, ahead, withdrawn, text or 0)
+                for layer in self.layers
+            )
+            for withdrawn in counts
+        ]
+        return max(rooms)
 
     def check_attended(self) -> None:
         """Check that each layer that was updated has also gone through our attention.
@@ -336,6 +372,16 @@ class SlotCache(Cache):  # type: ignore[misc]
         if slot in self._seeing:
             return self._seeing.index(slot), True
         return self._blind.index(slot), False
+
+
+def _turning_points(seeing: int) -> list[int]:
+    """Say after how many withdrawals the room may be largest: it goes up and down evenly between.
+
+    Storages hold rows in steps of `ROW_CHUNK`, and trim them in such steps.
+    """
+    counts = range(seeing + 1)
+    edge = 2 * ROW_CHUNK + 1
+    return [*counts] if len(counts) <= 2 * edge else [*counts[:edge], *counts[-edge:]]
 
 
 def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

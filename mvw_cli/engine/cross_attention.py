@@ -154,9 +154,9 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
     def reserve_step(self) -> None:
         """Do nothing: no entry is ever added."""
 
-    def trim(self) -> None:
+    def trim(self, exactly: bool) -> None:
         """Give back room that no slot needs."""
-        self.seeing.trim()
+        self.seeing.trim(exactly)
         self._show()
 
     def lengths(self) -> tuple[list[int], list[int]]:
@@ -169,12 +169,15 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         """Bytes of the vision states that a row uses."""
         return self.seeing.entries[row].length * self._entry_bytes if vision else 0
 
-    def room_bytes(self, prompt: int, cross: int, vision: bool, ahead: int) -> int:
-        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`."""
+    def room_bytes(
+        self, prompt: int, cross: int, vision: bool, ahead: int, withdrawn: int, text: int
+    ) -> int:
+        """Bytes that the storages would take; arguments as in `SlotLayer.room_bytes`."""
         rows, longest = len(self.seeing), self.seeing.longest
         if prompt and vision:
             rows, longest = rows + 1, max(longest, cross)
-        return self.seeing.room_for(rows, longest + 1) * self._entry_bytes
+        places = self.seeing.room_for(rows, longest + 1, gone=max(0, withdrawn - 1))
+        return places * self._entry_bytes
 
     def allocated_bytes(self) -> int:
         return self.seeing.allocated_bytes()

@@ -195,25 +195,35 @@ class Rows:
         if self.entries:
             self._hold(len(self), self.longest + 1)
 
-    def trim(self) -> None:
-        """Give back room that no row needs, with new storages: a view would keep the old alive."""
+    def trim(self, exactly: bool = False) -> None:
+        """Give back room that no row needs, with new storages: a view would keep the old alive.
+
+        Args:
+            exactly: whether to give back, too, what a few rows to come would need again.
+        """
         if self.keys is None:
             return
         if not self.entries:
             self.keys = self.values = self._index = None
             return
         rows, capacity = _row_room(len(self)), _room(self.longest + 1)
-        # A few rows more or less come and go all the time; not each is worth a copy.
-        if self.row_capacity - rows < ROW_CHUNK and len(self) > 1:
-            rows = self.row_capacity
+        if not exactly:
+            rows = _trimmed(self.row_capacity, len(self))
         if capacity < self.capacity or rows < self.row_capacity:
             self._resize(rows, min(capacity, self.capacity))
 
-    def room_for(self, rows: int, longest: int) -> int:
-        """Places (rows times entries) that `rows` rows would take, the longest of that length."""
+    def room_for(self, rows: int, longest: int, gone: int = 0) -> int:
+        """Places (rows times entries) that `rows` rows would take, the longest of that length.
+
+        Args:
+            gone: so many of them have left since.
+        """
         if not rows:
             return 0
-        return max(_row_room(rows), self.row_capacity) * max(_room(longest), self.capacity)
+        room = max(_row_room(rows), self.row_capacity)
+        if gone:
+            room = _trimmed(room, rows - gone)
+        return room * max(_room(longest), self.capacity)
 
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the rows."""
@@ -291,6 +301,13 @@ def _room(length: int) -> int:
 
 def _row_room(rows: int) -> int:
     return rows if rows <= ROW_CHUNK else -(-rows // ROW_CHUNK) * ROW_CHUNK
+
+
+def _trimmed(room: int, rows: int) -> int:
+    """Say how much of the room for rows is kept for so many."""
+    # A few rows more or less come and go all the time; not each is worth a copy.
+    tight = _row_room(rows)
+    return room if room - tight < ROW_CHUNK and rows > 1 else tight
 
 
 def _resized(buffer: Tensor, rows: int, capacity: int, used: tuple[int, int]) -> Tensor:

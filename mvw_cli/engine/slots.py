@@ -51,6 +51,8 @@ class _Sequence:
     sampler: Sampler
     stop_ids: frozenset[int]
     decide: Decide
+    text: int
+    """Prompt tokens that are no vision tokens."""
     position: Tensor
     """Position ids of the token to be read next.  # (1, 1), or (C, 1, 1)"""
     detokenizer: Detokenizer
@@ -105,7 +107,9 @@ class Slots:
         """Bytes of the storages behind the cache, all slots together."""
         return 0 if self._cache is None else self._cache.allocated_bytes()
 
-    def room_bytes(self, request: Request | None = None, *, ahead: int = 1) -> int:
+    def room_bytes(
+        self, request: Request | None = None, *, ahead: int = 1, withdrawing: bool = False
+    ) -> int:
         """Bytes that the cache's storages would take `ahead` steps from now.
 
         Exact for what is in the slots now, if none ends or is withdrawn until then; 0 before the
@@ -113,18 +117,30 @@ class Slots:
 
         Args:
             request: one that is admitted as well.
+            withdrawing: count the most that they may take meanwhile instead, whenever those that
+                see are withdrawn. A withdrawal copies what stays before the rest goes.
         """
         if self._cache is None:
             return 0
+        text = [one.text + len(one.ids) for one in self._sequences.values()]
         if request is None:
-            return self._cache.room_bytes(ahead=ahead)
+            return self._cache.room_bytes(
+                ahead=ahead, text=max(text, default=0) if withdrawing else None
+            )
         layout, crossed = request.layout, request.layout.cross_entries
         return self._cache.room_bytes(
             prompt=int(request.inputs["input_ids"].shape[1]),
             cross=0 if crossed is None else int(crossed.sum()),
             vision=layout.vision_tokens > 0,
             ahead=ahead,
+            text=max(*text, _text_tokens(request), 0) if withdrawing else None,
         )
+
+    @torch.inference_mode()
+    def trim(self) -> None:
+        """Give back what the cache keeps for requests to come."""
+        if self._cache is not None:
+            self._cache.trim(exactly=True)
 
     # -- what happens -----------------------------------------------------------------------
 
@@ -148,6 +164,7 @@ class Slots:
         if isinstance(token, Exception):
             raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
+        decide = request.policy.begin()  # may raise, and nothing is loaded yet
         prompt = prepared.input_ids.shape[1]
         if self._cache is None:
             self._cache = SlotCache(
@@ -166,7 +183,8 @@ class Slots:
             slot=slot,
             sampler=sampler,
             stop_ids=prepared.stop_ids,
-            decide=request.policy.begin(),
+            decide=decide,
+            text=_text_tokens(request),
             position=prepared.next_position,
             detokenizer=Detokenizer(self._tokenizer),
         )
@@ -226,6 +244,7 @@ class Slots:
                 events.append(self._fail(sequence, error))
         return events
 
+    @torch.inference_mode()
     def drop(self, request: str) -> None:
         """Take a request out of its slot, whatever it has generated."""
         self._release(next(s.slot for s in self._sequences.values() if s.request.id == request))
@@ -302,6 +321,10 @@ class Slots:
         assert self._cache is not None
         self._cache.release(slot)
         del self._sequences[slot]
+
+
+def _text_tokens(request: Request) -> int:
+    return int(request.inputs["input_ids"].shape[1]) - int(request.layout.entries.sum())
 
 
 def _synchronise(device: torch.device) -> None:

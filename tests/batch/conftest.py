@@ -8,7 +8,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from running import batch, batch_in, fickle_path  # noqa: E402
+from batch_process import batch, batch_in, fickle_path  # noqa: E402
 
 __all__ = ["batch", "batch_in", "fickle_path"]  # fixtures
 

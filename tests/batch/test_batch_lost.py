@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from batch_process import Batch, answers, records
 from making import noise
-from running import Batch, answers, records
 
 from mvw_cli.errors import ExitCode
 

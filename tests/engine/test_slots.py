@@ -12,6 +12,7 @@ from PIL import Image
 from running import loaded, request
 
 from mvw_cli.engine import Engine, Finished, summarise
+from mvw_cli.engine.rows import Rows
 from mvw_cli.engine.slots import Slots
 
 ADAPTER = HuggingFace()
@@ -123,3 +124,51 @@ def test_the_room_that_is_foretold_is_the_room_that_is_taken(family: str) -> Non
                 if not withdrawn:
                     assert slots.kv_allocated_bytes == foretold
         assert slots.active
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "mllama", "gemma3"])
+@pytest.mark.parametrize("count", [3, 7])
+def test_room_that_is_foretold_for_withdrawals_is_never_exceeded(
+    family: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are withdrawn in one step, or one after the other; each allocation counts."""
+    monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 4)
+    chosen = next(one for one in FAMILIES if one.name == family)
+    model, load = build(chosen), Rows.load
+    for stagger in (0, 1):
+        with Engine(loaded(model)).serving() as slots:
+            peak = [0]
+
+            def watched(rows: Rows, *args: Any) -> None:
+                load(rows, *args)
+                peak[0] = max(peak[0], slots.kv_allocated_bytes)  # noqa: B023
+
+            monkeypatch.setattr(Rows, "load", watched)
+            inputs = chosen.prompt(0)
+            for number in range(count):
+                m = 3 + count - number if not stagger else 9
+                one = request(inputs, chosen.layout(inputs), m, name=str(number), max_new_tokens=18)
+                slots.admit(one)
+                slots.step()
+            foretold = slots.room_bytes(ahead=8, withdrawing=True)
+            assert foretold > slots.room_bytes(ahead=8) or family == "mllama"
+            peak[0], withdrawn = 0, 0
+            for _ in range(8):
+                withdrawn += sum(type(e).__name__ == "Withdrawn" for e in slots.step())
+            assert withdrawn >= 3
+            assert 0 < peak[0] <= foretold
+            monkeypatch.setattr(Rows, "load", load)
+
+
+def test_trimming_gives_back_what_is_kept_for_others_to_come(tiny: Any) -> None:
+    engine = Engine(loaded(tiny.model, tiny.processor))
+    with engine.serving() as slots:
+        for number in range(3):
+            slots.admit(ask(tiny, str(number), None, "red", 9))
+        full = slots.kv_allocated_bytes
+        slots.drop("1")
+        assert slots.kv_allocated_bytes == full
+        slots.trim()
+        assert slots.kv_allocated_bytes == full * 2 // 3
+        assert slots.active == ["0", "2"]
+        slots.step()
