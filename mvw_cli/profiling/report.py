@@ -251,6 +251,17 @@ class Comparison:
     """Wilson's."""
     p_value: float | None
     """McNemar's exact test against `never`."""
+    same_answer: int | None = None
+    """Answers that come out as those of `never`, once the reasoning is taken off and judged as a
+    right answer is; None for `never` itself, as in what follows."""
+    agreement_interval_95: tuple[float, float] | None = None
+    """Bootstrap over the answers."""
+    lost: int | None = None
+    """Items that `never` has right and this arm wrong, where they have a reference."""
+    won: int | None = None
+    """The reverse."""
+    drop_interval_95: tuple[float, float] | None = None
+    """Of the accuracy against that of `never`, as a share; above 0 is worse. Tango's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,21 +275,29 @@ class Answers:
     suggestion: int | None = None
     """The smallest m within the tolerance."""
     suggestion_reason: str | None = None
+    remarks: list[str] = field(default_factory=list)
+    """What was left out, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMass:
-    """Share of the attention that goes to vision tokens, per generated token, without withdrawal.
+    """How much vision counts for each generated token, without withdrawal.
 
+    The share of the attention that goes to vision tokens; or, in models that read vision by
+    cross-attention, whose share there is 1 by definition, what these layers add to the stream.
     Source of the picture: "Reasoning with Fewer Eyes", figure 1.
     """
 
     layers: list[int]
     mass: list[float]
-    """Mean over heads and layers, of the newest token's query, by generated token."""
+    """Mean over heads and layers, by generated token: of the query of the token before it, whose
+    forward pass has chosen it."""
     by_layer: list[list[float]]
     vision_share_of_entries: list[float]
-    """What uniform attention would give."""
+    """What uniform attention would give; empty for cross-attention."""
+    measure: Literal["attention", "cross-attention"] = "attention"
+    """`cross-attention`: ‖added‖ / (‖stream‖ + ‖added‖), with all that a cross-attention layer adds
+    to the newest token's hidden state, gated attention and gated MLP."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from families import FAMILIES, build
 from PIL.Image import Image
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
@@ -17,9 +16,6 @@ from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
-
-sys.path.append(str(Path(__file__).parent.parent / "engine"))
-from families import FAMILIES, build
 
 GREEDY = GenerationSettings(max_new_tokens=12, temperature=0, ignore_eos=True)
 IMAGE = noise(64, 48)
