@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import click
-from regions import batch, example, families, figures, reference
+from regions import batch, example, families, figures, reference, scaling
 
 from mvw_cli.scaffold import Names, render
 
@@ -46,6 +46,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "batch": batch.batch,
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,
+    "scaling": scaling.scaling,
+    "scaling chunks": scaling.chunks,
     "example": lambda: f"```console\n{EXAMPLE.read_text(encoding='utf-8')}```",
 }
 
