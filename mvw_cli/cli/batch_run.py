@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -95,6 +95,11 @@ def run(task: Task) -> int:
     """
     _check(task)
     output = plan_output(task.output, _default_name(task))
+    if output.table is not None:
+        from mvw_cli.batch.export import check_table
+
+        check_table(output.table, "mvw batch --help")
+        _refuse_another_table(task, output)
     view = BatchView()
     with ExitStack() as held:
         with leaving_at_once(view.last_words), view.making_room():
@@ -163,6 +168,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Be
         timeout_s=task.read_timeout,
         skipped=tally.skip,
     )
+    held.callback(_close, items)
     first = next(items, None)
     view.listed()
     return Begun(
@@ -175,6 +181,12 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Be
         first,
         tally,
     )
+
+
+def _close(items: Iterator[Item]) -> None:
+    """Let go of what a generator holds, unless a reader that hangs is still inside."""
+    with suppress(ValueError):
+        items.close()  # type: ignore[attr-defined]
 
 
 def _serve(task: Task, begun: Begun, view: BatchView) -> int:
@@ -309,6 +321,20 @@ def _check(task: Task) -> None:
             cause="a model needs to be asked something",
             hint='mvw batch ./images "What is in the picture?"',
         )
+
+
+def _refuse_another_table(task: Task, output: Output) -> None:
+    """Keep a table that this command did not write: there is no log beside it."""
+    table = output.table
+    if table is None or task.overwrite or output.log.exists() or not table.exists():
+        return
+    if not table.stat().st_size:
+        return
+    raise UsageProblem(
+        f"{output.name} is there already",
+        cause=f"no {output.log.name} lies beside it, so it comes from something else",
+        hint=again(task.words, "--overwrite"),
+    )
 
 
 def _default_name(task: Task) -> str:
