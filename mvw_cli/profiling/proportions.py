@@ -38,7 +38,7 @@ def mcnemar(lost: int, won: int) -> float:
         ways = ways * (differing - count) // (count + 1)
         tail += ways
     # Divided as whole numbers: 2^1100 is no float any more.
-    return min(1.0, 2 * tail / 2**differing)
+    return min(1.0, 2 * tail / (1 << differing))
 
 
 def paired_drop(lost: int, won: int, pairs: int) -> tuple[float, float]:

@@ -111,7 +111,7 @@ def test_the_baseline_does_not_diverge_from_itself() -> None:
     session = tiny("hf")
     request = asked(session)
     [found] = divergences(session, request, [request], answered(session, request))
-    assert found.mean_kl_nats < 1e-9 and all(found.agrees)
+    assert found.mean_kl_nats < 1e-6 and all(found.agrees)
 
 
 def test_what_is_ruled_out_counts_for_nothing() -> None:
