@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 import sample_report
@@ -126,7 +127,7 @@ def test_what_was_not_measured_is_left_out(made: object) -> None:
 @pytest.mark.parametrize("width", [60, 100, 160])
 def test_the_terminal_shows_what_the_plain_text_says(full: Report, width: int) -> None:
     screen = Console(width=width, file=StringIO(), force_terminal=True, color_system=None)
-    for part in text.renderables(full):
+    for part in text.renderables(full, width):
         screen.print(part)
     drawn = screen.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, drawn.splitlines())) <= width
@@ -148,7 +149,7 @@ def test_a_report_cannot_send_codes_to_the_terminal(full: Report) -> None:
     )
     assert "\x1b" not in text.plain(report)
     screen = Console(file=StringIO(), force_terminal=True, color_system=None)
-    for part in text.renderables(report):
+    for part in text.renderables(report, 80):
         screen.print(part)
     drawn = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in drawn and "[bold]x[/bold]" in drawn
@@ -178,3 +179,29 @@ def test_numbers_have_three_digits() -> None:
     assert [words.milliseconds(v) for v in (0.0042, 0.5, 9999, 10_001)] == [
         "4.20 µs", "0.500 ms", "9,999 ms", "10.0 s",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_an_ascii_stream_gets_ascii(
+    full: Report, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(raw, encoding=encoding))
+    text.write(full)
+    sys.stdout.flush()
+    assert ("×" in raw.getvalue().decode("utf-8")) == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_an_ascii_terminal_gets_ascii(
+    full: Report, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = BytesIO()
+    stream = TextIOWrapper(raw, encoding=encoding)
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    text.write(full)
+    sys.stdout.flush()
+    shown = raw.getvalue().decode("utf-8")
+    assert ("█" in shown, "─" in shown) == ((True, True) if encoding == "utf-8" else (False, False))

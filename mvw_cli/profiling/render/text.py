@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from mvw_cli import console
 from mvw_cli.printable import one_line, printable
+from mvw_cli.profiling.render import blocks
 from mvw_cli.profiling.render.content import Section, Sentence, Table
+from mvw_cli.profiling.render.pictures import pictures
 from mvw_cli.profiling.render.sections import sections, title
 from mvw_cli.profiling.report import Report
 
@@ -19,29 +21,55 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STYLES = {"plain": "", "verdict": "bold", "warning": "yellow"}
+PALETTE = ["", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00"]
+"""Okabe and Ito's colours, which most colour-blind people tell apart; the baseline has none."""
+LETTERS = str.maketrans({"×": "x", "µ": "u"})
+"""For terminals that have no more than ASCII."""
 WIDTH = 100
 """Columns of plain text, as far as its sentences go; tables take what they need."""
 
 
 def write(report: Report) -> None:
     """Write a report to stdout: drawn on a terminal, plain anywhere else."""
-    if console.is_terminal(sys.stdout):
-        screen = console.out()
-        for part in renderables(report):
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    letters = LETTERS if ascii_only else {}
+    if not console.is_terminal(sys.stdout):
+        console.write(plain(report).translate(letters))
+        return
+    screen = console.out()
+    with screen.capture() as captured:
+        for part in renderables(report, screen.width, ascii_only=ascii_only):
             screen.print(part)
-    else:
-        console.write(plain(report))
+    console.write(captured.get().translate(letters).rstrip("\n"))
 
 
-def renderables(report: Report) -> list[RenderableType]:
-    """Turn a report into what Rich can draw."""
+def renderables(report: Report, width: int, *, ascii_only: bool = False) -> list[RenderableType]:
+    """Turn a report into what Rich can draw, pictures included."""
     from rich.text import Text
 
     drawn: list[RenderableType] = [Text(one_line(title(report)), "bold")]
     for section in sections(report):
         drawn += [Text(""), Text(section.title.upper(), "bold cyan")]
         drawn += draw(section.parts)
+    shown = pictures(report)
+    if shown:
+        drawn += [Text(""), Text("PICTURES", "bold cyan")]
+    for picture in shown:
+        rows = blocks.draw(picture, width, blocks.ASCII if ascii_only else blocks.UNICODE)
+        drawn.append(Text(""))
+        # Whatever its name holds, a row stays a row.
+        drawn += [Text(_flat(row.text), _colour_of(row), no_wrap=True) for row in rows]
     return drawn
+
+
+def _flat(text: str) -> str:
+    return printable(text).replace("\n", " ").replace("\t", " ")
+
+
+def _colour_of(row: blocks.Row) -> str:
+    if row.colour is None:
+        return ""
+    return PALETTE[row.colour] if row.colour == 0 else PALETTE[1:][(row.colour - 1) % 5]
 
 
 def draw(parts: Sequence[Table | Sentence]) -> list[RenderableType]:
@@ -115,7 +143,7 @@ def plain_parts(section: Section) -> list[str]:
 
 def _aligned(table: Table) -> list[str]:
     # Every cell is written: a line that is grepped out still says what it is about.
-    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in table.rows]
+    rows = [[_flat(cell) for cell in row] for row in table.rows]
     lines = [table.columns, *rows]
     widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
     return [
