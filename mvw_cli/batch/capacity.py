@@ -34,9 +34,10 @@ class Limits:
 class Load:
     """What one typical item asks for."""
 
-    prompt_tokens: int
-    """Question, template and, where they lie in the sequence, vision tokens."""
+    text_tokens: int
+    """Question and template: the prompt without vision tokens."""
     vision_tokens: int
+    """In the sequence or, with cross-attention, beside it."""
     new_tokens: int
     """At most."""
     withdrawn_after: int | None
@@ -49,7 +50,7 @@ def slot_bytes(shape: Shape, load: Load, dtype: str) -> tuple[int, int]:
     Where the time of the withdrawal is not known beforehand, the first is the most that it can be.
     """
     size = DTYPE_BYTES[dtype]
-    text = max(0, load.prompt_tokens - load.vision_tokens)
+    text = load.text_tokens
     seen = load.new_tokens if load.withdrawn_after is None else load.withdrawn_after
     before = shape.kv_elements(text + min(seen, load.new_tokens), load.vision_tokens) * size
     return before, shape.kv_elements(text + load.new_tokens, 0) * size

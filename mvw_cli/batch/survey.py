@@ -82,7 +82,7 @@ def survey(
     each = slot_bytes(
         shape,
         Load(
-            prompt_tokens=median + question,
+            text_tokens=question,
             vision_tokens=median,
             new_tokens=generation_settings(profile).max_new_tokens,
             withdrawn_after=getattr(policy, "m", None),

@@ -115,7 +115,7 @@ class Worker:
         session, kv_bytes = self.session, self._job.kv_bytes
         model, request = session.loaded.model, encoded.request
         load = Load(
-            prompt_tokens=int(request.inputs["input_ids"].shape[1]),
+            text_tokens=request.text_tokens,
             vision_tokens=request.layout.vision_tokens,
             new_tokens=request.settings.max_new_tokens,
             withdrawn_after=getattr(session.policy, "m", None),

@@ -52,7 +52,7 @@ class _Sequence:
     stop_ids: frozenset[int]
     decide: Decide
     text: int
-    """Prompt tokens that are no vision tokens."""
+    """Prompt tokens that no withdrawal takes."""
     position: Tensor
     """Position ids of the token to be read next.  # (1, 1), or (C, 1, 1)"""
     detokenizer: Detokenizer
@@ -133,7 +133,7 @@ class Slots:
             cross=0 if crossed is None else int(crossed.sum()),
             vision=layout.vision_tokens > 0,
             ahead=ahead,
-            text=max(*text, _text_tokens(request), 0) if withdrawing else None,
+            text=max([*text, request.text_tokens]) if withdrawing else None,
         )
 
     @torch.inference_mode()
@@ -184,7 +184,7 @@ class Slots:
             sampler=sampler,
             stop_ids=prepared.stop_ids,
             decide=decide,
-            text=_text_tokens(request),
+            text=request.text_tokens,
             position=prepared.next_position,
             detokenizer=Detokenizer(self._tokenizer),
         )
@@ -321,10 +321,6 @@ class Slots:
         assert self._cache is not None
         self._cache.release(slot)
         del self._sequences[slot]
-
-
-def _text_tokens(request: Request) -> int:
-    return int(request.inputs["input_ids"].shape[1]) - int(request.layout.entries.sum())
 
 
 def _synchronise(device: torch.device) -> None:

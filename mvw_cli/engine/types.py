@@ -55,6 +55,11 @@ class Request:
         if self.forced == ():
             raise ValueError("a forced output has at least one token")
 
+    @property
+    def text_tokens(self) -> int:
+        """Prompt tokens that are no vision tokens."""
+        return int(self.inputs["input_ids"].shape[1]) - int(self.layout.entries.sum())
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
