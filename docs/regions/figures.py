@@ -256,7 +256,8 @@ def measured() -> str:
             for name, what in BATCH_RATIOS.items()
         ),
     ]
-    known = [document for name in COMMANDS if (document := result(name)) is not None]
+    shown = ("curve", "startup", "infer_wall", "decode", "batch")
+    known = [document for name in shown if (document := result(name)) is not None]
     places = list(dict.fromkeys(where(document) for document in known))
     return "\n\n".join([table(("Figure", "Value", "Command"), rows), *places])
 
@@ -332,7 +333,8 @@ def ratio(one: dict[str, Any]) -> str:
 def where(document: dict[str, Any]) -> str:
     env = document["environment"]
     device = "" if env["device"] == "cpu" else f" ({env['device']})"
+    threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
     return (
-        f"Measured on {env['device_name']}{device}, {env['threads']} threads, Python "
+        f"Measured on {env['device_name']}{device}, {threads}, Python "
         f"{env['python']}, torch {env['torch']}, transformers {env['transformers']}."
     )
