@@ -162,9 +162,9 @@ def summarise(
 
 def readable_time(seconds: float) -> str:
     """Write a duration with the unit that suits it."""
-    if seconds < 1:
+    if seconds < 0.9995:  # what would be rounded up has the next unit
         return f"{seconds * 1e3:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
