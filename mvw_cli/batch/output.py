@@ -89,10 +89,13 @@ def plan_output(given: str | None, default: str) -> Output:
         UsageProblem: it ends in something else.
     """
     name = given or default
-    ending = Path(name).suffix.lower()
+    suffix = Path(name).suffix
+    ending = suffix.lower()
     if ending not in (LOG, *TABLES):
-        stem = name.removesuffix(Path(name).suffix)
-        known = f"{stem}{LOG}" if stem.strip("-. /") else default
+        folder, slash, last = name.rpartition("/")
+        known = f"{folder}{slash}{default}"
+        if last.strip("-") and not last.startswith("."):
+            known = f"{name.removesuffix(suffix)}{LOG}"
         raise UsageProblem(
             f"-o {name}: records go to a .jsonl, .csv or .parquet file",
             cause=f"its name ends in {ending}" if ending else "its name has no such ending",
