@@ -17,6 +17,7 @@ _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
     "batch": "mvw_cli.cli.batch:batch",
     "merge": "mvw_cli.cli.merge:merge",
+    "compare": "mvw_cli.cli.compare:compare",
     "list": "mvw_cli.cli.list:list_",
     "show": "mvw_cli.cli.show:show",
     "doctor": "mvw_cli.cli.doctor:doctor",

@@ -13,7 +13,7 @@ from mvw_cli import console
 from mvw_cli.printable import one_line, printable
 from mvw_cli.profiling.render import blocks
 from mvw_cli.profiling.render.content import Section, Sentence, Table
-from mvw_cli.profiling.render.pictures import pictures
+from mvw_cli.profiling.render.pictures import Picture, pictures
 from mvw_cli.profiling.render.sections import sections, title
 from mvw_cli.profiling.report import Report
 
@@ -31,33 +31,48 @@ WIDTH = 100
 
 def write(report: Report) -> None:
     """Write a report to stdout: drawn on a terminal, plain anywhere else."""
+    show(title(report), sections(report), pictures(report))
+
+
+def show(heading: str, parts: Sequence[Section], shown: Sequence[Picture] = ()) -> None:
+    """Write sections to stdout, and on a terminal pictures too."""
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     letters = LETTERS if ascii_only else {}
     if not console.is_terminal(sys.stdout):
-        console.write(plain(report).translate(letters))
+        console.write(_plain(heading, parts).translate(letters))
         return
     screen = console.out()
     with screen.capture() as captured:
-        for part in renderables(report, screen.width, ascii_only=ascii_only):
+        for part in _drawn(heading, parts):
             screen.print(part)
+        for row in _pictures(shown, screen.width, ascii_only=ascii_only):
+            screen.print(row)
     console.write(captured.get().translate(letters).rstrip("\n"))
 
 
 def renderables(report: Report, width: int, *, ascii_only: bool = False) -> list[RenderableType]:
     """Turn a report into what Rich can draw, pictures included."""
+    drawn = _drawn(title(report), sections(report))
+    return [*drawn, *_pictures(pictures(report), width, ascii_only=ascii_only)]
+
+
+def _drawn(heading: str, parts: Sequence[Section]) -> list[RenderableType]:
     from rich.text import Text
 
-    drawn: list[RenderableType] = [Text(one_line(title(report)), "bold")]
-    for section in sections(report):
-        drawn += [Text(""), Text(section.title.upper(), "bold cyan")]
-        drawn += draw(section.parts)
-    shown = pictures(report)
-    if shown:
-        drawn += [Text(""), Text("PICTURES", "bold cyan")]
+    drawn: list[RenderableType] = [Text(one_line(heading), "bold")]
+    for section in parts:
+        drawn += [Text(""), Text(section.title.upper(), "bold cyan"), *draw(section.parts)]
+    return drawn
+
+
+def _pictures(shown: Sequence[Picture], width: int, *, ascii_only: bool) -> list[RenderableType]:
+    from rich.text import Text
+
+    drawn: list[RenderableType] = [Text(""), Text("PICTURES", "bold cyan")] if shown else []
     for picture in shown:
         rows = blocks.draw(picture, width, blocks.ASCII if ascii_only else blocks.UNICODE)
         drawn.append(Text(""))
-        # Whatever its name holds, a row stays a row.
+        # Whatever a name holds, a row stays a row.
         drawn += [Text(_flat(row.text), _colour_of(row), no_wrap=True) for row in rows]
     return drawn
 
@@ -120,8 +135,12 @@ def _grouped(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
 
 def plain(report: Report) -> str:
     """Write a report as plain text: no colours, no boxes, every row whole."""
-    lines = [one_line(title(report))]
-    for section in sections(report):
+    return _plain(title(report), sections(report))
+
+
+def _plain(heading: str, parts: Sequence[Section]) -> str:
+    lines = [one_line(heading)]
+    for section in parts:
         lines += ["", section.title.upper(), *plain_parts(section)]
     return "\n".join(lines)
 
