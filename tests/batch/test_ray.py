@@ -117,7 +117,10 @@ class Cluster:
 
 @pytest.mark.parametrize(
     ("device", "address", "gpus"),
-    [("cuda", None, 1), ("auto", None, 1), ("cuda", None, 0), ("cpu", "10.0.0.1:6379", 0)],
+    [
+        *(("cuda", None, 1), ("auto", None, 1), ("cuda", None, 0)),
+        *(("cpu", "127.0.0.1:1", 0), ("cpu", "auto", 0)),
+    ],
 )
 def test_what_ray_has_no_room_for_is_an_error_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch,

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from mvw_cli.plugin_loading import one_line
 
 _STORE_BYTES = 128 * 2**20
 """Of a Ray of our own: records are small, and Ray would take a third of the memory."""
+_KNOCK_S = 10.0
+_AUTH = "RAY_AUTH_MODE"
 
 
 class OnRay:
@@ -173,23 +176,33 @@ def _connect(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one here: without its dashboard, statistics and log lines.
 
     Raises:
-        UsageProblem: there is no cluster at that address.
+        UsageProblem: there is no cluster at that address, or it does not let us in.
     """
     address = _resolved(address)
     options: dict[str, Any] = {"address": address}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    hint = "mvw batch IMAGES QUESTION --executor "
     try:
+        _knock(address)
         with _kept():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         cause = next((line for line in str(error).splitlines() if line.strip()), "")
-        hint = "mvw batch IMAGES QUESTION --executor "
         if address == "local":
             raise MvwError("Ray can't be started", cause=cause, hint=f"{hint}local") from error
+        if type(error) in (RuntimeError, ConnectionError) and not os.environ.get(_AUTH):
+            cause += f"; if the cluster asks for a token, set {_AUTH}=token"
         raise UsageProblem(
             f"There is no Ray at {address}", cause=cause, hint=f"{hint}ray --ray-address local"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Find out at once that nobody is there: Ray would try for more than a minute."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 @contextmanager
