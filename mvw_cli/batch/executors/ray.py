@@ -2,9 +2,9 @@
 
 A pool of plain actors, each of which holds a model, and not Ray Data's `map_batches`. That gives an
 actor a batch of rows and waits for all of its results, so that slots run empty at the end of every
-batch; docs/scaling.md counts what that costs. Asynchronous calls can overlap batches, but two things
-remain: it wants to read the list of items itself, where here the driver knows what is done already;
-and it can't be told on the way to finish what is begun and stop, nor say how things stand.
+batch; docs/scaling.md counts what that costs. Asynchronous calls can overlap batches, but two
+things remain: it wants to read the list of items itself, where here the driver knows what is done
+already; and it can't be told on the way to finish what is begun and stop, nor say how things stand.
 
 Ray starts the actors where there is room, and starts them again when their process or their node
 dies. Which items are tried again, and how often, is decided as for processes on one machine
