@@ -19,6 +19,7 @@ from mvw_cli.errors import OutOfMemory
 from mvw_cli.plugin_loading import one_line
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiling.asking import ask
 from mvw_cli.profiling.comparisons import Given, Row, compared
 from mvw_cli.profiling.divergence import divergences
 from mvw_cli.profiling.judging import same
@@ -114,12 +115,8 @@ def compare_answers(
 
 def _answered(run: _Run, number: int, item: ItemSpec) -> Row:
     """Answer one item under every arm, then read the baseline's answer under every other."""
-    from mvw_cli.engine.images import open_image
-
     session = run.session
-    limit = session.loaded.spec.max_pixels
-    images = [open_image(path, max_pixels=limit).image for path in item.images]
-    asked = replace(session.request(images, item.question), settings=run.settings)
+    asked = ask(session, item, run.settings)
     requests = {name: replace(asked, policy=policy) for name, policy in run.policies.items()}
     if run.control:
         try:
