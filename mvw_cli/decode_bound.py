@@ -62,24 +62,31 @@ class DecodeBound:
     dtype: str
     keep_mlp: bool = False
     """Whether withdrawn cross-attention layers keep their gated MLP (`cross_attention: mlp`)."""
+    expanded: int = 0
+    """Numbers that each entry of the cache becomes, over all layers, where a step expands them
+    first: written once and read once more. 0 where the cache is attended to as it is."""
 
     def step(self, sequences: int) -> StepBytes:
         """Count the bytes of a step over so many sequences, all before or all after withdrawal."""
         size = DTYPE_BYTES[self.dtype]
         weights, load = self.shape.weights, self.workload
         read = weights.read(sequences)
-        gone = 0
-        if load.vision_tokens:
-            gone = weights.cross_attention if self.keep_mlp else weights.cross
-        held = self.shape.kv_elements(load.text_tokens, load.vision_tokens)
-        left = self.shape.kv_elements(load.text_tokens, 0)
+        # A sequence that never had an image skips its cross-attention layers as a whole.
+        missing = 0 if load.vision_tokens else weights.cross
+        gone = weights.cross_attention if self.keep_mlp and load.vision_tokens else weights.cross
+        held = self._moved(load.text_tokens, load.vision_tokens)
+        left = self._moved(load.text_tokens, 0)
         return StepBytes(
             sequences=sequences,
-            weight_bytes_before=round(read * size),
+            weight_bytes_before=round((read - missing) * size),
             weight_bytes_after=round((read - gone) * size),
             kv_bytes_before=held * size * sequences,
             kv_bytes_after=left * size * sequences,
         )
+
+    def _moved(self, text: int, vision: int) -> int:
+        """Count the numbers that a step moves for the cache of one sequence."""
+        return self.shape.kv_elements(text, vision) + 2 * self.expanded * (text + vision)
 
     @property
     def limit(self) -> float:
