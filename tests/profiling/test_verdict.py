@@ -258,7 +258,8 @@ def test_answers_of_about_the_same_length_are_not_called_shorter() -> None:
 def test_an_arm_that_never_withdrew() -> None:
     made = measured(withdrawn_after=None, ratios={"tokens_per_s": FASTER}, name="at </CAPTION>")
     assert verdicts(made) == [
-        "at </CAPTION> at batch 1 withdrew nothing from its first item: nothing is concluded from it."
+        "at </CAPTION> at batch 1 withdrew nothing from its first item: nothing is concluded from "
+        "it."
     ]
 
 
