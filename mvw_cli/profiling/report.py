@@ -62,7 +62,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Where the time of one answer goes; each is None where it can't be told apart."""
+    """Where the time of one run goes, all sequences of the batch together.
+
+    Each is None where it can't be told apart.
+    """
 
     read_ms: Summary | None
     """Reading and decoding the image files."""
@@ -71,17 +74,24 @@ class Phases:
     vision_ms: Summary | None
     """The vision encoder and projector, a part of the prefill."""
     prefill_ms: Summary | None
-    """All of the prompt, vision encoder included, up to the first token: TTFT without reading."""
+    """All of the prompt, vision encoder included, up to the first token: the TTFT of a single
+    sequence. The prompts of a batch are read one after the other, and this is their sum."""
     decode_before_ms: Summary | None
-    """All steps before the withdrawal."""
+    """All steps in which a sequence still holds its vision tokens."""
     withdrawal_ms: Summary | None
     decode_after_ms: Summary | None
+    """All steps after that, without the withdrawal itself."""
     detokenise_ms: Summary | None
+    """A part of the steps, measured apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """Memory once a token has been generated; all sequences of the batch together."""
+    """Memory once a token has been generated; all sequences of the batch together.
+
+    What is withdrawn after a token is gone at its point already; the last token has none, since
+    with it the sequences are gone.
+    """
 
     token: int
     kv_bytes: int
@@ -109,6 +119,8 @@ class Memory:
     device_reserved_peak_bytes: int | None
     process_peak_bytes: int | None
     timeline: list[MemoryPoint]
+    device_process_bytes: int | None = None
+    """Device memory of the process at the end, by NVML: allocator and CUDA's own needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +155,16 @@ class Arm:
     withdrawn_after: int | None
     """Tokens generated before the withdrawal, of the first item; None where there was none."""
     generated_tokens: Summary
+    """Of each answer."""
     ttft_ms: Summary
+    """From the start of the prefill to the first token, of the batch's first sequence; those that
+    follow it wait for the prefills before theirs."""
     tpot_ms: Summary
-    """Time per output token, of each step after the first token."""
+    """Time per output token, of each step after the first token: a step gives a token to every
+    sequence of the batch."""
     tpot_before_ms: Summary | None
     tpot_after_ms: Summary | None
+    """Without the withdrawal itself, which `tpot_ms` includes."""
     tokens_per_s: Summary
     """Of all sequences of the batch together, over the decode steps."""
     answer_s: Summary
@@ -157,9 +174,11 @@ class Arm:
     step_ms: list[float]
     """Median time of each step along the output; the first is the second token's."""
     joules_per_token: Summary | None
+    """Over the whole answer, prefill included."""
     ratios: dict[str, Ratio]
     """Against `never`, as rates, so that above 1 is better: `ttft`, `tpot`, `tokens_per_s`,
-    `answer`; empty for the baseline itself."""
+    `answer`; empty for the baseline itself. Of `tpot` the medians of each run are compared, of
+    `tokens_per_s` the means."""
     bound: ArmBound | None
 
 
