@@ -89,7 +89,7 @@ def plan_output(given: str | None, default: str) -> Output:
         UsageProblem: it ends in something else.
     """
     name = given or default
-    suffix = Path(name).suffix
+    suffix = "" if name.endswith("/") else Path(name).suffix
     ending = suffix.lower()
     if ending not in (LOG, *TABLES):
         folder, slash, last = name.rpartition("/")

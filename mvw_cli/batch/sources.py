@@ -75,6 +75,9 @@ def list_items(source: Source) -> Iterator[Item]:
         return
     if not source.paths:
         raise problems.no_path(source)
+    for path in source.paths:  # before the first is listed, and asked about
+        if path != "-" and not is_address(path) and _local(path) is None:
+            raise problems.missing(path, source)
     # A file that is named is not listed a second time with its folder.
     named = {os.path.realpath(path) for path in source.paths if os.path.isfile(path)}
     visited: set[object] = set()

@@ -21,9 +21,10 @@ class _Size(click.ParamType[Any, Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value), re.IGNORECASE)
-        if found is None or not float(found[1]):
+        size = 0 if found is None else int(float(found[1]) * self._units[found[2].lower()])
+        if not size:
             self.fail(f"{value!r} is no size; write it as 800MiB or 20GiB.", param, ctx)
-        return int(float(found[1]) * self._units[found[2].lower()])
+        return size
 
 
 class _Slots(click.ParamType[Any, Any]):

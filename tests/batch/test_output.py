@@ -86,6 +86,7 @@ def test_nothing_given_takes_the_default() -> None:
         ("out/", "out/default.jsonl"),
         ("out/.jsonl", "out/default.jsonl"),
         ("R.TXT", "R.jsonl"),
+        ("r.csv/", "r.csv/default.jsonl"),
         ("-", "default.jsonl"),
         ("--x.txt", "--x.jsonl"),
     ],
