@@ -1,0 +1,227 @@
+"""The smallest m whose answers stay within a tolerance, and the profile that uses it.
+
+The loss of an arm is the drop of its accuracy against `never`, where the items have references;
+else the part of the answers that come out differently from those of `never`, reasoning left off:
+the baseline stands in for the reference. Agreement of next tokens decides nothing here: most words
+of an answer need no image, so even answers given blind agree in most of them. It is told.
+
+The tolerance is one on the user's own items. Whether these are enough to show as much for others is
+said with it, from the interval. It does not know how answers come about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli.errors import UsageProblem
+from mvw_cli.files import replacing, unwritable
+from mvw_cli.profiling.proportions import wilson
+from mvw_cli.profiling.report import BASELINE, NO_IMAGE, Answers, Comparison
+
+if TYPE_CHECKING:
+    from mvw_cli.profiling.report import Report
+
+_ARM = re.compile(r"m=(\d+)")
+_Z_SQUARE = 1.959964**2
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """What an arm's answers lose against `never`, as a share of the items."""
+
+    share: float
+    interval_95: tuple[float, float]
+    items: int
+    words: str
+    """The counts, as the middle of a sentence."""
+
+
+def with_suggestion(answers: Answers, tolerance: float) -> Answers:
+    """Add the suggestion to what was found."""
+    m, reason = suggest(answers, tolerance)
+    return replace(answers, tolerance=tolerance, suggestion=m, suggestion_reason=reason)
+
+
+def suggest(answers: Answers, tolerance: float) -> tuple[int | None, str]:
+    """Find the smallest m from which on no arm loses more than the tolerance; say why, or why none.
+
+    An m counts only if every later one that was tried is within the tolerance, too. None is named
+    where the same questions lose no more without any image: they can't tell.
+
+    Args:
+        tolerance: share of the items, from 0 to 1.
+    """
+    arms = {arm.name: arm for arm in answers.arms}
+    base = arms.get(BASELINE)
+    moments = sorted(int(found[1]) for name in arms if (found := _ARM.fullmatch(name)))
+    if base is None or not moments:
+        return None, "No arm that withdraws after a number of tokens has been compared."
+    if answers.references and not base.correct:
+        return None, f"Without withdrawal none of {answers.references} answers is right."
+    control = arms.get(NO_IMAGE)
+    if control is not None and (blind := _loss(answers, base, control)).share <= tolerance:
+        return None, (
+            f"Without any image {blind.words}: these questions hardly need their images, so they "
+            "can't tell when an image may go."
+        )
+    within: list[tuple[int, _Loss]] = []
+    for m in reversed(moments):
+        loss = _loss(answers, base, arms[f"m={m}"])
+        if loss.share > tolerance:
+            break
+        within.append((m, loss))
+    if not within:
+        latest = moments[-1]
+        loss = _loss(answers, base, arms[f"m={latest}"])
+        return None, (
+            f"With m = {latest}, the latest that was tried, {loss.words}: {_told(loss)}. That is "
+            f"more than {_percent(tolerance)}."
+        )
+    m, loss = within[-1]
+    return m, " ".join(
+        [f"With m = {m}, {loss.words}: {_told(loss)}.", *_caveats(m, loss, tolerance, base, arms)]
+    )
+
+
+def _loss(answers: Answers, base: Comparison, arm: Comparison) -> _Loss:
+    if answers.references and arm.lost is not None and arm.won is not None:
+        total = answers.references
+        assert arm.drop_interval_95 is not None
+        words = f"{arm.correct} of {total} answers are right, {base.correct} without withdrawal"
+        return _Loss((arm.lost - arm.won) / total, arm.drop_interval_95, total, words)
+    total, same = arm.items, arm.same_answer or 0
+    words = f"{same} of {total} answers come out as without withdrawal"
+    return _Loss((total - same) / total, wilson(total - same, total), total, words)
+
+
+def _told(loss: _Loss) -> str:
+    low, high = (_percent(end) for end in loss.interval_95)
+    return f"a loss of {_percent(loss.share)}, 95 % interval {low} to {high}"
+
+
+def _caveats(
+    m: int, loss: _Loss, tolerance: float, base: Comparison, arms: Mapping[str, Comparison]
+) -> list[str]:
+    said = []
+    if loss.interval_95[1] <= tolerance:
+        said.append(f"All of the interval is within {_percent(tolerance)}.")
+    elif tolerance > 0:
+        # Both intervals end at z² / (n + z²) where nothing is lost.
+        needed = ceil(_Z_SQUARE * (1 - tolerance) / tolerance)
+        said.append(
+            f"On these items that is within {_percent(tolerance)}; {loss.items} are too few to "
+            f"show it for others, which takes {needed} at least."
+        )
+    else:
+        said.append("No number of items shows that nothing is ever lost.")
+    if m >= base.generated_tokens.median:
+        said.append("Half of the answers end before that, so there is little to withdraw.")
+    agreement = arms[f"m={m}"].agreement
+    if agreement is not None:
+        said.append(
+            f"Along the answers without withdrawal, {_percent(agreement)} of the next tokens "
+            "stay the likeliest."
+        )
+    if NO_IMAGE not in arms:
+        said.append("There was no control without an image to show that the image is needed.")
+    return said
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+# -- the profile ----------------------------------------------------------------------------------
+
+
+def write_profile(report: Report, target: Path) -> None:
+    """Write a profile that withdraws at the suggested m and is else the one that was measured.
+
+    It extends that profile, and repeats what flags and environment said beside it.
+
+    Raises:
+        UsageProblem: the file can't be written, or the measured profile is made of it.
+        ValueError: nothing is suggested.
+    """
+    answers = report.answers
+    if answers is None or answers.suggestion is None:
+        raise ValueError("nothing is suggested")
+    _check_no_part(report.profile, target)
+    text = _document(
+        report.profile, target, answers.suggestion, answers.suggestion_reason or "", answers.items
+    )
+    try:
+        with replacing(Path(os.path.realpath(target))) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise unwritable(str(target), error.strerror or str(error), "mvw profile --help") from error
+
+
+def _document(measured: Mapping[str, Any], target: Path, m: int, reason: str, items: int) -> str:
+    name = measured["name"]
+    lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
+    if name is not None:
+        lines.append(f"extends: {_yaml(_as_seen_from(name, target))}")
+    lines.append(f"description: {_yaml(f'm = {m}, by mvw profile on {items} items')}")
+    for key, value in measured["values"].items():
+        if key in ("description", "withdrawal"):
+            continue
+        if isinstance(value, Mapping):
+            inner = {
+                one: given for one, given in value.items() if _by_hand(measured, f"{key}.{one}")
+            }
+            if inner:
+                lines.append(f"{key}: {_yaml(inner)}")
+        elif _by_hand(measured, key):
+            lines.append(f"{key}: {_yaml(value)}")
+    lines.append(f"withdrawal: {_yaml({'policy': 'mvw', 'm': m})}")
+    return "\n".join(lines) + "\n"
+
+
+def _by_hand(measured: Mapping[str, Any], key: str) -> bool:
+    """Whether a value is from a flag or the environment, and so in no file."""
+    return measured["origins"][key]["kind"] in ("flag", "environment")
+
+
+def _yaml(value: object) -> str:
+    """Write a value as JSON, which YAML 1.2 reads."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _as_seen_from(name: str, target: Path) -> str:
+    """Write a profile's name as a file beside it would say it: paths are relative to that file."""
+    from mvw_cli.profiles.store import is_path
+
+    if not is_path(name):
+        return name
+    parent = os.path.realpath(os.path.expanduser(name))
+    seen = os.path.relpath(parent, os.path.dirname(os.path.realpath(target)))
+    return seen if is_path(seen) else f"./{seen}"
+
+
+def _check_no_part(measured: Mapping[str, Any], target: Path) -> None:
+    """Refuse to replace a file that the measured profile is made of: it would extend itself."""
+    from mvw_cli.profiles.store import is_path
+
+    here, name = os.path.realpath(target), measured["name"]
+    files = {
+        os.path.realpath(os.path.expanduser(origin["where"]))
+        for origin in measured["origins"].values()
+        if origin["kind"] in ("profile", "user", "packaged")
+    }
+    if name is not None and is_path(name):
+        files.add(os.path.realpath(os.path.expanduser(name)))
+    if here in files:
+        raise UsageProblem(
+            f"Cannot write {target}",
+            cause="the profile that was measured is made of it, and would extend itself",
+            hint="mvw profile --m 16 --suggest suggested.yaml",
+        )
