@@ -176,8 +176,8 @@ def test_numbers_have_three_digits() -> None:
     assert [words.percent(v) for v in (0, 0.0004, 0.9999, 1, 0.123)] == [
         "0 %", "< 0.1 %", "> 99.9 %", "100 %", "12.3 %",
     ]  # fmt: skip
-    assert [words.milliseconds(v) for v in (0.0042, 0.5, 9999, 10_001)] == [
-        "4.20 µs", "0.500 ms", "9,999 ms", "10.0 s",
+    assert [words.milliseconds(v) for v in (0.0042, 0.5, 999.4, 1500)] == [
+        "4.20 µs", "0.500 ms", "999 ms", "1.50 s",
     ]  # fmt: skip
 
 

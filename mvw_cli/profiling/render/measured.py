@@ -143,13 +143,13 @@ def memory(report: Report) -> Section:
     parts: list[Table | Sentence] = []
     for cell in report.cells:
         rows = [[arm.name, _moment(arm), *_kv(arm.memory)] for arm in cell.arms]
-        parts.append(Table(KV_COLUMNS, rows, caption(cell)))
+        parts.append(Table(KV_COLUMNS, rows, f"KV cache. {caption(cell)}"))
         for arm in cell.arms:
             if _formula(arm.memory) == "differs":
                 parts.append(Sentence(_disagreement(arm), "warning"))
         peaks = [[arm.name, *_peaks(arm.memory)] for arm in cell.arms]
         columns = ["ARM", "WEIGHTS", "ALLOCATED, PEAK", "RESERVED, PEAK", "PROCESS, PEAK"]
-        parts.append(Table(columns, peaks, caption(cell)))
+        parts.append(Table(columns, peaks, f"Peaks. {caption(cell)}"))
     if parts:
         parts.append(
             Sentence(

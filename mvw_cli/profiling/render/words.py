@@ -34,7 +34,7 @@ def milliseconds(value: float) -> str:
     """Write a time given in milliseconds, in µs, ms or s."""
     if 0 < abs(value) < 0.1:
         return f"{number(1000 * value)} µs"
-    return f"{number(value)} ms" if abs(value) < 9999.5 else f"{number(value / 1000)} s"
+    return f"{number(value)} ms" if abs(value) < 999.5 else f"{number(value / 1000)} s"
 
 
 def seconds(value: float) -> str:

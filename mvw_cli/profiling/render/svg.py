@@ -1,0 +1,169 @@
+"""A picture as inline SVG whose colours are CSS variables, so that a dark page has a dark one.
+
+The page defines the classes `.c0` … `.c6`, `.grid`, `.axis`. It does not know reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from mvw_cli.printable import printable
+from mvw_cli.profiling.render.axis import Range, ranges, tick_text, ticks
+from mvw_cli.profiling.render.pictures import Line, Picture, Point
+
+COLOURS = 7
+"""Classes that a page has to define; more arms use them again, with other dashes."""
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
+MOST_POINTS = 600
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 44
+_LABEL = 13
+"""Pixels from one line of labels to the next."""
+
+
+def colour(place: int) -> str:
+    """Name the class of a palette's place; the first is the baseline's alone."""
+    return f"c{0 if place == 0 else 1 + (place - 1) % (COLOURS - 1)}"
+
+
+def dash(place: int) -> str:
+    """Say how a line is dashed: neighbours differ in more than their colour."""
+    return DASHES[place % len(DASHES)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    width: int
+    height: int
+    xs: Range
+    ys: Range
+
+    def x(self, value: float) -> float:
+        share = (value - self.xs[0]) / (self.xs[1] - self.xs[0])
+        return round(_LEFT + share * (self.width - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self.ys[0]) / (self.ys[1] - self.ys[0])
+        return round(self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM), 1)
+
+
+def svg(picture: Picture, width: int, height: int) -> str:
+    """Draw a picture; `width` and `height` are in CSS pixels, at which its text is 12 px."""
+    frame = _Frame(width, height, *ranges(picture))
+    drawn = [
+        *_axes(picture, frame),
+        *_marks(picture, frame),
+        *(shape for line in picture.lines for shape in _line(line, frame)),
+        *_points(picture, frame),
+    ]
+    label = f"{picture.title}. {picture.says}"
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{safe(label)}">'
+        f"{''.join(drawn)}</svg>"
+    )
+
+
+def safe(text: str) -> str:
+    """Escape text for HTML and SVG, in elements and in attributes."""
+    return escape(printable(text), quote=True)
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{safe(text)}</text>'
+
+
+def _axes(picture: Picture, frame: _Frame) -> list[str]:
+    left, right = _LEFT, frame.width - _RIGHT
+    bottom = frame.height - _BOTTOM
+    ys = ticks(*frame.ys, most=5)
+    xs = ticks(*frame.xs, most=max(3, frame.width // 90))
+    drawn = []
+    for value in ys:
+        y = frame.y(value)
+        drawn.append(f'<path class="grid" d="M{left} {y}H{right}"/>')
+        drawn.append(_text(left - 7, y + 4, tick_text(value, ys), "end"))
+    for value in xs:
+        x = frame.x(value)
+        drawn.append(f'<path class="axis" d="M{x} {bottom}v4"/>')
+        drawn.append(_text(x, bottom + 17, tick_text(value, xs)))
+    drawn.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
+    drawn.append(_text((left + right) / 2, frame.height - 8, picture.x_label))
+    drawn.append(_text(4, 14, f"{picture.y_label}, {picture.unit}", "start"))
+    return drawn
+
+
+def _marks(picture: Picture, frame: _Frame) -> list[str]:
+    """Mark withdrawals; labels that would lie over one another take lines of their own."""
+    drawn: list[str] = []
+    ends: list[float] = []
+    marked = [line for line in picture.lines if line.withdrawn_after is not None]
+    for line in sorted(marked, key=lambda line: line.withdrawn_after or 0):
+        value = (line.withdrawn_after or 0) + 0.5  # the next token is the first without them
+        if not frame.xs[0] <= value <= frame.xs[1]:
+            continue
+        x = frame.x(value)
+        text = f"{line.withdrawn_after}"
+        row = next((i for i, end in enumerate(ends) if end < x), len(ends))
+        ends[row : row + 1] = [x + 12 + 7 * len(text)]
+        kind = colour(line.colour)
+        top, bottom = _TOP, frame.height - _BOTTOM
+        drawn.append(f'<path class="mark {kind}" d="M{x} {top}V{bottom}"/>')
+        drawn.append(
+            _text(x + 4, top + 10 + _LABEL * row, f"▾{text}", "start", f' class="t{kind[1:]}"')
+        )
+    return drawn
+
+
+def _line(line: Line, frame: _Frame) -> list[str]:
+    kind, dashes = colour(line.colour), dash(line.colour)
+    style = f' stroke-dasharray="{dashes}"' if dashes else ""
+    drawn = []
+    if line.behind is not None:
+        drawn.append(f'<path class="line behind {kind}" d="{_path(line.xs, line.behind, frame)}"/>')
+    drawn.append(f'<path class="line {kind}"{style} d="{_path(line.xs, line.ys, frame)}"/>')
+    if len(line.xs) == 1:
+        drawn.append(f'<circle class="dot {kind}" cx="{frame.x(line.xs[0])}" '
+                     f'cy="{frame.y(line.ys[0])}" r="3"/>')  # fmt: skip
+    return drawn
+
+
+def _path(xs: list[float], ys: list[float], frame: _Frame) -> str:
+    # Of neighbours too close to be told apart, the extremes are kept: no spike is lost.
+    size = max(1, -(-2 * len(xs) // MOST_POINTS))
+    kept = []
+    for start in range(0, len(xs), size):
+        places = range(start, min(start + size, len(xs)))
+        low, high = min(places, key=ys.__getitem__), max(places, key=ys.__getitem__)
+        kept += sorted({low, high})
+    return "M" + "L".join(f"{frame.x(xs[i])} {frame.y(ys[i])}" for i in kept)
+
+
+def _points(picture: Picture, frame: _Frame) -> list[str]:
+    drawn = []
+    if picture.points:
+        x = frame.x(1.0)
+        drawn.append(f'<path class="axis faint" d="M{x} {_TOP}V{frame.height - _BOTTOM}"/>')
+    if picture.level is not None:
+        name, value = picture.level
+        y = frame.y(value)
+        drawn.append(f'<path class="axis faint" d="M{_LEFT} {y}H{frame.width - _RIGHT}"/>')
+        drawn.append(_text(frame.width - _RIGHT, y - 5, name, "end"))
+    for place, point in enumerate(sorted(picture.points, key=lambda point: point.x)):
+        drawn += _point(point, frame, above=place % 2 == 0)
+    return drawn
+
+
+def _point(point: Point, frame: _Frame, *, above: bool) -> list[str]:
+    kind, x, y = colour(point.colour), frame.x(point.x), frame.y(point.y)
+    drawn = []
+    if point.x_interval is not None:
+        low, high = (frame.x(value) for value in point.x_interval)
+        drawn.append(f'<path class="whisker {kind}" d="M{low} {y}H{high}"/>')
+    if point.y_interval is not None:
+        low, high = (frame.y(value) for value in point.y_interval)
+        drawn.append(f'<path class="whisker {kind}" d="M{x} {low}V{high}"/>')
+    drawn.append(f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="5"/>')
+    right = x < frame.width * 0.8
+    drawn.append(_text(x + (9 if right else -9), y + (-8 if above else 17), point.name,
+                       "start" if right else "end", f' class="t{kind[1:]}"'))  # fmt: skip
+    return drawn
