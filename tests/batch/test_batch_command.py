@@ -748,3 +748,11 @@ def test_a_name_of_control_characters_reaches_no_terminal(batch: Run) -> None:
 def test_a_table_without_pictures(batch: Run, unloadable: None) -> None:
     write_parquet(Path("data.parquet"), pa.table({"text": ["a", "b"]}))
     refused(batch("data.parquet", "w1 w2"))
+
+
+def test_a_table_that_comes_from_elsewhere_is_kept(batch: Run, unloadable: None) -> None:
+    Path("answers.csv").write_text("mine\n1\n")
+    lines = refused(batch("images", "w1 w2", "-o", "answers.csv"))
+    assert "answers.csv is there already" in lines[0] and "--overwrite" in lines[2]
+    assert Path("answers.csv").read_text() == "mine\n1\n"
+    assert sorted(os.listdir()) == ["answers.csv", "images"]
