@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mvw_cli.engine.types import Admitted, Finished, GenerationSettings, Request
-from mvw_cli.errors import OutOfMemory
+from mvw_cli.errors import BadImage, OutOfMemory
 from mvw_cli.plugin_loading import one_line
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
@@ -35,6 +35,8 @@ Progress = Callable[[int, str], None]
 ALONG = "along the baseline's output"
 _WARM_UP = 2
 """Tokens of the answer that is thrown away before anything counts."""
+_SHOWN = 3
+"""Reasons that a remark gives for items that are left out."""
 
 
 class _Stopped(Exception):
@@ -56,8 +58,11 @@ class _Run:
     progress: Progress
     stopping: Callable[[], bool]
     remarks: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Why, for each item that could not be answered under all arms."""
     control: bool = True
     """Whether the question can be asked without an image."""
+    warm: bool = False
 
     def check(self) -> None:
         if self.stopping():
@@ -88,10 +93,11 @@ def compare_answers(
         stopping: asked before every token; what is known by then is returned, without the item
             that was under way.
 
+    An item whose image can't be read, or that the device has too little memory for, is left out of
+    all arms, and a remark says so.
+
     Raises:
-        BadImage: an image can't be read.
         ModelProblem: the model turned out not to be servable exactly.
-        OutOfMemory: the device has too little memory for an item.
     """
     chosen = replace(settings or session.settings, ignore_eos=False)
     others = {name: policy for name, policy in arms.items() if name not in (BASELINE, NO_IMAGE)}
@@ -101,10 +107,19 @@ def compare_answers(
     try:
         for number, item in enumerate(items):
             run.check()
-            rows.append(_answered(run, number, item))
+            try:
+                rows.append(_answered(run, number, item))
+            except (BadImage, OutOfMemory) as error:
+                run.left_out.append(
+                    f"{error.message} ({error.cause})" if error.cause else str(error)
+                )
+                _relieve(session)
     except _Stopped:
         run.remarks.append(f"Stopped early. Items compared until then: {len(rows)}.")
     names = [*run.policies, NO_IMAGE] if run.control else [*run.policies]
+    if run.left_out:
+        shown = "; ".join(run.left_out[:_SHOWN]) + ("; …" if len(run.left_out) > _SHOWN else "")
+        run.remarks.append(f"Items left out: {len(run.left_out)}. {shown}.")
     return Answers(
         items=len(rows),
         references=sum(row.referenced for row in rows),
@@ -123,7 +138,7 @@ def _answered(run: _Run, number: int, item: ItemSpec) -> Row:
             requests[NO_IMAGE] = _without_image(run, item.question)
         except _Unanswerable as error:
             _leave_out_control(run, error)
-    if number == 0:
+    if not run.warm:
         _warm_up(run, requests[BASELINE])
     given: dict[str, Given] = {}
     order = list(requests)
@@ -181,6 +196,7 @@ def _warm_up(run: _Run, request: Request) -> None:
     settings = replace(request.settings, max_new_tokens=_WARM_UP)
     for _ in run.session.run([replace(request, settings=settings)]):
         run.check()
+    run.warm = True
 
 
 def _answer(run: _Run, request: Request, reference: str | None) -> Given:
@@ -198,6 +214,12 @@ def _answer(run: _Run, request: Request, reference: str | None) -> Given:
                 correct=None if reference is None else same(answer, reference),
             )
     raise AssertionError("the engine ended without an answer")
+
+
+def _relieve(session: Session) -> None:
+    from mvw_cli.engine.memory import relieve
+
+    relieve(session.loaded.model.device)
 
 
 def _lost_device(error: Exception) -> bool:

@@ -111,9 +111,9 @@ def newest_weights(
     """
     heads, groups = query.shape[1], query.shape[1] // key.shape[1]
     newest = query[0, :, -1].reshape(key.shape[1], groups, -1)  # (K, G, D)
-    scores = torch.matmul(newest, key[0].transpose(1, 2))  # (K, G, L)
-    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = scores.reshape(heads, -1)
+    # Scaled before the product, which could overflow in half precision.
+    newest = newest * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.matmul(newest, key[0].transpose(1, 2)).reshape(heads, -1)
     if visible is not None and visible.dtype == torch.bool:
         scores = scores.masked_fill(~visible, -torch.inf)
     elif visible is not None:

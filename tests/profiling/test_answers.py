@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mvw_hf.model import HuggingFace
 from mvw_shapes.samples import write_samples
 from PIL.Image import Image
 from sessions import GREEDY, answered, at, opened, tiny
 
 from mvw_cli import LoadedModel, VisionLayout
+from mvw_cli.engine import Request
+from mvw_cli.engine.slots import Slots
 from mvw_cli.equivalence import noise
 from mvw_cli.profiles import resolve
 from mvw_cli.profiling.answers import ALONG, compare_answers
@@ -114,6 +117,44 @@ def test_stopping_returns_the_items_that_are_whole(items: list[ItemSpec]) -> Non
     assert answers.remarks == ["Stopped early. Items compared until then: 1."]
     nothing = compare_answers(tiny("hf"), items, ARMS, stopping=lambda: True)
     assert (nothing.items, nothing.arms) == (0, [])
+
+
+def test_items_that_can_not_be_answered_are_left_out_of_all_arms(
+    items: list[ItemSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ItemSpec((str(tmp_path / "missing.png"),), "w1 w2")
+    admit = Slots.admit
+
+    def short_of_memory(slots: Slots, request: Request) -> Any:
+        if request.inputs["input_ids"].shape[1] > 30:
+            raise torch.OutOfMemoryError("planted")
+        return admit(slots, request)
+
+    monkeypatch.setattr(Slots, "admit", short_of_memory)
+    large = replace(items[1], question=" ".join(["w1"] * 40))
+    answers = compare_answers(tiny("hf"), [missing, items[0], large, items[2]], {"m=2": at(2)})
+    assert answers.items == 2 and [arm.items for arm in answers.arms] == [2, 2, 2]
+    [remark] = answers.remarks
+    assert remark.startswith("Items left out: 2. ")
+    assert "missing.png" in remark and "out of memory" in remark
+    alone = compare_answers(tiny("hf"), [items[0], items[2]], {"m=2": at(2)})
+    for one, other in zip(answers.arms, alone.arms, strict=True):
+        assert one.generated_tokens == other.generated_tokens
+        assert (one.identical, one.agreement) == (other.identical, other.agreement)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_no_answer_differs_before_its_withdrawal(items: list[ItemSpec], temperature: float) -> None:
+    """Also where tokens are drawn: every arm draws from the same seed."""
+    settings = replace(NATURAL, temperature=temperature, seed=4)
+    answers = compare_answers(
+        tiny("hf"), items, {f"m={m}": at(m) for m in (1, 3, 6)}, settings=settings
+    )
+    arms = by_name(answers)
+    for m in (1, 3, 6):
+        first = arms[f"m={m}"].first_difference
+        assert first is None or min(first.samples) > m
+    assert arms["m=1"].identical < 4
 
 
 class NeedsImages(HuggingFace):
