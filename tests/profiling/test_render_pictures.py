@@ -10,7 +10,8 @@ import sample_report
 from rich.console import Console
 
 from mvw_cli.profiling.render import blocks, text
-from mvw_cli.profiling.render.pictures import Line, Picture, Point, pictures
+from mvw_cli.profiling.render.picture import Line, Picture, Point
+from mvw_cli.profiling.render.pictures import pictures
 from mvw_cli.profiling.report import Report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from mvw_cli.profiling.render.pictures import Picture
+from mvw_cli.profiling.render.picture import Picture
 
 Range = tuple[float, float]
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from mvw_cli.profiling.render import words
-from mvw_cli.profiling.render.pictures import Line, Picture
+from mvw_cli.profiling.render.picture import Line, Picture
 
 HEIGHT = 3
 """Rows of a band."""

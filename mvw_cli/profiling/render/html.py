@@ -11,7 +11,8 @@ from importlib.resources import files
 
 from mvw_cli.profiling.render import measured, svg, words
 from mvw_cli.profiling.render.content import Section, Sentence, Table
-from mvw_cli.profiling.render.pictures import Line, Picture, pictures
+from mvw_cli.profiling.render.picture import Line, Picture
+from mvw_cli.profiling.render.pictures import pictures
 from mvw_cli.profiling.render.reasons import verdicts
 from mvw_cli.profiling.render.sections import sections, title
 from mvw_cli.profiling.render.svg import safe
@@ -62,7 +63,7 @@ def _subtitle(report: Report) -> str:
 
 def _head(report: Report) -> str:
     """Put first what a reader came for: verdicts, then each speed-up with its interval."""
-    said = "".join(f'<p class="verdict">{safe(text)}</p>\n' for text in verdicts(report))
+    said = "".join(f'<p class="verdict">{_prose(text)}</p>\n' for text in verdicts(report))
     cards = [_card(cell, arm) for cell in report.cells for arm in cell.arms if arm.ratios]
     return said + (f'<div class="cards">{"".join(cards)}</div>\n' if cards else "")
 
@@ -101,7 +102,12 @@ def _part(part: Table | Sentence, section: Section) -> str:
     if isinstance(part, Table):
         return _table(part, section.title)
     kind = "" if part.kind == "plain" else f' class="{part.kind}"'
-    return f"<p{kind}>{safe(part.text)}</p>\n"
+    return f"<p{kind}>{_prose(part.text)}</p>\n"
+
+
+def _prose(text: str) -> str:
+    """Keep a number and its sign on one line."""
+    return safe(text).replace(" ×", "\u00a0×").replace(" %", "\u00a0%")
 
 
 def _table(table: Table, heading: str) -> str:
@@ -143,7 +149,7 @@ def _figure(picture: Picture) -> str:
         svg.svg(picture, *size).replace("<svg ", f'<svg class="{name}" ', 1)
         for name, size in (("wide", WIDE), ("narrow", NARROW))
     )
-    legend = "".join(_entry(line) for line in picture.lines)
+    legend = "".join(_entry(line, place) for place, line in enumerate(picture.lines))
     if picture.behind and any(line.behind for line in picture.lines):
         faint = _stroke('class="line behind c0"')
         legend += f"<li>{faint}{safe(picture.behind)}</li>"
@@ -154,8 +160,8 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _entry(line: Line) -> str:
-    dashes = svg.dash(line.colour)
+def _entry(line: Line, place: int) -> str:
+    dashes = svg.dash(place)
     style = f' stroke-dasharray="{dashes}"' if dashes else ""
     mark = "" if line.withdrawn_after is None else f" (▾ withdrawn after {line.withdrawn_after})"
     stroke = _stroke(f'class="line {svg.colour(line.colour)}"{style}')

@@ -1,74 +1,18 @@
-"""What the pictures of a report show: lines, marks and points, with their units.
+"""The pictures of a report: what they show, with their units.
 
-Each format draws the same pictures in its own way. It does not know how anything is drawn.
+Each format draws them in its own way. It does not know how anything is drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from mvw_cli.profiling.report import (
-    BASELINE,
-    Answers,
-    Arm,
-    AttentionMass,
-    Cell,
-    Comparison,
-    MemoryPoint,
-    Report,
-)
-from mvw_cli.profiling.stats import Ratio
+from mvw_cli.profiling.render import tradeoff
+from mvw_cli.profiling.render.picture import Line, Picture
+from mvw_cli.profiling.report import Arm, AttentionMass, Cell, MemoryPoint, Report
 
 TOKENS = "generated tokens"
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A curve, and the moment of the withdrawal on it."""
-
-    name: str
-    colour: int
-    """Place in a palette; 0 is the baseline's."""
-    xs: list[float]
-    ys: list[float]
-    behind: list[float] | None = None
-    """A second curve at the same places, drawn more faintly."""
-    withdrawn_after: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A place with its 95 % intervals."""
-
-    name: str
-    colour: int
-    x: float
-    y: float
-    x_interval: tuple[float, float] | None = None
-    y_interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture. Both axes carry numbers; that of the curves' y starts at 0."""
-
-    name: str
-    """As a file would be called: `time-per-token-batch-8`."""
-    title: str
-    x_label: str
-    y_label: str
-    unit: str
-    """Of y."""
-    says: str
-    """A sentence on what is to be seen, also for those who can't see it."""
-    lines: list[Line] = field(default_factory=list)
-    behind: str = ""
-    """What the faint curves are."""
-    points: list[Point] = field(default_factory=list)
-    level: tuple[str, float] | None = None
-    """A name and the height of a line across the picture."""
 
 
 def pictures(report: Report) -> list[Picture]:
@@ -80,7 +24,9 @@ def pictures(report: Report) -> list[Picture]:
         arms = report.cells[0].arms if report.cells else []
         found.append(_attention(report.attention, arms))
     if report.answers is not None:
-        found += [_quality(cell, report.answers, report.workload.mode) for cell in report.cells]
+        found += [
+            tradeoff.quality(cell, report.answers, report.workload.mode) for cell in report.cells
+        ]
     return [picture for picture in found if picture.lines or picture.points]
 
 
@@ -207,60 +153,4 @@ def _attention(found: AttentionMass, arms: Sequence[Arm]) -> Picture:
         f"over heads and {len(found.layers)} layers; a mark shows where the first arm withdraws.",
         [line] if found.mass else [],
         "what uniform attention would give",
-    )
-
-
-def _quality(cell: Cell, answers: Answers, mode: str) -> Picture:
-    key = "answer" if mode == "natural" else "tokens_per_s"
-    name, read, interval = _measure(answers)
-    said = {arm.name: arm for arm in answers.arms}
-    points = []
-    for colour, arm in enumerate(cell.arms):
-        ratio = Ratio(1.0, (1.0, 1.0), 0) if arm.name == BASELINE else arm.ratios.get(key)
-        quality = read(said[arm.name]) if arm.name in said else None
-        if arm.name == BASELINE and quality is None and not answers.references:
-            quality = 1.0  # it is the same as itself
-        if ratio is None or quality is None:
-            continue
-        ends = None if arm.name == BASELINE else ratio.interval_95
-        bounds = interval(said[arm.name]) if arm.name in said else None
-        points.append(
-            Point(arm.name, colour, ratio.median, 100 * quality, ends,
-                  (100 * bounds[0], 100 * bounds[1]) if bounds else None)
-        )  # fmt: skip
-    shown = {arm.name for arm in cell.arms}
-    level = next(((arm.name, 100 * value) for arm in answers.arms
-                  if arm.name not in shown and (value := read(arm)) is not None), None)  # fmt: skip
-    speed = "answers per second" if key == "answer" else "tokens per second"
-    return Picture(
-        f"quality-speed-batch-{cell.batch}",
-        f"Quality against speed, batch {cell.batch}",
-        f"{speed}, × {BASELINE}",
-        name,
-        "%",
-        f"Each arm by its speed against {BASELINE} and by its answers, with 95 % intervals.",
-        points=points if len(points) > 1 else [],
-        level=level,
-    )
-
-
-Reading = Callable[[Comparison], float | None]
-Interval = Callable[[Comparison], tuple[float, float] | None]
-
-
-def _measure(answers: Answers) -> tuple[str, Reading, Interval]:
-    """Choose what quality is: right answers, or the same next tokens, or the same answers."""
-    if answers.references:
-        total = answers.references
-        return (
-            "right answers",
-            lambda arm: None if arm.correct is None else arm.correct / total,
-            lambda arm: arm.accuracy_interval_95,
-        )
-    if any(arm.agreement is not None for arm in answers.arms):
-        return "same next token", lambda arm: arm.agreement, lambda arm: None
-    return (
-        "identical answers",
-        lambda arm: arm.identical / arm.items if arm.items else None,
-        lambda arm: None,
     )

@@ -127,7 +127,7 @@ def answers(report: Report) -> Section:
     columns = ["ARM", "IDENTICAL", "FIRST DIFFERENCE", "SAME NEXT TOKEN", "KL, NATS", "TOKENS",
                "SECONDS"]  # fmt: skip
     if found.references:
-        columns += ["RIGHT [95 %]", f"P AGAINST {BASELINE}"]
+        columns += ["RIGHT [95 %]", "P"]
     rows = [
         [*_compared(arm), *(_accuracy(arm, found.references) if found.references else [])]
         for arm in found.arms
@@ -138,7 +138,7 @@ def answers(report: Report) -> Section:
         parts.append(
             Sentence(
                 f"{found.references:,} of the items have a reference. Intervals are Wilson's, p is "
-                "McNemar's exact test on the same items."
+                f"McNemar's exact test against {BASELINE} on the same items."
             )
         )
     if any(arm.agreement is not None for arm in found.arms):

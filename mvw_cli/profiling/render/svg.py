@@ -10,13 +10,15 @@ from html import escape
 
 from mvw_cli.printable import printable
 from mvw_cli.profiling.render.axis import Range, ranges, tick_text, ticks
-from mvw_cli.profiling.render.pictures import Line, Picture, Point
+from mvw_cli.profiling.render.picture import Line, Picture, Point
 
 COLOURS = 7
 """Classes that a page has to define; more arms use them again, with other dashes."""
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MOST_POINTS = 600
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 44
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 _LABEL = 13
 """Pixels from one line of labels to the next."""
 
@@ -53,7 +55,7 @@ def svg(picture: Picture, width: int, height: int) -> str:
     drawn = [
         *_axes(picture, frame),
         *_marks(picture, frame),
-        *(shape for line in picture.lines for shape in _line(line, frame)),
+        *(shape for place, line in enumerate(picture.lines) for shape in _line(line, place, frame)),
         *_points(picture, frame),
     ]
     label = f"{picture.title}. {picture.says}"
@@ -96,8 +98,11 @@ def _marks(picture: Picture, frame: _Frame) -> list[str]:
     """Mark withdrawals; labels that would lie over one another take lines of their own."""
     drawn: list[str] = []
     ends: list[float] = []
-    marked = [line for line in picture.lines if line.withdrawn_after is not None]
-    for line in sorted(marked, key=lambda line: line.withdrawn_after or 0):
+    marked: dict[int, Line] = {}
+    for line in picture.lines:
+        if line.withdrawn_after is not None:
+            marked.setdefault(line.withdrawn_after, line)
+    for _, line in sorted(marked.items()):
         value = (line.withdrawn_after or 0) + 0.5  # the next token is the first without them
         if not frame.xs[0] <= value <= frame.xs[1]:
             continue
@@ -114,8 +119,8 @@ def _marks(picture: Picture, frame: _Frame) -> list[str]:
     return drawn
 
 
-def _line(line: Line, frame: _Frame) -> list[str]:
-    kind, dashes = colour(line.colour), dash(line.colour)
+def _line(line: Line, place: int, frame: _Frame) -> list[str]:
+    kind, dashes = colour(line.colour), dash(place)
     style = f' stroke-dasharray="{dashes}"' if dashes else ""
     drawn = []
     if line.behind is not None:
@@ -148,12 +153,40 @@ def _points(picture: Picture, frame: _Frame) -> list[str]:
         y = frame.y(value)
         drawn.append(f'<path class="axis faint" d="M{_LEFT} {y}H{frame.width - _RIGHT}"/>')
         drawn.append(_text(frame.width - _RIGHT, y - 5, name, "end"))
-    for place, point in enumerate(sorted(picture.points, key=lambda point: point.x)):
-        drawn += _point(point, frame, above=place % 2 == 0)
+    taken = [(frame.x(p.x) - 5, frame.y(p.y) - 5, frame.x(p.x) + 5, frame.y(p.y) + 5)
+             for p in picture.points]  # fmt: skip
+    for point in sorted(picture.points, key=lambda point: point.x):
+        drawn += _point(point, frame)
+        drawn.append(_label(point, frame, taken))
     return drawn
 
 
-def _point(point: Point, frame: _Frame, *, above: bool) -> list[str]:
+def _label(point: Point, frame: _Frame, taken: list[_Box]) -> str:
+    """Name a point where its name lies over nothing, as near as can be."""
+    x, y, width = frame.x(point.x), frame.y(point.y), 8 * len(point.name)
+    room = (_LEFT, _TOP - 8, frame.width - 4, frame.height - _BOTTOM)
+    places = [(x + side, y + down, anchor) for down in (-9, 18, -24, 33, -39, 48)
+              for side, anchor in ((9, "start"), (-9, "end"))]  # fmt: skip
+
+    def box(place: tuple[float, float, str]) -> _Box:
+        left = place[0] if place[2] == "start" else place[0] - width
+        return left, place[1] - 11, left + width, place[1] + 3
+
+    def cost(place: tuple[float, float, str]) -> int:
+        mine = box(place)
+        inside = room[0] <= mine[0] and room[1] <= mine[1] and mine[2] <= room[2]
+        return 10 * (not inside) + sum(_overlap(mine, other) for other in taken)
+
+    best = min(places, key=cost)  # the first of those that cost as little
+    taken.append(box(best))
+    return _text(*best[:2], point.name, best[2], f' class="t{colour(point.colour)[1:]}"')
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _point(point: Point, frame: _Frame) -> list[str]:
     kind, x, y = colour(point.colour), frame.x(point.x), frame.y(point.y)
     drawn = []
     if point.x_interval is not None:
@@ -162,8 +195,4 @@ def _point(point: Point, frame: _Frame, *, above: bool) -> list[str]:
     if point.y_interval is not None:
         low, high = (frame.y(value) for value in point.y_interval)
         drawn.append(f'<path class="whisker {kind}" d="M{x} {low}V{high}"/>')
-    drawn.append(f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="5"/>')
-    right = x < frame.width * 0.8
-    drawn.append(_text(x + (9 if right else -9), y + (-8 if above else 17), point.name,
-                       "start" if right else "end", f' class="t{kind[1:]}"'))  # fmt: skip
-    return drawn
+    return [*drawn, f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="5"/>']

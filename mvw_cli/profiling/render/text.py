@@ -13,7 +13,8 @@ from mvw_cli import console
 from mvw_cli.printable import one_line, printable
 from mvw_cli.profiling.render import blocks
 from mvw_cli.profiling.render.content import Section, Sentence, Table
-from mvw_cli.profiling.render.pictures import Picture, pictures
+from mvw_cli.profiling.render.picture import Picture
+from mvw_cli.profiling.render.pictures import pictures
 from mvw_cli.profiling.render.sections import sections, title
 from mvw_cli.profiling.report import Report
 
