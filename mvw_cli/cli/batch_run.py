@@ -210,6 +210,8 @@ def _serve(task: Task, begun: Begun, view: BatchView) -> int:
                     _record(executor, items, begun, view, wish)
                 except MvwError as error:
                     stopped = error
+                except RuntimeError as error:
+                    stopped = _lost(task, begun, error)
             state = executor.state
     begun.log.flush()
     summary = summarise(
@@ -384,6 +386,20 @@ def _tell(task: Task, summary: Summary, view: BatchView) -> None:
     view.summary(summary)
     if task.as_json:
         console.write_json(summary.to_dict())
+
+
+def _lost(task: Task, begun: Begun, error: RuntimeError) -> MvwError:
+    """Say that the accelerator serves this process no more; other errors are raised again."""
+    from mvw_cli.engine.memory import lost_device
+
+    if not lost_device(error):
+        raise error
+    said = next(iter(str(error).splitlines()), "it gives no reason")
+    return MvwError(
+        "The accelerator has failed, and this process can't use it any more",
+        cause=f"{said}; {begun.tally.served:,} records were written, none is lost",
+        hint=again(task.words),
+    )
 
 
 def _full(task: Task, begun: Begun) -> MvwError:

@@ -756,3 +756,49 @@ def test_a_table_that_comes_from_elsewhere_is_kept(batch: Run, unloadable: None)
     assert "answers.csv is there already" in lines[0] and "--overwrite" in lines[2]
     assert Path("answers.csv").read_text() == "mine\n1\n"
     assert sorted(os.listdir()) == ["answers.csv", "images"]
+
+
+def test_a_lost_accelerator_costs_no_record(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from mvw_cli.engine.slots import Slots
+
+    step, steps = Slots.step, iter(range(100))
+
+    def fail(slots: Slots) -> Any:
+        if next(steps) == 10:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with")
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", fail)
+    ran = batch("images", "w1 w2", "--slots", "1", "-o", "out.csv")
+    assert ran.code == ExitCode.FAILURE
+    *_, what, cause, hint = ran.err.splitlines()
+    assert what.startswith("Error: The accelerator has failed")
+    assert cause == (
+        "  CUDA error: device-side assert triggered; 2 records were written, none is lost"
+    )
+    parse_hint(hint.removeprefix("Hint: "))
+    assert "2 answered, 2 left" in ran.err
+    assert len(records("out.csv.jsonl")) == 2
+    with open("out.csv", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["ok", "ok"]
+
+
+def test_any_other_error_is_a_fault_and_costs_no_record(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mvw_cli.batch.serve import Server
+
+    answered, told = Server._answered, iter(range(100))
+
+    def fail(server: Server, *args: Any) -> Any:
+        if next(told) == 2:
+            raise RuntimeError("this should not happen")
+        return answered(server, *args)
+
+    monkeypatch.setattr(Server, "_answered", fail)
+    ran = batch("images", "w1 w2", "--slots", "1")
+    assert ran.code == ExitCode.FAILURE
+    assert "unexpected RuntimeError: this should not happen" in ran.err
+    assert len(records()) == 2
