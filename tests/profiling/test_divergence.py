@@ -81,8 +81,9 @@ def test_it_is_the_oracles_with_latent_attention_in_absorbed_form() -> None:
         check(divergence, by_the_oracle(session, request, m), m)
 
 
-def test_the_control_without_an_image_is_read_along_the_same_output() -> None:
-    session = tiny("hf")
+@pytest.mark.parametrize("adapter", ["hf", "llava-cot", "kimi-vl"])
+def test_the_control_without_an_image_is_read_along_the_same_output(adapter: str) -> None:
+    session = tiny(adapter)
     request = asked(session)
     blind = session.request([], "w1 w2 red circles")
     [found] = divergences(session, request, [blind], OUTPUT)
@@ -94,7 +95,7 @@ def test_the_control_without_an_image_is_read_along_the_same_output() -> None:
     expected = (p.exp() * (p - q)).sum(-1)
     assert (torch.tensor(found.kl_nats).double() - expected).abs().max() < TOLERANCE
     assert found.agrees == (seen.argmax(-1) == without.argmax(-1)).tolist()
-    assert found.withdrawn_after is None and found.kl_nats[0] > 0.01
+    assert found.withdrawn_after is None and max(found.kl_nats) > 100 * TOLERANCE
 
 
 def test_a_tag_triggers_where_the_output_has_it() -> None:
