@@ -9,6 +9,8 @@ from mvw_cli.profiling.render.picture import Picture
 
 Range = tuple[float, float]
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_MARKED = 1.15
+"""How far y goes beyond the curves where the names of marks stand above them."""
 _ROOM = 0.06
 """Part of a range that is left free beside points."""
 
@@ -18,7 +20,8 @@ def ranges(picture: Picture) -> tuple[Range, Range]:
     if picture.lines:
         xs = [x for line in picture.lines for x in (line.xs[0], line.xs[-1])]
         ys = [y for line in picture.lines for y in (*line.ys, *(line.behind or []))]
-        return _wide((min(xs), max(xs))), (0.0, max(ys, default=0.0) * 1.05 or 1.0)
+        marked = any(line.withdrawn_after is not None for line in picture.lines)
+        return _wide((min(xs), max(xs))), (0.0, max(ys) * (_MARKED if marked else 1.05) or 1.0)
     xs = [x for point in picture.points for x in (point.x, *(point.x_interval or ()))]
     ys = [y for point in picture.points for y in (point.y, *(point.y_interval or ()))]
     if picture.level:
