@@ -22,6 +22,7 @@ from mvw_cli import (
     VisionLayout,
     parse_thinking,
 )
+from mvw_hf.hub_problems import disk_is_full, http_error, of_the_hub
 from mvw_hf.image_tokens import image_tokens
 from mvw_hf.loading import NO_CODE, build_random, complete
 from mvw_hf.placement import (
@@ -32,11 +33,17 @@ from mvw_hf.placement import (
     offloaded,
     place,
 )
-from mvw_hf.problems import explained
+from mvw_hf.problems import explained, processor_lacks
 from mvw_hf.published import published
+from mvw_hf.stand_in import is_stand_in
 from mvw_hf.tiny import tiny_llava
 
 __all__ = ["HuggingFace", "choose_device", "complete", "explained", "place"]
+
+STAND_IN = (
+    "The model's processor can't be had: a stand-in takes its place. Vision tokens are counted as "
+    "its own would be, tokens of text are guessed at four characters each."
+)
 
 
 class HuggingFace(Adapter):
@@ -55,12 +62,15 @@ class HuggingFace(Adapter):
             )
         check_placement(spec)
         device = choose_device(spec.device)
-        with explained(spec.model, spec.revision, kinds=self.kinds):
-            processor = self.load_processor(spec)
-            if spec.random_weights:
-                model = build_random(self.build, self.shape(spec), spec.dtype, device)
-            else:
+        reads = not spec.random_weights
+        with explained(spec.model, spec.revision, kinds=self.kinds, weights=reads):
+            if reads:
+                processor = self.load_processor(spec)
                 model = self.load_model(spec)
+            else:
+                config = self.shape(spec)
+                processor = self._processor_or_stand_in(spec, config)
+                model = build_random(self.build, config, spec.dtype, device)
         if getattr(model.config, "image_token_id", None) is None:
             raise ModelProblem(
                 f"{spec.model} names no image token.",
@@ -81,6 +91,28 @@ class HuggingFace(Adapter):
         from transformers import AutoProcessor
 
         return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
+
+    def _processor_or_stand_in(self, spec: ModelSpec, config: Any) -> Any:
+        try:
+            return self.load_processor(spec)
+        except (OSError, ValueError, http_error()) as error:
+            name = str(spec.model)
+            if of_the_hub(error, name, spec.revision) is None and not processor_lacks(
+                name, spec.revision
+            ):
+                raise  # it is there, and damaged
+            made = None if disk_is_full(error) else self.stand_in(config)
+            if made is None:
+                raise
+            return made
+
+    def stand_in(self, config: Any) -> Any:
+        """Make a processor for random weights, where the checkpoint's own can't be had.
+
+        It has to prepare images and count their tokens as the checkpoint's does. Its `tokenizer`
+        is one of `stand_in.py`. None where that can't be done from the configuration.
+        """
+        return None
 
     def load_model(self, spec: ModelSpec) -> Any:
         """Load the checkpoint's model, on the CPU or where the spec spreads it."""
@@ -155,13 +187,14 @@ class HuggingFace(Adapter):
         return image_tokens(config, width, height)
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
+        remarks = [STAND_IN] if is_stand_in(loaded.processor) else []
         parts = offloaded(loaded.model).get("cpu", 0)
-        if not parts:
-            return []
-        return [
-            f"{parts} of {len(device_map_of(loaded.model))} parts of the model wait in the "
-            "machine's memory and are sent to the GPU for every token, which is slow."
-        ]
+        if parts:
+            remarks.append(
+                f"{parts} of {len(device_map_of(loaded.model))} parts of the model wait in the "
+                "machine's memory and are sent to the GPU for every token, which is slow."
+            )
+        return remarks
 
     def tiny(self) -> LoadedModel:
         model, processor = tiny_llava()

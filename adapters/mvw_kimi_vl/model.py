@@ -25,6 +25,7 @@ from mvw_kimi_vl.modeling import (
 )
 from mvw_kimi_vl.processor import KimiProcessor
 from mvw_kimi_vl.published import IN_TOKEN_LIMIT, published
+from mvw_kimi_vl.stand_in import stand_in_processor
 from mvw_kimi_vl.tiny import tiny_kimi
 from mvw_kimi_vl.tokenizer import read_tokenizer
 
@@ -46,6 +47,9 @@ class KimiVL(HuggingFace):
         check_kind(KimiVLForConditionalGeneration, str(spec.model), spec.revision)
         folder = _folder(spec)
         return KimiProcessor(read_tokenizer(folder), read_preparation(folder))
+
+    def stand_in(self, config: Any) -> Any:
+        return stand_in_processor(config)
 
     def load_model(self, spec: ModelSpec) -> Any:
         return complete(KimiVLForConditionalGeneration, spec)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, VisionLayout, parse_stages
 from mvw_llava_cot.published import published_config
+from mvw_llava_cot.stand_in import stand_in_processor
 from mvw_llava_cot.tiny import tiny_mllama
 
 CHECKPOINT = "Xkev/Llama-3.2V-11B-cot"
@@ -38,6 +39,9 @@ class LlavaCot(HuggingFace):
 
         check_kind(MllamaForConditionalGeneration, str(spec.model), spec.revision)
         return super().load_processor(spec)
+
+    def stand_in(self, config: Any) -> Any:
+        return stand_in_processor(config)
 
     def load_model(self, spec: ModelSpec) -> Any:
         from transformers import MllamaForConditionalGeneration

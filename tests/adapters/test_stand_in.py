@@ -1,0 +1,259 @@
+"""`--random-weights` where a model's processor can't be had: a stand-in, with its counts of tokens.
+
+The models have their published vocabulary, token ids and images, in fewer and narrower layers.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from broken import write_checkpoint
+from mvw_hf.model import HuggingFace
+from mvw_hf.stand_in import is_stand_in, stand_in_tokenizer
+from mvw_kimi_vl.model import CHECKPOINT as KIMI
+from mvw_kimi_vl.model import KimiVL
+from mvw_llava_cot.model import CHECKPOINT as COT
+from mvw_llava_cot.model import LlavaCot
+from PIL import Image
+from processes import Ran
+
+from mvw_cli import LoadedModel, ModelProblem, ModelSpec, NotFetched
+from mvw_cli.errors import ExitCode
+
+SIZES = [(40, 30), (560, 560), (561, 560), (1200, 300), (300, 1700), (1003, 997)]
+PUBLISHED = {
+    "llava-cot": (LlavaCot, COT),
+    "kimi-vl": (KimiVL, KIMI),
+}
+
+
+def narrow(config: Any) -> Any:
+    """Take away layers and width, and nothing that counts tokens."""
+    config = deepcopy(config)
+    text, vision = config.get_text_config(), config.vision_config
+    text.num_hidden_layers, vision.num_hidden_layers = 2, 1
+    text.hidden_size, text.intermediate_size = 16, 16
+    text.num_attention_heads = text.num_key_value_heads = 2
+    vision.hidden_size, vision.intermediate_size = 16, 16
+    if config.model_type == "mllama":
+        text.cross_attention_layers, text.head_dim = [1], 8
+        vision.num_global_layers, vision.intermediate_layers_indices = 1, [0]
+        vision.attention_heads, vision.vision_output_dim = 2, 32
+    else:
+        text.kv_lora_rank, text.moe_intermediate_size, text.n_routed_experts = 16, 8, 8
+        text.qk_rope_head_dim, text.qk_nope_head_dim, text.v_head_dim = 8, 8, 8
+        text.head_dim, text.qk_head_dim = 8, 16
+        vision.num_attention_heads, config.projection_hidden_size = 2, 16
+    return config
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """Cut the network, empty the hub's cache, and list the hosts that were asked for."""
+    from huggingface_hub import constants
+
+    hosts: list[str] = []
+
+    def refuse(host: Any, *args: Any, **options: Any) -> Any:
+        hosts.append(str(host))
+        raise socket.gaierror(socket.EAI_NONAME, "the network is cut")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub is asked again and again
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    # `--offline` sets these for the rest of the process.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield hosts
+
+
+@pytest.fixture
+def narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for adapter, _ in PUBLISHED.values():
+        whole = adapter.shape
+        monkeypatch.setattr(
+            adapter, "shape", lambda self, spec, whole=whole: narrow(whole(self, spec))
+        )
+
+
+@cache
+def stand_in_for(name: str) -> tuple[Any, LoadedModel]:
+    """Make an adapter, and what its `tokenize` and `vision` need of a loaded model."""
+    adapter, checkpoint = PUBLISHED[name][0](), PUBLISHED[name][1]
+    spec = ModelSpec(model=checkpoint, random_weights=True)
+    config = adapter.shape(spec)
+    model = SimpleNamespace(config=config)
+    return adapter, LoadedModel(name, checkpoint, model, adapter.stand_in(config), spec)
+
+
+@pytest.mark.usefixtures("narrowed")
+@pytest.mark.parametrize(("size", "offline"), [((640, 480), True), ((700, 300), False)])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_by_the_command_without_a_network(
+    name: str,
+    offline: bool,
+    size: tuple[int, int],
+    asked: list[str],
+    mvw: Callable[..., Ran],
+    tmp_path: Path,
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.effect_noise(size, 80).save(picture)
+    command = ["infer", str(picture), "How many?", "--profile", name, "--device", "cpu", "--json"]
+    command += ["--max-new-tokens", "6", "-m", "3", *(["--offline"] if offline else [])]
+    ran = mvw(*command, "--random-weights")
+    assert ran.code == ExitCode.OK, ran.err
+    assert bool(asked) != offline
+    document = json.loads(ran.out)
+    adapter, checkpoint = PUBLISHED[name][0](), PUBLISHED[name][1]
+    wanted = adapter.image_tokens(adapter.shape(ModelSpec(model=checkpoint)), *size)
+    assert document["vision_tokens"] == wanted
+    assert document["withdrawal"]["vision_tokens"] == wanted
+    assert document["generated_tokens"] == 6
+    assert sum("stand-in" in remark for remark in document["remarks"]) == 1
+    assert "stand-in" in ran.err
+    ran = mvw(*command)
+    assert ran.code == ExitCode.MODEL  # real weights have no use for it
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_vision_tokens_are_the_published_ones(name: str, size: tuple[int, int]) -> None:
+    adapter, loaded = stand_in_for(name)
+    inputs = adapter.tokenize(loaded, [Image.new("RGB", size), Image.new("RGB", (90, 60))], "How?")
+    config = loaded.model.config
+    counted = [adapter.image_tokens(config, *one) for one in (size, (90, 60))]
+    assert adapter.vision(loaded, inputs).vision_tokens == sum(counted)
+    ids = inputs["input_ids"]
+    assert int((ids == config.image_token_id).sum()) == (2 if name == "llava-cot" else sum(counted))
+
+
+def test_images_are_prepared_as_published() -> None:
+    """Figures of `preprocessor_config.json`; Mllama's class has others as defaults."""
+    _, loaded = stand_in_for("llava-cot")
+    images = loaded.processor.image_processor
+    assert (images.size["height"], images.size["width"], images.max_image_tiles) == (560, 560, 4)
+    pixels = loaded.processor(images=[Image.new("RGB", (560, 560), "white")], text="<|image|>")
+    white = torch.as_tensor(pixels["pixel_values"][0][0][0])[:, 0, 0]
+    wanted = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
+        [0.26862954, 0.26130258, 0.27577711]
+    )
+    torch.testing.assert_close(white, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)
+    _, loaded = stand_in_for("kimi-vl")
+    assert loaded.processor.images.in_token_limit == 16384
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("llava-cot", {"<|begin_of_text|>": 128000, "<|eot_id|>": 128009, "<|image|>": 128256}),
+        ("kimi-vl", {"[BOS]": 163584, "[EOS]": 163585, "<|media_pad|>": 163605, "[PAD]": 163839}),
+    ],
+)
+def test_ids_are_those_of_the_model(name: str, known: dict[str, int]) -> None:
+    _, loaded = stand_in_for(name)
+    tokenizer, text = loaded.processor.tokenizer, loaded.model.config.get_text_config()
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in known} == known
+    assert tokenizer.bos_token_id == text.bos_token_id
+    assert tokenizer.pad_token_id == text.pad_token_id
+    stops = text.eos_token_id
+    assert tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])
+    some = [*range(0, text.vocab_size, 997), text.vocab_size - 1, *known.values()]
+    assert all(tokenizer.batch_decode([[number] for number in some]))
+    assert tokenizer.decode([text.vocab_size + 1000]) == ""  # padding of an output layer
+    question = "Wie groß ist 木 🎄 of\n\n this?"
+    ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+    assert len(ids) == -(-len(question) // 4)
+    assert 0 <= min(ids) <= max(ids) < text.vocab_size
+
+
+def test_the_prompt_has_the_published_frame() -> None:
+    adapter, loaded = stand_in_for("llava-cot")
+    ids = adapter.tokenize(loaded, [Image.new("RGB", (9, 9))], "How many?")["input_ids"][0].tolist()
+    header, close, end, image = 128006, 128007, 128009, 128256
+    assert ids[0] == 128000
+    assert [number for number in ids if number > 128000] == [
+        header,
+        close,
+        image,
+        end,
+        header,
+        close,
+    ]
+    adapter, loaded = stand_in_for("kimi-vl")
+    ids = adapter.tokenize(loaded, [Image.new("RGB", (9, 9))], "How?")["input_ids"][0].tolist()
+    assert [number for number in ids if number > 163585] == [
+        *(163594, 163601, 163586),  # the default system prompt
+        *(163587, 163601, 163602, 163603, 163605, 163604, 163586),
+        *(163588, 163601),
+    ]
+
+
+def test_a_small_vocabulary_with_special_tokens_within_and_beyond() -> None:
+    tokenizer = stand_in_tokenizer(5, {"<a>": 0, "<b>": 3, "<c>": 9}, eos_token="<b>")
+    assert tokenizer.decode(list(range(5)), skip_special_tokens=True) == " aaa aab aac"
+    assert tokenizer("<c>x<a>")["input_ids"] == [9, 1, 0]
+    assert tokenizer.eos_token_id == 3
+
+
+def spec_of(folder: Path) -> ModelSpec:
+    return ModelSpec(model=str(folder), device="cpu", random_weights=True)
+
+
+@pytest.mark.parametrize("adapter", [HuggingFace, LlavaCot])
+def test_a_processor_that_is_there_is_taken(adapter: type[HuggingFace], tmp_path: Path) -> None:
+    tiny = adapter().tiny()
+    tiny.model.config.save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    loaded = adapter().load(spec_of(tmp_path))
+    assert not is_stand_in(loaded.processor)
+    assert adapter().remarks(loaded, [], "w1") == []
+
+
+def test_a_damaged_processor_is_said_to_be(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "processor_config.json").write_text("{")
+    with pytest.raises(ModelProblem, match="can't be loaded") as refusal:
+        HuggingFace().load(spec_of(folder))
+    assert "processor_config.json" in (refusal.value.cause or "")
+
+
+def test_another_architecture_is_refused_without_a_processor_too(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    with pytest.raises(ModelProblem, match="not of an architecture"):
+        LlavaCot().load(spec_of(folder))
+
+
+def test_a_stand_in_for_the_folder_of_a_configuration(tmp_path: Path) -> None:
+    """The tiles are those of its own configuration."""
+    config = narrow(LlavaCot().shape(ModelSpec(model=COT)))
+    config.vision_config.image_size = 280
+    config.save_pretrained(tmp_path)
+    adapter = LlavaCot()
+    loaded = adapter.load(spec_of(tmp_path))
+    assert is_stand_in(loaded.processor)
+    assert len(adapter.remarks(loaded, [], "w1")) == 1
+    inputs = adapter.encode(loaded, [Image.new("RGB", (500, 200))], "How?")
+    assert adapter.vision(loaded, inputs).vision_tokens == 2 * (20 * 20 + 1)
+
+
+def test_a_model_that_is_nowhere(asked: list[str]) -> None:
+    with pytest.raises(NotFetched):
+        HuggingFace().load(ModelSpec(model="a/b", device="cpu", random_weights=True))
+    assert asked
