@@ -7,14 +7,13 @@ are for the parent to decide upon.
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import warnings
 from multiprocessing.connection import Connection
 
 from mvw_cli.batch.executors.messages import Report
 from mvw_cli.batch.worker import Job
+from mvw_cli.child_process import end_now, go_deaf
 
 _EVERY_S = 0.2
 
@@ -25,9 +24,7 @@ def main(connection: Connection, job: Job, workers: int) -> None:
     Args:
         workers: that many share the cores of this machine.
     """
-    for ignored in _SIGNALS:
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked while this process started
+    go_deaf()
     warnings.simplefilter("ignore")  # the parent has told them, and would tell them again
     from mvw_cli.batch.executors.serving import Serving, share_threads
 
@@ -38,7 +35,7 @@ def main(connection: Connection, job: Job, workers: int) -> None:
             with lock:
                 connection.send(report)
         except OSError:
-            _end()
+            end_now()
 
     serving = Serving(job, send, every_s=_EVERY_S)
 
@@ -47,16 +44,9 @@ def main(connection: Connection, job: Job, workers: int) -> None:
             try:
                 order = connection.recv()
             except (EOFError, OSError):
-                return _end()
+                return end_now()
             serving.deliver(order)
 
     threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
     share_threads(workers)
     serving.work()
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _end() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)

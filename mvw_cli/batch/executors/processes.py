@@ -7,9 +7,8 @@ they are spawned, since CUDA does not survive a fork. What they say to each othe
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from mvw_cli.batch.executors import child
 from mvw_cli.batch.executors.messages import Died, Order, Report
 from mvw_cli.batch.executors.pool import Pool
 from mvw_cli.batch.worker import Job
+from mvw_cli.child_process import how_it_ended, undisturbed
 from mvw_cli.errors import UsageProblem
 
 _REAP_S = 5.0
@@ -96,7 +96,7 @@ class _Pipes:
             name=f"mvw-worker-{worker}",
         )
         try:
-            with _undisturbed():
+            with undisturbed():
                 process.start()
         finally:
             theirs.close()  # else its end would not be noticed
@@ -140,24 +140,10 @@ class _Pipes:
             process.join()
         code = process.exitcode or 0
         process.close()
-        if code >= 0:
-            return f"ended by itself with exit code {code}"
-        number = signal.Signals(-code)
-        why = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
-        return f"was killed by {number.name}{why}"
+        return how_it_ended(code)
 
 
 def _has_mps() -> bool:
     import torch
 
     return torch.backends.mps.is_available()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start a process with its signals blocked, until it has chosen to ignore them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
