@@ -8,7 +8,6 @@ allocator's own needs, which come on top.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +41,14 @@ class Weights:
     """In routed experts of all layers."""
     experts_total: int
     experts_per_token: int
+    step_quantizable: int = 0
+    """Those of `step` in linear layers that bitsandbytes replaces."""
+    cross_quantizable: int = 0
+    """Those of `cross` in such layers."""
+    cross_attention_quantizable: int = 0
+    """Those of `cross_attention` in such layers."""
+    experts_quantizable: int = 0
+    """Those of `experts` in such layers: none where experts are held in one tensor."""
 
     @property
     def active(self) -> int:
@@ -51,15 +58,16 @@ class Weights:
         return self.step + self.experts * self.experts_per_token // self.experts_total
 
     def read(self, sequences: int) -> float:
-        """Parameters that a step over so many sequences reads, expected over the experts.
+        """Parameters that a step over so many sequences reads, expected over the experts."""
+        return self.step + self.experts * self.experts_taken(sequences)
 
-        Routing is taken as uniform and independent, so that `n` sequences leave an expert out
-        with probability `(1 - k / E) ** n`.
+    def experts_taken(self, sequences: int) -> float:
+        """Part of the routed experts that so many tokens take together, as expected.
+
+        Routing is taken as uniform and independent, so that `n` tokens leave an expert out with
+        probability `(1 - k / E) ** n`.
         """
-        if not self.experts:
-            return float(self.step)
-        left_out = (1 - self.experts_per_token / self.experts_total) ** sequences
-        return self.step + self.experts * (1 - left_out)
+        return 1.0 - (1 - self.experts_per_token / self.experts_total) ** sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +121,15 @@ def shape_of(adapter: Adapter, config: Any) -> Shape:
     Raises:
         ModelProblem: the model can't be built or run on the meta device.
     """
+    from mvw_cli.weight_counts import count_weights
+
     model = on_meta(adapter, config)
     text = model.config.get_text_config()
     crossed = tuple(getattr(text, "cross_attention_layers", None) or ())
     declared = getattr(model.config, "dtype", None) or getattr(text, "dtype", None)
     dtype = str(declared).removeprefix("torch.")
     return Shape(
-        weights=_weights(model, text, crossed),
+        weights=count_weights(model, text, crossed),
         layers=_cache_layers(model, text, crossed),
         dtype=dtype if dtype in DTYPE_BYTES else "float32",
     )
@@ -145,13 +155,24 @@ def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
     Raises:
         ValueError: another dtype or number of bits.
     """
+    return int(held_bytes(weights.total, weights.quantizable, dtype, bits))
+
+
+def held_bytes(count: float, quantizable: float, dtype: str, bits: int | None = None) -> float:
+    """Say what so many weights take; arguments as those of `weight_bytes`.
+
+    Args:
+        quantizable: those of `count` in linear layers that bitsandbytes replaces.
+
+    Raises:
+        ValueError: another dtype or number of bits.
+    """
     if dtype not in DTYPE_BYTES or bits not in (None, 4, 8):
         raise ValueError(f"{dtype} with {bits} bits")
     if bits is None:
-        return weights.total * DTYPE_BYTES[dtype]
+        return count * DTYPE_BYTES[dtype]
     per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
-    rest = weights.total - weights.quantizable
-    return rest * DTYPE_BYTES[dtype] + int(weights.quantizable * per_weight / 8)
+    return (count - quantizable) * DTYPE_BYTES[dtype] + quantizable * per_weight / 8
 
 
 def on_meta(adapter: Adapter, config: Any) -> Any:
@@ -161,66 +182,6 @@ def on_meta(adapter: Adapter, config: Any) -> Any:
     with torch.device("meta"):
         model = adapter.build(config)
     return model.eval().to(torch.bfloat16)
-
-
-def _weights(model: Any, text: Any, crossed: tuple[int, ...]) -> Weights:
-    import torch
-
-    total = sum(parameter.numel() for parameter in model.parameters())
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    language = {id(p): (name, p) for name, p in decoder.named_parameters()}
-    if head is not None:
-        language.update((id(p), ("lm_head", p)) for p in head.parameters())
-    tied = {id(p) for p in head.parameters()} if head is not None else set()
-    looked_up = {id(p) for p in decoder.get_input_embeddings().parameters()} - tied
-    counted = {key: one for key, one in language.items() if key not in looked_up}
-
-    routed = sum(p.numel() for name, p in counted.values() if ".experts." in f".{name}")
-    layers = [decoder.layers[number] for number in crossed]
-    # Keys and values of the vision states are in the cache, made once at prefill.
-    once = sum(_numel(layer, _makes_cache) for layer in layers)
-    attention = sum(
-        _numel(layer, lambda name: _is_attention(name) and not _makes_cache(name))
-        for layer in layers
-    )
-    quantizable = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    )
-    experts_total, per_token = _experts(text)
-    return Weights(
-        total=total,
-        vision=total - sum(p.numel() for _, p in language.values()),
-        quantizable=quantizable,
-        step=sum(p.numel() for _, p in counted.values()) - routed - once,
-        cross=sum(_numel(layer, lambda name: True) for layer in layers) - once,
-        cross_attention=attention,
-        experts=routed,
-        experts_total=experts_total,
-        experts_per_token=per_token,
-    )
-
-
-def _numel(module: Any, chosen: Callable[[str], bool]) -> int:
-    return sum(p.numel() for name, p in module.named_parameters() if chosen(name))
-
-
-def _is_attention(name: str) -> bool:
-    return name.startswith(("cross_attn.", "cross_attn_attn_gate", "input_layernorm"))
-
-
-def _makes_cache(name: str) -> bool:
-    return any(f".{part}." in name for part in ("k_proj", "v_proj", "k_norm"))
-
-
-def _experts(text: Any) -> tuple[int, int]:
-    """Say how many routed experts a layer has, and how many of them a token takes."""
-    for key in ("n_routed_experts", "num_experts", "num_local_experts"):
-        total = getattr(text, key, None)
-        if total:
-            return int(total), int(text.num_experts_per_tok)
-    return 1, 1
 
 
 def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[CacheLayer, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvw_cli.cost import DTYPE_BYTES, Shape
+from mvw_cli.cost import DTYPE_BYTES, Shape, held_bytes
 
 MATTERS = 1.1
 """A bound from which withdrawal is taken to matter for speed: a tenth."""
@@ -65,24 +65,33 @@ class DecodeBound:
     expanded: int = 0
     """Numbers that each entry of the cache becomes, over all layers, where a step expands them
     first: written once and read once more. 0 where the cache is attended to as it is."""
+    bits: int | None = None
+    """8 or 4 where linear layers are quantised, as `cost.weight_bytes` has it."""
 
     def step(self, sequences: int) -> StepBytes:
         """Count the bytes of a step over so many sequences, all before or all after withdrawal."""
         size = DTYPE_BYTES[self.dtype]
         weights, load = self.shape.weights, self.workload
-        read = weights.read(sequences)
+        taken = weights.experts_taken(sequences)
+        quantizable = weights.step_quantizable + weights.experts_quantizable * taken
+        read = self._held(weights.read(sequences), quantizable)
+        layers = self._held(weights.cross, weights.cross_quantizable)
+        attention = self._held(weights.cross_attention, weights.cross_attention_quantizable)
         # A sequence that never had an image skips its cross-attention layers as a whole.
-        missing = 0 if load.vision_tokens else weights.cross
-        gone = weights.cross_attention if self.keep_mlp and load.vision_tokens else weights.cross
+        missing = 0 if load.vision_tokens else layers
+        gone = attention if self.keep_mlp and load.vision_tokens else layers
         held = self._moved(load.text_tokens, load.vision_tokens)
         left = self._moved(load.text_tokens, 0)
         return StepBytes(
             sequences=sequences,
-            weight_bytes_before=round((read - missing) * size),
-            weight_bytes_after=round((read - gone) * size),
+            weight_bytes_before=round(read - missing),
+            weight_bytes_after=round(read - gone),
             kv_bytes_before=held * size * sequences,
             kv_bytes_after=left * size * sequences,
         )
+
+    def _held(self, count: float, quantizable: float) -> float:
+        return held_bytes(count, quantizable, self.dtype, self.bits)
 
     def _moved(self, text: int, vision: int) -> int:
         """Count the numbers that a step moves for the cache of one sequence."""

@@ -36,21 +36,19 @@ def make_plan(
     batches: Sequence[int],
     withdrawn_after: int,
     *,
-    bits: int | None = None,
     memory_bytes: int | None = None,
 ) -> Plan:
     """Say what can be said without running anything.
 
     Args:
         withdrawn_after: tokens generated before the withdrawal.
-        bits: 8 or 4 where linear layers are quantised; for what fits into memory.
         memory_bytes: that there are for weights and caches, where not the device's own.
     """
     shape, device = case.shape, case.device
     memory = memory_bytes
     if memory is None and device is not None:
         memory = device.memory_bytes
-    held = weight_bytes(shape.weights, case.dtype, bits)
+    held = weight_bytes(shape.weights, case.dtype, case.bits)
     fitting = (None, None) if memory is None else largest_batches(case, memory - held)
     plan = Plan(
         device=device,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mvw_cli.cost import DTYPE_BYTES, Shape
+from mvw_cli.cost import Shape, weight_bytes
 from mvw_cli.decode_bound import DecodeBound, Workload
 from mvw_cli.profiling.flops import Flops, Latent
 from mvw_cli.profiling.report import Device, StepBound
@@ -32,6 +32,8 @@ class Case:
     """Whether withdrawn cross-attention layers keep their gated MLP (`cross_attention: mlp`)."""
     latent: Latent = "compressed"
     """How a step reads the latents of MLA; without a meaning for other models."""
+    bits: int | None = None
+    """8 or 4 where linear layers are quantised."""
     device: Device | None = None
     """Its bandwidth and rate turn bytes and FLOPs into seconds."""
 
@@ -58,7 +60,9 @@ class Case:
         """
         load = Workload(self.vision_tokens, text)
         expanded = self.flops.expanded_elements(1, 0) if self.latent == "expanded" else 0
-        moved = DecodeBound(self.shape, load, self.dtype, self.keep_mlp, expanded).step(batch)
+        moved = DecodeBound(self.shape, load, self.dtype, self.keep_mlp, expanded, self.bits).step(
+            batch
+        )
         keep = self.keep_mlp and self.vision_tokens > 0
         with_vision = self.flops.step(text, self.vision_tokens, batch, latent=self.latent)
         without = self.flops.step(text, 0, batch, keep_mlp=keep, latent=self.latent)
@@ -134,9 +138,10 @@ class Case:
             return None
         beside = any(layer.cross for layer in self.shape.layers)
         sequence = self.question_tokens + (0 if beside else self.vision_tokens)
-        weights = self.shape.weights.read(sequence)
-        weights += self.shape.weights.vision if self.vision_tokens else 0
-        moving = weights * DTYPE_BYTES[self.dtype] / self._bandwidth
+        weights = self.shape.weights
+        read = weights.read(sequence) + (weights.vision if self.vision_tokens else 0)
+        part = read / weights.total  # what is read is taken to be as much quantised as the rest
+        moving = part * weight_bytes(weights, self.dtype, self.bits) / self._bandwidth
         return max(moving, self.prefill_flops() / self.device.flops_per_s)
 
 

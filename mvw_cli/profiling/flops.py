@@ -81,7 +81,7 @@ class Flops:
         beside = self._beside(vision)
         sequence = text + vision - beside
         looked = self.tower.flops(vision) if self.tower is not None else 0.0
-        states = max(beside, self.tower.states) if self.tower is not None and beside else beside
+        states = self.tower.made(beside) if self.tower is not None else beside
         linear = self.token * sequence + self.head + self.cross_states * states
         if beside:
             linear += self.cross * sequence

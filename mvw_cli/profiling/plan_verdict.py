@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mvw_cli.decode_bound import MATTERS
 from mvw_cli.profiling.report import Plan, StepBound
+from mvw_cli.units import readable_bytes
 
 PREFILL_MATTERS = 0.5
 """Share of a request from which the prefill is what limits it."""
@@ -58,8 +59,10 @@ def _matters(plan: Plan) -> str:
     if batch is None:
         return f"With {tokens} a step can't become {gain} faster at any batch size.{more}"
     if batch == 1:
-        return f"With {tokens} a step can become {gain} faster at any batch size from 1 on.{more}"
-    return f"With {tokens} a step can become {gain} faster from batch {batch} on.{more}"
+        return f"With {tokens} a step can become {gain} faster even at batch 1.{more}"
+    return (
+        f"With {tokens} a step can become {gain} faster at batch {batch}, at no smaller one.{more}"
+    )
 
 
 def _arithmetic(plan: Plan) -> str | None:
@@ -83,6 +86,14 @@ def _fits(plan: Plan) -> str | None:
     before, after = plan.largest_batch_before, plan.largest_batch_after
     if before is None or after is None:
         return None
+    if (
+        plan.device is not None
+        and (plan.device.memory_bytes or plan.weight_bytes) < plan.weight_bytes
+    ):
+        return (
+            f"The weights take {readable_bytes(plan.weight_bytes)}, more than the "
+            f"{readable_bytes(plan.device.memory_bytes or 0)} of {plan.device.name}."
+        )
     if not after:
         return "Beside the weights there is no room for the cache of one sequence."
     return (

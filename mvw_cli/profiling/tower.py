@@ -56,7 +56,7 @@ class Tower:
         """
         if not tokens:
             return 0.0
-        tokens = max(tokens, self.states)
+        tokens = self.made(tokens)
         real, patches, span = self._patches(tokens)
         linear = 2 * (
             real * self.embed_parameters
@@ -65,6 +65,10 @@ class Tower:
         )
         seen = self.full_layers * span + self.window_layers * min(span, self.window_patches)
         return float(linear + 4 * self.width * patches * seen)
+
+    def made(self, tokens: int) -> int:
+        """Count the vision tokens that are computed, padding included, where so many are kept."""
+        return tokens if not self.states else math.ceil(tokens / self.states) * self.states
 
     @property
     def states(self) -> int:
@@ -81,8 +85,9 @@ class Tower:
             return patches, patches, patches
         tile = self.tile_patches + self.extra_patches
         if self.fixed_tiles is not None:
-            whole = float(self.fixed_tiles * tile)
-            return self.fixed_tiles * self.tile_patches, whole, whole
+            images = math.ceil(tokens / self.states)
+            real, whole = self.fixed_tiles * self.tile_patches, self.fixed_tiles * tile
+            return images * real, images * whole, whole
         tiles = math.ceil(round(tokens / self.tile_tokens, 6))
         return tiles * self.tile_patches, tiles * tile, tile
 

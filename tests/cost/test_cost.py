@@ -106,6 +106,33 @@ def test_a_step_reads_neither_the_lookup_nor_the_tower_nor_what_is_cached() -> N
     assert weights.cross - weights.cross_attention == kept
 
 
+def test_what_quantisation_takes_of_a_step() -> None:
+    model = mllama()
+    weights = shape_of(HuggingFace(), model.config).weights
+    language = model.model.language_model
+    crossed = [language.layers[1], language.layers[3]]
+
+    def linear(*modules: Any) -> int:
+        found = (m for module in modules for m in module.modules())
+        return sum(m.weight.numel() for m in found if isinstance(m, torch.nn.Linear))
+
+    once = sum(linear(x.cross_attn.k_proj, x.cross_attn.v_proj) for x in crossed)
+    assert weights.quantizable == linear(model) - linear(model.lm_head)
+    assert weights.step_quantizable == linear(language) - once
+    assert weights.cross_quantizable == linear(*crossed) - once
+    assert weights.cross_attention_quantizable == sum(
+        linear(x.cross_attn.q_proj, x.cross_attn.o_proj) for x in crossed
+    )
+    assert weights.experts_quantizable == 0
+
+
+def test_experts_in_one_tensor_are_not_quantised() -> None:
+    family = next(family for family in FAMILIES if family.name == "kimi_text_stack")
+    weights = shape_of(HuggingFace(), build(family).config).weights
+    assert weights.experts > 0 and weights.experts_quantizable == 0
+    assert 0 < weights.step_quantizable < weights.step
+
+
 def test_experts_count_as_often_as_they_are_chosen() -> None:
     family = next(family for family in FAMILIES if family.name == "kimi_text_stack")
     weights = shape_of(HuggingFace(), build(family).config).weights

@@ -60,3 +60,32 @@ def test_more_sequences_read_more_experts() -> None:
     assert one.step(1).weight_bytes_before == 2 * (1000 + 2000)
     assert one.step(2).weight_bytes_before == 2 * (1000 + 3500)
     assert one.step(100).weight_bytes_before == 2 * (1000 + 8000)
+
+
+def test_quantised_weights_move_fewer_bytes() -> None:
+    layers = (CacheLayer(10), CacheLayer(10, cross=True))
+    held = Weights(1000, 0, 0, 1000, 300, 100, 800, 8, 2, 900, 280, 90, 400)
+    shape = Shape(held, layers, "bfloat16")
+    for bits, each in ((8, 1.0), (4, 4.5 / 8)):
+        for keep, gone, linear in ((False, 300, 280), (True, 100, 90)):
+            one = DecodeBound(shape, Workload(60, 40), "bfloat16", keep, bits=bits)
+            step = one.step(1)
+            read = (1000 - 900 + 200 - 100) * 2 + (900 + 100) * each  # a quarter of the experts
+            assert step.weight_bytes_before == round(read)
+            assert step.weight_bytes_after == round(read - (gone - linear) * 2 - linear * each)
+            assert step.kv_bytes_before == 2 * 10 * (40 + 60)
+
+
+def test_a_sequence_without_an_image_skips_its_cross_attention_layers() -> None:
+    layers = (CacheLayer(10), CacheLayer(10, cross=True))
+    for keep in (False, True):
+        step = bound(weights(1000, cross=300, attention=100), 0, 40, *layers, keep_mlp=keep).step(1)
+        assert step.weight_bytes_before == step.weight_bytes_after == 1400
+
+
+def test_entries_that_are_expanded_are_written_and_read_again() -> None:
+    shape = Shape(weights(1000), (CacheLayer(10),), "bfloat16")
+    plain = DecodeBound(shape, Workload(60, 40), "bfloat16").step(2)
+    step = DecodeBound(shape, Workload(60, 40), "bfloat16", expanded=30).step(2)
+    assert step.kv_bytes_before - plain.kv_bytes_before == 2 * 2 * 2 * 30 * 100
+    assert step.kv_bytes_after - plain.kv_bytes_after == 2 * 2 * 2 * 30 * 40

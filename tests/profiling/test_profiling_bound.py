@@ -196,6 +196,20 @@ def test_no_room_beside_the_weights() -> None:
     assert largest_batches(CASES["full"], -5) == (0, 0)
 
 
+def test_quantised_weights_leave_more_room_and_weigh_less() -> None:
+    weights = Weights(1000, 100, 800, 800, 0, 0, 0, 1, 1, step_quantizable=700)
+    flops = replace(CASES["full"].flops, shape=Shape(weights, (FULL, FULL), "float16"))
+    one = replace(CASES["full"], flops=flops, device=device(1e6, 1e12, memory=10_000))
+    whole, eight = make_plan(one, [1], 5), make_plan(replace(one, bits=8), [1], 5)
+    assert (whole.weight_bytes, eight.weight_bytes) == (2000, 200 * 2 + 800)
+    assert eight.batches[0].before.weight_bytes == 100 * 2 + 700
+    assert eight.batches[0].before.kv_bytes == whole.batches[0].before.kv_bytes
+    assert eight.batches[0].speedup > whole.batches[0].speedup
+    assert whole.prefill_s == pytest.approx(0.9 * 2000 / 1e6)
+    assert eight.prefill_s == pytest.approx(0.9 * 1200 / 1e6)
+    assert eight.largest_batch_after == (10_000 - 1200) // (40 * 59)
+
+
 def test_memory_that_is_told_outweighs_the_devices() -> None:
     one = replace(CASES["full"], device=device(memory=10_000))
     assert make_plan(one, [1], 5, memory_bytes=2000 + 4760).largest_batch_before == 1

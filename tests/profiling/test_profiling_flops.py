@@ -125,3 +125,12 @@ def test_a_window_bounds_what_a_token_sees() -> None:
     grown = flops.step(101, 0) - flops.step(100, 0)
     assert grown == flops.heads.pair  # one of three layers sees more than 12
     assert flops.step(6, 0) - flops.step(5, 0) == 3 * flops.heads.pair
+
+
+def test_a_second_image_is_looked_at_apart() -> None:
+    """Mllama's tower reads four tiles of each image, padding included."""
+    family = next(family for family in FAMILIES if family.name == "mllama")
+    tower = flops_of(HuggingFace(), build(family).config).tower
+    assert tower is not None and tower.states == 4 * 5
+    assert tower.flops(1) == tower.flops(20) > 0
+    assert tower.flops(21) == tower.flops(40) == 2 * tower.flops(20)

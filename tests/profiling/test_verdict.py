@@ -63,7 +63,7 @@ def test_a_plan_without_a_device() -> None:
     assert plan_verdicts(plan()) == [
         "The weights are 97% of what a decode step moves at batch 1: expect the decode to become "
         "at most 1.03 × as fast; at batch 32 at most 1.40 ×.",
-        "With 1,000 vision tokens a step can become 10% faster from batch 9 on. "
+        "With 1,000 vision tokens a step can become 10% faster at batch 9, at no smaller one. "
         "It would take 22,000 at batch 1.",
     ]
 
@@ -94,9 +94,9 @@ def test_weights_that_are_left_out() -> None:
         (None, {1: None}, "a step can't become 10% faster at any batch size."),
         (None, {1: 4000}, "a step can't become 10% faster at any batch size. "
                           "It would take 4,000 at batch 1."),
-        (1, {1: 10}, "a step can become 10% faster at any batch size from 1 on."),
+        (1, {1: 10}, "a step can become 10% faster even at batch 1."),
         (7, {1: 2000, 2: 1500, 8: 900},
-         "a step can become 10% faster from batch 7 on. "
+         "a step can become 10% faster at batch 7, at no smaller one. "
          "It would take 2,000 at batch 1, 1,500 at batch 2."),
     ],
 )  # fmt: skip
@@ -123,6 +123,12 @@ def test_what_fits() -> None:
     )
     nothing = plan_verdicts(plan(largest_batch_before=0, largest_batch_after=0))
     assert nothing[-1] == "Beside the weights there is no room for the cache of one sequence."
+
+
+def test_weights_that_do_not_fit() -> None:
+    small = replace(fast(), memory_bytes=512)
+    made = plan(device=small, largest_batch_before=0, largest_batch_after=0)
+    assert plan_verdicts(made)[-1] == "The weights take 1000 B, more than the 512 B of toy."
 
 
 def test_a_planned_prefill_is_named_from_one_half_on() -> None:
