@@ -1,54 +1,24 @@
-"""What the benchmarks share: interleaved pairs, medians, bootstrap intervals, the result file.
+"""What the benchmarks share: interleaved pairs, their statistics, the result file.
 
-A ratio is only ever taken between the two members of a pair, measured next to each other in one
-run, so that a machine whose speed drifts does not decide the outcome.
+Medians and bootstrap intervals are those of `mvw profile`.
 """
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
+from mvw_cli.profiling.stats import Ratio, Summary, paired_ratio, summarise
+
+__all__ = ["Ratio", "Summary", "interleaved", "paired_ratio", "say_ratio", "summarise",
+           "write_result"]  # fmt: skip
+
 RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Samples of one figure."""
-
-    median: float
-    p90: float
-    samples: list[float]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Paired ratio of two arms, with its bootstrap interval."""
-
-    median: float
-    interval_95: tuple[float, float]
-    pairs: int
-
-
-def summarise(samples: list[float]) -> Summary:
-    p90 = quantiles(samples, n=10, method="inclusive")[-1] if len(samples) > 1 else samples[0]
-    return Summary(median(samples), p90, samples)
-
-
-def paired_ratio(
-    numerator: list[float], denominator: list[float], *, draws: int = 4000, seed: int = 0
-) -> Ratio:
-    """Median of the pairwise ratios; the interval is a percentile bootstrap over the pairs."""
-    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    rng = random.Random(seed)
-    medians = sorted(median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
-    low, high = medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-    return Ratio(median(ratios), (low, high), len(ratios))
+_WRITTEN = ("median", "p90", "samples")
+"""What a result file holds of a summary."""
 
 
 def interleaved(
@@ -81,7 +51,9 @@ def write_result(name: str, document: dict[str, Any], device: str = "cpu") -> Pa
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Summary, Ratio)):
+    if isinstance(value, Summary):
+        return {name: getattr(value, name) for name in _WRITTEN}
+    if isinstance(value, Ratio):
         return asdict(value)
     raise TypeError(type(value).__name__)
 
@@ -89,5 +61,5 @@ def _plain(value: Any) -> Any:
 def say_ratio(what: str, ratio: Ratio) -> str:
     """One line for the reader: no "faster" where the interval covers 1."""
     low, high = ratio.interval_95
-    verdict = "" if low > 1 or high < 1 else "  (no difference shown)"
+    verdict = "" if ratio.shown in ("faster", "slower") else f"  ({ratio.shown})"
     return f"{what}: {ratio.median:.3f} x  [{low:.3f}, {high:.3f}], {ratio.pairs} pairs{verdict}"
