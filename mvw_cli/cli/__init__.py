@@ -16,6 +16,7 @@ from mvw_cli.cli.options import common_options
 _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
     "batch": "mvw_cli.cli.batch:batch",
+    "profile": "mvw_cli.cli.profile:profile",
     "merge": "mvw_cli.cli.merge:merge",
     "compare": "mvw_cli.cli.compare:compare",
     "list": "mvw_cli.cli.list:list_",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
-from mvw_cli.errors import ModelProblem, UsageProblem
+from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
 from mvw_cli.units import readable_bytes
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def report(resolved: Resolved, image: str | None) -> Report:
     tokens: int | None = None
     try:
         tokens = adapter.image_tokens(config, width, height)
-    except ModelProblem as problem:
+    except (BadImage, ModelProblem) as problem:
         console.note(f"{problem.message} {problem.cause or ''}".strip())
     return Report(
         name=resolved.name,

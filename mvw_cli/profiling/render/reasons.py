@@ -18,7 +18,7 @@ def bound(report: Report) -> Section:
         Sentence(text, "verdict") for text in verdicts(report)
     ]  # fmt: skip
     if report.plan is not None:
-        parts += _plan(report.plan)
+        parts += plan_parts(report.plan)
     rows = [
         [
             str(cell.batch),
@@ -44,7 +44,7 @@ def verdicts(report: Report) -> list[str]:
     return list(dict.fromkeys([*report.verdicts, *planned]))
 
 
-def _plan(plan: Plan) -> list[Table | Sentence]:
+def plan_parts(plan: Plan) -> list[Table | Sentence]:
     rows = [
         ["parameters", f"{plan.parameters / 1e9:.2f} billion, {readable_bytes(plan.weight_bytes)}"],
         [
@@ -124,23 +124,12 @@ def answers(report: Report) -> Section:
     found = report.answers
     if found is None:
         return Section("answers", "What changed in the answers")
-    columns = ["ARM", "IDENTICAL", "FIRST DIFFERENCE", "SAME NEXT TOKEN", "KL, NATS", "TOKENS",
-               "SECONDS"]  # fmt: skip
-    if found.references:
-        columns += ["RIGHT [95 %]", "P"]
-    rows = [
-        [*_compared(arm), *(_accuracy(arm, found.references) if found.references else [])]
-        for arm in found.arms
-    ]
+    columns = ["ARM", "IDENTICAL", "SAME ANSWER", "FIRST DIFFERENCE", "SAME NEXT TOKEN [95 %]",
+               "KL, NATS", "TOKENS", "SECONDS"]  # fmt: skip
     caption = f"{words.plural(found.items, 'answer')} beside those of {BASELINE}; medians"
-    parts: list[Table | Sentence] = [Table(columns, rows, caption)]
-    if found.references:
-        parts.append(
-            Sentence(
-                f"{found.references:,} of the items have a reference. Intervals are Wilson's, p is "
-                f"McNemar's exact test against {BASELINE} on the same items."
-            )
-        )
+    parts: list[Table | Sentence] = [
+        Table(columns, [_compared(arm) for arm in found.arms], caption)
+    ]
     if any(arm.agreement is not None for arm in found.arms):
         parts.append(
             Sentence(
@@ -148,6 +137,19 @@ def answers(report: Report) -> Section:
                 f"{BASELINE}, token by token."
             )
         )
+    if found.references:
+        columns = ["ARM", "RIGHT [95 %]", "LOST", "WON", "WORSE BY [95 %]", "P"]
+        rows = [_accuracy(arm, found.references) for arm in found.arms]
+        caption = f"{words.plural(found.references, 'item')} with a reference"
+        parts.append(Table(columns, rows, caption))
+        parts.append(
+            Sentence(
+                "Intervals of right answers are Wilson's. Lost are items that "
+                f"{BASELINE} has right and the arm wrong, won the reverse; worse by is the "
+                "difference of the right answers with Tango's interval, p McNemar's exact test."
+            )
+        )
+    parts += [Sentence(remark) for remark in found.remarks]
     parts += _suggestion(found)
     return Section("answers", "What changed in the answers", parts)
 
@@ -156,13 +158,20 @@ def _compared(arm: Comparison) -> list[str]:
     return [
         arm.name,
         f"{arm.identical:,} of {arm.items:,}",
+        words.NONE if arm.same_answer is None else f"{arm.same_answer:,} of {arm.items:,}",
         words.NONE if arm.first_difference is None
         else f"token {words.count(arm.first_difference.median)}",
-        words.NONE if arm.agreement is None else words.percent(arm.agreement),
+        _share(arm.agreement, arm.agreement_interval_95),
         _median(arm.kl_nats),
         words.count(arm.generated_tokens.median),
         words.seconds(arm.seconds.median),
     ]  # fmt: skip
+
+
+def _share(share: float | None, interval: tuple[float, float] | None) -> str:
+    if share is None:
+        return words.NONE
+    return words.percent(share) + ("" if interval is None else f" {words.percents(interval)}")
 
 
 def _median(summary: Summary | None) -> str:
@@ -171,12 +180,24 @@ def _median(summary: Summary | None) -> str:
 
 def _accuracy(arm: Comparison, references: int) -> list[str]:
     if arm.correct is None:
-        return [words.NONE, words.NONE]
+        return [arm.name, *[words.NONE] * 5]
     right = f"{arm.correct:,} of {references:,}"
     if arm.accuracy_interval_95 is not None:
-        low, high = (100 * bound for bound in arm.accuracy_interval_95)
-        right += f" [{low:.0f} %, {high:.0f} %]"
-    return [right, words.NONE if arm.p_value is None else words.number(arm.p_value)]
+        right += f" {words.percents(arm.accuracy_interval_95)}"
+    return [
+        arm.name,
+        right,
+        words.NONE if arm.lost is None else f"{arm.lost:,}",
+        words.NONE if arm.won is None else f"{arm.won:,}",
+        _drop(arm),
+        words.NONE if arm.p_value is None else words.number(arm.p_value),
+    ]
+
+
+def _drop(arm: Comparison) -> str:
+    if arm.drop_interval_95 is None or arm.lost is None or arm.won is None:
+        return words.NONE
+    return f"{words.plural(arm.lost - arm.won, 'item')} {words.percents(arm.drop_interval_95)}"
 
 
 def _suggestion(found: Answers) -> list[Table | Sentence]:
