@@ -184,6 +184,7 @@ class Adapter(ABC):
 
         Raises:
             ModelProblem: this adapter can't tell.
+            BadImage: the model refuses an image of this size.
         """
         raise ModelProblem(
             "This adapter does not tell how many vision tokens an image becomes.",

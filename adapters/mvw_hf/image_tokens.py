@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mvw_cli import ModelProblem
+from mvw_cli import BadImage, ModelProblem
 
 _QWEN3_LIMITS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
 """Source: `preprocessor_config.json` of the Qwen3-VL and Qwen3.5 checkpoints."""
@@ -29,7 +29,8 @@ def image_tokens(config: Any, width: int, height: int) -> int:
     """Count the vision tokens of one image.
 
     Raises:
-        ModelProblem: the family's rule is not known here, or it refuses the image.
+        ModelProblem: the family's rule is not known here.
+        BadImage: it refuses the image.
     """
     rule = _RULES.get(config.model_type)
     if rule is None:
@@ -41,7 +42,7 @@ def image_tokens(config: Any, width: int, height: int) -> int:
     try:
         return rule(config, width, height)
     except ValueError as error:
-        raise ModelProblem(
+        raise BadImage(
             f"{config.model_type} takes no image of {width} x {height} pixels.",
             cause=str(error),
             hint="mvw list profiles",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mvw_cli.batch.capacity import Limits, Load, choose_limits, slot_bytes
 from mvw_cli.batch.items import Item
@@ -15,6 +15,7 @@ from mvw_cli.batch.reading import image_size
 from mvw_cli.errors import BadImage, MvwError
 
 if TYPE_CHECKING:
+    from mvw_cli.adapter import Adapter
     from mvw_cli.profiles import Profile
 
 SAMPLE = 256
@@ -65,18 +66,17 @@ def survey(
     try:
         config = adapter.shape(spec)
         shape = shape_of(adapter, config)
-        tokens = sorted(
-            sum(adapter.image_tokens(config, width, height) for width, height in one)
-            for one in sizes
-        )
+        counted = [_tokens(adapter, config, one) for one in sizes]
     except MvwError:
         return Survey(len(items), len(items) - len(sizes), None, None, None, None, None)
+    tokens = sorted(one for one in counted if one is not None)
+    unreadable = len(items) - len(tokens)
     dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
     weights = weight_bytes(shape.weights, dtype, BITS[profile.quantization])
     free = free_memory(profile.device) if profile.device_map is None else None
     held = None if free is None else max(0, free - int(weights))
     if not tokens:
-        return Survey(len(items), len(items) - len(sizes), None, int(weights), None, free, None)
+        return Survey(len(items), unreadable, None, int(weights), None, free, None)
     median = tokens[len(tokens) // 2]
     question = max((len(item.question) for item in items), default=0) // CHARACTERS_PER_TOKEN
     each = slot_bytes(
@@ -102,7 +102,7 @@ def survey(
         limits = Limits(slots, limits.kv_bytes, limits.strict)
     return Survey(
         looked_at=len(items),
-        unreadable=len(items) - len(sizes),
+        unreadable=unreadable,
         vision_tokens=(median, tokens[-1]),
         weight_bytes=int(weights),
         slot_bytes=each,
@@ -123,5 +123,13 @@ def _sizes(item: Item, profile: Profile) -> list[tuple[int, int]] | None:
 
     try:
         return [fit(image_size(image), profile.images.max_pixels) for image in item.images]
+    except BadImage:
+        return None
+
+
+def _tokens(adapter: Adapter, config: Any, sizes: list[tuple[int, int]]) -> int | None:
+    """Count the vision tokens of one item; None if the model refuses one of its images."""
+    try:
+        return sum(adapter.image_tokens(config, width, height) for width, height in sizes)
     except BadImage:
         return None

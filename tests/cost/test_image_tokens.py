@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mvw_cli.errors import ModelProblem
+from mvw_cli.errors import BadImage, ModelProblem
 
 SIZES = [(1, 1), (28, 28), (640, 480), (333, 1001), (900, 90), (2048, 1365)]
 SIZES += [(random.Random(n).randint(8, 1500), random.Random(-n).randint(8, 1500)) for n in range(4)]
@@ -134,6 +134,6 @@ def test_a_family_without_a_rule() -> None:
 
 
 def test_an_image_that_the_processor_refuses() -> None:
-    with pytest.raises(ModelProblem, match="takes no image of 30000 x 10 pixels") as caught:
+    with pytest.raises(BadImage, match="takes no image of 30000 x 10 pixels") as caught:
         counted("Qwen/Qwen2.5-VL-7B-Instruct", 30000, 10)
     assert "200" in (caught.value.cause or "")

@@ -179,3 +179,12 @@ def test_without_a_network_a_model_of_the_hub_is_three_lines(
     assert len(ran.err.splitlines()) == 3
     assert "some-org/some-model" in ran.err.splitlines()[0]
     parse_hint(ran.err.splitlines()[2].removeprefix("Hint: "))
+
+
+def test_an_image_that_the_model_refuses_leaves_the_rest(mvw: Run) -> None:
+    ran = mvw("show", "kimi-vl", "--cost", "--json", "--image", "7200x30")
+    assert ran.code == 0, ran.err
+    assert "7200 x 30 px" in ran.err
+    figures = json.loads(ran.out)
+    assert figures["vision_tokens"] is None
+    assert figures["kv_bytes_per_token"] == 27 * 576 * 2
