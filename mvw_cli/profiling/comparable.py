@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator
 
 from mvw_cli.profiling.report import Arm, Cell, Report
 
+
+def _value(report: Report, key: str) -> object:
+    values = report.profile.get("values")
+    return values.get(key) if isinstance(values, dict) else None
+
+
 SAME: dict[str, Callable[[Report], object]] = {
     "other device": lambda r: f"{r.environment.device_name} ({r.model.device.partition(':')[0]})",
     "other model": lambda r: f"{r.model.name} of {r.model.adapter}",
     "other weights": lambda r: "random" if r.model.random_weights else "those of the checkpoint",
     "other dtype": lambda r: r.model.dtype,
-    "other quantization": lambda r: r.profile.get("quantization"),
+    "other quantization": lambda r: _value(r, "quantization"),
     "other mode": lambda r: r.workload.mode,
     "other length of the output": lambda r: r.workload.new_tokens,
     "other number of vision tokens": lambda r: r.workload.vision_tokens,
@@ -31,7 +37,7 @@ MAY_DIFFER: dict[str, Callable[[Report], object]] = {
     "platform": lambda r: r.environment.platform,
     "CPU threads": lambda r: r.environment.threads,
     "attention": lambda r: r.model.attention,
-    "cross_attention": lambda r: r.profile.get("cross_attention"),
+    "cross_attention": lambda r: _value(r, "cross_attention"),
     "revision": lambda r: r.model.revision,
     "images": lambda r: f"{r.workload.image_width_px} x {r.workload.image_height_px} px",
     "items": lambda r: f"{r.workload.items} ({r.workload.source})",

@@ -87,7 +87,7 @@ def compare(a: Report, b: Report, *, names: tuple[str, str]) -> SideBySide:
     figures: list[Figure] = []
     for one, other in common_cells(a, b):
         for arm, its in common_arms(one, other):
-            figures += _speeds(one.batch, arm, its)
+            figures += _speeds(one.batch, arm, its, fixed=a.workload.mode == "fixed")
             figures += _memory(one.batch, arm, its)
     figures += _answers(a, b)
     return SideBySide(*names, figures, list(differences(a, b)))
@@ -129,9 +129,9 @@ TIMES: dict[str, Callable[[Arm], Summary]] = {
 }
 
 
-def _speeds(batch: int, a: Arm, b: Arm) -> Iterator[Figure]:
+def _speeds(batch: int, a: Arm, b: Arm, *, fixed: bool) -> Iterator[Figure]:
     for name, read in TIMES.items():
-        one, other = (_runs(read(arm), arm) for arm in (a, b))
+        one, other = (_runs(read(arm), arm, fixed=fixed) for arm in (a, b))
         against = _rates([1 / t for t in one], [1 / t for t in other])
         yield Figure(batch, a.name, name, "speed", read(a).median, read(b).median, against)
     rates = a.tokens_per_s, b.tokens_per_s
@@ -144,13 +144,17 @@ def _rates(a: Sequence[float], b: Sequence[float]) -> Unpaired | None:
     return unpaired(a, b) if min([*a, *b], default=0) > 0 and a and b else None
 
 
-def _runs(summary: Summary, arm: Arm) -> list[float]:
+def _runs(summary: Summary, arm: Arm, *, fixed: bool) -> list[float]:
     """Give one figure per run: the steps of a run are not drawn apart from one another.
 
-    Empty where they can't be told apart, or where a time is none.
+    Empty where they can't be told apart, as in the natural mode, or where a time is none.
     """
-    samples, runs = summary.samples, len(arm.tokens_per_s.samples)
-    if not runs or len(samples) % runs or min(samples, default=0) <= 0:
+    samples, runs = summary.samples, len(arm.answer_s.samples)
+    if min(samples, default=0) <= 0:
+        return []
+    if len(samples) == runs:
+        return samples
+    if not fixed or not runs or len(samples) % runs:
         return []
     size = len(samples) // runs
     return [median(samples[start : start + size]) for start in range(0, len(samples), size)]

@@ -41,7 +41,11 @@ def report(*, batches: tuple[int, ...] = (1, 8), seed: int = 0) -> Report:
         environment=environment(),
         model=Model("llava-cot", "Xkev/Llama-3.2V-11B-cot", "a1b2c3d", "bfloat16", "cuda:0",
                     "sdpa", False),
-        profile={"adapter": "llava-cot", "withdrawal": {"policy": "mvw", "m": 16}},
+        profile={
+            "name": "llava-cot",
+            "values": {"adapter": "llava-cot", "quantization": None, "cross_attention": "skip"},
+            "origins": {},
+        },
         workload=Workload("fixed", NEW_TOKENS, 20, "folder", PROMPT, VISION, 1024, 768, 0, 2,
                           RUNS, 10.0),
         command=["mvw", "profile", "--images", "photos", "--m", "16,64,never"],
@@ -64,7 +68,7 @@ def bare() -> Report:
     full = report(batches=(1,))
     arm = full.cells[0].arms[0]
     nothing = Phases(*(None for _ in range(8)))
-    memory = Memory(WEIGHTS, 1000, 1000, None, None, None, None, None, [])
+    memory = Memory(WEIGHTS, 1000, 1000, None, None, None, None, None, [], None)
     arm = replace(
         arm, phases=nothing, memory=memory, tpot_before_ms=None, bound=None, step_ms=[],
         joules_per_token=None,
@@ -162,16 +166,17 @@ def _phases(rng: random.Random, ttft: list[float], seconds: list[float], m: int 
 
 def _memory(batch: int, m: int | None) -> Memory:
     points = []
-    for token in range(1, NEW_TOKENS + 1):
-        entries = PROMPT + token - 1 - (VISION if m and token > m else 0)
+    for token in range(1, NEW_TOKENS):  # with the last one the sequences are gone
+        entries = PROMPT + token - 1 - (VISION if m and token >= m else 0)
         kv = batch * entries * KV_PER_TOKEN
         held = math.ceil(entries / 256) * 256 * batch * KV_PER_TOKEN
         points.append(MemoryPoint(token, kv, held, WEIGHTS + held, WEIGHTS + held + 2**30,
                                   4 * 2**30))  # fmt: skip
-    before = points[(m or NEW_TOKENS) - 1].kv_bytes
-    after = before - (batch * VISION * KV_PER_TOKEN if m else 0)
+    after = points[m - 1 if m else -1].kv_bytes
+    before = after + (batch * VISION * KV_PER_TOKEN if m else 0)
     peak = max(point.device_allocated_bytes or 0 for point in points)
-    return Memory(WEIGHTS, before, after, before, after, peak, peak + 2**30, 4 * 2**30, points)
+    return Memory(WEIGHTS, before, after, before, after, peak, peak + 2**30, 4 * 2**30, points,
+                  peak + 2 * 2**30)  # fmt: skip
 
 
 def step_bound(batch: int, vision: bool) -> StepBound:
@@ -219,11 +224,24 @@ def answers() -> Answers:
             correct=right,
             accuracy_interval_95=(right / 20 - 0.15, min(1.0, right / 20 + 0.1)),
             p_value=p,
+            same_answer=None if whole else identical + 1,
+            agreement_interval_95=None if whole else (0.88 + identical / 200, 0.95),
+            lost=None if whole else 3,
+            won=None if whole else 1,
+            drop_interval_95=None if whole else (-0.05, 0.27),
         )
 
     arms = [arm("never", 20, 17, None), arm("m=16", 11, 15, 0.5), arm("m=64", 18, 17, 1.0),
             arm("no image", 0, 6, 0.0034)]  # fmt: skip
-    return Answers(20, 20, arms, 0.05, 64, "m = 64 keeps 18 of 20 answers as they were.")
+    return Answers(
+        20,
+        20,
+        arms,
+        0.05,
+        64,
+        "m = 64 keeps 18 of 20 answers as they were.",
+        ["2 answers were left out: they are longer than 256 tokens."],
+    )
 
 
 def attention() -> AttentionMass:

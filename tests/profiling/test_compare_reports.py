@@ -71,7 +71,10 @@ def environment(**change: Any) -> Change:
         (workload(new_tokens=64), "other length of the output: 256 and 64"),
         (workload(vision_tokens=9), "other number of vision tokens: 1008 and 9"),
         (workload(prompt_tokens=9), "other length of the prompt: 1064 and 9"),
-        (lambda r: replace(r, profile={"quantization": "4-bit"}), "none and 4-bit"),
+        (
+            lambda r: replace(r, profile={"values": {"quantization": "4bit"}}),
+            "other quantization: none and 4bit",
+        ),
         (lambda r: replace(r, cells=[]), "nothing was measured in the second"),
         (lambda r: replace(r, cells=[replace(c, batch=64) for c in r.cells]), "no batch size in"),
         (
@@ -162,6 +165,13 @@ def test_steps_that_belong_to_no_run_have_no_ratio(full: Report) -> None:
     report = replace(full, cells=[replace(full.cells[0], arms=[odd])])
     found = {f.name: f.against for f in sides(report, report).figures}
     assert found["tpot_ms"] is None and found["ttft_ms"] is not None
+
+
+def test_steps_of_natural_answers_have_no_ratio(full: Report) -> None:
+    """Their lengths differ, so nothing tells which run a step is of, even where it comes out."""
+    natural = workload(mode="natural")(full)
+    found = {f.name: f.against for f in sides(natural, natural).figures}
+    assert found["tpot_ms"] is None and found["answer_s"] is not None
 
 
 def test_an_answer_of_one_token_has_no_rate(full: Report) -> None:

@@ -26,7 +26,7 @@ def named(report: Report, name: str) -> Picture:
 
 def steps(**change: object) -> Picture:
     never = Line("never", 0, [2.0, 3.0, 4.0, 5.0], [8.0, 8.0, 8.0, 8.0])
-    m = Line("m=3", 1, [2.0, 3.0, 4.0, 5.0], [8.0, 8.0, 4.0, 4.0], withdrawn_after=3)
+    m = Line("m=3", 1, [2.0, 3.0, 4.0, 5.0], [8.0, 8.0, 4.0, 4.0], withdrawn_after=3, mark=3.5)
     picture = Picture("p", "Time", "tokens", "time", "ms", "A sentence.", [never, m])
     return replace(picture, **change)  # type: ignore[arg-type]
 
@@ -55,6 +55,8 @@ def test_time_per_token_starts_at_the_second_token(full: Report) -> None:
     arm = full.cells[1].arms[1]
     assert (line.name, line.xs[0], line.xs[-1]) == ("m=16", 2.0, sample_report.NEW_TOKENS)
     assert (line.ys, line.withdrawn_after) == (arm.step_ms, 16)
+    cheap = next(x for x, y in zip(line.xs, line.ys, strict=True) if y < 50)
+    assert cheap - 1 < line.mark < cheap  # the mark stands right before the first fast step
 
 
 def test_memory_is_in_the_largest_unit_that_leaves_one(full: Report) -> None:
@@ -64,6 +66,21 @@ def test_memory_is_in_the_largest_unit_that_leaves_one(full: Report) -> None:
     assert large.lines[0].ys[-1] == point.kv_bytes / 2**30
     assert large.lines[0].behind is not None
     assert large.lines[0].behind[-1] == point.kv_allocated_bytes / 2**30
+
+
+def test_memory_is_marked_where_it_falls(full: Report) -> None:
+    line = named(full, "kv-cache-batch-8").lines[1]
+    low = next(x for x, y in zip(line.xs, line.ys, strict=True) if y < 0.5)
+    assert low - 1 < line.mark < low
+
+
+def test_cross_attention_says_what_its_share_is(full: Report) -> None:
+    assert full.attention is not None
+    crossing = replace(full.attention, measure="cross-attention", vision_share_of_entries=[])
+    picture = named(replace(full, attention=crossing), "attention")
+    assert picture.title == "What vision adds to each token" and picture.y_label == "share added"
+    assert "cross-attention" in picture.says and picture.lines[0].behind is None
+    assert "share of the attention" in named(full, "attention").says
 
 
 def test_without_a_device_the_process_is_shown(full: Report) -> None:
@@ -94,13 +111,24 @@ def test_natural_length_is_judged_by_whole_answers(full: Report) -> None:
     assert "answers per second" in picture.x_label
 
 
-def test_quality_without_references_is_agreement(full: Report) -> None:
+def test_quality_without_references_is_how_much_stays_the_same(full: Report) -> None:
     assert full.answers is not None
     arms = [replace(arm, correct=None) for arm in full.answers.arms]
     report = replace(full, answers=replace(full.answers, references=0, arms=arms))
     picture = named(report, "quality-speed-batch-8")
+    assert picture.y_label == "same answer"
+    assert [point.y for point in picture.points] == [100.0, 60.0, 95.0]
+    arms = [replace(arm, same_answer=None) for arm in arms]
+    report = replace(full, answers=replace(full.answers, references=0, arms=arms))
+    picture = named(report, "quality-speed-batch-8")
     assert picture.y_label == "same next token"
     assert [point.y for point in picture.points] == [100.0, 95.5, 99.0]
+    assert picture.points[1].y_interval == (93.5, 95.0)
+    arms = [replace(arm, agreement=None) for arm in arms]
+    report = replace(full, answers=replace(full.answers, references=0, arms=arms))
+    picture = named(report, "quality-speed-batch-8")
+    assert picture.y_label == "identical answers"
+    assert [point.y for point in picture.points] == pytest.approx([100.0, 55.0, 90.0])
 
 
 def test_blocks_share_a_scale_and_mark_the_withdrawal() -> None:
@@ -114,7 +142,7 @@ def test_blocks_share_a_scale_and_mark_the_withdrawal() -> None:
         "     8.00 │██",
         "          │██▄▄",
         "        0 │████",
-        "            ▲ withdrawn after 3 tokens",
+        "             ▲ withdrawn after 3 tokens",
         "          │────",
         "           2 5 tokens",
     ]
@@ -127,7 +155,7 @@ def test_blocks_in_ascii_say_the_same() -> None:
         "     8.00 |##",
         "          |##..",
         "        0 |####",
-        "            ^ withdrawn after 3 tokens",
+        "             ^ withdrawn after 3 tokens",
     ]
 
 
@@ -150,11 +178,19 @@ def test_blocks_fit_the_width(full: Report, width: int, alphabet: blocks.Alphabe
 @pytest.mark.parametrize("after", [1, 2, 250, 256, 300])
 def test_a_withdrawal_anywhere_is_told(full: Report, after: int) -> None:
     picture = named(full, "time-per-token-batch-1")
-    lines = [replace(picture.lines[1], withdrawn_after=after)]
+    lines = [replace(picture.lines[1], withdrawn_after=after, mark=after + 0.5)]
     rows = [row.text for row in blocks.draw(replace(picture, lines=lines), 80)]
     said = [row for row in rows if "withdrawn after" in row]
     assert len(said) == 1 and f"after {after} token" in said[0]
-    assert ("▲" in said[0]) == (2 <= after <= 256)
+    assert ("▲" in said[0]) == (2 <= after < 256)
+
+
+def test_what_lies_between_points_is_not_left_empty() -> None:
+    thin = Line("never", 0, [1.0, 21.0, 41.0], [8.0, 8.0, 4.0])
+    short = Line("m=3", 1, [1.0, 21.0], [8.0, 8.0])
+    rows = drawn(steps(lines=[thin, short]))
+    assert rows[4] == "        0 │" + "█" * 41
+    assert rows[8] == "        0 │" + "█" * 21  # and not drawn on beyond its end
 
 
 def test_nothing_but_zeros_is_drawn_as_nothing() -> None:

@@ -73,8 +73,7 @@ def test_phases_are_shares_of_the_whole_answer(full: Report) -> None:
     plain = text.plain(full)
     line = next(line for line in plain.splitlines() if line.startswith("decode before withdrawal"))
     phases = full.cells[0].arms[0].phases
-    parts = (phases.read_ms, phases.preprocess_ms, phases.prefill_ms, phases.decode_before_ms,
-             phases.detokenise_ms)  # fmt: skip
+    parts = (phases.read_ms, phases.preprocess_ms, phases.prefill_ms, phases.decode_before_ms)
     whole = sum(part.median for part in parts if part)
     assert phases.decode_before_ms is not None
     assert words.percent(phases.decode_before_ms.median / whole) in line
@@ -110,7 +109,12 @@ def test_bounds_verdicts_and_answers_are_told(full: Report) -> None:
     assert "351" in plain and "from batch 16 on" in plain
     assert "1,300 at batch 8" in plain and "At batch 1 no number" in plain
     assert "11 of 20" in row(plain, "m=16", "11")
-    assert "15 of 20 [60 %, 85 %]" in row(plain, "m=16", "11")
+    assert "12 of 20" in row(plain, "m=16", "11") and "95.5 % [94 %, 95 %]" in plain
+    right = row(plain, "m=16", "15").split("  ")
+    assert [cell.strip() for cell in right if cell] == [
+        "m=16", "15 of 20 [60 %, 85 %]", "3", "1", "10 % [-5 %, 27 %]", "0.500",
+    ]  # fmt: skip
+    assert "2 answers were left out" in plain
     assert "Suggested: m = 64." in plain
 
 

@@ -73,7 +73,7 @@ def _bands(picture: Picture, columns: int, alphabet: Alphabet) -> list[Row]:
             faint = faint or alphabet.faint in cells
             rows.append(Row(f"{label:>{MARGIN}} {alphabet.edge}{cells}", line.colour))
         if line.withdrawn_after is not None:
-            rows.append(_mark(line.withdrawn_after, first, last, columns, alphabet))
+            rows.append(_mark(line, line.withdrawn_after, first, last, columns, alphabet))
     axis = f"{first:.0f}"
     end = f"{last:.0f} {picture.x_label}"
     floor = Row(f"{'':{MARGIN}} {alphabet.edge}{alphabet.floor * columns}")
@@ -86,11 +86,15 @@ def _bands(picture: Picture, columns: int, alphabet: Alphabet) -> list[Row]:
 def _bins(
     line: Line, values: Sequence[float], first: float, last: float, columns: int
 ) -> list[float | None]:
-    """Take the median of the values that fall into a column; None where none does."""
+    """Take the median of the values that fall into a column, or what came before it."""
     found: list[list[float]] = [[] for _ in range(columns)]
     for x, value in zip(line.xs, values, strict=True):
         found[_column(x, first, last, columns)].append(value)
-    return [median(bucket) if bucket else None for bucket in found]
+    bins: list[float | None] = []
+    for place, bucket in enumerate(found):
+        more = any(found[place:])
+        bins.append(median(bucket) if bucket else bins[-1] if bins and more else None)
+    return bins
 
 
 def _column(x: float, first: float, last: float, columns: int) -> int:
@@ -111,15 +115,16 @@ def _cell(
     return " "
 
 
-def _mark(after: int, first: float, last: float, columns: int, alphabet: Alphabet) -> Row:
-    said = f"{alphabet.up} withdrawn after {words.plural(after, 'token')}"
-    if not first <= after <= last:
-        return Row(f"{'':{MARGIN}}  withdrawn after {words.plural(after, 'token')}")
-    place = _column(float(after), first, last, columns)
-    if place + len(said) > columns + 1 and place >= len(said):
-        mirrored = f"withdrawn after {words.plural(after, 'token')} {alphabet.up}"
-        return Row(f"{'':{MARGIN}}  {mirrored:>{place + 1}}")
-    return Row(f"{'':{MARGIN}}  {'':{place}}{said}")
+def _mark(
+    line: Line, after: int, first: float, last: float, columns: int, alphabet: Alphabet
+) -> Row:
+    said = f"withdrawn after {words.plural(after, 'token')}"
+    if not first <= line.mark <= last:
+        return Row(f"{'':{MARGIN}}  {said}")
+    place = _column(line.mark + 0.5, first, last, columns)  # the first token after it
+    if place + len(said) + 2 > columns and place >= len(said) + 1:
+        return Row(f"{'':{MARGIN}}  {f'{said} {alphabet.up}':>{place + 1}}")
+    return Row(f"{'':{MARGIN}}  {'':{place}}{alphabet.up} {said}")
 
 
 def _bars(picture: Picture, width: int, alphabet: Alphabet) -> list[Row]:

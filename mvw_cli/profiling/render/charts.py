@@ -144,13 +144,13 @@ def _marks(axes: Axes, picture: Picture) -> None:
         if line.withdrawn_after is not None:
             marked.setdefault(line.withdrawn_after, line)
     for row, (after, line) in enumerate(sorted(marked.items())):
-        x = after + 0.5  # the next token is the first without them
-        if not ranges(picture)[0][0] <= x <= ranges(picture)[0][1]:
+        (low, high), _ = ranges(picture)
+        if not low <= line.mark <= high:
             continue
-        axes.axvline(x, color=_colour(line.colour), linewidth=1, linestyle=":")
+        axes.axvline(line.mark, color=_colour(line.colour), linewidth=1, linestyle=":")
         axes.annotate(
             f"withdrawn after {after}" if row == 0 else str(after),
-            (x, 1.0), (4, -10 - 12 * (row % 4)), xycoords=("data", "axes fraction"),
+            (line.mark, 1.0), (4, -10 - 12 * (row % 4)), xycoords=("data", "axes fraction"),
             textcoords="offset points", color=_colour(line.colour), fontsize=9,
         )  # fmt: skip
 

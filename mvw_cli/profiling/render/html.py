@@ -174,7 +174,7 @@ def _stroke(attributes: str) -> str:
 
 def _bars(cell: Cell) -> str:
     """Draw the phases of each arm as one bar, to one scale; the table below has the figures."""
-    shown = [key for key in measured.PHASES if key != "vision_ms"]
+    shown = [key for key in measured.PHASES if key not in measured.WITHIN]
     shown = [key for key in shown if any(getattr(arm.phases, key) for arm in cell.arms)]
     longest = max((measured.whole_ms(arm.phases) for arm in cell.arms), default=0.0)
     if not shown or longest <= 0:

@@ -25,8 +25,10 @@ PHASES = {
     "decode_before_ms": "decode before withdrawal",
     "withdrawal_ms": "withdrawal",
     "decode_after_ms": "decode after withdrawal",
-    "detokenise_ms": "detokenise",
+    "detokenise_ms": "  of the steps detokenising",
 }
+WITHIN = ("vision_ms", "detokenise_ms")
+"""Parts of other phases."""
 assert set(PHASES) == {field.name for field in fields(Phases)}
 
 Figure = tuple[str, str | None, Callable[[Arm], Summary | None], Callable[[float], str]]
@@ -42,6 +44,14 @@ FIGURES: list[Figure] = [
 ]
 """What it is called, its name in `Arm.ratios`, where it lies, how it is written."""
 
+PEAK_COLUMNS = [
+    "ARM",
+    "WEIGHTS",
+    "ALLOCATED, PEAK",
+    "RESERVED, PEAK",
+    "PROCESS, PEAK",
+    "ON DEVICE, AT END",
+]
 KV_COLUMNS = [
     "ARM",
     "WITHDRAWN AFTER",
@@ -54,7 +64,7 @@ KV_COLUMNS = [
 
 
 def phases(report: Report) -> Section:
-    """Say where the time of one answer goes."""
+    """Say where the time of one run goes."""
     parts: list[Table | Sentence] = []
     for cell in report.cells:
         for start in range(0, len(cell.arms), ABREAST):
@@ -69,8 +79,8 @@ def phases(report: Report) -> Section:
 
 
 def whole_ms(phases: Phases) -> float:
-    """Add up the medians of the phases, the vision encoder within the prefill."""
-    found = (getattr(phases, key) for key in PHASES if key != "vision_ms")
+    """Add up the medians of the phases, without those that are parts of others."""
+    found = (getattr(phases, key) for key in PHASES if key not in WITHIN)
     return float(sum(summary.median for summary in found if summary is not None))
 
 
@@ -148,8 +158,7 @@ def memory(report: Report) -> Section:
             if _formula(arm.memory) == "differs":
                 parts.append(Sentence(_disagreement(arm), "warning"))
         peaks = [[arm.name, *_peaks(arm.memory)] for arm in cell.arms]
-        columns = ["ARM", "WEIGHTS", "ALLOCATED, PEAK", "RESERVED, PEAK", "PROCESS, PEAK"]
-        parts.append(Table(columns, peaks, f"Peaks. {caption(cell)}"))
+        parts.append(Table(PEAK_COLUMNS, peaks, f"Peaks. {caption(cell)}"))
     if parts:
         parts.append(
             Sentence(
@@ -218,6 +227,7 @@ def _peaks(memory: Memory) -> list[str]:
         _bytes(memory.device_allocated_peak_bytes),
         _bytes(memory.device_reserved_peak_bytes),
         _bytes(memory.process_peak_bytes),
+        _bytes(memory.device_process_bytes),
     ]
 
 

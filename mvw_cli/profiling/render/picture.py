@@ -20,6 +20,8 @@ class Line:
     behind: list[float] | None = None
     """A second curve at the same places, drawn more faintly."""
     withdrawn_after: int | None = None
+    mark: float = 0.0
+    """Where that is on the x axis."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ def _time(cell: Cell) -> Picture:
             [float(token) for token in range(2, len(arm.step_ms) + 2)],
             arm.step_ms,
             withdrawn_after=arm.withdrawn_after,
+            mark=_next(arm.withdrawn_after),
         )
         for colour, arm in enumerate(cell.arms)
         if arm.step_ms
@@ -117,6 +118,8 @@ def _memory(
             [(read(point) or 0) / size for point in points],
             None if second is None else [value / size for value in second],
             arm.withdrawn_after,
+            # What is withdrawn after a token is gone at its point already.
+            (arm.withdrawn_after or 0) - 0.5,
         )
         for colour, arm, points, second in found
     ]
@@ -133,24 +136,36 @@ def _memory(
 
 
 def _attention(found: AttentionMass, arms: Sequence[Arm]) -> Picture:
+    first = next((arm.withdrawn_after for arm in arms if arm.withdrawn_after is not None), None)
+    uniform = found.vision_share_of_entries
     line = Line(
         "vision tokens",
         1,
         [float(token) for token in range(1, len(found.mass) + 1)],
         [100 * share for share in found.mass],
-        [100 * share for share in found.vision_share_of_entries]
-        if len(found.vision_share_of_entries) == len(found.mass)
-        else None,
-        next((arm.withdrawn_after for arm in arms if arm.withdrawn_after is not None), None),
+        [100 * share for share in uniform] if len(uniform) == len(found.mass) else None,
+        first,
+        _next(first),
+    )
+    crossing = found.measure == "cross-attention"
+    layers = f"{len(found.layers)} layer{'' if len(found.layers) == 1 else 's'}"
+    says = (
+        f"What {layers} of cross-attention add to the stream, as a share of its size"
+        if crossing
+        else f"The share of the attention that goes to vision tokens, mean over heads and {layers}"
     )
     return Picture(
         "attention",
-        "Attention on vision tokens",
+        "What vision adds to each token" if crossing else "Attention on vision tokens",
         TOKENS,
-        "share of attention",
+        "share added" if crossing else "share of attention",
         "%",
-        "The share of the attention that goes to vision tokens while nothing is withdrawn, mean "
-        f"over heads and {len(found.layers)} layers; a mark shows where the first arm withdraws.",
+        f"{says}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
         [line] if found.mass else [],
         "what uniform attention would give",
     )
+
+
+def _next(withdrawn_after: int | None) -> float:
+    """Place a mark where the next token is the first without vision."""
+    return (withdrawn_after or 0) + 0.5

@@ -189,15 +189,16 @@ def _accuracy(arm: Comparison, references: int) -> list[str]:
         right,
         words.NONE if arm.lost is None else f"{arm.lost:,}",
         words.NONE if arm.won is None else f"{arm.won:,}",
-        _drop(arm),
+        _drop(arm, references),
         words.NONE if arm.p_value is None else words.number(arm.p_value),
     ]
 
 
-def _drop(arm: Comparison) -> str:
+def _drop(arm: Comparison, references: int) -> str:
     if arm.drop_interval_95 is None or arm.lost is None or arm.won is None:
         return words.NONE
-    return f"{words.plural(arm.lost - arm.won, 'item')} {words.percents(arm.drop_interval_95)}"
+    share = (arm.lost - arm.won) / references
+    return f"{100 * share:.0f} % {words.percents(arm.drop_interval_95)}"
 
 
 def _suggestion(found: Answers) -> list[Table | Sentence]:

@@ -103,10 +103,9 @@ def _marks(picture: Picture, frame: _Frame) -> list[str]:
         if line.withdrawn_after is not None:
             marked.setdefault(line.withdrawn_after, line)
     for _, line in sorted(marked.items()):
-        value = (line.withdrawn_after or 0) + 0.5  # the next token is the first without them
-        if not frame.xs[0] <= value <= frame.xs[1]:
+        if not frame.xs[0] <= line.mark <= frame.xs[1]:
             continue
-        x = frame.x(value)
+        x = frame.x(line.mark)
         text = f"{line.withdrawn_after}"
         row = next((i for i, end in enumerate(ends) if end < x), len(ends))
         ends[row : row + 1] = [x + 12 + 7 * len(text)]

@@ -60,10 +60,16 @@ def _measure(answers: Answers) -> tuple[str, Reading, Interval]:
             lambda arm: None if arm.correct is None else arm.correct / total,
             lambda arm: arm.accuracy_interval_95,
         )
+    if any(arm.same_answer is not None for arm in answers.arms):
+        return "same answer", _same, lambda arm: None
     if any(arm.agreement is not None for arm in answers.arms):
-        return "same next token", lambda arm: arm.agreement, lambda arm: None
+        return "same next token", lambda arm: arm.agreement, lambda arm: arm.agreement_interval_95
     return (
         "identical answers",
         lambda arm: arm.identical / arm.items if arm.items else None,
         lambda arm: None,
     )
+
+
+def _same(arm: Comparison) -> float | None:
+    return arm.same_answer / arm.items if arm.same_answer is not None and arm.items else None

@@ -52,6 +52,11 @@ def percent(share: float) -> str:
     return f"{written.removesuffix('.0')} %"
 
 
+def percents(bounds: tuple[float, float]) -> str:
+    """Write an interval of shares: `[60 %, 85 %]`."""
+    return "[" + ", ".join(f"{100 * bound:.0f} %" for bound in bounds) + "]"
+
+
 def factor(value: float) -> str:
     """Write how many times as much: `1.25 ×`."""
     return f"{value:.2f} ×"
