@@ -121,8 +121,8 @@ def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]
         for name, figure in figures.items():
             if figure.unstable:
                 found.append(
-                    f"Batch {batch}, {one.name}: {name} spreads by {figure.spread:.0%} (quartiles "
-                    f"over median). {_remedy(items > batch, pairs)}"
+                    f"Batch {batch}, {one.name}: {name} spreads by {100 * figure.spread:.0f} % "
+                    f"(quartiles over median). {_remedy(items > batch, pairs)}"
                 )
     return found
 
