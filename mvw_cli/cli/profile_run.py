@@ -121,7 +121,7 @@ class _Begun:
 
 
 def _prepare(task: Task, scratch: Path, view: ProfileView) -> _Begun:
-    view.progress("Preparing")
+    view.progress("Preparing …")
     from mvw_cli.cli.show_cost import image_size
     from mvw_cli.plugins import load_adapter
     from mvw_cli.profiles import resolve
@@ -202,6 +202,7 @@ def _cell(task: Task, begun: _Begun, batch: int, view: ProfileView, wish: Wish) 
     from mvw_cli.profiling.process import measure_apart
 
     job = _job(task, begun, batch)
+    view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in begun.arms)}")
     how = measure if task.in_process else measure_apart
     return how(job, progress=view.progress, stopping=lambda: wish.to_finish)
 
@@ -252,7 +253,7 @@ def _look_closer(
     from mvw_cli.profiling.attention import attention_mass
     from mvw_cli.profiling.report import BASELINE
 
-    view.progress("Loading the model to compare the answers")
+    view.stage("Loading the model to compare the answers")
     session = _session(task, begun)
     answers = attention = None
     items = begun.items.items
@@ -271,7 +272,7 @@ def _look_closer(
             stopping=lambda: wish.to_finish,
         )
     if _wants_attention(task, begun) and not wish.to_finish:
-        view.progress("Measuring the attention to the image")
+        view.stage("Measuring the attention to the image")
         attention = attention_mass(session, items[0])
     return answers, attention
 
@@ -298,7 +299,7 @@ def _bounded_case(task: Task, begun: _Begun, view: ProfileView, found: Workload 
     case = _case(task, begun) if found is None else _measured_case(begun, found)
     if task.gpu is not None:
         return replace(case, device=named_gpu(task.gpu, case.dtype))
-    view.progress("Measuring the device's bandwidth and matrix rate")
+    view.stage("Measuring the device's bandwidth and matrix rate")
     device = calibrate(begun.resolved.profile.device, case.dtype)
     view.done()
     return replace(case, device=device)

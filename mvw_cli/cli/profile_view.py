@@ -13,16 +13,17 @@ class ProfileView(StderrView):
     def __init__(self) -> None:
         super().__init__()
         self._open = False
-        self._last = ""
+
+    def stage(self, text: str) -> None:
+        """Say what begins: a line of its own where nothing is redrawn."""
+        if self._live:
+            self.progress(text)
+        elif not self._quiet:
+            self.note(text)
 
     def progress(self, text: str, done: int = 0, total: int = 0) -> None:
-        """Say what is being done, and how far it is; off a terminal once for each text."""
-        if self._quiet:
-            return
-        if not self._live:
-            if text != self._last:
-                self._last = text
-                self.note(text)
+        """Say how far it is, in the line that is redrawn."""
+        if not self.live:
             return
         self.loaded()
         count = f" {done} of {total}" if total else ""
