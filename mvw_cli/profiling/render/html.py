@@ -63,7 +63,8 @@ def _subtitle(report: Report) -> str:
 
 def _head(report: Report) -> str:
     """Put first what a reader came for: verdicts, then each speed-up with its interval."""
-    said = "".join(f'<p class="verdict">{_prose(text)}</p>\n' for text in verdicts(report))
+    sentences = "".join(f"<li>{_prose(text)}</li>" for text in verdicts(report))
+    said = f'<ul class="verdict">{sentences}</ul>\n' if sentences else ""
     cards = [_card(cell, arm) for cell in report.cells for arm in cell.arms if arm.ratios]
     return said + (f'<div class="cards">{"".join(cards)}</div>\n' if cards else "")
 
@@ -88,7 +89,13 @@ def _card(cell: Cell, arm: Arm) -> str:
 
 def _section(section: Section, report: Report, shown: Sequence[Picture]) -> str:
     drawn = [_bars(cell) for cell in report.cells if section.name == "phases"]
-    drawn += [_part(part, section) for part in section.parts]
+    # Verdicts stand at the head of the page.
+    said = set(verdicts(report)) if section.name == "bound" else set()
+    drawn += [
+        _part(part, section)
+        for part in section.parts
+        if not (isinstance(part, Sentence) and part.text in said)
+    ]
     drawn += [_figure(picture) for picture in shown if _place(picture) == section.name]
     heading = f'<h2 id="{section.name}">{safe(section.title)}</h2>'
     return f"<section>{heading}\n{''.join(drawn)}</section>\n"

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from mvw_cli.profiling.render import words
 from mvw_cli.profiling.render.content import Section, Sentence, Table
-from mvw_cli.profiling.report import BASELINE, Arm, Cell, Memory, Phases, Report
+from mvw_cli.profiling.report import BASELINE, Arm, Cell, Memory, Mode, Phases, Report
 from mvw_cli.profiling.stats import Summary
 from mvw_cli.units import readable_bytes
 
@@ -96,8 +96,9 @@ def _phase(phases: Phases, key: str) -> str:
 def speed(report: Report) -> Section:
     """Set each figure beside the baseline's."""
     parts: list[Table | Sentence] = []
+    mode = report.workload.mode
     for cell in report.cells:
-        rows = [row for figure in FIGURES for row in _figure(cell, figure)]
+        rows = [row for figure in FIGURES for row in _figure(cell, figure, mode)]
         columns = ["FIGURE", "ARM", "MEDIAN", "P90", "P99", "SPREAD", f"AGAINST {BASELINE} [95 %]"]
         parts.append(Table(columns, rows, caption(cell)))
         parts += [Sentence(_unstable(text), "warning") for text in cell.unstable]
@@ -109,7 +110,7 @@ def speed(report: Report) -> Section:
                 "difference is shown."
             )
         )
-    if parts and report.workload.mode == "natural":
+    if parts and mode == "natural":
         parts.append(
             Sentence(
                 "Answers end where the model ends them, so their lengths differ: tokens per "
@@ -123,8 +124,10 @@ def _unstable(text: str) -> str:
     return text if "unstable" in text.lower() else f"Unstable: {text}"
 
 
-def _figure(cell: Cell, figure: Figure) -> list[list[str]]:
+def _figure(cell: Cell, figure: Figure, mode: Mode) -> list[list[str]]:
     name, key, read, write = figure
+    # Steps of one run differ by nature, and so do answers that end where they like.
+    judged = key in ("ttft", "tokens_per_s") or (key == "answer" and mode == "fixed")
     rows = []
     for arm in cell.arms:
         summary = read(arm)
@@ -136,7 +139,7 @@ def _figure(cell: Cell, figure: Figure) -> list[list[str]]:
                 name,
                 arm.name,
                 *(write(value) for value in (summary.median, summary.p90, summary.p99)),
-                words.spread(summary),
+                words.spread(summary, judged=judged),
                 words.ratio(ratio) if ratio else words.NONE,
             ]
         )

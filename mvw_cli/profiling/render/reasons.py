@@ -46,7 +46,7 @@ def verdicts(report: Report) -> list[str]:
 
 def plan_parts(plan: Plan) -> list[Table | Sentence]:
     rows = [
-        ["parameters", f"{plan.parameters / 1e9:.2f} billion, {readable_bytes(plan.weight_bytes)}"],
+        ["parameters", f"{words.things(plan.parameters)}, {readable_bytes(plan.weight_bytes)}"],
         [
             "a sequence",
             f"{words.plural(plan.vision_tokens, 'vision token')}, "
@@ -54,10 +54,11 @@ def plan_parts(plan: Plan) -> list[Table | Sentence]:
         ],
         [
             "prefill",
-            f"{plan.prefill_flops / 1e12:.3g} TFLOP"
+            words.scaled(plan.prefill_flops, "FLOP")
             + ("" if plan.prefill_s is None else f", at least {words.seconds(plan.prefill_s)}"),
         ],
     ]
+    rows.append(["1.1 × as fast a step", _matters(plan)])
     if plan.device is not None:
         rows.insert(0, ["device", _device(plan.device)])
     columns = ["BATCH", "A STEP READS", "AFTER WITHDRAWAL", "TAKES AT LEAST", "AFTER",
@@ -78,34 +79,32 @@ def plan_parts(plan: Plan) -> list[Table | Sentence]:
     parts: list[Table | Sentence] = [Table(["WHAT", "VALUE"], rows)]
     if batches:
         parts.append(Table(columns, batches, caption))
-    parts.append(Sentence(_matters(plan)))
     return parts
 
 
 def _matters(plan: Plan) -> str:
-    if plan.matters_from_batch is None:
-        text = "A step cannot become 1.1 × as fast by withdrawal at any batch size."
-    else:
-        text = f"A step can become 1.1 × as fast by withdrawal from batch {plan.matters_from_batch}"
-        text += f" on, with {words.plural(plan.vision_tokens, 'vision token')} a sequence."
-    known = [
-        f"{tokens:,} at batch {batch}"
-        for batch, tokens in plan.matters_from_vision_tokens.items()
-        if tokens is not None
+    """Say from which batch and how many vision tokens on a step can be 1.1 × as fast."""
+    said = [
+        "at no batch size"
+        if plan.matters_from_batch is None
+        else f"from batch {plan.matters_from_batch:,} on"
     ]
-    never = [str(b) for b, tokens in plan.matters_from_vision_tokens.items() if tokens is None]
-    if known:
-        text += f" The fewest vision tokens for it: {', '.join(known)}."
-    if never:
-        text += f" At batch {', '.join(never)} no number of vision tokens is enough."
-    return text
+    said += [
+        f"at batch {batch:,} "
+        + ("with no number of them" if tokens is None else f"from {tokens:,} of them on")
+        for batch, tokens in plan.matters_from_vision_tokens.items()
+    ]
+    return f"with {words.plural(plan.vision_tokens, 'vision token')} {'; '.join(said)}"
 
 
 def _device(device: Device) -> str:
+    source = device.reference
+    if not source.startswith(device.source):
+        source = f"{device.source}: {source}"
     launch = "" if device.launch_s is None else f", launch {words.seconds(device.launch_s)}"
     return (
-        f"{device.name}: {device.bandwidth_bytes_per_s / 1e9:,.0f} GB/s, "
-        f"{device.flops_per_s / 1e12:,.3g} TFLOP/s{launch} ({device.source}; {device.reference})"
+        f"{device.name}: {words.scaled(device.bandwidth_bytes_per_s, 'B/s')}, "
+        f"{words.scaled(device.flops_per_s, 'FLOP/s')}{launch} ({source})"
     )
 
 

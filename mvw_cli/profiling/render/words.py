@@ -76,11 +76,26 @@ def ratio(found: Ratio) -> str:
     return f"{within(found.median, found.interval_95)} {found.shown}"
 
 
-def spread(summary: Summary) -> str:
-    """Write how far the samples lie apart, and whether that is too far."""
+def spread(summary: Summary, *, judged: bool) -> str:
+    """Write how far the samples lie apart and, if that is to be judged, whether it is too far."""
     if len(summary.samples) < 2:
         return NONE
-    return f"{percent(summary.spread)}{' unstable' if summary.unstable else ''}"
+    return f"{percent(summary.spread)}{' unstable' if judged and summary.unstable else ''}"
+
+
+def scaled(amount: float, unit: str) -> str:
+    """Write a large amount with a prefix of its unit: `23.0 TFLOP`."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if amount >= size:
+            return f"{number(amount / size)} {prefix}{unit}"
+    return f"{number(amount)} {unit}"
+
+
+def things(amount: int) -> str:
+    """Write a large number of things in billions or millions."""
+    if amount >= 10**8:
+        return f"{amount / 1e9:.2f} billion"
+    return f"{amount / 1e6:.2f} million" if amount >= 10**5 else f"{amount:,}"
 
 
 def plural(amount: int, word: str) -> str:
