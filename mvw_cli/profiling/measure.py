@@ -1,8 +1,8 @@
 """All arms at one batch size, measured in this process.
 
 First the warm-up, of which nothing counts; then one run of each arm that is watched for memory and
-not timed; then the turns that count (`turns.py`). It does not know what the figures will be held
-against.
+not timed; then the turns that count (`turns.py`), and at last one run whose kernels are traced. It
+does not know what the figures will be held against.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
 from mvw_cli.profiling import figures, memory
+from mvw_cli.profiling.busy import kernel_seconds
 from mvw_cli.profiling.energy import nvml
 from mvw_cli.profiling.job import Job, policy_of, profile_of, settings_of
 from mvw_cli.profiling.report import BASELINE, Arm, Cell, Memory, Model, Workload
@@ -80,6 +81,7 @@ def measure(
     model = session.loaded.model
     seen: dict[str, Memory] = {}
     samples = Samples({name: [] for name in policies})
+    kernels: float | None = None
     stopped = False
     with ExitStack() as stack:
         stack.enter_context(_smaller_batch(job))
@@ -98,6 +100,8 @@ def measure(
                 seen[name] = _memory(job, runner, policy, shape)
                 steps.done += 1
             run_turns(job, runner, policies, samples, steps)
+            # Last, as a tracer that was once loaded may slow what comes after it.
+            kernels = kernel_seconds(runner, job.turn(0), policies.get(BASELINE))
         except Stopped:
             stopped = True
     facts = session.facts()
@@ -105,7 +109,7 @@ def measure(
         environment=describe_environment(facts["device"]),
         model=Model(**facts, random_weights=job.random_weights),
         workload=workload,
-        cell=_cell(job, samples, seen),
+        cell=_cell(job, samples, seen, kernels),
         profiler_cost=samples.profiler_cost,
         stopped=stopped,
     )
@@ -171,7 +175,9 @@ def _workload(job: Job, runner: Runner) -> Workload:
     )
 
 
-def _cell(job: Job, samples: Samples, seen: dict[str, Memory]) -> Cell | None:
+def _cell(
+    job: Job, samples: Samples, seen: dict[str, Memory], kernel_s: float | None
+) -> Cell | None:
     pairs = samples.pairs
     if not pairs:
         return None
@@ -187,7 +193,11 @@ def _cell(job: Job, samples: Samples, seen: dict[str, Memory]) -> Cell | None:
         for name, runs in samples.runs.items()
     ]
     unstable = figures.unstable(job.batch, job.mode, len(job.items), pairs, arms)
-    return Cell(job.batch, pairs, "shared", arms, unstable)
+    never = next((arm for arm in arms if arm.name == BASELINE), None)
+    busy: float | None = None
+    if kernel_s is not None and never is not None:
+        busy = min(1.0, kernel_s * 1e3 / never.tpot_ms.median)
+    return Cell(job.batch, pairs, "shared", arms, unstable, busy)
 
 
 @contextmanager

@@ -192,6 +192,9 @@ class Cell:
     arms: list[Arm]
     unstable: list[str]
     """Sentences: which figure spreads how much, and what to do."""
+    device_busy: float | None = None
+    """Part of the time of a step of `never` in which the device ran kernels; None where that can't
+    be told."""
 
 
 @dataclass(frozen=True, slots=True)

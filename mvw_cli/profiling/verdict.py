@@ -34,7 +34,8 @@ def verdicts(report: Report) -> list[str]:
     for cell in report.cells:
         never = next((arm for arm in cell.arms if arm.name == BASELINE), None)
         if never is not None:
-            found += [_prefill(cell, never), _explained(cell, never), _too_fast(cell, never)]
+            found += [_prefill(cell, never), _idle(cell) or _explained(cell, never)]
+            found.append(_too_fast(cell, never))
         for arm in cell.arms:
             if never is not None and arm.name not in (BASELINE, NO_IMAGE):
                 found += _of_arm(report.workload, cell, arm, never)
@@ -114,6 +115,15 @@ def _prefill(cell: Cell, never: Arm) -> str | None:
     return (
         f"The prefill is {share:.0%} of your request at batch {cell.batch}: withdrawal can't help "
         "there, fewer vision tokens from the start can."
+    )
+
+
+def _idle(cell: Cell) -> str | None:
+    if cell.device_busy is None or cell.device_busy >= EXPLAINED:
+        return None
+    return (
+        f"Launch-bound: the device is busy {cell.device_busy:.0%} of a step's time at batch "
+        f"{cell.batch}. The rest is the host's work, which withdrawal does not shorten."
     )
 
 

@@ -319,6 +319,18 @@ def test_time_that_neither_bytes_nor_arithmetic_explain() -> None:
         assert verdicts(measured(never={"bound": quiet})) == []
 
 
+def test_a_device_that_waits_for_the_host() -> None:
+    made = measured(never={"bound": bounded(1.2, seconds=0.002)})
+    idle = replace(made.cells[0], device_busy=0.22)
+    assert verdicts(replace(made, cells=[idle])) == [
+        "Launch-bound: the device is busy 22% of a step's time at batch 1. The rest is the host's "
+        "work, which withdrawal does not shorten."
+    ]
+    busy = replace(made.cells[0], device_busy=0.51)
+    [sentence] = verdicts(replace(made, cells=[busy]))
+    assert sentence.startswith("Bytes and arithmetic account for 20%")
+
+
 def test_a_step_faster_than_the_device() -> None:
     assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.02)})) == [
         "A step at batch 1 takes 50% of the time that its bytes and arithmetic need at the "
