@@ -162,6 +162,7 @@ def test_every_module_says_what_it_is(folder: Path) -> None:
         ("show --help", HEAVY | DRAWING),
         ("doctor --help", HEAVY | DRAWING),
         ("new-adapter --help", HEAVY | DRAWING),
+        ("compare --help", HEAVY | DRAWING),
         ("list adapters", HEAVY),
         ("list policies --json", HEAVY),
         ("list profiles", HEAVY),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 import sample_report
-from processes import Ran
+from processes import ROOT, Ran
 
 from mvw_cli.errors import ExitCode, UsageProblem
 from mvw_cli.profiling.compare import SideBySide, compare, to_dict, unpaired
 from mvw_cli.profiling.report import Arm, Report, to_json
 from mvw_cli.profiling.stats import summarise
 
+DOCS = ROOT / "docs"
 Change = Callable[[Report], Report]
 
 
@@ -189,6 +191,19 @@ def test_the_document_says_what_each_interval_shows(full: Report) -> None:
     assert list(first["against"]) == ["ratio", "interval_95", "samples", "shown"]
     assert first["against"]["shown"] == "faster"
     assert {figure["kind"] for figure in document["figures"]} == {"speed", "memory", "answers"}
+
+
+def test_the_document_is_documented(full: Report) -> None:
+    page = (DOCS / "json.md").read_text(encoding="utf-8")
+    section = page.partition("## The document of `mvw compare`")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| `([^`]+)` \|", section, re.M))
+    document = to_dict(sides(full, full))
+    figure = document["figures"][0]
+    assert documented == {
+        *document,
+        *(f"figures[].{key}" for key in figure),
+        *(f"figures[].against.{key}" for key in figure["against"]),
+    }
 
 
 @pytest.fixture

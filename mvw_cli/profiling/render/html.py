@@ -76,7 +76,9 @@ def _card(cell: Cell, arm: Arm) -> str:
     if ratio is not None:
         shown = f'<span class="{_kind(ratio.shown)}">{ratio.shown}</span>'
         low_high = words.within(ratio.median, ratio.interval_95).partition("× ")[2]
-        lines.append(f"<b>{words.factor(ratio.median)}</b>")
+        # A number that shows no difference is not set off as if it did.
+        weight = ' class="none"' if ratio.shown == "no difference shown" else ""
+        lines.append(f"<b{weight}>{words.factor(ratio.median)}</b>")
         lines.append(f"<p>tokens per second against {BASELINE} {low_high}: {shown}</p>")
     if arm.bound is not None:
         lines.append(f'<p class="soft">at most {words.factor(arm.bound.speedup)} by the bound</p>')
