@@ -178,12 +178,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return group.entries[row].length * self._entry_bytes
 
     def room_bytes(
-        self, prompt: int, cross: int, vision: bool, ahead: int, withdrawn: int, text: int
-    ) -> int:
+        self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
+    ) -> list[int]:
         """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`.
 
         Args:
-            withdrawn: so many have been withdrawn, the last of them just now.
+            counts: how many have been withdrawn, the last of them just now; one answer for each.
         """
         kept = prompt if self.window is None else min(prompt, self.window - 1)
         blind, seeing = len(self.blind), len(self.seeing)
@@ -191,12 +191,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if prompt:
             blind, seeing = blind + (not vision), seeing + vision
             ends[vision] = max(ends[vision], kept)
-        if withdrawn:
-            # One more than a step needs: a row is loaded with room for its next entry.
-            blind, ends[0] = blind + withdrawn, max(ends[0], min(text, ends[1])) + 1
-        places = self.blind.room_for(blind, ends[0] + ahead)
-        places += self.seeing.room_for(seeing, ends[1] + ahead, gone=max(0, withdrawn - 1))
-        return places * self._entry_bytes
+        # One more than a step needs: a row is loaded with room for its next entry.
+        joined_end = max(ends[0], min(text, ends[1])) + 1
+        rooms = []
+        for withdrawn in counts:
+            end = joined_end if withdrawn else ends[0]
+            places = self.blind.room_for(blind + withdrawn, end + ahead)
+            places += self.seeing.room_for(seeing, ends[1] + ahead, gone=max(0, withdrawn - 1))
+            rooms.append(places * self._entry_bytes)
+        return rooms
 
     def allocated_bytes(self) -> int:
         return self.blind.allocated_bytes() + self.seeing.allocated_bytes()
@@ -348,14 +351,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         seeing = len(self._seeing) + (vision and prompt > 0)
         counts = [0] if text is None else _turning_points(seeing)
-        rooms: list[int] = [
-            sum(
-                layer.room_bytes(prompt, cross, vision, ahead, withdrawn, text or 0)
-                for layer in self.layers
-            )
-            for withdrawn in counts
+        rooms: list[list[int]] = [
+            layer.room_bytes(prompt, cross, vision, ahead, counts, text or 0)
+            for layer in self.layers
         ]
-        return max(rooms)
+        return max(map(sum, zip(*rooms, strict=True)))
 
     def check_attended(self) -> None:
         """Check that each layer that was updated has also gone through our attention.

@@ -170,14 +170,16 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.seeing.entries[row].length * self._entry_bytes if vision else 0
 
     def room_bytes(
-        self, prompt: int, cross: int, vision: bool, ahead: int, withdrawn: int, text: int
-    ) -> int:
+        self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
+    ) -> list[int]:
         """Bytes that the storages would take; arguments as in `SlotLayer.room_bytes`."""
         rows, longest = len(self.seeing), self.seeing.longest
         if prompt and vision:
             rows, longest = rows + 1, max(longest, cross)
-        places = self.seeing.room_for(rows, longest + 1, gone=max(0, withdrawn - 1))
-        return places * self._entry_bytes
+        return [
+            self.seeing.room_for(rows, longest + 1, gone=max(0, withdrawn - 1)) * self._entry_bytes
+            for withdrawn in counts
+        ]
 
     def allocated_bytes(self) -> int:
         return self.seeing.allocated_bytes()
