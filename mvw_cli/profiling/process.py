@@ -24,6 +24,7 @@ from mvw_cli.profiling.turns import Progress
 
 _ASK_S = 0.1
 """How often the caller is asked whether to stop."""
+_REAP_S = 5.0
 _STOP = "stop"
 
 
@@ -56,14 +57,17 @@ def measure_apart(
     finally:
         theirs.close()  # else its end would not be noticed
     try:
-        measured = _wait(ours, process, job, progress, stopping)
+        came = _wait(ours, process, job, progress, stopping)
+        process.join(_REAP_S)  # so that it can tidy up what libraries have opened
     finally:
         ours.close()
         process.kill()
         process.join()
         process.close()
-    cell = None if measured.cell is None else replace(measured.cell, process="own")
-    return replace(measured, cell=cell)
+    if isinstance(came, Exception):
+        raise came
+    cell = None if came.cell is None else replace(came.cell, process="own")
+    return replace(came, cell=cell)
 
 
 def _wait(
@@ -72,7 +76,7 @@ def _wait(
     job: Job,
     progress: Progress,
     stopping: Callable[[], bool],
-) -> Measured:
+) -> Measured | Exception:
     told = False
     while True:
         if not told and stopping():
@@ -89,10 +93,8 @@ def _wait(
         match message:
             case _Told(text, done, total):
                 progress(text, done, total)
-            case Measured():
+            case Measured() | Exception():
                 return message
-            case Exception():
-                raise message
 
 
 def _died(code: int, job: Job) -> MvwError:

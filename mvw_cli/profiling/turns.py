@@ -1,6 +1,7 @@
 """Turn after turn: in each of them every arm runs once, one after the other, on the same items.
 
-In each turn the baseline also runs without the profiler's marks, before or after its marked run in
+Another arm begins each turn (A B C, B C A, C A B), so that none owes anything to its place. In
+each turn the baseline also runs without the profiler's marks, before or after its marked run in
 alternation, so that what the marks cost is known. It does not know what becomes of the runs.
 """
 
@@ -74,7 +75,10 @@ def run_turns(
     while turn < job.runs or perf_counter() - begun < job.min_time_s:
         items, runs, bare_s = job.turn(turn), {}, 0.0
         pair = f"pair {turn + 1}" + (f" of {job.runs}" if turn < job.runs else "")
-        for name, policy in policies.items():
+        first = turn % len(policies)
+        order = [*policies][first:] + [*policies][:first]
+        for name in order:
+            policy = policies[name]
             compared = name == BASELINE and turn < job.runs
             if compared and turn % 2:
                 bare_s = _bare(runner, items, policy, counter, pair)
