@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from planted import MIB, Plan, job, planted
 
+from mvw_cli.errors import ModelProblem, OutOfMemory
 from mvw_cli.profiling import memory
 from mvw_cli.profiling.measure import Measured, measure
 from mvw_cli.profiling.report import Arm
@@ -253,3 +258,80 @@ def test_a_session_says_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert (work.vision_tokens, work.seed, work.source) == (16, 5, "generated")
     assert (model.device, model.dtype, model.random_weights) == ("cpu", "float32", False)
     assert measured.environment.device == "cpu"
+
+
+def test_a_batch_that_does_not_fit_names_smaller_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_hint: Callable[[str], None]
+) -> None:
+    session = planted(QUICK, monkeypatch)
+
+    def full(model: torch.nn.Module, arguments: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    session.loaded.model.register_forward_pre_hook(full, with_kwargs=True)
+    assert measure(job(tmp_path, runs=1, batch=2), session=session).cell is not None
+    with pytest.raises(OutOfMemory) as error:
+        measure(job(tmp_path, runs=1, batch=16), session=session)
+    assert error.value.hint == "mvw profile --batch 1,4,8"
+    check_hint(error.value.hint)
+
+
+def test_answers_that_end_at_once_can_t_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_hint: Callable[[str], None]
+) -> None:
+    session = planted(QUICK, monkeypatch)
+    with torch.no_grad():
+        session.loaded.model.lm_head.weight.zero_()
+    end = session.loaded.model.generation_config.eos_token_id
+    session.loaded.model.lm_head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill_(-1, torch.tensor([end]), 9.0)
+    )
+    with pytest.raises(ModelProblem, match="every answer ends with its first token") as error:
+        measure(job(tmp_path, runs=2, mode="natural"), session=session)
+    check_hint(error.value.hint or "")
+    fixed = arms(measure(job(tmp_path, runs=1), session=session))
+    assert fixed["never"].generated_tokens.samples == [12.0]  # the end is not taken for one
+
+
+class Gpus:
+    """Stands for GPUs that use 100 J a second, of which the process has 7 bytes."""
+
+    def joules(self) -> float:
+        return 100 * time.perf_counter()
+
+    def process_bytes(self) -> int:
+        return 7
+
+
+def test_energy_is_taken_over_whole_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mvw_cli.profiling import measure as module
+
+    monkeypatch.setattr(module, "nvml", lambda devices: nullcontext(Gpus()))
+    plan = Plan(preprocess=0.2, prefill=0.3)
+    found = arms(measure(job(tmp_path, runs=2), session=planted(plan, monkeypatch)))
+    energy = found["never"].joules_per_token
+    assert energy is not None
+    seconds = found["never"].answer_s.median
+    assert seconds >= 0.5
+    assert energy.median == pytest.approx(100 * seconds / 12, rel=0.3)
+    assert found["never"].memory.device_process_bytes == 7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_device_is_waited_for_and_its_memory_told(tmp_path: Path) -> None:
+    profile = {**job(tmp_path).profile, "device": "cuda"}
+    whole = replace(job(tmp_path, runs=3, batch=2), profile=profile)
+    measured = measure(whole)
+    assert measured.model.device == "cuda:0"
+    for arm in arms(measured).values():
+        assert arm.phases.vision_ms is not None and arm.phases.prefill_ms is not None
+        assert 0 < arm.phases.vision_ms.median < arm.phases.prefill_ms.median
+        kept = arm.memory
+        assert kept.kv_bytes_after == kept.kv_formula_bytes_after
+        held, peak = kept.timeline[0].device_allocated_bytes, kept.device_allocated_peak_bytes
+        assert held is not None and peak is not None
+        assert kept.weight_bytes < held <= peak <= (kept.device_reserved_peak_bytes or 0)
