@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import cache
 
 from mvw_cli.environment import Environment
 from mvw_cli.profiling.report import (
@@ -35,6 +36,7 @@ PER_VISION_MS = {1: 0.0004, 8: 0.012}
 """What the vision tokens cost each step, by batch: nothing that shows at 1, a lot at 8."""
 
 
+@cache
 def report(*, batches: tuple[int, ...] = (1, 8), seed: int = 0) -> Report:
     """Make a report in which everything was measured: batches, arms, answers, attention."""
     return Report(

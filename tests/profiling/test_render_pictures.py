@@ -44,6 +44,7 @@ def test_every_cell_has_its_pictures(full: Report) -> None:
         "kv-cache-batch-8",
         "device-memory-batch-8",
         "attention",
+        "attention-by-layer",
         "quality-speed-batch-1",
         "quality-speed-batch-8",
     ]
@@ -81,6 +82,16 @@ def test_cross_attention_says_what_its_share_is(full: Report) -> None:
     assert picture.title == "What vision adds to each token" and picture.y_label == "share added"
     assert "cross-attention" in picture.says and picture.lines[0].behind is None
     assert "share of the attention" in named(full, "attention").says
+
+
+def test_each_layer_has_its_line(full: Report) -> None:
+    assert full.attention is not None
+    picture = named(full, "attention-by-layer")
+    assert [line.name for line in picture.lines] == ["layer 3", "layer 8", "layer 13", "layer 18"]
+    assert picture.lines[2].ys == [100 * share for share in full.attention.by_layer[2]]
+    alone = replace(full.attention, layers=[3], by_layer=full.attention.by_layer[:1])
+    names = [found.name for found in pictures(replace(full, attention=alone))]
+    assert "attention" in names and "attention-by-layer" not in names
 
 
 def test_without_a_device_the_process_is_shown(full: Report) -> None:
@@ -204,5 +215,6 @@ def test_a_terminal_shows_the_pictures(full: Report, ascii_only: bool) -> None:
     for part in text.renderables(full, 80, ascii_only=ascii_only):
         screen.print(part)
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "layer 13" not in shown
     assert "PICTURES" in shown and "Attention on vision tokens (%)" in shown
     assert ("█" in shown) != ascii_only

@@ -12,6 +12,8 @@ from mvw_cli.profiling.render.picture import Line, Picture
 from mvw_cli.profiling.report import Arm, AttentionMass, Cell, MemoryPoint, Report
 
 TOKENS = "generated tokens"
+BY_LAYER = "attention-by-layer"
+"""Of many lines: too long for a terminal."""
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
@@ -23,6 +25,7 @@ def pictures(report: Report) -> list[Picture]:
     if report.attention is not None:
         arms = report.cells[0].arms if report.cells else []
         found.append(_attention(report.attention, arms))
+        found.append(_by_layer(report.attention))
     if report.answers is not None:
         found += [
             tradeoff.quality(cell, report.answers, report.workload.mode) for cell in report.cells
@@ -163,6 +166,32 @@ def _attention(found: AttentionMass, arms: Sequence[Arm]) -> Picture:
         f"{says}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
         [line] if found.mass else [],
         "what uniform attention would give",
+    )
+
+
+def _by_layer(found: AttentionMass) -> Picture:
+    # A report with layers that have no figures does not say which they are.
+    whole_set = len(found.layers) == len(found.by_layer) > 1
+    pairs = list(zip(found.layers, found.by_layer, strict=True)) if whole_set else []
+    lines = [
+        Line(
+            f"layer {layer}",
+            1 + place,
+            [float(token) for token in range(1, len(mass) + 1)],
+            [100 * share for share in mass],
+        )
+        for place, (layer, mass) in enumerate(pairs)
+        if mass
+    ]
+    whole = _attention(found, [])
+    return Picture(
+        BY_LAYER,
+        f"{whole.title}, by layer",
+        TOKENS,
+        whole.y_label,
+        whole.unit,
+        "The same for each layer that was looked at.",
+        lines,
     )
 
 

@@ -14,7 +14,7 @@ from mvw_cli.printable import one_line, printable
 from mvw_cli.profiling.render import blocks
 from mvw_cli.profiling.render.content import Section, Sentence, Table
 from mvw_cli.profiling.render.picture import Picture
-from mvw_cli.profiling.render.pictures import pictures
+from mvw_cli.profiling.render.pictures import BY_LAYER, pictures
 from mvw_cli.profiling.render.sections import sections, title
 from mvw_cli.profiling.report import Report
 
@@ -32,7 +32,7 @@ WIDTH = 100
 
 def write(report: Report) -> None:
     """Write a report to stdout: drawn on a terminal, plain anywhere else."""
-    show(title(report), sections(report), pictures(report))
+    show(title(report), sections(report), _short(report))
 
 
 def show(heading: str, parts: Sequence[Section], shown: Sequence[Picture] = ()) -> None:
@@ -54,7 +54,11 @@ def show(heading: str, parts: Sequence[Section], shown: Sequence[Picture] = ()) 
 def renderables(report: Report, width: int, *, ascii_only: bool = False) -> list[RenderableType]:
     """Turn a report into what Rich can draw, pictures included."""
     drawn = _drawn(title(report), sections(report))
-    return [*drawn, *_pictures(pictures(report), width, ascii_only=ascii_only)]
+    return [*drawn, *_pictures(_short(report), width, ascii_only=ascii_only)]
+
+
+def _short(report: Report) -> list[Picture]:
+    return [picture for picture in pictures(report) if picture.name != BY_LAYER]
 
 
 def _drawn(heading: str, parts: Sequence[Section]) -> list[RenderableType]:
