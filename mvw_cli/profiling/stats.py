@@ -14,6 +14,8 @@ from typing import Literal
 
 UNSTABLE = 0.2
 """Spread from which a figure is called unstable: the distance of its quartiles over its median."""
+FEWEST_PAIRS = 6
+"""With fewer nothing is claimed: five ratios on one side of 1 come about by chance once in 16."""
 _DRAWS = 4000
 Shown = Literal["faster", "slower", "no difference shown"]
 
@@ -47,6 +49,8 @@ class Ratio:
     def shown(self) -> Shown:
         """What the interval allows to say of a ratio of rates."""
         low, high = self.interval_95
+        if self.pairs < FEWEST_PAIRS:
+            return "no difference shown"
         if low > 1:
             return "faster"
         return "slower" if high < 1 else "no difference shown"
