@@ -13,8 +13,9 @@ import pytest
 import sample_report
 from browser import Browser, find_browser, running
 
-from mvw_cli.profiling.render import html
+from mvw_cli.profiling.render import html, svg
 from mvw_cli.profiling.render.axis import tick_text, ticks
+from mvw_cli.profiling.render.picture import Line, Picture
 from mvw_cli.profiling.render.pictures import pictures
 from mvw_cli.profiling.render.sections import sections
 from mvw_cli.profiling.report import Report
@@ -24,7 +25,7 @@ PROGRAM = find_browser()
 needs_browser = pytest.mark.skipif(
     PROGRAM is None, reason="no browser of the Chromium family is installed"
 )
-VOID = {"meta", "link", "path", "circle"}
+VOID = {"meta", "link", "path", "circle", "rect"}
 EVIL = "<script>alert(1)</script>\"' onload=x & \x1b[2J </style>"
 
 
@@ -151,6 +152,24 @@ def test_a_spike_is_not_lost_among_many_tokens() -> None:
     assert len(heights) < 1500 and min(heights) < 50 < max(heights)
 
 
+def test_a_grid_is_strong_where_its_line_is_high() -> None:
+    lines = [
+        Line("layer 0", 1, [1.0, 2.0, 3.0, 4.0], [50.0, 50.0, 0.0, 100.0]),
+        Line("layer 7", 2, [1.0, 2.0, 3.0, 4.0], [100.0, 100.0, 100.0, 100.0]),
+    ]
+    picture = Picture("p", "P", "tokens", "share", "%", "A sentence.", lines, as_grid=True)
+    drawn = svg.svg(picture, 266, 274)  # 200 by 200 inside
+    cells = re.findall(
+        r'<rect x="(.*?)" y="(.*?)" height="(.*?)" width="(.*?)" fill-opacity="(.*?)"', drawn
+    )
+    assert cells == [
+        ("52.0", "30.0", "99.0", "100.0", "0.50"),
+        ("202.0", "30.0", "99.0", "50.0", "1.00"),
+        ("52.0", "130.0", "99.0", "200.0", "1.00"),
+    ]
+    assert ">7</text>" in drawn and ">layer</text>" in drawn
+
+
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
@@ -198,6 +217,8 @@ LOOK = """
           || t.top < box.top - 1 || t.bottom > box.bottom + 1).length,
         line: [...svg.querySelectorAll('.line')].every(
           line => getComputedStyle(line).stroke != 'none'),
+        cells: [...svg.querySelectorAll('rect')].every(
+          cell => getComputedStyle(cell).fill != 'none' && cell.getBBox().width > 0),
       };
     }),
     links: [...document.querySelectorAll('nav a')].every(
@@ -226,7 +247,7 @@ def test_a_browser_shows_it_without_a_flaw(
     for picture in found["pictures"]:
         assert picture["width"] > 300 and picture["height"] > 150 and picture["ink"] > 0
         assert 0.75 <= picture["scale"] <= 1.6  # of text that is 12 px
-        assert picture["line"] and picture["cut"] == 0
+        assert picture["line"] and picture["cells"] and picture["cut"] == 0
     assert found["links"]
     assert (tab.complaints, tab.requests) == ([], [])
     tab.screenshot(tmp_path / "report.png")

@@ -112,6 +112,10 @@ def _drawing(picture: Picture) -> Iterator[Figure]:
     with rc_context(_STYLE):  # restored on leaving: others may use the library too
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
+        if picture.as_grid:
+            _grid(figure, axes, picture)
+            yield figure
+            return
         for place, line in enumerate(picture.lines):
             _line(axes, line, place)
         if picture.behind and any(line.behind for line in picture.lines):
@@ -136,6 +140,19 @@ def _line(axes: Axes, line: Line, place: int) -> None:
     marker = "o" if len(line.xs) == 1 else None
     axes.plot(line.xs, line.ys, color=shade, linestyle=DASHES[place % len(DASHES)],
               linewidth=1.8, marker=marker, label=one_line(line.name))  # fmt: skip
+
+
+def _grid(figure: Figure, axes: Axes, picture: Picture) -> None:
+    length = min(len(line.ys) for line in picture.lines)
+    shown = axes.imshow(
+        [line.ys[:length] for line in picture.lines], aspect="auto", interpolation="nearest",
+        cmap="cividis", vmin=0,
+        extent=(0.5, length + 0.5, len(picture.lines) - 0.5, -0.5),
+    )  # fmt: skip
+    axes.set_yticks(range(len(picture.lines)), [one_line(line.name) for line in picture.lines])
+    axes.set(title=picture.title, xlabel=picture.x_label)
+    axes.grid(False)
+    figure.colorbar(shown, ax=axes, label=f"{picture.y_label}, {picture.unit}")
 
 
 def _marks(axes: Axes, picture: Picture) -> None:

@@ -162,7 +162,7 @@ def _figure(picture: Picture) -> str:
     if picture.behind and any(line.behind for line in picture.lines):
         faint = _stroke('class="line behind c0"')
         legend += f"<li>{faint}{safe(picture.behind)}</li>"
-    keys = f'<ul class="legend">{legend}</ul>' if legend else ""
+    keys = f'<ul class="legend">{legend}</ul>' if legend and not picture.as_grid else ""
     return (
         f"<figure><h3>{safe(picture.title)}</h3>{drawn}{keys}"
         f"<figcaption>{safe(picture.says)}</figcaption></figure>\n"

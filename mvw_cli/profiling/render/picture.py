@@ -55,3 +55,5 @@ class Picture:
     points: list[Point] = field(default_factory=list)
     level: tuple[str, float] | None = None
     """A name and the height of a line across the picture."""
+    as_grid: bool = False
+    """Too many lines to be told apart: each is a row, and its colour stands for y."""

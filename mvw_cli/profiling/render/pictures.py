@@ -13,7 +13,7 @@ from mvw_cli.profiling.report import Arm, AttentionMass, Cell, MemoryPoint, Repo
 
 TOKENS = "generated tokens"
 BY_LAYER = "attention-by-layer"
-"""Of many lines: too long for a terminal."""
+"""Of a row for each layer: too long for a terminal."""
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
@@ -190,8 +190,10 @@ def _by_layer(found: AttentionMass) -> Picture:
         TOKENS,
         whole.y_label,
         whole.unit,
-        "The same for each layer that was looked at.",
+        "The same for each layer that was looked at: the stronger the colour, the larger the "
+        f"share, up to {max((max(line.ys) for line in lines), default=0.0):.0f} %.",
         lines,
+        as_grid=True,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from statistics import median
 
 from mvw_cli.printable import printable
 from mvw_cli.profiling.render.axis import Range, ranges, tick_text, ticks
@@ -16,6 +17,7 @@ COLOURS = 7
 """Classes that a page has to define; more arms use them again, with other dashes."""
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MOST_POINTS = 600
+MOST_CELLS, SHADES = 120, 20
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 44
 _Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
@@ -52,17 +54,51 @@ class _Frame:
 def svg(picture: Picture, width: int, height: int) -> str:
     """Draw a picture; `width` and `height` are in CSS pixels, at which its text is 12 px."""
     frame = _Frame(width, height, *ranges(picture))
-    drawn = [
-        *_axes(picture, frame),
-        *_marks(picture, frame),
-        *(shape for place, line in enumerate(picture.lines) for shape in _line(line, place, frame)),
-        *_points(picture, frame),
-    ]
+    drawn = (
+        _grid(picture, frame)
+        if picture.as_grid
+        else [
+            *_axes(picture, frame),
+            *_marks(picture, frame),
+            *(
+                shape
+                for place, line in enumerate(picture.lines)
+                for shape in _line(line, place, frame)
+            ),
+            *_points(picture, frame),
+        ]
+    )
     label = f"{picture.title}. {picture.says}"
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{safe(label)}">'
         f"{''.join(drawn)}</svg>"
     )
+
+
+def _grid(picture: Picture, frame: _Frame) -> list[str]:
+    """Draw each line as a row of cells, whose opacity is the median of what falls into them."""
+    top = max(max(line.ys) for line in picture.lines) or 1.0
+    left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
+    high = (bottom - _TOP) / len(picture.lines)
+    drawn = [*_x_axis(picture, frame)]
+    for row, line in enumerate(picture.lines):
+        count = min(len(line.xs), MOST_CELLS)
+        wide, y = (right - left) / count, round(_TOP + row * high, 1)
+        start, shade = 0, None
+        for cell in range(count + 1):
+            inside = line.ys[cell * len(line.ys) // count : (cell + 1) * len(line.ys) // count]
+            level = round(median(inside) / top * SHADES) if inside else None
+            if level != shade:  # neighbours of one shade are one
+                if shade:
+                    drawn.append(
+                        f'<rect x="{left + start * wide:.1f}" y="{y}" height="{high - 1:.1f}" '
+                        f'width="{(cell - start) * wide:.1f}" fill-opacity="{shade / SHADES:.2f}"/>'
+                    )
+                start, shade = cell, level
+        if high >= _LABEL or row % 2 == 0:
+            drawn.append(_text(left - 7, y + high / 2 + 4, line.name.removeprefix("layer "), "end"))
+    drawn.append(_text(4, 14, "layer", "start"))
+    return drawn
 
 
 def safe(text: str) -> str:
@@ -76,21 +112,26 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "")
 
 def _axes(picture: Picture, frame: _Frame) -> list[str]:
     left, right = _LEFT, frame.width - _RIGHT
-    bottom = frame.height - _BOTTOM
     ys = ticks(*frame.ys, most=5)
-    xs = ticks(*frame.xs, most=max(3, frame.width // 90))
     drawn = []
     for value in ys:
         y = frame.y(value)
         drawn.append(f'<path class="grid" d="M{left} {y}H{right}"/>')
         drawn.append(_text(left - 7, y + 4, tick_text(value, ys), "end"))
+    drawn.append(_text(4, 14, f"{picture.y_label}, {picture.unit}", "start"))
+    return [*drawn, *_x_axis(picture, frame)]
+
+
+def _x_axis(picture: Picture, frame: _Frame) -> list[str]:
+    left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
+    xs = ticks(*frame.xs, most=max(3, frame.width // 90))
+    drawn = []
     for value in xs:
         x = frame.x(value)
         drawn.append(f'<path class="axis" d="M{x} {bottom}v4"/>')
         drawn.append(_text(x, bottom + 17, tick_text(value, xs)))
     drawn.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
     drawn.append(_text((left + right) / 2, frame.height - 8, picture.x_label))
-    drawn.append(_text(4, 14, f"{picture.y_label}, {picture.unit}", "start"))
     return drawn
 
 
