@@ -144,7 +144,7 @@ def _too_fast(cell: Cell, never: Arm) -> str | None:
         return None
     return (
         f"A step at batch {cell.batch} takes {1 / share:.0%} of the time that its bytes and "
-        "arithmetic need at the device's rates: suspect these rates."
+        "arithmetic need at the device's rates: suspect these rates, or caches that hold it all."
     )
 
 

@@ -14,6 +14,7 @@ from mvw_cli.errors import ExitCode, MvwError, OutOfMemory
 from mvw_cli.profiling import calibration
 from mvw_cli.profiling.calibration import UNSTABLE, calibrate
 from mvw_cli.profiling.calibration_store import cache_folder
+from mvw_cli.profiling.stats import summarise
 
 CPU = torch.device("cpu")
 
@@ -148,6 +149,22 @@ def test_what_is_unstable_is_said_and_not_kept(
     found = calibrate("cpu", "float32", cache_dir=tmp_path)
     assert UNSTABLE in found.reference and "spreads by" in found.reference
     assert found.bandwidth_bytes_per_s > 0
+    assert files(tmp_path) == []
+
+
+def test_a_device_that_was_busy_the_first_time_is_unstable(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steady in each pass, and yet not the same."""
+    rates = iter([[50.0] * 9, [100.0] * 9])
+
+    def multiplying(*_: Any) -> Any:
+        return summarise(next(rates))
+
+    monkeypatch.setattr(calibration, "_multiplying", multiplying)
+    found = calibrate("cpu", "float32", cache_dir=tmp_path)
+    assert "matrix rate spreads by" in found.reference
+    assert found.flops_per_s == 100
     assert files(tmp_path) == []
 
 
