@@ -1,9 +1,7 @@
 """How many vision tokens an image becomes, from a configuration and the image's size.
 
-Follows the image processors of transformers, by their own arithmetic where they expose it. Limits
-on the number of pixels or tiles are no part of a model's configuration: they are those that the
-published checkpoints of each family carry in `preprocessor_config.json`. A checkpoint with other
-limits, or a processor that was told others, gives other counts.
+Follows the image processors of transformers, by their own arithmetic where they expose it, with the
+limits of `image_processors.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mvw_cli import BadImage, ModelProblem
-
-_QWEN3_LIMITS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
-"""Source: `preprocessor_config.json` of the Qwen3-VL and Qwen3.5 checkpoints."""
-_QWEN2_LIMITS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
-"""Source: `preprocessor_config.json` of the Qwen2-VL and Qwen2.5-VL checkpoints."""
-_GLM_LIMITS = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 12288}
-"""Source: `preprocessor_config.json` of zai-org/GLM-4.1V-9B-Thinking. The upper limit counts both
-frames that a still image is doubled to."""
-_INTERNVL_TILES = 12
-"""Source: `max_patches` in `preprocessor_config.json` of the InternVL3 -hf checkpoints."""
+from mvw_hf.image_processors import image_processor
 
 
 def image_tokens(config: Any, width: int, height: int) -> int:
@@ -57,46 +46,15 @@ def _fixed(config: Any, width: int, height: int) -> int:
     return patches + int(with_class)
 
 
-def _qwen(config: Any, width: int, height: int, limits: dict[str, int]) -> int:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    return _merged(Qwen2VLImageProcessorPil, config, width, height, limits)
-
-
-def _qwen2(config: Any, width: int, height: int) -> int:
-    return _qwen(config, width, height, _QWEN2_LIMITS)
-
-
-def _qwen3(config: Any, width: int, height: int) -> int:
-    return _qwen(config, width, height, _QWEN3_LIMITS)
-
-
-def _glm4v(config: Any, width: int, height: int) -> int:
-    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
-    return _merged(Glm4vImageProcessorPil, config, width, height, _GLM_LIMITS)
-
-
-def _merged(processor: Any, config: Any, width: int, height: int, limits: dict[str, int]) -> int:
+def _merged(config: Any, width: int, height: int) -> int:
     """Patches of a size that keeps the aspect ratio, merged into tokens side by side."""
-    vision = config.vision_config
-    merge = vision.spatial_merge_size
-    sized = processor(patch_size=vision.patch_size, merge_size=merge, size=limits)
-    return int(sized.get_number_of_image_patches(height, width, {}) // merge**2)
+    patches = image_processor(config).get_number_of_image_patches(height, width, {})
+    return int(patches // config.vision_config.spatial_merge_size**2)
 
 
 def _internvl(config: Any, width: int, height: int) -> int:
     """Tiles of one size, and a thumbnail where there is more than one."""
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
-    tile_height, tile_width = config.vision_config.image_size
-    tiler = GotOcr2ImageProcessorPil(
-        size={"height": tile_height, "width": tile_width},
-        crop_to_patches=True,
-        min_patches=1,
-        max_patches=_INTERNVL_TILES,
-    )
-    tiles = tiler.get_number_of_image_patches(height, width, {})
+    tiles = image_processor(config).get_number_of_image_patches(height, width, {})
     return int(tiles * config.image_seq_length)
 
 
@@ -130,12 +88,12 @@ def _llava_onevision(config: Any, width: int, height: int) -> int:
 
 _RULES: dict[str, Callable[[Any, int, int], int]] = {
     "gemma3": _gemma3,
-    "glm4v": _glm4v,
+    "glm4v": _merged,
     "internvl": _internvl,
     "llava": _fixed,
     "llava_onevision": _llava_onevision,
-    "qwen2_vl": _qwen2,
-    "qwen2_5_vl": _qwen2,
-    "qwen3_vl": _qwen3,
-    "qwen3_vl_moe": _qwen3,
+    "qwen2_vl": _merged,
+    "qwen2_5_vl": _merged,
+    "qwen3_vl": _merged,
+    "qwen3_vl_moe": _merged,
 }

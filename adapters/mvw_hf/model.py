@@ -36,6 +36,7 @@ from mvw_hf.placement import (
 from mvw_hf.problems import explained, processor_lacks
 from mvw_hf.published import published
 from mvw_hf.stand_in import is_stand_in
+from mvw_hf.stand_in_processor import stand_in_processor
 from mvw_hf.tiny import tiny_llava
 
 __all__ = ["HuggingFace", "choose_device", "complete", "explained", "place"]
@@ -112,7 +113,7 @@ class HuggingFace(Adapter):
         It has to prepare images and count their tokens as the checkpoint's does. Its `tokenizer`
         is one of `stand_in.py`. None where that can't be done from the configuration.
         """
-        return None
+        return stand_in_processor(config)
 
     def load_model(self, spec: ModelSpec) -> Any:
         """Load the checkpoint's model, on the CPU or where the spec spreads it."""

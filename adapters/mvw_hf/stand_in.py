@@ -47,6 +47,7 @@ def stand_in_tokenizer(
         tokenizer_object=tokenizer,
         chat_template=template,
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
         **names,
     )
 

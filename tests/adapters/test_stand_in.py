@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from mvw_kimi_vl.model import CHECKPOINT as KIMI
 from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import CHECKPOINT as COT
 from mvw_llava_cot.model import LlavaCot
+from narrowed import narrow
 from PIL import Image
 from processes import Ran
 
@@ -34,26 +34,6 @@ PUBLISHED = {
     "llava-cot": (LlavaCot, COT),
     "kimi-vl": (KimiVL, KIMI),
 }
-
-
-def narrow(config: Any) -> Any:
-    """Take away layers and width, and nothing that counts tokens."""
-    config = deepcopy(config)
-    text, vision = config.get_text_config(), config.vision_config
-    text.num_hidden_layers, vision.num_hidden_layers = 2, 1
-    text.hidden_size, text.intermediate_size = 16, 16
-    text.num_attention_heads = text.num_key_value_heads = 2
-    vision.hidden_size, vision.intermediate_size = 16, 16
-    if config.model_type == "mllama":
-        text.cross_attention_layers, text.head_dim = [1], 8
-        vision.num_global_layers, vision.intermediate_layers_indices = 1, [0]
-        vision.attention_heads, vision.vision_output_dim = 2, 32
-    else:
-        text.kv_lora_rank, text.moe_intermediate_size, text.n_routed_experts = 16, 8, 8
-        text.qk_rope_head_dim, text.qk_nope_head_dim, text.v_head_dim = 8, 8, 8
-        text.head_dim, text.qk_head_dim = 8, 16
-        vision.num_attention_heads, config.projection_hidden_size = 2, 16
-    return config
 
 
 @pytest.fixture

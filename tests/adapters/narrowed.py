@@ -1,0 +1,62 @@
+"""Configurations with fewer and narrower layers, and all that counts tokens as published."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+
+def narrow(config: Any) -> Any:
+    """Take away layers and width; images, tiles, limits, vocabulary and token ids stay."""
+    config = deepcopy(config)
+    text, vision = config.get_text_config(), config.vision_config
+    text.num_hidden_layers, text.hidden_size, text.intermediate_size = 2, 16, 16
+    text.num_attention_heads = text.num_key_value_heads = 2
+    vision.hidden_size, vision.intermediate_size = 16, 16
+    vision.num_hidden_layers, vision.num_attention_heads = 1, 2
+    _FAMILIES[config.model_type](config, text, vision)
+    return config
+
+
+def _mllama(config: Any, text: Any, vision: Any) -> None:
+    text.cross_attention_layers, text.head_dim = [1], 8
+    vision.num_global_layers, vision.intermediate_layers_indices = 1, [0]
+    vision.attention_heads, vision.vision_output_dim = 2, 32
+
+
+def _kimi(config: Any, text: Any, vision: Any) -> None:
+    text.kv_lora_rank, text.moe_intermediate_size, text.n_routed_experts = 16, 8, 8
+    text.qk_rope_head_dim, text.qk_nope_head_dim, text.v_head_dim = 8, 8, 8
+    text.head_dim, text.qk_head_dim = 8, 16
+    config.projection_hidden_size = 16
+
+
+def _plain(config: Any, text: Any, vision: Any) -> None:
+    text.head_dim, text.layer_types = 8, None
+
+
+def _gemma(config: Any, text: Any, vision: Any) -> None:
+    text.head_dim, text.layer_types = 8, ["sliding_attention", "full_attention"]
+
+
+def _qwen(config: Any, text: Any, vision: Any) -> None:
+    text.head_dim, text.layer_types = 8, ["full_attention"] * 2
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [1, 1, 2]}
+    text.rope_parameters.pop("partial_rotary_factor", None)
+    vision.depth, vision.num_heads, vision.out_hidden_size = 2, 2, 16
+    if hasattr(vision, "fullatt_block_indexes"):
+        vision.fullatt_block_indexes = [1]
+    if hasattr(vision, "deepstack_visual_indexes"):
+        vision.deepstack_visual_indexes = [0, 1]
+
+
+_FAMILIES = {
+    "mllama": _mllama,
+    "kimi_vl": _kimi,
+    "gemma3": _gemma,
+    "glm4v": _qwen,
+    "internvl": _plain,
+    "llava_onevision": _plain,
+    "qwen2_5_vl": _qwen,
+    "qwen3_vl": _qwen,
+}
