@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import click
-from regions import batch, example, families, figures, reference, scaling
+from regions import batch, example, families, figures, reference, report, scaling
 
 from mvw_cli.scaffold import Names, render
 
@@ -43,6 +43,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "decode": figures.decode,
     "cross attention": figures.cross_attention,
     "mla decode": figures.mla_decode,
+    "report keys": report.report_keys,
     "batch": batch.batch,
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,
