@@ -29,8 +29,8 @@ def _traffic(plan: Plan) -> str | None:
     share = first.before.weight_bytes / _moved(first.before)
     more = "".join(f"; at batch {b.batch} at most {times(b.speedup_of_answer)}" for b in others)
     return (
-        f"The weights are {share:.0%} of what a decode step moves at batch {first.batch}: expect "
-        f"the decode to become at most {times(first.speedup_of_answer)} as fast{more}."
+        f"The weights are {percent(share)} of what a decode step moves at batch {first.batch}: "
+        f"expect the decode to become at most {times(first.speedup_of_answer)} as fast{more}."
     )
 
 
@@ -42,7 +42,7 @@ def _left_out(plan: Plan) -> str | None:
     if gone <= 0:
         return None
     return (
-        f"Withdrawal leaves out {gone / bound.before.weight_bytes:.0%} of the weights too: "
+        f"Withdrawal leaves out {percent(gone / bound.before.weight_bytes)} of the weights too: "
         "cross-attention layers have nothing left to read."
     )
 
@@ -55,7 +55,7 @@ def _matters(plan: Plan) -> str:
         if count is not None and count > plan.vision_tokens
     ]
     more = f" It would take {', '.join(needed)}." if needed else ""
-    gain = f"{MATTERS - 1:.0%}"
+    gain = percent(MATTERS - 1)
     if batch is None:
         return f"With {tokens} a step can't become {gain} faster at any batch size.{more}"
     if batch == 1:
@@ -110,9 +110,15 @@ def _planned_prefill(plan: Plan) -> str | None:
     if share < PREFILL_MATTERS:
         return None
     return (
-        f"By these bounds the prefill is {share:.0%} of a request at batch 1: withdrawal can't "
-        "help there, fewer vision tokens from the start can."
+        f"By these bounds the prefill is {percent(share)} of a request at batch 1: withdrawal "
+        "can't help there, fewer vision tokens from the start can."
     )
+
+
+def percent(share: float) -> str:
+    """Word a share; nearly nothing and nearly all with a digit more."""
+    digits = 1 if share < 0.01 or 0.99 < share < 1 else 0
+    return f"{100 * share:.{digits}f} %"
 
 
 def times(ratio: float) -> str:

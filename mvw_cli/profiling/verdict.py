@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.profiling.plan_verdict import PREFILL_MATTERS, times
+from mvw_cli.profiling.plan_verdict import PREFILL_MATTERS, percent, times
 from mvw_cli.profiling.report import (
     BASELINE,
     NO_IMAGE,
@@ -100,7 +100,7 @@ def _freed(where: str, arm: Arm) -> str | None:
     if not before or after >= before:
         return None
     return (
-        f"{where} frees {1 - after / before:.0%} of the KV cache: "
+        f"{where} frees {percent(1 - after / before)} of the KV cache: "
         f"{readable_bytes(before)} become {readable_bytes(after)}."
     )
 
@@ -113,8 +113,8 @@ def _prefill(cell: Cell, never: Arm) -> str | None:
     if share < PREFILL_MATTERS:
         return None
     return (
-        f"The prefill is {share:.0%} of your request at batch {cell.batch}: withdrawal can't help "
-        "there, fewer vision tokens from the start can."
+        f"The prefill is {percent(share)} of your request at batch {cell.batch}: withdrawal can't "
+        "help there, fewer vision tokens from the start can."
     )
 
 
@@ -122,7 +122,7 @@ def _idle(cell: Cell) -> str | None:
     if cell.device_busy is None or cell.device_busy >= EXPLAINED:
         return None
     return (
-        f"Launch-bound: the device is busy {cell.device_busy:.0%} of a step's time at batch "
+        f"Launch-bound: the device is busy {percent(cell.device_busy)} of a step's time at batch "
         f"{cell.batch}. The rest is the host's work, which withdrawal does not shorten."
     )
 
@@ -132,9 +132,9 @@ def _explained(cell: Cell, never: Arm) -> str | None:
     if share is None or share >= EXPLAINED:
         return None
     return (
-        f"Bytes and arithmetic account for {share:.0%} of a step's time at batch {cell.batch}: the "
-        "rest is launches, the host's work or kernels below the device's rates, and withdrawal "
-        "does not shorten it."
+        f"Bytes and arithmetic account for {percent(share)} of a step's time at batch "
+        f"{cell.batch}: the rest is launches, the host's work or kernels below the device's rates, "
+        "and withdrawal does not shorten it."
     )
 
 
@@ -143,7 +143,7 @@ def _too_fast(cell: Cell, never: Arm) -> str | None:
     if share is None or share <= 1 + 5 * CLOSE:
         return None
     return (
-        f"A step at batch {cell.batch} takes {1 / share:.0%} of the time that its bytes and "
+        f"A step at batch {cell.batch} takes {percent(1 / share)} of the time that its bytes and "
         "arithmetic need at the device's rates: suspect these rates, or caches that hold it all."
     )
 
@@ -174,7 +174,7 @@ def _cost(cost: Ratio | None) -> str | None:
     if cost is None or cost.interval_95[0] <= 1 + CLOSE:
         return None
     return (
-        f"The profiler's marks cost {cost.median - 1:.1%} of the decode {_interval(cost)}: "
+        f"The profiler's marks cost {percent(cost.median - 1)} of the decode {_interval(cost)}: "
         "times of all arms are too long by so much."
     )
 
@@ -190,4 +190,4 @@ def _interval(ratio: Ratio) -> str:
 def _seconds(answer: Ratio) -> str:
     """Word a ratio of rates of whole answers as time."""
     less = 1 / answer.median
-    return f"{abs(1 - less):.0%} {'fewer' if less < 1 else 'more'} seconds"
+    return f"{percent(abs(1 - less))} {'fewer' if less < 1 else 'more'} seconds"

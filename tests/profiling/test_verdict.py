@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sample_report import report
 
-from mvw_cli.profiling.plan_verdict import plan_verdicts
+from mvw_cli.profiling.plan_verdict import percent, plan_verdicts
 from mvw_cli.profiling.report import (
     Arm,
     ArmBound,
@@ -61,17 +61,26 @@ def fast(bandwidth: float = 1000.0, flops: float = 1000.0) -> Device:
 
 def test_a_plan_without_a_device() -> None:
     assert plan_verdicts(plan()) == [
-        "The weights are 97% of what a decode step moves at batch 1: expect the decode to become "
+        "The weights are 97 % of what a decode step moves at batch 1: expect the decode to become "
         "at most 1.03 × as fast; at batch 32 at most 1.40 ×.",
-        "With 1,000 vision tokens a step can become 10% faster at batch 9, at no smaller one. "
+        "With 1,000 vision tokens a step can become 10 % faster at batch 9, at no smaller one. "
         "It would take 22,000 at batch 1.",
     ]
 
 
 def test_a_plan_names_its_smallest_batch_first() -> None:
     said = plan_verdicts(plan(batches=[at(32, 1.4, kv=900), at(1, 1.03)]))[0]
-    assert said.startswith("The weights are 97% of what a decode step moves at batch 1:")
+    assert said.startswith("The weights are 97 % of what a decode step moves at batch 1:")
     assert said.endswith("; at batch 32 at most 1.40 ×.")
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.5, "50 %"), (0.988, "99 %"), (0.996, "99.6 %"), (1.0, "100 %"), (0.004, "0.4 %"),
+     (1.3, "130 %")],
+)  # fmt: skip
+def test_shares(share: float, said: str) -> None:
+    assert percent(share) == said
 
 
 def test_a_plan_without_vision() -> None:
@@ -83,20 +92,20 @@ def test_a_plan_without_vision() -> None:
 def test_weights_that_are_left_out() -> None:
     bound = replace(at(1, 1.3), after=step(weights=776))
     assert plan_verdicts(plan(batches=[bound]))[1] == (
-        "Withdrawal leaves out 20% of the weights too: cross-attention layers have nothing left to "
-        "read."
+        "Withdrawal leaves out 20 % of the weights too: cross-attention layers have nothing left "
+        "to read."
     )
 
 
 @pytest.mark.parametrize(
     ("batch", "needed", "said"),
     [
-        (None, {1: None}, "a step can't become 10% faster at any batch size."),
-        (None, {1: 4000}, "a step can't become 10% faster at any batch size. "
+        (None, {1: None}, "a step can't become 10 % faster at any batch size."),
+        (None, {1: 4000}, "a step can't become 10 % faster at any batch size. "
                           "It would take 4,000 at batch 1."),
-        (1, {1: 10}, "a step can become 10% faster even at batch 1."),
+        (1, {1: 10}, "a step can become 10 % faster even at batch 1."),
         (7, {1: 2000, 2: 1500, 8: 900},
-         "a step can become 10% faster at batch 7, at no smaller one. "
+         "a step can become 10 % faster at batch 7, at no smaller one. "
          "It would take 2,000 at batch 1, 1,500 at batch 2."),
     ],
 )  # fmt: skip
@@ -136,7 +145,7 @@ def test_a_planned_prefill_is_named_from_one_half_on() -> None:
     device = fast(1e9, 1e9)
     long = plan(device=device, prefill_s=4.0, batches=batches)
     assert plan_verdicts(long)[-1] == (
-        "By these bounds the prefill is 80% of a request at batch 1: withdrawal can't help there, "
+        "By these bounds the prefill is 80 % of a request at batch 1: withdrawal can't help there, "
         "fewer vision tokens from the start can."
     )
     assert len(plan_verdicts(replace(long, prefill_s=0.9))) == 2
@@ -227,17 +236,17 @@ def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
     ("count", "answer", "speed", "said"),
     [
         (90, FASTER, SAME, "answers are shorter, 90 tokens for 120; this and not speed explains "
-                           "the 17% fewer seconds of an answer."),
+                           "the 17 % fewer seconds of an answer."),
         (150, SLOWER, SAME, "answers are longer, 150 tokens for 120; this and not speed explains "
-                            "the 25% more seconds of an answer."),
+                            "the 25 % more seconds of an answer."),
         (90, FASTER, FASTER, "answers are shorter, 90 tokens for 120, and each token is faster: "
-                             "both make up the 17% fewer seconds."),
+                             "both make up the 17 % fewer seconds."),
         (150, SLOWER, SLOWER, "answers are longer, 150 tokens for 120, and each token is slower: "
-                              "both make up the 25% more seconds."),
+                              "both make up the 25 % more seconds."),
         (90, SAME, SAME, "answers are shorter, 90 tokens for 120; no difference is shown in the "
                          "seconds of an answer."),
         (150, FASTER, FASTER, "answers are longer, 150 tokens for 120, and yet an answer takes "
-                              "17% fewer seconds."),
+                              "17 % fewer seconds."),
     ],
 )  # fmt: skip
 def test_length_is_told_from_speed(count: int, answer: Ratio, speed: Ratio, said: str) -> None:
@@ -285,7 +294,7 @@ def test_what_is_freed() -> None:
         kv_formula_bytes_before=None, kv_formula_bytes_after=None,
     )  # fmt: skip
     assert verdicts(measured(memory=memory)) == [
-        "m=16 at batch 1 frees 75% of the KV cache: 8.0 KiB become 2.0 KiB."
+        "m=16 at batch 1 frees 75 % of the KV cache: 8.0 KiB become 2.0 KiB."
     ]
 
 
@@ -302,7 +311,7 @@ def test_a_cache_that_is_not_as_counted(field: str, when: str) -> None:
 def test_a_prefill_that_is_most_of_the_request() -> None:
     phases = replace(measured().cells[0].arms[0].phases, prefill_ms=summarise([8000.0]))
     assert verdicts(measured(never={"phases": phases})) == [
-        "The prefill is 80% of your request at batch 1: withdrawal can't help there, fewer vision "
+        "The prefill is 80 % of your request at batch 1: withdrawal can't help there, fewer vision "
         "tokens from the start can."
     ]
     for quiet in (summarise([4900.0]), None):
@@ -312,7 +321,7 @@ def test_a_prefill_that_is_most_of_the_request() -> None:
 
 def test_time_that_neither_bytes_nor_arithmetic_explain() -> None:
     assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.0022)})) == [
-        "Bytes and arithmetic account for 22% of a step's time at batch 1: the rest is launches, "
+        "Bytes and arithmetic account for 22 % of a step's time at batch 1: the rest is launches, "
         "the host's work or kernels below the device's rates, and withdrawal does not shorten it."
     ]
     for quiet in (bounded(1.2, seconds=0.0051), bounded(1.2), None):
@@ -323,17 +332,17 @@ def test_a_device_that_waits_for_the_host() -> None:
     made = measured(never={"bound": bounded(1.2, seconds=0.002)})
     idle = replace(made.cells[0], device_busy=0.22)
     assert verdicts(replace(made, cells=[idle])) == [
-        "Launch-bound: the device is busy 22% of a step's time at batch 1. The rest is the host's "
+        "Launch-bound: the device is busy 22 % of a step's time at batch 1. The rest is the host's "
         "work, which withdrawal does not shorten."
     ]
     busy = replace(made.cells[0], device_busy=0.51)
     [sentence] = verdicts(replace(made, cells=[busy]))
-    assert sentence.startswith("Bytes and arithmetic account for 20%")
+    assert sentence.startswith("Bytes and arithmetic account for 20 %")
 
 
 def test_a_step_faster_than_the_device() -> None:
     assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.02)})) == [
-        "A step at batch 1 takes 50% of the time that its bytes and arithmetic need at the "
+        "A step at batch 1 takes 50 % of the time that its bytes and arithmetic need at the "
         "device's rates: suspect these rates, or caches that hold it all."
     ]
     assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.0108)})) == []
@@ -342,7 +351,7 @@ def test_a_step_faster_than_the_device() -> None:
 def test_marks_that_cost_too_much() -> None:
     costly = replace(measured(), profiler_cost=Ratio(1.05, (1.03, 1.07), 10))
     assert verdicts(costly) == [
-        "The profiler's marks cost 5.0% of the decode [1.03, 1.07]: times of all arms are "
+        "The profiler's marks cost 5 % of the decode [1.03, 1.07]: times of all arms are "
         "too long by so much."
     ]
     assert verdicts(replace(costly, profiler_cost=Ratio(1.03, (1.01, 1.05), 10))) == []
