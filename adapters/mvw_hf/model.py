@@ -113,6 +113,8 @@ class HuggingFace(Adapter):
         It has to prepare images and count their tokens as the checkpoint's does. Its `tokenizer`
         is one of `stand_in.py`. None where that can't be done from the configuration.
         """
+        if type(self).tokenize is not HuggingFace.tokenize:
+            return None  # it calls a processor of its own kind
         return stand_in_processor(config)
 
     def load_model(self, spec: ModelSpec) -> Any:

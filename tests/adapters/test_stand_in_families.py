@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,18 @@ def test_by_the_command_offline(
     assert document["vision_tokens"] == HuggingFace().image_tokens(known, 300, 200)
     assert document["withdrawal"]["vision_tokens"] == document["vision_tokens"]
     assert any("stand-in" in remark for remark in document["remarks"])
+
+
+def test_an_adapter_with_a_prompt_of_its_own_gets_no_stand_in_that_it_did_not_make(
+    tmp_path: Path,
+) -> None:
+    class Own(HuggingFace):
+        def tokenize(self, loaded: LoadedModel, images: Any, text: str) -> dict[str, Any]:
+            return dict(loaded.processor.of_its_own_kind(images, text))
+
+    narrow(published("Qwen/Qwen2.5-VL-7B-Instruct")).save_pretrained(tmp_path)
+    with pytest.raises(ModelProblem, match="can't be loaded"):
+        Own().load(spec_of(tmp_path))
 
 
 def test_what_is_missing_is_named_where_no_stand_in_is_known(tmp_path: Path) -> None:
