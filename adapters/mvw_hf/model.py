@@ -33,7 +33,8 @@ from mvw_hf.placement import (
     offloaded,
     place,
 )
-from mvw_hf.problems import explained, processor_lacks
+from mvw_hf.problems import explained
+from mvw_hf.processor_files import processor_lacks
 from mvw_hf.published import published
 from mvw_hf.stand_in import is_stand_in
 from mvw_hf.stand_in_processor import stand_in_processor

@@ -14,11 +14,7 @@ from typing import Any
 
 from mvw_cli import ModelProblem, MvwError, locate_weights, on_the_hub
 from mvw_hf.hub_problems import OTHERS, disk_is_full, download, http_error, no_space, of_the_hub
-
-_OF_PROCESSORS = (
-    ("preprocessor_config.json", "processor_config.json"),
-    ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json"),
-)
+from mvw_hf.processor_files import lack_of_a_processor
 
 
 @contextmanager
@@ -70,7 +66,7 @@ def explained(
             or (_of_the_files(name, revision) if weights else None)
             or ModelProblem(
                 f"{name} can't be loaded.",
-                cause=_lack_of_a_processor(name, revision) or _first_line(error),
+                cause=lack_of_a_processor(name, revision) or _first_line(error),
                 hint=download(name),
             )
         )
@@ -100,34 +96,6 @@ def check_kind(model_class: Any, name: str, revision: str | None = None) -> None
         cause=f"Its model_type is {kind}, and {next(iter(served))} is needed.",
         hint="mvw list adapters",
     )
-
-
-def processor_lacks(name: str, revision: str | None = None) -> list[tuple[str, ...]]:
-    """Name the files that no processor can do without and that can't be had.
-
-    Each of them may go by several names, of which one would be enough.
-    """
-    from transformers.utils import cached_file
-
-    def is_there(file: str) -> bool:
-        found = cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-        return found is not None
-
-    return [files for files in _OF_PROCESSORS if not any(map(is_there, files))]
-
-
-def _lack_of_a_processor(name: str, revision: str | None) -> str | None:
-    with suppress(OSError, ValueError):
-        lacking = [" or ".join(files) for files in processor_lacks(name, revision)]
-        return f"There is no {', and no '.join(lacking)}." if lacking else None
-    return None
 
 
 def pickled(name: str) -> ModelProblem:
