@@ -150,7 +150,8 @@ def profile(
       mvw profile --profile kimi-vl --plan --gpu H100
       mvw profile --from report.json --plot pictures
     """
-    from mvw_cli.cli.profile_run import Task, run
+    from mvw_cli.cli.profile_run import run
+    from mvw_cli.cli.profile_task import Task
 
     words = tuple(context.meta[ARGUMENTS])
     return run(Task(words=words, profile=profile, flags=flags, **options))

@@ -12,7 +12,7 @@ from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable
 
 if TYPE_CHECKING:
-    from mvw_cli.cli.profile_run import Task
+    from mvw_cli.cli.profile_task import Task
     from mvw_cli.profiling.report import Report
 
 _FORMATS = (".json", ".csv", ".md")
