@@ -17,7 +17,7 @@ from mvw_cli.errors import ModelProblem, OutOfMemory
 from mvw_cli.profiling import memory
 from mvw_cli.profiling.measure import Measured, measure
 from mvw_cli.profiling.report import Arm
-from mvw_cli.profiling.stats import Summary
+from mvw_cli.profiling.stats import FEWEST_PAIRS, Summary
 
 QUICK = Plan()
 
@@ -41,60 +41,61 @@ def arms(measured: Measured) -> dict[str, Arm]:
 
 
 PLANNED = Plan(
-    read=0.04, preprocess=0.1, vision=0.06, prefill=0.12, before=0.03, withdrawal=0.05, after=0.006
+    read=0.02, preprocess=0.06, vision=0.04, prefill=0.08, before=0.03, withdrawal=0.04, after=0.006
 )  # fmt: skip
+PAIRS, STEPS = FEWEST_PAIRS, 7
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """The measurement of a model of known costs, three pairs of it."""
+    """The measurement of a model of known costs, withdrawn after 3 of 8 tokens."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("known")
-        return measure(job(folder), session=planted(PLANNED, patch))
+        whole = job(tmp_path_factory.mktemp("known"), (3,), runs=PAIRS, new_tokens=STEPS + 1)
+        return measure(whole, session=planted(PLANNED, patch))
 
 
 def test_each_planted_cost_is_found_where_it_lies(known: Measured) -> None:
-    never, later = arms(known)["never"], arms(known)["m=4"]
+    never, later = arms(known)["never"], arms(known)["m=3"]
     for arm in (never, later):
         assert near(arm.phases.read_ms, PLANNED.read)
         assert near(arm.phases.preprocess_ms, PLANNED.preprocess)
         assert near(arm.phases.vision_ms, PLANNED.vision)
         assert near(arm.phases.prefill_ms, PLANNED.vision + PLANNED.prefill)
         assert near(arm.ttft_ms, PLANNED.vision + PLANNED.prefill)
-    assert near(never.phases.decode_before_ms, 11 * PLANNED.before, 11)
+    assert near(never.phases.decode_before_ms, STEPS * PLANNED.before, STEPS)
     assert never.phases.withdrawal_ms is None and never.phases.decode_after_ms is None
-    assert near(later.phases.decode_before_ms, 3 * PLANNED.before, 3)
+    assert near(later.phases.decode_before_ms, 2 * PLANNED.before, 2)
     assert near(later.phases.withdrawal_ms, PLANNED.withdrawal)
-    assert near(later.phases.decode_after_ms, 8 * PLANNED.after, 8)
+    assert near(later.phases.decode_after_ms, 5 * PLANNED.after, 5)
     assert near(later.tpot_before_ms, PLANNED.before)
     assert near(later.tpot_after_ms, PLANNED.after)
-    assert never.tpot_after_ms is None and len(never.tpot_ms.samples) == 3 * 11
+    assert never.tpot_after_ms is None and len(never.tpot_ms.samples) == PAIRS * STEPS
     # The step after the withdrawal bears it; the others of both kinds lie apart.
-    assert len(later.step_ms) == 11
-    assert max(later.step_ms) == later.step_ms[3] >= 1e3 * (PLANNED.withdrawal + PLANNED.after)
-    assert min(later.step_ms[:3]) >= 1e3 * PLANNED.before > max(later.step_ms[4:])
-    assert (never.withdrawn_after, later.withdrawn_after) == (None, 4)
+    assert len(later.step_ms) == STEPS
+    assert max(later.step_ms) == later.step_ms[2] >= 1e3 * (PLANNED.withdrawal + PLANNED.after)
+    assert min(later.step_ms[:2]) >= 1e3 * PLANNED.before > max(later.step_ms[3:])
+    assert (never.withdrawn_after, later.withdrawn_after) == (None, 3)
 
 
 def test_the_ratio_s_interval_holds_the_planted_gain(known: Measured) -> None:
-    never, later = arms(known)["never"], arms(known)["m=4"]
+    never, later = arms(known)["never"], arms(known)["m=3"]
     assert never.ratios == {}
     assert set(later.ratios) == {"ttft", "tpot", "tokens_per_s", "answer"}
-    # By plan 5 and 330 / (140 + 48) = 1.76; the tiny model's own steps make both smaller.
+    # By plan 5 and 210 / (60 + 40 + 30) = 1.6; the tiny model's own steps make both smaller.
     for name, least, most in (("tpot", 1.5, 5.2), ("tokens_per_s", 1.1, 1.8)):
         low, high = later.ratios[name].interval_95
         assert least < low <= high < most
         assert later.ratios[name].shown == "faster"
-    assert all(ratio.pairs == 3 for ratio in later.ratios.values())
+    assert all(ratio.pairs == PAIRS for ratio in later.ratios.values())
     assert never.tokens_per_s.median <= 1 / PLANNED.before
-    assert len(never.tokens_per_s.samples) == 3
-    assert later.generated_tokens.samples == [12.0] * 3
+    assert len(never.tokens_per_s.samples) == PAIRS
+    assert later.generated_tokens.samples == [STEPS + 1.0] * PAIRS
 
 
 def test_the_marks_cost_little_next_to_a_step(known: Measured) -> None:
     cost = known.profiler_cost
-    assert cost is not None and cost.pairs == 3
+    assert cost is not None and cost.pairs == PAIRS
     assert 0.7 < cost.median < 1.4
 
 
