@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import click
-from regions import batch, example, families, figures, reference, report, scaling
+from regions import batch, cross_check, example, families, figures, reference, report, scaling
 
 from mvw_cli.scaffold import Names, render
 
@@ -47,6 +47,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "batch": batch.batch,
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,
+    "cross check": cross_check.cross_check,
     "scaling": scaling.scaling,
     "scaling chunks": scaling.chunks,
     "example": lambda: f"```console\n{EXAMPLE.read_text(encoding='utf-8')}```",

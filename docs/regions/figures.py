@@ -30,6 +30,7 @@ COMMANDS = {
     "batch": "python benchmarks/batch.py",
     "batch_slots": "python benchmarks/batch.py --sweep",
     "batch_memory": "python benchmarks/batch_memory.py",
+    "cross_check": "make cross-check",
 }
 
 

@@ -70,7 +70,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--new-tokens",
     metavar="N",
-    type=_COUNT,
+    type=click.IntRange(min=2),
     default=128,
     show_default=True,
     help="Length of each answer, whatever the model would write.",

@@ -145,6 +145,7 @@ def test_what_contradicts_itself_is_refused(run: Callable[..., Ran], tmp_path: P
     assert "no figures for this GPU" in refused(run("--plan", "--gpu", "H1000"))
     assert run("--m", "0").code == ExitCode.USAGE
     assert run("--m", "4,x").code == ExitCode.USAGE
+    assert run("--new-tokens", "1").code == ExitCode.USAGE
 
 
 def test_a_plan_in_another_format_is_refused(run: Callable[..., Ran]) -> None:
