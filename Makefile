@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+HARNESS := out/harness
 
-.PHONY: demo test check install curve docs clean
+.PHONY: demo test check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -25,6 +26,25 @@ install: $(INSTALLED)
 curve: $(INSTALLED)
 	$(BIN)/python benchmarks/curve.py
 
+# `mvw profile` against a public harness, which is installed beside the other packages: they stay as
+# they are.
+cross-check: $(INSTALLED) $(HARNESS)/.installed
+	PYTHONPATH=$(HARNESS) $(BIN)/python benchmarks/cross_check.py
+
+# Every figure in README.md and docs/ again. Takes hours, on a machine that does nothing else.
+benchmarks: $(INSTALLED) $(HARNESS)/.installed
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/infer_wall.py
+	$(BIN)/python benchmarks/decode.py
+	PYTHONPATH=$(HARNESS) $(BIN)/python benchmarks/cross_check.py
+	$(BIN)/python benchmarks/cross_attention.py
+	$(BIN)/python benchmarks/mla_decode.py
+	$(BIN)/python benchmarks/batch.py --sweep
+	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/batch_memory.py
+	$(BIN)/python benchmarks/curve.py
+	$(BIN)/python docs/generate.py
+
 # The parts of docs/ that are made from the code.
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
@@ -37,3 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(INSTALLED)
+
+$(HARNESS)/.installed: benchmarks/cross_check.txt | $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(HARNESS) -r $<
+	@touch $@

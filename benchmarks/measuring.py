@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mvw_cli.profiling.stats import Ratio, Summary, paired_ratio, summarise
 
@@ -19,13 +19,14 @@ __all__ = ["Ratio", "Summary", "interleaved", "paired_ratio", "say_ratio", "summ
 RESULTS = Path(__file__).parent / "results"
 _WRITTEN = ("median", "p90", "samples")
 """What a result file holds of a summary."""
+Sample = TypeVar("Sample")
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], float]], *, pairs: int, warm_up: int = 1
-) -> dict[str, list[float]]:
+    arms: Mapping[str, Callable[[], Sample]], *, pairs: int, warm_up: int = 1
+) -> dict[str, list[Sample]]:
     """Run the arms in turn, A B C A B C …; return each arm's samples, warm-up left out."""
-    samples: dict[str, list[float]] = {name: [] for name in arms}
+    samples: dict[str, list[Sample]] = {name: [] for name in arms}
     for turn in range(warm_up + pairs):
         for name, arm in arms.items():
             value = arm()

@@ -49,6 +49,26 @@ BATCH: dict[str, Any] = {
     "bounds": {"mvw_over_generate": 9.0, "withdrawn_over_mvw": 2.0},
 }
 
+CROSS_CHECK: dict[str, Any] = {
+    "harness": {"name": "some-harness", "version": "1.2"},
+    "model": {"layers": 8, "width": 512, "vision_tokens": 1024, "dtype": "float32"},
+    "new_tokens": 128,
+    "ttft_ms": {
+        "profiler": MILLISECONDS,
+        "harness": {"median": 130.6, "p90": 150.2},
+        "harness_generate": {"median": 160.0, "p90": 170.0},
+    },
+    "tpot_ms": {
+        "profiler": {"median": 14.014, "p90": 15.0},
+        "harness": {"median": 14.257, "p90": 16.0},
+        "harness_generate": {"median": 17.0, "p90": 18.0},
+    },
+    "profiler_over_harness": {"ttft": EVEN, "tpot": EVEN, "tpot_mean": EVEN},
+    "generate_over_engine_by_harness": {"ttft": EVEN, "tpot": RATIO},
+    "limit": 0.05,
+    "within_limit": {"ttft": True, "tpot": True, "tpot_mean": True},
+}
+
 
 def _point(m: int | str, right: int, attended: float) -> dict[str, Any]:
     return {
@@ -86,6 +106,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             "bound_withdrawn_over_not": 1.6,
         },
         "batch": BATCH,
+        "cross_check": CROSS_CHECK,
     }
     for name, document in documents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({**document, "environment": WHERE}))
@@ -124,6 +145,28 @@ def test_many_images(results: Any) -> None:
     assert "62% of the rows" in shown
 
 
+def test_the_profiler_beside_a_public_harness(results: Any, tmp_path: Path) -> None:
+    with generator() as generate:
+        shown = generate.cross_check.cross_check()
+    assert "| `mvw profile` | the engine | 120 ms | 140 ms | 14.01 ms | 15.00 ms |" in shown
+    assert "| some-harness 1.2 | the engine | 131 ms | 150 ms | 14.26 ms | 16.00 ms |" in shown
+    assert "| some-harness 1.2 | `model.generate` | 160 ms | 170 ms | 17.00 ms |" in shown
+    assert "both on the engine: TTFT 1.01 × [0.97, 1.04], no difference shown; TPOT 1.01" in shown
+    assert "The limit of 5 % is met by each of these, with its whole interval." in shown
+    assert "both by the harness: TTFT 1.01 × [0.97, 1.04], no difference shown; TPOT 1.50" in shown
+
+
+def test_a_limit_that_is_not_met_is_said_not_to_be(results: Any, tmp_path: Path) -> None:
+    missed = {"ttft": False, "tpot": True, "tpot_mean": False}
+    document = {**CROSS_CHECK, "within_limit": missed, "environment": WHERE}
+    (tmp_path / "cross_check.json").write_text(json.dumps(document))
+    results.result.cache_clear()
+    with generator() as generate:
+        shown = generate.cross_check.cross_check()
+    assert "The limit of 5 % is not met by TTFT nor by TPOT by the mean of its steps." in shown
+    assert "is met" not in shown
+
+
 def test_a_ratio_whose_interval_covers_one_shows_no_difference(results: Any) -> None:
     assert "1.01 × [0.97, 1.04], no difference shown" in results.infer_wall()
     assert "1.01 × [0.97, 1.04], no difference shown" in results.measured()
@@ -131,10 +174,12 @@ def test_a_ratio_whose_interval_covers_one_shows_no_difference(results: Any) -> 
 
 
 def test_a_missing_result_is_said_to_be_missing(results: Any, tmp_path: Path) -> None:
-    for name in ("curve", "decode"):
+    for name in ("curve", "decode", "cross_check"):
         (tmp_path / f"{name}.json").unlink()
     results.result.cache_clear()
     assert results.curve().startswith("Not measured yet: `make curve`")
     assert results.decode().startswith("Not measured yet: `python benchmarks/decode.py`")
+    with generator() as generate:
+        assert generate.cross_check.cross_check().startswith("Not measured yet: `make cross-check`")
     assert results.measured().count("not measured yet") == 4  # two of the curve, two of decode
     assert "CUDA" in results.not_run()
