@@ -6,7 +6,7 @@ they are given, where the scenario would draw random ones. The scenario alone sa
 and how.
 
 Its release 0.6.0 is older than transformers 5, which has dropped a name that it imports for its
-annotations. The name is supplied here, as its open pull request 338 does; neither package is
+annotations. The name is supplied here, as its pull request 338 does; neither package is
 changed. It also looks into a processor in a way that transformers 5 has changed, for the shapes of
 the inputs that it draws, so it is pointed at a folder without one.
 """
