@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forked, Forker
 from processes import Ran
 
 HERE = Path(__file__).parent
@@ -25,12 +25,12 @@ class Batch:
 
     folder: Path
     environment: dict[str, str]
+    forker: Forker
 
     def words(self, *arguments: str, question: str | None = QUESTION) -> list[str]:
-        """The command line; the first argument is the images."""
+        """What comes after `mvw`; the first argument is the images."""
         asked = [] if question is None else [question]
-        mvw = [sys.executable, "-m", "mvw_cli", "batch"]
-        return [*mvw, *arguments[:1], *asked, "--adapter", "fickle", *arguments[1:]]
+        return ["batch", *arguments[:1], *asked, "--adapter", "fickle", *arguments[1:]]
 
     def __call__(
         self,
@@ -39,33 +39,28 @@ class Batch:
         question: str | None = QUESTION,
         **fickle: Any,
     ) -> Ran:
-        done = subprocess.run(
+        process = self.forker.start(
             self.words(*arguments, question=question),
-            input=stdin,
             cwd=self.folder,
-            env=self.environment | {"FICKLE": json.dumps(fickle)},
-            capture_output=True,
-            timeout=120,
-            check=False,
+            environment=self.environment | {"FICKLE": json.dumps(fickle)},
+            stdin=stdin,
         )
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+        out, err = process.communicate(timeout=120)
+        assert process.returncode is not None
+        return Ran(process.returncode, out.decode(), err.decode())
 
     @contextmanager
-    def started(self, *arguments: str, **fickle: Any) -> Iterator[subprocess.Popen[bytes]]:
+    def started(self, *arguments: str, **fickle: Any) -> Iterator[Forked]:
         """Start it, for who wants to interrupt it."""
-        with subprocess.Popen(
+        process = self.forker.start(
             self.words(*arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             cwd=self.folder,
-            env=self.environment | {"FICKLE": json.dumps(fickle)},
-            start_new_session=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+            environment=self.environment | {"FICKLE": json.dumps(fickle)},
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -79,20 +74,27 @@ def fickle_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}{os.pathsep}{HERE}"
 
 
-@pytest.fixture(scope="session")
-def batch_in(fickle_path: str) -> Callable[[Path], Batch]:
-    """Make a `Batch` that runs in a folder."""
+def _environment(fickle_path: str) -> dict[str, str]:
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("MVW_", "FICKLE", "HF_"))}
+    return {**mine, "PYTHONPATH": fickle_path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def forker(fickle_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    # Not below the tests' own folder: the address of a socket has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="mvw-") as folder:
+        forker = Forker(Path(folder), _environment(fickle_path))
+        yield forker
+        forker.stop()
+
+
+@pytest.fixture(scope="session")
+def batch_in(fickle_path: str, forker: Forker) -> Callable[[Path], Batch]:
+    """Make a `Batch` that runs in a folder."""
 
     def make(folder: Path) -> Batch:
-        environment = {
-            **mine,
-            "PYTHONPATH": fickle_path,
-            "MVW_HOME": str(folder / "home"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        return Batch(folder, environment)
+        environment = _environment(fickle_path) | {"MVW_HOME": str(folder / "home")}
+        return Batch(folder, environment, forker)
 
     return make
 

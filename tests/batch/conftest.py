@@ -8,9 +8,9 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from batch_process import batch, batch_in, fickle_path  # noqa: E402
+from batch_process import batch, batch_in, fickle_path, forker  # noqa: E402
 
-__all__ = ["batch", "batch_in", "fickle_path"]  # fixtures
+__all__ = ["batch", "batch_in", "fickle_path", "forker"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +175,8 @@ cp out/results.jsonl whole.jsonl
 def test_a_full_disk(batch: Batch, log: Path, undisturbed: dict[str, object]) -> None:
     folder = log.parent
     (folder / "out").mkdir()
-    command = batch.words("images", *LONG, "-o", "out/results.jsonl", "--slots", "2")
+    words = batch.words("images", *LONG, "-o", "out/results.jsonl", "--slots", "2")
+    command = [sys.executable, "-m", "mvw_cli", *words]
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", FULL, "sh", *command],
         cwd=folder,
