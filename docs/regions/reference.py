@@ -29,7 +29,8 @@ _CODES = {
 _CONTROLS = {
     "MVW_DEBUG": "`1` shows the traceback of an error, as `--debug` does.",
     "MVW_HOME": "Folder of your own settings, instead of the platform's; profiles lie in its "
-    "`profiles/`.",
+    "`profiles/`, and what `mvw profile` has measured of the device in its "
+    "`cache/`.",
     "MVW_LOAD_PLUGINS": "Loads only these plugins, by entry-point or distribution name, separated "
     "by commas, besides mvw's own. Empty: mvw's own only.",
     "MVW_OFFLINE": "`1` asks no network, as `--offline` does.",
