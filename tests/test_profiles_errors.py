@@ -45,7 +45,7 @@ FILES: dict[str, Message] = {
     ),
     "adapter: shapes\nprompt: {zzz: 3}\n": (
         "x.yaml, line 2: unknown key `prompt.zzz`",
-        "known here: system, template",
+        "known here: system, template, question",
         SCHEMA,
     ),
     "adapter: shapes\nwithdrawal:\n  policy: mvw\n  untill: X\n": (

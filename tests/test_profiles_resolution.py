@@ -260,7 +260,13 @@ def test_every_key_reaches_the_model_and_the_engine(tmp_path: Path) -> None:
     profile = resolve(str(path), {}).profile
     assert profile.attention == "eager"
     assert model_spec(profile) == ModelSpec(
-        "org/name", "abc", "bfloat16", "cuda:1", "S", "T {question}", 1000
+        "org/name",
+        revision="abc",
+        dtype="bfloat16",
+        device="cuda:1",
+        system="S",
+        template="T {question}",
+        max_pixels=1000,
     )
     assert generation_settings(profile) == GenerationSettings(7, 1.0, 0.5, 4, 1.1, 9, ("END",))
 

@@ -150,7 +150,8 @@ def batch(
       find . -name "*.png" | mvw batch - "What is this?" --model ORG/NAME --kv-memory 20GiB
       mvw batch ./images "What is this?" --shard 3/8 -o part3.jsonl
     """
-    from mvw_cli.cli.batch_run import Task, run
+    from mvw_cli.cli.batch_run import run
+    from mvw_cli.cli.batch_task import Task
 
     paths, question = split(images)
     return run(

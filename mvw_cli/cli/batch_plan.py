@@ -10,7 +10,7 @@ from mvw_cli.batch.survey import Survey, sample, survey
 from mvw_cli.units import readable_bytes
 
 if TYPE_CHECKING:
-    from mvw_cli.cli.batch_run import Begun, Task
+    from mvw_cli.cli.batch_task import Begun, Task
 
 
 @dataclass(frozen=True, slots=True)

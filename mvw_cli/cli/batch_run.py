@@ -6,85 +6,31 @@ wrong cheaply is found out before the model is loaded, and a record is on disk b
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from mvw_cli import console
 from mvw_cli.batch.output import Output, plan_output
-from mvw_cli.batch.sources import Source, list_items
+from mvw_cli.batch.sources import list_items
 from mvw_cli.batch.tally import Tally
+from mvw_cli.cli.batch_executor import job_for, make_executor
 from mvw_cli.cli.batch_summary import Summary, summarise
+from mvw_cli.cli.batch_task import Begun, Task, check, default_name, refuse_another_table
 from mvw_cli.cli.batch_view import BatchView
 from mvw_cli.cli.batch_words import again
 from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
 from mvw_cli.cli.libraries import mute_libraries
 from mvw_cli.cli.loading_line import progress
 from mvw_cli.cli.profile_options import written
-from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.profiles.store import DEFAULT
 
 if TYPE_CHECKING:
     from mvw_cli.batch.executors import Executor
     from mvw_cli.batch.items import Item
-    from mvw_cli.batch.log import RecordLog
-    from mvw_cli.batch.worker import Job
-    from mvw_cli.batch.worklist import WorkList
     from mvw_cli.profiles import Resolved
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What the command line asks for."""
-
-    words: tuple[str, ...]
-    """The arguments as they were typed, for hints."""
-    paths: tuple[str, ...]
-    question: str | None
-    questions: str | None
-    profile: str | None
-    flags: Mapping[str, object]
-    recursive: bool
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    limit: int | None
-    output: str | None
-    overwrite: bool
-    retry_failed: bool
-    dry_run: bool
-    slots: int | None
-    kv_memory: int | None
-    workers: int | None
-    executor: str
-    ray_address: str | None
-    shard: tuple[int, int] | None
-    readers: int
-    read_timeout: float
-    image_column: str | None
-    question_column: str | None
-    id_column: str | None
-    answer_column: str | None
-    allow_pickle: bool
-    random_weights: bool
-    as_json: bool
-
-    def source(self, question: str | None) -> Source:
-        """Where the items come from."""
-        return Source(
-            self.paths,
-            question=self.question if self.question is not None else question,
-            questions=self.questions,
-            recursive=self.recursive,
-            include=self.include,
-            exclude=self.exclude,
-            image_column=self.image_column,
-            question_column=self.question_column,
-            id_column=self.id_column,
-            answer_column=self.answer_column,
-        )
 
 
 def run(task: Task) -> int:
@@ -93,13 +39,13 @@ def run(task: Task) -> int:
     Raises:
         MvwError: what stops all items. What stops one is in its record.
     """
-    _check(task)
-    output = plan_output(task.output, _default_name(task))
+    check(task)
+    output = plan_output(task.output, default_name(task))
     if output.table is not None:
         from mvw_cli.batch.export import check_table
 
         check_table(output.table, "mvw batch --help")
-        _refuse_another_table(task, output)
+        refuse_another_table(task, output)
     view = BatchView()
     with ExitStack() as held:
         with leaving_at_once(view.last_words), view.making_room():
@@ -110,23 +56,6 @@ def run(task: Task) -> int:
             write(plan(task, begun), as_json=task.as_json)
             return ExitCode.OK
         return _serve(task, begun, view)
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What is known before a model is loaded."""
-
-    resolved: Resolved
-    output: Output
-    worklist: WorkList
-    log: RecordLog
-    settle: Callable[[str | None], None]
-    """Tells the log what was loaded."""
-    items: Iterator[Item]
-    """Those that are left to do."""
-    first: Item | None
-    """The first of them, taken out already."""
-    tally: Tally
 
 
 def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Begun:
@@ -261,93 +190,6 @@ def _record(
             begun.log.append(record)
             begun.tally.add(record)
             view.show(record)
-
-
-def job_for(task: Task, resolved: Resolved) -> Job:
-    """Say what a worker needs to know."""
-    from mvw_cli.batch.worker import Job
-
-    return Job(
-        resolved.profile,
-        allow_pickle=task.allow_pickle,
-        random_weights=task.random_weights,
-        slots=task.slots,
-        kv_bytes=task.kv_memory,
-        readers=task.readers,
-        read_timeout_s=task.read_timeout,
-    )
-
-
-def make_executor(task: Task, job: Job) -> Executor:
-    """Choose who serves the items."""
-    if task.executor == "ray":
-        from mvw_cli.batch.executors.ray import OnRay
-
-        return OnRay(job, workers=task.workers, address=task.ray_address)
-    workers = task.workers or _gpus(job)
-    if workers > 1:
-        from mvw_cli.batch.executors.processes import Processes
-
-        return Processes(job, workers)
-    from mvw_cli.batch.executors.here import Here
-
-    return Here(job)
-
-
-def _gpus(job: Job) -> int:
-    """One process for each GPU, unless the profile names one or spreads a model over all."""
-    if job.profile.device not in ("auto", "cuda") or job.profile.device_map is not None:
-        return 1
-    from mvw_cli.doctor.facts import gpu_count
-
-    return max(1, gpu_count())
-
-
-def _check(task: Task) -> None:
-    """Refuse what contradicts itself."""
-    if task.ray_address is not None and task.executor != "ray":
-        raise UsageProblem(
-            "--ray-address goes with --executor ray",
-            cause=f"the executor is {task.executor}",
-            hint=again(task.words, "--executor", "ray"),
-        )
-    if task.overwrite and task.retry_failed:
-        raise UsageProblem(
-            "--overwrite and --retry-failed contradict each other",
-            cause="one starts afresh, the other goes on",
-            hint=again(task.words, "--retry-failed"),
-        )
-    if task.question is not None and not task.question.strip():
-        raise UsageProblem(
-            "the question is empty",
-            cause="a model needs to be asked something",
-            hint='mvw batch ./images "What is in the picture?"',
-        )
-
-
-def _refuse_another_table(task: Task, output: Output) -> None:
-    """Keep a table that this command did not write: there is no log beside it."""
-    table = output.table
-    if table is None or task.overwrite or output.log.exists() or not table.exists():
-        return
-    if not table.stat().st_size:
-        return
-    raise UsageProblem(
-        f"{output.name} is there already",
-        cause=f"no {output.log.name} lies beside it, so it comes from something else",
-        hint=again(task.words, "--overwrite"),
-    )
-
-
-def _default_name(task: Task) -> str:
-    """Name the output after what is asked about."""
-    first = task.paths[0] if task.paths else task.questions or "batch"
-    name = "stdin" if first == "-" else os.path.basename(first.rstrip("/"))
-    if name in ("", ".", ".."):
-        name = os.path.basename(os.path.realpath(first)) or "batch"
-    stem = name if os.path.isdir(first) else os.path.splitext(name)[0]
-    part = "" if task.shard is None else ".{}-of-{}".format(*task.shard)
-    return f"{stem}.results{part}.jsonl"
 
 
 def _introduce(task: Task, begun: Begun, view: BatchView) -> None:
