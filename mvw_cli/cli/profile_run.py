@@ -136,6 +136,8 @@ def _measure(task: Task, begun: Begun, view: ProfileView) -> int:
     deliver_report(report, task)
     if failed is not None:
         raise failed
+    if any(one.ended for one in found):
+        return ExitCode.FAILURE  # the report says which cell ended early, and why
     if wish.to_finish:
         view.note("Interrupted: the report holds what was measured until then.")
         return ExitCode.INTERRUPTED

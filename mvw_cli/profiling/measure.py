@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
+from mvw_cli.plugin_loading import one_line
 from mvw_cli.profiling import figures, memory
 from mvw_cli.profiling.busy import kernel_seconds
 from mvw_cli.profiling.energy import nvml
@@ -42,6 +43,8 @@ class Measured:
     profiler_cost: Ratio | None
     stopped: bool
     """Whether it was stopped before all pairs were there."""
+    ended: str | None = None
+    """What ended it before that, where something went wrong after the first whole turn."""
 
 
 def measure(
@@ -82,7 +85,7 @@ def measure(
     seen: dict[str, Memory] = {}
     samples = Samples({name: [] for name in policies})
     kernels: float | None = None
-    stopped = False
+    stopped, ended = False, None
     with ExitStack() as stack:
         stack.enter_context(_smaller_batch(job))
         gpus = stack.enter_context(nvml(memory.devices_of(model)))
@@ -104,14 +107,20 @@ def measure(
             kernels = kernel_seconds(runner, job.turn(0), policies.get(BASELINE))
         except Stopped:
             stopped = True
+        except Exception as error:
+            if not samples.pairs:
+                raise
+            # What was measured is kept, and said to be less than was asked for.
+            ended = one_line(error)
     facts = session.facts()
     return Measured(
         environment=describe_environment(facts["device"]),
         model=Model(**facts, random_weights=job.random_weights),
         workload=workload,
-        cell=_cell(job, samples, seen, kernels),
+        cell=_cell(job, samples, seen, kernels, ended),
         profiler_cost=samples.profiler_cost,
         stopped=stopped,
+        ended=ended,
     )
 
 
@@ -176,7 +185,11 @@ def _workload(job: Job, runner: Runner) -> Workload:
 
 
 def _cell(
-    job: Job, samples: Samples, seen: dict[str, Memory], kernel_s: float | None
+    job: Job,
+    samples: Samples,
+    seen: dict[str, Memory],
+    kernel_s: float | None,
+    ended: str | None,
 ) -> Cell | None:
     pairs = samples.pairs
     if not pairs:
@@ -193,6 +206,8 @@ def _cell(
         for name, runs in samples.runs.items()
     ]
     unstable = figures.unstable(job.batch, job.mode, len(job.items), pairs, arms)
+    if ended is not None:
+        unstable.append(f"Batch {job.batch} ended early, with {pairs} whole pairs: {ended}.")
     never = next((arm for arm in arms if arm.name == BASELINE), None)
     busy: float | None = None
     if kernel_s is not None and never is not None:

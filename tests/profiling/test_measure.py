@@ -336,3 +336,26 @@ def test_on_a_gpu_the_device_is_waited_for_and_its_memory_told(tmp_path: Path) -
         held, peak = kept.timeline[0].device_allocated_bytes, kept.device_allocated_peak_bytes
         assert held is not None and peak is not None
         assert kept.weight_bytes < held <= peak <= (kept.device_reserved_peak_bytes or 0)
+
+
+def test_what_goes_wrong_after_a_whole_turn_leaves_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = planted(QUICK, monkeypatch)
+    count, fails_at = [0], 10**6
+
+    def failing(*_: object) -> None:
+        count[0] += 1
+        if count[0] > fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    session.loaded.model.register_forward_pre_hook(failing)
+    measure(job(tmp_path, runs=1), session=session)
+    whole, fails_at = count[0], 2 * count[0] + 20
+    measured = measure(job(tmp_path, runs=5), session=session)
+    assert measured.cell is not None and 1 <= measured.cell.pairs < 5
+    assert measured.ended is not None and "out of memory" in measured.ended
+    assert any("ended early" in sentence for sentence in measured.cell.unstable)
+    count[0], fails_at = 0, whole // 4
+    with pytest.raises(OutOfMemory):
+        measure(job(tmp_path, runs=5), session=session)

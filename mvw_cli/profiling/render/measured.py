@@ -121,7 +121,8 @@ def speed(report: Report) -> Section:
 
 
 def _unstable(text: str) -> str:
-    return text if "unstable" in text.lower() else f"Unstable: {text}"
+    told = "unstable" in text.lower() or "ended early" in text
+    return text if told else f"Unstable: {text}"
 
 
 def _figure(cell: Cell, figure: Figure, mode: Mode) -> list[list[str]]:
