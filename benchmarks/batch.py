@@ -11,8 +11,9 @@ the same tokens.
   when its longest answer is. Rows that are done are stopped by a criterion, not by EOS.
 - `mvw`: the scheduler of `mvw batch`, without withdrawal.
 - `mvw_withdrawn`: the same, vision tokens withdrawn after 16 tokens.
-- `budget`, `budget_withdrawn`: the last two, under one limit of bytes for the KV cache instead of
-  one of slots: what withdrawal frees goes to further images.
+- `budget`, `budget_withdrawn`: the last two on half as many images of 400 vision tokens, under one
+  limit of bytes for the KV cache instead of one of slots: what withdrawal frees goes to further
+  images.
 
 Beside the ratios stand bounds by the bytes that the decode steps have to read: the weights, shared
 by the rows of a step, and each row's own cache entries. Prefill, arithmetic and the last answers,
@@ -64,21 +65,21 @@ from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 
 M = 16
-SIDE = 168
-VISION_TOKENS = 144
+SIDE, LARGE_SIDE = 168, 280
+PATCH = 14
 KV_HEADS = 2
 QUESTION = "w1 w2 w3 w4 w5 w6"
 SPREAD = 1.15
 """Of the logarithm of the lengths: p90 is e^(1.28 x 1.15) = 4.4 times the median."""
 
 
-def build(layers: int, width: int) -> LoadedModel:
+def build(layers: int, width: int, side: int) -> LoadedModel:
     _, tiny = tiny_llava()
-    size = {"height": SIDE, "width": SIDE}
+    size = {"height": side, "width": side}
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=size, crop_size=size),
         tokenizer=tiny.tokenizer,
-        patch_size=14,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=tiny.chat_template,
@@ -93,8 +94,8 @@ def build(layers: int, width: int) -> LoadedModel:
                 intermediate_size=256,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                image_size=SIDE,
-                patch_size=14,
+                image_size=side,
+                patch_size=PATCH,
             ),
             text_config=LlamaConfig(
                 hidden_size=width,
@@ -114,6 +115,10 @@ def build(layers: int, width: int) -> LoadedModel:
     model.generation_config.suppress_tokens = [image]
     model.generation_config.pad_token_id = 0
     return LoadedModel("bench", "llava", model, processor, ModelSpec())
+
+
+def vision_tokens(side: int) -> int:
+    return (side // PATCH) ** 2
 
 
 def entry_bytes(text: Any) -> int:
@@ -310,7 +315,7 @@ class _Noted:
 @click.option("--typical", default=64, show_default=True, help="Median length in tokens.")
 @click.option("--seed", default=1, show_default=True, help="Of the lengths.")
 @click.option("--pairs", default=3, show_default=True)
-@click.option("--budget-slots", default=4, show_default=True, help="Caches that the budget holds.")
+@click.option("--budget-slots", default=8, show_default=True, help="Caches that the budget holds.")
 @click.option("--sweep", is_flag=True, help="Measure numbers of slots instead.")
 @click.option("--threads", default=0, help="Torch threads; 0 leaves torch's own choice.")
 def main(
@@ -329,8 +334,9 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = build(layers, width)
+    loaded, large = (build(layers, width, side) for side in (SIDE, LARGE_SIDE))
     loaded.model.to(device)
+    large.model.to(device)
     lengths = draw_lengths(items, typical, seed)
     work = {
         "model": {
@@ -338,7 +344,7 @@ def main(
             "width": width,
             "kv_heads": KV_HEADS,
             "heads": 8,
-            "vision_tokens": VISION_TOKENS,
+            "vision_tokens": vision_tokens(SIDE),
             "dtype": "float32",
         },
         "items": items,
@@ -351,41 +357,43 @@ def main(
         "m": M,
     }
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(loaded, write_images(Path(folder), items), lengths, {}, {})
+        paths = write_images(Path(folder), items)
+        bench = Bench(loaded, paths, lengths, {}, {})
+        half = Bench(large, paths[: items // 2], lengths[: items // 2], {}, {})
         if sweep:
             document = _sweep(bench, pairs)
             print(write_result("batch_slots", {**work, **document}, device))
             return
         entry = entry_bytes(loaded.model.config.text_config)
-        budget = budget_slots * entry * (VISION_TOKENS + 16 + typical)
+        budget = budget_slots * entry * (vision_tokens(LARGE_SIDE) + 16 + typical)
         arms = {
             "generate": bench.generate("generate", 1),
             "static": bench.generate("static", slots),
             "mvw": bench.mvw("mvw", NoWithdrawal(), Limits(slots)),
             "mvw_withdrawn": bench.mvw("mvw_withdrawn", Mvw(m=M), Limits(slots)),
-            "budget": bench.mvw("budget", NoWithdrawal(), Limits(items, budget)),
-            "budget_withdrawn": bench.mvw("budget_withdrawn", Mvw(m=M), Limits(items, budget)),
+            "budget": half.mvw("budget", NoWithdrawal(), Limits(items, budget)),
+            "budget_withdrawn": half.mvw("budget_withdrawn", Mvw(m=M), Limits(items, budget)),
         }
         samples = interleaved(arms, pairs=pairs, warm_up=0)
-    document = _compare(bench, samples, items, slots, budget)
+    document = _compare(bench, half, samples, slots, budget)
     print(write_result("batch", {**work, **document}, device))
 
 
 def _compare(
-    bench: Bench, samples: dict[str, list[float]], items: int, slots: int, budget: int
+    bench: Bench, half: Bench, samples: dict[str, list[float]], slots: int, budget: int
 ) -> dict[str, Any]:
+    outputs, states = bench.outputs, {**bench.states, **half.states}
     same = {
-        name: sum(
-            a == b for a, b in zip(bench.outputs[name], bench.outputs["generate"], strict=True)
-        )
-        for name in ("static", "mvw", "budget")
+        name: sum(a == b for a, b in zip(outputs[name], outputs["generate"], strict=True))
+        for name in ("static", "mvw")
     }
+    count = {name: len(half.paths if "budget" in name else bench.paths) for name in samples}
     for name, values in samples.items():
-        state = bench.states.get(name, {})
+        state = states.get(name, {})
         told = ", ".join(f"{key} {value:,.1f}" for key, value in state.items())
-        print(f"{name}: {items / summarise(values).median:.2f} items/s  {told}")
+        print(f"{name}: {count[name] / summarise(values).median:.2f} items/s  {told}")
     print(f"items with the same tokens as generate: {same}")
-    assert same["mvw"] == items, "mvw must write what generate writes"
+    assert same["mvw"] == len(bench.paths), "mvw must write what generate writes"
     ratios = {
         "mvw_over_generate": paired_ratio(samples["generate"], samples["mvw"]),
         "mvw_over_static": paired_ratio(samples["static"], samples["mvw"]),
@@ -399,16 +407,18 @@ def _compare(
     bounds = _bounds(bench, slots)
     for name, bound in bounds.items():
         print(f"bound of {name} by bytes read: {bound:.2f} x")
-    tokens = sum(bench.lengths)
+    tokens = {name: sum(half.lengths if "budget" in name else bench.lengths) for name in samples}
     return {
         "slots": slots,
         "kv_budget_bytes": budget,
+        "budget_vision_tokens": vision_tokens(LARGE_SIDE),
         "arms": {
             name: {
                 "seconds": summarise(values),
-                "items_per_s": items / summarise(values).median,
-                "tokens_per_s": tokens / summarise(values).median,
-                **bench.states.get(name, {}),
+                "items": count[name],
+                "items_per_s": count[name] / summarise(values).median,
+                "tokens_per_s": tokens[name] / summarise(values).median,
+                **states.get(name, {}),
             }
             for name, values in samples.items()
         },
@@ -427,9 +437,9 @@ def _bounds(bench: Bench, slots: int) -> dict[str, float]:
     weights = 4 * sum(p.numel() for p in language.layers.parameters())
     weights += 4 * bench.loaded.model.lm_head.weight.numel()
     steps = [(place, place <= M) for length in bench.lengths for place in range(1, length + 1)]
-    prompt = len(QUESTION.split()) + 1
-    kept = entry * mean(prompt + VISION_TOKENS + place for place, _ in steps)
-    withdrawn = entry * mean(prompt + VISION_TOKENS * sees + place for place, sees in steps)
+    prompt, seen = len(QUESTION.split()) + 1, vision_tokens(SIDE)
+    kept = entry * mean(prompt + seen + place for place, _ in steps)
+    withdrawn = entry * mean(prompt + seen * sees + place for place, sees in steps)
     shared = weights / slots
     return {
         "mvw_over_generate": (weights + kept) / (shared + kept),

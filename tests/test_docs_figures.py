@@ -31,6 +31,7 @@ BATCH: dict[str, Any] = {
     "slots": 16,
     "m": 16,
     "kv_budget_bytes": 5 * 2**20,
+    "budget_vision_tokens": 400,
     "model": {"vision_tokens": 576},
     "new_tokens": {"median": 48, "p90": 201, "max": 760},
     "items_with_the_tokens_of_generate": {"mvw": 64},

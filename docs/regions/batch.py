@@ -10,8 +10,8 @@ _ARMS = {
     "static": "`model.generate`, static left-padded batches of {slots}",
     "mvw": "`mvw batch`, {slots} slots, no withdrawal",
     "mvw_withdrawn": "`mvw batch`, {slots} slots, withdrawn after {m} tokens",
-    "budget": "`mvw batch`, {budget} for the KV cache, no withdrawal",
-    "budget_withdrawn": "`mvw batch`, {budget} for the KV cache, withdrawn after {m} tokens",
+    "budget": "`mvw batch`, {vision} vision tokens, {budget} for the KV cache, no withdrawal",
+    "budget_withdrawn": "the same, withdrawn after {m} tokens",
 }
 
 
@@ -21,7 +21,8 @@ def batch() -> str:
     if document is None:
         return missing("batch")
     budget = f"{document['kv_budget_bytes'] / 2**20:.0f} MiB"
-    facts = {"slots": document["slots"], "m": document["m"], "budget": budget}
+    vision = document["budget_vision_tokens"]
+    facts = {"slots": document["slots"], "m": document["m"], "budget": budget, "vision": vision}
     rows = []
     for name, words in _ARMS.items():
         arm = document["arms"][name]
