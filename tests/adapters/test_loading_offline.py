@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Refusing]:
     with Refusing(("127.0.0.1", 0), Handler) as made:
         made.requests = []
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
         yield made
         made.shutdown()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,19 @@ def answers(adapter: Adapter, loaded: LoadedModel, **engine: Any) -> list[Any]:
     return run(loaded, requests, **engine)[0]
 
 
+@cache
+def answers_of_the_whole(adapter: HuggingFace, slots: int) -> list[Any]:
+    return answers(adapter, adapter.tiny(), slots=slots)
+
+
 @pytest.mark.parametrize("first", ALTERNATING)
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("adapter", [HuggingFace(), LlavaCot(), KimiVL()], ids=lambda a: a.name)
 def test_a_spread_model_answers_as_the_whole_one(
     adapter: HuggingFace, first: str, slots: int, tmp_path: Path
 ) -> None:
-    whole, apart = adapter.tiny(), adapter.tiny()
-    expected = answers(adapter, whole, slots=slots)
+    apart = adapter.tiny()
+    expected = answers_of_the_whole(adapter, slots)
     dispatch_model(
         apart.model,
         spread(apart.model, first),
