@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock  # comes with torch
 
+# Two workers with as many threads as there are cores would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers, under pytest's importlib mode
 
 from hints import parse_hint

@@ -38,6 +38,7 @@ def batch() -> str:
         )
     head = ("Arm", "Images/s", "Tokens/s", "In flight, mean", "KV cache, peak")
     ratios = [(what, batch_ratio(name)(document)) for name, what in BATCH_RATIOS.items()]
+    pairs = document["ratios"]["mvw_over_generate"]["pairs"]
     lengths, same = document["new_tokens"], document["items_with_the_tokens_of_generate"]
     sentence = (
         f"{document['items']} images of {document['model']['vision_tokens']} vision tokens; "
@@ -45,7 +46,8 @@ def batch() -> str:
         f"90th percentile, {lengths['max']} at most. `mvw batch` wrote the same tokens as "
         f"`model.generate` for {same['mvw']} of them. In the static batches "
         f"{document['static_rows_done_already']:.0%} of the rows of all steps were over already. "
-        "Bounds are by the bytes that decode steps read."
+        f"Bounds are by the bytes that decode steps read. Ratios are of {pairs} turns, with each "
+        "arm once in each."
     )
     parts = [
         table(head, rows),
