@@ -68,6 +68,7 @@ CROSS_CHECK: dict[str, Any] = {
     "generate_over_engine_by_harness": {"ttft": EVEN, "tpot": RATIO},
     "limit": 0.05,
     "within_limit": {"ttft": True, "tpot": True, "tpot_mean": True},
+    "interval_within_limit": {"ttft": True, "tpot": True, "tpot_mean": True},
 }
 
 

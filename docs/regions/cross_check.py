@@ -56,4 +56,7 @@ def _verdict(document: dict[str, Any]) -> str:
     missed = [_NAMED[key] for key, met in document["within_limit"].items() if not met]
     if missed:
         return f"{limit} is not met by {' nor by '.join(missed)}."
+    wide = [_NAMED[key] for key, met in document["interval_within_limit"].items() if not met]
+    if wide:
+        return f"{limit} is met by each median, not by the whole interval of {' and '.join(wide)}."
     return f"{limit} is met by each of these, with its whole interval."
