@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,19 @@ from mvw_cli.profiling.job import ArmSpec, ItemSpec, Job
 from mvw_cli.session import Session
 
 MIB = 1 << 20
+
+
+def fresh(size: int) -> mmap.mmap | None:
+    """Take memory from the system and touch it; gone with the last reference.
+
+    An allocator would hand out again what others in this process have given back.
+    """
+    if not size:
+        return None
+    region = mmap.mmap(-1, size)
+    for start in range(0, size, mmap.PAGESIZE):
+        region[start] = 1
+    return region
 
 
 @dataclass
@@ -79,7 +93,7 @@ class Costs:
         module.forward = forward
 
     def _look(self, **_: Any) -> None:
-        taken = torch.ones(self._plan.transient, dtype=torch.uint8)
+        taken = fresh(self._plan.transient)
         time.sleep(self._plan.vision)
         del taken
 
@@ -87,14 +101,15 @@ class Costs:
         cache = given["past_key_values"]
         if not isinstance(cache, SlotCache):
             self._read = 0
-            self._held = torch.empty(0)
+            self._held = None
             jitter = self._plan.jitter[self._prefills % len(self._plan.jitter)]
             self._prefills += 1
             time.sleep(self._plan.prefill + jitter)
             return
         self._read += 1
         if self._read in self._plan.holds:
-            self._held = torch.ones(self._plan.holds[self._read], dtype=torch.uint8)
+            self._held = None  # before the next
+            self._held = fresh(self._plan.holds[self._read])
         time.sleep(self._plan.before if cache._seeing else self._plan.after)
 
 
