@@ -13,8 +13,9 @@ from mvw_cli.units import readable_bytes
 MARGIN = 0.2
 """Part of the free memory that the cache leaves alone, for activations and the allocator."""
 MOST = {"cpu": 16, "mps": 32, "cuda": 256}
-"""Slots beyond which a step costs about as much more as it serves more. On a CPU arithmetic limits
-early (benchmarks/batch.py); a GPU has room for more rows than memory for their caches."""
+"""Slots beyond which a step is taken to cost about as much more as it serves more: on a CPU, where
+arithmetic limits early, few; a GPU has room for more rows than memory for their caches. Estimates;
+`benchmarks/batch.py --sweep` measures them."""
 
 
 @dataclass(frozen=True, slots=True)
