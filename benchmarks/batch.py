@@ -36,17 +36,11 @@ from typing import Any
 
 import click
 import torch
+from llava import PATCH, build_llava
 from measuring import interleaved, paired_ratio, say_ratio, summarise, write_result
 from mvw_hf.model import HuggingFace
-from mvw_hf.tiny import tiny_llava
 from PIL import Image
 from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -66,7 +60,6 @@ from mvw_cli.session import Session
 
 M = 16
 SIDE, LARGE_SIDE = 168, 280
-PATCH = 14
 KV_HEADS = 2
 QUESTION = "w1 w2 w3 w4 w5 w6"
 SPREAD = 1.15
@@ -74,46 +67,8 @@ SPREAD = 1.15
 
 
 def build(layers: int, width: int, side: int) -> LoadedModel:
-    _, tiny = tiny_llava()
-    size = {"height": side, "width": side}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=size, crop_size=size),
-        tokenizer=tiny.tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tiny.chat_template,
-    )
+    model, processor = build_llava(layers, width, side=side, kv_heads=KV_HEADS)
     processor.tokenizer.padding_side = "left"
-    image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=128,
-                intermediate_size=256,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                image_size=side,
-                patch_size=PATCH,
-            ),
-            text_config=LlamaConfig(
-                hidden_size=width,
-                intermediate_size=3 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=8,
-                num_key_value_heads=KV_HEADS,
-                vocab_size=32_000,
-                max_position_embeddings=4096,
-                initializer_range=0.05,
-            ),
-            image_token_id=image,
-            vision_feature_select_strategy="default",
-            vision_feature_layer=-1,
-        )
-    ).eval()
-    model.generation_config.suppress_tokens = [image]
-    model.generation_config.pad_token_id = 0
     return LoadedModel("bench", "llava", model, processor, ModelSpec())
 
 

@@ -29,18 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import torch
+from llava import PATCH, build_llava
 from measuring import Ratio, interleaved, paired_ratio, say_ratio, summarise, write_result
-from mvw_hf.tiny import tiny_llava
 from PIL import Image
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
 
 from mvw_cli.profiles import resolve
 from mvw_cli.profiling.job import ArmSpec, ItemSpec, Job, profile_of, settings_of
@@ -52,7 +43,7 @@ if TYPE_CHECKING:
     from harness import Times
 
 LIMIT = 0.05
-SIDE, PATCH = 448, 14
+SIDE = 448
 VISION_TOKENS = (SIDE // PATCH) ** 2
 QUESTION = "w1 w2 w3 w4 w5 w6"
 
@@ -69,45 +60,7 @@ class Shown(NamedTuple):
 
 def save(folder: Path, layers: int, width: int) -> None:
     """Write a checkpoint that both sides load as any other."""
-    _, tiny = tiny_llava()
-    size = {"height": SIDE, "width": SIDE}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=size, crop_size=size),
-        tokenizer=tiny.tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tiny.chat_template,
-    )
-    image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=128,
-                intermediate_size=256,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                image_size=SIDE,
-                patch_size=PATCH,
-            ),
-            text_config=LlamaConfig(
-                hidden_size=width,
-                intermediate_size=3 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=8,
-                num_key_value_heads=8,
-                vocab_size=32_000,
-                max_position_embeddings=4096,
-                initializer_range=0.05,
-            ),
-            image_token_id=image,
-            vision_feature_select_strategy="default",
-            vision_feature_layer=-1,
-        )
-    )
-    model.generation_config.suppress_tokens = [image]
-    model.generation_config.pad_token_id = 0
+    model, processor = build_llava(layers, width, side=SIDE, kv_heads=8)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
