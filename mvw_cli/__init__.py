@@ -15,7 +15,6 @@ _HOMES = {
     "LoadedModel": "mvw_cli.adapter",
     "ModelSpec": "mvw_cli.adapter",
     "VisionLayout": "mvw_cli.adapter",
-    "Decide": "mvw_cli.policy",
     "ExitCode": "mvw_cli.errors",
     "BadImage": "mvw_cli.errors",
     "ModelProblem": "mvw_cli.errors",
@@ -23,7 +22,14 @@ _HOMES = {
     "NotFetched": "mvw_cli.errors",
     "OutOfMemory": "mvw_cli.errors",
     "UsageProblem": "mvw_cli.errors",
+    "Attend": "mvw_cli.policy",
+    "Decide": "mvw_cli.policy",
+    "Decision": "mvw_cli.policy",
+    "LayerView": "mvw_cli.policy",
     "PolicyInfo": "mvw_cli.policy",
+    "Restore": "mvw_cli.policy",
+    "Select": "mvw_cli.policy",
+    "Signals": "mvw_cli.policy",
     "StepView": "mvw_cli.policy",
     "Withdraw": "mvw_cli.policy",
     "WithdrawalPolicy": "mvw_cli.policy",
@@ -52,8 +58,14 @@ if TYPE_CHECKING:
     from mvw_cli.errors import OutOfMemory as OutOfMemory
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
+    from mvw_cli.policy import Attend as Attend
     from mvw_cli.policy import Decide as Decide
+    from mvw_cli.policy import Decision as Decision
+    from mvw_cli.policy import LayerView as LayerView
     from mvw_cli.policy import PolicyInfo as PolicyInfo
+    from mvw_cli.policy import Restore as Restore
+    from mvw_cli.policy import Select as Select
+    from mvw_cli.policy import Signals as Signals
     from mvw_cli.policy import StepView as StepView
     from mvw_cli.policy import Withdraw as Withdraw
     from mvw_cli.policy import WithdrawalPolicy as WithdrawalPolicy

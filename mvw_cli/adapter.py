@@ -95,6 +95,11 @@ class VisionLayout:
     cross_entries: Tensor | None = None
     """For models that read vision by cross-attention, next to the sequence instead of in it: which
     vision states the generated tokens may attend to.  # (V,) bool"""
+    images: tuple[int, ...] | None = None
+    """Vision tokens of each image, in order; None where the adapter does not tell."""
+    grids: tuple[tuple[int, int], ...] | None = None
+    """Rows and columns of each image's vision tokens, where they lie row by row over the picture
+    and nothing else is among them; None where they do not."""
 
     @property
     def vision_tokens(self) -> int:

@@ -1,17 +1,29 @@
-"""The withdrawal-policy contract: when vision tokens go.
+"""The withdrawal-policy contract: when vision tokens go, which of them, and at which layers.
 
 A policy is one small frozen dataclass: its fields are its YAML keys and its `--set` names. It
 decides; the engine acts. It does not know the cache, the model or the tokenizer.
+
+Three points at which it may speak, each optional:
+
+- `begin_prefill`: before each decoder layer of the prefill (VTW, DyVTE, FastV);
+- `begin`: after each generated token (MVW);
+- `begin_attending`: in each decode step, which vision tokens are looked at (VisionPulse).
+
+Vision tokens are counted 0…N-1 in the order of the prompt, wherever a model holds them: in the
+sequence, or beside it for cross-attention.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mvw_cli.adapter import API_VERSION
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,21 @@ class PolicyInfo:
     api: int = API_VERSION
 
 
+# -- what a policy sees -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What a policy wants to be told after each token. What nobody asks for is not computed."""
+
+    entropy: bool = False
+    """`StepView.entropy`."""
+    mass: tuple[int, ...] = ()
+    """Layers over which `StepView.mass` is the mean. Layers that hold no vision are left out."""
+    weights: tuple[int, ...] = ()
+    """Layers for which `StepView.weights` are wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepView:
     """What a policy may look at once a token has been generated."""
@@ -35,18 +62,83 @@ class StepView:
     """The generated tokens so far, the newest last."""
     text: str
     """The generated text so far."""
+    vision_tokens: int = 0
+    """N, with those that are gone."""
+    layers: tuple[int, ...] = ()
+    """Layers that held vision after the prefill."""
+    images: tuple[int, ...] = ()
+    """Vision tokens of each image, in order; they add up to N."""
+    entropy: float | None = None
+    """Of the model's distribution of the newest token, in nats, before any logits processor."""
+    mass: float | None = None
+    """Part of the newest query's attention that went to vision tokens, mean over the heads and the
+    layers asked for; 0 where no vision is left. None if not asked for."""
+    weights: Mapping[int, Tensor] | None = None
+    """By layer, the newest query's attention weight on each vision token, mean over the heads;
+    0 for those that are gone.  # (N,) float32"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """What a policy may look at in the prefill, before a decoder layer runs."""
+
+    layer: int
+    """Number of the layer that is about to run; 0 is the first."""
+    layers: int
+    """Number of decoder layers."""
+    present: Tensor
+    """Which vision tokens are still there.  # (N,) bool"""
+    grids: tuple[tuple[int, int], ...] | None
+    """Rows and columns of the vision tokens of each image, in order, where they form such grids."""
+    hidden_states: Tensor
+    """What the layer is about to read; rows of tokens that are gone hold nothing of use.
+    # (P, D)"""
+    text: Tensor
+    """Places in the prompt that hold no vision token.  # (P - N,) long, or (P,) long where vision
+    is held beside the sequence"""
+    image_end: int
+    """Place after the last vision token; 0 where vision is held beside the sequence."""
+    weights: Tensor | None
+    """The last prompt token's attention weight on each vision token in the layer before (with
+    cross-attention: in the last such layer), mean over the heads. Where `prefill_weights` has
+    asked for this layer, else None.  # (N,) float32"""
+
+
+# -- what a policy may say ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Take every vision token of the request out of the KV cache, at every layer, now.
+    """Take vision tokens of the request out of the KV cache, now.
 
     "Now" is before the forward pass that reads the newest token.
     """
 
+    keep: Mapping[int, Tensor] | None = None
+    """By layer, which vision tokens stay; layers that are not named keep theirs. None: none stays,
+    at any layer.  # (N,) bool"""
+    park: bool = False
+    """Whether a copy stays in host memory, from where `Restore` takes it."""
 
-Decide = Callable[[StepView], Withdraw | None]
-"""Called after each generated token of one request; may keep state between calls."""
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Bring what was parked back into the KV cache, before the pass that reads the newest token."""
+
+
+Decision = Withdraw | Restore
+Decide = Callable[[StepView], Decision | Sequence[Decision] | None]
+"""Called after each generated token of one request; may keep state between calls. Several
+decisions are carried out in order."""
+
+Select = Callable[[LayerView], "Tensor | None"]
+"""Called before each layer of one prefill, from the first; says which vision tokens stay from this
+layer on: # (N,) bool, or None for all that are there. What is gone stays gone."""
+
+Attend = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Called in each decode step with the weights of the newest query on the vision tokens at the layer
+`attending_layer`: # (N,) float32, mean over the heads, 0 for those that are gone; and with those
+that are there: # (N,) bool. Says which the layers after it attend: # (N,) bool."""
 
 
 class WithdrawalPolicy(ABC):
@@ -57,10 +149,67 @@ class WithdrawalPolicy(ABC):
     """Fields that each say when to withdraw. A profile layer or flag that gives one of them
     replaces those of the layers below, instead of adding to them."""
 
-    @abstractmethod
     def begin(self) -> Decide:
         """Start a request: return the function that is asked after each of its tokens."""
+        return lambda view: None
+
+    def begin_prefill(self) -> Select | None:
+        """Start a prefill: return the function that is asked before each layer, or None.
+
+        Raises:
+            ModelProblem: a file that the policy needs can't be used.
+        """
+        return None
+
+    def begin_attending(self) -> Attend | None:
+        """Start the decoding: return what is asked in each step, or None to attend to all."""
+        return None
+
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        """Say what `begin`'s function wants to see.
+
+        Args:
+            layers: those that hold vision after the prefill; may be empty.
+        """
+        return Signals()
+
+    def prefill_weights(self, layers: int) -> tuple[int, ...]:
+        """Say before which layers `LayerView.weights` is wanted, of so many decoder layers."""
+        return ()
+
+    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
+        """Say at which layer the weights for `begin_attending` are taken; None without it.
+
+        Args:
+            layers: as in `signals`.
+        """
+        return None
+
+    def after(self, decide: Decide) -> Decide:
+        """Compose with the policies before this one: both are asked, and both are heard.
+
+        A modifier overrides it to change what they say.
+        """
+        own = self.begin()
+
+        def both(view: StepView) -> list[Decision]:
+            return [*decisions(decide(view)), *decisions(own(view))]
+
+        return both
+
+    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+        """Say why this policy makes no sense after those, as a clause; None where it does."""
+        if any(other.name == self.name for other in before):
+            return f"{self.name} is given twice"
+        return None
 
     def describe(self) -> str:
         """Say in a few words what the policy does, as `m=16` or `at </CAPTION>`."""
         return repr(self)
+
+
+def decisions(said: Decision | Sequence[Decision] | None) -> list[Decision]:
+    """Write what a policy has said as a list."""
+    if said is None:
+        return []
+    return [said] if isinstance(said, Withdraw | Restore) else list(said)

@@ -15,6 +15,7 @@ from mvw_cli.engine.types import (
     GenerationSettings,
     Prefilled,
     Request,
+    Restored,
     Token,
     Withdrawn,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "GenerationSettings",
     "Prefilled",
     "Request",
+    "Restored",
     "Token",
     "Withdrawn",
     "summarise",

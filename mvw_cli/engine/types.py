@@ -80,6 +80,9 @@ class Prefilled:
     vision_tokens: int
     kv_bytes: int
     """Bytes of this request's cache entries, over all layers."""
+    vision_by_layer: tuple[int, ...] = ()
+    """Vision tokens that each layer holds; fewer than `vision_tokens` where a policy has taken some
+    in the prefill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +96,46 @@ class Token:
     id: int
     text: str
     """What became readable with it; empty while a character is incomplete."""
+    vision_attended: float = 0.0
+    """Vision tokens that the newest query of the pass which chose it attended to, mean over the
+    layers that would hold vision without any withdrawal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The vision tokens of the request have left the KV cache."""
+    """Vision tokens of the request have left the KV cache."""
 
     request: str
     at: float
     step: int
     """Number of tokens that were generated with vision visible."""
     vision_tokens: int
-    """Prompt positions that are gone."""
+    """Vision tokens that no layer holds any more, those that were gone before included."""
     entries: int
     """Cache entries that are gone, summed over the layers."""
     kv_bytes_before: int
     kv_bytes_after: int
     duration_s: float
     """Seconds the withdrawal itself took."""
+    complete: bool = True
+    """Whether no layer holds any vision token now."""
+    parked_bytes: int = 0
+    """Bytes of the copies in host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Vision tokens that were parked are back in the KV cache."""
+
+    request: str
+    at: float
+    step: int
+    """Number of tokens that were generated before."""
+    entries: int
+    """Cache entries that are back, summed over the layers."""
+    kv_bytes_before: int
+    kv_bytes_after: int
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +162,4 @@ class Failed:
     error: Exception
 
 
-Event = Admitted | Prefilled | Token | Withdrawn | Finished | Failed
+Event = Admitted | Prefilled | Token | Withdrawn | Restored | Finished | Failed
