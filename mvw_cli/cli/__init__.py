@@ -17,6 +17,7 @@ _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
     "batch": "mvw_cli.cli.batch:batch",
     "profile": "mvw_cli.cli.profile:profile",
+    "calibrate": "mvw_cli.cli.calibrate:calibrate",
     "merge": "mvw_cli.cli.merge:merge",
     "compare": "mvw_cli.cli.compare:compare",
     "list": "mvw_cli.cli.list:list_",
