@@ -23,6 +23,7 @@ _HOMES = {
     "OutOfMemory": "mvw_cli.errors",
     "UsageProblem": "mvw_cli.errors",
     "Attend": "mvw_cli.policy",
+    "AttendView": "mvw_cli.policy",
     "Decide": "mvw_cli.policy",
     "Decision": "mvw_cli.policy",
     "LayerView": "mvw_cli.policy",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
     from mvw_cli.policy import Attend as Attend
+    from mvw_cli.policy import AttendView as AttendView
     from mvw_cli.policy import Decide as Decide
     from mvw_cli.policy import Decision as Decision
     from mvw_cli.policy import LayerView as LayerView

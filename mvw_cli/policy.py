@@ -104,6 +104,22 @@ class LayerView:
     asked for this layer, else None.  # (N,) float32"""
 
 
+@dataclass(frozen=True, slots=True)
+class AttendView:
+    """What a policy may look at within a decode step, at one layer: the newest query's scores.
+
+    Scores are what the softmax takes: scaled products of query and key, by head, in float32.
+    """
+
+    vision: Tensor
+    """On each vision token; -inf for those that are gone.  # (H, N) float32"""
+    text: Tensor
+    """On each other entry that the query may attend to; none with cross-attention, where the
+    vision is all there is.  # (H, T) float32"""
+    present: Tensor
+    """Which vision tokens are still there.  # (N,) bool"""
+
+
 # -- what a policy may say ----------------------------------------------------------------------
 
 
@@ -135,10 +151,9 @@ Select = Callable[[LayerView], "Tensor | None"]
 """Called before each layer of one prefill, from the first; says which vision tokens stay from this
 layer on: # (N,) bool, or None for all that are there. What is gone stays gone."""
 
-Attend = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Called in each decode step with the weights of the newest query on the vision tokens at the layer
-`attending_layer`: # (N,) float32, mean over the heads, 0 for those that are gone; and with those
-that are there: # (N,) bool. Says which the layers after it attend: # (N,) bool."""
+Attend = Callable[[AttendView], "Tensor"]
+"""Called in each decode step once the layer `attending_layer` has its scores; says which vision
+tokens the layers after it attend: # (N,) bool, on the device of the scores."""
 
 
 class WithdrawalPolicy(ABC):
@@ -178,7 +193,7 @@ class WithdrawalPolicy(ABC):
         return ()
 
     def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        """Say at which layer the weights for `begin_attending` are taken; None without it.
+        """Say at which layer the scores for `begin_attending` are taken; None without it.
 
         Args:
             layers: as in `signals`.
