@@ -11,18 +11,14 @@ said with it, from the interval. It does not know how answers come about.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mvw_cli.errors import UsageProblem
-from mvw_cli.files import replacing, unwritable
+from mvw_cli.profiling.derived_profile import write_derived
 from mvw_cli.profiling.proportions import wilson
 from mvw_cli.profiling.report import BASELINE, NO_IMAGE, Answers, Comparison
 
@@ -145,8 +141,6 @@ def _percent(share: float) -> str:
 def write_profile(report: Report, target: Path) -> None:
     """Write a profile that withdraws at the suggested m and is else the one that was measured.
 
-    It extends that profile, and repeats what flags and environment said beside it.
-
     Raises:
         UsageProblem: the file can't be written, or the measured profile is made of it.
         ValueError: nothing is suggested.
@@ -154,74 +148,12 @@ def write_profile(report: Report, target: Path) -> None:
     answers = report.answers
     if answers is None or answers.suggestion is None:
         raise ValueError("nothing is suggested")
-    _check_no_part(report.profile, target)
-    text = _document(
-        report.profile, target, answers.suggestion, answers.suggestion_reason or "", answers.items
+    m = answers.suggestion
+    write_derived(
+        report.profile,
+        target,
+        withdrawal={"policy": "mvw", "m": m},
+        description=f"m = {m}, by mvw profile on {answers.items} items",
+        reason=answers.suggestion_reason or "",
+        hint="mvw profile --m 16 --suggest suggested.yaml",
     )
-    try:
-        with replacing(Path(os.path.realpath(target))) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise unwritable(str(target), error.strerror or str(error), "mvw profile --help") from error
-
-
-def _document(measured: Mapping[str, Any], target: Path, m: int, reason: str, items: int) -> str:
-    name = measured["name"]
-    lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
-    if name is not None:
-        lines.append(f"extends: {_yaml(_as_seen_from(name, target))}")
-    lines.append(f"description: {_yaml(f'm = {m}, by mvw profile on {items} items')}")
-    for key, value in measured["values"].items():
-        if key in ("description", "withdrawal"):
-            continue
-        if isinstance(value, Mapping):
-            inner = {
-                one: given for one, given in value.items() if _by_hand(measured, f"{key}.{one}")
-            }
-            if inner:
-                lines.append(f"{key}: {_yaml(inner)}")
-        elif _by_hand(measured, key):
-            lines.append(f"{key}: {_yaml(value)}")
-    lines.append(f"withdrawal: {_yaml({'policy': 'mvw', 'm': m})}")
-    return "\n".join(lines) + "\n"
-
-
-def _by_hand(measured: Mapping[str, Any], key: str) -> bool:
-    """Whether a value is from a flag or the environment, and so in no file."""
-    return measured["origins"][key]["kind"] in ("flag", "environment")
-
-
-def _yaml(value: object) -> str:
-    """Write a value as JSON, which YAML 1.2 reads."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _as_seen_from(name: str, target: Path) -> str:
-    """Write a profile's name as a file beside it would say it: paths are relative to that file."""
-    from mvw_cli.profiles.store import is_path
-
-    if not is_path(name):
-        return name
-    parent = os.path.realpath(os.path.expanduser(name))
-    seen = os.path.relpath(parent, os.path.dirname(os.path.realpath(target)))
-    return seen if is_path(seen) else f"./{seen}"
-
-
-def _check_no_part(measured: Mapping[str, Any], target: Path) -> None:
-    """Refuse to replace a file that the measured profile is made of: it would extend itself."""
-    from mvw_cli.profiles.store import is_path
-
-    here, name = os.path.realpath(target), measured["name"]
-    files = {
-        os.path.realpath(os.path.expanduser(origin["where"]))
-        for origin in measured["origins"].values()
-        if origin["kind"] in ("profile", "user", "packaged")
-    }
-    if name is not None and is_path(name):
-        files.add(os.path.realpath(os.path.expanduser(name)))
-    if here in files:
-        raise UsageProblem(
-            f"Cannot write {target}",
-            cause="the profile that was measured is made of it, and would extend itself",
-            hint="mvw profile --m 16 --suggest suggested.yaml",
-        )

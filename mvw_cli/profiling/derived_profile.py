@@ -1,0 +1,120 @@
+"""A profile that was found by measuring another: it extends that one, with a withdrawal of its own.
+
+What flags and environment said beside the measured profile is repeated in it. It does not know how
+the withdrawal was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvw_cli.errors import UsageProblem
+from mvw_cli.files import replacing, unwritable
+
+Withdrawal = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The `withdrawal` of a profile: a policy with its fields, or several in order."""
+
+
+def write_derived(
+    measured: Mapping[str, Any],
+    target: Path,
+    *,
+    withdrawal: Withdrawal,
+    description: str,
+    reason: str,
+    hint: str,
+) -> None:
+    """Write a profile that withdraws as it is said and is else the one that was measured.
+
+    Args:
+        measured: as `Resolved.to_dict` returns it.
+        reason: how the withdrawal was found; becomes a comment.
+        hint: a valid command that names another file.
+
+    Raises:
+        UsageProblem: the file can't be written, or the measured profile is made of it.
+    """
+    check_no_part(measured, target, hint)
+    text = _document(measured, target, withdrawal, description, reason)
+    try:
+        with replacing(Path(os.path.realpath(target))) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise unwritable(str(target), error.strerror or str(error), hint) from error
+
+
+def check_no_part(measured: Mapping[str, Any], target: Path, hint: str) -> None:
+    """Refuse to replace a file that the measured profile is made of: it would extend itself.
+
+    Raises:
+        UsageProblem: it is.
+    """
+    from mvw_cli.profiles.store import is_path
+
+    here, name = os.path.realpath(target), measured["name"]
+    files = {
+        os.path.realpath(os.path.expanduser(origin["where"]))
+        for origin in measured["origins"].values()
+        if origin["kind"] in ("profile", "user", "packaged")
+    }
+    if name is not None and is_path(name):
+        files.add(os.path.realpath(os.path.expanduser(name)))
+    if here in files:
+        raise UsageProblem(
+            f"Cannot write {target}",
+            cause="the profile that was measured is made of it, and would extend itself",
+            hint=hint,
+        )
+
+
+def _document(
+    measured: Mapping[str, Any],
+    target: Path,
+    withdrawal: Withdrawal,
+    description: str,
+    reason: str,
+) -> str:
+    name = measured["name"]
+    lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
+    if name is not None:
+        lines.append(f"extends: {_yaml(_as_seen_from(name, target))}")
+    lines.append(f"description: {_yaml(description)}")
+    for key, value in measured["values"].items():
+        if key in ("description", "withdrawal"):
+            continue
+        if isinstance(value, Mapping):
+            inner = {
+                one: given for one, given in value.items() if _by_hand(measured, f"{key}.{one}")
+            }
+            if inner:
+                lines.append(f"{key}: {_yaml(inner)}")
+        elif _by_hand(measured, key):
+            lines.append(f"{key}: {_yaml(value)}")
+    lines.append(f"withdrawal: {_yaml(withdrawal)}")
+    return "\n".join(lines) + "\n"
+
+
+def _by_hand(measured: Mapping[str, Any], key: str) -> bool:
+    """Whether a value is from a flag or the environment, and so in no file."""
+    return bool(measured["origins"][key]["kind"] in ("flag", "environment"))
+
+
+def _yaml(value: object) -> str:
+    """Write a value as JSON, which YAML 1.2 reads."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _as_seen_from(name: str, target: Path) -> str:
+    """Write a profile's name as a file beside it would say it: paths are relative to that file."""
+    from mvw_cli.profiles.store import is_path
+
+    if not is_path(name):
+        return name
+    parent = os.path.realpath(os.path.expanduser(name))
+    seen = os.path.relpath(parent, os.path.dirname(os.path.realpath(target)))
+    return seen if is_path(seen) else f"./{seen}"
