@@ -14,7 +14,9 @@ _HOMES = {
     "Answer": "mvw_cli.adapter",
     "LoadedModel": "mvw_cli.adapter",
     "ModelSpec": "mvw_cli.adapter",
+    "Patch": "mvw_cli.adapter",
     "VisionLayout": "mvw_cli.adapter",
+    "clipped_patch": "mvw_cli.adapter",
     "ExitCode": "mvw_cli.errors",
     "BadImage": "mvw_cli.errors",
     "ModelProblem": "mvw_cli.errors",
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
     from mvw_cli.adapter import Answer as Answer
     from mvw_cli.adapter import LoadedModel as LoadedModel
     from mvw_cli.adapter import ModelSpec as ModelSpec
+    from mvw_cli.adapter import Patch as Patch
     from mvw_cli.adapter import VisionLayout as VisionLayout
+    from mvw_cli.adapter import clipped_patch as clipped_patch
     from mvw_cli.doctor.weights import locate_weights as locate_weights
     from mvw_cli.doctor.weights import on_the_hub as on_the_hub
     from mvw_cli.errors import BadImage as BadImage

@@ -109,6 +109,21 @@ class VisionLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class Patch:
+    """The part of a picture that one vision token was made from.
+
+    Edges are parts of the picture's width and height, 0 to 1.
+    """
+
+    image: int
+    """Which of the request's images, from 0."""
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a model wrote, taken apart."""
 
@@ -205,6 +220,47 @@ class Adapter(ABC):
         """
         return None
 
+    def areas(
+        self, loaded: LoadedModel, images: Sequence[Image]
+    ) -> Sequence[tuple[float, float, float, float]] | None:
+        """Say where the grid of each image (`VisionLayout.grids`) lies over the picture.
+
+        Left, top, right and bottom edge, in parts of the picture's width and height: outside of 0
+        to 1 where the grid covers padding too, inside where the picture was cropped. None where
+        that is not known. Default: each grid covers its whole picture.
+        """
+        return [(0.0, 0.0, 1.0, 1.0)] * len(images)
+
+    def patches(
+        self, loaded: LoadedModel, inputs: Mapping[str, Tensor], images: Sequence[Image]
+    ) -> Sequence[Patch | None] | None:
+        """Say which part of a picture each vision token was made from, in the tokens' order.
+
+        None stands for a token of no place in particular, as one of padding; and for the whole
+        where places are not known. Default: what `VisionLayout.grids` and `areas` tell.
+        """
+        grids = self.vision(loaded, inputs).grids
+        areas = self.areas(loaded, images) if grids is not None else None
+        if grids is None or areas is None or not len(grids) == len(areas) == len(images):
+            return None
+        found: list[Patch | None] = []
+        for image, ((rows, columns), area) in enumerate(zip(grids, areas, strict=True)):
+            left, top, right, bottom = area
+            wide, high = (right - left) / columns, (bottom - top) / rows
+            for place in range(rows * columns):
+                row, column = divmod(place, columns)
+                x, y = left + column * wide, top + row * high
+                found.append(clipped_patch(image, x, y, x + wide, y + high))
+        return found
+
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         """Say, one line each, where this question lies outside what the model can answer."""
         return []
+
+
+def clipped_patch(image: int, left: float, top: float, right: float, bottom: float) -> Patch | None:
+    """Make a patch of what lies inside the picture; None where nothing does."""
+    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)
+    if right - left < 1e-6 or bottom - top < 1e-6:
+        return None
+    return Patch(image, left, top, right, bottom)

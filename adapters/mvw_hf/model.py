@@ -25,6 +25,7 @@ from mvw_cli import (
 from mvw_hf.hub_problems import disk_is_full, http_error, of_the_hub
 from mvw_hf.image_tokens import image_tokens
 from mvw_hf.loading import NO_CODE, build_random, complete
+from mvw_hf.patches import areas_of, grids_of
 from mvw_hf.placement import (
     check_placement,
     choose_device,
@@ -166,8 +167,24 @@ class HuggingFace(Adapter):
         )
 
     def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
-        ids = inputs["input_ids"][0]
-        return VisionLayout(entries=ids == loaded.model.config.image_token_id)
+        entries = inputs["input_ids"][0] == loaded.model.config.image_token_id
+        grids = self.grids(loaded, inputs, int(entries.sum()))
+        images = None if grids is None else tuple(rows * columns for rows, columns in grids)
+        return VisionLayout(entries, images=images, grids=grids)
+
+    def grids(
+        self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int
+    ) -> tuple[tuple[int, int], ...] | None:
+        """Tell rows and columns of each image's vision tokens, of so many in all.
+
+        None where they form no such grids, or that is not known.
+        """
+        return grids_of(loaded.model.config, inputs, tokens)
+
+    def areas(
+        self, loaded: LoadedModel, images: Sequence[Image]
+    ) -> Sequence[tuple[float, float, float, float]] | None:
+        return areas_of(loaded.model.config, loaded.processor, images)
 
     def parse(self, text: str) -> Answer:
         return parse_thinking(text)

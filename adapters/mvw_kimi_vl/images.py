@@ -61,6 +61,18 @@ class ImagePreparation:
             )
         return scaled_width, scaled_height, final_width, final_height
 
+    def area(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Tell where the patches lie over a picture: left, top, right, bottom edge, in parts of it.
+
+        Past 1 where they cover padding too.
+        """
+        wide, high, final_width, final_height = self.size(width, height)
+        if self.pad_input:
+            return 0.0, 0.0, final_width / wide, final_height / high
+        left, top = (wide - final_width) // 2, (high - final_height) // 2
+        right, bottom = left + final_width, top + final_height
+        return left / wide, top / high, right / wide, bottom / high
+
     def vision_tokens(self, width: int, height: int) -> int:
         """Count the vision tokens of an image.
 

@@ -5,14 +5,16 @@ A checkpoint is read as it lies on the hub, under its own names, with none of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mvw_hf.model import HuggingFace, complete, explained
+from mvw_hf.patches import merged
 from mvw_hf.problems import check_kind
 from PIL.Image import Image
+from torch import Tensor
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
 from mvw_kimi_vl.absorbed import absorbed
@@ -70,6 +72,18 @@ class KimiVL(HuggingFace):
                 cause=f"{error}.",
                 hint='mvw infer IMAGE "What is on the table?" --adapter kimi-vl',
             ) from error
+
+    def grids(
+        self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int
+    ) -> tuple[tuple[int, int], ...] | None:
+        if not tokens:
+            return ()
+        return merged(inputs["image_grid_thw"], loaded.processor.images.merge_kernel_size)
+
+    def areas(
+        self, loaded: LoadedModel, images: Sequence[Image]
+    ) -> Sequence[tuple[float, float, float, float]]:
+        return [loaded.processor.images.area(*image.size) for image in images]
 
     def parse(self, text: str) -> Answer:
         return parse_thinking(text, opening="◁think▷", closing="◁/think▷")

@@ -21,7 +21,8 @@ from mvw_hf.problems import check_kind
 from PIL.Image import Image
 from torch import Tensor
 
-from mvw_cli import Answer, LoadedModel, ModelSpec, VisionLayout, parse_stages
+from mvw_cli import Answer, LoadedModel, ModelSpec, Patch, VisionLayout, parse_stages
+from mvw_llava_cot.patches import tile_patches
 from mvw_llava_cot.published import published_config
 from mvw_llava_cot.stand_in import stand_in_processor
 from mvw_llava_cot.tiny import tiny_mllama
@@ -68,7 +69,22 @@ class LlavaCot(HuggingFace):
         # that row of the mask (`_update_model_kwargs_for_generation` of Mllama).
         seen = inputs["cross_attention_mask"][0, -1].bool()  # (images, tiles)
         states = states_per_tile(loaded.model.config)
-        return VisionLayout(nothing, seen.flatten().repeat_interleave(states))
+        counts = tuple(int(tiles.sum()) * states for tiles in seen)
+        return VisionLayout(nothing, seen.flatten().repeat_interleave(states), images=counts)
+
+    def patches(
+        self, loaded: LoadedModel, inputs: Mapping[str, Tensor], images: Sequence[Image]
+    ) -> Sequence[Patch | None] | None:
+        if "cross_attention_mask" not in inputs:
+            return []
+        seen = inputs["cross_attention_mask"][0, -1].bool().tolist()  # (images, tiles)
+        return [
+            patch
+            for number, (image, tiles) in enumerate(zip(images, seen, strict=True))
+            for tile, here in enumerate(tiles)
+            if here
+            for patch in tile_patches(loaded.model.config.vision_config, number, image.size, tile)
+        ]
 
     def parse(self, text: str) -> Answer:
         return parse_stages(text)

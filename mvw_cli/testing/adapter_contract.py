@@ -13,15 +13,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from mvw_cli.adapter import API_VERSION, Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
+from mvw_cli.adapter import (
+    API_VERSION,
+    Adapter,
+    AdapterInfo,
+    Answer,
+    LoadedModel,
+    ModelSpec,
+    Patch,
+)
 from mvw_cli.equivalence import noise
 from mvw_cli.errors import MvwError
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.testing.light import heavy_imports
 from mvw_cli.testing.serving_contract import ServingContract
-from mvw_cli.testing.vision_probe import count_crossed, moved_by_the_image
+from mvw_cli.testing.vision_probe import count_crossed, moved_by_the_image, vision_changes
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt*")
@@ -149,6 +158,47 @@ class AdapterContract(ServingContract):
             f"the cross-attention layers hold {crossed} vision states, vision() tells of {told}"
         )
 
+    def test_its_counts_and_grids_add_up(self) -> None:
+        adapter, loaded = self.made(), self.loaded()
+        layout = adapter.vision(loaded, self.encoded(images=(0,)))
+        images, grids = layout.images, layout.grids
+        if images is not None:
+            assert sum(images) == layout.vision_tokens, (
+                f"VisionLayout.images counts {sum(images)} vision tokens of {layout.vision_tokens}"
+            )
+        if grids is not None:
+            counts = tuple(rows * columns for rows, columns in grids)
+            assert counts == images, f"VisionLayout.grids holds {counts}, images {images}"
+
+    def test_its_patches_are_where_it_says(self) -> None:
+        """Change a patch of the picture: the vision token made from it changes most."""
+        adapter, loaded = self.made(), self.loaded()
+        for size in ((64, 48), (40, 96)):
+            image = noise(*size)
+            inputs = adapter.encode(loaded, [image], "How many?")
+            layout = adapter.vision(loaded, inputs)
+            patches = adapter.patches(loaded, inputs, [image])
+            if patches is None:
+                pytest.skip("the adapter does not tell where its vision tokens lie")
+            assert len(patches) == layout.vision_tokens, (
+                f"patches() tells of {len(patches)} vision tokens, vision() of "
+                f"{layout.vision_tokens}"
+            )
+            whole = [(one, patch) for one, patch in enumerate(patches) if patch is not None]
+            largest = max(_pixels(patch, size) for _, patch in whole)
+            # One that lies half in the padding shows too little of a change.
+            whole = [one for one in whole if _pixels(one[1], size) > 0.9 * largest]
+            assert whole, "no vision token has a place in the picture"
+            for number, patch in (whole[0], whole[len(whole) // 2], whole[-1]):
+                assert patch.image == 0 and 0 <= patch.left < patch.right <= 1
+                assert 0 <= patch.top < patch.bottom <= 1
+                other = adapter.encode(loaded, [_inverted(image, patch)], "How many?")
+                moved = vision_changes(loaded.model, inputs, other, layout)
+                assert int(moved.argmax()) == number, (
+                    f"a change at {patch} moves vision token {int(moved.argmax())} most, not "
+                    f"{number}, which patches() says lies there"
+                )
+
     def test_parse_copes_with_text_that_was_cut(self) -> None:
         """Any prefix of an output may be all that there is; nothing may be made up."""
         for text in self.texts:
@@ -216,6 +266,23 @@ def tiny_of(adapter: Hashable) -> LoadedModel:
 
 def _made(adapter: str | type[Adapter]) -> Adapter:
     return load_adapter(adapter) if isinstance(adapter, str) else adapter()
+
+
+def _pixels(patch: Patch, size: tuple[int, int]) -> float:
+    width, height = (patch.right - patch.left) * size[0], (patch.bottom - patch.top) * size[1]
+    return width * height
+
+
+def _inverted(image: Image, patch: Patch) -> Image:
+    """Turn the colours of a patch into their opposites."""
+    from PIL import ImageOps
+
+    (width, height), changed = image.size, image.copy()
+    corners = patch.left * width, patch.top * height, patch.right * width, patch.bottom * height
+    left, top, right, bottom = map(round, corners)
+    box = left, top, max(right, left + 1), max(bottom, top + 1)
+    changed.paste(ImageOps.invert(image.crop(box)), box)
+    return changed
 
 
 def _differ(one: dict[str, Tensor], other: dict[str, Tensor], *names: str) -> bool:

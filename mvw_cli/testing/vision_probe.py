@@ -38,6 +38,24 @@ def count_crossed(model: Any, inputs: Mapping[str, Tensor]) -> int:
     return int(prefilled(model, inputs).layers[layers[0]].keys.shape[2]) if layers else 0
 
 
+def vision_changes(
+    model: Any,
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    layout: VisionLayout,
+) -> Tensor:
+    """Say how far each vision token's keys move with the picture, relative to their size.
+
+    At the first layer that holds vision: # (N,) float.
+    """
+    crossing = _cross_layers(model)
+    layer = crossing[0] if crossing else 0
+    one, other = (_whole(model, inputs).layers[layer].keys[0] for inputs in (first, second))
+    marked = layout.entries if layout.cross_entries is None else layout.cross_entries
+    moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))  # (P,)
+    return moved[marked.to(moved.device)].float().cpu()
+
+
 def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout) -> int:
     """Count the bytes of the vision entries that the engine holds, from a cache of the model's own.
 
