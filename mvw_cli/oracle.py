@@ -9,23 +9,14 @@ is kept from what is the caller's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from mvw_cli.adapter import VisionLayout
-
-_NAME = "mvw_oracle"
-
-CrossAttention = Literal["skip", "mlp"]
+from mvw_cli.oracle_pass import CrossAttention, Watch, forward, vision_columns
 
 
 @torch.inference_mode()
@@ -92,12 +83,46 @@ def masked_logits(
     Raises:
         ValueError: something hidden has another shape, or lies at a layer that there is not.
     """
-    prompt, told = _forward(model, inputs, output_ids, layout, hidden, cross_attention)
-    logits: Tensor = told.logits
-    return logits[0, prompt - 1 : prompt - 1 + len(output_ids)]
+    logits = forward(model, _extended(inputs, output_ids), layout, hidden, cross_attention)
+    return logits[inputs["input_ids"].shape[1] - 1 : -1]
 
 
 @torch.inference_mode()
+def attention_scores(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    output_ids: Sequence[int],
+    layout: VisionLayout,
+    hidden: Mapping[int, Tensor],
+    layers: Sequence[int],
+    rows: Sequence[int],
+    *,
+    cross_attention: CrossAttention = "skip",
+) -> dict[int, Tensor]:
+    """Compute the scores that the softmax of chosen rows takes, by head.
+
+    Args:
+        layers: where; cross-attention models have vision at those layers only.
+        rows: places in prompt and output, which may be counted from the end.
+
+    The others are those of `masked_logits`.
+
+    Returns:
+        By layer; -inf where a column is hidden or the model itself does not let the row see it.
+        Columns are places in prompt and output, or vision states.  # (H, rows, columns) float32
+
+    Raises:
+        ValueError: as `masked_logits`, or one of the layers holds no vision.
+    """
+    length = inputs["input_ids"].shape[1] + len(output_ids)
+    watch = Watch(frozenset(layers), torch.arange(length)[list(rows)])
+    forward(model, _extended(inputs, output_ids), layout, hidden, cross_attention, watch)
+    missing = sorted(set(layers) - set(watch.found))
+    if missing:
+        raise ValueError(f"layers {missing} hold no vision")
+    return watch.found
+
+
 def attention_weights(
     model: Any,
     inputs: Mapping[str, Tensor],
@@ -111,76 +136,20 @@ def attention_weights(
 ) -> dict[int, Tensor]:
     """Compute the weights with which rows attend to the vision tokens, mean over the heads.
 
-    Args:
-        layers: where; cross-attention models have weights at those layers only.
-        rows: places in prompt and output, which may be counted from the end.
-
-    The others are those of `masked_logits`.
+    Arguments and errors are those of `attention_scores`.
 
     Returns:
         By layer; 0 where a token is hidden or the model itself does not let the row see it.
         # (rows, N) float32
-
-    Raises:
-        ValueError: as `masked_logits`, or one of the layers holds no vision.
     """
-    length = inputs["input_ids"].shape[1] + len(output_ids)
-    places = torch.arange(length)[list(rows)]
-    found: dict[int, Tensor] = {}
-    watch = _Watch(frozenset(layers), places, found)
-    _forward(model, inputs, output_ids, layout, hidden, cross_attention, watch)
-    missing = sorted(set(layers) - set(found))
-    if missing:
-        raise ValueError(f"layers {missing} hold no vision")
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Watch:
-    layers: frozenset[int]
-    rows: Tensor  # (R,) long
-    found: dict[int, Tensor]  # (R, N)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """What one forward pass hides and notes."""
-
-    hidden: Mapping[int, Tensor]  # (P + T, N) bool
-    places: Tensor  # (N,) long: columns of the vision tokens at the layers that hold them
-    across: frozenset[int]  # the cross-attention layers; empty where vision is in the sequence
-    watch: _Watch | None
-    blind: dict[int, Tensor] = field(default_factory=dict)  # (P + T,) bool, by cross layer
-
-    def holds(self, layer: int) -> bool:
-        return not self.across or layer in self.across
-
-
-_running: ContextVar[_Pass] = ContextVar("oracle")
-
-
-def _forward(
-    model: Any,
-    inputs: Mapping[str, Tensor],
-    output_ids: Sequence[int],
-    layout: VisionLayout,
-    hidden: Mapping[int, Tensor],
-    cross_attention: CrossAttention,
-    watch: _Watch | None = None,
-) -> tuple[int, Any]:
-    """Read prompt and output in one pass; return the length of the prompt and what came out."""
-    prompt = inputs["input_ids"].shape[1]
-    text = model.config.get_text_config()
-    shape = (prompt + len(output_ids), layout.vision_tokens)
-    for layer, rows in hidden.items():
-        if layer not in range(text.num_hidden_layers) or tuple(rows.shape) != shape:
-            raise ValueError(f"{tuple(rows.shape)} hidden at layer {layer}, not {shape} at a layer")
-    across = frozenset(getattr(text, "cross_attention_layers", None) or ())
-    places = layout.cross_entries if across else layout.entries
-    nowhere = torch.zeros(0, dtype=torch.long)
-    run = _Pass(hidden, nowhere if places is None else places.cpu().nonzero()[:, 0], across, watch)
-    with _masked(model, run), _blind(model, run, cross_attention):
-        return prompt, model(**_extended(inputs, output_ids), use_cache=False)
+    scores = attention_scores(
+        model, inputs, output_ids, layout, hidden, layers, rows, cross_attention=cross_attention
+    )
+    # A row without anything to attend to has only -inf.
+    weights = {
+        layer: own.softmax(dim=-1).nan_to_num(0).mean(dim=0) for layer, own in scores.items()
+    }
+    return {layer: own[:, vision_columns(layout)] for layer, own in weights.items()}
 
 
 def _extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[str, Tensor]:
@@ -207,107 +176,3 @@ def _states(model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
     vision = model.config.vision_config
     per_tile = (vision.image_size // vision.patch_size) ** 2 + 1  # patches and a class token
     return inputs["cross_attention_mask"][0, -1].bool().flatten().repeat_interleave(per_tile)
-
-
-@contextmanager
-def _blind(model: Any, run: _Pass, keep: CrossAttention) -> Iterator[None]:
-    """Change the rows of cross-attention layers that see nothing there, and nothing else."""
-    handles = []
-
-    def pass_by(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        rows = run.blind.get(layer.layer_idx)
-        return output if rows is None else torch.where(rows[None, :, None], args[0], output)
-
-    def nothing(attention: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        rows = run.blind.get(attention.layer_idx)
-        if rows is None:
-            return output
-        return output[0].masked_fill(rows[None, :, None], 0), output[1]
-
-    try:
-        for number in run.across:
-            layer = model.get_decoder().layers[number]
-            if keep == "mlp":
-                handles.append(layer.cross_attn.register_forward_hook(nothing))
-            else:
-                handles.append(layer.register_forward_hook(pass_by))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _masked(model: Any, run: _Pass) -> Iterator[None]:
-    config = model.config
-    text = config.get_text_config()
-    keys = [key for key in config.sub_configs if getattr(config, key, None) is not None]
-    before = {key: getattr(config, key)._attn_implementation for key in keys}
-    before[""] = config._attn_implementation
-    text_key = next((key for key in keys if getattr(config, key) is text), "")
-    token = _running.set(run)
-    try:
-        model.set_attn_implementation({**before, text_key: _NAME})
-        yield
-    finally:
-        model.set_attn_implementation(before)
-        _running.reset(token)
-
-
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attend with what is hidden from each row laid over the model's own mask.
-
-    query: # (1, H, rows, D); key, value: # (1, K, columns, D)
-    """
-    run, layer = _running.get(), module.layer_idx
-    visible = _visible(run, layer, query, key, mask)
-    if run.watch is not None and layer in run.watch.layers and run.holds(layer):
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        run.watch.found[layer] = _weights(run, layer, query[0], key[0], visible, scale)
-    attended: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, visible[None, None], **options
-    )
-    return attended
-
-
-def _visible(run: _Pass, layer: int, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """Say which row may attend to which column: # (rows, columns) bool."""
-    if mask is None:
-        own = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-    else:
-        own = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] >= 0
-    hidden = run.hidden.get(layer)
-    if hidden is None or not run.holds(layer) or not len(run.places):
-        return own
-    hidden, places = hidden.to(own.device), run.places.to(own.device)
-    visible = own.clone()
-    visible[:, places] &= ~hidden
-    if run.across:
-        run.blind[layer] = hidden.all(dim=1) | ~visible.any(dim=1)
-        visible |= run.blind[layer][:, None]  # whatever comes out of them, it is not used
-    return visible
-
-
-def _weights(
-    run: _Pass, layer: int, query: Tensor, key: Tensor, visible: Tensor, scale: float
-) -> Tensor:
-    """Weigh the vision tokens for the rows that are watched: # (R, N) float32, on the host."""
-    assert run.watch is not None
-    rows = run.watch.rows.to(query.device)
-    keys = key.float().repeat_interleave(query.shape[0] // key.shape[0], dim=0)
-    scores = scale * query[:, rows].float() @ keys.transpose(1, 2)  # (H, R, columns)
-    weights = scores.masked_fill(~visible[rows], -torch.inf).softmax(dim=-1).mean(dim=0)
-    if layer in run.blind:
-        weights[run.blind[layer][rows]] = 0
-    return weights[:, run.places.to(query.device)].cpu()
-
-
-def _mask(**kwargs: Any) -> Tensor | None:
-    mask: Tensor | None = sdpa_mask(**{**kwargs, "allow_is_causal_skip": False})
-    return mask
-
-
-AttentionInterface.register(_NAME, _attend)
-AttentionMaskInterface.register(_NAME, _mask)

@@ -10,7 +10,13 @@ import torch
 from families import FAMILIES, MLLAMA_STATES, Family, build
 from torch import Tensor
 
-from mvw_cli.oracle import _extended, attention_weights, masked_logits, oracle_logits
+from mvw_cli.oracle import (
+    _extended,
+    attention_scores,
+    attention_weights,
+    masked_logits,
+    oracle_logits,
+)
 
 TOLERANCE = 1e-5
 OUTPUT = tuple(torch.randint(5, 60, (8,), generator=torch.Generator().manual_seed(3)).tolist())
@@ -81,6 +87,8 @@ def test_weights_are_those_of_eager_attention(hides: bool) -> None:
         assert weights.std() > 100 * TOLERANCE
         if hidden is not None:
             assert not weights[hidden[rows]].any() and weights[~hidden[rows]].all()
+    scores = attention_scores(model, inputs, OUTPUT, layout, by_layer, [1], rows)[1]
+    assert (scores.softmax(dim=-1) - expected[1][0][:, rows]).abs().max() < TOLERANCE
 
 
 def test_each_layer_hides_for_itself() -> None:
