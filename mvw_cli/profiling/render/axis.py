@@ -16,10 +16,17 @@ _ROOM = 0.06
 
 
 def ranges(picture: Picture) -> tuple[Range, Range]:
-    """Say what x and y cover: curves from 0 on, points with some room around their intervals."""
+    """Say what x and y cover: curves from 0 on, points with some room around their intervals.
+
+    A logarithmic y covers whole powers of ten.
+    """
     if picture.lines:
         xs = [x for line in picture.lines for x in (line.xs[0], line.xs[-1])]
         ys = [y for line in picture.lines for y in (*line.ys, *(line.behind or []))]
+        if picture.level:
+            ys.append(picture.level[1])
+        if picture.logarithmic:
+            return _wide((min(xs), max(xs))), _whole_decades((min(ys), max(ys)))
         marked = any(line.withdrawn_after is not None for line in picture.lines)
         return _wide((min(xs), max(xs))), (0.0, max(ys) * (_MARKED if marked else 1.05) or 1.0)
     xs = [x for point in picture.points for x in (point.x, *(point.x_interval or ()))]
@@ -31,6 +38,19 @@ def ranges(picture: Picture) -> tuple[Range, Range]:
 
 def _wide(found: Range) -> Range:
     return found if found[1] > found[0] else (found[0] - 0.5, found[1] + 0.5)
+
+
+def _whole_decades(found: Range) -> Range:
+    low, high = (math.log10(end) for end in found)
+    below, above = math.floor(low), math.ceil(high)
+    return 10.0**below, 10.0 ** max(above, below + 1)
+
+
+def decades(low: float, high: float, most: int) -> list[float]:
+    """Choose at most so many powers of ten of a range, the lowest among them."""
+    first, last = round(math.log10(low)), round(math.log10(high))
+    step = max(1, -(-(last - first + 1) // most))
+    return [10.0**power for power in range(first, last + 1, step)]
 
 
 def _room(found: Range) -> Range:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log10
 from statistics import median
 
 from mvw_cli.profiling.render import words
+from mvw_cli.profiling.render.axis import ranges
 from mvw_cli.profiling.render.picture import Line, Picture
 
 HEIGHT = 3
@@ -56,16 +58,25 @@ def draw(picture: Picture, width: int, alphabet: Alphabet = UNICODE) -> list[Row
 
 def _bands(picture: Picture, columns: int, alphabet: Alphabet) -> list[Row]:
     top = max((max([*line.ys, *(line.behind or [])]) for line in picture.lines), default=0.0)
+    lowest, highest = "0", words.number(top)
+    low = 0.0
+    if picture.logarithmic:
+        low, high = ranges(picture)[1]
+        lowest, highest = f"{low:g}", f"{high:g}"
+        top = log10(high / low)
     first = min(min(line.xs) for line in picture.lines)
     last = max(max(line.xs) for line in picture.lines)
     columns = min(columns, max(1, round(last - first) + 1))
     rows, faint = [], False
     for line in picture.lines:
-        bins = _bins(line, line.ys, first, last, columns)
-        behind = _bins(line, line.behind, first, last, columns) if line.behind else None
+        bins, behind = (
+            None if values is None else _bins(line, _heights(values, low), first, last, columns)
+            for values in (line.ys, line.behind)
+        )
+        assert bins is not None
         rows.append(Row(f"{'':{MARGIN}} {alphabet.edge} {line.name}", line.colour))
         for height in range(HEIGHT - 1, -1, -1):
-            label = words.number(top) if height == HEIGHT - 1 else "0" if height == 0 else ""
+            label = highest if height == HEIGHT - 1 else lowest if height == 0 else ""
             cells = "".join(
                 _cell(value, behind[place] if behind else None, top, height, alphabet)
                 for place, value in enumerate(bins)
@@ -81,6 +92,11 @@ def _bands(picture: Picture, columns: int, alphabet: Alphabet) -> list[Row]:
     if faint:
         return [*rows, floor, ends, Row(f"{'':{MARGIN}}  {alphabet.faint} {picture.behind}")]
     return [*rows, floor, ends]
+
+
+def _heights(values: Sequence[float], low: float) -> Sequence[float]:
+    """Say how high values stand; `low` is the end of a logarithmic scale, or 0."""
+    return [log10(max(value / low, 1.0)) for value in values] if low else values
 
 
 def _bins(

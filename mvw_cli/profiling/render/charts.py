@@ -192,6 +192,8 @@ def _level(axes: Axes, name: str, value: float) -> None:
 
 def _finish(axes: Axes, picture: Picture) -> None:
     xs, ys = ranges(picture)
+    if picture.logarithmic:
+        axes.set_yscale("log")
     axes.set(
         title=picture.title,
         xlabel=picture.x_label,

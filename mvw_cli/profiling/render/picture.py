@@ -38,7 +38,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture. Both axes carry numbers; that of the curves' y starts at 0."""
+    """One picture. Both axes carry numbers; that of the curves' y starts at 0 or is logarithmic."""
 
     name: str
     """As a file would be called: `time-per-token-batch-8`."""
@@ -57,3 +57,5 @@ class Picture:
     """A name and the height of a line across the picture."""
     as_grid: bool = False
     """Too many lines to be told apart: each is a row, and its colour stands for y."""
+    logarithmic: bool = False
+    """Whether equal steps of y are equal factors; there are curves then, all above 0."""

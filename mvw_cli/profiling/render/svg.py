@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from math import log10
 from statistics import median
 
 from mvw_cli.printable import printable
-from mvw_cli.profiling.render.axis import Range, ranges, tick_text, ticks
+from mvw_cli.profiling.render.axis import Range, decades, ranges, tick_text, ticks
 from mvw_cli.profiling.render.picture import Line, Picture, Point
 
 COLOURS = 7
@@ -41,19 +42,23 @@ class _Frame:
     height: int
     xs: Range
     ys: Range
+    logarithmic: bool = False
 
     def x(self, value: float) -> float:
         share = (value - self.xs[0]) / (self.xs[1] - self.xs[0])
         return round(_LEFT + share * (self.width - _LEFT - _RIGHT), 1)
 
     def y(self, value: float) -> float:
-        share = (value - self.ys[0]) / (self.ys[1] - self.ys[0])
+        low, high = self.ys
+        if self.logarithmic:
+            low, high, value = (log10(one) for one in (low, high, value))
+        share = (value - low) / (high - low)
         return round(self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM), 1)
 
 
 def svg(picture: Picture, width: int, height: int) -> str:
     """Draw a picture; `width` and `height` are in CSS pixels, at which its text is 12 px."""
-    frame = _Frame(width, height, *ranges(picture))
+    frame = _Frame(width, height, *ranges(picture), picture.logarithmic)
     drawn = (
         _grid(picture, frame)
         if picture.as_grid
@@ -112,12 +117,13 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "")
 
 def _axes(picture: Picture, frame: _Frame) -> list[str]:
     left, right = _LEFT, frame.width - _RIGHT
-    ys = ticks(*frame.ys, most=5)
+    ys = decades(*frame.ys, most=6) if frame.logarithmic else ticks(*frame.ys, most=5)
     drawn = []
     for value in ys:
         y = frame.y(value)
         drawn.append(f'<path class="grid" d="M{left} {y}H{right}"/>')
-        drawn.append(_text(left - 7, y + 4, tick_text(value, ys), "end"))
+        named = f"{value:g}" if frame.logarithmic else tick_text(value, ys)
+        drawn.append(_text(left - 7, y + 4, named, "end"))
     drawn.append(_text(4, 14, f"{picture.y_label}, {picture.unit}", "start"))
     return [*drawn, *_x_axis(picture, frame)]
 

@@ -1,0 +1,148 @@
+"""All layers' withdrawals in one pass: each equal to a forward pass of its own with masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Family, build
+from masked import masked_logits
+
+from mvw_cli.calibrate.branches import branch_logits
+from mvw_cli.engine.exact import NotExact
+
+
+def starts_of(model: Any) -> list[int]:
+    text = model.config.get_text_config()
+    crossing = getattr(text, "cross_attention_layers", None)
+    return list(crossing or range(text.num_hidden_layers))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
+def test_each_branch_is_a_pass_of_its_own(family: Family) -> None:
+    model = build(family)
+    for seed in (0, 1):
+        inputs = family.prompt(seed)
+        layout = family.layout(inputs)
+        starts = starts_of(model)
+        found = branch_logits(model, inputs, layout, starts, tokens=2)
+        full = masked_logits(model, inputs, layout, len(model.get_decoder().layers), 2)
+        assert found.shape == (1 + len(starts), *full.shape)
+        torch.testing.assert_close(found[0], full, rtol=0, atol=2e-5)
+        for start, logits in zip(starts, found[1:], strict=True):
+            expected = masked_logits(model, inputs, layout, start, 2)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+            # Otherwise a branch that sees everything would pass as well.
+            assert (expected - full).abs().max() > 1e-3
+
+
+def family_named(name: str) -> tuple[Any, dict[str, Any], Any]:
+    family = next(one for one in FAMILIES if one.name == name)
+    inputs = family.prompt(0)
+    return build(family), inputs, family.layout(inputs)
+
+
+def test_cross_attention_keeps_its_gated_mlp_where_the_engine_does() -> None:
+    model, inputs, layout = family_named("mllama")
+    skipped = branch_logits(model, inputs, layout, [1, 3])
+    kept = branch_logits(model, inputs, layout, [1, 3], cross_attention="mlp")
+    assert torch.equal(skipped[0], kept[0])
+
+    def nothing(attention: Any, args: Any, output: Any) -> Any:
+        return torch.zeros_like(output[0]), output[1]
+
+    for place, start in enumerate((1, 3), start=1):
+        hooks = [
+            model.get_decoder().layers[number].cross_attn.register_forward_hook(nothing)
+            for number in (1, 3)
+            if number >= start
+        ]
+        with torch.inference_mode():
+            expected = model(**inputs, use_cache=False).logits[0, -1:]
+        for hook in hooks:
+            hook.remove()
+        torch.testing.assert_close(kept[place], expected, rtol=0, atol=2e-5)
+        assert (kept[place] - skipped[place]).abs().max() > 1e-3
+
+
+def hooks_of(model: Any) -> int:
+    return sum(
+        len(layer._forward_hooks) + len(layer._forward_pre_hooks)
+        for layer in model.get_decoder().layers
+    )
+
+
+def test_the_model_is_as_it_was() -> None:
+    model, inputs, layout = family_named("qwen2_5_vl")
+    with torch.inference_mode():
+        before = model(**inputs).logits
+    branch_logits(model, inputs, layout, [0, 1, 2])
+    assert hooks_of(model) == 0
+    with torch.inference_mode():
+        assert torch.equal(model(**inputs).logits, before)
+
+
+def test_what_a_model_does_between_its_layers_is_noticed() -> None:
+    """Branches would miss it: whoever calls has to go the slow way."""
+    model, inputs, layout = family_named("llava")
+
+    class Louder(torch.nn.Module):
+        """A layer list's entry that changes the rows before the layer's own hooks see them."""
+
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden: Any, **kwargs: Any) -> Any:
+            return self.layer(hidden * 1.5, **kwargs)
+
+    layers = model.get_decoder().layers
+    inner = layers[1]
+    with pytest.raises(NotExact, match="layer 2 reads"):
+        hook = layers[2].register_forward_pre_hook(lambda layer, args: (args[0] * 1.5, *args[1:]))
+        try:
+            branch_logits(model, inputs, layout, [1])
+        finally:
+            hook.remove()
+    # What is done inside a layer is a layer's own, and every branch gets it.
+    layers[1] = Louder(inner)
+    found = branch_logits(model, inputs, layout, [1])
+    expected = masked_logits(model, inputs, layout, 1)
+    torch.testing.assert_close(found[1], expected, rtol=0, atol=2e-5)
+    assert hooks_of(model) == 0
+
+
+def test_a_prompt_that_ends_with_vision_is_refused() -> None:
+    model, inputs, layout = family_named("llava")
+    end = int(layout.entries.nonzero()[-1]) + 1
+    cut = {
+        name: value[:, :end] if name != "pixel_values" else value for name, value in inputs.items()
+    }
+    with pytest.raises(NotExact, match="ends with a vision token"):
+        branch_logits(model, cut, type(layout)(layout.entries[:end]), [1])
+
+
+def test_branches_go_in_groups_no_larger_than_the_prompt() -> None:
+    """No call of a layer reads more rows than the full run's."""
+    model, inputs, layout = family_named("llava")
+    length = inputs["input_ids"].shape[1]
+    shapes = []
+
+    def see(layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        shapes.append(tuple(hidden.shape[:2]))
+
+    hooks = [
+        layer.register_forward_pre_hook(see, with_kwargs=True)
+        for layer in model.get_decoder().layers
+    ]
+    branch_logits(model, inputs, layout, [0, 1, 2])
+    for hook in hooks:
+        hook.remove()
+    text = length - 16
+    # Layer 0 with one branch, layer 1 with two, layer 2 with three, as far as they fit.
+    together = length // text
+    assert together >= 2
+    assert shapes[0] == (1, length) and (1, text) in shapes and (2, text) in shapes
+    assert max(rows * columns for rows, columns in shapes) <= length
