@@ -102,6 +102,8 @@ class LayerView:
     """The last prompt token's attention weight on each vision token in the layer before (with
     cross-attention: in the last such layer), mean over the heads. Where `prefill_weights` has
     asked for this layer, else None.  # (N,) float32"""
+    images: tuple[int, ...] = ()
+    """Vision tokens of each image, in order; they add up to N. Empty where they can't be told."""
 
 
 @dataclass(frozen=True, slots=True)
