@@ -17,6 +17,34 @@ def mvw_register_policies(register: Callable[[PolicyInfo], None]) -> None:
     )
     register(
         PolicyInfo(
+            name="vtw",
+            target="mvw_cli.policies.vtw:Vtw",
+            summary="all vision tokens leave in the prefill, at a given layer",
+        )
+    )
+    register(
+        PolicyInfo(
+            name="fastv",
+            target="mvw_cli.policies.fastv:FastV",
+            summary="from a layer on, keep the vision tokens that the question attends to most",
+        )
+    )
+    register(
+        PolicyInfo(
+            name="random",
+            target="mvw_cli.policies.random:Random",
+            summary="from a layer on, keep a random part of the vision tokens",
+        )
+    )
+    register(
+        PolicyInfo(
+            name="downsample",
+            target="mvw_cli.policies.downsample:Downsample",
+            summary="from a layer on, keep the vision tokens on a coarser grid",
+        )
+    )
+    register(
+        PolicyInfo(
             name="none",
             target="mvw_cli.policies.none:NoWithdrawal",
             summary="keep every vision token to the end",

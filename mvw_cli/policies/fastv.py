@@ -1,0 +1,61 @@
+"""FastV: from one decoder layer on, only the vision tokens that the prompt's end attends to most.
+
+Source: arXiv 2403.06764, whose K is `layer` and whose R is 1 - `keep`; its reference ranks by the
+last prompt token's attention in the layer before, mean over the heads. This module does not know
+how the weights are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from mvw_cli.policies.thinning import Thinning, kept
+from mvw_cli.policy import LayerView
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FastV(Thinning):
+    """From `layer` on only the part `keep` with the highest weights in the layer before.
+
+    Equal weights go by the lower index.
+
+    Raises:
+        ValueError: `layer` is below 1, or `keep` not above 0 and at most 1.
+    """
+
+    name: ClassVar[str] = "fastv"
+    first_layer: ClassVar[int] = 1  # the layer before has the weights
+
+    layer: int = field(
+        metadata={"description": "The first decoder layer with fewer vision tokens; 1 or more."}
+    )
+    keep: float = field(
+        metadata={"description": "Part of the vision tokens that stays; above 0, at most 1."}
+    )
+
+    def prefill_weights(self, layers: int) -> tuple[int, ...]:
+        return (self.layer,) if self.layer < layers else ()
+
+    def choose(self, view: LayerView) -> Tensor:
+        import torch
+
+        if view.weights is None:
+            raise self.refused(
+                f"has nothing to rank by at layer {self.layer}",
+                "no layer before it reads the vision tokens",
+                view.layers,
+            )
+        weights = view.weights.to(view.present.device)
+        ranked = weights.masked_fill(~view.present, -torch.inf).argsort(
+            descending=True, stable=True
+        )
+        chosen = torch.zeros_like(view.present)
+        chosen[ranked[: kept(len(view.present), self.keep)]] = True
+        return chosen
+
+    def describe(self) -> str:
+        return f"{self.keep:.4g} of the vision by attention from layer {self.layer}"
