@@ -1,8 +1,8 @@
 """Attention over the slots: the functions registered with transformers' attention interfaces.
 
 For a decode step over a `SlotCache` each layer masks by its own slots' lengths and windows; for
-anything else (a prefill) the call goes on to the normal kernel. It does not know policies or
-vision tokens.
+anything else (a prefill) the call goes on to the normal kernel. Beside it, `looking.py` sees what a
+policy has asked for. It does not know policies or vision tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from mvw_cli.engine.cache import SlotCache, SlotLayer
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.looking import Look, looked_at
 from mvw_cli.engine.rows import Part
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
@@ -29,23 +30,30 @@ _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
 for one of its own, which would keep it from making the masks that are needed here."""
 
 _decoding: ContextVar[SlotCache | None] = ContextVar("decoding", default=None)
+_look: ContextVar[Look | None] = ContextVar("look", default=None)
 
 Attended = tuple[Tensor, Tensor | None]
 
 
 @contextmanager
-def decoding(cache: SlotCache) -> Iterator[None]:
-    """Let attention calls inside read the slots' lengths from `cache`."""
-    token = _decoding.set(cache)
+def decoding(cache: SlotCache, look: Look | None = None) -> Iterator[None]:
+    """Let attention calls inside read the slots' lengths from `cache`, and be seen by `look`."""
+    token, looking = _decoding.set(cache), _look.set(look)
     try:
         yield
     finally:
+        _look.reset(looking)
         _decoding.reset(token)
 
 
 def decoded_cache() -> SlotCache | None:
     """Return the cache of the decode step that is running, or None outside of one."""
     return _decoding.get()
+
+
+def decode_look() -> Look | None:
+    """Return who looks at the decode step that is running, or None."""
+    return _look.get()
 
 
 @contextmanager
@@ -99,25 +107,60 @@ def _decode_layer(
 
 
 def _by_parts(
+    module: nn.Module,
     layer: SlotLayer | CrossLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attend: Callable[[Tensor, Part], Attended],
+    scaling: float | None,
 ) -> Attended:
     """Attend each rectangle's rows to it; rows that have nothing to attend to get zeros.
 
     query: # (n, H, 1, D); returned: # (n, 1, H, D)
     """
+    look, number = _look.get(), _number(module)
     parts = layer.parts(key, value)
     rows = query.shape[0]
-    if len(parts) == 1 and len(parts[0].rows) == rows:
-        return attend(query, parts[0])
-    output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
+    output: Tensor | None = None
     for part in parts:
         end = part.first + len(part.rows)
-        output[part.first : end], _ = attend(query[part.first : end], part)
+        queries = query[part.first : end]
+        if look is not None:
+            part = look.narrowed(number, part)
+        attended, weights = attend(queries, part)
+        if look is not None:
+            look.see(number, queries, part, weights, scaling)
+        lengths = part.rows.lengths
+        if 0 in lengths:  # a row of which a policy has left this cross-attention layer nothing
+            empty = part.rows.on_device(lengths) == 0
+            attended = attended.masked_fill(empty[:, None, None, None], 0.0)
+        if len(parts) == 1 and len(part.rows) == rows:
+            return attended, weights
+        if output is None:
+            output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
+        output[part.first : end] = attended
+    if output is None:
+        output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
     return output, None
+
+
+def _number(module: Any) -> int:
+    return int(module.layer_idx)
+
+
+def _seen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    scaling: float | None,
+) -> None:
+    """Let whoever looks at a prefill see one attention call of it."""
+    looker = looked_at(module)
+    if looker is not None:
+        looker.see(_number(module), query, key, mask, weights, scaling)
 
 
 def _sdpa(
@@ -132,8 +175,9 @@ def _sdpa(
 
     layer = _decode_layer(module, query, kw)
     if layer is not None:
-        return _by_parts(layer, query, key, value, attend)
+        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
     attended: Attended = sdpa_attention_forward(module, query, key, value, mask, **kw)
+    _seen(module, query, key, mask, attended[1], kw.get("scaling"))
     return attended
 
 
@@ -153,8 +197,9 @@ def _eager(
 
     layer = _decode_layer(module, query, kw)
     if layer is not None:
-        return _by_parts(layer, query, key, value, attend)
+        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
     attended: Attended = forward(module, query, key, value, mask, **kw)
+    _seen(module, query, key, mask, attended[1], kw.get("scaling"))
     return attended
 
 
@@ -169,8 +214,9 @@ def _flash(
     # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
     plain = mask is None and key.shape[-1] == value.shape[-1]
     if layer is not None and plain and layer.window is None:
-        return _by_parts(layer, query, key, value, attend)
+        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
     if layer is None and plain and _is_causal_prefill(module, query, key, kw):
+        _seen(module, query, key, None, None, kw.get("scaling"))
         return _flash_prefill(query, key, value, kw.get("scaling")), None
     return _sdpa(module, query, key, value, mask, **kw)
 

@@ -10,7 +10,7 @@ without vision come first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 import torch
@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import ran_out
+from mvw_cli.engine.parked import Parked, parked
 from mvw_cli.engine.rows import CHUNK, ROW_CHUNK, Entries, Memo, Part, Rows
 
 __all__ = ["CHUNK", "SlotCache", "SlotLayer"]
@@ -115,15 +116,22 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     # -- what the cache calls ---------------------------------------------------------------
 
     def load(
-        self, source: CacheLayerMixin, prompt: int, vision: bool, cross_entries: Tensor | None
+        self,
+        source: CacheLayerMixin,
+        held: Tensor,
+        prompt: int,
+        vision: bool,
+        cross_entries: Tensor | None,
     ) -> None:
         """Append a row from a layer that holds the prefill of one sequence of `prompt` tokens.
 
-        If memory runs out, nothing has changed. `cross_entries` is not for this kind of layer.
+        If memory runs out, nothing has changed. Args:
+            held: index in the sequence of the entries that the prefill has read here: # (K,) long.
+            cross_entries: not for this kind of layer.
         """
         keys, values = source.keys[0], source.values[0]  # (H, T, D)
-        length = keys.shape[1]  # below `prompt` where a sliding layer let go of the start
-        entry = Entries(torch.arange(prompt - length, prompt), prompt, length)
+        length = keys.shape[1]  # below K where a sliding layer let go of the start
+        entry = Entries(held if length == len(held) else held[-length:], prompt, length)
         self._entry_bytes = keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
         (self.seeing if vision else self.blind).load(keys, values, entry)
 
@@ -145,9 +153,34 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.blind.load(keys[:, on_device], values[:, on_device], kept)
         return entry.length - len(places)
 
-    def thin_out(self, row: int, indices: Tensor) -> int:
-        """Take entries out of a blind row, in place.  indices: as in `keep_without`."""
-        return self.blind.thin_out(row, _staying(self.blind.entries[row], indices))
+    def thin_out(self, row: int, indices: Tensor, vision: bool) -> int:
+        """Take entries out of a row, in place.  indices: as in `keep_without`."""
+        group = self.seeing if vision else self.blind
+        return group.thin_out(row, _staying(group.entries[row], indices))
+
+    def copied(self, row: int, indices: Tensor, vision: bool) -> Parked:
+        """Copy entries of a row to the host.  indices: as in `keep_without`."""
+        group = self.seeing if vision else self.blind
+        keys, values, entry = group.row(row)
+        return parked(keys, values, entry, _leaving(entry, indices))
+
+    def bring_back(self, row: int, back: Parked, vision: bool) -> int:
+        """Append a copy of a row to the seeing rows, with entries that were parked.
+
+        Returns their number. If memory runs out, nothing has changed.
+        """
+        keys, values, entry = (self.seeing if vision else self.blind).row(row)
+        keys, values = (
+            torch.cat([old, new.to(old.device, non_blocking=True)], dim=1)
+            for old, new in ((keys, back.keys), (values, back.values))
+        )
+        indices = torch.cat([entry.indices(entry.length), back.indices])
+        self.seeing.load(keys, values, Entries(indices, entry.next_index, len(indices)))
+        return len(back.indices)
+
+    def indices(self, row: int, vision: bool) -> Tensor:
+        """Index in the sequence of each entry that was loaded or kept: # (K,) long."""
+        return (self.seeing if vision else self.blind).entries[row].kept
 
     def remove(self, row: int, vision: bool) -> None:
         """Take a row out; the last of its rectangle fills the hole."""
@@ -235,18 +268,33 @@ class SlotCache(Cache):  # type: ignore[misc]
         return [*self._blind, *self._seeing]
 
     def load(
-        self, prefilled: Cache, prompt: int, *, vision: bool, cross_entries: Tensor | None = None
+        self,
+        prefilled: Cache,
+        prompt: int,
+        *,
+        vision: bool,
+        cross_entries: Tensor | None = None,
+        held: Mapping[int, Tensor] | None = None,
     ) -> int:
         """Copy a prefilled cache of one sequence into a free slot; return the slot.
 
         If memory runs out, nothing has changed. Args:
-            vision: whether the sequence holds vision tokens.
+            vision: whether any layer holds vision tokens of the sequence.
             cross_entries: the vision states that cross-attention layers keep.  # (V,) bool
+            held: by layer, the index in the sequence of the entries that the prefill has read
+                there, or for cross-attention which of the vision tokens; all in the layers that
+                are not named.  # (K,) long
         """
         done = []
+        everything = torch.arange(prompt)  # one for all layers: see `Look`
         try:
-            for layer, source in zip(self.layers, prefilled.layers, strict=True):
-                layer.load(source, prompt, vision, cross_entries)
+            for number, (layer, source) in enumerate(
+                zip(self.layers, prefilled.layers, strict=True)
+            ):
+                chosen = None if held is None else held.get(number)
+                if isinstance(layer, SlotLayer) and chosen is None:
+                    chosen = everything
+                layer.load(source, chosen, prompt, vision, cross_entries)
                 done.append(layer)
         except BaseException:
             for layer in done:
@@ -266,20 +314,25 @@ class SlotCache(Cache):  # type: ignore[misc]
         _fill(self._seeing if vision else self._blind, row)
         self.trim()
 
-    def withdraw(self, slot: int, indices: Tensor) -> int:
-        """Take the entries of some sequence indices out of a slot, at every layer.
+    def withdraw(self, slot: int, indices: Sequence[Tensor], *, complete: bool = True) -> int:
+        """Take the entries of some sequence indices out of a slot.
 
-        indices: # (P,) bool, True where the entry goes; tokens past P stay. Cross-attention layers
-        are emptied. The slot counts as one without vision from here on. Returns the number of
-        entries that went, summed over the layers. If memory runs out, nothing has changed.
+        indices: by layer, True where the entry goes: # (P,) bool, tokens past P stay; or # (N,)
+        bool, vision tokens of a cross-attention layer. `complete`: these are all the vision that
+        is left, and the slot counts as one without from here on. Returns the number of entries
+        that went, summed over the layers. If memory runs out in a complete withdrawal of a slot
+        with vision, nothing has changed.
         """
         row, vision = self._find(slot)
-        if not vision:
-            return sum(layer.thin_out(row, indices) for layer in self.layers)
+        pairs = list(zip(self.layers, indices, strict=True))
+        if not vision or not complete:
+            gone: int = sum(layer.thin_out(row, one, vision) for layer, one in pairs)
+            self.trim()
+            return gone
         gone, done = 0, []
         try:
-            for layer in self.layers:
-                gone += layer.keep_without(row, indices)
+            for layer, one in pairs:
+                gone += layer.keep_without(row, one)
                 done.append(layer)
         except BaseException:
             for layer in done:
@@ -292,6 +345,42 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._blind.append(slot)
         self.trim()
         return gone
+
+    def copied(self, slot: int, indices: Sequence[Tensor]) -> list[Parked]:
+        """Copy entries of a slot to the host; arguments as in `withdraw`."""
+        row, vision = self._find(slot)
+        pairs = zip(self.layers, indices, strict=True)
+        return [layer.copied(row, one, vision) for layer, one in pairs]
+
+    def bring_back(self, slot: int, back: Sequence[Parked]) -> int:
+        """Put entries that `copied` has copied back into a slot, which sees from here on.
+
+        Returns their number, summed over the layers. If memory runs out, nothing has changed.
+        """
+        row, vision = self._find(slot)
+        done: list[SlotLayer | CrossLayer] = []
+        came = 0
+        try:
+            for layer, one in zip(self.layers, back, strict=True):
+                came += layer.bring_back(row, one, vision)
+                done.append(layer)
+        except BaseException:
+            for layer in done:
+                layer.unload(vision=True)
+            self.trim()
+            raise
+        for layer in self.layers:
+            layer.remove(row, vision)
+        self._seeing.append(slot)
+        _fill(self._seeing if vision else self._blind, row)
+        self.trim()
+        return came
+
+    def indices(self, slot: int) -> list[Tensor]:
+        """By layer, which entries were loaded or kept: index in the sequence, or for
+        cross-attention which vision token.  # (K,) long, on the host"""
+        row, vision = self._find(slot)
+        return [layer.indices(row, vision) for layer in self.layers]
 
     def reserve_step(self) -> None:
         """Start a step: make room for one more entry in every slot."""
@@ -399,13 +488,22 @@ def _widened(states: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[2]))
 
 
+def _leaving(entry: Entries, indices: Tensor) -> Tensor:
+    """Say which places of a row go, if some sequence indices go: # (K,) long."""
+    return _goes(entry, indices).nonzero()[:, 0]
+
+
 def _staying(entry: Entries, indices: Tensor) -> Tensor:
     """Say which places of a row stay, if some sequence indices go: # (K,) long."""
+    return (~_goes(entry, indices)).nonzero()[:, 0]
+
+
+def _goes(entry: Entries, indices: Tensor) -> Tensor:
     present = entry.indices(entry.length)
     prompt = present < len(indices)
     leaves = torch.zeros(entry.length, dtype=torch.bool)
     leaves[prompt] = indices[present[prompt]]
-    return (~leaves).nonzero()[:, 0]
+    return leaves
 
 
 def _fill(slots: list[int], row: int) -> None:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.looking import Look, note_added
+from mvw_cli.engine.parked import Parked, parked
 from mvw_cli.engine.rows import Entries, Memo, Part, Rows
 
 CrossAttention = Literal["skip", "mlp"]
@@ -75,7 +77,7 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def parts(self, key: Tensor, value: Tensor) -> list[Part]:
         """Say which rows of the batch attend to anything: those that see."""
-        if not len(self.seeing):
+        if not self.seeing.longest:
             return []
         return [Part(len(self._saw), key, value, self.seeing)]
 
@@ -85,45 +87,73 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         # (n,) bool
         """
         without = [not (self.keep_mlp and saw) for saw in self._saw]
-        if not any(without):
-            return None
-        return torch.tensor([*without, *[False] * len(self.seeing)], device=self.keys.device)
+        without += [not (self.keep_mlp or length) for length in self.seeing.lengths]
+        return torch.tensor(without, device=self.keys.device) if any(without) else None
 
     # -- what the cache calls ---------------------------------------------------------------
 
     def load(
-        self, source: CacheLayerMixin, prompt: int, vision: bool, entries: Tensor | None
+        self,
+        source: CacheLayerMixin,
+        held: Tensor | None,
+        prompt: int,
+        vision: bool,
+        entries: Tensor | None,
     ) -> None:
         """Append a row from a prefilled layer, keeping the vision states that are attended.
 
-        entries: # (V,) bool
+        Args:
+            held: which vision tokens a policy has left to this layer; None for all: # (K,) long.
+            entries: # (V,) bool
 
         Raises:
             NotExact: the adapter did not say which states those are.
         """
-        held = source.keys.shape[2] if source.is_initialized else 0
+        if held is not None:
+            self._load_chosen(source, held, vision)
+            return
+        states = source.keys.shape[2] if source.is_initialized else 0
         told = 0 if entries is None else len(entries)
-        if held and (entries is None or held != told):
+        if states and (entries is None or states != told):
             raise NotExact(
-                f"its cross-attention holds {held} vision states, and its adapter tells of {told}"
+                f"its cross-attention holds {states} vision states, and its adapter tells of {told}"
             )
-        if held and entries is not None and not entries.any():
+        if states and entries is not None and not entries.any():
             raise NotExact("its prompt ends where no image is seen")
-        if bool(held) != vision:
+        if bool(states) != vision:
             raise NotExact("its adapter tells of vision that its cross-attention does not hold")
-        if not held or entries is None:
+        if not states or entries is None:
             self._saw.append(False)
         else:
             kept = entries.nonzero()[:, 0].to(source.keys.device)
-            keys, values = source.keys[0][:, kept], source.values[0][:, kept]  # (H, K, D)
+            self._measure(source)
             length = len(kept)
-            self._entry_bytes = (
-                keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
-            )
-            self._nothing = source.keys[:0, :, :0], source.values[:0, :, :0]
+            keys, values = source.keys[0][:, kept], source.values[0][:, kept]  # (H, K, D)
             self.seeing.load(keys, values, Entries(torch.arange(length), length, length))
             self.is_initialized = True
         self._show()
+
+    def _load_chosen(self, source: CacheLayerMixin, held: Tensor, vision: bool) -> None:
+        """Append a row of which the prefill has read some vision tokens only, or none."""
+        states, length = source.keys.shape[2] if source.is_initialized else 0, len(held)
+        if length and length != states:
+            raise NotExact(f"its cross-attention holds {states} vision states, not {length}")
+        if states:
+            self._measure(source)
+            self.is_initialized = True
+        if not vision:
+            self._saw.append(True)
+        elif not states:
+            self.seeing.load_nothing()
+        else:
+            keys, values = source.keys[0][:, :length], source.values[0][:, :length]
+            self.seeing.load(keys, values, Entries(held, 0, length))
+        self._show()
+
+    def _measure(self, source: CacheLayerMixin) -> None:
+        keys, values = source.keys, source.values  # (1, H, V, D)
+        self._entry_bytes = keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size()
+        self._nothing = keys[:0, :, :0], values[:0, :, :0]
 
     def unload(self, vision: bool) -> None:
         """Take the row back that was loaded last."""
@@ -138,9 +168,56 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         self._show()
         return self.seeing.entries[row].length
 
-    def thin_out(self, row: int, indices: Tensor) -> int:
-        """Do nothing: a row without vision holds no vision states."""
-        return 0
+    def thin_out(self, row: int, indices: Tensor, vision: bool) -> int:
+        """Take vision tokens out of a row, in place; without vision there are none.
+
+        indices: # (N,) bool, True where the token goes
+        """
+        if not vision:
+            return 0
+        entry = self.seeing.entries[row]
+        staying = (~indices[entry.kept]).nonzero()[:, 0]
+        if len(staying) == entry.length:
+            return 0
+        gone = self.seeing.thin_out(row, staying)
+        self._show()
+        return gone
+
+    def copied(self, row: int, indices: Tensor, vision: bool) -> Parked:
+        """Copy vision tokens of a row to the host.  indices: as in `thin_out`."""
+        if not vision or not self.seeing.entries[row].length:
+            return self._no_parked()
+        keys, values, entry = self.seeing.row(row)
+        return parked(keys, values, entry, indices[entry.kept].nonzero()[:, 0])
+
+    def bring_back(self, row: int, back: Parked, vision: bool) -> int:
+        """Append a copy of a row to the seeing rows, with vision tokens that were parked."""
+        held = vision and self.seeing.entries[row].length > 0
+        if not held and not len(back.indices):
+            self.seeing.load_nothing()
+            return 0
+        device = self.keys.device
+        keys, values, indices = back.keys.to(device), back.values.to(device), back.indices
+        if held:
+            old_keys, old_values, entry = self.seeing.row(row)
+            keys = torch.cat([old_keys, keys], dim=1)
+            values = torch.cat([old_values, values], dim=1)
+            indices = torch.cat([entry.kept, back.indices])
+        self.seeing.load(keys, values, Entries(indices, 0, len(indices)))
+        self.is_initialized = True
+        self._show()
+        return len(back.indices)
+
+    def indices(self, row: int, vision: bool) -> Tensor:
+        """Which vision tokens a row holds: # (K,) long."""
+        return self.seeing.entries[row].kept if vision else torch.zeros(0, dtype=torch.long)
+
+    def _no_parked(self) -> Parked:
+        nothing = torch.zeros(0, dtype=torch.long)
+        if self._nothing is None:
+            return Parked(torch.zeros(0, 0, 0), torch.zeros(0, 0, 0), nothing)
+        keys, values = (one.new_zeros(one.shape[1], 0, one.shape[3]) for one in self._nothing)
+        return Parked(keys.cpu(), values.cpu(), nothing)
 
     def remove(self, row: int, vision: bool) -> None:
         """Take a row out; the last of its kind fills the hole."""
@@ -186,11 +263,11 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _show(self) -> None:
         """Let transformers see what is held."""
-        if len(self.seeing):
+        if self.seeing.longest:
             self.keys, self.values = self.seeing.seen()
         elif self._nothing is not None:
             # One empty state keeps transformers from skipping a layer whose MLP has to run.
-            states = 1 if self.keep_mlp and any(self._saw) else 0
+            states = 1 if self.keep_mlp and (any(self._saw) or len(self.seeing)) else 0
             self.keys, self.values = (
                 one.new_zeros(states, one.shape[1], states, one.shape[3]) for one in self._nothing
             )
@@ -203,12 +280,16 @@ def cross_attention_layers(model: Any) -> tuple[int, ...]:
 
 @contextmanager
 def skipping(
-    model: Any, layers: Sequence[int], cache: Callable[[], Cache | None]
+    model: Any,
+    layers: Sequence[int],
+    cache: Callable[[], Cache | None],
+    look: Callable[[], Look | None],
 ) -> Iterator[None]:
     """Let cross-attention layers leave the rows of withdrawn slots as they are in decode steps.
 
     Where all slots are withdrawn, transformers skips the layer itself. `cache` tells the slots'
-    cache during a decode step, else None. The hooks are removed on the way out.
+    cache during a decode step, else None; `look` who looks at the step. The hooks are removed on
+    the way out.
 
     Raises:
         NotExact: the decoder's layers aren't where transformers has them.
@@ -218,7 +299,7 @@ def skipping(
             decoder = model.get_decoder()
             if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
                 raise NotExact("its decoder has no list of layers")
-            hook = partial(_restore_skipped, number, cache)
+            hook = partial(_restore_skipped, number, cache, look)
             handle = decoder.layers[number].register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
@@ -227,17 +308,23 @@ def skipping(
 def _restore_skipped(
     number: int,
     cache: Callable[[], Cache | None],
+    look: Callable[[], Look | None],
     layer: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Any,
 ) -> Any:
-    current = cache()
-    skipped = None if current is None else current.layers[number].skipped()
-    if skipped is None:
+    current, looking = cache(), look()
+    before = args[0] if args else kwargs["hidden_states"]  # (active, 1, D), or (1, P, D)
+    if current is None:
+        note_added(number, before, output)
         return output
-    before = args[0] if args else kwargs["hidden_states"]  # (active, 1, D)
-    if not isinstance(output, Tensor):
-        raise NotExact(f"layer {number} returns more than its hidden states")
-    # In a model that is spread over devices, the layer before may have left it on another.
-    return torch.where(skipped[:, None, None], before.to(output.device), output)
+    skipped = current.layers[number].skipped()
+    if skipped is not None:
+        if not isinstance(output, Tensor):
+            raise NotExact(f"layer {number} returns more than its hidden states")
+        # In a model that is spread over devices, the layer before may have left it on another.
+        output = torch.where(skipped[:, None, None], before.to(output.device), output)
+    if looking is not None:
+        looking.note(number, before, output)
+    return output

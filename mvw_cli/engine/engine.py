@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.engine.attention import attention_kernel, decoded_cache
+from mvw_cli.engine.attention import attention_kernel, decode_look, decoded_cache
 from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers, skipping
 from mvw_cli.engine.exact import NotExact, check_architecture
 from mvw_cli.engine.kernels import choose_kernel
@@ -94,7 +94,9 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(self._refusing())
             stack.enter_context(attention_kernel(self._model, self.attention))
-            stack.enter_context(skipping(self._model, self._cross_layers, decoded_cache))
+            stack.enter_context(
+                skipping(self._model, self._cross_layers, decoded_cache, decode_look)
+            )
             stack.enter_context(self._loaded.serving(self._model))
             yield Slots(
                 self._model,

@@ -127,6 +127,10 @@ class Rows:
         self.entries.append(entry)
         self._describe(row)
 
+    def load_nothing(self) -> None:
+        """Append a row without any entry, which no shape is known for."""
+        self.entries.append(Entries(torch.zeros(0, dtype=torch.long), 0, 0))
+
     def row(self, row: int) -> tuple[Tensor, Tensor, Entries]:
         """Return views of a row's entries, and what they stand for: # (H, T, D)."""
         assert self.keys is not None and self.values is not None
@@ -136,7 +140,9 @@ class Rows:
     def remove(self, row: int) -> None:
         """Take a row out; the last row fills the hole."""
         last = len(self) - 1
-        if row != last:
+        if self.keys is None:  # rows without any entry
+            self.entries[row] = self.entries[last]
+        elif row != last:
             keys, values, entry = self.row(last)
             assert self.keys is not None and self.values is not None
             self.keys[row, :, : entry.length] = keys
@@ -270,7 +276,7 @@ class Rows:
         if self.keys is None:
             assert like is not None
             self.keys, self.values = (
-                one.new_empty(0, one.shape[0], 0, one.shape[2]) for one in like
+                one.new_empty(len(self), one.shape[0], 0, one.shape[2]) for one in like
             )
         if rows > self.row_capacity or longest > self.capacity:
             rows = max(_row_room(rows), self.row_capacity)

@@ -153,7 +153,7 @@ def test_a_withdrawn_cross_layer_takes_its_input_from_another_device() -> None:
     states = torch.zeros(1, 1, 3, 4, device="meta")  # (1, H, V, D)
     prefilled.update(states, states)
     for _ in range(2):
-        layer.load(prefilled, 1, True, torch.ones(3, dtype=torch.bool))
+        layer.load(prefilled, None, 1, True, torch.ones(3, dtype=torch.bool))
     layer.keep_without(1, torch.arange(0))
     layer.remove(1, True)
 
@@ -161,7 +161,7 @@ def test_a_withdrawn_cross_layer_takes_its_input_from_another_device() -> None:
         layers = (layer,)
 
     before, output = torch.zeros(2, 1, 8), torch.zeros(2, 1, 8, device="meta")
-    merged = _restore_skipped(0, Layers, torch.nn.Identity(), (before,), {}, output)  # type: ignore[arg-type]
+    merged = _restore_skipped(0, Layers, lambda: None, torch.nn.Identity(), (before,), {}, output)  # type: ignore[arg-type]
     assert (merged.device.type, merged.shape) == ("meta", output.shape)
 
 

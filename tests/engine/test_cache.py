@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mvw_cli.engine.cache import CHUNK, SlotCache
+from mvw_cli.engine.parked import Parked
 from mvw_cli.engine.rows import Rows
 
 SLOTS, WINDOWS, HEADS, KEY, VALUE = 3, (None, 5), 2, 4, 3
@@ -23,6 +24,7 @@ class Model:
         self.slots: dict[int, list[list[int]]] = {}
         self.names: dict[int, int] = {}
         self.lengths: dict[int, int] = {}
+        self.parked: dict[int, tuple[list[Parked], list[list[int]]]] = {}
         self.count = 0
 
     def load(self, prompt: int, vision: bool = True) -> None:
@@ -60,15 +62,42 @@ class Model:
                 held.append(self.lengths[slot])
             self.lengths[slot] += 1
 
-    def withdraw(self, slot: int, gone: set[int]) -> None:
+    def withdraw(
+        self, slot: int, gone: set[int], complete: bool = True, other: set[int] | None = None
+    ) -> None:
+        """Take entries out of a slot, others from the second layer where they are given."""
         if slot not in self.slots:
             return
-        size = max(gone, default=0) + 1
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[list(gone)] = True
-        expected = sum(len(gone.intersection(held)) for held in self.slots[slot])
-        assert self.cache.withdraw(slot, mask) == expected
-        self.slots[slot] = [[i for i in held if i not in gone] for held in self.slots[slot]]
+        by_layer = [gone, gone if other is None else other]
+        expected = sum(
+            len(one.intersection(held))
+            for one, held in zip(by_layer, self.slots[slot], strict=True)
+        )
+        masks = [mask_of(one) for one in by_layer]
+        assert self.cache.withdraw(slot, masks, complete=complete) == expected
+        self.slots[slot] = [
+            [i for i in held if i not in one]
+            for one, held in zip(by_layer, self.slots[slot], strict=True)
+        ]
+
+    def park(self, slot: int, gone: set[int], complete: bool, other: set[int]) -> None:
+        """Copy entries to the host, then take them out."""
+        if slot not in self.slots or slot in self.parked:
+            return
+        copies = self.cache.copied(slot, [mask_of(gone), mask_of(other)])
+        lists = [
+            [i for i in held if i in one]
+            for one, held in zip((gone, other), self.slots[slot], strict=True)
+        ]
+        self.withdraw(slot, gone, complete, other)
+        self.parked[slot] = copies, lists
+
+    def bring_back(self, slot: int) -> None:
+        if slot not in self.parked:
+            return
+        copies, lists = self.parked.pop(slot)
+        assert self.cache.bring_back(slot, copies) == sum(map(len, lists))
+        self.slots[slot] = [held + back for held, back in zip(self.slots[slot], lists, strict=True)]
 
     def release(self, slot: int) -> None:
         if slot not in self.slots:
@@ -76,6 +105,7 @@ class Model:
         self.cache.release(slot)
         for items in (self.slots, self.names, self.lengths):
             del items[slot]  # type: ignore[attr-defined]
+        self.parked.pop(slot, None)
 
     def check(self) -> None:
         order = self.cache.order
@@ -124,6 +154,12 @@ class Model:
         ]
 
 
+def mask_of(indices: set[int]) -> Tensor:
+    mask = torch.zeros(max(indices, default=0) + 1, dtype=torch.bool)
+    mask[list(indices)] = True
+    return mask
+
+
 def content(name: int, layer: int, indices: list[int]) -> tuple[Tensor, Tensor]:
     """Keys and values that tell by their numbers whose they are: # (1, H, T, D)."""
     base = torch.tensor(indices, dtype=torch.float32) + 1000 * name + 100_000 * layer
@@ -136,19 +172,20 @@ def _fixed() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+SLOT, INDICES = st.integers(0, SLOTS - 1), st.sets(st.integers(0, 40), max_size=20)
 OPERATIONS = st.one_of(
     st.tuples(st.just("load"), st.integers(1, CHUNK + 20), st.booleans()),
     st.tuples(st.just("step"), st.just(True)),
     st.tuples(st.just("step")),
-    st.tuples(
-        st.just("withdraw"), st.integers(0, SLOTS - 1), st.sets(st.integers(0, 40), max_size=20)
-    ),
-    st.tuples(st.just("release"), st.integers(0, SLOTS - 1)),
+    st.tuples(st.just("withdraw"), SLOT, INDICES, st.booleans(), INDICES),
+    st.tuples(st.just("park"), SLOT, INDICES, st.booleans(), INDICES),
+    st.tuples(st.just("bring_back"), SLOT),
+    st.tuples(st.just("release"), SLOT),
     st.tuples(st.just("trim")),
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(OPERATIONS, max_size=25))
 def test_the_cache_behaves_like_lists(operations: list[tuple]) -> None:  # type: ignore[type-arg]
     model = Model()

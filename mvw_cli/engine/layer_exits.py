@@ -1,0 +1,285 @@
+"""Vision tokens that leave in the middle of a prefill: a policy is asked before each layer.
+
+The rows of those that have left are cut out of what a decoder layer reads, by hooks on unmodified
+layers, and what it returns is laid back among them, so that whatever the model does between its
+layers finds the length that it expects. A layer's cache gets the rows that the layer has read.
+Positions stay as they are: rotary phases come with the rows.
+
+Cross-attention layers get fewer vision states; without any they are passed by, or keep their gated
+MLP. Nothing here knows what a policy looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.looking import PrefillWeights
+from mvw_cli.engine.vision import Vision
+from mvw_cli.policy import LayerView, Select
+
+_ALONG = {
+    "attention_mask": (-2, -1),
+    "position_ids": (-1,),
+    "cache_position": (-1,),
+    "position_embeddings": (-2,),
+    "position_embeddings_global": (-2,),
+    "position_embeddings_local": (-2,),
+    "per_layer_input": (-2,),
+}
+"""Arguments of decoder layers that run along the sequence, and their dimensions that do."""
+_BESIDE = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
+
+
+class Selection:
+    """What a policy has chosen during one prefill."""
+
+    def __init__(
+        self, vision: Vision, select: Select, layers: int, weights: PrefillWeights | None
+    ) -> None:
+        self.vision = vision
+        self.present = torch.ones(vision.tokens, dtype=torch.bool)
+        """# (N,) bool, on the host"""
+        self.by_layer: dict[int, Tensor] = {}
+        """What each layer has read.  # (N,) bool"""
+        self._select = select
+        self._layers = layers
+        self._weights = weights
+        places = torch.arange(vision.prompt)
+        if vision.beside:
+            self._text, self._image_end = places, 0
+        else:
+            self._text = places[vision.numbers < 0]
+            self._image_end = int(vision.places[-1]) + 1 if vision.tokens else 0
+
+    def ask(self, number: int, hidden: Tensor) -> Tensor:
+        """Ask the policy before a layer; return what it reads: # (N,) bool.
+
+        hidden: # (1, P, D)
+
+        Raises:
+            ValueError: the policy's answer is no choice among the vision tokens.
+        """
+        weights = None if self._weights is None else self._weights.before(number)
+        view = LayerView(
+            layer=number,
+            layers=self._layers,
+            present=self.present.clone(),
+            images=self.vision.images,
+            grids=self.vision.grids,
+            hidden_states=hidden[0],
+            text=self._text,
+            image_end=self._image_end,
+            weights=weights,
+        )
+        chosen = self._select(view)
+        if chosen is not None:
+            if chosen.shape != self.present.shape or chosen.dtype != torch.bool:
+                raise ValueError(
+                    f"a policy chose among {self.vision.tokens} vision tokens by a tensor "
+                    f"{tuple(chosen.shape)} of {chosen.dtype}"
+                )
+            left = self.present & chosen.cpu()
+            # The same object as long as nothing changes: who reads it later tells by that.
+            self.present = self.present if torch.equal(left, self.present) else left
+            if self._weights is not None:
+                self._weights.present = self.present
+        self.by_layer[number] = self.present
+        return self.present
+
+    def left(self, layers: Sequence[int]) -> bool:
+        """Whether any of these layers has read vision."""
+        return any(bool(self.by_layer[layer].any()) for layer in layers)
+
+    def held(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Say what these layers have read, for `SlotCache.load`: # (K,) long each."""
+        known: dict[int, Tensor] = {}
+        found = {}
+        for layer in layers:
+            present = self.by_layer[layer]
+            if bool(present.all()):
+                continue
+            if id(present) not in known:
+                tokens = present.nonzero()[:, 0]
+                gone = self.vision.entries(~present)
+                known[id(present)] = tokens if self.vision.beside else (~gone).nonzero()[:, 0]
+            found[layer] = known[id(present)]
+        return found
+
+    def rows(self) -> Tensor:
+        """Places of the prompt that a layer of the sequence reads now: # (R,) long."""
+        gone = self.vision.entries(~self.present)
+        return (~gone).nonzero()[:, 0]
+
+
+@contextmanager
+def selecting(
+    model: Any,
+    selection: Selection,
+    cross_layers: Sequence[int],
+    *,
+    keep_mlp: bool,
+) -> Iterator[None]:
+    """Let a selection decide what each decoder layer reads; restore the model on the way out.
+
+    Raises:
+        NotExact: the decoder's layers aren't where transformers has them, or take arguments whose
+            rows can't be told.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise NotExact("its decoder has no list of layers")
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            if selection.vision.beside:
+                if number in cross_layers:
+                    stack.enter_context(_crossing(layer, number, selection, keep_mlp))
+                else:
+                    before = partial(_asked, number, selection)
+                    hook = layer.register_forward_pre_hook(before, with_kwargs=True)
+                    stack.callback(hook.remove)
+            else:
+                cut = _Cut(number, selection)
+                for hook in (
+                    layer.register_forward_pre_hook(cut.before, with_kwargs=True),
+                    layer.register_forward_hook(cut.after),
+                ):
+                    stack.callback(hook.remove)
+        yield
+
+
+class _Cut:
+    """The hooks of one layer that reads vision in the sequence."""
+
+    def __init__(self, number: int, selection: Selection) -> None:
+        self._number, self._selection = number, selection
+        self._whole: Tensor | None = None
+        self._rows: Tensor | None = None
+
+    def before(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        selection = self._selection
+        hidden = _hidden(args, kwargs)
+        length = selection.vision.prompt
+        if hidden.shape[1] != length:
+            raise NotExact(f"layer {self._number} does not read the prompt as it is")
+        present = selection.ask(self._number, hidden)
+        if bool(present.all()):
+            self._whole = None
+            return None
+        self._whole, self._rows = hidden, selection.rows().to(hidden.device)
+        if int(self._rows[-1]) != length - 1:
+            raise NotExact("its prompt ends with a vision token")
+        shorter = {
+            name: value
+            if name == "hidden_states"
+            else _shorter(self._number, name, value, self._rows, length)
+            for name, value in kwargs.items()
+        }
+        narrow = hidden[:, self._rows]
+        if not args:
+            return args, {**shorter, "hidden_states": narrow}
+        # Where a layer takes more by position, Gemma 3n's, it is what runs along with the states.
+        rest = tuple(
+            _shorter(self._number, "per_layer_input", one, self._rows, length) for one in args[1:]
+        )
+        return (narrow, *rest), shorter
+
+    def after(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+        whole, rows = self._whole, self._rows
+        self._whole = None
+        if whole is None or rows is None:
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        rows = rows.to(first.device)
+        full = whole.to(first.device).index_copy(1, rows, first)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def _asked(
+    number: int, selection: Selection, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    selection.ask(number, _hidden(args, kwargs))
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+def _shorter(number: int, name: str, value: Any, rows: Tensor, length: int) -> Any:
+    """Cut an argument of a layer to the rows that it reads."""
+    if isinstance(value, tuple | list):
+        return type(value)(_shorter(number, name, one, rows, length) for one in value)
+    if not isinstance(value, Tensor) or name in _BESIDE:
+        return value
+    dimensions = _ALONG.get(name)
+    if dimensions is None:
+        if length in value.shape:
+            raise NotExact(f"layer {number} takes `{name}`, whose rows can't be told")
+        return value
+    for dimension in dimensions:
+        if value.ndim >= -dimension and value.shape[dimension] == length:
+            value = value.index_select(dimension, rows.to(value.device))
+    return value
+
+
+@contextmanager
+def _crossing(layer: Any, number: int, selection: Selection, keep_mlp: bool) -> Iterator[None]:
+    """Let one cross-attention layer read the chosen vision states only, or none."""
+    plain = layer.forward
+    own = "forward" in vars(layer)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = _hidden(args, kwargs)
+        present = selection.ask(number, hidden)
+        if bool(present.all()):
+            return plain(*args, **kwargs)
+        if not present.any() and not keep_mlp:
+            return hidden
+        if not present.any():
+            with _silent(layer.cross_attn):
+                return plain(*args, **kwargs)
+        chosen = selection.vision.places[present]
+        return plain(*args, **{**kwargs, **_fewer_states(kwargs, chosen)})
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        if own:
+            layer.forward = plain
+        else:
+            del layer.forward
+
+
+def _fewer_states(kwargs: dict[str, Any], chosen: Tensor) -> dict[str, Any]:
+    """Cut the vision states that a cross-attention layer reads to some of them.
+
+    chosen: # (K,) long, among the V states that the model makes
+    """
+    states, mask = kwargs["cross_attention_states"], kwargs["cross_attention_mask"]
+    on_device = chosen.to(states.device)
+    fewer = {"cross_attention_states": states.reshape(1, -1, states.shape[-1])[:, on_device]}
+    if mask is not None:
+        fewer["cross_attention_mask"] = mask[..., chosen.to(mask.device)]
+    return fewer
+
+
+@contextmanager
+def _silent(attention: Any) -> Iterator[None]:
+    """Let an attention contribute nothing."""
+
+    def nothing(module: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        return torch.zeros_like(output[0]), output[1]
+
+    hook = attention.register_forward_hook(nothing)
+    try:
+        yield
+    finally:
+        hook.remove()
