@@ -83,7 +83,7 @@ def masked_logits(
     Raises:
         ValueError: something hidden has another shape, or lies at a layer that there is not.
     """
-    logits = forward(model, _extended(inputs, output_ids), layout, hidden, cross_attention)
+    logits = forward(model, extended(inputs, output_ids), layout, hidden, cross_attention)
     return logits[inputs["input_ids"].shape[1] - 1 : -1]
 
 
@@ -116,7 +116,7 @@ def attention_scores(
     """
     length = inputs["input_ids"].shape[1] + len(output_ids)
     watch = Watch(frozenset(layers), torch.arange(length)[list(rows)])
-    forward(model, _extended(inputs, output_ids), layout, hidden, cross_attention, watch)
+    forward(model, extended(inputs, output_ids), layout, hidden, cross_attention, watch)
     missing = sorted(set(layers) - set(watch.found))
     if missing:
         raise ValueError(f"layers {missing} hold no vision")
@@ -152,7 +152,7 @@ def attention_weights(
     return {layer: own[:, vision_columns(layout)] for layer, own in weights.items()}
 
 
-def _extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[str, Tensor]:
+def extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[str, Tensor]:
     """Append the output to every input that runs along the sequence; text there has type 0."""
     ids = inputs["input_ids"]
     longer = dict(inputs)
