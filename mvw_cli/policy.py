@@ -50,6 +50,8 @@ class Signals:
     """Layers over which `StepView.mass` is the mean. Layers that hold no vision are left out."""
     weights: tuple[int, ...] = ()
     """Layers for which `StepView.weights` are wanted."""
+    last: bool = False
+    """Whether to be shown the last token as well, when there is nothing left to decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ class WithdrawalPolicy(ABC):
     triggers: ClassVar[tuple[str, ...]] = ()
     """Fields that each say when to withdraw. A profile layer or flag that gives one of them
     replaces those of the layers below, instead of adding to them."""
+    modifies: ClassVar[bool] = False
+    """Whether it changes what the policies before it say: `after` is overridden."""
 
     def begin(self) -> Decide:
         """Start a request: return the function that is asked after each of its tokens."""
@@ -218,6 +222,9 @@ class WithdrawalPolicy(ABC):
         """Say why this policy makes no sense after those, as a clause; None where it does."""
         if any(other.name == self.name for other in before):
             return f"{self.name} is given twice"
+        modifier = next((other.name for other in before if other.modifies), None)
+        if modifier is not None and type(self).begin is not WithdrawalPolicy.begin:
+            return f"{self.name} must come before {modifier}, which changes what it says"
         return None
 
     def describe(self) -> str:

@@ -338,6 +338,8 @@ class Slots:
             vision_attended=sequence.attended(),
         )
         if reason is not None:
+            if sequence.signals.last:
+                sequence.decide(sequence.view(logits))
             return [came, self._finish(sequence, reason)]
         events: list[Event] = [came]
         for decision in decisions(sequence.decide(sequence.view(logits))):

@@ -82,6 +82,7 @@ class Stack(WithdrawalPolicy):
             entropy=any(one.entropy for one in asked),
             mass=next(iter(masses), ()),
             weights=tuple(sorted({layer for one in asked for layer in one.weights})),
+            last=any(one.last for one in asked),
         )
 
     def prefill_weights(self, layers: int) -> tuple[int, ...]:
