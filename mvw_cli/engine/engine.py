@@ -49,7 +49,7 @@ class Engine:
         self._slots = slots
         self._observe = observe
         self._cross_layers = cross_attention_layers(loaded.model)
-        self._cross_attention = cross_attention
+        self.cross_attention = cross_attention
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
         with self._refusing():
             check_architecture(self._model)
@@ -102,7 +102,7 @@ class Engine:
                 self._model,
                 self._tokenizer,
                 cross_layers=self._cross_layers,
-                cross_attention=self._cross_attention,
+                cross_attention=self.cross_attention,
                 observe=observe or self._observe,
             )
 

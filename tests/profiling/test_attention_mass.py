@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.adapter import unchanged
 from mvw_cli.engine import Request
-from mvw_cli.oracle import _extended
+from mvw_cli.oracle import extended
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiling.attention import attention_mass, beside, mass_of, spread
 from mvw_cli.profiling.job import ItemSpec
@@ -45,7 +45,7 @@ def by_transformers(session: Session, request: Request) -> torch.Tensor:
     prompt = request.inputs["input_ids"].shape[1]
     with eager(model):
         told = model(
-            **_extended(request.inputs, OUTPUT), use_cache=False, output_attentions=True
+            **extended(request.inputs, OUTPUT), use_cache=False, output_attentions=True
         ).attentions
     columns = request.layout.entries.nonzero()[:, 0]
     rows = slice(prompt - 1, prompt - 1 + len(OUTPUT))
@@ -116,7 +116,7 @@ def test_cross_attention_tells_what_it_adds_to_the_stream() -> None:
 
         layer = model.get_decoder().layers[number]
         handles.append(layer.register_forward_hook(hook, with_kwargs=True))
-    model(**_extended(request.inputs, OUTPUT), use_cache=False)
+    model(**extended(request.inputs, OUTPUT), use_cache=False)
     for handle in handles:
         handle.remove()
     first = request.inputs["input_ids"].shape[1] - 1

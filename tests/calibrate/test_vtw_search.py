@@ -1,0 +1,193 @@
+"""The search for VTW's layer: one pass equals a prefill for each, and the rule is as published."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from masked import masked_logits
+from sessions import asked, family, tiny
+from torch.nn import functional
+
+from mvw_cli.calibrate import vtw
+from mvw_cli.calibrate.vtw import (
+    LAYER_BY_LAYER,
+    ONE_PASS,
+    Point,
+    curve,
+    divergence,
+    layer_by_layer,
+    layer_divergences,
+    search,
+)
+from mvw_cli.engine.exact import NotExact
+
+
+def test_divergence_is_that_of_the_reference() -> None:
+    """`KLDivLoss(log p, p_K)`: arguments as the reference gives them."""
+    branch, full = (
+        torch.randn(3, 50, generator=torch.Generator().manual_seed(0)),
+        torch.randn(3, 50),
+    )
+    loss = torch.nn.KLDivLoss(reduction="batchmean")
+    expected = loss(functional.log_softmax(full, -1), functional.softmax(branch, -1))
+    assert divergence(branch, full) == pytest.approx(float(expected), rel=1e-5)
+    assert divergence(branch, branch) == 0
+    assert divergence(branch, full) != pytest.approx(divergence(full, branch), rel=1e-2)
+
+
+def test_what_a_branch_rules_out_counts_for_nothing() -> None:
+    branch = torch.tensor([[0.0, -torch.inf]])
+    full = torch.tensor([[0.0, 0.0]])
+    assert divergence(branch, full) == pytest.approx(0.6931, abs=1e-4)
+
+
+NAMES = ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "kimi_text_stack", "mllama"]
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_pass_equals_a_prefill_for_each_layer(name: str, tokens: int) -> None:
+    session, request = family(name)
+    found = layer_divergences(session, request, tokens=tokens)
+    assert (found.way, found.tokens, found.remark) == (ONE_PASS, tokens, None)
+    answer: tuple[int, ...] = ()
+    if tokens > 1:
+        settings = replace(request.settings, max_new_tokens=tokens)
+        *_, last = session.run([replace(request, settings=settings)])
+        answer = last.token_ids  # type: ignore[union-attr]
+    slower = layer_by_layer(session, request, answer)
+    assert len(found.kl_nats) == len(slower) == len(session.loaded.model.get_decoder().layers)
+    assert slower[0] is None and found.kl_nats[0] is not None
+    assert found.kl_nats[1:] == pytest.approx(slower[1:], rel=1e-3, abs=1e-6)
+    assert max(value for value in found.kl_nats if value is not None) > 1e-3
+
+
+@pytest.mark.parametrize("cross_attention", ["skip", "mlp"])
+def test_mllama_between_its_cross_attention_layers(cross_attention: Any) -> None:
+    session, request = family("mllama", cross_attention=cross_attention)
+    found = layer_divergences(session, request)
+    assert found.kl_nats[0] == found.kl_nats[1]  # layer 1 is the first that sees anything
+    assert found.kl_nats[2] == found.kl_nats[3]
+    assert found.kl_nats[1] != found.kl_nats[2]
+    assert found.kl_nats[1:] == pytest.approx(
+        layer_by_layer(session, request)[1:], rel=1e-3, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("adapter", ["hf", "kimi-vl", "llava-cot", "shapes"])
+def test_each_adapter_s_own_model(adapter: str) -> None:
+    session = tiny(adapter)
+    found = layer_divergences(session, asked(session))
+    slower = layer_by_layer(session, asked(session))
+    assert found.way == ONE_PASS
+    assert found.kl_nats[1:] == pytest.approx(slower[1:], rel=1e-3, abs=1e-6)
+
+
+def test_the_curve_equals_masks_of_ones_own() -> None:
+    """The other two ways share the engine; this one does not."""
+    session, request = family("qwen2_5_vl")
+    model = session.loaded.model
+    full = masked_logits(model, dict(request.inputs), request.layout, 3)
+    expected = [
+        divergence(masked_logits(model, dict(request.inputs), request.layout, layer), full)
+        for layer in range(3)
+    ]
+    found = layer_divergences(session, request).kl_nats
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_many_logits_go_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, request = family("llava")
+    at_once = layer_divergences(session, request, tokens=4)
+    calls = []
+    plain = vtw.branch_logits
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(args[3])
+        return plain(*args, **more)
+
+    monkeypatch.setattr(vtw, "branch_logits", counted)
+    monkeypatch.setattr(vtw, "_LOGIT_BYTES", 4 * 4 * 100 * 2)  # of the full run and one branch
+    grouped = layer_divergences(session, request, tokens=4)
+    assert calls == [[0], [1], [2]]
+    assert grouped.kl_nats == pytest.approx(at_once.kl_nats, rel=1e-4, abs=1e-7)
+
+
+def test_a_model_that_branches_would_miss_goes_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session, request = family("llava")
+    expected = layer_divergences(session, request)
+
+    def refuse(*args: Any, **more: Any) -> Any:
+        raise NotExact("it does things between its layers")
+
+    monkeypatch.setattr(vtw, "branch_logits", refuse)
+    found = layer_divergences(session, request)
+    assert found.way == LAYER_BY_LAYER and found.remark == "it does things between its layers"
+    assert found.kl_nats[0] is None
+    assert found.kl_nats[1:] == pytest.approx(expected.kl_nats[1:], rel=1e-3, abs=1e-6)
+
+
+def test_a_request_without_vision_is_refused() -> None:
+    session, request = family("llava")
+    blind = replace(request.layout, entries=torch.zeros_like(request.layout.entries))
+    with pytest.raises(ValueError, match="no vision"):
+        layer_divergences(session, replace(request, layout=blind))
+
+
+def test_every_family_of_the_engine_takes_one_pass() -> None:
+    slow = []
+    for one in FAMILIES:
+        session, request = family(one.name)
+        if layer_divergences(session, request).way != ONE_PASS:
+            slow.append(one.name)
+    assert slow == []
+
+
+# -- the rule ---------------------------------------------------------------------------------
+
+
+def points(*means: float) -> list[Point]:
+    return [Point(layer, mean, None) for layer, mean in enumerate(means)]
+
+
+def test_the_first_layer_whose_mean_is_at_most_eta() -> None:
+    found = search(points(3.0, 0.2, 0.003, 0.001), 0.003, 1)
+    assert (found.layer, found.remarks) == (2, [])
+    assert "Layer 2 is the first from 1 on" in found.reason
+
+
+def test_layers_before_the_first_do_not_count() -> None:
+    assert search(points(3.0, 0.001, 0.2, 0.001), 0.003, 2).layer == 3
+
+
+def test_no_layer_qualifies() -> None:
+    found = search(points(3.0, 0.2, 0.1, 0.15), 0.003, 1)
+    assert found.layer is None and "before layer 2" in found.reason
+
+
+def test_a_curve_that_rises_again_is_told() -> None:
+    found = search(points(3.0, 0.001, 0.2, 0.001), 0.003, 1)
+    assert found.layer == 1 and "--from 3" in found.remarks[0]
+
+
+def test_questions_that_need_no_image_are_told() -> None:
+    found = search(points(0.002, 0.001, 0.001), 0.003, 1)
+    assert found.layer == 1 and "hardly need the image" in found.remarks[0]
+
+
+def test_the_interval_is_one_of_the_mean() -> None:
+    samples: list[list[float | None]] = [[None, float(value)] for value in range(40)]
+    [point] = curve(samples)
+    assert (point.layer, point.kl_nats) == (1, 19.5)
+    assert point.interval_95 is not None
+    low, high = point.interval_95
+    # 1.96 standard errors of the mean of 0 … 39 are 3.6.
+    assert low == pytest.approx(19.5 - 3.6, abs=0.5) and high == pytest.approx(19.5 + 3.6, abs=0.5)
+    assert curve(samples[:9])[0].interval_95 is None
+    assert search([replace(point, kl_nats=16.0)], 17.0, 1).remarks
