@@ -1,26 +1,37 @@
 """M-step Vision Withdrawal: all vision tokens go after m generated tokens, or at a tag.
 
 Source: "Reasoning with Fewer Eyes", NeurIPS 2025 workshop on efficient reasoning
-(openreview 45xAEkI7Vm). The tag trigger is this project's own addition. This module does not
-know how withdrawal is carried out.
+(openreview 45xAEkI7Vm). The tags, one for each image if wanted, and the bounds are this project's
+own addition. This module does not know how withdrawal is carried out.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Mvw(WithdrawalPolicy):
-    """Withdraw once: after `m` tokens or when `until` has been written, whichever comes first.
+    """Withdraw after `m` tokens or when `until` has been written, whichever comes first.
 
     Tokens 1…m are generated with every vision token visible; the forward pass that reads token
     m, and every later one, sees none. `until` may span several tokens; the token that completes
     it counts as token m.
 
+    With a list, each image goes at its own tag, and `m` or `max` takes all that are left. A tag
+    that the list has twice means its first occurrence, then its second. An image for which the list
+    has no tag goes with `m` or `max`; a tag for which the request has no image counts for nothing.
+
     Raises:
-        ValueError: neither trigger is given, `m` is below 1, or `until` is empty.
+        ValueError: neither trigger is given, a number is below 1, `m` is not between `min` and
+            `max`, or a tag is empty.
     """
 
     name: ClassVar[str] = "mvw"
@@ -30,40 +41,108 @@ class Mvw(WithdrawalPolicy):
         default=None,
         metadata={"description": "Withdraw after this many generated tokens; 1 or more."},
     )
-    until: str | None = field(
+    until: str | Sequence[str] | None = field(
         default=None,
-        metadata={"description": "Withdraw once this text, a tag for instance, has been written."},
+        metadata={
+            "description": "Withdraw once this text, a tag for instance, has been written. "
+            "A list has one for each image, which goes at its own."
+        },
+    )
+    min: int | None = field(
+        default=None,
+        metadata={"description": "Never withdraw before this many tokens, whatever is written."},
+    )
+    max: int | None = field(
+        default=None,
+        metadata={"description": "Withdraw after this many tokens at the latest."},
     )
 
     def __post_init__(self) -> None:
+        if self.until is not None and not isinstance(self.until, str):
+            object.__setattr__(self, "until", tuple(self.until))
         if self.m is None and self.until is None:
             raise ValueError("give m (a number of tokens), until (a tag), or both")
         if self.m is not None and self.m < 1:
             raise ValueError("m must be 1 or more: the first token comes out of the prefill")
-        if self.until == "":
+        if self.until in ("", ()) or "" in self._tags:
             raise ValueError("until must not be empty")
+        for key in ("min", "max"):
+            bound = getattr(self, key)
+            if bound is not None and bound < 1:
+                raise ValueError(f"{key} must be 1 or more")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must not be above max: {self.min} > {self.max}")
+        if self.m is not None and self.min is not None and self.m < self.min:
+            raise ValueError(f"m must not be below min: {self.m} < {self.min}")
+        if self.m is not None and self.max is not None and self.m > self.max:
+            raise ValueError(f"m must not be above max: {self.m} > {self.max}")
+
+    @property
+    def _tags(self) -> tuple[str, ...]:
+        """The tag of each image, where they are given one by one."""
+        return () if self.until is None or isinstance(self.until, str) else tuple(self.until)
 
     def begin(self) -> Decide:
         done = False
+        gone: set[int] = set()
 
         def decide(view: StepView) -> Withdraw | None:
             nonlocal done
-            if done or not self._due(view):
+            if done:
                 return None
-            done = True
-            return Withdraw()
+            leaving = self._images_due(view) - gone
+            gone.update(leaving)
+            done = self._due(view) or (bool(leaving) and len(gone) == len(_images(view)))
+            if done:
+                return Withdraw()
+            if not leaving or not view.layers:
+                return None
+            return Withdraw(keep=dict.fromkeys(view.layers, _without(view, gone)))
 
         return decide
 
     def _due(self, view: StepView) -> bool:
+        """Whether everything goes now."""
+        if self.max is not None and view.step >= self.max:
+            return True
+        if self.min is not None and view.step < self.min:
+            return False
         if self.m is not None and view.step >= self.m:
             return True
-        return self.until is not None and self.until in view.text
+        return isinstance(self.until, str) and self.until in view.text
+
+    def _images_due(self, view: StepView) -> set[int]:
+        """Which images have had their own tag."""
+        tags = self._tags
+        if self.min is not None and view.step < self.min:
+            return set()
+        return {
+            number
+            for number in range(min(len(tags), len(_images(view))))
+            if view.text.count(tags[number]) >= tags[: number + 1].count(tags[number])
+        }
 
     def describe(self) -> str:
-        parts = []
-        if self.m is not None:
-            parts.append(f"after {self.m} tokens")
-        if self.until is not None:
+        parts = [] if self.m is None else [f"after {self.m} tokens"]
+        if isinstance(self.until, str):
             parts.append(f"at {self.until}")
-        return " or ".join(parts)
+        elif self._tags:
+            each = (f"image {number} at {tag}" for number, tag in enumerate(self._tags, start=1))
+            parts.append(", ".join(each))
+        bounds = [] if self.min is None else [f"not before {self.min} tokens"]
+        if self.max is not None:
+            bounds.append(f"after {self.max} tokens at the latest")
+        return ", ".join([" or ".join(parts), *bounds])
+
+
+def _images(view: StepView) -> tuple[int, ...]:
+    """Vision tokens of each image; all of them are one image where nobody has told."""
+    return view.images or (view.vision_tokens,)
+
+
+def _without(view: StepView, gone: set[int]) -> Tensor:
+    """Say which vision tokens stay once some images are gone: # (N,) bool."""
+    import torch
+
+    parts = [torch.full((n,), i not in gone) for i, n in enumerate(_images(view))]
+    return torch.cat(parts)

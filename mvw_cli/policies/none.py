@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mvw_cli.policy import Decide, WithdrawalPolicy
+from mvw_cli.policy import WithdrawalPolicy
 
 
 @dataclass(frozen=True)
@@ -11,9 +11,6 @@ class NoWithdrawal(WithdrawalPolicy):
     """Keep every vision token to the end of the output."""
 
     name: ClassVar[str] = "none"
-
-    def begin(self) -> Decide:
-        return lambda view: None
 
     def describe(self) -> str:
         return "no withdrawal"

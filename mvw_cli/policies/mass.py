@@ -1,0 +1,100 @@
+"""Adaptive withdrawal: the vision tokens go once the model has all but stopped looking at them.
+
+Attention to vision tokens falls as the output grows ("Reasoning with Fewer Eyes", figure 1), at
+another pace in each answer. This policy watches it and needs no m. It does not know how the
+attention is computed; the engine makes the weights of the newest query alone, at a few layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mvw_cli.policies.probing import held_up_to, probes
+from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy
+
+
+@dataclass(frozen=True)
+class Mass(WithdrawalPolicy):
+    """Withdraw when the moving average of the vision attention mass stays under `threshold`.
+
+    The mass is `StepView.mass`: the part of the newest query's attention that goes to vision
+    tokens, mean over heads and probe layers. With cross-attention all of a layer's attention goes
+    to vision; there it is the part by which the layer changes the stream,
+    ‖added‖ / (‖stream‖ + ‖added‖).
+
+    The average starts at the first mass; then
+
+        average = smoothing · mass + (1 - smoothing) · average
+
+    and a token for which no mass is told changes nothing.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "mass"
+
+    threshold: float = field(
+        metadata={"description": "Mass under which the vision counts as unused; above 0, up to 1."}
+    )
+    patience: int = field(
+        default=4,
+        metadata={"description": "Tokens in a row for which the average must be under it."},
+    )
+    smoothing: float = field(
+        default=0.3,
+        metadata={"description": "Weight of the newest token in the average; above 0, up to 1."},
+    )
+    layers: Sequence[int] | None = field(
+        default=None,
+        metadata={
+            "description": "Layers at which the mass is measured, 0 is the first; one that holds "
+            "no vision stands for the next below. null: three that are evenly spaced."
+        },
+    )
+    min: int = field(
+        default=1, metadata={"description": "Never withdraw before this many tokens; 1 or more."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError("threshold must be above 0 and at most 1")
+        if self.patience < 1:
+            raise ValueError("patience must be 1 or more")
+        if not 0 < self.smoothing <= 1:
+            raise ValueError("smoothing must be above 0 and at most 1")
+        if self.min < 1:
+            raise ValueError("min must be 1 or more: the first token comes out of the prefill")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+            if not self.layers or self.layers[0] < 0:
+                raise ValueError("layers must be numbers of layers, 0 or more, at least one")
+
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        if self.layers is None or not layers:
+            return Signals(mass=probes(layers))
+        return Signals(mass=tuple(sorted({held_up_to(one, layers) for one in self.layers})))
+
+    def begin(self) -> Decide:
+        average: float | None = None
+        under = 0
+        done = False
+
+        def decide(view: StepView) -> Withdraw | None:
+            nonlocal average, under, done
+            if done or view.mass is None:
+                return None
+            fresh = view.mass if average is None else average
+            average = self.smoothing * view.mass + (1 - self.smoothing) * fresh
+            under = under + 1 if average < self.threshold else 0
+            if under < self.patience or view.step < self.min:
+                return None
+            done = True
+            return Withdraw()
+
+        return decide
+
+    def describe(self) -> str:
+        return f"at a vision mass under {self.threshold:g} for {self.patience} tokens"

@@ -1,0 +1,99 @@
+"""VisionPulse: in each decode step only the vision tokens that matter now are attended to.
+
+Source: arXiv 2605.31457 (ICML 2026) and its code, github.com/xxhhbbbb/VisionPulse (Apache-2.0),
+`visionpulse/modeling_qwen3_vl.py` and `docs/models/README.md`. The choice is that of its eager
+attention. There the layer that chooses keeps to its own choice too; here, as in its Triton kernels,
+the layers after it do. Its kernels choose blocks of tokens; here tokens are chosen one by one.
+
+Nothing is deleted: this module says what is attended to, and frees no memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from mvw_cli.policies.probing import held_up_to
+from mvw_cli.policy import Attend, AttendView, WithdrawalPolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pulse(WithdrawalPolicy):
+    """Attend, in each step, to as large a share of the vision tokens as the vision mass tells.
+
+    At one layer, over all entries e with the scores s of head h (before the softmax):
+
+    - mass = max over h of  Σ exp(s / tau) over vision  /  Σ exp(s / tau) over everything;
+    - k = floor(N · share), at least 1, of the N vision tokens that are still there; the share is
+      the mass, held between `least` and `most`;
+    - the k vision tokens with the highest mean of s over the heads are attended to by the layers
+      after it, in this step. Of equal ones the first counts.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "pulse"
+
+    layer: int | None = field(
+        default=None,
+        metadata={
+            "description": "Layer that chooses, 0 is the first; one that holds no vision stands "
+            "for the next below. null: the middle one of those that hold vision."
+        },
+    )
+    tau: float = field(
+        default=0.1,
+        metadata={"description": "Temperature of the vision mass; under 1 it is sharpened."},
+    )
+    least: float = field(
+        default=0.01,
+        metadata={"description": "Smallest share of the vision tokens in a step, 0 to 1."},
+    )
+    most: float = field(
+        default=0.05,
+        metadata={"description": "Largest share of the vision tokens in a step, above 0, up to 1."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.layer < 0:
+            raise ValueError("layer must be 0 or more")
+        if not self.tau > 0:
+            raise ValueError("tau must be above 0")
+        if not 0 < self.most <= 1:
+            raise ValueError("most must be above 0 and at most 1")
+        if not 0 <= self.least <= self.most:
+            raise ValueError("least must be 0 or more and at most most")
+
+    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
+        """Say which layer chooses; None where no layer after it holds vision."""
+        if not layers:
+            return None
+        middle = layers[(len(layers) - 1) // 2]
+        chosen = middle if self.layer is None else held_up_to(self.layer, layers)
+        return chosen if chosen < layers[-1] else None
+
+    def begin_attending(self) -> Attend:
+        return self._choose
+
+    def _choose(self, view: AttendView) -> Tensor:
+        import torch
+
+        vision = view.vision.float()
+        everything = torch.cat([vision, view.text.float()], dim=1)
+        logs = [(scores / self.tau).logsumexp(1) for scores in (vision, everything)]
+        mass = (logs[0] - logs[1]).exp().amax()
+        present = view.present.to(vision.device)
+        there = present.sum()
+        k = (mass.clamp(self.least, self.most) * there).long().clamp(min=1)
+        ranked = vision.mean(0).masked_fill(~present, -torch.inf).sort(descending=True, stable=True)
+        chosen = torch.zeros_like(present)
+        # Compared on the device: a number would have to wait for it.
+        chosen[ranked.indices] = torch.arange(len(present), device=vision.device) < k
+        return chosen & present
+
+    def describe(self) -> str:
+        return f"attends to {100 * self.least:g}-{100 * self.most:g} % of the vision at each step"
