@@ -45,6 +45,34 @@ def mvw_register_policies(register: Callable[[PolicyInfo], None]) -> None:
     )
     register(
         PolicyInfo(
+            name="mass",
+            target="mvw_cli.policies.mass:Mass",
+            summary="withdraw all vision tokens once little attention goes to them",
+        )
+    )
+    register(
+        PolicyInfo(
+            name="anneal",
+            target="mvw_cli.policies.anneal:Anneal",
+            summary="thin the vision tokens out by layer and by generated length",
+        )
+    )
+    register(
+        PolicyInfo(
+            name="pulse",
+            target="mvw_cli.policies.pulse:Pulse",
+            summary="attend to the few vision tokens that matter in each step; frees no memory",
+        )
+    )
+    register(
+        PolicyInfo(
+            name="look-back",
+            target="mvw_cli.policies.look_back:LookBack",
+            summary="bring back what the policies before it withdraw, when a trigger fires",
+        )
+    )
+    register(
+        PolicyInfo(
             name="none",
             target="mvw_cli.policies.none:NoWithdrawal",
             summary="keep every vision token to the end",
