@@ -12,8 +12,8 @@ from mvw_cli.cli import cli
 from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.plugins import load_plugins, load_policy
 from mvw_cli.profiles.layers import CONTROLS, settable
+from mvw_cli.profiles.policy_fields import policy_model
 from mvw_cli.profiles.schema import SECTIONS, Profile
-from mvw_cli.profiles.withdrawal import policy_model
 
 _WIDTH = 90
 

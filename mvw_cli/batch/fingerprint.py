@@ -43,7 +43,7 @@ class Fingerprint:
     adapter_version: str
     """Distribution that brings the adapter, and its version."""
     policy_version: str
-    """The same of the withdrawal policy."""
+    """The same of the withdrawal policy; of several policies each distribution once."""
     random_weights: bool = False
     revision: str | None = None
     """Commit of the hub, or digest of a folder's files; None where nothing tells it."""
@@ -118,7 +118,11 @@ def fingerprint(resolved: Resolved, *, random_weights: bool) -> Fingerprint:
         mvw=__version__,
         profile=json.loads(json.dumps(profile)),
         adapter_version=_distribution("adapter", profile["adapter"]),
-        policy_version=_distribution("policy", profile["withdrawal.policy"]),
+        policy_version=", ".join(
+            dict.fromkeys(
+                _distribution("policy", name) for name, _ in resolved.profile.withdrawal.steps
+            )
+        ),
         random_weights=random_weights,
         revision=None if folder is None or random_weights else folder_digest(folder),
     )

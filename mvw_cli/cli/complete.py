@@ -37,17 +37,20 @@ def adapters(
 def policies(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete the name of a withdrawal policy."""
+    """Complete the name of a withdrawal policy, also after others and a `+`."""
     from mvw_cli.plugins import load_plugins
 
-    return _matching(load_plugins().policies, incomplete)
+    before, plus, last = incomplete.rpartition("+")
+    return _matching(load_plugins().policies, last, before + plus)
 
 
-def _matching(entries: Sequence[Entry[Any]], incomplete: str) -> list[CompletionItem]:
+def _matching(
+    entries: Sequence[Entry[Any]], incomplete: str, before: str = ""
+) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     return [
-        CompletionItem(entry.info.name, help=entry.info.summary)
+        CompletionItem(before + entry.info.name, help=entry.info.summary)
         for entry in entries
         if entry.info.name.startswith(incomplete)
     ]

@@ -32,6 +32,20 @@ class _Listed(click.ParamType[Any, Any]):
         return tuple(dict.fromkeys(found))
 
 
+class _Compositions(click.ParamType[Any, Any]):
+    """Policies with commas between them; a comma before KEY= goes on with the fields of one."""
+
+    name = "policies"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from mvw_cli.profiles.policy_words import sweep
+
+        return value if isinstance(value, tuple) else sweep(str(value)) or self._empty(param, ctx)
+
+    def _empty(self, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        self.fail("it is empty.", param, ctx)
+
+
 _COUNT = click.IntRange(min=1)
 
 
@@ -50,9 +64,11 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--policy",
     "policies",
-    metavar="NAME,…",
-    type=_Listed(click.STRING, "policies"),
-    help="Other policies to compare, with the profile's settings.",
+    metavar="POLICY,…",
+    type=_Compositions(),
+    multiple=True,
+    help="Other policies to compare, each as in `mvw infer`: vtw:layer=12+mvw:m=16,mvw:m=16 are "
+    "two. Repeatable.",
 )
 @model_options
 @click.option("--images", "folder", metavar="DIR", help="Images of a folder, with QUESTION.")

@@ -102,9 +102,9 @@ def _usual_moment(begun: Begun) -> int:
     from mvw_cli.profiling.arms import USUAL_M
 
     for arm in begun.arms[1:]:
-        m = (arm.profile.withdrawal.model_extra or {}).get("m")
-        if isinstance(m, int):
-            return m
+        for _, fields in arm.profile.withdrawal.steps:
+            if isinstance(m := fields.get("m"), int):
+                return m
     return USUAL_M
 
 

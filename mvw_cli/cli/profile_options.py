@@ -26,6 +26,8 @@ class _Flag:
     help: str
     type: Any = str
     complete: Any = None
+    joined_by: str | None = None
+    """Repeatable; what lies between the values of one key."""
 
     @property
     def parameter(self) -> str:
@@ -44,9 +46,11 @@ _FLAGS = (
     _Flag(
         "withdrawal.policy",
         ("--policy",),
-        "NAME",
-        "Withdrawal policy; `mvw list policies` shows them.",
+        "NAME[:KEY=VALUE,…]",
+        "Withdrawal policy, as mvw:m=16; `mvw list policies` shows them. Repeatable: they act in "
+        "this order.",
         complete=policies,
+        joined_by="+",
     ),
     _Flag("model", ("--model",), "ORG/NAME", "Weights: a Hugging Face id, or a folder."),
     _Flag(
@@ -105,7 +109,7 @@ def _with_options(command: Callable[..., Any], flags: Sequence[_Flag]) -> Callab
         no_withdrawal: bool = False,
         **given: Any,
     ) -> Any:
-        chosen = {flag.key: given.pop(flag.parameter) for flag in flags}
+        chosen = {flag.key: _whole(flag, given.pop(flag.parameter)) for flag in flags}
         merged = _merged(chosen, settings, no_withdrawal)
         return command(*args, profile=profile, flags=merged, **given)
 
@@ -130,6 +134,7 @@ def _options(chosen: Sequence[_Flag]) -> list[Callable[[Callable[..., Any]], Cal
             type=flag.type,
             shell_complete=flag.complete,
             help=flag.help,
+            multiple=flag.joined_by is not None,
         )
         for flag in chosen
     ]
@@ -168,6 +173,13 @@ def written(profile: str | None, flags: Mapping[str, object]) -> list[str]:
         else:
             words += [option, str(value)]
     return words
+
+
+def _whole(flag: _Flag, value: Any) -> Any:
+    """Make one value of those of a repeatable option; None where it is not given."""
+    if flag.joined_by is None:
+        return value
+    return flag.joined_by.join(value) if value else None
 
 
 def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -76,7 +76,7 @@ def _prepare(task: Task, scratch: Path, view: ProfileView) -> Begun:
         task.flags,
         moments=task.moments or (),
         until=task.until,
-        policies=task.policies or (),
+        policies=list(dict.fromkeys(one for option in task.policies for one in option)),
     )
     adapter = load_adapter(resolved.profile.adapter)
     question = task.question or resolved.profile.prompt.question

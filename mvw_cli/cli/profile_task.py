@@ -28,7 +28,8 @@ class Task:
     question: str | None
     moments: tuple[int | str, ...] | None
     until: tuple[str, ...]
-    policies: tuple[str, ...] | None
+    policies: tuple[tuple[str, ...], ...]
+    """Compositions, by option."""
     profile: str | None
     flags: Mapping[str, object]
     folder: str | None

@@ -45,9 +45,9 @@ def show(
 ) -> None:
     """Show the values of a profile, each with its origin.
 
-    Without a name: what `mvw infer` would use here and now. --cost counts the profile's model
-    instead, from its configuration alone: no weights are needed, no GPU, and for the packaged
-    profiles no network.
+    Without a name: what `mvw infer` would use here and now. Values are written as YAML reads
+    them. --cost counts the profile's model instead, from its configuration alone: no weights are
+    needed, no GPU, and for the packaged profiles no network.
 
     \b
     Examples:
@@ -84,8 +84,7 @@ def show(
         console.write_json({"schema_version": 1, **resolved.to_dict()})
         return
     rows = []
-    for key, value in resolved.values().items():
-        origin = resolved.origins[key]
+    for key, value, origin in resolved.rows():
         text = json.dumps(value, ensure_ascii=False)
         plain = isinstance(value, str) and text == f'"{value}"'  # nothing in it needs escaping
         rows.append([key, str(value) if plain else text, f"{origin.kind}: {origin}"])

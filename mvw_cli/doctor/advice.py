@@ -22,9 +22,7 @@ def again(resolved: Resolved, changes: Changes, *, equivalence: bool = False) ->
     words = ["mvw", "doctor", *(["--equivalence"] if equivalence else [])]
     if resolved.name is not None and not resolved.is_default:
         words += ["--profile", resolved.name]
-    values = resolved.values()
-    given = {key: values[key] for key, one in resolved.origins.items() if one.kind == "flag"}
-    for key, value in {**given, **changes}.items():
+    for key, value in {**resolved.by_flag(), **changes}.items():
         written = value if isinstance(value, str) else json.dumps(value)
         words += ["--set", f"{key}={written}"]
     return shlex.join(words)

@@ -17,10 +17,12 @@ With neither, and no adapter or model named by flag or environment, the embedded
 A profile may say `extends: NAME` or `extends: ./file.yaml`: the parent's keys lie below its own.
 A key that is null has no value of its own and hides the lower layers' value.
 
-Withdrawal has three rules of its own. A layer that gives one of a policy's triggers (`m`,
-`until`) replaces the triggers of the layers below, so that `--m 16` means 16 tokens and nothing
-else. Fields of lower layers that the final policy does not have are dropped. Fields without any
-policy, or over the policy `none`, mean the policy `mvw`.
+Withdrawal has rules of its own. A layer that gives one of a policy's triggers (`m`, `until`)
+replaces the triggers of the layers below, so that `--m 16` means 16 tokens and nothing else. A
+layer that names policies replaces those below with all their fields, unless both name the same
+single one. Fields that a layer gives without a policy go to the one policy that has them; over no
+policy, or over `none`, they mean the policy `mvw`; below a layer that names others, those that its
+policies do not have are dropped.
 
 This package does not know how a model is loaded or run. Names resolve lazily: looking up
 profile names, as completion does, needs neither yaml nor pydantic.
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "Origin": "mvw_cli.profiles.origin",
     "Profile": "mvw_cli.profiles.schema",
-    "RawText": "mvw_cli.profiles.layers",
+    "RawText": "mvw_cli.profiles.raw",
     "Resolved": "mvw_cli.profiles.resolution",
     "generation_settings": "mvw_cli.profiles.convert",
     "json_schema": "mvw_cli.profiles.schema_export",
@@ -47,9 +49,9 @@ if TYPE_CHECKING:
     from mvw_cli.profiles.convert import generation_settings as generation_settings
     from mvw_cli.profiles.convert import model_spec as model_spec
     from mvw_cli.profiles.convert import withdrawal_policy as withdrawal_policy
-    from mvw_cli.profiles.layers import RawText as RawText
     from mvw_cli.profiles.layers import parse_set as parse_set
     from mvw_cli.profiles.origin import Origin as Origin
+    from mvw_cli.profiles.raw import RawText as RawText
     from mvw_cli.profiles.resolution import Resolved as Resolved
     from mvw_cli.profiles.resolution import resolve as resolve
     from mvw_cli.profiles.schema import Profile as Profile

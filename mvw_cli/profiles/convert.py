@@ -8,8 +8,9 @@ from __future__ import annotations
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins import load_policy
 from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles.origin import Origin
+from mvw_cli.profiles.policy_fields import build, combined, describe
 from mvw_cli.profiles.schema import Profile
 
 
@@ -60,10 +61,16 @@ def generation_settings(profile: Profile) -> GenerationSettings:
 
 
 def withdrawal_policy(profile: Profile) -> WithdrawalPolicy:
-    """Make the withdrawal policy of a resolved profile.
+    """Make the withdrawal policy of a resolved profile: several become one that asks each.
 
     Raises:
-        PluginProblem: the policy can't be used.
+        UsageProblem: a field that is wrong, or a combination that makes no sense.
+        PluginProblem: a policy can't be used.
     """
-    kind = load_policy(profile.withdrawal.policy)
-    return kind(**(profile.withdrawal.model_extra or {}))
+    origin = Origin("profile", "the profile")
+    steps = profile.withdrawal.steps
+    built = []
+    for number, (name, fields) in enumerate(steps):
+        path = ("withdrawal",) if len(steps) == 1 else ("withdrawal", "policy", number)
+        built.append(build(describe(name), fields, lambda _: origin, path))
+    return combined([name for name, _ in steps], built)

@@ -1,7 +1,7 @@
 """Layers: one source of values each - a file, the environment, the flags - already checked.
 
-A layer holds values by dotted key, and the origin of each. Fields of the withdrawal policy are
-let through unchecked: only the final policy knows them. This module does not know which layer
+A layer holds values by dotted key, and the origin of each. Fields of withdrawal policies are
+let through unchecked: only the final policies know them. This module does not know which layer
 outranks which (`resolution.py`).
 """
 
@@ -13,9 +13,11 @@ from typing import Any
 
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.check import SCHEMA_HINT, check_profile, unknown_key
+from mvw_cli.profiles.composition import in_one_form, listed_below
 from mvw_cli.profiles.document import MAX_BYTES, Document, DocumentError, Path, read
 from mvw_cli.profiles.origin import Origin, shown
-from mvw_cli.profiles.schema import SECTIONS, Profile, fields, takes_text
+from mvw_cli.profiles.raw import RawText, interpret
+from mvw_cli.profiles.schema import SECTIONS, Profile, fields
 from mvw_cli.profiles.store import ProfileFile
 from mvw_cli.suggest import did_you_mean
 
@@ -30,15 +32,9 @@ CONTROLS = (
 """Variables that are no profile keys."""
 
 
-class RawText(str):
-    """A value as it was typed, to be read as YAML once the type of its key is known."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values by dotted key, from one source."""
+    """Values by dotted key, from one source; the withdrawal as `composition.py` leaves it."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, Origin]
@@ -70,10 +66,12 @@ def file_layer(file: ProfileFile) -> Layer:
             path = path[:-1]
         return Origin(file.kind, where, document.lines.get(path))
 
-    profile = check_profile(values, locate)
+    values, locate_in = listed_below(values, locate)
+    profile = check_profile(values, locate_in)
     flat = _flatten(profile)
     extends = flat.pop("extends", None)
-    origins = {key: locate(tuple(key.split(".", 1))) for key in flat}
+    origins = {key: locate_in(tuple(key.split(".", 1))) for key in flat}
+    flat, origins = in_one_form(flat, origins, locate_in)
     return Layer(flat, origins, file.distribution, extends)
 
 
@@ -134,20 +132,6 @@ def parse_set(pairs: Sequence[str]) -> dict[str, RawText]:
 def settable() -> list[str]:
     """List the dotted keys that flags and variables can give, without the policies' own."""
     return [key for key in fields() if key != "extends"]
-
-
-def interpret(value: Any, annotation: Any) -> Any:
-    """Read a typed text as YAML, unless the key takes text and YAML would see something else."""
-    if not isinstance(value, RawText):
-        return value
-    try:
-        read_as = read(value).value
-    except DocumentError:
-        return str(value)
-    if not takes_text(annotation) or isinstance(read_as, str):
-        return read_as
-    is_null = read_as is None and value.strip().lower() in ("", "~", "null")
-    return None if is_null else str(value)
 
 
 def _read(file: ProfileFile, where: str) -> Document:
@@ -213,7 +197,7 @@ def _checked(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Layer:
     flat = _flatten(check_profile(nested, locate))
     # Checking goes through JSON, which makes ordinary text of what is still to be read.
     raw = {k: v for k, v in values.items() if k not in infos}
-    return Layer({**flat, **raw}, origins)
+    return Layer(*in_one_form({**flat, **raw}, origins, locate))
 
 
 def _flatten(profile: Profile) -> dict[str, Any]:

@@ -6,7 +6,7 @@ It does not read files or check values (`layers.py`), nor does it load models.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import canonical, find_adapter
+from mvw_cli.profiles.composition import POLICY, place
 from mvw_cli.profiles.layers import Layer, environment_layer, file_layer, flag_layer
 from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
@@ -23,7 +24,11 @@ from mvw_cli.profiles.withdrawal import choose
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A profile with every key filled in, and the origin of each value by its dotted key."""
+    """A profile with every key filled in, and the origin of each value by its dotted key.
+
+    Several policies are one value, a list of mappings; their fields have origins of their own,
+    under `withdrawal.policy[0].layer` and so on.
+    """
 
     name: str | None
     """Name or path of the profile; None where flags alone say what runs."""
@@ -42,12 +47,29 @@ class Resolved:
                 flat[name] = value
         return flat
 
+    def rows(self) -> Iterator[tuple[str, Any, Origin]]:
+        """List key, value and origin for people; of several policies each field once more."""
+        for key, value in self.values().items():
+            yield key, value, self.origins[key]
+            if key == POLICY and isinstance(value, list):
+                for number, step in enumerate(value):
+                    for name, one in step.items():
+                        inner = place(number, name)
+                        yield inner, one, self.origins[inner]
+
+    def by_flag(self) -> dict[str, Any]:
+        """List what flags gave, wholly or in part, by the keys that `--set` takes."""
+        values = self.values()
+        given = [key for key, origin in self.origins.items() if origin.kind == "flag"]
+        keys = {key if key in values else POLICY for key in given}
+        return {key: value for key, value in values.items() if key in keys}
+
     def to_dict(self) -> dict[str, Any]:
         """Serialise: the name, the values as a profile, and the origins by dotted key."""
         return {
             "name": self.name,
             "values": self.profile.model_dump(exclude={"extends"}),
-            "origins": {key: asdict(self.origins[key]) for key in self.values()},
+            "origins": {key: asdict(origin) for key, _, origin in self.rows()},
         }
 
 

@@ -2,6 +2,7 @@
 
 The names here are the YAML keys, the `--set` keys and the JSON keys. Which fields a withdrawal
 policy has is that policy's own matter; they are checked once it is known (`withdrawal.py`).
+Nor does it know the form in which a layer gives several policies (`composition.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 from pydantic.fields import FieldInfo
 
 from mvw_cli.adapter import ModelSpec
@@ -84,17 +93,53 @@ class Images(Section):
     )
 
 
+class PolicyStep(Section):
+    """One of several policies. The further keys are its fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy: str = Field(min_length=1, description="Name of the withdrawal policy.")
+
+
+def _policies(value: object) -> object:
+    if isinstance(value, str):
+        if not value:
+            raise ValueError("must be more than an empty text")
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a name, or a list of policies")
+    if not value:
+        raise ValueError("must name one policy at least")
+    if not all(isinstance(one, dict) for one in value):
+        raise ValueError("must be a list of mappings, as [{policy: mvw, m: 16}]")
+    return value
+
+
 class Withdrawal(Section):
     """When the vision tokens go. The further keys are the fields of the policy."""
 
     model_config = ConfigDict(extra="allow")
 
-    policy: str = Field(
+    policy: Annotated[
+        str | list[dict[str, Any]],
+        PlainValidator(_policies),
+        WithJsonSchema({"type": "string", "minLength": 1}),
+    ] = Field(
         default="none",
-        min_length=1,
-        description="Withdrawal policy; `mvw list policies` shows them. Without it: mvw where "
-        "one of its fields is given, else none.",
+        description="Withdrawal policy; `mvw list policies` shows them. Several act in order: "
+        "vtw:layer=12+mvw:m=16 on one line, or a list in YAML. Without it: mvw where one of its "
+        "fields is given, else none.",
     )
+
+    @property
+    def steps(self) -> list[tuple[str, dict[str, Any]]]:
+        """The policies in order, each with its fields."""
+        if isinstance(self.policy, str):
+            return [(self.policy, dict(self.model_extra or {}))]
+        return [
+            (step["policy"], {key: value for key, value in step.items() if key != "policy"})
+            for step in self.policy
+        ]
 
 
 class Generation(Section):

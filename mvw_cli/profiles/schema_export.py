@@ -10,8 +10,8 @@ from typing import Any
 
 from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import load_plugins, load_policy
+from mvw_cli.profiles.policy_fields import policy_model
 from mvw_cli.profiles.schema import SECTIONS, Profile
-from mvw_cli.profiles.withdrawal import policy_model
 
 
 def json_schema() -> dict[str, Any]:
@@ -28,12 +28,15 @@ def json_schema() -> dict[str, Any]:
         for field in definition["properties"].values():
             field.pop("title", None)  # pydantic's title is the key again
     withdrawal = definitions.pop("Withdrawal")
-    definitions["Withdrawal"] = _withdrawal(withdrawal["properties"]["policy"])
+    definitions.update(_withdrawal(withdrawal["properties"]["policy"]))
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
 
 
 def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
-    """One alternative for each policy, and an open one for those that are not installed here."""
+    """Describe one policy and several.
+
+    There is one alternative for each policy, and an open one for those that are not installed.
+    """
     known = []
     alternatives: list[dict[str, Any]] = []
     for entry in load_plugins().policies:
@@ -67,4 +70,25 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
             "required": ["policy"],
         }
     )
-    return {"description": "When the vision tokens go.", "anyOf": alternatives}
+    # In a list nothing says which policy is meant but its name.
+    steps = [{**one, "required": _with_name(one["required"])} for one in alternatives]
+    several = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/PolicyStep"}}
+    listed = {
+        "title": "several policies",
+        "type": "object",
+        "properties": {"policy": several},
+        "required": ["policy"],
+        "additionalProperties": False,
+    }
+    return {
+        "PolicyStep": {"description": "One of several policies.", "anyOf": steps},
+        "Withdrawal": {
+            "description": "When the vision tokens go: a policy with its fields, or several "
+            "policies that act in order.",
+            "anyOf": [*alternatives, {"title": "policies in order", **several}, listed],
+        },
+    }
+
+
+def _with_name(required: list[str]) -> list[str]:
+    return list(dict.fromkeys(["policy", *required]))

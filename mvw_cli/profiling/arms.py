@@ -41,7 +41,7 @@ def choose_arms(
         profile, flags: as in `resolve`; `flags` without any withdrawal.
         moments: tokens after which to withdraw; `never` may be among them.
         until: tags at which to withdraw.
-        policies: names of policies.
+        policies: policies as `--policy` has them, each a composition: `vtw:layer=12+mvw:m=16`.
 
     Raises:
         UsageProblem: a profile, key or value that is wrong.

@@ -1,0 +1,95 @@
+"""The grammar of `--policy`: what a line of policies is split into, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mvw_cli.errors import UsageProblem
+from mvw_cli.profiles.policy_words import parse, sweep
+
+LAYER = ("vtw", {"layer": "12"})
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("mvw", [("mvw", {})]),
+        ("mvw:m=16", [("mvw", {"m": "16"})]),
+        ("mvw:m=16,until=</CAPTION>", [("mvw", {"m": "16", "until": "</CAPTION>"})]),
+        ("vtw:layer=12+mvw:m=16", [LAYER, ("mvw", {"m": "16"})]),
+        (" vtw : layer = 12 + mvw : m = 16 ", [LAYER, ("mvw", {"m": "16"})]),
+        ("mvw+look-back", [("mvw", {}), ("look-back", {})]),
+        # A name may be qualified by its distribution, with and without fields.
+        ("mvw:mvw", [("mvw:mvw", {})]),
+        ("mvw:mvw:m=16+some-one:else", [("mvw:mvw", {"m": "16"}), ("some-one:else", {})]),
+        # A value may hold what looks like the grammar's own signs.
+        ("mvw:until=a:b", [("mvw", {"until": "a:b"})]),
+        ("mvw:until=a=b,m=3", [("mvw", {"until": "a=b", "m": "3"})]),
+        ("mass:threshold=1e+5", [("mass", {"threshold": "1e+5"})]),
+        ("mvw:until=C++", [("mvw", {"until": "C++"})]),
+        ("mvw:until='a,b+c',m=2", [("mvw", {"until": "'a,b+c'", "m": "2"})]),
+        ('mvw:until="say \\"a+b\\""+x', [("mvw", {"until": '"say \\"a+b\\""'}), ("x", {})]),
+        ("x:tags=[a, b+c],n=1", [("x", {"tags": "[a, b+c]", "n": "1"})]),
+        # What opens like quotes or brackets and never ends is a plain value.
+        ("mvw:until=[END,m=2", [("mvw", {"until": "[END", "m": "2"})]),
+        ("mvw:until=it's,m=2", [("mvw", {"until": "it's", "m": "2"})]),
+        ("mvw:until=,m=2", [("mvw", {"until": "", "m": "2"})]),
+    ],
+)
+def test_a_line(text: str, parts: list[tuple[str, dict[str, str]]]) -> None:
+    assert [(part.name, dict(part.fields)) for part in parse(text, "--policy")] == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "cause"),
+    [
+        ("", "no policy", "NAME:KEY=VALUE"),
+        ("m=16", "no policy is named before `m=16`", "for instance mvw:m=16"),
+        ("mvw:m=1+until=x", "no policy is named before `until=x`", "NAME:KEY=VALUE"),
+        (":m=3", "no policy is named before `:m=3`", "NAME:KEY=VALUE"),
+        ("mvw:", "no field after `mvw:`", "mvw:KEY=VALUE"),
+        ("mvw:m", "`m` of policy `mvw` has no value", "mvw:KEY=VALUE"),
+        ("mvw:=3", "`=3` of policy `mvw` has no value", "mvw:KEY=VALUE"),
+        ("mvw:m=1,m=2", "`m` of policy `mvw` is given twice", "m=1 and m=2: give one of them"),
+        ("mvw:until=a,b", "`b` is not KEY=VALUE", "stands in quotes"),
+        (
+            "none,mvw:m=1,until=x",
+            'policies that act in order are joined by "+", not by a comma',
+            "none+mvw:m=1,until=x is one line for them",
+        ),
+    ],
+)
+def test_what_is_no_line(
+    text: str, message: str, cause: str, check_hint: Callable[[str], None]
+) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        parse(text, "--policy")
+    assert caught.value.message == f"--policy: {message}"
+    assert cause in (caught.value.cause or "")
+    check_hint(caught.value.hint or "")
+
+
+def test_a_comma_between_policies_is_answered_with_the_options() -> None:
+    with pytest.raises(UsageProblem) as caught:
+        parse("none,mvw:m=1,until=a b", "--policy")
+    assert caught.value.hint == (
+        "mvw infer IMAGE QUESTION --policy none --policy 'mvw:m=1,until=a b'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "arms"),
+    [
+        ("a,b", ("a", "b")),
+        ("vtw:layer=12+mvw:m=16,mvw:m=16", ("vtw:layer=12+mvw:m=16", "mvw:m=16")),
+        ("mvw:m=4,until=x,mvw:m=8", ("mvw:m=4,until=x", "mvw:m=8")),
+        ("a:k=1,l=2+b:m=3,n=4,c", ("a:k=1,l=2+b:m=3,n=4", "c")),
+        ("mvw:until='a,b',mvw", ("mvw:until='a,b'", "mvw")),
+        ("a, b , a,", ("a", "b")),
+        (" , ", ()),
+    ],
+)
+def test_a_sweep(text: str, arms: tuple[str, ...]) -> None:
+    assert sweep(text) == arms
