@@ -8,7 +8,10 @@ import click
 
 from mvw_cli.cli.options import common_options
 
-_METHODS: dict[str, str] = {}
+_METHODS: dict[str, str] = {
+    "vtw": "mvw_cli.cli.calibrate_vtw:vtw",
+    "dyvte": "mvw_cli.cli.calibrate_dyvte:dyvte",
+}
 """By name, the module and attribute of the command: imported when it is looked up."""
 
 

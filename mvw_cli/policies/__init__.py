@@ -17,6 +17,13 @@ def mvw_register_policies(register: Callable[[PolicyInfo], None]) -> None:
     )
     register(
         PolicyInfo(
+            name="dyvte",
+            target="mvw_cli.policies.dyvte:Dyvte",
+            summary="all vision tokens leave in the prefill, at a layer that trained gates choose",
+        )
+    )
+    register(
+        PolicyInfo(
             name="vtw",
             target="mvw_cli.policies.vtw:Vtw",
             summary="all vision tokens leave in the prefill, at a given layer",

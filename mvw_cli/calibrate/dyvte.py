@@ -1,0 +1,292 @@
+"""Calibrating DyVTE: the steps from a loaded model to a report, in order.
+
+Labels of all questions, the images parted in two, the training, and the figures on the images that
+were held out. It does not know the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli import __version__
+from mvw_cli.calibrate.dyvte_cost import Prefill, prefill
+from mvw_cli.calibrate.dyvte_labelling import Along, label
+from mvw_cli.calibrate.dyvte_looks import labels
+from mvw_cli.calibrate.dyvte_report import Report, decisions, evaluate, verdict
+from mvw_cli.calibrate.dyvte_store import Store, Table
+from mvw_cli.calibrate.dyvte_training import Progress, Training, train
+from mvw_cli.errors import MvwError, UsageProblem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvw_cli.batch.items import Item
+    from mvw_cli.policies.dyvte_gates import Gate
+    from mvw_cli.profiles import Resolved
+    from mvw_cli.session import Session
+
+_LOOKS = 1
+"""Version of what is stored of a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """All questions labelled, and what is known of the model, which is needed no more."""
+
+    table: Table
+    model: dict[str, Any]
+    device: str
+    dtype: str
+    crossing: tuple[int, ...]
+    """Cross-attention layers."""
+    costs: dict[str, Prefill] | None
+    """By question; None where they can't be counted."""
+    left_out: list[str]
+    remarks: list[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """The questions by whether their images are trained on."""
+
+    table: Table
+    labels: Tensor
+    """# (n, G) long"""
+    training: list[int]
+    """Rows of the table."""
+    held_out: list[int]
+
+
+def label_all(
+    session: Session,
+    resolved: Resolved,
+    items: Sequence[Item],
+    folder: Path,
+    *,
+    along: Along,
+    together: int,
+    progress: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> Begun | None:
+    """Label the questions that a folder does not hold yet; None where `stopping` said so.
+
+    Raises:
+        MvwError: as `Store` and `label`; or no question could be read.
+    """
+    profile = resolved.profile
+    facts = session.facts()
+    depends = profile.model_dump(
+        exclude={"extends", "description", "withdrawal", "device", "device_map", "attention"}
+    )
+    wanted = {"looks": _LOOKS, **facts, **depends, "along": along}
+    del wanted["device"], wanted["attention"]  # a move to another machine changes nothing
+    store = Store(folder, wanted)
+    try:
+        done = label(
+            session,
+            items,
+            store,
+            along=along,
+            cross_attention=profile.cross_attention,
+            together=together,
+            progress=progress,
+            stopping=stopping,
+        )
+    finally:
+        store.close()
+    if not done.complete:
+        return None
+    if not done.keys:
+        raise UsageProblem(
+            "No question could be read",
+            cause=done.left_out[0] if done.left_out else "there is none",
+            hint="mvw calibrate dyvte --help",
+        )
+    from mvw_cli.engine.cross_attention import cross_attention_layers
+
+    table = store.table(done.keys)
+    remarks = [f"Left out: {reason}" for reason in done.left_out[:3]]
+    costs, crossing = None, cross_attention_layers(session.loaded.model)
+    try:
+        costs = _costs(session, table, keep_mlp=profile.cross_attention == "mlp")
+    except MvwError as error:
+        remarks.append(f"FLOPs can't be counted: {error.message}")
+    model = session.loaded.model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Begun(table, facts, str(model.device), dtype, crossing, costs, done.left_out, remarks)
+
+
+def split(
+    begun: Begun, held_out: float, seed: int, least_agreement: float, loss_ratio: float
+) -> Parts:
+    """Part the questions by their images, at random, and label them.
+
+    Raises:
+        UsageProblem: all questions are about the same image.
+    """
+    table = begun.table
+
+    def drawn(images: tuple[str, ...]) -> str:
+        return hashlib.sha256(f"{seed}:{','.join(images)}".encode()).hexdigest()
+
+    groups = sorted({entry.images for entry in table.entries}, key=drawn)
+    if len(groups) < 2:
+        raise UsageProblem(
+            "Gates can't be trained and judged on one image",
+            cause="images are parted in those to train on and those to judge by",
+            hint="mvw calibrate dyvte --images DIR",
+        )
+    count = min(max(1, round(held_out * len(groups))), len(groups) - 1)
+    apart = set(groups[:count])
+    rows = range(len(table.entries))
+    return Parts(
+        table,
+        labels(
+            table.agreement,
+            table.loss,
+            table.full_loss[:, None],
+            least_agreement=least_agreement,
+            loss_ratio=loss_ratio,
+        ),
+        [row for row in rows if table.entries[row].images not in apart],
+        [row for row in rows if table.entries[row].images in apart],
+    )
+
+
+def trained(
+    parts: Parts,
+    training: Training,
+    checkpoint: Path,
+    *,
+    device: str,
+    dtype: str,
+    progress: Progress,
+    stopping: Callable[[], bool],
+) -> list[Gate] | None:
+    """Train the gates and round them as the file will hold them; None where `stopping` said so.
+
+    Raises:
+        OutOfMemory, UsageProblem: there is no room for the gates, or for the checkpoint.
+    """
+    import torch
+
+    from mvw_cli.files import unwritable
+
+    try:
+        gates = train(
+            parts.table.features[parts.training],
+            parts.labels[parts.training],
+            training,
+            checkpoint,
+            device=device,
+            progress=progress,
+            stopping=stopping,
+        )
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise unwritable(str(checkpoint), cause, "df -h .") from error
+    if gates is None:
+        return None
+    kind = getattr(torch, dtype)
+    return [(one[0].to(kind), one[1].to(kind), one[2].to(kind)) for one in gates]
+
+
+def figures(
+    begun: Begun,
+    parts: Parts,
+    gates: Sequence[Gate],
+    resolved: Resolved,
+    *,
+    settings: dict[str, Any],
+    command: list[str],
+    started: str,
+    seconds: tuple[float, float],
+) -> Report:
+    """Judge the gates on the images that were held out.
+
+    Args:
+        seconds: of labelling and of training.
+    """
+    rows, table = parts.held_out, parts.table
+    held_out = Table(
+        tuple(table.entries[row] for row in rows),
+        table.features[rows],
+        table.agreement[rows],
+        table.loss[rows],
+        table.full_loss[rows],
+    )
+    said = decisions(gates, held_out.features.to(begun.device)).cpu()
+    costs = None if begun.costs is None else [begun.costs[one.key] for one in held_out.entries]
+    found = evaluate(
+        said,
+        held_out,
+        parts.labels[rows],
+        parts.labels[parts.training],
+        costs,
+        crossing=begun.crossing,
+    )
+    return Report(
+        model={
+            **begun.model,
+            "layers": table.features.shape[1] + 1,
+            "hidden_size": table.features.shape[2] // 2,
+        },
+        profile=resolved.to_dict(),
+        settings=settings,
+        data=_data(begun, parts),
+        found=found,
+        verdict=verdict(found, len(rows)),
+        command=command,
+        started=started,
+        labelling_s=seconds[0],
+        training_s=seconds[1],
+        remarks=begun.remarks,
+    )
+
+
+def about(report: Report) -> dict[str, Any]:
+    """Say what is to be known of the gates' file: its metadata."""
+    return {
+        "mvw_version": __version__,
+        "model": report.model["name"],
+        "revision": report.model["revision"],
+        "adapter": report.model["adapter"],
+        "dtype": report.model["dtype"],
+        "layers": report.model["layers"],
+        "hidden_size": report.model["hidden_size"],
+        "profile": report.profile["values"],
+        "settings": report.settings,
+        "data": report.data,
+    }
+
+
+def _data(begun: Begun, parts: Parts) -> dict[str, Any]:
+    entries = parts.table.entries
+
+    def images(rows: Sequence[int]) -> int:
+        return len({entries[row].images for row in rows})
+
+    return {
+        "questions": len(entries),
+        "left_out": len(begun.left_out),
+        "training_questions": len(parts.training),
+        "training_images": images(parts.training),
+        "held_out_questions": len(parts.held_out),
+        "held_out_images": images(parts.held_out),
+        "answer_tokens_mean": sum(one.answer_tokens for one in entries) / len(entries),
+        "vision_tokens_mean": sum(one.vision_tokens for one in entries) / len(entries),
+    }
+
+
+def _costs(session: Session, table: Table, *, keep_mlp: bool) -> dict[str, Prefill]:
+    from mvw_cli.profiling.flops import flops_of
+
+    flops = flops_of(session.adapter, session.loaded.model.config)
+    return {
+        entry.key: prefill(flops, entry.text_tokens, entry.vision_tokens, keep_mlp=keep_mlp)
+        for entry in table.entries
+    }
