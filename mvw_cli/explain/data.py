@@ -1,0 +1,165 @@
+"""A watched run as one document: what the page shows, in a form that others can read.
+
+`docs/explain.md` says what is in it. The weights are put into 16 bits; nothing else is rounded.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mvw_cli.explain.record import Record
+from mvw_cli.profiling.attention import spread
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from mvw_cli.adapter import Patch
+
+SCHEMA_VERSION = 1
+MOST_BYTES = 24 * 2**20
+"""Of weights in a page, before base64. With more, fewer layers can be chosen there."""
+_FULL = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as the model's processor got it."""
+
+    name: str
+    sha256: str
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that happened to the vision tokens."""
+
+    step: int
+    """Number of tokens that were generated before."""
+    kind: Literal["withdrawn", "restored"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """All that the page shows."""
+
+    question: str
+    answer: str
+    pictures: Sequence[Picture]
+    tokens: Sequence[tuple[int, str]]
+    """Id and text of each generated token; the text is empty while a character is incomplete."""
+    marks: Sequence[Mark]
+    patches: Sequence[Patch | None] | None
+    """Where each vision token lies; None where the adapter does not tell."""
+    record: Record
+    policy: str
+    settings: Mapping[str, Any]
+    """By dotted key of the profile."""
+    model: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+
+def document(run: Explained) -> dict[str, Any]:
+    """Make the document."""
+    record = run.record
+    layers = shown_layers(record)
+    rows, places = _rows(record, layers)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "explain",
+        "question": run.question,
+        "answer": run.answer,
+        "images": [
+            {
+                "name": one.name,
+                "sha256": one.sha256,
+                "width_px": one.image.width,
+                "height_px": one.image.height,
+            }
+            for one in run.pictures
+        ],
+        "measure": record.measure,
+        "vision_tokens": record.vision_tokens,
+        "layers": list(record.layers),
+        "layers_in_page": layers,
+        "tokens": [
+            {
+                "step": number + 1,
+                "id": token,
+                "text": text,
+                "mass": record.steps[number].mass,
+                "mass_by_layer": [record.steps[number].at(layer) for layer in record.layers],
+                "row": places[number],
+            }
+            for number, (token, text) in enumerate(run.tokens)
+        ],
+        "marks": [asdict(mark) for mark in run.marks],
+        "patches": _patches(run.patches),
+        "weights": rows,
+        "policy": run.policy,
+        "settings": dict(run.settings),
+        "model": dict(run.model),
+        "environment": dict(run.environment),
+    }
+
+
+def shown_layers(record: Record) -> list[int]:
+    """Choose the layers whose weights the page holds: all watched ones, where they fit."""
+    seeing = sum(bool(step.weights) for step in record.steps)
+    fit = MOST_BYTES // max(1, 2 * seeing * record.vision_tokens) - 1
+    return spread(record.layers, fit) if fit > 1 else []
+
+
+def mean_weights(record: Record, token: int) -> Tensor:
+    """Mean over the watched layers; one without vision counts as 0.  # (N,) float32"""
+    import torch
+
+    total = torch.zeros(record.vision_tokens)
+    for weights in record.steps[token].weights.values():
+        total += weights.float()
+    return total / max(1, len(record.layers))
+
+
+def _rows(record: Record, layers: Sequence[int]) -> tuple[dict[str, Any], list[int | None]]:
+    """Pack the weights: for each token with vision one row of the mean, then one of each layer."""
+    import torch
+
+    packed = bytearray()
+    scales: list[float] = []
+    places: list[int | None] = []
+    nothing = torch.zeros(record.vision_tokens)
+    for token, step in enumerate(record.steps):
+        if not step.weights:
+            places.append(None)
+            continue
+        places.append(len(scales))
+        rows = [mean_weights(record, token)]
+        rows += [step.weights.get(layer, nothing).float() for layer in layers]
+        for row in rows:
+            largest = float(row.max())
+            scales.append(largest)
+            levels = (row / largest * _FULL).round() if largest else row
+            packed += levels.to(torch.int32).numpy().astype("<u2").tobytes()
+    return {
+        "encoding": "base64 of little-endian uint16, row by row",
+        "columns": record.vision_tokens,
+        "full_scale": _FULL,
+        "scales": scales,
+        "data": base64.b64encode(packed).decode(),
+    }, places
+
+
+def _patches(patches: Sequence[Patch | None] | None) -> list[list[float] | None] | None:
+    if patches is None:
+        return None
+    return [
+        None
+        if one is None
+        else [one.image, *(round(edge, 6) for edge in (one.left, one.top, one.right, one.bottom))]
+        for one in patches
+    ]

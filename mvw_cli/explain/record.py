@@ -1,0 +1,120 @@
+"""What each generated token looked at, kept while its run goes on.
+
+A policy that decides nothing of its own is put around the one that runs, and asks the engine for
+the attention of each newest query. The run is that of `mvw infer`: the same passes, the same
+tokens. It knows no pictures and no pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mvw_cli.engine.types import Request
+from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
+from mvw_cli.profiling.attention import MOST_LAYERS, spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the query looked at, in the pass that chose one token."""
+
+    mass: float | None
+    """Part of its attention that went to vision tokens, mean over heads and watched layers; or
+    what cross-attention layers added to the stream. None where no vision was left to look at."""
+    weights: Mapping[int, Tensor]
+    """On each vision token, mean over the heads, by layer; layers without vision are not named.
+    # (N,) float16, on the host"""
+
+    def at(self, layer: int) -> float | None:
+        """Share of the attention that went to vision at one layer; None without any."""
+        found = self.weights.get(layer)
+        return None if found is None else float(found.float().sum())
+
+
+@dataclass(slots=True)
+class Record:
+    """One run, as it went. 2 bytes are kept for each token, watched layer and vision token."""
+
+    measure: Literal["attention", "cross-attention"]
+    """`cross-attention`: the vision lies beside the sequence, where all attention goes to it. There
+    `Step.mass` is ‖added‖ / (‖stream‖ + ‖added‖), with all that such a layer adds to the newest
+    token's hidden state."""
+    vision_tokens: int
+    layers: tuple[int, ...] = ()
+    """The watched layers: those that hold vision after the prefill, or 12 evenly among them."""
+    mass_layers: tuple[int, ...] = ()
+    """Those that `Step.mass` is the mean of."""
+    steps: list[Step] = field(default_factory=list)
+
+    def take(self, view: StepView) -> None:
+        """Keep what was looked at for one token."""
+        found = {
+            layer: weights.half().cpu()
+            for layer, weights in (view.weights or {}).items()
+            if layer in self.layers and bool(weights.any())
+        }
+        if not found:
+            mass = None
+        elif self.measure == "cross-attention":
+            mass = view.mass
+        else:
+            sums = [float(view.weights[layer].sum()) for layer in found] if view.weights else []
+            mass = sum(sums) / len(self.layers)
+        self.steps.append(Step(mass, found))
+
+
+@dataclass(frozen=True)
+class Watched(WithdrawalPolicy):
+    """A policy, and a record of what it withdraws the vision from."""
+
+    name: ClassVar[str] = "watched"
+
+    policy: WithdrawalPolicy
+    record: Record
+
+    def begin(self) -> Decide:
+        decide = self.policy.begin()
+
+        def watched(view: StepView) -> Any:
+            self.record.take(view)
+            return decide(view)
+
+        return watched
+
+    def begin_prefill(self) -> Select | None:
+        return self.policy.begin_prefill()
+
+    def begin_attending(self) -> Attend | None:
+        return self.policy.begin_attending()
+
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        asked, record = self.policy.signals(layers), self.record
+        record.layers = tuple(spread(layers, MOST_LAYERS)) if layers else ()
+        mass = asked.mass
+        if record.measure == "cross-attention" and not mass:
+            mass = record.layers
+        record.mass_layers = mass if record.measure == "cross-attention" else record.layers
+        weights = tuple(sorted({*asked.weights, *record.layers}))
+        return replace(asked, mass=mass, weights=weights, last=True)
+
+    def prefill_weights(self, layers: int) -> tuple[int, ...]:
+        return self.policy.prefill_weights(layers)
+
+    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
+        return self.policy.attending_layer(layers)
+
+    def describe(self) -> str:
+        return self.policy.describe()
+
+
+def watched(request: Request) -> tuple[Request, Record]:
+    """Let a request be watched; return it with the record that its run will fill."""
+    layout = request.layout
+    beside = layout.cross_entries is not None
+    record = Record("cross-attention" if beside else "attention", layout.vision_tokens)
+    return replace(request, policy=Watched(request.policy, record)), record
