@@ -110,7 +110,7 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
             NotExact: the adapter did not say which states those are.
         """
         if held is not None:
-            self._load_chosen(source, held, vision)
+            self._load_chosen(source, held, vision, entries)
             return
         states = source.keys.shape[2] if source.is_initialized else 0
         told = 0 if entries is None else len(entries)
@@ -133,11 +133,20 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
             self.is_initialized = True
         self._show()
 
-    def _load_chosen(self, source: CacheLayerMixin, held: Tensor, vision: bool) -> None:
+    def _load_chosen(
+        self, source: CacheLayerMixin, held: Tensor, vision: bool, entries: Tensor | None
+    ) -> None:
         """Append a row of which the prefill has read some vision tokens only, or none."""
         states, length = source.keys.shape[2] if source.is_initialized else 0, len(held)
-        if length and length != states:
-            raise NotExact(f"its cross-attention holds {states} vision states, not {length}")
+        kept = torch.arange(0)
+        if length and entries is not None:
+            entries = entries.cpu()
+            stays = ~entries
+            stays[entries.nonzero()[held, 0]] = True
+            if int(stays.sum()) == states:
+                kept = entries[stays].nonzero()[:, 0]  # among them, those of padding aside
+        if len(kept) != length:
+            raise NotExact(f"its cross-attention holds {states} vision states, {length} of them")
         if states:
             self._measure(source)
             self.is_initialized = True
@@ -146,7 +155,8 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         elif not states:
             self.seeing.load_nothing()
         else:
-            keys, values = source.keys[0][:, :length], source.values[0][:, :length]
+            kept = kept.to(source.keys.device)
+            keys, values = source.keys[0][:, kept], source.values[0][:, kept]
             self.seeing.load(keys, values, Entries(held, 0, length))
         self._show()
 

@@ -245,8 +245,15 @@ def _crossing(layer: Any, number: int, selection: Selection, keep_mlp: bool) -> 
         if not present.any():
             with _silent(layer.cross_attn):
                 return plain(*args, **kwargs)
-        chosen = selection.vision.places[present]
-        return plain(*args, **{**kwargs, **_fewer_states(kwargs, chosen)})
+        fewer = _fewer_states(kwargs, selection.vision.places[~present])
+        lost = _lost(fewer.get("cross_attention_mask"))
+        if lost is None:
+            return plain(*args, **{**kwargs, **fewer})
+        if keep_mlp:
+            with _silent(layer.cross_attn, lost):
+                return plain(*args, **{**kwargs, **fewer})
+        output = plain(*args, **{**kwargs, **fewer})
+        return torch.where(lost.to(output.device), hidden.to(output.device), output)
 
     layer.forward = forward
     try:
@@ -258,25 +265,46 @@ def _crossing(layer: Any, number: int, selection: Selection, keep_mlp: bool) -> 
             del layer.forward
 
 
-def _fewer_states(kwargs: dict[str, Any], chosen: Tensor) -> dict[str, Any]:
-    """Cut the vision states that a cross-attention layer reads to some of them.
+def _fewer_states(kwargs: dict[str, Any], gone: Tensor) -> dict[str, Any]:
+    """Cut some vision states out of what a cross-attention layer reads.
 
-    chosen: # (K,) long, among the V states that the model makes
+    Those of padding stay: transformers lets rows before an image attend to them.
+
+    gone: # (K,) long, among the V states that the model makes
     """
     states, mask = kwargs["cross_attention_states"], kwargs["cross_attention_mask"]
-    on_device = chosen.to(states.device)
-    fewer = {"cross_attention_states": states.reshape(1, -1, states.shape[-1])[:, on_device]}
+    states = states.reshape(1, -1, states.shape[-1])
+    staying = torch.ones(states.shape[1], dtype=torch.bool)
+    staying[gone] = False
+    kept = staying.nonzero()[:, 0]
+    fewer = {"cross_attention_states": states[:, kept.to(states.device)]}
     if mask is not None:
-        fewer["cross_attention_mask"] = mask[..., chosen.to(mask.device)]
+        fewer["cross_attention_mask"] = mask[..., kept.to(mask.device)]
     return fewer
 
 
+def _lost(mask: Tensor | None) -> Tensor | None:
+    """Say which rows have none of the states left that they may attend to; None for none.
+
+    A softmax over nothing would be one over everything. Rows that see no image by themselves are
+    not meant: transformers leaves their part of the mask at 0.
+
+    mask: # (1, 1, P, K), added to the scores; returned: # (1, P, 1) bool
+    """
+    if mask is None:
+        return None
+    lost = (mask[:, 0] < 0).all(dim=-1, keepdim=True)
+    return lost if bool(lost.any()) else None
+
+
 @contextmanager
-def _silent(attention: Any) -> Iterator[None]:
-    """Let an attention contribute nothing."""
+def _silent(attention: Any, rows: Tensor | None = None) -> Iterator[None]:
+    """Let an attention contribute nothing, to some rows or to all.  rows: # (1, P, 1) bool"""
 
     def nothing(module: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        return torch.zeros_like(output[0]), output[1]
+        if rows is None:
+            return torch.zeros_like(output[0]), output[1]
+        return output[0].masked_fill(rows.to(output[0].device), 0), output[1]
 
     hook = attention.register_forward_hook(nothing)
     try:

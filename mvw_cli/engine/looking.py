@@ -71,9 +71,8 @@ class PrefillWeights:
         if present is None:
             present = torch.ones(vision.tokens, dtype=torch.bool)
         if vision.beside:
-            whole = bool(present.all())
             numbers = present.nonzero()[:, 0]
-            columns = vision.places if whole else torch.arange(len(numbers))
+            columns = (vision.places - (~present).cumsum(0))[numbers]  # the layer's states close up
         else:
             rows = (~vision.entries(~present)).nonzero()[:, 0]
             if query.shape[2] != len(rows):
