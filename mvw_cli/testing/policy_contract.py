@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import Field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mvw_cli.policy import StepView, Withdraw, WithdrawalPolicy
+from mvw_cli.errors import MvwError
+from mvw_cli.policy import Restore, StepView, Withdraw, WithdrawalPolicy
 from mvw_cli.testing.light import heavy_imports
+from mvw_cli.testing.policy_answers import check_decisions, check_mask, plain
+from mvw_cli.testing.policy_situations import (
+    SITUATIONS,
+    Situation,
+    at_once,
+    attend_views,
+    comparable,
+    heard,
+    layer_view,
+    prefill,
+    said,
+    saying,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
-OUTPUT = ("I ", "see", "</CAP", "TION>", " two", " cats", ".", "", " So", " 2", "</CAPTION>", "!")
+    from torch import Tensor
+
+    from mvw_cli.policy import LayerView
 
 
 class PolicyContract:
@@ -19,6 +35,10 @@ class PolicyContract:
 
     policies: ClassVar[tuple[WithdrawalPolicy, ...]]
     """Instances to be checked, with the fields that people would give."""
+    layers: ClassVar[int] = 40
+    """Decoder layers of the model that they are for."""
+    hidden: ClassVar[int] = 8
+    """Width of its hidden states."""
 
     def test_it_is_a_frozen_dataclass_with_a_name(self) -> None:
         """Its fields are the YAML keys and the flags, so they can't change while it is in use."""
@@ -44,58 +64,165 @@ class PolicyContract:
             line = policy.describe()
             assert line.strip() and "\n" not in line, "describe() must be one line"
 
-    def test_its_decisions_are_decisions(self) -> None:
-        for policy in self.policies:
-            decide = policy.begin()
-            for view in views():
-                decision = decide(view)
-                assert decision is None or isinstance(decision, Withdraw), (
-                    f"after token {view.step} it says {decision!r}: return Withdraw() or None"
-                )
-
-    def test_the_same_output_gets_the_same_decisions(self) -> None:
-        for policy in self.policies:
-            first, second = (steps_of(policy) for _ in range(2))
-            assert first == second, f"withdrew at {first}, then at {second}"
-
-    def test_requests_do_not_share_state(self) -> None:
-        """One policy serves many requests at once: state belongs into the function of begin()."""
-        for policy in self.policies:
-            alone = steps_of(policy)
-            one, other = policy.begin(), policy.begin()
-            together: tuple[list[int], list[int]] = ([], [])
-            for view in views():
-                for decide, steps in ((one, together[0]), (other, together[1])):
-                    if decide(view) is not None:
-                        steps.append(view.step)
-            assert together == (alone, alone), "two requests at once change each other"
-
-    def test_it_survives_text_that_is_empty_or_strange(self) -> None:
-        for policy in self.policies:
-            for text in ("", "\ufffd", "<" * 1000, "\n"):
-                decision = policy.begin()(StepView(step=1, token_ids=[0], text=text))
-                assert decision is None or isinstance(decision, Withdraw)
-
     def test_importing_it_is_light(self) -> None:
         for module in {type(policy).__module__ for policy in self.policies}:
             heavy = heavy_imports(module)
             assert not heavy, f"importing `{module}` imports {', '.join(heavy)}"
 
+    def test_its_objections_are_clauses(self) -> None:
+        for policy in self.policies:
+            for before in ((), (policy,)):
+                reason = policy.objection(before)
+                assert reason is None or (reason.strip() and "\n" not in reason), (
+                    "objection() must return a clause on one line, or None"
+                )
+
+    # -- after each token -------------------------------------------------------------------
+
+    def test_its_decisions_are_decisions(self) -> None:
+        for policy in self.policies:
+            for situation in SITUATIONS:
+                for view, answer in said(policy, situation, self.layers):
+                    check_decisions(answer, view)
+
+    def test_it_restores_only_what_was_parked(self) -> None:
+        for policy in self.policies:
+            for situation in SITUATIONS:
+                parked = False
+                for view, answer in said(policy, situation, self.layers):
+                    for one in heard(answer):
+                        if isinstance(one, Restore):
+                            assert parked, f"after token {view.step} there is nothing to restore"
+                        parked = isinstance(one, Withdraw) and (parked or one.park)
+
+    def test_the_same_output_gets_the_same_decisions(self) -> None:
+        for policy in self.policies:
+            for situation in SITUATIONS:
+                first, second = (list(self._answers(policy, situation)) for _ in range(2))
+                assert first == second, f"with {situation.title}: {first}, then {second}"
+
+    def test_requests_do_not_share_state(self) -> None:
+        """One policy serves many requests at once: state belongs into the function of begin()."""
+        for policy in self.policies:
+            alone = [list(self._answers(policy, one)) for one in SITUATIONS]
+            together = at_once([self._answers(policy, one) for one in SITUATIONS])
+            assert together == alone, "requests at the same time change each other"
+
+    def test_it_survives_text_that_is_empty_or_strange(self) -> None:
+        for policy in self.policies:
+            for text in ("", "\ufffd", "<" * 1000, "\n"):
+                view = StepView(step=1, token_ids=[0], text=text)
+                check_decisions(saying(policy)(view), view)
+
+    def test_it_asks_for_weights_of_layers_that_hold_vision(self) -> None:
+        for policy in self.policies:
+            for layers in ((), (0,), (0, 1, 2), (3, 8, 13)):
+                outside = set(policy.signals(layers).weights) - set(layers)
+                assert not outside, f"signals({layers}) asks for weights at {sorted(outside)}"
+
+    # -- in the prefill ---------------------------------------------------------------------
+
+    def test_it_chooses_among_the_vision_tokens_that_are_there(self) -> None:
+        for policy in self.policies:
+            for situation in SITUATIONS:
+                for view, chosen in self._prefill(policy, situation):
+                    if chosen is not None:
+                        check_mask(chosen, view.present, f"before layer {view.layer}")
+
+    def test_the_same_prefill_gets_the_same_choices(self) -> None:
+        """Whatever the state of the generators is, which it leaves as they are."""
+        import random
+
+        import torch
+
+        for policy in self.policies:
+            found = []
+            for seed in (1, 2):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    before = torch.get_rng_state(), random.getstate()
+                    found.append([list(self._choices(policy, one)) for one in SITUATIONS])
+                    assert torch.equal(torch.get_rng_state(), before[0]), (
+                        "it uses torch's generator"
+                    )
+                    assert random.getstate() == before[1], "it uses Python's generator"
+            assert found[0] == found[1], f"{found[0]}, then {found[1]}"
+
+    def test_prefills_do_not_share_state(self) -> None:
+        for policy in self.policies:
+            alone = [list(self._choices(policy, one)) for one in SITUATIONS]
+            together = at_once([self._choices(policy, one) for one in SITUATIONS])
+            assert together == alone, "prefills at the same time change each other"
+
+    def test_it_leaves_what_it_sees_alone(self) -> None:
+        for policy in self.policies:
+            select = policy.begin_prefill()
+            for layer in range(self.layers if select else 0):
+                seen, same = (
+                    layer_view(policy, SITUATIONS[0], layer, self.layers, self.hidden)
+                    for _ in range(2)
+                )
+                assert select is not None
+                select(seen)
+                for field in fields(seen):
+                    before, after = getattr(same, field.name), getattr(seen, field.name)
+                    assert plain(after) == plain(before), f"it changes `{field.name}`"
+
+    def test_a_model_with_fewer_layers_is_refused_with_a_reason(self) -> None:
+        """Or served. But a policy for layer 12 of 4 must not do nothing without a word."""
+        for policy in self.policies:
+            for layers in (1, 2, 5):
+                asked = policy.prefill_weights(layers)
+                assert set(asked) <= set(range(layers)), f"prefill_weights({layers}) is {asked}"
+                try:
+                    seen = list(prefill(policy, SITUATIONS[0], layers, self.hidden))
+                except MvwError as error:
+                    assert error.cause and error.hint, "the error needs a cause and a hint"
+                    continue
+                layer = getattr(policy, "layer", None)
+                beyond = isinstance(layer, int) and layer >= layers
+                assert not (seen and beyond), f"no layer {layer} in {layers}, and no error"
+
+    # -- in each decode step ----------------------------------------------------------------
+
+    def test_it_attends_to_vision_tokens_that_are_there(self) -> None:
+        for policy in self.policies:
+            for situation in SITUATIONS:
+                held = situation.layers_of(self.layers)
+                layer, attend = policy.attending_layer(held), policy.begin_attending()
+                if layer is None:
+                    continue
+                assert layer in held, f"attending_layer({held}) is {layer}"
+                assert attend is not None, "it names a layer, and has nothing to ask there"
+                for step, view in enumerate(attend_views(situation), start=1):
+                    check_mask(attend(view), view.present, f"in step {step}")
+
+    def test_steps_of_requests_do_not_share_state(self) -> None:
+        for policy in self.policies:
+            alone = [list(self._attended(policy, one)) for one in SITUATIONS]
+            together = at_once([self._attended(policy, one) for one in SITUATIONS])
+            assert together == alone, "requests at the same time change each other"
+
+    def _answers(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
+        for _, answer in said(policy, situation, self.layers):
+            yield comparable(answer)
+
+    def _prefill(
+        self, policy: WithdrawalPolicy, situation: Situation
+    ) -> Iterator[tuple[LayerView, Tensor | None]]:
+        return prefill(policy, situation, self.layers, self.hidden)
+
+    def _choices(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
+        for _, chosen in self._prefill(policy, situation):
+            yield plain(chosen)
+
+    def _attended(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
+        attend = policy.begin_attending()
+        if attend and policy.attending_layer(situation.layers_of(self.layers)) is not None:
+            for view in attend_views(situation):
+                yield plain(attend(view))
+
 
 def _fields(policy: WithdrawalPolicy) -> tuple[Field[Any], ...]:
     assert is_dataclass(policy), f"{type(policy).__name__} must be a dataclass"
     return fields(policy)
-
-
-def views(output: Sequence[str] = OUTPUT) -> list[StepView]:
-    """Write an output token by token, as a policy sees it."""
-    return [
-        StepView(step=step, token_ids=list(range(step)), text="".join(output[:step]))
-        for step in range(1, len(output) + 1)
-    ]
-
-
-def steps_of(policy: WithdrawalPolicy) -> list[int]:
-    """Run a policy over an output; return the steps at which it withdraws."""
-    decide = policy.begin()
-    return [view.step for view in views() if decide(view) is not None]

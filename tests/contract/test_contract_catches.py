@@ -6,13 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from contract_checks import Simple, failures, policy_failures
 from mvw_hf.model import HuggingFace
 from mvw_llava_cot.model import LlavaCot
 from torch import Tensor
@@ -28,23 +27,6 @@ from mvw_cli import (
     WithdrawalPolicy,
 )
 from mvw_cli.testing import AdapterContract, PolicyContract
-
-
-def failures(contract: Any, *, without: str = "") -> set[str]:
-    """Run every check of a contract, or all but one; return those that fail."""
-    failed = set()
-    for name in dir(contract):
-        if name.startswith("test_") and name != f"test_{without}":
-            check = getattr(contract, name)
-            try:
-                with TemporaryDirectory() as folder:
-                    takes = signature(check).parameters
-                    check(**({"tmp_path": Path(folder)} if "tmp_path" in takes else {}))
-            except pytest.skip.Exception:
-                pass
-            except (Exception, pytest.fail.Exception):
-                failed.add(name.removeprefix("test_"))
-    return failed
 
 
 def adapter_failures(adapter: type[HuggingFace]) -> set[str]:
@@ -319,19 +301,6 @@ def test_info_that_does_not_fit_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
             contract.test_its_info_is_complete()
 
 
-@dataclass(frozen=True)
-class Simple(WithdrawalPolicy):
-    """Right, and the base of the wrong ones."""
-
-    name: ClassVar[str] = "simple"
-
-    def begin(self) -> Decide:
-        return lambda view: Withdraw() if view.step == 3 else None
-
-    def describe(self) -> str:
-        return "after 3 tokens"
-
-
 @dataclass
 class Changeable(WithdrawalPolicy):
     name: ClassVar[str] = "changeable"
@@ -392,7 +361,7 @@ class Wavers(Simple):
 
     def begin(self) -> Decide:
         CALLS.append(0)
-        late = len(CALLS)
+        late = len(CALLS) % 7
         return lambda view: Withdraw() if view.step == late else None
 
 
@@ -400,12 +369,6 @@ class Wavers(Simple):
 class NeedsText(Simple):
     def begin(self) -> Decide:
         return lambda view: Withdraw() if view.text[0] == "?" else None
-
-
-def policy_failures(policy: WithdrawalPolicy) -> set[str]:
-    # The policies of this file share its module, which is a test and as such not light.
-    contract = type("Contract", (PolicyContract,), {"policies": (policy,)})()
-    return failures(contract, without="importing_it_is_light")
 
 
 @pytest.mark.parametrize(

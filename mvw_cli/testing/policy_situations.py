@@ -1,0 +1,232 @@
+"""Requests made up for a policy: what it sees in their prefill, after their tokens, in their steps.
+
+No model and no cache: numbers that look like a model's, and what a policy has taken away is away in
+what it sees next. Torch is imported only where a request is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mvw_cli.errors import MvwError
+from mvw_cli.policy import (
+    AttendView,
+    Decide,
+    Decision,
+    LayerView,
+    Restore,
+    StepView,
+    Withdraw,
+    WithdrawalPolicy,
+    decisions,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OUTPUT = ("I ", "see", "</CAP", "TION>", " two", " cats", ".", "", " So", " 2", "</CAPTION>", "!")
+_TEXT, _HEADS = 9, 3
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A request, as far as a policy can tell."""
+
+    title: str
+    images: tuple[int, ...] = ()
+    """Vision tokens of each."""
+    grids: tuple[tuple[int, int], ...] | None = None
+    gone: tuple[int, ...] = ()
+    """Vision tokens that another policy has taken away before the first layer."""
+    beside: bool = False
+    """Whether cross-attention layers hold the vision: every fifth, from the fourth on."""
+    output: Sequence[str] = field(default=OUTPUT)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.images)
+
+    def layers_of(self, layers: int) -> tuple[int, ...]:
+        """Which of a model's layers hold vision after the prefill."""
+        if not self.tokens:
+            return ()
+        return tuple(range(3, layers, 5)) if self.beside else tuple(range(layers))
+
+    def present(self) -> Tensor:
+        """Vision tokens that are there when the prefill begins: # (N,) bool."""
+        import torch
+
+        found = torch.ones(self.tokens, dtype=torch.bool)
+        found[list(self.gone)] = False
+        return found
+
+
+SITUATIONS = (
+    Situation("one image", images=(12,), grids=((3, 4),)),
+    Situation("two images, with no grid and tokens gone", images=(7, 6), gone=(0, 3, 9)),
+    Situation("two images beside the sequence", images=(5, 5), beside=True),
+    Situation("one vision token", images=(1,), grids=((1, 1),)),
+    Situation("no image"),
+)
+
+
+def said(
+    policy: WithdrawalPolicy, situation: Situation, layers: int
+) -> Iterator[tuple[StepView, object]]:
+    """Write an output token by token; yield what the policy saw and what it said."""
+    held = situation.layers_of(layers)
+    asked = policy.signals(held)
+    there = {layer: situation.present() for layer in held}
+    parked: dict[int, Tensor] = {}
+    decide = saying(policy)
+    for step in range(1, len(situation.output) + 1):
+        weights = {
+            layer: _weights(situation, layer + 100 * step) * there[layer] / step
+            for layer in {*asked.mass, *asked.weights} & set(held)
+        }
+        masses = [float(weights[layer].sum()) for layer in asked.mass if layer in weights]
+        view = StepView(
+            step=step,
+            token_ids=list(range(step)),
+            text="".join(situation.output[:step]),
+            vision_tokens=situation.tokens,
+            layers=held,
+            images=situation.images,
+            entropy=step * 7 % 5 / 2 if asked.entropy else None,
+            mass=sum(masses) / len(masses) if masses else None,
+            weights={layer: weights[layer] for layer in asked.weights if layer in weights} or None,
+        )
+        answer = decide(view)
+        yield view, answer
+        for one in heard(answer):
+            _carry_out(one, there, parked)
+
+
+def _carry_out(one: Decision, there: dict[int, Tensor], parked: dict[int, Tensor]) -> None:
+    if isinstance(one, Restore):
+        there.update(parked)
+        parked.clear()
+        return
+    for layer, present in there.items():
+        if one.keep is not None and layer not in one.keep:
+            continue
+        left = ~present if one.keep is None else one.keep[layer]
+        if one.park:
+            parked.setdefault(layer, present)
+        if left.shape == present.shape:  # what is wrong is found elsewhere
+            there[layer] = present & left
+
+
+def layer_view(
+    policy: WithdrawalPolicy,
+    situation: Situation,
+    layer: int,
+    layers: int,
+    hidden: int,
+    **given: Any,
+) -> LayerView:
+    """Write what a policy sees before one layer of the prefill."""
+    import torch
+
+    generator = torch.Generator().manual_seed(layer)
+    tokens = 0 if situation.beside else situation.tokens
+    length = _TEXT + tokens
+    places = torch.arange(length)
+    before = [held for held in situation.layers_of(layers) if held < layer]
+    weighed = layer in policy.prefill_weights(layers) and before
+    there = given.get("present", situation.present())
+    return LayerView(
+        layer=layer,
+        layers=layers,
+        grids=situation.grids,
+        hidden_states=torch.randn(length, hidden, generator=generator),
+        text=torch.cat([places[:2], places[2 + tokens :]]) if tokens else places,
+        image_end=2 + tokens if tokens else 0,
+        weights=_weights(situation, layer) * there if weighed else None,
+        images=situation.images,
+        **{"present": there, **given},
+    )
+
+
+def prefill(
+    policy: WithdrawalPolicy, situation: Situation, layers: int, hidden: int
+) -> Iterator[tuple[LayerView, Tensor | None]]:
+    """Ask a policy before each layer of a prefill; yield what it saw and what it said.
+
+    A policy may refuse a model whose vision lies in cross-attention layers; then there is no more.
+    """
+    select = policy.begin_prefill()
+    present = situation.present()
+    for layer in range(layers if select else 0):
+        view = layer_view(policy, situation, layer, layers, hidden, present=present.clone())
+        try:
+            chosen = select(view) if select else None
+        except MvwError:
+            if situation.beside:
+                return
+            raise
+        yield view, chosen
+        if chosen is not None and chosen.shape == present.shape:  # what is wrong is found elsewhere
+            present = present & chosen
+
+
+def attend_views(situation: Situation, steps: int = 4) -> Iterator[AttendView]:
+    """Write what a policy sees in some decode steps, at the layer that chooses."""
+    import torch
+
+    present = situation.present()
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        vision = 3 * torch.randn(_HEADS, situation.tokens, generator=generator)
+        text = torch.randn(_HEADS, 0 if situation.beside else _TEXT + step, generator=generator)
+        yield AttendView(vision.masked_fill(~present, -torch.inf), text, present.clone())
+
+
+def saying(policy: WithdrawalPolicy) -> Decide:
+    """Start a request; a policy that changes what others say gets one to change."""
+    if type(policy).after is WithdrawalPolicy.after:
+        return policy.begin()
+    return policy.after(lambda view: Withdraw() if view.step == 3 else None)
+
+
+def heard(answer: Any) -> list[Decision]:
+    """Take what is a decision out of what a policy has said; what is none is left out."""
+    try:
+        return [one for one in decisions(answer) if isinstance(one, Withdraw | Restore)]
+    except TypeError:
+        return []
+
+
+def comparable(answer: object) -> object:
+    """Write what a policy has said with lists for tensors."""
+    found: list[object] = []
+    for one in heard(answer):
+        masks = one.keep if isinstance(one, Withdraw) else None
+        lists = None if masks is None else {layer: masks[layer].tolist() for layer in masks}
+        found.append((type(one), getattr(one, "park", None), lists))
+    return found or answer
+
+
+def at_once(requests: Sequence[Iterator[T]]) -> list[list[T]]:
+    """Take one thing from each request in turn; return them by request."""
+    found: list[list[T]] = [[] for _ in requests]
+    running = list(enumerate(requests))
+    while running:
+        for number, request in list(running):
+            try:
+                found[number].append(next(request))
+            except StopIteration:
+                running.remove((number, request))
+    return found
+
+
+def _weights(situation: Situation, seed: int) -> Tensor:
+    """Attention weights that add up to less than 1: # (N,) float32."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(situation.tokens + _TEXT, generator=generator)
+    return scores.softmax(0)[: situation.tokens]
