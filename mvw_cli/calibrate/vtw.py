@@ -265,8 +265,7 @@ def search(points: Sequence[Point], eta: float, first: int) -> Found:
     if control is not None and control.kl_nats <= eta:
         remarks.append(
             f"Without any vision, gone before the first layer, it is {control.kl_nats:.3g} nats: "
-            "these first tokens hardly need the image, so they can't tell when it may go. "
-            "Compare more of the answer, as with --tokens 64."
+            "these tokens hardly need the image, so they can't tell when it may go."
         )
     later = [point for point in tried if point.layer > chosen.layer and point.kl_nats > eta]
     if later:
