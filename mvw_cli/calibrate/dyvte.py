@@ -6,7 +6,6 @@ were held out. It does not know the command line.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli import __version__
 from mvw_cli.calibrate.dyvte_cost import Prefill, prefill
 from mvw_cli.calibrate.dyvte_labelling import Along, label
-from mvw_cli.calibrate.dyvte_looks import labels
+from mvw_cli.calibrate.dyvte_parts import Parts
 from mvw_cli.calibrate.dyvte_report import Report, decisions, evaluate, verdict
 from mvw_cli.calibrate.dyvte_store import Store, Table
 from mvw_cli.calibrate.dyvte_training import Progress, Training, train
 from mvw_cli.errors import MvwError, UsageProblem
 
 if TYPE_CHECKING:
-    from torch import Tensor
 
     from mvw_cli.batch.items import Item
     from mvw_cli.policies.dyvte_gates import Gate
@@ -47,18 +45,6 @@ class Begun:
     """By question; None where they can't be counted."""
     left_out: list[str]
     remarks: list[str]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Parts:
-    """The questions by whether their images are trained on."""
-
-    table: Table
-    labels: Tensor
-    """# (n, G) long"""
-    training: list[int]
-    """Rows of the table."""
-    held_out: list[int]
 
 
 def label_all(
@@ -118,43 +104,6 @@ def label_all(
     model = session.loaded.model
     dtype = str(model.dtype).removeprefix("torch.")
     return Begun(table, facts, str(model.device), dtype, crossing, costs, done.left_out, remarks)
-
-
-def split(
-    begun: Begun, held_out: float, seed: int, least_agreement: float, loss_ratio: float
-) -> Parts:
-    """Part the questions by their images, at random, and label them.
-
-    Raises:
-        UsageProblem: all questions are about the same image.
-    """
-    table = begun.table
-
-    def drawn(images: tuple[str, ...]) -> str:
-        return hashlib.sha256(f"{seed}:{','.join(images)}".encode()).hexdigest()
-
-    groups = sorted({entry.images for entry in table.entries}, key=drawn)
-    if len(groups) < 2:
-        raise UsageProblem(
-            "Gates can't be trained and judged on one image",
-            cause="images are parted in those to train on and those to judge by",
-            hint="mvw calibrate dyvte --images DIR",
-        )
-    count = min(max(1, round(held_out * len(groups))), len(groups) - 1)
-    apart = set(groups[:count])
-    rows = range(len(table.entries))
-    return Parts(
-        table,
-        labels(
-            table.agreement,
-            table.loss,
-            table.full_loss[:, None],
-            least_agreement=least_agreement,
-            loss_ratio=loss_ratio,
-        ),
-        [row for row in rows if table.entries[row].images not in apart],
-        [row for row in rows if table.entries[row].images in apart],
-    )
 
 
 def trained(

@@ -205,32 +205,40 @@ def _by_layer(item: tuple[str, int]) -> float:
 
 def verdict(found: Found, questions: int) -> list[str]:
     """Say in sentences what the figures show."""
+    said = [_learnt(found.gates, questions)]
     exits = found.exits
-    better = [one for one in found.gates if one.accuracy_interval_95[0] > one.majority]
-    said = []
+    stayed = exits.layers.get("never", 0)
+    if stayed == questions:
+        return [*said, "On no held-out question does the vision leave."]
+    saved = ""
+    if exits.prefill_saved is not None:
+        saved = (
+            f" and saves {100 * exits.prefill_saved:.1f} % of the language model's prefill FLOPs"
+        )
+    said.append(
+        f"The vision leaves on {questions - stayed} of {questions} held-out questions{saved}; "
+        f"{100 * exits.agreement:.1f} % of the answers' next tokens stay the likeliest, and on "
+        f"{100 * exits.allowed:.1f} % of the questions it stays or leaves within the bounds."
+    )
+    return said
+
+
+def _learnt(gates: Sequence[GateFigures], questions: int) -> str:
+    """Say whether the gates are worth more than one fixed answer."""
+    better = [one for one in gates if one.accuracy_interval_95[0] > one.majority]
     if better:
         layers = ", ".join(str(one.layer) for one in better)
-        said.append(
+        return (
             f"Before layer {layers} the gates are right more often than the label that is most "
             f"frequent, by more than chance explains on {questions} held-out questions."
         )
-    else:
-        said.append(
-            "No gate is right more often than the label that is most frequent, by more than chance "
-            f"explains on {questions} held-out questions: a fixed layer, as vtw has it, would do."
+    if not any(one.may_exit or one.may_exit_training for one in gates):
+        return (
+            "On no question do the labels allow an exit: within these bounds this model needs its "
+            "vision in every layer, and there is nothing for gates to learn."
         )
-    stayed = exits.layers.get("never", 0)
-    if stayed == questions:
-        said.append("On no held-out question does the vision leave.")
-        return said
-    saved = (
-        ""
-        if exits.prefill_saved is None
-        else (f" and saves {100 * exits.prefill_saved:.1f} % of the language model's prefill FLOPs")
+    return (
+        "No gate is right more often than the label that is most frequent, by more than chance "
+        f"explains on {questions} held-out questions: they do not tell one question from another "
+        "better than a fixed layer would, as vtw has it."
     )
-    said.append(
-        f"The vision leaves on {questions - stayed} of {questions} held-out questions{saved}; "
-        f"{100 * exits.agreement:.1f} % of the answers' next tokens stay the likeliest, and "
-        f"{100 * exits.allowed:.1f} % of the exits taken or forgone keep to the published bounds."
-    )
-    return said

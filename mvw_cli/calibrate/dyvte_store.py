@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mvw_cli.calibrate.dyvte_looks import Look
 
 _SHARD = re.compile(r"labels-(\d{5})\.safetensors")
-_SHARD_LOOKS = 64
+_SHARD_LOOKS = 16
 _SHARD_S = 20.0
 """A shard is written when so many looks or so many seconds have come together."""
 _HELP = "mvw calibrate dyvte --help"

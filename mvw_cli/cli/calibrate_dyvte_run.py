@@ -110,11 +110,12 @@ def _calibrated(
     if begun is None:
         return None
     labelling_s = perf_counter() - clock
-    from mvw_cli.calibrate.dyvte import figures, split, trained
+    from mvw_cli.calibrate.dyvte import figures, trained
+    from mvw_cli.calibrate.dyvte_parts import split
     from mvw_cli.calibrate.dyvte_training import Training
 
     training = Training(task.lr, task.epochs, task.batch, resolved.profile.generation.seed)
-    parts = split(begun, task.held_out, training.seed, task.agreement, task.loss_ratio)
+    parts = split(begun.table, task.held_out, training.seed, task.agreement, task.loss_ratio)
     view.stage(f"Training on {len(parts.training)} questions")
     clock = perf_counter()
     gates = trained(
