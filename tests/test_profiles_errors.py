@@ -118,12 +118,12 @@ FILES: dict[str, Message] = {
     ),
     "adapter: shapes\nwithdrawal:\n  m: 0\n": (
         "x.yaml, line 3: withdrawal: m must be 1 or more: the first token comes out of the prefill",
-        "fields of policy `mvw`: m, until",
+        "fields of policy `mvw`: m, until, min, max",
         SCHEMA,
     ),
     "adapter: shapes\nwithdrawal:\n  policy: mvw\n": (
         "x.yaml, line 3: withdrawal: give m (a number of tokens), until (a tag), or both",
-        "fields of policy `mvw`: m, until",
+        "fields of policy `mvw`: m, until, min, max",
         SCHEMA,
     ),
     "adapter: shapes\nwithdrawal: {m: many}\n": (
@@ -245,7 +245,7 @@ FLAGS: list[tuple[dict[str, object], Message]] = [
         {"withdrawal.m": 0},
         (
             "--m: withdrawal: m must be 1 or more: the first token comes out of the prefill",
-            "fields of policy `mvw`: m, until",
+            "fields of policy `mvw`: m, until, min, max",
             SCHEMA,
         ),
     ),
@@ -289,7 +289,7 @@ def test_set_without_a_value() -> None:
             "3",
             (
                 "MVW_WITHDRAWAL_N: unknown key `withdrawal.n`",
-                "known here: policy, m, until",
+                "known here: policy, m, until, min, max",
                 SCHEMA,
             ),
         ),

@@ -65,7 +65,8 @@ def test_the_commented_keys_of_the_general_profile_are_valid(tmp_path: Path) -> 
     profile = resolve(str(path), {}).profile
     assert profile.model == "ORG/NAME"
     assert profile.generation.stop == ["</CONCLUSION>"]
-    assert profile.withdrawal.model_extra == {"m": 16, "until": "</CAPTION>"}
+    given = {key: value for _, one in profile.withdrawal.steps for key, value in one.items()}
+    assert (given["m"], given["until"]) == (16, "</CAPTION>")
 
 
 def test_every_key_is_described() -> None:
@@ -82,6 +83,10 @@ def test_every_key_is_described() -> None:
         "withdrawal: {m: 3}",
         "withdrawal: {policy: none}",
         "withdrawal: {policy: someone-elses, rank: 3}",
+        "withdrawal: {policy: 'vtw:layer=12+mvw:m=3'}",
+        "withdrawal: [{policy: vtw, layer: 12}, {policy: mvw, m: 3}]",
+        "withdrawal: [{policy: someone-elses, rank: 3}, {policy: mvw, m: 3}]",
+        "withdrawal: {policy: [{policy: vtw, layer: 12}, {policy: mvw, m: 3}]}",
         "generation: {stop: END}",
         "generation: {stop: [END]}",
         "generation:",
@@ -98,6 +103,11 @@ def test_the_schema_accepts(text: str) -> None:
         "withdrawal: {policy: mvw, n: 3}",
         "withdrawal: {policy: none, m: 3}",
         "withdrawal: {rank: 3}",
+        "withdrawal: []",
+        "withdrawal: [{m: 3}]",
+        "withdrawal: [mvw]",
+        "withdrawal: [{policy: vtw, layr: 12}, {policy: mvw, m: 3}]",
+        "withdrawal: {policy: [{policy: mvw, m: 3}], m: 3}",
         "witdrawal: {m: 3}",
         "generation: {temperature: -1}",
         "device: gpu",

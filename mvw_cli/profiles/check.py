@@ -7,7 +7,7 @@ from: the caller hands in a function that tells the origin of a key.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -62,10 +62,13 @@ def check(
         # JSON's strictness is the right one for YAML: a list may become a tuple, text no number.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        found = [(locate((*prefix, *detail["loc"])), detail) for detail in details]
-        origin, detail = min(found, key=lambda pair: pair[0].line or 0)
-        raise _problem(origin, detail, (*prefix, *detail["loc"]), describe) from None
+        found: dict[Path, list[ErrorDetails]] = {}
+        for detail in error.errors(include_url=False):
+            path = (*prefix, *_place(values, detail["loc"]))
+            found.setdefault(path, []).append(detail)
+        # Of what is wrong with one value, the innermost says most.
+        path = min(found, key=lambda path: (locate(path).line or 0, -len(path)))
+        raise _problem(locate(path), found[path], path, describe) from None
 
 
 def unknown_key(origin: Origin, key: str, known: Iterable[str]) -> UsageProblem:
@@ -89,10 +92,24 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
+def _place(values: Any, location: Path) -> Path:
+    """Leave out of pydantic's location what names an alternative of a type."""
+    path: list[str | int] = []
+    for part in location:
+        if isinstance(values, Mapping) and isinstance(part, str):
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part]
+        else:
+            continue
+        path.append(part)
+    return tuple(path)
+
+
 def _problem(
-    origin: Origin, detail: ErrorDetails, path: Path, describe: Mapping[str, FieldInfo]
+    origin: Origin, details: Sequence[ErrorDetails], path: Path, describe: Mapping[str, FieldInfo]
 ) -> UsageProblem:
-    key = dotted(path)
+    key, detail = dotted(path), details[0]
     if detail["type"] == "extra_forbidden":
         return unknown_key(origin, key, [*describe, *SECTIONS])
     if detail["type"] == "missing":
@@ -102,16 +119,18 @@ def _problem(
     given = json.dumps(detail["input"], ensure_ascii=False, default=str)
     given = given if len(given) <= 60 else given[:57] + "..."
     return UsageProblem(
-        f"{origin}: `{key}` {_expected(detail)}, not {given}",
+        f"{origin}: `{key}` {_expected(details)}, not {given}",
         cause=_description(path, describe),
         hint=SCHEMA_HINT,
     )
 
 
-def _expected(detail: ErrorDetails) -> str:
+def _expected(details: Sequence[ErrorDetails]) -> str:
+    detail = details[0]
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in _KINDS:
-        return f"must be {_KINDS[kind]}"
+        kinds = [_KINDS[one["type"]] for one in details if one["type"] in _KINDS]
+        return f"must be {' or '.join(dict.fromkeys(kinds))}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}"
     if kind == "value_error":

@@ -16,7 +16,7 @@ from mvw_cli.profiles.document import DocumentError, Path, read
 from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.policy_words import HINT, parse
 from mvw_cli.profiles.raw import RawText
-from mvw_cli.profiles.schema import PolicyStep
+from mvw_cli.profiles.schema_withdrawal import PolicyStep
 
 GROUP = "withdrawal."
 POLICY = GROUP + "policy"

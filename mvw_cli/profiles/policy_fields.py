@@ -22,7 +22,7 @@ from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.check import SCHEMA_HINT, check
 from mvw_cli.profiles.document import Path
 from mvw_cli.profiles.origin import Origin
-from mvw_cli.profiles.schema import Section
+from mvw_cli.profiles.schema_withdrawal import Section
 
 NOTHING = f"{OWN}:none"
 

@@ -33,11 +33,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
-    """Describe one policy and several.
-
-    There is one alternative for each policy, and an open one for those that are not installed.
+    """Describe one policy and several: an alternative for each, and an open one for those that are
+    not installed here.
     """
-    known = []
+    known, unnamed = [], []
     alternatives: list[dict[str, Any]] = []
     for entry in load_plugins().policies:
         try:
@@ -48,7 +47,6 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
             field.pop("title", None)
         names = [entry.info.name, entry.qualified]
         known += names
-        usual = entry.qualified in (f"{OWN}:mvw", f"{OWN}:none")
         named = {"description": policy["description"], "type": "string", "enum": names}
         alternatives.append(
             {
@@ -56,11 +54,13 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
                 "description": entry.info.summary,
                 "type": "object",
                 "properties": {"policy": named, **fields["properties"]},
-                # Without its name a policy's fields would be taken for those of the policy mvw.
-                "required": [] if usual else ["policy", *fields.get("required", [])],
+                "required": ["policy", *fields.get("required", [])],
                 "additionalProperties": False,
             }
         )
+        if entry.qualified == f"{OWN}:mvw":
+            # Fields without a name are those of this policy, where they stand alone.
+            unnamed.append({**alternatives[-1], "required": []})
     other = {"type": "string", "minLength": 1, "not": {"enum": known}}
     alternatives.append(
         {
@@ -70,8 +70,6 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
             "required": ["policy"],
         }
     )
-    # In a list nothing says which policy is meant but its name.
-    steps = [{**one, "required": _with_name(one["required"])} for one in alternatives]
     several = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/PolicyStep"}}
     listed = {
         "title": "several policies",
@@ -81,14 +79,15 @@ def _withdrawal(policy: dict[str, Any]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {
-        "PolicyStep": {"description": "One of several policies.", "anyOf": steps},
+        "PolicyStep": {"description": "A policy with its fields.", "anyOf": alternatives},
         "Withdrawal": {
             "description": "When the vision tokens go: a policy with its fields, or several "
             "policies that act in order.",
-            "anyOf": [*alternatives, {"title": "policies in order", **several}, listed],
+            "anyOf": [
+                {"$ref": "#/$defs/PolicyStep"},
+                *unnamed,
+                {"title": "policies in order", **several},
+                listed,
+            ],
         },
     }
-
-
-def _with_name(required: list[str]) -> list[str]:
-    return list(dict.fromkeys(["policy", *required]))

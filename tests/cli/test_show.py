@@ -40,7 +40,11 @@ def test_json(mvw: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     document = json.loads(mvw("show", "mine.yaml", "--json").out)
     assert list(document) == ["schema_version", "name", "values", "origins"]
     assert document["schema_version"] == 1
-    assert document["values"]["withdrawal"] == {"policy": "mvw", "m": 4, "until": None}
+    assert document["values"]["withdrawal"] == {
+        "policy": "mvw",
+        "m": 4,
+        **dict.fromkeys(("until", "min", "max")),
+    }
     assert document["values"]["adapter"] == "hf"
     assert document["origins"]["withdrawal.m"] == {
         "kind": "profile",
@@ -63,7 +67,7 @@ def test_schema_is_the_one_in_docs(mvw: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_schema_has_the_fields_of_installed_policies(installed: Run) -> None:
     schema = json.loads(installed("good", "show", "--schema").out)
-    known = schema["$defs"]["Withdrawal"]["anyOf"]
+    known = schema["$defs"]["PolicyStep"]["anyOf"]
     fraction = next(one for one in known if one["title"] == "fraction")
     assert set(fraction["properties"]) == {"policy", "budget", "share", "tags"}
     assert fraction["required"] == ["policy", "budget"]

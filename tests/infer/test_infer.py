@@ -112,6 +112,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "vision_tokens": int,
     "generated_tokens": int,
     "withdrawal": dict,
+    "vision": dict,
     "timings": dict,
     "memory": dict,
     "remarks": list,
@@ -137,6 +138,13 @@ def test_json_is_one_document(infer: Infer, picture: Path, tiny: str) -> None:
         "kv_bytes_before": 2816,
         "kv_bytes_after": 768,
     }
+    assert found["vision"] == {
+        "entries_prefill": 32,
+        "attended_per_token": 16 * 4 / 12,
+        "withdrawals": 1,
+        "restores": 0,
+        "parked_bytes_most": 0,
+    }
     assert found["images"] == [
         {
             "path": str(picture),
@@ -149,7 +157,11 @@ def test_json_is_one_document(infer: Infer, picture: Path, tiny: str) -> None:
     ]
     assert found["model"]["name"] == tiny
     assert found["model"]["attention"] == "sdpa"
-    assert found["profile"]["values"]["withdrawal"] == {"policy": "mvw", "m": 4, "until": None}
+    assert found["profile"]["values"]["withdrawal"] == {
+        "policy": "mvw",
+        "m": 4,
+        **dict.fromkeys(("until", "min", "max")),
+    }
     assert found["environment"]["transformers"]
 
 
@@ -176,6 +188,7 @@ def test_memory_is_exact(infer: Infer) -> None:
 def test_no_withdrawal_in_the_document(infer: Infer) -> None:
     found = document(infer("--json", "--no-withdrawal"))
     assert found["withdrawal"] is None
+    assert found["vision"]["attended_per_token"] == found["vision_tokens"]
     assert found["timings"]["tokens_per_s_after"] is None
     assert found["timings"]["withdrawal_ms"] is None
 
