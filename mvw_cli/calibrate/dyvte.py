@@ -21,7 +21,6 @@ from mvw_cli.calibrate.dyvte_training import Progress, Training, train
 from mvw_cli.errors import MvwError, UsageProblem
 
 if TYPE_CHECKING:
-
     from mvw_cli.batch.items import Item
     from mvw_cli.policies.dyvte_gates import Gate
     from mvw_cli.profiles import Resolved
