@@ -157,7 +157,7 @@ def test_every_key_of_the_json_document_is_documented(mvw: Run, checkpoint: Path
     assert document["withdrawal"]["step"] == 4
     document["remarks"] = ["a remark"]
     documented = first_cells("json.md", before="\n## Records of `mvw batch`\n")
-    assert set(keys_of(document)) | {"withdrawal"} == set(documented)
+    assert set(keys_of(document)) | {"withdrawal", "vision"} == set(documented)
 
 
 def keys_of(value: Any, prefix: str = "") -> Iterator[str]:

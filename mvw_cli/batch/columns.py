@@ -33,7 +33,7 @@ class Column:
 
 
 def _columns(kind: Kind, *names: str, below: tuple[str | int, ...] = ()) -> Iterable[Column]:
-    prefix = {"withdrawal": "withdrawal_", "error": "error_", "images": "image_"}
+    prefix = {name: f"{name}_" for name in ("withdrawal", "vision", "error")} | {"images": "image_"}
     start = prefix.get(str(below[0]), "") if below else ""
     return [Column(start + name, kind, (*below, name)) for name in names]
 
@@ -48,6 +48,9 @@ COLUMNS: tuple[Column, ...] = (
     *_columns("text", "text", "finish_reason"),
     *_columns("int", "prompt_tokens", "vision_tokens", "generated_tokens"),
     *_columns("int", *(field.name for field in fields(Withdrawal)), below=("withdrawal",)),
+    *_columns("float", "attended_per_token", below=("vision",)),
+    *_columns("int", "entries_prefill", "withdrawals", "restores", below=("vision",)),
+    *_columns("int", "parked_bytes_most", below=("vision",)),
     *_columns("float", *TIMINGS, below=("timings",)),
     *_columns("int", "kv_bytes_prefill", "kv_bytes_end", below=("memory",)),
     *_columns("json", "remarks"),

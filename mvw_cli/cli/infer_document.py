@@ -50,6 +50,7 @@ def document(
         "vision_tokens": completion.vision_tokens,
         "generated_tokens": completion.generated_tokens,
         "withdrawal": None if withdrawal is None else asdict(withdrawal),
+        "vision": asdict(completion.vision),
         "timings": timings,
         "memory": {
             "kv_bytes_prefill": completion.kv_bytes_prefill,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mvw_cli.cli.stderr_view import BOLD, DIM, StderrView
 from mvw_cli.engine.completion import Completion
-from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
+from mvw_cli.engine.types import Event, Finished, Restored, Token, Withdrawn
 from mvw_cli.printable import printable
 
 
@@ -34,10 +34,15 @@ class View(StderrView):
                 if self._show:
                     self._put_text(event.text)
             case Withdrawn():
-                mark, rule = withdrawal_line(event), "──" if self._drawn else "--"
-                self._put_line(f"{rule} {mark} {rule}" if self._live else mark, BOLD)
+                self._put_mark(withdrawal_line(event))
+            case Restored():
+                self._put_mark(restored_line(event))
             case Finished():
                 self._close_line()
+
+    def _put_mark(self, mark: str) -> None:
+        rule = "──" if self._drawn else "--"
+        self._put_line(f"{rule} {mark} {rule}" if self._live else mark, BOLD)
 
     def figures(self, completion: Completion, policy: str) -> None:
         """Write the last line."""
@@ -67,10 +72,20 @@ class View(StderrView):
 def withdrawal_line(event: Withdrawn) -> str:
     """Say what was withdrawn, when, and what it freed."""
     freed = event.kv_bytes_before - event.kv_bytes_after
+    gone = f"{event.entries} cache entries), {size(freed)} of {size(event.kv_bytes_before)} freed"
+    if not event.complete:
+        return f"vision thinned out after token {event.step} ({gone}"
+    parked = f", {size(event.parked_bytes)} parked" if event.parked_bytes else ""
     return (
         f"vision withdrawn after token {event.step}: {event.vision_tokens} vision tokens "
-        f"({event.entries} cache entries), {size(freed)} of {size(event.kv_bytes_before)} freed"
+        f"({gone}{parked}"
     )
+
+
+def restored_line(event: Restored) -> str:
+    """Say what has come back, and when."""
+    back = event.kv_bytes_after - event.kv_bytes_before
+    return f"vision back after token {event.step}: {event.entries} cache entries, {size(back)}"
 
 
 def figures_line(completion: Completion, policy: str) -> str:
@@ -78,7 +93,7 @@ def figures_line(completion: Completion, policy: str) -> str:
     timings, withdrawal = completion.timings, completion.withdrawal
     parts = [f"TTFT {timings.ttft_ms:.0f} ms"]
     if withdrawal is None:
-        parts.append(f"{_rate(timings.tokens_per_s)}, vision kept to the end ({policy})")
+        parts.append(f"{_rate(timings.tokens_per_s)}, {_kept(completion)} ({policy})")
         end = size(completion.kv_bytes_end)
         parts.append(f"KV cache {size(completion.kv_bytes_prefill)} after the prompt, {end} at end")
     else:
@@ -89,6 +104,14 @@ def figures_line(completion: Completion, policy: str) -> str:
             f"{size(withdrawal.kv_bytes_after)} after"
         )
     return " | ".join(parts)
+
+
+def _kept(completion: Completion) -> str:
+    """Say what a token attended to where nothing was withdrawn while decoding."""
+    seen, whole = completion.vision.attended_per_token, completion.vision_tokens
+    if seen >= whole:
+        return "vision kept to the end"
+    return f"a token attended to {seen:.1f} of {whole} vision tokens, mean over the layers"
 
 
 def size(count: int) -> str:

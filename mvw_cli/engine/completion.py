@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mvw_cli.engine.types import Admitted, Event, Finished, Prefilled, Token, Withdrawn
+from mvw_cli.engine.types import (
+    Admitted,
+    Event,
+    Finished,
+    Prefilled,
+    Restored,
+    Token,
+    Withdrawn,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +34,35 @@ class Timings:
     tokens_per_s_after: float | None
     """Over the decode steps after the withdrawal; None where there was none."""
     withdrawal_ms: float | None
+    """All withdrawals, and what came back in between; None where there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """What was withdrawn, and when."""
+    """What was withdrawn, and when: the first that left no vision, else the first of some."""
 
     step: int
     vision_tokens: int
     entries: int
     kv_bytes_before: int
     kv_bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class VisionUse:
+    """What there was to see, over the whole output."""
+
+    entries_prefill: int
+    """Vision entries in the cache after the prefill, summed over the layers."""
+    attended_per_token: float
+    """Vision tokens that a generated token's query attended to: mean over the tokens, and over the
+    layers that would hold vision without any withdrawal."""
+    withdrawals: int
+    """How often vision was taken, all of it or a part."""
+    restores: int
+    """How often it came back."""
+    parked_bytes_most: int
+    """Largest size of the copies in host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +76,7 @@ class Completion:
     vision_tokens: int
     generated_tokens: int
     withdrawal: Withdrawal | None
+    vision: VisionUse
     timings: Timings
     kv_bytes_prefill: int
     kv_bytes_end: int
@@ -62,8 +89,9 @@ def summarise(events: Iterable[Event]) -> Completion:
     Raises:
         ValueError: the events are not those of one whole request.
     """
-    admitted = prefilled = finished = withdrawn = None
-    stamps: list[float] = []
+    admitted = prefilled = finished = None
+    tokens: list[Token] = []
+    changes: list[Withdrawn | Restored] = []
     for event in events:
         match event:
             case Admitted():
@@ -71,13 +99,15 @@ def summarise(events: Iterable[Event]) -> Completion:
             case Prefilled():
                 prefilled = event
             case Token():
-                stamps.append(event.at)
-            case Withdrawn():
-                withdrawn = event
+                tokens.append(event)
+            case Withdrawn() | Restored():
+                changes.append(event)
             case Finished():
                 finished = event
-    if admitted is None or prefilled is None or finished is None or not stamps:
+    if admitted is None or prefilled is None or finished is None or not tokens:
         raise ValueError("the events do not make up one whole request")
+    taken = [event for event in changes if isinstance(event, Withdrawn)]
+    withdrawn = next((event for event in taken if event.complete), next(iter(taken), None))
     return Completion(
         text=finished.text,
         token_ids=finished.token_ids,
@@ -86,7 +116,19 @@ def summarise(events: Iterable[Event]) -> Completion:
         vision_tokens=prefilled.vision_tokens,
         generated_tokens=len(finished.token_ids),
         withdrawal=None if withdrawn is None else _withdrawal(withdrawn),
-        timings=_timings(admitted.at, stamps, withdrawn),
+        vision=VisionUse(
+            entries_prefill=sum(prefilled.vision_by_layer),
+            attended_per_token=sum(token.vision_attended for token in tokens) / len(tokens),
+            withdrawals=len(taken),
+            restores=len(changes) - len(taken),
+            parked_bytes_most=max((event.parked_bytes for event in taken), default=0),
+        ),
+        timings=_timings(
+            admitted.at,
+            [token.at for token in tokens],
+            withdrawn,
+            sum(event.duration_s for event in changes),
+        ),
         kv_bytes_prefill=prefilled.kv_bytes,
         kv_bytes_end=finished.kv_bytes,
         kv_allocated_bytes_end=finished.kv_allocated_bytes,
@@ -103,7 +145,9 @@ def _withdrawal(event: Withdrawn) -> Withdrawal:
     )
 
 
-def _timings(start: float, stamps: list[float], withdrawn: Withdrawn | None) -> Timings:
+def _timings(
+    start: float, stamps: list[float], withdrawn: Withdrawn | None, took_s: float
+) -> Timings:
     last = stamps[-1]
     visible = stamps if withdrawn is None else stamps[: withdrawn.step]
     after = 0 if withdrawn is None else len(stamps) - withdrawn.step
@@ -113,7 +157,7 @@ def _timings(start: float, stamps: list[float], withdrawn: Withdrawn | None) -> 
         tokens_per_s=_rate(len(stamps) - 1, last - stamps[0]),
         tokens_per_s_before=_rate(len(visible) - 1, visible[-1] - visible[0]),
         tokens_per_s_after=None if withdrawn is None else _rate(after, last - withdrawn.at),
-        withdrawal_ms=None if withdrawn is None else withdrawn.duration_s * 1e3,
+        withdrawal_ms=None if withdrawn is None else took_s * 1e3,
     )
 
 

@@ -19,7 +19,8 @@ from mvw_cli.errors import BadImage
 KEYS = [
     *("schema_version", "id", "status", "key", "run", "images", "question", "reference"),
     *("answer", "reasoning", "stages", "text", "finish_reason", "prompt_tokens"),
-    *("vision_tokens", "generated_tokens", "withdrawal", "timings", "memory", "remarks"),
+    *("vision_tokens", "generated_tokens", "withdrawal", "vision", "timings", "memory"),
+    *("remarks",),
     *("attempts", "error"),
 ]
 
@@ -68,6 +69,7 @@ def test_a_success_holds_all_that_is_known() -> None:
         {"SUMMARY": "s"},
     )
     assert record["withdrawal"]["step"] == 2
+    assert record["vision"]["attended_per_token"] == 6.5
     assert list(record["timings"].items()) == [
         ("read_ms", 1.0),
         ("preprocess_ms", 2.0),
@@ -160,6 +162,7 @@ def test_every_key_is_documented_in_order() -> None:
     error = [key for key in dotted(failed("a")) if key.startswith("error.")]
     keys = list(dict.fromkeys(answered))
     keys.insert(keys.index("withdrawal.step"), "withdrawal")
+    keys.insert(keys.index("vision.entries_prefill"), "vision")
     documented = rows(section("json.md", "Records of `mvw batch`"))
     assert [key for key, *_ in documented] == [*keys, *error]
 
@@ -179,7 +182,7 @@ def values(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for inner in value:
             yield from values(inner, f"{prefix}[]")
         return
-    if not isinstance(value, dict) or prefix in ("withdrawal", "error", "stages"):
+    if not isinstance(value, dict) or prefix in ("withdrawal", "vision", "error", "stages"):
         yield prefix, value
     if isinstance(value, dict) and prefix != "stages":
         for key, inner in value.items():
