@@ -60,7 +60,7 @@ def coarser(rows: int, columns: int, keep: float) -> tuple[int, int]:
 
     Of the grids with one side within 1 of `sqrt(keep)` times the whole one, and the other within 1
     of what that leaves, take the one whose size is nearest to `keep` times the whole; of equal ones
-    the one nearest in shape, then the one with fewer rows.
+    the one nearest in shape, then the one with fewer rows, then with fewer columns.
     """
     whole, scale = rows * columns, sqrt(keep)
     grids = {
@@ -73,9 +73,9 @@ def coarser(rows: int, columns: int, keep: float) -> tuple[int, int]:
         for down in _around(whole * keep / across, rows)
     }
 
-    def worse(grid: tuple[int, int]) -> tuple[float, float, int]:
+    def worse(grid: tuple[int, int]) -> tuple[float, int, int, int]:
         down, across = grid
-        return abs(down * across - whole * keep), abs(down / rows - across / columns), down
+        return abs(down * across - whole * keep), abs(down * columns - across * rows), down, across
 
     return min(grids, key=worse)
 
