@@ -45,7 +45,7 @@ def deliver_outcome(
     deliver(document, str(task.beside(".report.json")))
     written = [str(task.beside(".report.json"))]
     for picture in pictures:
-        written += _draw(task, picture)
+        written += draw(task, picture)
     if outcome.withdrawal is not None:
         write_derived(
             report.profile,
@@ -71,7 +71,7 @@ def deliver_outcome(
     return ExitCode.ITEMS_FAILED if report.failed else ExitCode.OK
 
 
-def _draw(task: Task, picture: Picture) -> list[str]:
+def draw(task: Task, picture: Picture) -> list[str]:
     """Write a picture as SVG, and as PNG where matplotlib is installed."""
     from mvw_cli.profiling.render.svg_file import svg_file
 
