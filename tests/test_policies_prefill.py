@@ -298,6 +298,10 @@ def test_these_go_together(policies: tuple[WithdrawalPolicy, ...]) -> None:
             (Dyvte(gates="gates.safetensors"), Vtw(layer=4)),
             "dyvte and vtw both choose the layer at which the vision leaves",
         ),
+        (
+            (Vtw(layer=4), Dyvte(gates="gates.safetensors")),
+            "vtw and dyvte both choose the layer at which the vision leaves",
+        ),
     ],
 )
 def test_these_do_not(policies: tuple[WithdrawalPolicy, ...], said: str) -> None:

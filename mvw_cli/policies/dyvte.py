@@ -7,6 +7,7 @@ away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -67,6 +68,11 @@ class Dyvte(WithdrawalPolicy):
             return torch.zeros_like(view.present) if leave > keep else None
 
         return select
+
+    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+        if any(other.name == "vtw" for other in before):
+            return "vtw and dyvte both choose the layer at which the vision leaves"
+        return super().objection(before)
 
     def describe(self) -> str:
         least = "" if self.min_layer is None else f", not before layer {self.min_layer}"
