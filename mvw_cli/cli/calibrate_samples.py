@@ -19,6 +19,7 @@ from mvw_cli.cli.profile_view import ProfileView
 from mvw_cli.errors import BadImage, OutOfMemory
 
 if TYPE_CHECKING:
+    from mvw_cli.calibrate.report import Outcome, Report
     from mvw_cli.calibrate.sample_log import SampleLog
     from mvw_cli.engine.types import Request
     from mvw_cli.profiling.job import ItemSpec
@@ -89,6 +90,23 @@ def working(task: Task, settings: Mapping[str, Any]) -> Iterator[Work]:
                 view.done()
 
 
+def searched(
+    task: Task, settings: Mapping[str, Any], search: Callable[[Work], Report]
+) -> Report | None:
+    """Run a search; None where the user has interrupted it, which is said.
+
+    Raises:
+        MvwError: as `working` and `measured`.
+    """
+    with working(task, settings) as work:
+        try:
+            return search(work)
+        except Stopped:
+            work.view.done()
+            work.view.note(work.last_words())
+            return None
+
+
 def _session(task: Task, begun: Begun, view: ProfileView) -> Session:
     from mvw_cli.session import open_session
 
@@ -118,6 +136,35 @@ def measured(work: Work, what: str, measure: Measure) -> list[dict[str, Any]]:
     if not found and work.first_error is not None:
         raise work.first_error
     return found
+
+
+def report_of(
+    work: Work,
+    settings: Mapping[str, Any],
+    samples: list[dict[str, Any]],
+    outcome: Outcome,
+) -> Report:
+    """Put a report together.
+
+    Args:
+        settings: of the method, with those that decide only what is made of the samples.
+    """
+    from mvw_cli.calibrate.report import Report
+    from mvw_cli.environment import describe_environment
+
+    return Report(
+        method=work.task.method,
+        environment=describe_environment(str(work.session.loaded.model.device)),
+        model=work.session.facts(),
+        profile=work.begun.resolved.to_dict(),
+        command=work.task.command,
+        started=work.begun.started,
+        seconds=perf_counter() - work.begun.clock,
+        settings={**settings, "seed": work.task.seed},
+        samples=samples,
+        failed=work.failed,
+        outcome=outcome,
+    )
 
 
 def _one(work: Work, item: ItemSpec, measure: Measure) -> dict[str, Any]:

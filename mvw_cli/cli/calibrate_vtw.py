@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,29 +66,24 @@ def vtw(context: click.Context, /, eta: float, first: int, tokens: int, **option
       mvw calibrate vtw --questions dev.jsonl --profile qwen2.5-vl-7b --eta 0.001 -o fast.yaml
     """
     from mvw_cli.cli.calibrate_output import deliver_outcome
-    from mvw_cli.cli.calibrate_samples import Stopped, working
+    from mvw_cli.cli.calibrate_samples import searched
     from mvw_cli.cli.calibrate_task import Task
     from mvw_cli.errors import ExitCode
 
     task = Task(method="vtw", words=tuple(context.meta[ARGUMENTS]), **options)
-    with working(task, {"tokens": tokens}) as work:
-        try:
-            report = _search(work, eta, first, tokens)
-        except Stopped:
-            work.view.done()
-            work.view.note(work.last_words())
-            return ExitCode.INTERRUPTED
+    report = searched(task, {"tokens": tokens}, lambda work: _search(work, eta, first, tokens))
+    if report is None:
+        return ExitCode.INTERRUPTED
     layer = (report.outcome.withdrawal or {}).get("layer")
     description = f"vtw at layer {layer}, by mvw calibrate on {len(report.samples)} samples"
     return deliver_outcome(task, report, description, sections(report), [picture(report)])
 
 
 def _search(work: Work, eta: float, first: int, tokens: int) -> Report:
-    from mvw_cli.calibrate.report import Outcome, Report
+    from mvw_cli.calibrate.report import Outcome
     from mvw_cli.calibrate.vtw import curve, layer_divergences, search
-    from mvw_cli.cli.calibrate_samples import Tick, measured
+    from mvw_cli.cli.calibrate_samples import Tick, measured, report_of
     from mvw_cli.engine.types import Request
-    from mvw_cli.environment import describe_environment
     from mvw_cli.errors import UsageProblem
     from mvw_cli.profiling.job import ItemSpec
 
@@ -119,24 +113,13 @@ def _search(work: Work, eta: float, first: int, tokens: int) -> Report:
     slow = next((sample["remark"] for sample in samples if sample["remark"]), None)
     if slow is not None:
         remarks.append(f"The layers were tried one by one, each with a prefill of its own: {slow}.")
-    return Report(
-        method="vtw",
-        environment=describe_environment(str(work.session.loaded.model.device)),
-        model=work.session.facts(),
-        profile=work.begun.resolved.to_dict(),
-        command=work.task.command,
-        started=work.begun.started,
-        seconds=perf_counter() - work.begun.clock,
-        settings={"eta": eta, "from": first, "tokens": tokens, "seed": work.task.seed},
-        samples=samples,
-        failed=work.failed,
-        outcome=Outcome(
-            curve=[asdict(point) for point in points],
-            withdrawal=None if found.layer is None else {"policy": "vtw", "layer": found.layer},
-            reason=found.reason,
-            remarks=remarks,
-        ),
+    outcome = Outcome(
+        curve=[asdict(point) for point in points],
+        withdrawal=None if found.layer is None else {"policy": "vtw", "layer": found.layer},
+        reason=found.reason,
+        remarks=remarks,
     )
+    return report_of(work, {"eta": eta, "from": first, "tokens": tokens}, samples, outcome)
 
 
 def sections(report: Report) -> list[Section]:

@@ -6,30 +6,12 @@ from typing import Any
 
 import click
 
+from mvw_cli.cli.lists import Listed
 from mvw_cli.cli.options import common_options
 from mvw_cli.cli.profile_options import model_options
 from mvw_cli.cli.remembering import ARGUMENTS, Remembering
 
 MOMENT = "never"
-
-
-class _Listed(click.ParamType[Any, Any]):
-    """Values with commas between them, each once, in the order given."""
-
-    def __init__(self, of: click.ParamType[Any, Any], name: str, word: str | None = None) -> None:
-        self.name = name
-        self._of, self._word = of, word
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",") if part.strip()]
-        if not parts:
-            self.fail("it is empty.", param, ctx)
-        found = (
-            part if part == self._word else self._of.convert(part, param, ctx) for part in parts
-        )
-        return tuple(dict.fromkeys(found))
 
 
 class _Compositions(click.ParamType[Any, Any]):
@@ -57,7 +39,7 @@ _COUNT = click.IntRange(min=1)
     "--m",
     "moments",
     metavar="N,…",
-    type=_Listed(_COUNT, "moments", MOMENT),
+    type=Listed(_COUNT, "moments", MOMENT),
     help="Withdraw after so many tokens; several to compare, as 4,8,16,never.",
 )
 @click.option("--until", metavar="TAG", multiple=True, help="Withdraw at TAG; repeatable.")
@@ -78,7 +60,7 @@ _COUNT = click.IntRange(min=1)
     "--batch",
     "batches",
     metavar="N,…",
-    type=_Listed(_COUNT, "batches"),
+    type=Listed(_COUNT, "batches"),
     default="1",
     show_default=True,
     help="Sequences that decode together; several to compare, as 1,8,32.",

@@ -39,7 +39,7 @@ _SHOWN = 3
 """Reasons that a remark gives for items that are left out."""
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Whoever watches has had enough."""
 
 
@@ -48,13 +48,14 @@ class _Unanswerable(Exception):
 
 
 @dataclass(slots=True)
-class _Run:
-    """What goes on through all items."""
+class Comparing:
+    """What goes on through all items: for `answer_item`, one of them after the other."""
 
     session: Session
     policies: dict[str, WithdrawalPolicy]
     """By arm, the baseline first."""
     settings: GenerationSettings
+    """The end token counts: `ignore_eos` is not set."""
     progress: Progress
     stopping: Callable[[], bool]
     remarks: list[str] = field(default_factory=list)
@@ -66,7 +67,7 @@ class _Run:
 
     def check(self) -> None:
         if self.stopping():
-            raise _Stopped
+            raise Stopped
 
 
 def compare_answers(
@@ -102,19 +103,20 @@ def compare_answers(
     chosen = replace(settings or session.settings, ignore_eos=False)
     others = {name: policy for name, policy in arms.items() if name not in (BASELINE, NO_IMAGE)}
     policies: dict[str, WithdrawalPolicy] = {BASELINE: NoWithdrawal(), **others}
-    run = _Run(session, policies, chosen, progress, stopping)
+    run = Comparing(session, policies, chosen, progress, stopping)
     rows: list[Row] = []
     try:
         for number, item in enumerate(items):
             run.check()
             try:
-                rows.append(_answered(run, number, item))
+                asked = ask(session, item, run.settings)
+                rows.append(answer_item(run, number, asked, item))
             except (BadImage, OutOfMemory) as error:
                 run.left_out.append(
                     f"{error.message} ({error.cause})" if error.cause else str(error)
                 )
                 _relieve(session)
-    except _Stopped:
+    except Stopped:
         run.remarks.append(f"Stopped early. Items compared until then: {len(rows)}.")
     names = [*run.policies, NO_IMAGE] if run.control else [*run.policies]
     if run.left_out:
@@ -128,10 +130,19 @@ def compare_answers(
     )
 
 
-def _answered(run: _Run, number: int, item: ItemSpec) -> Row:
-    """Answer one item under every arm, then read the baseline's answer under every other."""
+def answer_item(run: Comparing, number: int, asked: Request, item: ItemSpec) -> Row:
+    """Answer one item under every arm, then read the baseline's answer under every other.
+
+    Args:
+        number: of the item, from 0; the order of the arms turns with it.
+        asked: the item, encoded, without any withdrawal.
+
+    Raises:
+        Stopped: `stopping` said so.
+        OutOfMemory: the device has too little memory for the item.
+        ModelProblem: the model turned out not to be servable exactly.
+    """
     session = run.session
-    asked = ask(session, item, run.settings)
     requests = {name: replace(asked, policy=policy) for name, policy in run.policies.items()}
     if run.control:
         try:
@@ -147,7 +158,7 @@ def _answered(run: _Run, number: int, item: ItemSpec) -> Row:
         run.progress(number + 1, name)
         try:
             given[name] = _answer(run, requests[name], item.reference)
-        except (_Stopped, OutOfMemory):
+        except (Stopped, OutOfMemory):
             raise
         except Exception as error:  # a model may need an image in ways of its own
             if name != NO_IMAGE or _lost_device(error):
@@ -166,7 +177,7 @@ def _answered(run: _Run, number: int, item: ItemSpec) -> Row:
     return Row(given, dict(zip(compare, found, strict=True)), item.reference is not None)
 
 
-def _without_image(run: _Run, question: str) -> Request:
+def _without_image(run: Comparing, question: str) -> Request:
     """Ask the question alone.
 
     Raises:
@@ -186,20 +197,20 @@ def _without_image(run: _Run, question: str) -> Request:
     return replace(request, policy=NoWithdrawal(), settings=run.settings)
 
 
-def _leave_out_control(run: _Run, error: Exception) -> None:
+def _leave_out_control(run: Comparing, error: Exception) -> None:
     reason = str(error) if isinstance(error, _Unanswerable) else one_line(error)
     run.control = False
     run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
 
 
-def _warm_up(run: _Run, request: Request) -> None:
+def _warm_up(run: Comparing, request: Request) -> None:
     settings = replace(request.settings, max_new_tokens=_WARM_UP)
     for _ in run.session.run([replace(request, settings=settings)]):
         run.check()
     run.warm = True
 
 
-def _answer(run: _Run, request: Request, reference: str | None) -> Given:
+def _answer(run: Comparing, request: Request, reference: str | None) -> Given:
     started = 0.0
     for event in run.session.run([request]):
         run.check()

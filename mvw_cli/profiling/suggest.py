@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mvw_cli.profiling.report import Report
 
 _ARM = re.compile(r"m=(\d+)")
+TAG_ARM = "until "
+"""How the name of an arm begins that withdraws at a tag."""
 _Z_SQUARE = 1.959964**2
 
 
@@ -60,14 +62,8 @@ def suggest(answers: Answers, tolerance: float) -> tuple[int | None, str]:
     moments = sorted(int(found[1]) for name in arms if (found := _ARM.fullmatch(name)))
     if base is None or not moments:
         return None, "No arm that withdraws after a number of tokens has been compared."
-    if answers.references and not base.correct:
-        return None, f"Without withdrawal none of {answers.references} answers is right."
-    control = arms.get(NO_IMAGE)
-    if control is not None and (blind := _loss(answers, base, control)).share <= tolerance:
-        return None, (
-            f"Without any image {blind.words}: these questions hardly need their images, so they "
-            "can't tell when an image may go."
-        )
+    if (silent := _can_not_tell(answers, base, arms, tolerance)) is not None:
+        return None, silent
     within: list[tuple[int, _Loss]] = []
     for m in reversed(moments):
         loss = _loss(answers, base, arms[f"m={m}"])
@@ -83,8 +79,65 @@ def suggest(answers: Answers, tolerance: float) -> tuple[int | None, str]:
         )
     m, loss = within[-1]
     return m, " ".join(
-        [f"With m = {m}, {loss.words}: {_told(loss)}.", *_caveats(m, loss, tolerance, base, arms)]
+        [
+            f"With m = {m}, {loss.words}: {_told(loss)}.",
+            *_caveats(f"m={m}", m, loss, tolerance, base, arms),
+        ]
     )
+
+
+def suggest_tag(
+    answers: Answers, tolerance: float, seen: Mapping[str, float]
+) -> tuple[str | None, str]:
+    """Find the tag within the tolerance at which vision goes first; say why, or why none.
+
+    A tag comes at another token in each answer, so that no order among tags, or with an m, makes
+    one vouch for another: each stands for itself.
+
+    Args:
+        seen: by arm, mean number of tokens that are generated with vision.
+    """
+    arms = {arm.name: arm for arm in answers.arms}
+    base = arms.get(BASELINE)
+    tags = sorted((name for name in arms if name.startswith(TAG_ARM)), key=lambda one: seen[one])
+    if base is None or not tags:
+        return None, "No arm that withdraws at a tag has been compared."
+    if (silent := _can_not_tell(answers, base, arms, tolerance)) is not None:
+        return None, silent
+    losses = {name: _loss(answers, base, arms[name]) for name in tags}
+    name = next((one for one in tags if losses[one].share <= tolerance), None)
+    if name is None:
+        least = min(tags, key=lambda one: losses[one].share)
+        return None, (
+            f"With {least}, {losses[least].words}: {_told(losses[least])}. That is more than "
+            f"{_percent(tolerance)}."
+        )
+    said = [f"With {name}, {losses[name].words}: {_told(losses[name])}."]
+    return name.removeprefix(TAG_ARM), " ".join(
+        [*said, *_caveats(name, seen[name], losses[name], tolerance, base, arms)]
+    )
+
+
+def loss_of(answers: Answers, arm: str) -> tuple[float, tuple[float, float]]:
+    """Compute what an arm loses against `never`, as a share of the items, with its interval."""
+    arms = {one.name: one for one in answers.arms}
+    loss = _loss(answers, arms[BASELINE], arms[arm])
+    return loss.share, loss.interval_95
+
+
+def _can_not_tell(
+    answers: Answers, base: Comparison, arms: Mapping[str, Comparison], tolerance: float
+) -> str | None:
+    """Say why these items can't tell when an image may go; None where they can."""
+    if answers.references and not base.correct:
+        return f"Without withdrawal none of {answers.references} answers is right."
+    control = arms.get(NO_IMAGE)
+    if control is not None and (blind := _loss(answers, base, control)).share <= tolerance:
+        return (
+            f"Without any image {blind.words}: these questions hardly need their images, so they "
+            "can't tell when an image may go."
+        )
+    return None
 
 
 def _loss(answers: Answers, base: Comparison, arm: Comparison) -> _Loss:
@@ -104,7 +157,12 @@ def _told(loss: _Loss) -> str:
 
 
 def _caveats(
-    m: int, loss: _Loss, tolerance: float, base: Comparison, arms: Mapping[str, Comparison]
+    arm: str,
+    seen: float,
+    loss: _Loss,
+    tolerance: float,
+    base: Comparison,
+    arms: Mapping[str, Comparison],
 ) -> list[str]:
     said = []
     if loss.interval_95[1] <= tolerance:
@@ -118,9 +176,9 @@ def _caveats(
         )
     else:
         said.append("No number of items shows that nothing is ever lost.")
-    if m >= base.generated_tokens.median:
+    if seen >= base.generated_tokens.median:
         said.append("Half of the answers end before that, so there is little to withdraw.")
-    agreement = arms[f"m={m}"].agreement
+    agreement = arms[arm].agreement
     if agreement is not None:
         said.append(
             f"Along the answers without withdrawal, {_percent(agreement)} of the next tokens "

@@ -194,6 +194,7 @@ def _finish(axes: Axes, picture: Picture) -> None:
     xs, ys = ranges(picture)
     if picture.logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")  # no mathtext
     axes.set(
         title=picture.title,
         xlabel=picture.x_label,

@@ -27,7 +27,11 @@ def svg_file(picture: Picture, width: int = WIDTH, height: int = HEIGHT) -> str:
     for row, (place, line) in enumerate(named):
         y = _TITLE + height + _ROW * row + 6
         dashes = f' stroke-dasharray="{dash(place)}"' if dash(place) else ""
-        rows.append(f'<path class="line {colour(line.colour)}"{dashes} d="M52 {y}h28"/>')
+        rows.append(
+            f'<path class="line {colour(line.colour)}"{dashes} d="M52 {y}h28"/>'
+            if len(line.xs) > 1
+            else f'<circle class="dot {colour(line.colour)}" cx="66" cy="{y}" r="3"/>'
+        )
         rows.append(f'<text x="88" y="{y + 4}">{safe(line.name)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" '
