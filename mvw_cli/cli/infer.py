@@ -36,6 +36,11 @@ from mvw_cli.cli.profile_options import profile_options
 )
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE what stdout would have got.")
+@click.option(
+    "--explain",
+    metavar="FILE",
+    help="Write a web page to FILE: the answer token by token, and what each token looked at.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say which settings run and where time goes.")
 @common_options
 def infer(
@@ -49,6 +54,7 @@ def infer(
     random_weights: bool,
     as_json: bool,
     output: str | None,
+    explain: str | None,
     verbose: bool,
 ) -> None:
     """Answer a question about an image.
@@ -61,6 +67,7 @@ def infer(
     Examples:
       mvw infer scene.png "How many red circles are there?"
       mvw infer photo.jpg "What is on the table?" --model Qwen/Qwen2.5-VL-7B-Instruct --m 16
+      mvw infer scene.png "Is there a star?" --m 16 --explain looked.html
       mvw infer before.png "What has changed?" --image after.png --profile mine.yaml --json
       curl -s https://example.com/cat.jpg | mvw infer - "What is this?" --model ORG/NAME
     """
@@ -77,6 +84,7 @@ def infer(
             random_weights=random_weights,
             as_json=as_json,
             output=output,
+            explain=explain,
             verbose=verbose,
         )
     )

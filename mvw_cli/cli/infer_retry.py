@@ -29,4 +29,5 @@ def retry(task: Task, changes: Mapping[str, str | None]) -> str:
     }
     words += [name for name, given in switches.items() if given]
     words += [] if task.output is None else ["--output", task.output]
+    words += [] if task.explain is None else ["--explain", task.explain]
     return shlex.join(words)

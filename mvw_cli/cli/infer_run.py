@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.adapter import Answer
 from mvw_cli.cli.destination import check_destination, deliver
+from mvw_cli.cli.infer_explain import check_page, explained, page_of, write_page
 from mvw_cli.cli.infer_retry import retry
 from mvw_cli.cli.infer_view import View
 from mvw_cli.cli.interrupt import leaving_at_once
@@ -45,6 +46,7 @@ class Task:
     random_weights: bool
     as_json: bool
     output: str | None
+    explain: str | None
     verbose: bool
 
 
@@ -75,14 +77,17 @@ def run(task: Task) -> None:
     view = View(show_text=task.show_reasoning, ticking=not task.verbose)
     with leaving_at_once(view.last_words), view.making_room():
         try:
-            result = _answer(task, view)
+            result, page = _answer(task, view)
         finally:
             view.loaded()
     deliver(result, task.output)
+    if task.explain is not None:
+        write_page(page, task.explain)
+        view.note(f"wrote {task.explain}")
 
 
-def _answer(task: Task, view: View) -> str:
-    """Run the model; return what goes to stdout."""
+def _answer(task: Task, view: View) -> tuple[str, str]:
+    """Run the model; return what goes to stdout, and the page that explains it, if asked for."""
     phases = _Phases()
     view.loading(_first_name(task))
     # pydantic, Pillow and PyTorch come after the first sign of life, each where it is needed.
@@ -113,6 +118,9 @@ def _answer(task: Task, view: View) -> str:
     for remark in remarks:
         view.warn(remark)
     request = session.request(pictures, task.question)
+    record = None
+    if task.explain is not None:
+        request, record = explained(request)
     phases.mark("preprocess_ms")
     events = []
     for event in session.run([request]):
@@ -125,9 +133,13 @@ def _answer(task: Task, view: View) -> str:
     if task.verbose:
         view.note(", ".join(f"{name[:-3]} {ms:.0f} ms" for name, ms in phases.ms.items()))
     view.figures(completion, session.policy.describe())
+    page = ""
+    if record is not None:
+        page = page_of(task.question, resolved, images, session, request, record, events, answer)
     if not task.as_json:
-        return answer.answer
-    return _document(task, resolved, images, session, completion, answer, remarks, phases.ms)
+        return answer.answer, page
+    told = _document(task, resolved, images, session, completion, answer, remarks, phases.ms)
+    return told, page
 
 
 def _check(task: Task) -> None:
@@ -151,18 +163,19 @@ def _check(task: Task) -> None:
             cause="- is given more than once",
             hint="mvw infer --help",
         )
-    for path in task.images:
-        if task.output and os.path.exists(task.output) and _same(path, task.output):
+    for option, written in (("-o", task.output), ("--explain", task.explain)):
+        if written and any(_same(path, written) for path in task.images if path != "-"):
             raise UsageProblem(
-                f"-o {task.output} would overwrite the image",
+                f"{option} {written} would overwrite the image",
                 cause="input and output are the same file",
                 hint="mvw infer --help",
             )
     check_destination(task.output)
+    check_page(task.explain, task.output)
 
 
 def _same(one: str, other: str) -> bool:
-    return os.path.exists(one) and os.path.samefile(one, other)
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _first_name(task: Task) -> str:
@@ -204,8 +217,8 @@ def _open(resolved: Resolved, task: Task) -> Session:
 
 def _explain(resolved: Resolved, view: View) -> None:
     view.note(f"profile {resolved.name or '(none)'}")
-    for key, value in resolved.values().items():
-        view.note(f"  {key} = {value!r}  ({resolved.origins[key]})")
+    for key, value, origin in resolved.rows():
+        view.note(f"  {key} = {value!r}  ({origin})")
 
 
 def _comment(completion: Completion, answer: Answer, view: View) -> None:
