@@ -253,8 +253,8 @@ def test_a_file_is_refused(
         ),
         (
             {"withdrawal.policy": "layered:layer=1+again", "withdrawal.until": "</X>"},
-            "--until: unknown key `withdrawal.until`",
-            "",
+            "--until: none of the policies has a field `until`",
+            "layered has layer, tags, share; again has steps, on",
         ),
         (
             {"withdrawal.policy": "layered:layr=1+mvw:m=2"},

@@ -162,8 +162,7 @@ def _given(
         owners = [n for n, part in enumerate(parts) if key in part.described.fields]
         origin = layer.origins[GROUP + key]
         if above and not owners:
-            fields = [GROUP + known for part in parts for known in part.described.fields]
-            raise unknown_key(origin, GROUP + key, [POLICY, *fields])
+            raise _nobodys(origin, [part.described for part in parts], key)
         if above and len(owners) > 1:
             raise _whose(origin, [parts[n].described.name for n in owners], key)
         if len(owners) == 1:
@@ -190,6 +189,18 @@ def _alone(layer: Layer) -> dict[str, Any]:
         for key, value in layer.values.items()
         if key.startswith(GROUP) and key != POLICY
     }
+
+
+def _nobodys(origin: Origin, described: Sequence[Described], key: str) -> UsageProblem:
+    fields = [known for one in described for known in one.fields]
+    if len(described) == 1:
+        return unknown_key(origin, GROUP + key, [POLICY, *(GROUP + known for known in fields)])
+    listing = "; ".join(f"{one.name} has {', '.join(one.fields) or 'none'}" for one in described)
+    return UsageProblem(
+        f"{origin}: none of the policies has a field `{key}`",
+        cause=did_you_mean(key, fields, otherwise=listing),
+        hint=SCHEMA_HINT,
+    )
 
 
 def _no_field(origin: Origin, described: Described, key: str) -> UsageProblem:
