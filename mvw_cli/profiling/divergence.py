@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mvw_cli.engine.types import Event, Failed, Request, Withdrawn
+from mvw_cli.engine.types import Event, Failed, Request
 from mvw_cli.errors import OutOfMemory
+from mvw_cli.profiling.moments import withdrawn_after
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ class Divergence:
     agrees: list[bool]
     """Whether the likeliest token is the same."""
     withdrawn_after: int | None
-    """Tokens that were read before the withdrawal; None where there was none."""
+    """Tokens that were generated before no vision was left; None where some was left to the end."""
 
     @property
     def mean_kl_nats(self) -> float:
@@ -96,9 +97,11 @@ def _along(
             failed = next((event for event in events if isinstance(event, Failed)), None)
             if failed is not None:
                 raise failed.error
-    at = {event.request: event.step for event in events if isinstance(event, Withdrawn)}
     kl, agrees = meter.figures()
-    return [Divergence(kl[arm], agrees[arm], at.get(name)) for arm, name in enumerate(names[1:])]
+    return [
+        Divergence(kl[arm], agrees[arm], withdrawn_after(events, name))
+        for arm, name in enumerate(names[1:])
+    ]
 
 
 class _Meter:

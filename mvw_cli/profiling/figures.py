@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-from mvw_cli.engine.types import Finished, Withdrawn
+from mvw_cli.engine.types import Finished
+from mvw_cli.profiling import moments
 from mvw_cli.profiling.energy import per_token
 from mvw_cli.profiling.report import Arm, Memory, Mode, Phases
 from mvw_cli.profiling.run import Run, Step
@@ -103,12 +104,8 @@ def lengths(run: Run) -> list[int]:
 
 
 def withdrawn_after(run: Run) -> int | None:
-    """Tokens that the first sequence had generated when it was withdrawn."""
-    first = run.events[0].request
-    for event in run.events:
-        if isinstance(event, Withdrawn) and event.request == first:
-            return event.step
-    return None
+    """Tokens that the first sequence had generated when it had no vision left."""
+    return moments.withdrawn_after(run.events, run.events[0].request)
 
 
 def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]) -> list[str]:

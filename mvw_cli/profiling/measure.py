@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
 from mvw_cli.plugin_loading import one_line
-from mvw_cli.profiling import figures, memory
+from mvw_cli.profiling import figures, kv_bytes, memory
 from mvw_cli.profiling.busy import kernel_seconds
 from mvw_cli.profiling.energy import nvml
 from mvw_cli.profiling.job import Job, policy_of, profile_of, settings_of
+from mvw_cli.profiling.moments import changes
 from mvw_cli.profiling.report import BASELINE, Arm, Cell, Memory, Model, Workload
 from mvw_cli.profiling.stats import Ratio
 from mvw_cli.profiling.turns import Counter, Progress, Samples, run_turns
@@ -134,12 +135,11 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
     watch.begin()
     items = job.turn(0)
     run = runner.run(items, policy, watch)
-    before, after = memory.kv_bytes(run.events)
+    before, after = kv_bytes.kv_bytes(run.events)
     formula: tuple[int, int] | None = None
     if shape is not None:
         requests = runner.encode(items, runner.read(items), policy)
-        formula = memory.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
-    first = figures.withdrawn_after(run)
+        formula = kv_bytes.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
     return Memory(
         weight_bytes=memory.weight_bytes(model),
         kv_bytes_before=before,
@@ -149,8 +149,10 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         device_allocated_peak_bytes=watch.allocated_peak_bytes,
         device_reserved_peak_bytes=watch.reserved_peak_bytes,
         process_peak_bytes=watch.process_peak_bytes,
-        timeline=watch.timeline([] if first is None else [first]),
+        timeline=watch.timeline(changes(run.events)),
         device_process_bytes=None if runner.gpus is None else runner.gpus.process_bytes(),
+        kv_bytes_prefilled=kv_bytes.prefilled_bytes(run.events),
+        host_parked_peak_bytes=kv_bytes.parked_peak_bytes(run.events),
     )
 
 

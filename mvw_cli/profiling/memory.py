@@ -1,8 +1,8 @@
 """Memory of a run: what the KV cache, the device's allocator and the process hold, and when.
 
-KV bytes are counted twice over: the entries in use, which the model's configuration must agree
-with, and the storages behind them, which a view keeps alive and only a copy frees. It does not
-know how a run is made.
+KV bytes are counted twice over: the entries in use (`kv_bytes.py` holds them against the model's
+configuration), and the storages behind them, which a view keeps alive and only a copy frees. It
+does not know how a run is made.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from mvw_cli.profiling.report import MemoryPoint
 if TYPE_CHECKING:
     from torch import device as Device
 
-    from mvw_cli.cost import Shape
-    from mvw_cli.engine import Event, Request
     from mvw_cli.engine.slots import Slots
 
 MOST_POINTS = 200
@@ -132,61 +130,6 @@ def weight_bytes(model: Any) -> int:
         for tensor in tensors.values()
         if tensor.device.type != "meta"
     )
-
-
-def kv_bytes(events: Sequence[Event]) -> tuple[int, int]:
-    """Count the entries in use of all sequences of a run, before their withdrawal and after it.
-
-    Of a sequence that never was withdrawn both are those at its end.
-    """
-    from mvw_cli.engine import Finished, Withdrawn
-
-    withdrawn = {event.request: event for event in events if isinstance(event, Withdrawn)}
-    ends = {event.request: event.kv_bytes for event in events if isinstance(event, Finished)}
-    kept = sum(size for request, size in ends.items() if request not in withdrawn)
-    before = sum(event.kv_bytes_before for event in withdrawn.values())
-    after = sum(event.kv_bytes_after for event in withdrawn.values())
-    return before + kept, after + kept
-
-
-def formula_kv_bytes(
-    shape: Shape, element_bytes: int, requests: Sequence[Request], events: Sequence[Event]
-) -> tuple[int, int]:
-    """Count the same from the configuration, the prompts and the moments of withdrawal alone."""
-    from mvw_cli.engine import Finished, Withdrawn
-
-    steps = {event.request: event.step for event in events if isinstance(event, Withdrawn)}
-    lengths = {
-        event.request: len(event.token_ids) for event in events if isinstance(event, Finished)
-    }
-    before = after = 0
-    for request in requests:
-        # The newest token has not been read yet when its sequence is withdrawn, or ends.
-        read = steps.get(request.id, lengths.get(request.id, 1)) - 1
-        held = kv_elements(shape, request, read, withdrawn=False)
-        before += held
-        after += kv_elements(shape, request, read, withdrawn=True) if request.id in steps else held
-    return before * element_bytes, after * element_bytes
-
-
-def kv_elements(shape: Shape, request: Request, read: int, *, withdrawn: bool) -> int:
-    """Count the numbers that a sequence holds once `read` generated tokens have been read.
-
-    `Shape.kv_elements`, and for sliding windows what the engine holds: of the prompt what reached
-    into the window, and all that came after it.
-    """
-    entries = request.layout.entries
-    crossed = request.layout.cross_entries
-    total = 0
-    for layer in shape.layers:
-        if layer.cross:
-            states = 0 if crossed is None or withdrawn else int(crossed.sum())
-            total += layer.elements * states
-            continue
-        kept = layer.kept(len(entries))
-        gone = int(entries[len(entries) - kept :].sum()) if withdrawn else 0
-        total += layer.elements * (kept - gone + read)
-    return total
 
 
 def _reset_process_peak() -> bool:

@@ -77,10 +77,11 @@ class Phases:
     """All of the prompt, vision encoder included, up to the first token: the TTFT of a single
     sequence. The prompts of a batch are read one after the other, and this is their sum."""
     decode_before_ms: Summary | None
-    """All steps in which a sequence still holds its vision tokens."""
+    """All steps in which a sequence still holds vision tokens, if only at some layers."""
     withdrawal_ms: Summary | None
+    """All withdrawals while decoding, and all that brought vision back."""
     decode_after_ms: Summary | None
-    """All steps after that, without the withdrawal itself."""
+    """All steps in which none does, without the withdrawal itself."""
     detokenise_ms: Summary | None
     """A part of the steps, measured apart."""
 
@@ -110,8 +111,10 @@ class Memory:
 
     weight_bytes: int
     kv_bytes_before: int
-    """Just before the withdrawal, or at the end where there is none."""
+    """Just before the withdrawal, or at the end where none is made while decoding. Of several
+    withdrawals: at the last one, together with all that has gone before and not come back."""
     kv_bytes_after: int
+    """At the same moment, without what has gone."""
     kv_formula_bytes_before: int | None
     """The same from the model's configuration; they have to agree."""
     kv_formula_bytes_after: int | None
@@ -121,6 +124,10 @@ class Memory:
     timeline: list[MemoryPoint]
     device_process_bytes: int | None = None
     """Device memory of the process at the end, by NVML: allocator and CUDA's own needs."""
+    kv_bytes_prefilled: int | None = None
+    """Entries after the prefills, without what was withdrawn in them."""
+    host_parked_peak_bytes: int = 0
+    """The most that waits in host memory at one moment, to come back to the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,8 @@ class Arm:
     name: str
     """`never`, `m=16`, `no image`, or the policy as `--policy` has it."""
     withdrawn_after: int | None
-    """Tokens generated before the withdrawal, of the first item; None where there was none."""
+    """Tokens generated before no layer held vision any more, of the first item: 0 where the prefill
+    has left none, None where some was left to the end."""
     generated_tokens: Summary
     """Of each answer."""
     ttft_ms: Summary

@@ -22,6 +22,7 @@ from mvw_cli.engine.types import (
     GenerationSettings,
     Prefilled,
     Request,
+    Restored,
     Token,
     Withdrawn,
 )
@@ -30,6 +31,7 @@ from mvw_cli.profiling.clock import Clock
 from mvw_cli.profiling.energy import Nvml, Window
 from mvw_cli.profiling.job import ItemSpec
 from mvw_cli.profiling.memory import Watch
+from mvw_cli.profiling.moments import note_blind
 from mvw_cli.profiling.phases import VisionTime, detokenise, watched_vision
 
 if TYPE_CHECKING:
@@ -49,10 +51,10 @@ class Step:
     seconds: float
     """From the tokens before to these, withdrawals in between included."""
     withdrawal_s: float
-    """What these withdrawals took of it."""
+    """What these withdrawals took of it, and what brought vision back."""
     tokens: int
     blind: bool
-    """Whether every sequence in it had been withdrawn before."""
+    """Whether no sequence in it has any vision left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Run:
     detokenise_s: float
     """Done once more after the run; a part of its steps."""
     withdrawal_s: float | None
-    """All withdrawals; None where there was none."""
+    """All withdrawals, and all that brought vision back; None where there was none."""
     steps: tuple[Step, ...]
     window: Window | None
     """Energy over `answer_s`; None where nobody tells it."""
@@ -174,7 +176,8 @@ class Runner:
     ) -> tuple[list[Step], float]:
         """Decode to the end; add what happens to `events`; return the steps and the last moment."""
         last = max(event.at for event in events if isinstance(event, Prefilled))
-        blind = {event.request for event in events if isinstance(event, Withdrawn)}
+        blind: set[str] = set()
+        note_blind(blind, events)
         # Withdrawals at the first token of the last sequence; those of the others were earlier.
         took = _withdrawal_s(event for event in events if event.at > last)
         steps: list[Step] = []
@@ -189,7 +192,7 @@ class Runner:
             tokens = sum(isinstance(event, Token) for event in news)
             steps.append(Step(at - last, took, tokens, all_blind))
             last, took = at, _withdrawal_s(news)
-            blind.update(event.request for event in news if isinstance(event, Withdrawn))
+            note_blind(blind, news)
             if watch is not None and slots.active:
                 watch.look(len(steps) + 1, slots)
         return steps, last
@@ -208,7 +211,7 @@ class Runner:
         starts = [event.at for event in events if isinstance(event, Admitted)]
         firsts = [event.at for event in events if isinstance(event, Prefilled)]
         prefills = [first - start for start, first in zip(starts, firsts, strict=True)]
-        withdrawn = any(isinstance(event, Withdrawn) for event in events)
+        withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
         outputs = [event.token_ids for event in events if isinstance(event, Finished)]
         processor = self.session.loaded.processor
         tokens = sum(map(len, outputs))
@@ -243,4 +246,4 @@ def _time(events: Sequence[Event]) -> float:
 
 
 def _withdrawal_s(events: Iterable[Event]) -> float:
-    return sum(event.duration_s for event in events if isinstance(event, Withdrawn))
+    return sum(event.duration_s for event in events if isinstance(event, Withdrawn | Restored))

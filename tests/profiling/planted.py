@@ -125,9 +125,9 @@ def planted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Session:
         time.sleep(plan.read)
         return read(path, **options)
 
-    def slow_withdraw(*arguments: Any) -> int:
+    def slow_withdraw(*arguments: Any, **options: Any) -> int:
         time.sleep(plan.withdrawal)
-        return withdraw(*arguments)
+        return withdraw(*arguments, **options)
 
     monkeypatch.setattr(run, "open_image", slow_read)
     monkeypatch.setattr(SlotCache, "withdraw", slow_withdraw)

@@ -22,7 +22,7 @@ from mvw_cli.engine.slots import Slots
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiling import memory
+from mvw_cli.profiling import kv_bytes, memory
 from mvw_cli.profiling.report import MemoryPoint
 
 GREEDY = GenerationSettings(max_new_tokens=20, temperature=0, ignore_eos=True)
@@ -80,13 +80,13 @@ def test_the_formula_is_what_the_tensors_hold(family: Family) -> None:
             break
         held = sum(rows[:, :length].numel() * 4 for rows, length in tensors(slots))
         formula = sum(
-            memory.kv_elements(shape, request, step, withdrawn=request.id in gone) * 4
+            kv_bytes.kv_elements(shape, request, step, withdrawn=request.id in gone) * 4
             for request in asked
         )
         assert held == formula == slots.kv_bytes
     assert gone == {"0", "1"}
-    assert memory.kv_bytes(events) == memory.formula_kv_bytes(shape, 4, asked, events)
-    before, after = memory.kv_bytes(events)
+    assert kv_bytes.kv_bytes(events) == kv_bytes.formula_kv_bytes(shape, 4, asked, events)
+    before, after = kv_bytes.kv_bytes(events)
     assert after < before
 
 
@@ -98,10 +98,10 @@ def test_without_windows_the_formula_is_that_of_the_shape(family: Family) -> Non
     vision = request.layout.vision_tokens
     inside = int(request.layout.entries.sum())
     text = len(request.layout.entries) - inside
-    assert memory.kv_elements(shape, request, 7, withdrawn=False) == shape.kv_elements(
+    assert kv_bytes.kv_elements(shape, request, 7, withdrawn=False) == shape.kv_elements(
         text + 7, vision
     )
-    assert memory.kv_elements(shape, request, 7, withdrawn=True) == shape.kv_elements(text + 7, 0)
+    assert kv_bytes.kv_elements(shape, request, 7, withdrawn=True) == shape.kv_elements(text + 7, 0)
 
 
 def large_image() -> tuple[Any, Request]:
