@@ -127,3 +127,17 @@ def test_requests_do_not_share_the_policys_state() -> None:
     assert first(view) == Withdraw()
     assert first(view) is None
     assert second(view) == Withdraw()
+
+
+@pytest.mark.usefixtures("importable")
+def test_the_policy_holds_the_contract() -> None:
+    from mvw_example.policy import Sentences
+
+    from mvw_cli.testing import PolicyContract
+
+    policies = (Sentences(), Sentences(count=2))
+    contract = type("Contract", (PolicyContract,), {"policies": policies})()
+    checks = [name for name in dir(contract) if name.startswith("test_")]
+    assert len(checks) > 15
+    for name in checks:
+        getattr(contract, name)()
