@@ -18,12 +18,13 @@ from mvw_cli.calibrate.dyvte_parts import Parts
 from mvw_cli.calibrate.dyvte_report import Report, decisions, evaluate, verdict
 from mvw_cli.calibrate.dyvte_store import Store, Table
 from mvw_cli.calibrate.dyvte_training import Progress, Training, train
+from mvw_cli.environment import describe_environment
 from mvw_cli.errors import MvwError, UsageProblem
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.items import Item
     from mvw_cli.policies.dyvte_gates import Gate
     from mvw_cli.profiles import Resolved
+    from mvw_cli.profiling.job import ItemSpec
     from mvw_cli.session import Session
 
 _LOOKS = 1
@@ -31,7 +32,7 @@ _LOOKS = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class Known:
     """All questions labelled, and what is known of the model, which is needed no more."""
 
     table: Table
@@ -49,14 +50,14 @@ class Begun:
 def label_all(
     session: Session,
     resolved: Resolved,
-    items: Sequence[Item],
+    items: Sequence[ItemSpec],
     folder: Path,
     *,
     along: Along,
     together: int,
     progress: Callable[[int, int], None],
     stopping: Callable[[], bool],
-) -> Begun | None:
+) -> Known | None:
     """Label the questions that a folder does not hold yet; None where `stopping` said so.
 
     Raises:
@@ -102,7 +103,7 @@ def label_all(
         remarks.append(f"FLOPs can't be counted: {error.message}")
     model = session.loaded.model
     dtype = str(model.dtype).removeprefix("torch.")
-    return Begun(table, facts, str(model.device), dtype, crossing, costs, done.left_out, remarks)
+    return Known(table, facts, str(model.device), dtype, crossing, costs, done.left_out, remarks)
 
 
 def trained(
@@ -144,7 +145,7 @@ def trained(
 
 
 def figures(
-    begun: Begun,
+    known: Known,
     parts: Parts,
     gates: Sequence[Gate],
     resolved: Resolved,
@@ -167,32 +168,33 @@ def figures(
         table.loss[rows],
         table.full_loss[rows],
     )
-    said = decisions(gates, held_out.features.to(begun.device)).cpu()
-    costs = None if begun.costs is None else [begun.costs[one.key] for one in held_out.entries]
+    said = decisions(gates, held_out.features.to(known.device)).cpu()
+    costs = None if known.costs is None else [known.costs[one.key] for one in held_out.entries]
     found = evaluate(
         said,
         held_out,
         parts.labels[rows],
         parts.labels[parts.training],
         costs,
-        crossing=begun.crossing,
+        crossing=known.crossing,
     )
     return Report(
+        environment=describe_environment(known.device),
         model={
-            **begun.model,
+            **known.model,
             "layers": table.features.shape[1] + 1,
             "hidden_size": table.features.shape[2] // 2,
         },
         profile=resolved.to_dict(),
         settings=settings,
-        data=_data(begun, parts),
+        data=_data(known, parts),
         found=found,
         verdict=verdict(found, len(rows)),
         command=command,
         started=started,
         labelling_s=seconds[0],
         training_s=seconds[1],
-        remarks=begun.remarks,
+        remarks=known.remarks,
     )
 
 
@@ -212,7 +214,7 @@ def about(report: Report) -> dict[str, Any]:
     }
 
 
-def _data(begun: Begun, parts: Parts) -> dict[str, Any]:
+def _data(known: Known, parts: Parts) -> dict[str, Any]:
     entries = parts.table.entries
 
     def images(rows: Sequence[int]) -> int:
@@ -220,7 +222,7 @@ def _data(begun: Begun, parts: Parts) -> dict[str, Any]:
 
     return {
         "questions": len(entries),
-        "left_out": len(begun.left_out),
+        "left_out": len(known.left_out),
         "training_questions": len(parts.training),
         "training_images": images(parts.training),
         "held_out_questions": len(parts.held_out),

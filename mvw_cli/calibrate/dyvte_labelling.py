@@ -6,22 +6,21 @@ has. A question that is on disk is not asked again. It does not know what is tra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from mvw_cli.batch.items import item_key
 from mvw_cli.calibrate.dyvte_store import Entry, Store
-from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
+from mvw_cli.errors import BadImage, ModelProblem
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.items import Item
-    from mvw_cli.batch.sources import Source
     from mvw_cli.calibrate.dyvte_looks import Look
     from mvw_cli.engine.cross_attention import CrossAttention
     from mvw_cli.engine.images import ImageFile
     from mvw_cli.engine.types import Request
+    from mvw_cli.profiling.job import ItemSpec
     from mvw_cli.session import Session
 
 Along = Literal["own", "reference"]
@@ -45,45 +44,18 @@ class Labelled:
 class _Opened:
     """One question with its images."""
 
-    item: Item
+    item: ItemSpec
     key: str
     files: tuple[ImageFile, ...]
 
 
-def questions(source: Source, limit: int | None, along: Along) -> list[Item]:
-    """List the questions.
-
-    Raises:
-        MvwError: as `list_items`; an image is no file on this machine, there is no question, or a
-            reference is missing that is to be followed.
-    """
-    from mvw_cli.batch.sources import list_items
-
-    found = list(islice(list_items(source), limit))
-    for item in found:
-        if any(image.row is not None or "://" in image.path for image in item.images):
-            raise UsageProblem(
-                f"{item.id} is no file on this machine",
-                cause="mvw calibrate dyvte reads images from files",
-                hint="mvw calibrate dyvte --help",
-            )
-        if along == "reference" and not item.reference:
-            raise UsageProblem(
-                f"{item.id} has no reference answer",
-                cause="--along reference follows the answers of the questions file",
-                hint="mvw calibrate dyvte --images DIR --along own",
-            )
-    return found
-
-
 def label(
     session: Session,
-    items: Sequence[Item],
+    items: Sequence[ItemSpec],
     store: Store,
     *,
     along: Along = "own",
     cross_attention: CrossAttention = "skip",
-    new_tokens: int = 256,
     together: int = 8,
     progress: Progress = lambda done, total: None,
     stopping: Callable[[], bool] = lambda: False,
@@ -93,7 +65,6 @@ def label(
     Args:
         along: whose answers are read.
         cross_attention: what an exit leaves of a cross-attention layer.
-        new_tokens: an answer is followed for so many tokens at most.
         together: questions that are encoded, and answered, at a time.
 
     Raises:
@@ -112,13 +83,13 @@ def label(
             try:
                 opened = _open(session, item, along)
             except BadImage as error:
-                labelled.left_out.append(f"{item.id}: {error.message}")
+                labelled.left_out.append(error.message)
                 continue
             if opened.key not in {*store.keys, *(one.key for one in fresh)}:
                 fresh.append(opened)
             labelled.keys.append(opened.key)
-        requests = [_request(session, one, new_tokens) for one in fresh]
-        answers = _answers(session, fresh, requests, along, new_tokens)
+        requests = [_request(session, one) for one in fresh]
+        answers = _answers(session, fresh, requests, along)
         for one, request in zip(fresh, requests, strict=True):
             seen = _look(session, request, answers[request.id], cross_attention)
             store.add(_entry(one, request, len(answers[request.id])), seen)
@@ -129,30 +100,30 @@ def label(
     return labelled
 
 
-def _open(session: Session, item: Item, along: Along) -> _Opened:
+def _open(session: Session, item: ItemSpec, along: Along) -> _Opened:
     from mvw_cli.engine.images import open_image
 
     limit = session.loaded.spec.max_pixels
-    files = tuple(open_image(image.path, max_pixels=limit) for image in item.images)
+    files = tuple(open_image(path, max_pixels=limit) for path in item.images)
     key = item_key([file.sha256 for file in files], item.question)
     if along == "reference":
         key = item_key([key], item.reference or "")
     return _Opened(item, key, files)
 
 
-def _request(session: Session, opened: _Opened, new_tokens: int) -> Request:
+def _request(session: Session, opened: _Opened) -> Request:
     from mvw_cli.policies.none import NoWithdrawal
 
     images = [file.image for file in opened.files]
     request = session.request(images, opened.item.question, id=opened.key)
-    settings = replace(request.settings, max_new_tokens=new_tokens, temperature=0, stop=())
-    return replace(request, policy=NoWithdrawal(), settings=settings)
+    return replace(request, policy=NoWithdrawal())
 
 
 def _entry(opened: _Opened, request: Request, answer_tokens: int) -> Entry:
     return Entry(
         key=opened.key,
-        id=opened.item.id,
+        names=tuple(os.path.basename(path) for path in opened.item.images),
+        question=opened.item.question,
         images=tuple(file.sha256 for file in opened.files),
         text_tokens=request.text_tokens,
         vision_tokens=request.layout.vision_tokens,
@@ -165,7 +136,6 @@ def _answers(
     opened: Sequence[_Opened],
     requests: Sequence[Request],
     along: Along,
-    new_tokens: int,
 ) -> dict[str, tuple[int, ...]]:
     """Give the tokens to be followed, by the question's key."""
     from mvw_cli.engine.types import Finished
@@ -173,7 +143,10 @@ def _answers(
     if along == "own":
         events = session.run(requests)
         return {one.request: one.token_ids for one in events if isinstance(one, Finished)}
-    return {one.key: _tokens(session, one.item.reference or "")[:new_tokens] for one in opened}
+    return {
+        one.key: _tokens(session, one.item.reference or "")[: session.settings.max_new_tokens]
+        for one in opened
+    }
 
 
 def _tokens(session: Session, text: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mvw_cli.calibrate.dyvte_store import Table
+    from mvw_cli.environment import Environment
 
 SCHEMA_VERSION = 1
 
@@ -56,8 +57,8 @@ class Exits:
     """Share of next tokens that stay the likeliest, mean over the questions."""
     allowed: float
     """Share of the questions whose exit has the label 1, or that keep their vision."""
-    loss_ratio: float | None
-    """Mean loss along the answers over that with the vision; None where that is 0."""
+    loss_nats: float
+    """Mean loss along the answers."""
     layers_saved: float
     """Part of the layers that would read vision and do not, mean over the questions."""
     prefill_saved: float | None
@@ -76,12 +77,15 @@ class Found:
     """At the first layer whose label is 1."""
     fixed: dict[str, Exits]
     """Every question at the same layer, by that layer."""
+    full_loss_nats: float
+    """Mean loss along the answers with the vision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """One calibration."""
 
+    environment: Environment
     model: dict[str, Any]
     profile: dict[str, Any]
     """As `Resolved.to_dict` returns it."""
@@ -162,7 +166,8 @@ def evaluate(
         here = said.new_zeros(said.shape)
         here[:, gate] = True
         fixed[str(gate + 1)] = exits(here)
-    return Found(found, exits(said), exits(labels.bool()), fixed)
+    full = float(held_out.full_loss.mean())
+    return Found(found, exits(said), exits(labels.bool()), fixed, full)
 
 
 def _exits(
@@ -184,13 +189,12 @@ def _exits(
         loss.append(float(table.full_loss[row] if gate is None else table.loss[row, gate]))
         allowed.append(gate is None or bool(labels[row, gate]))
         blind.append(blind_share(None if gate is None else gate + 1, layers, crossing))
-    full = float(table.full_loss.mean())
     pairs = None if costs is None else list(zip(costs, blind, strict=True))
     return Exits(
         layers=dict(sorted(histogram.items(), key=_by_layer)),
         agreement=fmean(agreement),
         allowed=fmean(allowed),
-        loss_ratio=fmean(loss) / full if full else None,
+        loss_nats=fmean(loss),
         layers_saved=fmean(blind),
         prefill_saved=None if pairs is None else fmean(c.saved(b) for c, b in pairs),
         prefill_saved_with_encoder=(

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from mvw_cli.calibrate.dyvte_looks import Look
 
 _SHARD = re.compile(r"labels-(\d{5})\.safetensors")
-_SHARD_LOOKS = 16
+_SHARD_LOOKS = 8
 _SHARD_S = 20.0
 """A shard is written when so many looks or so many seconds have come together."""
 _HELP = "mvw calibrate dyvte --help"
@@ -39,7 +38,9 @@ class Entry:
 
     key: str
     """Of the images' bytes and the question, as `batch.items.item_key`."""
-    id: str
+    names: tuple[str, ...]
+    """Names of the image files."""
+    question: str
     images: tuple[str, ...]
     """sha256 of each image."""
     text_tokens: int
@@ -184,14 +185,11 @@ class Store:
         now = json.loads(json.dumps(settings))
         if before != now:
             keys = before.keys() | now.keys() if isinstance(before, dict) else set()
-            where = self._folder.parent
             changed = sorted(key for key in keys if before.get(key) != now.get(key))
             raise UsageProblem(
                 f"{self._folder} holds what another model or other settings have shown",
                 cause=f"these differ: {', '.join(changed)}" if changed else f"{path} is damaged",
-                hint=shlex.join(
-                    ["mvw", "calibrate", "dyvte", "--images", "DIR", "-o", f"{where}-2"]
-                ),
+                hint="mvw calibrate dyvte -o other.yaml",
             )
 
 
@@ -206,4 +204,7 @@ def _entries(path: Path) -> list[Entry]:
 
     with safe_open(os.fspath(path), framework="pt") as file:
         found = json.loads(file.metadata()["entries"])
-    return [Entry(**{**one, "images": tuple(one["images"])}) for one in found]
+    return [
+        Entry(**{**one, "names": tuple(one["names"]), "images": tuple(one["images"])})
+        for one in found
+    ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.profiling.render.content import Section, Sentence, Table
 from mvw_cli.profiling.render.picture import Line, Picture
+from mvw_cli.profiling.render.words import number
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.dyvte_report import Exits, Report
@@ -40,7 +41,7 @@ def sections(report: Report) -> list[Section]:
         "exit",
         "agreement",
         "allowed",
-        "loss",
+        "loss, nats",
         "layers saved",
         "prefill saved",
         "with encoder",
@@ -48,9 +49,9 @@ def sections(report: Report) -> list[Section]:
     exits = Table(
         columns,
         [[name, *_figures(one)] for name, one in ways],
-        "Agreement: next tokens along the answers that stay the likeliest. Loss: over that with "
-        "the vision. Saved: of the layers that read vision; of the language model's prefill FLOPs; "
-        "of those with the vision encoder's.",
+        "Agreement: next tokens along the answers that stay the likeliest. Loss: along the "
+        f"answers; {number(report.found.full_loss_nats)} with the vision. Saved: of the layers "
+        "that read vision; of the language model's prefill FLOPs; of those with the vision encoder's.",
     )
     chosen = Table(
         ["first layer without vision", "questions"],
@@ -62,10 +63,9 @@ def sections(report: Report) -> list[Section]:
         f"trained on {data['training_questions']} on {data['training_images']}."
     )
     said = [Sentence(one, "verdict") for one in report.verdict]
-    warned = [Sentence(one, "warning") for one in report.remarks]
     return [
         Section("gates", "Gates", [Sentence(held), gates]),
-        Section("exits", "Exits", [chosen, exits, *warned, *said]),
+        Section("exits", "Exits", [chosen, exits, *said]),
     ]
 
 
@@ -116,7 +116,7 @@ def _figures(exits: Exits) -> list[str]:
     return [
         _percent(exits.agreement),
         _percent(exits.allowed),
-        _MISSING if exits.loss_ratio is None else f"{exits.loss_ratio:.3f}x",
+        number(exits.loss_nats),
         _percent(exits.layers_saved),
         _MISSING if exits.prefill_saved is None else _percent(exits.prefill_saved),
         _MISSING

@@ -6,27 +6,14 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.options import common_options
-from mvw_cli.cli.profile_options import model_options
+from mvw_cli.cli.calibrate_options import calibrating
 from mvw_cli.cli.remembering import ARGUMENTS, Remembering
 
 _COUNT = click.IntRange(min=1)
 
 
-@click.command("dyvte", cls=Remembering, short_help="Train the gates of dyvte.")
-@click.option("--images", "folder", metavar="DIR", help="Images of a folder.")
-@click.option("--questions", metavar="FILE", help="Images, questions and answers, as `mvw batch`.")
-@click.option("--question", metavar="TEXT", help="Asked of each image that brings none of its own.")
-@click.option("--limit", metavar="N", type=_COUNT, help="Take the first N questions only.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="DIR",
-    default="dyvte",
-    show_default=True,
-    help="Folder for gates, profile, report, pictures, and what it takes to go on.",
-)
-@model_options
+@click.command("dyvte", cls=Remembering, short_help="Train the gates of policy dyvte.")
+@calibrating(limit=500)
 @click.option(
     "--along",
     type=click.Choice(["own", "reference"]),
@@ -97,32 +84,26 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Questions that the model answers at the same time.",
 )
-@click.option(
-    "--allow-pickle", is_flag=True, help="Read pickled weights where there are no others."
-)
-@click.option("--json", "as_json", is_flag=True, help="Write the report as JSON to stdout.")
-@common_options
 @click.pass_context
-def dyvte(
-    context: click.Context,
-    /,
-    profile: str | None,
-    flags: dict[str, object],
-    **options: Any,
-) -> int:
-    """Train the gates of `--policy dyvte` on your own images.
+def dyvte(context: click.Context, /, **options: Any) -> int:
+    """Train the gates that choose the layer of exit for each prompt (DyVTE, arXiv 2411.19628).
 
     Each question is answered with the image, then read again with an exit before every layer. The
-    gates learn where that changes next to nothing. Called again after an interruption, the same
-    command goes on from there; with another --lr or --epochs, only the training is done again.
+    gates learn where an exit changes next to nothing, and are judged on images held out. Without
+    --images and --questions, the embedded model's own scenes are asked.
+
+    Whatever has been done lies beside the profile: after Ctrl-C the same command goes on, and with
+    another --lr, --epochs, --agreement or --loss-ratio only the training is done again.
 
     \b
     Examples:
-      mvw calibrate dyvte --images photos --question "What is on the table?"
-      mvw calibrate dyvte --questions photos.csv --model ORG/NAME -o gates --epochs 50
-      mvw infer photo.jpg "What is on the table?" --profile dyvte/profile.yaml
+      mvw calibrate dyvte --limit 100
+      mvw calibrate dyvte --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
+      mvw calibrate dyvte --questions train.jsonl --profile qwen2.5-vl-7b --epochs 50 -o fast.yaml
     """
-    from mvw_cli.cli.calibrate_dyvte_run import Task, run
+    from mvw_cli.cli.calibrate_dyvte_run import Settings, run
+    from mvw_cli.cli.calibrate_task import Task
 
+    own = {name: options.pop(name) for name in Settings.__dataclass_fields__}
     words = tuple(context.meta[ARGUMENTS])
-    return run(Task(words=words, profile=profile, flags=flags, **options))
+    return run(Task(method="dyvte", words=words, **options), Settings(**own))

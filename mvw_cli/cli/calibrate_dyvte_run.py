@@ -1,4 +1,4 @@
-"""One `mvw calibrate dyvte` from the command line to its folder.
+"""One `mvw calibrate dyvte` from the command line to its files.
 
 Labels, then the training, then the figures. Whatever has been done is on disk when it is
 interrupted, and is not done again.
@@ -6,41 +6,31 @@ interrupted, and is not done again.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mvw_cli.cli.calibrate_dyvte_output import check_folder, check_no_cycle, deliver
+from mvw_cli.cli.calibrate_dyvte_output import GATES, WORK, deliver_gates
+from mvw_cli.cli.calibrate_task import Begun, Task, begin
 from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
-from mvw_cli.cli.libraries import mute_libraries
 from mvw_cli.cli.profile_view import ProfileView
 from mvw_cli.errors import ExitCode, UsageProblem
+from mvw_cli.files import check_writable
+from mvw_cli.profiling.render.words import plural
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.items import Item
-    from mvw_cli.calibrate.dyvte import Begun
+    from mvw_cli.calibrate.dyvte import Known
     from mvw_cli.calibrate.dyvte_labelling import Along
     from mvw_cli.calibrate.dyvte_report import Report
     from mvw_cli.policies.dyvte_gates import Gate
-    from mvw_cli.profiles import Resolved
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What the command line asks for."""
+class Settings:
+    """What the command line asks for, apart from what every search is asked for."""
 
-    words: tuple[str, ...]
-    profile: str | None
-    flags: Mapping[str, object]
-    folder: str | None
-    questions: str | None
-    question: str | None
-    limit: int | None
-    output: str
     along: Along
     agreement: float
     loss_ratio: float
@@ -50,80 +40,74 @@ class Task:
     held_out: float
     gate_dtype: str
     slots: int
-    allow_pickle: bool
-    as_json: bool
 
 
-def run(task: Task) -> int:
+def run(task: Task, settings: Settings) -> int:
     """Train, deliver, and return the exit code.
 
     Raises:
         MvwError: something is missing or wrong; what was done is on disk.
     """
     view = ProfileView()
-    with leaving_at_once(view.last_words):
-        if (task.folder is None) == (task.questions is None):
-            raise UsageProblem(
-                "Give --images DIR or --questions FILE",
-                cause="images come from one place",
-                hint="mvw calibrate dyvte --help",
-            )
-        folder = Path(task.output)
-        check_folder(folder)
-        view.progress("Preparing …")
-        mute_libraries(progress=False)
-        from mvw_cli.profiles import resolve
-
-        resolved = resolve(task.profile, task.flags)
-        check_no_cycle(resolved, folder)
-        items = _items(task, resolved)
-    with finishing_first(view.last_words) as wish:
-        found = _calibrated(task, resolved, items, view, wish)
-    view.done()
+    check_writable(str(task.beside(GATES)), task.help)
+    with TemporaryDirectory(prefix="mvw-calibrate-") as scratch:
+        with leaving_at_once(view.last_words):
+            view.progress("Preparing …")
+            begun = begin(task, Path(scratch))
+            _check(begun, settings)
+        with finishing_first(view.last_words) as wish:
+            try:
+                found = _calibrated(task, settings, begun, view, wish)
+            finally:
+                view.done()
     if found is None:
-        view.note(
-            f"Interrupted: {shlex.join(['mvw', 'calibrate', *task.words])} goes on from here."
-        )
+        view.note("Interrupted: the same command goes on from here.")
         return ExitCode.INTERRUPTED
     report, gates = found
-    deliver(report, gates, folder, resolved, as_json=task.as_json)
-    return ExitCode.OK
+    deliver_gates(task, report, gates)
+    return ExitCode.ITEMS_FAILED if report.data["left_out"] else ExitCode.OK
 
 
-def _items(task: Task, resolved: Resolved) -> list[Item]:
-    from mvw_cli.batch.sources import Source
-    from mvw_cli.calibrate.dyvte_labelling import questions
+def _check(begun: Begun, settings: Settings) -> None:
+    """Refuse to follow references where there are none.
 
-    question = task.question or resolved.profile.prompt.question
-    paths = () if task.folder is None else (task.folder,)
-    source = Source(paths, question=question, questions=task.questions)
-    return questions(source, task.limit, task.along)
+    Raises:
+        UsageProblem: an item has none.
+    """
+    for item in begun.items.items if settings.along == "reference" else ():
+        if not item.reference:
+            raise UsageProblem(
+                f"{', '.join(item.images)} has no reference answer",
+                cause="--along reference follows the answers of the questions file",
+                hint="mvw calibrate dyvte --along own",
+            )
 
 
 def _calibrated(
-    task: Task, resolved: Resolved, items: list[Item], view: ProfileView, wish: Wish
+    task: Task, settings: Settings, begun: Begun, view: ProfileView, wish: Wish
 ) -> tuple[Report, list[Gate]] | None:
     """Do the work; None where the user would not wait for its end."""
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = perf_counter()
-    begun = _labelled(task, resolved, items, view, wish)
-    if begun is None:
+    known = _labelled(task, settings, begun, view, wish)
+    if known is None:
         return None
     labelling_s = perf_counter() - clock
     from mvw_cli.calibrate.dyvte import figures, trained
     from mvw_cli.calibrate.dyvte_parts import split
     from mvw_cli.calibrate.dyvte_training import Training
 
-    training = Training(task.lr, task.epochs, task.batch, resolved.profile.generation.seed)
-    parts = split(begun.table, task.held_out, training.seed, task.agreement, task.loss_ratio)
+    training = Training(settings.lr, settings.epochs, settings.batch, task.seed)
+    parts = split(
+        known.table, settings.held_out, task.seed, settings.agreement, settings.loss_ratio
+    )
     view.stage(f"Training on {len(parts.training)} questions")
     clock = perf_counter()
     gates = trained(
         parts,
         training,
-        Path(task.output) / "work" / "training.safetensors",
-        device=begun.device,
-        dtype=begun.dtype if task.gate_dtype == "model" else task.gate_dtype,
+        task.beside(WORK) / "training.safetensors",
+        device=known.device,
+        dtype=known.dtype if settings.gate_dtype == "model" else settings.gate_dtype,
         progress=lambda done, total, loss: view.progress(
             f"Training: loss {loss:.3f}, batch", done, total
         ),
@@ -131,50 +115,38 @@ def _calibrated(
     )
     if gates is None:
         return None
+    held = str(gates[0][0].dtype).removeprefix("torch.")
     report = figures(
-        begun,
+        known,
         parts,
         gates,
-        resolved,
-        settings={
-            "along": task.along,
-            "agreement": task.agreement,
-            "loss_ratio": task.loss_ratio,
-            "lr": task.lr,
-            "epochs": task.epochs,
-            "batch": task.batch,
-            "held_out": task.held_out,
-            "seed": training.seed,
-            "gate_dtype": str(gates[0][0].dtype).removeprefix("torch."),
-        },
-        command=["mvw", "calibrate", *task.words],
-        started=started,
+        begun.resolved,
+        settings={**asdict(settings), "gate_dtype": held, "seed": task.seed},
+        command=task.command,
+        started=begun.started,
         seconds=(labelling_s, perf_counter() - clock),
     )
     return report, gates
 
 
 def _labelled(
-    task: Task, resolved: Resolved, items: list[Item], view: ProfileView, wish: Wish
-) -> Begun | None:
+    task: Task, settings: Settings, begun: Begun, view: ProfileView, wish: Wish
+) -> Known | None:
     """Load the model and label all questions; the model is gone when this returns."""
     from mvw_cli.calibrate.dyvte import label_all
     from mvw_cli.session import open_session
 
-    profile = resolved.profile
-    view.done()
-    view.loading(profile.model or profile.adapter)
-    with view.making_room():
-        session = open_session(profile, slots=task.slots, allow_pickle=task.allow_pickle)
-    view.loaded()
-    view.stage(f"Labelling {len(items)} questions")
+    profile, items = begun.resolved.profile, begun.items.items
+    view.stage(f"Loading {profile.model or profile.adapter}")
+    session = open_session(profile, slots=settings.slots, allow_pickle=task.allow_pickle)
+    view.stage(f"Labelling {plural(len(items), 'question')}")
     return label_all(
         session,
-        resolved,
+        begun.resolved,
         items,
-        Path(task.output) / "work",
-        along=task.along,
-        together=task.slots,
+        task.beside(WORK),
+        along=settings.along,
+        together=settings.slots,
         progress=lambda done, total: view.progress("Labelling: question", done, total),
         stopping=lambda: wish.to_finish,
     )

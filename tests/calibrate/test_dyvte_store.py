@@ -17,7 +17,7 @@ SETTINGS = {"name": "some/model", "prompt": {"system": None}}
 
 
 def entry(key: str, image: str | None = None) -> Entry:
-    return Entry(key, f"{key}.png", (image or key,), 10, 20, 5)
+    return Entry(key, (f"{key}.png",), "What?", (image or key,), 10, 20, 5)
 
 
 def look(value: float, dtype: torch.dtype = torch.float32) -> Look:
