@@ -51,7 +51,8 @@ def sections(report: Report) -> list[Section]:
         [[name, *_figures(one)] for name, one in ways],
         "Agreement: next tokens along the answers that stay the likeliest. Loss: along the "
         f"answers; {number(report.found.full_loss_nats)} with the vision. Saved: of the layers "
-        "that read vision; of the language model's prefill FLOPs; of those with the vision encoder's.",
+        "that read vision; of the language model's prefill FLOPs; of those with the vision "
+        "encoder's.",
     )
     chosen = Table(
         ["first layer without vision", "questions"],
