@@ -11,6 +11,7 @@ from mvw_cli.cli.options import common_options
 _METHODS: dict[str, str] = {
     "vtw": "mvw_cli.cli.calibrate_vtw:vtw",
     "mvw": "mvw_cli.cli.calibrate_mvw:mvw",
+    "mass": "mvw_cli.cli.calibrate_mass:mass",
     "dyvte": "mvw_cli.cli.calibrate_dyvte:dyvte",
 }
 """By name, the module and attribute of the command: imported when it is looked up."""

@@ -116,7 +116,7 @@ def _session(task: Task, begun: Begun, view: ProfileView) -> Session:
 
 
 def measured(work: Work, what: str, measure: Measure) -> list[dict[str, Any]]:
-    """Go through the items; return what is known of each, in their order.
+    """Go through the items; return what is known of each, in their order, with its `number`.
 
     Raises:
         Stopped: the user has asked for it; what was measured is in the log.
@@ -128,7 +128,7 @@ def measured(work: Work, what: str, measure: Measure) -> list[dict[str, Any]]:
         work.tick()
         work.view.progress(f"{what}, sample", number, len(items))
         try:
-            found.append(_one(work, item, measure))
+            found.append({"number": number, **_one(work, item, measure)})
         except (BadImage, OutOfMemory) as error:
             _leave_out(work, error, error.message, error.cause)
         except ValueError as error:  # nothing to measure in it, as without vision tokens
@@ -167,17 +167,26 @@ def report_of(
     )
 
 
-def _one(work: Work, item: ItemSpec, measure: Measure) -> dict[str, Any]:
+def opened(session: Session, item: ItemSpec) -> tuple[str, Callable[[], Request]]:
+    """Read an item's images; return its key, and what encodes it.
+
+    Raises:
+        BadImage: an image can't be read.
+    """
     from mvw_cli.batch.items import item_key
     from mvw_cli.engine.images import open_image
 
-    session = work.session
     limit = session.loaded.spec.max_pixels
     files = [open_image(path, max_pixels=limit) for path in item.images]
     key = item_key([file.sha256 for file in files], item.question)
+    return key, lambda: session.request([file.image for file in files], item.question)
+
+
+def _one(work: Work, item: ItemSpec, measure: Measure) -> dict[str, Any]:
+    key, encode = opened(work.session, item)
     known = work.log.get(key)
     if known is None:
-        request = session.request([file.image for file in files], item.question)
+        request = encode()
         start = perf_counter()
         values = measure(request, item, work.tick)
         names = [Path(path).name for path in item.images]

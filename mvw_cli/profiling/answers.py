@@ -43,7 +43,7 @@ class Stopped(Exception):
     """Whoever watches has had enough."""
 
 
-class _Unanswerable(Exception):
+class Unanswerable(Exception):
     """Why the control can't be had, as the end of a sentence."""
 
 
@@ -146,8 +146,8 @@ def answer_item(run: Comparing, number: int, asked: Request, item: ItemSpec) -> 
     requests = {name: replace(asked, policy=policy) for name, policy in run.policies.items()}
     if run.control:
         try:
-            requests[NO_IMAGE] = _without_image(run, item.question)
-        except _Unanswerable as error:
+            requests[NO_IMAGE] = without_image(run, item.question)
+        except Unanswerable as error:
             _leave_out_control(run, error)
     if not run.warm:
         _warm_up(run, requests[BASELINE])
@@ -177,11 +177,11 @@ def answer_item(run: Comparing, number: int, asked: Request, item: ItemSpec) -> 
     return Row(given, dict(zip(compare, found, strict=True)), item.reference is not None)
 
 
-def _without_image(run: Comparing, question: str) -> Request:
+def without_image(run: Comparing, question: str) -> Request:
     """Ask the question alone.
 
     Raises:
-        _Unanswerable: the adapter can't encode that, or there is vision in it nevertheless.
+        Unanswerable: the adapter can't encode that, or there is vision in it nevertheless.
         OutOfMemory: the device has no room for it.
     """
     try:
@@ -189,16 +189,16 @@ def _without_image(run: Comparing, question: str) -> Request:
     except OutOfMemory:
         raise
     except Exception as error:  # adapters are made for images, and fail in ways of their own
-        raise _Unanswerable(f"adapter `{run.session.loaded.adapter}`: {one_line(error)}") from error
+        raise Unanswerable(f"adapter `{run.session.loaded.adapter}`: {one_line(error)}") from error
     if request.layout.vision_tokens:
-        raise _Unanswerable(
+        raise Unanswerable(
             f"adapter `{run.session.loaded.adapter}` puts vision tokens into a question without one"
         )
     return replace(request, policy=NoWithdrawal(), settings=run.settings)
 
 
 def _leave_out_control(run: Comparing, error: Exception) -> None:
-    reason = str(error) if isinstance(error, _Unanswerable) else one_line(error)
+    reason = str(error) if isinstance(error, Unanswerable) else one_line(error)
     run.control = False
     run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
 

@@ -75,11 +75,11 @@ def compared(name: str, rows: Sequence[Row]) -> Comparison:
     won = sum(one.correct is True and other.correct is False for one, other in pairs)
     return replace(
         alone,
-        agreement=_agreement(found),
+        agreement=agreement(found),
         kl_nats=summarise([one.mean_kl_nats for one in found]),
         p_value=mcnemar(lost, won) if judged else None,
         same_answer=sum(same(one.answer, other.answer) for one, other in pairs),
-        agreement_interval_95=_agreement_interval(found),
+        agreement_interval_95=agreement_interval(found),
         lost=lost if judged else None,
         won=won if judged else None,
         drop_interval_95=paired_drop(lost, won, len(judged)) if judged else None,
@@ -94,11 +94,12 @@ def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     return None if len(one) == len(other) else min(len(one), len(other)) + 1
 
 
-def _agreement(found: Sequence[Divergence]) -> float:
+def agreement(found: Sequence[Divergence]) -> float:
+    """Part of the next tokens that stay the likeliest, over all tokens of all answers."""
     return sum(sum(one.agrees) for one in found) / sum(len(one.agrees) for one in found)
 
 
-def _agreement_interval(found: Sequence[Divergence]) -> tuple[float, float] | None:
+def agreement_interval(found: Sequence[Divergence]) -> tuple[float, float] | None:
     """Bootstrap the agreement over the answers: tokens of one answer go together."""
     if len(found) < FEWEST:
         return None

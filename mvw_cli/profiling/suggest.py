@@ -125,6 +125,13 @@ def loss_of(answers: Answers, arm: str) -> tuple[float, tuple[float, float]]:
     return loss.share, loss.interval_95
 
 
+def loss_in_words(answers: Answers, arm: str) -> tuple[float, str]:
+    """Compute what an arm loses, as `loss_of`, and tell it as a clause."""
+    arms = {one.name: one for one in answers.arms}
+    loss = _loss(answers, arms[BASELINE], arms[arm])
+    return loss.share, f"{loss.words}: {_told(loss)}"
+
+
 def _can_not_tell(
     answers: Answers, base: Comparison, arms: Mapping[str, Comparison], tolerance: float
 ) -> str | None:

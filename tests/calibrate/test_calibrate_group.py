@@ -14,7 +14,7 @@ Run = Callable[..., Ran]
 HEAVY = {"torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic", "matplotlib"}
 
 
-@pytest.mark.parametrize("words", [[], ["vtw"], ["mvw"]])
+@pytest.mark.parametrize("words", [[], ["vtw"], ["mvw"], ["mass"]])
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\n"
@@ -49,5 +49,5 @@ def test_an_unknown_method_is_refused(mvw: Run) -> None:
 
 def test_the_help_names_every_method(mvw: Run) -> None:
     out = mvw("calibrate", "--help").out
-    for name in ("vtw", "mvw"):
+    for name in ("vtw", "mvw", "mass"):
         assert f"\n  {name} " in out
