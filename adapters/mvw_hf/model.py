@@ -179,7 +179,7 @@ class HuggingFace(Adapter):
 
         None where they form no such grids, or that is not known.
         """
-        return grids_of(loaded.model.config, inputs, tokens)
+        return grids_of(loaded.model.config, loaded.processor, inputs, tokens)
 
     def areas(
         self, loaded: LoadedModel, images: Sequence[Image]

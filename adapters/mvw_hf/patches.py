@@ -6,6 +6,7 @@ into tiles, or puts other tokens among the patches, is not told of here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,15 @@ _RESIZERS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"
 """Image processors that resize the whole picture and may pad it before or crop it after."""
 
 
-def grids_of(config: Any, inputs: Mapping[str, Tensor], tokens: int) -> Grids | None:
+def grids_of(
+    config: Any, processor: Any, inputs: Mapping[str, Tensor], tokens: int
+) -> Grids | None:
     """Tell rows and columns of each image's vision tokens; None where that is not known.
 
     Args:
         tokens: vision tokens in the prompt.
     """
+    settings = _settings(processor)
     if not tokens:
         return ()
     if config.model_type in _MERGED and "image_grid_thw" in inputs:
@@ -38,6 +42,10 @@ def grids_of(config: Any, inputs: Mapping[str, Tensor], tokens: int) -> Grids | 
         found = merged(inputs["image_grid_thw"], (merge, merge))
     elif config.model_type == "llava" and "pixel_values" in inputs:
         found = _squares(config, len(inputs["pixel_values"]))
+    elif config.model_type == "gemma3" and not getattr(settings, "do_pan_and_scan", True):
+        # Patches are pooled square by square, and go row by row (`Gemma3MultiModalProjector`).
+        side = math.isqrt(config.mm_tokens_per_image)
+        found = ((side, side),) * len(inputs["pixel_values"])
     else:
         return None
     return found if sum(rows * columns for rows, columns in found) == tokens else None
@@ -64,7 +72,7 @@ def areas_of(
     """Tell which part of each picture its grid covers; None where that is not known."""
     if config.model_type != "llava":
         return [(0.0, 0.0, 1.0, 1.0)] * len(images)  # scaled to whole patches, each side for itself
-    settings: Any = getattr(processor, "image_processor", None)
+    settings = _settings(processor)
     if not type(settings).__name__.startswith(_RESIZERS) or not settings.do_resize:
         return None
     return [_resized(settings, *image.size) for image in images]
@@ -88,6 +96,11 @@ def _resized(settings: Any, width: int, height: int) -> tuple[float, float, floa
         left, top = (left + right - wide) / 2, (top + bottom - high) / 2
         right, bottom = left + wide, top + high
     return left / width, top / height, right / width, bottom / height
+
+
+def _settings(processor: Any) -> Any:
+    """Find the image processor: of transformers' processors, or of a stand-in."""
+    return getattr(processor, "image_processor", None) or getattr(processor, "images", None)
 
 
 def _side(size: Any, name: str) -> int | None:

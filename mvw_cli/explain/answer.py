@@ -10,7 +10,7 @@ from mvw_cli.profiling.render.svg import safe
 
 def chosen_token(record: Record) -> int:
     """Choose the token that is shown at first: the first one that saw the picture."""
-    seeing = (number for number, step in enumerate(record.steps) if step.weights)
+    seeing = (number for number, step in enumerate(record.steps) if step.looks)
     return next(seeing, 0)
 
 

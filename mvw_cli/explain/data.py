@@ -110,7 +110,7 @@ def document(run: Explained) -> dict[str, Any]:
 
 def shown_layers(record: Record) -> list[int]:
     """Choose the layers whose weights the page holds: all watched ones, where they fit."""
-    seeing = sum(bool(step.weights) for step in record.steps)
+    seeing = sum(bool(step.looks) for step in record.steps)
     fit = MOST_BYTES // max(1, 2 * seeing * record.vision_tokens) - 1
     return spread(record.layers, fit) if fit > 1 else []
 
@@ -120,8 +120,8 @@ def mean_weights(record: Record, token: int) -> Tensor:
     import torch
 
     total = torch.zeros(record.vision_tokens)
-    for weights in record.steps[token].weights.values():
-        total += weights.float()
+    for look in record.steps[token].looks.values():
+        total += look.weights()
     return total / max(1, len(record.layers))
 
 
@@ -134,12 +134,14 @@ def _rows(record: Record, layers: Sequence[int]) -> tuple[dict[str, Any], list[i
     places: list[int | None] = []
     nothing = torch.zeros(record.vision_tokens)
     for token, step in enumerate(record.steps):
-        if not step.weights:
+        if not step.looks:
             places.append(None)
             continue
         places.append(len(scales))
         rows = [mean_weights(record, token)]
-        rows += [step.weights.get(layer, nothing).float() for layer in layers]
+        rows += [
+            step.looks[layer].weights() if layer in step.looks else nothing for layer in layers
+        ]
         for row in rows:
             largest = float(row.max())
             scales.append(largest)

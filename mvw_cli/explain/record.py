@@ -20,20 +20,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What the newest query looked at in one layer, mean over the heads."""
+
+    mass: float
+    """Share of its attention that went to vision tokens."""
+    largest: float
+    """Weight of the vision token that got most."""
+    parts: Tensor
+    """On each vision token, in parts of the largest: tiny weights are many in a large image, and
+    16 bits alone would round them to nothing.  # (N,) float16, on the host"""
+
+    def weights(self) -> Tensor:
+        """The weights themselves.  # (N,) float32"""
+        return self.parts.float() * self.largest
+
+
+def look(weights: Tensor) -> Look:
+    """Keep the weights of one layer.  weights: # (N,) float32"""
+    largest = float(weights.max())
+    return Look(float(weights.sum()), largest, (weights / largest).half().cpu())
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What the query looked at, in the pass that chose one token."""
 
     mass: float | None
     """Part of its attention that went to vision tokens, mean over heads and watched layers; or
     what cross-attention layers added to the stream. None where no vision was left to look at."""
-    weights: Mapping[int, Tensor]
-    """On each vision token, mean over the heads, by layer; layers without vision are not named.
-    # (N,) float16, on the host"""
+    looks: Mapping[int, Look]
+    """By layer; those without vision are not named."""
 
     def at(self, layer: int) -> float | None:
         """Share of the attention that went to vision at one layer; None without any."""
-        found = self.weights.get(layer)
-        return None if found is None else float(found.float().sum())
+        found = self.looks.get(layer)
+        return None if found is None else found.mass
 
 
 @dataclass(slots=True)
@@ -54,17 +76,15 @@ class Record:
     def take(self, view: StepView) -> None:
         """Keep what was looked at for one token."""
         found = {
-            layer: weights.half().cpu()
+            layer: look(weights)
             for layer, weights in (view.weights or {}).items()
             if layer in self.layers and bool(weights.any())
         }
-        if not found:
-            mass = None
-        elif self.measure == "cross-attention":
+        mass = None
+        if found and self.measure == "cross-attention":
             mass = view.mass
-        else:
-            sums = [float(view.weights[layer].sum()) for layer in found] if view.weights else []
-            mass = sum(sums) / len(self.layers)
+        elif found:
+            mass = sum(one.mass for one in found.values()) / len(self.layers)
         self.steps.append(Step(mass, found))
 
 

@@ -20,6 +20,7 @@ from processes import Ran
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec
 from mvw_cli.errors import ExitCode
+from mvw_cli.testing.patch_probe import misplaced
 
 
 def spec_of(folder: Path) -> ModelSpec:
@@ -60,6 +61,15 @@ def test_questions_without_images(loaded: LoadedModel) -> None:
     inputs = adapter.encode(loaded, [], "How many?")
     assert adapter.vision(loaded, inputs).vision_tokens == 0
     assert inputs["input_ids"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("sizes", [[(200, 120)], [(90, 170), (130, 60)]])
+def test_vision_tokens_lie_where_it_says(loaded: LoadedModel, sizes: list[tuple[int, int]]) -> None:
+    """Of most families; those that cut tiles of their own do not tell."""
+    try:
+        assert misplaced(HuggingFace(), loaded, sizes) is None
+    except LookupError:
+        assert loaded.model.config.model_type in ("internvl", "llava_onevision")
 
 
 def test_an_image_that_the_model_refuses(loaded: LoadedModel) -> None:

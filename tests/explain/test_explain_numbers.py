@@ -16,8 +16,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.engine import Request
 from mvw_cli.explain.page import page
+from mvw_cli.explain.record import look
 from mvw_cli.oracle import attention_weights, extended
 from mvw_cli.policies.fastv import FastV
+from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
 from mvw_cli.session import Session
@@ -213,3 +215,23 @@ def test_the_last_token_is_told_of_whatever_ends_the_answer() -> None:
     record, _, short = run_watched(session, stop)
     assert len(record.steps) == len(short) == output.index(output[2]) + 1
     assert record.steps[-1].mass is not None
+
+
+def test_tiny_weights_on_many_tokens_are_kept() -> None:
+    """16,384 tokens share a thousandth: each gets less than 16 bits can tell from nothing."""
+    weights = torch.rand(16_384, generator=torch.Generator().manual_seed(0))
+    weights *= 1e-3 / weights.sum()
+    kept = look(weights)
+    assert kept.mass == pytest.approx(1e-3, rel=1e-5)
+    assert ((kept.weights() - weights).abs() / weights.max()).max() < 1e-3
+
+
+def test_what_a_policy_lets_the_later_layers_see_is_what_is_told() -> None:
+    """Pulse: after its layer, the weights are those among the chosen vision tokens."""
+    session, request = family("llava")
+    data = shown(session, request, Pulse(layer=0, least=0.2, most=0.2))
+    count = request.layout.vision_tokens
+    for token in range(1, len(data["tokens"])):  # the first comes out of the prefill
+        found = [weights_of(data, token, layer) for layer in data["layers"]]
+        seen = [int((one != 0).sum()) for one in found if one is not None]
+        assert seen[0] == count and 0 < seen[1] == seen[2] <= 3

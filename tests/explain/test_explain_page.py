@@ -23,7 +23,7 @@ from mvw_cli.adapter import Patch
 from mvw_cli.equivalence import noise
 from mvw_cli.explain.data import Explained, Mark
 from mvw_cli.explain.page import page
-from mvw_cli.explain.record import Record, Step
+from mvw_cli.explain.record import Record, Step, look
 from mvw_cli.explain.words import percent
 
 PROGRAM = find_browser()
@@ -53,8 +53,7 @@ def made(texts: list[str], weights: list[torch.Tensor | None], **given: Any) -> 
         if one is None:
             steps.append(Step(None, {}))
         else:
-            half = {0: one.half(), 3: one.flip(0).half()}
-            steps.append(Step(float(one.sum()), half))
+            steps.append(Step(float(one.sum()), {0: look(one), 3: look(one.flip(0))}))
     record = Record("attention", 4, (0, 3), (0, 3), steps)
     quarters = [
         Patch(0, column / 2, row / 2, (column + 1) / 2, (row + 1) / 2)
