@@ -165,6 +165,15 @@ def mass_step(average: Sequence[float], threshold: float, patience: int) -> int 
     return None
 
 
+def left(served: Served, step: int, place: float, start: int, end: int, every: int) -> int:
+    """How many tokens annealing leaves after `step` at a layer, `place` being depth times l."""
+    if step >= end:
+        return 0
+    thinned = max(step - start, 0) // every * every
+    share = max(0.0, 1 - thinned / ((end - start) * (1 - place)))
+    return ceil(share * served.tokens - 1e-6)
+
+
 def anneal(start: int, end: int, every: int, depth: float) -> Stepwise:
     """Those with the most attention at the moment of the thinning stay, layer by layer."""
 
@@ -175,11 +184,9 @@ def anneal(start: int, end: int, every: int, depth: float) -> Stepwise:
             if step >= end:
                 return everything(served)
             layers = holding(served, masks)
-            thinned = max(step - start, 0) // every * every
             for place, layer in enumerate(layers):
-                length = (end - start) * (1 - depth * place / max(len(layers) - 1, 1))
-                share = max(0.0, 1 - thinned / length)
-                count = ceil(share * served.tokens - 1e-6)
+                deep = depth * place / max(len(layers) - 1, 1)
+                count = left(served, step, deep, start, end, every)
                 there = ~masks[layer][served.prompt - 1] & ~gone.get(layer, torch.tensor(False))
                 if count >= int(there.sum()):
                     continue
@@ -187,6 +194,26 @@ def anneal(start: int, end: int, every: int, depth: float) -> Stepwise:
                 ranked = sorted(there.nonzero()[:, 0].tolist(), key=lambda n: -float(weights[n]))
                 gone[layer] = torch.ones(served.tokens, dtype=torch.bool)
                 gone[layer][ranked[:count]] = False
+            return gone
+
+        return thin
+
+    return begin
+
+
+def evenly(end: int, every: int, depth: float = 0.5) -> Stepwise:
+    """Those stay that come first when their numbers' bits are read backwards."""
+
+    def begin(served: Served) -> Callable[[int, Masks], Gone]:
+        bits = (served.tokens - 1).bit_length()
+        order = sorted(range(served.tokens), key=lambda n: f"{n:0{bits}b}"[::-1])
+
+        def thin(step: int, masks: Masks) -> Gone:
+            layers, gone = holding(served, masks), {}
+            for place, layer in enumerate(layers):
+                deep = depth * place / max(len(layers) - 1, 1)
+                gone[layer] = torch.ones(served.tokens, dtype=torch.bool)
+                gone[layer][order[: left(served, step, deep, 0, end, every)]] = False
             return gone
 
         return thin

@@ -23,9 +23,11 @@ from policy_rules import (
     at_tags,
     averages,
     downsample,
+    evenly,
     fastv,
     from_layer,
     hesitates,
+    holding,
     look_back,
     masks_of,
     mass_step,
@@ -295,9 +297,7 @@ def test_mass(name: str, kernel: str) -> None:
     layers, steps = plain.subject.vision_layers, set()
     for patience, smoothing in ((1, 1.0), (2, 0.3)):
         average = averages(plain, plain.nothing(), layers, smoothing)
-        threshold = sorted(average)[len(average) // 2] + 1e-4
-        due = mass_step(average, threshold, patience)
-        assert due is not None
+        threshold, due = threshold_of(average, patience)
         policy = Mass(threshold=threshold, patience=patience, smoothing=smoothing, layers=layers)
         served = one(name, policy, attention=kernel)
         [withdrawn] = served.of(Withdrawn)
@@ -305,6 +305,14 @@ def test_mass(name: str, kernel: str) -> None:
         check(served, stepwise=after(due))
         steps.add(due)
     assert max(steps) > 1
+
+
+def threshold_of(average: Sequence[float], patience: int) -> tuple[float, int]:
+    """A threshold under which the average is long enough in the middle of an output; the step."""
+    steps = {one + 1e-4: mass_step(average, one + 1e-4, patience) for one in average}
+    due = {threshold: step for threshold, step in steps.items() if step is not None}
+    threshold = min(due, key=lambda one: abs(due[one] - len(average) / 2))
+    return threshold, due[threshold]
 
 
 @each_kernel
@@ -322,21 +330,9 @@ def test_anneal_by_attention(name: str, kernel: str) -> None:
     assert [event.complete for event in served.of(Withdrawn)][-1]
 
 
-def test_anneal_evenly() -> None:
-    """The first of n = 0, 8, 4, 12, 2, … stay of 16."""
-    order = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15]
-
-    served = one("llava", Anneal(start=0, end=8, every=1, depth=0, by="even"))
-
-    def stepped(served: Served) -> Any:
-        def gone(step: int, masks: Masks) -> dict[int, Tensor]:
-            unseen = torch.ones(16, dtype=torch.bool)
-            unseen[order[: max(0, 16 - 2 * step)]] = False
-            return dict.fromkeys(masks, unseen)
-
-        return gone
-
-    check(served, stepwise=stepped)
+@each_subject
+def test_anneal_evenly(name: str) -> None:
+    check(one(name, Anneal(end=9, every=2, by="even")), stepwise=evenly(9, 2))
 
 
 # -- looking back ---------------------------------------------------------------------------------
@@ -453,6 +449,38 @@ def test_composed(name: str) -> None:
     check(served, stepwise=after(5), in_step=pulse(first, 1.0, 0.1, 0.6))
     served = one(name, stacked([Downsample(keep=0.5), Anneal(end=9, every=2)]))
     check(served, [downsample(0, 0.5)], anneal(0, 9, 2, 0.5))
+
+
+@each_subject
+def test_composed_with_what_watches_the_attention(name: str) -> None:
+    """Where another policy has thinned the vision out, only what is left is seen and counted."""
+    chosen = subject(name)
+    last = late(chosen)
+    for before, in_prefill in ((Vtw(layer=last), vtw(last)), (Random(keep=0.5), None)):
+        rules = [in_prefill or drawn(Random(keep=0.5))]
+        plain = one(name, before)
+        masks = masks_of(plain, rules)
+        average = averages(plain, masks, holding(plain, masks), 0.3)
+        threshold, due = threshold_of(average, 2)
+        served = one(name, stacked([before, Mass(threshold=threshold, patience=2)]))
+        [withdrawn] = served.of(Withdrawn)
+        assert withdrawn.step == due
+        check(served, rules, after(due))
+        served = one(name, stacked([before, Anneal(end=9, every=2)]))
+        check(served, rules, anneal(0, 9, 2, 0.5))
+
+
+@each_with_words
+def test_thinning_out_and_looking_back(name: str) -> None:
+    """What would have been thinned out meanwhile goes with the rest when the look is over."""
+    tag, _ = WORDS[name]
+    policy = stacked([Anneal(end=9, every=2, by="even"), LookBack(tag=tag, steps=3)])
+    served = written(name, policy, {3: tag, 11: tag})
+    check(served, stepwise=look_back(evenly(9, 2), writes(tag), 3))
+    assert [event.step for event in served.of(Restored)] == [3, 11]
+    withdrawn = served.of(Withdrawn)
+    assert [event.step for event in withdrawn] == [2, 6, 8, 9, 14]
+    assert [event.complete for event in withdrawn] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("steps", [2, None])
