@@ -227,6 +227,13 @@ class WithdrawalPolicy(ABC):
             return f"{self.name} must come before {modifier}, which changes what it says"
         return None
 
+    def gone_after(self) -> int | None:
+        """Say after how many tokens no vision is left for certain; None if that is not known.
+
+        Memory is reckoned with it before anything has run.
+        """
+        return None
+
     def describe(self) -> str:
         """Say in a few words what the policy does, as `m=16` or `at </CAPTION>`."""
         return repr(self)

@@ -26,7 +26,7 @@ from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import Event, Failed, Finished, Request, Token
-from mvw_cli.errors import OutOfMemory
+from mvw_cli.errors import ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 from mvw_cli.units import readable_bytes
@@ -208,7 +208,10 @@ class Server:
                 events = slots.admit(job.encoded.request)
                 break
             except Exception as error:
-                if isinstance(error, NotExact) or lost_device(error):
+                # A policy that asks for a layer which the model lacks, or for gates of another
+                # model, would fail with every item: it is the run that can't be.
+                wrong = job.encoded is not None and isinstance(error, UsageProblem | ModelProblem)
+                if wrong or isinstance(error, NotExact) or lost_device(error):
                     raise
                 if _lacks_memory(error) and retry:
                     continue

@@ -85,7 +85,7 @@ def survey(
             text_tokens=question,
             vision_tokens=median,
             new_tokens=generation_settings(profile).max_new_tokens,
-            withdrawn_after=getattr(policy, "m", None),
+            withdrawn_after=policy.gone_after(),
         ),
         dtype if dtype in DTYPE_BYTES else "float32",
     )

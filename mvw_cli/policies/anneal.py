@@ -87,6 +87,9 @@ class Anneal(WithdrawalPolicy):
         thinned = max(step - self.start, 0) // self.every * self.every
         return max(0.0, 1 - thinned / ((self.end - self.start) * (1 - self.depth * place)))
 
+    def gone_after(self) -> int | None:
+        return self.end
+
     def signals(self, layers: tuple[int, ...]) -> Signals:
         return Signals(weights=layers) if self.by == "attention" else Signals()
 

@@ -122,6 +122,9 @@ class Mvw(WithdrawalPolicy):
             if view.text.count(tags[number]) >= tags[: number + 1].count(tags[number])
         }
 
+    def gone_after(self) -> int | None:
+        return self.max if self.m is None else self.m
+
     def describe(self) -> str:
         parts = [] if self.m is None else [f"after {self.m} tokens"]
         if isinstance(self.until, str):

@@ -93,6 +93,12 @@ class Stack(WithdrawalPolicy):
         found = [policy.attending_layer(layers) for policy in self.policies]
         return next((one for one in found if one is not None), None)
 
+    def gone_after(self) -> int | None:
+        if any(policy.modifies for policy in self.policies):
+            return None
+        known = [policy.gone_after() for policy in self.policies]
+        return min((one for one in known if one is not None), default=None)
+
     def describe(self) -> str:
         return ", then ".join(policy.describe() for policy in self.policies)
 

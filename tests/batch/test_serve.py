@@ -21,9 +21,14 @@ from mvw_cli.batch.serve import RECOVERY
 from mvw_cli.engine import summarise
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.slots import Slots
-from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory
+from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, UsageProblem
+from mvw_cli.policies.anneal import Anneal
+from mvw_cli.policies.look_back import LookBack
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policies.pulse import Pulse
+from mvw_cli.policies.stack import Stack
+from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import Decide, StepView
 
 ROW = 2 * 2 * 8 * 4 * 128
@@ -71,11 +76,21 @@ def out_of_memory(*args: object) -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 …")
 
 
+POLICIES = (
+    Mvw(m=4),
+    NoWithdrawal(),
+    Stack((Vtw(layer=1), Mvw(m=6))),
+    Stack((Mvw(m=2), LookBack(entropy=0.0, steps=2))),
+    Anneal(end=8, every=2),
+    Pulse(layer=0, most=0.5),
+)
+
+
 # --- scheduling ---
 
 
 @pytest.mark.parametrize("slots", [1, 3, 16])
-@pytest.mark.parametrize("policy", [Mvw(m=4), NoWithdrawal()])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_answers_are_those_of_one_at_a_time(tiny: LoadedModel, slots: int, policy: Any) -> None:
     bench, items = Bench(tiny, policy), work(10, images=2)
     expected = one_at_a_time(bench, items)
@@ -222,7 +237,13 @@ def short_sighted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("policy", "budget"),
-    [(Mvw(m=4), 10_000), (NoWithdrawal(), 10_000), (NoWithdrawal(), 20_000)],
+    [
+        (Mvw(m=4), 10_000),
+        (NoWithdrawal(), 10_000),
+        (NoWithdrawal(), 20_000),
+        (Stack((Mvw(m=2), LookBack(entropy=0.0, steps=2))), 20_000),
+        (Anneal(end=8, every=2), 20_000),
+    ],
 )
 def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
     tiny: LoadedModel, short_sighted: None, budget: int, policy: Any
@@ -564,6 +585,11 @@ def test_a_policy_that_raises_fails_its_own_request(tiny: LoadedModel, at: int) 
 
 
 # --- what ends the run ---
+
+
+def test_a_layer_that_the_model_lacks_ends_the_run(tiny: LoadedModel) -> None:
+    with pytest.raises(UsageProblem, match="layer"):
+        Bench(tiny, Vtw(layer=99)).serve(work(3), Limits(2))
 
 
 @pytest.mark.parametrize("where", ["admit", "step"])
