@@ -116,9 +116,14 @@ def _bits(begun: Begun) -> int | None:
 
 def with_bounds(cell: Cell, case: Case) -> Cell:
     """Put its bound beside each arm of a cell."""
+    from mvw_cli.profiling.attending import part_of
     from mvw_cli.profiling.bound import arm_bound
+    from mvw_cli.profiling.report import BASELINE
 
-    arms = [
-        replace(arm, bound=arm_bound(case, cell.batch, arm.withdrawn_after)) for arm in cell.arms
-    ]
+    never = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
+    arms = []
+    for arm in cell.arms:
+        part = part_of(arm.vision, never) if arm.vision and never else None
+        bound = arm_bound(case, cell.batch, arm.withdrawn_after, part)
+        arms.append(replace(arm, bound=bound))
     return replace(cell, arms=arms)

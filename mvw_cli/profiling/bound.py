@@ -11,24 +11,56 @@ from dataclasses import replace
 
 from mvw_cli.cost import DTYPE_BYTES, weight_bytes
 from mvw_cli.decode_bound import MATTERS
+from mvw_cli.profiling.attending import Part
 from mvw_cli.profiling.case import Case, ratio
 from mvw_cli.profiling.plan_verdict import plan_verdicts
-from mvw_cli.profiling.report import ArmBound, BatchBound, Plan
+from mvw_cli.profiling.report import ArmBound, BatchBound, Plan, PrefillBound
 
+_SAME = 1e-9
+"""Relative difference up to which means of counts are the same."""
 _ONE_BY_ONE = 256
 _MOST_SEQUENCES = 1 << 20
 _MOST_VISION = 1 << 24
 
 
-def arm_bound(case: Case, batch: int, withdrawn_after: int | None) -> ArmBound:
+def arm_bound(
+    case: Case, batch: int, withdrawn_after: int | None, part: Part | None = None
+) -> ArmBound:
     """Bound one arm of a measurement.
 
     Args:
         withdrawn_after: tokens generated before the withdrawal; None for an arm that keeps the
             vision to the end, whose speed-up is 1.
+        part: of the baseline's vision that the arm has read; where it is not told, all until the
+            withdrawal and none after it.
     """
     before, after = case.steps(batch, case.middle)
-    return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after))
+    if part is None:
+        return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after))
+    prefill = _prefill_bound(case, part)
+    if _all_or_none(part.steps, withdrawn_after):
+        return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after), prefill)
+    # Which layers lose their last vision token while decoding, nobody tells.
+    layers = None if part.withdraws else sum(one > 0 for one in part.prefill) / len(part.prefill)
+    fewest = min(part.steps[1:], default=1.0)
+    after = case.step_with_part(batch, case.middle, fewest, layers)
+    return ArmBound(before, after, case.speedup_with_parts(batch, part.steps, layers), prefill)
+
+
+def _all_or_none(steps: Sequence[float], withdrawn_after: int | None) -> bool:
+    """Whether a step sees all vision until the withdrawal, and none after it."""
+    seen = len(steps) if withdrawn_after is None else withdrawn_after
+    return all(abs(one - (place < seen)) < _SAME for place, one in enumerate(steps[1:], start=1))
+
+
+def _prefill_bound(case: Case, part: Part) -> PrefillBound:
+    whole, seconds = case.prefill_flops(), case.prefill_seconds()
+    if min(part.prefill) >= 1 - _SAME:
+        return PrefillBound(whole, 1.0, seconds, 1.0)
+    read = [round(one * case.vision_tokens) for one in part.prefill]
+    flops, own = case.prefill_flops(read), case.prefill_seconds(read)
+    gain = ratio(whole, flops) if seconds is None or own is None else ratio(seconds, own)
+    return PrefillBound(flops, flops / whole, own, gain)
 
 
 def make_plan(

@@ -7,7 +7,7 @@ leaves `m - 1` steps with the vision. It does not know what is concluded from th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mvw_cli.cost import Shape, weight_bytes
@@ -71,6 +71,28 @@ class Case:
             self._bound(moved.weight_bytes_after, moved.kv_bytes_after, without),
         )
 
+    def step_with_part(
+        self, batch: int, text: int, part: float, layers: float | None = None
+    ) -> StepBound:
+        """Bound a step that attends to a part of the vision, mean over the layers.
+
+        Args:
+            part: 1 is all of it, 0 none.
+            layers: part of the layers that hold any, which cross-attention layers' weights go by;
+                `part` itself without it, as it can't be less.
+        """
+        whole, none = self.steps(batch, text)
+        held = part if layers is None else layers
+        gone = self.flops.cross_attention if self.keep_mlp else self.flops.cross
+        # Where vision lies beside the sequence, a layer without any computes nothing else.
+        fixed = 2.0 * batch * gone if self._beside and self.vision_tokens else 0.0
+        attended = whole.flops - none.flops - fixed
+        return self._bound(
+            round(none.weight_bytes + held * (whole.weight_bytes - none.weight_bytes)),
+            round(none.kv_bytes + part * (whole.kv_bytes - none.kv_bytes)),
+            none.flops + held * fixed + part * attended,
+        )
+
     def _bound(self, weight_bytes: int, kv_bytes: int, flops: float) -> StepBound:
         seconds = None
         if self.device is not None:
@@ -87,16 +109,36 @@ class Case:
         """Bound the speed-up of all decode steps of an answer, those before the withdrawal too.
 
         Args:
-            withdrawn_after: tokens generated before the withdrawal, 1 or more; None for never.
+            withdrawn_after: tokens generated before the withdrawal, 0 where the prefill has left
+                no vision; None for never.
         """
         last = self.new_tokens - 1
         if withdrawn_after is None or last < 1:
             return 1.0
-        seen = min(withdrawn_after - 1, last)
+        seen = max(0, min(withdrawn_after - 1, last))
         never = self._total(batch, 1, last, withdrawn=False)
         withdrawn = self._total(batch, 1, seen, withdrawn=False)
         withdrawn += self._total(batch, seen + 1, last, withdrawn=True)
         return ratio(never, withdrawn)
+
+    def speedup_with_parts(
+        self, batch: int, parts: Sequence[float], layers: float | None = None
+    ) -> float:
+        """Bound the speed-up of all decode steps of an answer that attends to part of the vision.
+
+        Args:
+            parts: by generated token, as `step_with_part`; the first comes out of the prefill.
+            layers: as in `step_with_part`.
+        """
+        last = min(len(parts), self.new_tokens) - 1
+        if last < 1:
+            return 1.0
+        text = self.question_tokens
+        taken = sum(
+            cost(self.step_with_part(batch, text + step, parts[step], layers))
+            for step in range(1, last + 1)
+        )
+        return ratio(self._total(batch, 1, last, withdrawn=False), taken)
 
     def _total(self, batch: int, first: int, last: int, *, withdrawn: bool) -> float:
         """Add up the cost of steps `first` to `last` of the answer."""
@@ -112,8 +154,7 @@ class Case:
                 return 0.0
             return self.steps(batch, text + step)[withdrawn].flops / self.device.flops_per_s
 
-        beside = any(layer.cross for layer in self.shape.layers)
-        before = text + (0 if beside or withdrawn else self.vision_tokens)
+        before = text + (0 if self._beside or withdrawn else self.vision_tokens)
         windows = {layer.window for layer in self.shape.layers if layer.window is not None}
         # Where a window is full, what it adds with each step changes to nothing.
         bends = sorted({size - before - off for size in windows for off in (1, 0)})
@@ -128,21 +169,31 @@ class Case:
     def _bandwidth(self) -> float:
         return self.device.bandwidth_bytes_per_s if self.device is not None else 1.0
 
-    def prefill_flops(self) -> float:
-        """Count the FLOPs of reading one prompt."""
-        return self.flops.prefill(self.question_tokens, self.vision_tokens)
+    def prefill_flops(self, read: Sequence[int] | None = None) -> float:
+        """Count the FLOPs of reading one prompt.  read: as in `Flops.prefill`"""
+        return self.flops.prefill(
+            self.question_tokens, self.vision_tokens, read, keep_mlp=self.keep_mlp
+        )
 
-    def prefill_seconds(self) -> float | None:
-        """Bound the time of reading one prompt; None without a device."""
+    def prefill_seconds(self, read: Sequence[int] | None = None) -> float | None:
+        """Bound the time of reading one prompt; None without a device.  read: as above"""
         if self.device is None:
             return None
-        beside = any(layer.cross for layer in self.shape.layers)
-        sequence = self.question_tokens + (0 if beside else self.vision_tokens)
+        fewest = self.vision_tokens if read is None else min(read, default=0)
+        sequence = self.question_tokens + (0 if self._beside else fewest)
         weights = self.shape.weights
-        read = weights.read(sequence) + (weights.vision if self.vision_tokens else 0)
-        part = read / weights.total  # what is read is taken to be as much quantised as the rest
+        passed = weights.read(sequence) + (weights.vision if self.vision_tokens else 0)
+        if read is not None and self._beside:
+            skipped = weights.cross_attention if self.keep_mlp else weights.cross
+            passed -= skipped * sum(not states for states in read) / len(read)
+        part = passed / weights.total  # what is read is taken to be as much quantised as the rest
         moving = part * weight_bytes(weights, self.dtype, self.bits) / self._bandwidth
-        return max(moving, self.prefill_flops() / self.device.flops_per_s)
+        return max(moving, self.prefill_flops(read) / self.device.flops_per_s)
+
+    @property
+    def _beside(self) -> bool:
+        """Whether vision lies beside the sequence."""
+        return any(layer.cross for layer in self.shape.layers)
 
 
 def cost(bound: StepBound) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from mvw_cli.engine.types import Finished
-from mvw_cli.profiling import moments
+from mvw_cli.profiling import attending, moments
 from mvw_cli.profiling.energy import per_token
 from mvw_cli.profiling.report import Arm, Memory, Mode, Phases
 from mvw_cli.profiling.run import Run, Step
@@ -48,6 +48,7 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
         joules_per_token=_joules(runs),
         ratios={} if baseline is None else ratios(runs, baseline),
         bound=None,
+        vision=attending.vision([run.events for run in runs]),
     )
 
 

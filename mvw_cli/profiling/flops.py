@@ -7,6 +7,8 @@ lookups, below a hundredth in models of a billion weights, are not. It knows no 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +18,7 @@ from mvw_cli.profiling.tower import Tower, tower_of
 if TYPE_CHECKING:
     from mvw_cli.adapter import Adapter
 
+_LAYER = re.compile(r"layers\.(\d+)\.")
 Latent = Literal["compressed", "expanded"]
 """How a decode step reads the latents of MLA: as they lie in the cache, or expanded to keys and
 values of all heads first, as transformers does by itself."""
@@ -75,9 +78,25 @@ class Flops:
     """Those of `cross` in the attention itself."""
     cross_states: int
     """Weights of cross-attention layers that a vision state goes through, once."""
+    token_by_layer: tuple[int, ...] = ()
+    """Those of `token`, layer by layer; empty: as many in each."""
 
-    def prefill(self, text: int, vision: int) -> float:
-        """Count the FLOPs of reading one prompt: its image, and `text` tokens around it."""
+    def prefill(
+        self,
+        text: int,
+        vision: int,
+        read: Sequence[int] | None = None,
+        *,
+        keep_mlp: bool = False,
+    ) -> float:
+        """Count the FLOPs of reading one prompt: its image, and `text` tokens around it.
+
+        Args:
+            read: vision tokens that each layer reads, of those that hold any; all without it.
+            keep_mlp: as in `step`, of layers that read none.
+        """
+        if read is not None and vision:
+            return self._prefill_by_layer(text, vision, read, keep_mlp)
         beside = self._beside(vision)
         sequence = text + vision - beside
         looked = self.tower.flops(vision) if self.tower is not None else 0.0
@@ -86,6 +105,29 @@ class Flops:
         if beside:
             linear += self.cross * sequence
         pairs = sum(_pairs(layer, sequence, states) for layer in self.shape.layers)
+        return looked + 2.0 * linear + float(self.heads.pair * pairs)
+
+    def _prefill_by_layer(
+        self, text: int, vision: int, read: Sequence[int], keep_mlp: bool
+    ) -> float:
+        layers = self.shape.layers
+        looked = self.tower.flops(vision) if self.tower is not None else 0.0
+        linear, pairs = float(self.head), 0
+        if self._beside(vision):
+            made = self.tower.made(vision) if self.tower is not None else vision
+            linear += self.token * text
+            pairs += sum(_pairs(layer, text, 0) for layer in layers if not layer.cross)
+            for states in read:
+                seen = states + made - vision if states else 0  # padding is read along
+                through = self.cross if states else (self.cross - self.cross_attention) * keep_mlp
+                linear += (through * text + self.cross_states * seen) / len(read)
+                pairs += text * seen
+        else:
+            each = self.token_by_layer or (self.token / len(layers),) * len(layers)
+            linear += (self.token - sum(each)) * (text + vision)
+            for layer, weights, some in zip(layers, each, read, strict=True):
+                linear += weights * (text + some)
+                pairs += _pairs(layer, text + some, 0)
         return looked + 2.0 * linear + float(self.heads.pair * pairs)
 
     def step(
@@ -146,8 +188,16 @@ def flops_of(adapter: Adapter, config: Any, shape: Shape | None = None) -> Flops
     crossed = [f"layers.{number}." for number, layer in enumerate(shape.layers) if layer.cross]
     looked_up = {id(p) for p in decoder.get_input_embeddings().parameters()}
     token = cross = cross_attention = cross_states = 0
+    weights = shape.weights
+    taken = weights.experts_per_token / weights.experts_total
+    by_layer = [0.0] * len(shape.layers)
     for name, parameter in decoder.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in looked_up or ".experts." in f".{name}":
+        if parameter.ndim < 2 or id(parameter) in looked_up:
+            continue
+        routed, number = ".experts." in f".{name}", _LAYER.match(name)
+        if number is not None:
+            by_layer[int(number[1])] += parameter.numel() * (taken if routed else 1)
+        if routed:
             continue
         if not name.startswith(tuple(crossed)):
             token += parameter.numel()
@@ -156,17 +206,16 @@ def flops_of(adapter: Adapter, config: Any, shape: Shape | None = None) -> Flops
         else:
             cross += parameter.numel()
             cross_attention += parameter.numel() if ".cross_attn." in name else 0
-    weights = shape.weights
-    routed = weights.experts * weights.experts_per_token // weights.experts_total
     return Flops(
         shape=shape,
         tower=tower_of(model) if getattr(model.config, "vision_config", None) else None,
         heads=_heads(model.config.get_text_config()),
-        token=token + routed,
+        token=token + weights.experts * weights.experts_per_token // weights.experts_total,
         head=head.weight.numel() if head is not None else 0,
         cross=cross,
         cross_attention=cross_attention,
         cross_states=cross_states,
+        token_by_layer=() if crossed else tuple(map(round, by_layer)),
     )
 
 

@@ -131,6 +131,30 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Vision:
+    """What of the image an arm holds and looks at.
+
+    Layers are those that hold vision tokens where nothing is withdrawn.
+    """
+
+    attended: Summary
+    """Vision tokens that a generated token's query attends to: of each answer the mean over its
+    tokens and over the layers."""
+    attended_along: list[float]
+    """The same by generated token, mean over the answers that got so far; the first is that of the
+    prompt's last token."""
+    held_by_layer: list[float]
+    """Vision tokens in the KV cache after the prefill, layer by layer, mean over the answers."""
+    entries_held: float
+    """Sum of these over the layers."""
+    withdrawals: float
+    """Of an answer while it is decoded, on average; more than 1 where the vision goes bit by bit or
+    comes back."""
+    look_backs: float
+    """How often vision comes back in an answer, on average."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepBound:
     """What a decode step must move and compute, and the time that this takes at the least."""
 
@@ -142,15 +166,31 @@ class StepBound:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillBound:
+    """What reading a prompt must compute, by the vision tokens that each layer reads."""
+
+    flops: float
+    share: float
+    """Of the FLOPs of `never`."""
+    seconds: float | None
+    """As in `StepBound`."""
+    speedup: float
+    """The largest speed-up of the time to first token against `never`: of the seconds, or of the
+    FLOPs without a calibration."""
+
+
+@dataclass(frozen=True, slots=True)
 class ArmBound:
     """Bounds of one arm at one batch, over its whole output."""
 
     before: StepBound
-    """A step with the vision tokens, at the middle of the output."""
+    """A step with all vision tokens, at the middle of the output."""
     after: StepBound
-    """A step without them."""
+    """A step without them; where an arm attends to some of them throughout, with the fewest that it
+    does."""
     speedup: float
     """The largest speed-up of all decode steps of the answer against `never`, by these bounds."""
+    prefill: PrefillBound | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +228,8 @@ class Arm:
     `answer`; empty for the baseline itself. Of `tpot` the medians of each run are compared, of
     `tokens_per_s` the means."""
     bound: ArmBound | None
+    vision: Vision | None = None
+    """None for an arm without any vision tokens."""
 
 
 @dataclass(frozen=True, slots=True)

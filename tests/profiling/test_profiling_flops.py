@@ -14,6 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mvw_cli.adapter import LoadedModel, ModelSpec
+from mvw_cli.cost import CacheLayer
+from mvw_cli.engine import Engine, GenerationSettings, Request
+from mvw_cli.engine.types import Prefilled
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policies.random import Random
+from mvw_cli.policies.vtw import Vtw
+from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiling.flops import Flops, flops_of
 
 WITHIN = 0.01
@@ -134,3 +142,74 @@ def test_a_second_image_is_looked_at_apart() -> None:
     assert tower is not None and tower.states == 4 * 5
     assert tower.flops(1) == tower.flops(20) > 0
     assert tower.flops(21) == tower.flops(40) == 2 * tower.flops(20)
+
+
+def layered(family: Family, policy: WithdrawalPolicy) -> tuple[int, tuple[int, ...]]:
+    """Prefill a prompt under a policy: what the counter finds, and what each layer has read."""
+    inputs = family.prompt(2)
+    request = Request("0", inputs, family.layout(inputs), policy, GenerationSettings())
+    loaded = LoadedModel("test", "tiny", eager(family), None, ModelSpec())
+    engine = Engine(loaded, attention="eager")
+    with engine.serving() as slots, FlopCounterMode(display=False) as counter:
+        events = slots.admit(request)
+    [prefilled] = [event for event in events if isinstance(event, Prefilled)]
+    return counter.get_total_flops(), prefilled.vision_by_layer
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "policy",
+    [Vtw(layer=1), Vtw(layer=2), Random(layer=1, keep=0.5)],
+    ids=lambda policy: policy.describe(),
+)
+def test_a_prefill_that_loses_vision_is_what_the_counter_finds(
+    family: Family, policy: WithdrawalPolicy
+) -> None:
+    """Against a prefill without withdrawal: what both compute alike cancels out."""
+    flops = flops_of(HuggingFace(), build(family).config)
+    text, vision = layout(family, family.prompt(2))
+    whole, everything = layered(family, NoWithdrawal())
+    found, by_layer = layered(family, policy)
+    if family.name == "gemma3":  # its window has let go of some by then
+        by_layer = tuple(vision if one == all_ else round(vision * policy_part(policy))
+                         for one, all_ in zip(by_layer, everything, strict=True))  # fmt: skip
+    fewer = 0
+    if family.name != "mllama":
+        rows = [text + some for some in by_layer]
+        sequence = text + vision
+        for layer, some in zip(flops.shape.layers, rows, strict=True):
+            fewer += forbidden(layer, sequence) - forbidden(layer, some)
+    mine = flops.prefill(text, vision) - flops.prefill(text, vision, by_layer)
+    assert mine > 0
+    assert mine + flops.heads.pair * fewer == pytest.approx(whole - found, rel=WITHIN)
+
+
+def policy_part(policy: WithdrawalPolicy) -> float:
+    return getattr(policy, "keep", 0.0)
+
+
+def forbidden(layer: CacheLayer, sequence: int) -> int:
+    """Pairs of a token and an entry that it may not see."""
+    window = layer.window or sequence
+    return sequence**2 - sum(min(n, window) for n in range(1, sequence + 1))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_prefill_of_which_nothing_is_lost_is_the_whole(family: Family) -> None:
+    flops = flops_of(HuggingFace(), build(family).config)
+    cross = sum(layer.cross for layer in flops.shape.layers)
+    for vision in (0, 20):
+        layers = [vision] * (cross or len(flops.shape.layers))
+        assert flops.prefill(9, vision, layers) == pytest.approx(flops.prefill(9, vision))
+    assert sum(flops.token_by_layer) <= flops.token
+
+
+def test_a_cross_attention_layer_that_reads_nothing_computes_its_mlp_or_nothing() -> None:
+    family = next(family for family in FAMILIES if family.name == "mllama")
+    model = build(family)
+    flops = flops_of(HuggingFace(), model.config)
+    layer = model.get_decoder().layers[1]
+    mlp = sum(p.numel() for p in layer.mlp.parameters() if p.ndim > 1)
+    skip, keep = flops.prefill(9, 20, [20, 0]), flops.prefill(9, 20, [20, 0], keep_mlp=True)
+    assert keep - skip == 2 * mlp * 9
+    assert flops.prefill(9, 20, [20, 20]) == flops.prefill(9, 20)
