@@ -51,7 +51,7 @@ def _looked(run: Explained, chosen: int) -> str:
     """The pictures, and what belongs to them."""
     places = run.patches is not None and any(one is not None for one in run.patches)
     hide = (
-        '<label class="switch"><input type="checkbox" id="plain"> the picture alone</label>'
+        '<label class="switch"><input type="checkbox" id="plain"> picture alone</label>'
         if places
         else ""
     )
@@ -60,8 +60,8 @@ def _looked(run: Explained, chosen: int) -> str:
         for place, layer in enumerate(shown_layers(run.record))
     )
     select = (
-        '<label class="needs-script">Layers <select id="layer">'
-        f'<option value="0">{safe(legend(run.record).layers)}</option>{layers}</select></label>'
+        '<select id="layer" class="needs-script" aria-label="Layers">'
+        f'<option value="0">{safe(legend(run.record).layers)}</option>{layers}</select>'
     )
     unknown = (
         ""
@@ -74,8 +74,10 @@ def _looked(run: Explained, chosen: int) -> str:
         f'{pictures_html(run, chosen)}<p id="says" aria-live="polite">{says(run, chosen)}</p>\n'
         f"{unknown}"
         f'<div class="controls">{hide}{select}'
-        '<span class="needs-script"><button type="button" id="back">‹ token</button> '
-        '<button type="button" id="next">token ›</button></span></div>\n</section>\n'
+        '<span class="needs-script steps">'
+        '<button type="button" id="back" aria-label="Token before">‹</button> '
+        '<button type="button" id="next" aria-label="Next token">›</button></span></div>\n'
+        "</section>\n"
     )
 
 
@@ -86,8 +88,8 @@ def _answered(run: Explained, chosen: int) -> str:
         f'<div class="scale"><span class="ramp" aria-hidden="true"></span><p>{safe(told.colour)}'
         "</p></div>\n"
         f"{answer_html(run, chosen)}"
-        '<p class="soft needs-script">Choose a token by a click or a tap, or with the arrow keys.'
-        "</p>\n"
+        '<p class="soft needs-script">Choose a token by a click or a tap, with the arrow keys, or '
+        "with ‹ and ›.</p>\n"
         '<noscript><p class="soft">Without JavaScript the heat map is that of the framed token. '
         "All shares are in the table below.</p></noscript>\n</section>\n"
     )

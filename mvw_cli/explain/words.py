@@ -75,8 +75,8 @@ def measured(run: Explained) -> list[str]:
     numbers = ", ".join(map(str, record.layers)) or "none"
     lines = [
         "For each generated token: the attention of the newest query in the very forward pass that "
-        "chose it, mean over the heads, computed beside the kernel that served it. The tokens are "
-        "those of the run without this page.",
+        "chose it, which is the query of the token before it; mean over the heads, computed beside "
+        "the kernel that served it. The tokens are those of the run without this page.",
         f"Watched layers: {numbers}. Vision tokens: {record.vision_tokens}. A layer that holds no "
         "vision any more counts as 0 in the mean.",
     ]
