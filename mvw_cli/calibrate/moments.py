@@ -43,6 +43,22 @@ def row_from_dict(values: Mapping[str, Any], reference: str | None) -> Row:
     return Row(given, found, reference is not None)
 
 
+def row_in_short(row: Row) -> dict[str, Any]:
+    """Tell of one item what a reader of the report wants, by arm."""
+    told = {}
+    for arm, given in row.given.items():
+        found = row.divergence.get(arm)
+        told[arm] = {
+            "answer": given.answer,
+            "correct": given.correct,
+            "generated_tokens": len(given.token_ids),
+            "tokens_with_vision": _seen(row, arm),
+            "agreement": None if found is None else fmean(found.agrees),
+            "kl_nats": None if found is None else found.mean_kl_nats,
+        }
+    return told
+
+
 def answers_of(rows: Sequence[Row], arms: Sequence[str]) -> Answers:
     """Sum up the rows, in the order of the arms; the control comes last, where all rows have it.
 

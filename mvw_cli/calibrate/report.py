@@ -14,6 +14,7 @@ from typing import Any
 from mvw_cli.environment import Environment
 
 SCHEMA_VERSION = 1
+_HERE = "samples stand here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Report:
 
 
 def to_json(report: Report) -> str:
-    """Write a report as JSON."""
+    """Write a report as JSON, each sample on a line of its own."""
     document: Mapping[str, Any] = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(report)}
-    return json.dumps(document, indent=2, ensure_ascii=False, default=str)
+    whole = json.dumps({**document, "samples": [_HERE]}, indent=2, ensure_ascii=False, default=str)
+    lines = (json.dumps(one, ensure_ascii=False, default=str) for one in document["samples"])
+    return whole.replace(f'"{_HERE}"', ",\n    ".join(lines), 1)

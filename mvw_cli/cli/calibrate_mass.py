@@ -144,6 +144,9 @@ def _search(
         "smoothing": smoothing,
         "blind_agreement": blind,
     }
+    for sample in samples:
+        del sample["token_ids"]
+        sample["mass"] = [None if one is None else round(one, 5) for one in sample["mass"]]
     outcome = Outcome([asdict(point) for point in points], withdrawal, reason or "", remarks)
     return report_of(work, settings, samples, outcome)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mvw_cli.profiling.render.content import Section
     from mvw_cli.profiling.render.picture import Line, Picture
 
+_ROW = ("given", "divergence")
+"""Of a sample: every token of every answer. The report has their sums, the log has them whole."""
 _FEW = 1e-9
 """Nats; where a curve is lower, its picture ends here."""
 
@@ -88,7 +90,7 @@ def mvw(
 def _search(work: Work, arms: dict[str, Any], tolerance: float) -> Report:
     from dataclasses import replace
 
-    from mvw_cli.calibrate.moments import choose, row_from_dict, row_to_dict
+    from mvw_cli.calibrate.moments import choose, row_from_dict, row_in_short, row_to_dict
     from mvw_cli.cli.calibrate_samples import Stopped as UserStopped
     from mvw_cli.cli.calibrate_samples import Tick, measured, report_of
     from mvw_cli.engine.types import Request
@@ -123,7 +125,14 @@ def _search(work: Work, arms: dict[str, Any], tolerance: float) -> Report:
     rows = [row_from_dict(sample, sample["reference"]) for sample in samples]
     outcome = choose(rows, [arm.name for arm in named[1:]], tolerance)
     outcome.remarks.extend(comparing.remarks)
-    return report_of(work, {**arms, "tolerance": tolerance}, samples, outcome)
+    told = [
+        {
+            **{name: value for name, value in sample.items() if name not in _ROW},
+            "arms": row_in_short(row),
+        }
+        for sample, row in zip(samples, rows, strict=True)
+    ]
+    return report_of(work, {**arms, "tolerance": tolerance}, told, outcome)
 
 
 def sections(report: Report) -> list[Section]:
