@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mvw_cli.decode_bound import MATTERS
 from mvw_cli.profiling.report import Plan, StepBound
+from mvw_cli.profiling.stats import Ratio
 from mvw_cli.units import readable_bytes
 
 PREFILL_MATTERS = 0.5
@@ -124,6 +125,12 @@ def percent(share: float) -> str:
 def times(ratio: float) -> str:
     """Word a ratio of speeds."""
     return f"{ratio:.2f} ×"
+
+
+def interval(ratio: Ratio) -> str:
+    """Word the interval of a ratio."""
+    low, high = ratio.interval_95
+    return f"[{low:.2f}, {high:.2f}]"
 
 
 def _moved(step: StepBound) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.profiling.plan_verdict import PREFILL_MATTERS, percent, times
+from mvw_cli.profiling.plan_verdict import PREFILL_MATTERS, interval, percent, times
 from mvw_cli.profiling.report import (
     BASELINE,
     NO_IMAGE,
@@ -18,6 +18,7 @@ from mvw_cli.profiling.report import (
     Workload,
 )
 from mvw_cli.profiling.stats import Ratio
+from mvw_cli.profiling.vision_verdict import acts, reads_less, vision_verdicts
 from mvw_cli.units import readable_bytes
 
 EXPLAINED = 0.5
@@ -49,7 +50,7 @@ def verdicts(report: Report) -> list[str]:
 
 def _of_arm(workload: Workload, cell: Cell, arm: Arm, never: Arm) -> Iterator[str | None]:
     where = f"{arm.name} at batch {cell.batch}"
-    if arm.withdrawn_after is None:
+    if not acts(arm, never):
         yield f"{where} withdrew nothing from its first item: nothing is concluded from it."
         return
     speed = arm.ratios.get("tokens_per_s") or arm.ratios.get("tpot")
@@ -60,10 +61,11 @@ def _of_arm(workload: Workload, cell: Cell, arm: Arm, never: Arm) -> Iterator[st
     if workload.mode == "natural":
         yield _length(where, arm, never, speed)
     yield _freed(where, arm)
+    yield from vision_verdicts(where, arm, never, CLOSE)
 
 
 def _speed(where: str, ratio: Ratio, bound: float | None) -> str:
-    measured = f"{times(ratio.median)} {_interval(ratio)}"
+    measured = f"{times(ratio.median)} {interval(ratio)}"
     if bound is not None and ratio.interval_95[0] > bound * (1 + CLOSE):
         return (
             f"{where} decodes {measured} as fast, which exceeds the bound of {times(bound)}: "
@@ -112,10 +114,13 @@ def _prefill(cell: Cell, never: Arm) -> str | None:
     share = min(1.0, spent.median / 1000 / whole)
     if share < PREFILL_MATTERS:
         return None
-    return (
-        f"The prefill is {percent(share)} of your request at batch {cell.batch}: withdrawal can't "
-        "help there, fewer vision tokens from the start can."
-    )
+    said = f"The prefill is {percent(share)} of your request at batch {cell.batch}: "
+    if any(reads_less(arm, never) for arm in cell.arms):
+        return (
+            f"{said}withdrawal while decoding can't help there, vision tokens that leave in the "
+            "prefill or are not there from the start can."
+        )
+    return f"{said}withdrawal can't help there, fewer vision tokens from the start can."
 
 
 def _idle(cell: Cell) -> str | None:
@@ -174,17 +179,12 @@ def _cost(cost: Ratio | None) -> str | None:
     if cost is None or cost.interval_95[0] <= 1 + CLOSE:
         return None
     return (
-        f"The profiler's marks cost {percent(cost.median - 1)} of the decode {_interval(cost)}: "
+        f"The profiler's marks cost {percent(cost.median - 1)} of the decode {interval(cost)}: "
         "times of all arms are too long by so much."
     )
 
 
 # -- words ----------------------------------------------------------------------------------
-
-
-def _interval(ratio: Ratio) -> str:
-    low, high = ratio.interval_95
-    return f"[{low:.2f}, {high:.2f}]"
 
 
 def _seconds(answer: Ratio) -> str:
