@@ -21,7 +21,7 @@ from mvw_cli.oracle import attention_weights, extended
 from mvw_cli.policies.fastv import FastV
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.vtw import Vtw
-from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
+from mvw_cli.policy import Decide, Select, StepView, Withdraw, WithdrawalPolicy
 from mvw_cli.session import Session
 
 IN_SEQUENCE = [one.name for one in FAMILIES if one.name != "mllama"]
@@ -235,3 +235,23 @@ def test_what_a_policy_lets_the_later_layers_see_is_what_is_told() -> None:
         found = [weights_of(data, token, layer) for layer in data["layers"]]
         seen = [int((one != 0).sum()) for one in found if one is not None]
         assert seen[0] == count and 0 < seen[1] == seen[2] <= 3
+
+
+@dataclass(frozen=True)
+class Blind(WithdrawalPolicy):
+    """No layer reads any vision."""
+
+    name: ClassVar[str] = "blind"
+
+    def begin_prefill(self) -> Select:
+        return lambda view: torch.zeros_like(view.present)
+
+
+@pytest.mark.parametrize("name", ["llava", "mllama"])
+def test_a_run_that_never_sees_the_picture_is_shown_as_such(name: str) -> None:
+    session, request = family(name)
+    data = shown(session, request, Blind())
+    assert data["layers"] == data["layers_in_page"] == [] and data["weights"]["data"] == ""
+    assert all(token["mass"] is token["row"] is None for token in data["tokens"])
+    record, events, _ = run_watched(session, request, Blind())
+    assert "no vision left. It had no access to the picture." in page(explained(record, events))
