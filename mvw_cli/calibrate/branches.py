@@ -27,18 +27,9 @@ from torch import Tensor, nn
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.layer_exits import cut_rows, hidden_of, silent
 from mvw_cli.engine.prepare import prepare
 from mvw_cli.engine.types import GenerationSettings
-
-_ALONG = {
-    "attention_mask": (-2, -1),
-    "position_ids": (-1,),
-    "cache_position": (-1,),
-    "position_embeddings": (-2,),
-    "position_embeddings_global": (-2,),
-    "position_embeddings_local": (-2,),
-}
-"""Arguments of decoder layers that run along the sequence, and their dimensions that do."""
 
 
 @dataclass(slots=True)
@@ -143,7 +134,7 @@ def _before(
     """Begin a branch where one starts."""
     if run.busy:
         return
-    hidden = _hidden(args, kwargs)
+    hidden = hidden_of(args, kwargs)
     if hidden.ndim != 3 or hidden.shape[:2] != (1, run.length):
         raise NotExact(f"layer {number} does not read the prompt as it is")
     text = hidden[:, run.rows.to(hidden.device)]
@@ -191,10 +182,11 @@ def _through(
     assert run.begun is not None
     if len(args) > 1:
         raise NotExact(f"layer {number} takes more than its hidden states by position")
-    device = _hidden(args, kwargs).device
+    device = hidden_of(args, kwargs).device
     rows = run.rows.to(device)
+    whole = len(rows) == run.length
     given = {
-        name: _cut(number, name, value, rows, run.length)
+        name: value if whole else cut_rows(number, name, value, rows, run.length)
         for name, value in kwargs.items()
         if name not in ("hidden_states", "past_key_values", "use_cache")
     }
@@ -206,7 +198,7 @@ def _through(
         if number in run.crossing:
             # Without states of their own the keys would be asked of a cache; what they give counts
             # for nothing here.
-            stack.enter_context(_silent(layer.cross_attn))
+            stack.enter_context(silent(layer.cross_attn))
         for chunk in torch.split(run.begun.to(device), size):
             if number in run.crossing:
                 pieces = [layer(one[None], **given) for one in chunk]
@@ -219,41 +211,3 @@ def _through(
 def _states(output: Any) -> Tensor:
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
-
-
-@contextmanager
-def _silent(attention: nn.Module) -> Iterator[None]:
-    """Let an attention contribute nothing."""
-
-    def nothing(module: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        return torch.zeros_like(output[0]), output[1]
-
-    hook = attention.register_forward_hook(nothing)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
-
-
-def _cut(number: int, name: str, value: Any, rows: Tensor, length: int) -> Any:
-    """Cut an argument of a layer to the rows that a branch has."""
-    if len(rows) == length:
-        return value
-    if isinstance(value, tuple | list):
-        return type(value)(_cut(number, name, one, rows, length) for one in value)
-    if not isinstance(value, Tensor):
-        return value
-    dimensions = _ALONG.get(name)
-    if dimensions is None:
-        if length in value.shape:
-            raise NotExact(f"layer {number} takes `{name}`, whose rows can't be told")
-        return value
-    for dimension in dimensions:
-        if value.ndim >= -dimension and value.shape[dimension] == length:
-            value = value.index_select(dimension, rows.to(value.device))
-    return value

@@ -81,7 +81,8 @@ def vtw(context: click.Context, /, eta: float, first: int, tokens: int, **option
 
 def _search(work: Work, eta: float, first: int, tokens: int) -> Report:
     from mvw_cli.calibrate.report import Outcome
-    from mvw_cli.calibrate.vtw import curve, layer_divergences, search
+    from mvw_cli.calibrate.vtw import layer_divergences
+    from mvw_cli.calibrate.vtw_curve import curve, search
     from mvw_cli.cli.calibrate_samples import Tick, measured, report_of
     from mvw_cli.engine.types import Request
     from mvw_cli.errors import UsageProblem

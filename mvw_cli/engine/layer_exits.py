@@ -164,7 +164,7 @@ class _Cut:
 
     def before(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         selection = self._selection
-        hidden = _hidden(args, kwargs)
+        hidden = hidden_of(args, kwargs)
         length = selection.vision.prompt
         if hidden.shape[1] != length:
             raise NotExact(f"layer {self._number} does not read the prompt as it is")
@@ -178,7 +178,7 @@ class _Cut:
         shorter = {
             name: value
             if name == "hidden_states"
-            else _shorter(self._number, name, value, self._rows, length)
+            else cut_rows(self._number, name, value, self._rows, length)
             for name, value in kwargs.items()
         }
         narrow = hidden[:, self._rows]
@@ -186,7 +186,7 @@ class _Cut:
             return args, {**shorter, "hidden_states": narrow}
         # Where a layer takes more by position, Gemma 3n's, it is what runs along with the states.
         rest = tuple(
-            _shorter(self._number, "per_layer_input", one, self._rows, length) for one in args[1:]
+            cut_rows(self._number, "per_layer_input", one, self._rows, length) for one in args[1:]
         )
         return (narrow, *rest), shorter
 
@@ -204,18 +204,18 @@ class _Cut:
 def _asked(
     number: int, selection: Selection, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    selection.ask(number, _hidden(args, kwargs))
+    selection.ask(number, hidden_of(args, kwargs))
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
 
-def _shorter(number: int, name: str, value: Any, rows: Tensor, length: int) -> Any:
+def cut_rows(number: int, name: str, value: Any, rows: Tensor, length: int) -> Any:
     """Cut an argument of a layer to the rows that it reads."""
     if isinstance(value, tuple | list):
-        return type(value)(_shorter(number, name, one, rows, length) for one in value)
+        return type(value)(cut_rows(number, name, one, rows, length) for one in value)
     if not isinstance(value, Tensor) or name in _BESIDE:
         return value
     dimensions = _ALONG.get(name)
@@ -236,21 +236,21 @@ def _crossing(layer: Any, number: int, selection: Selection, keep_mlp: bool) -> 
     own = "forward" in vars(layer)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = _hidden(args, kwargs)
+        hidden = hidden_of(args, kwargs)
         present = selection.ask(number, hidden)
         if bool(present.all()):
             return plain(*args, **kwargs)
         if not present.any() and not keep_mlp:
             return hidden
         if not present.any():
-            with _silent(layer.cross_attn):
+            with silent(layer.cross_attn):
                 return plain(*args, **kwargs)
         fewer = _fewer_states(kwargs, selection.vision.places[~present])
         lost = _lost(fewer.get("cross_attention_mask"))
         if lost is None:
             return plain(*args, **{**kwargs, **fewer})
         if keep_mlp:
-            with _silent(layer.cross_attn, lost):
+            with silent(layer.cross_attn, lost):
                 return plain(*args, **{**kwargs, **fewer})
         output = plain(*args, **{**kwargs, **fewer})
         return torch.where(lost.to(output.device), hidden.to(output.device), output)
@@ -298,7 +298,7 @@ def _lost(mask: Tensor | None) -> Tensor | None:
 
 
 @contextmanager
-def _silent(attention: Any, rows: Tensor | None = None) -> Iterator[None]:
+def silent(attention: Any, rows: Tensor | None = None) -> Iterator[None]:
     """Let an attention contribute nothing, to some rows or to all.  rows: # (1, P, 1) bool"""
 
     def nothing(module: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

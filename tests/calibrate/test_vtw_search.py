@@ -16,13 +16,11 @@ from mvw_cli.calibrate import vtw
 from mvw_cli.calibrate.vtw import (
     LAYER_BY_LAYER,
     ONE_PASS,
-    Point,
-    curve,
     divergence,
     layer_by_layer,
     layer_divergences,
-    search,
 )
+from mvw_cli.calibrate.vtw_curve import Point, curve, search
 from mvw_cli.engine.exact import NotExact
 
 
