@@ -14,7 +14,7 @@ from families import FAMILIES, build
 from running import request
 from torch import Tensor
 
-from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout
+from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout, unchanged
 from mvw_cli.engine import Engine, Event, Finished, Request, Token
 from mvw_cli.equivalence import noise, writing_text_only
 from mvw_cli.oracle import attention_scores, attention_weights, masked_logits
@@ -65,12 +65,18 @@ class Subject:
 
 @cache
 def subject(name: str) -> Subject:
-    """Make a subject: a family of `families.py`, or the tiny model of an adapter."""
+    """Make a subject: a family of `families.py`, or the tiny model of an adapter.
+
+    With `-expanded` it is served as transformers has it, without the adapter's faster step.
+    """
     if any(name == family.name for family in FAMILIES):
         model = build(next(family for family in FAMILIES if family.name == name))
         return Subject(name, LoadedModel("test", name, model, None, ModelSpec()))
-    adapter = load_adapter(name)
-    return Subject(name, adapter.tiny(), adapter)
+    adapter = load_adapter(name.removesuffix("-expanded"))
+    loaded = adapter.tiny()
+    if name.endswith("-expanded"):
+        loaded = replace(loaded, serving=unchanged)
+    return Subject(name, loaded, adapter)
 
 
 def _with_grid(inputs: dict[str, Tensor], layout: VisionLayout) -> VisionLayout:

@@ -433,6 +433,25 @@ def test_pulse(name: str, kernel: str) -> None:
     assert attended == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", [*OTHERS, "kimi-vl-expanded"])
+def test_after_a_token_in_other_kinds_of_models(name: str) -> None:
+    chosen = subject(name)
+    first, last = chosen.vision_layers[0], late(chosen)
+    plain = one(name, NoWithdrawal())
+    average = averages(plain, plain.nothing(), chosen.vision_layers, 0.3)
+    threshold, due = threshold_of(average, 2)
+    check(one(name, Mass(threshold=threshold, patience=2)), stepwise=after(due))
+    check(one(name, Anneal(end=9, every=2)), stepwise=anneal(0, 9, 2, 0.5))
+    choice = Pulse(layer=first, tau=1.0, least=0.1, most=0.6)
+    check(one(name, choice), in_step=pulse(first, 1.0, 0.1, 0.6))
+    seed = 1 if name == "gemma3" else 2
+    entropy = hesitation(name, [Vtw(layer=last)], [vtw(last)], seed=seed)
+    policy = stacked([Vtw(layer=last), Mvw(m=3), LookBack(entropy=entropy, steps=2)])
+    served = one(name, policy, seed, max_new_tokens=TOKENS + 8)
+    check(served, [vtw(last)], look_back(after(3), hesitates(entropy), 2))
+    assert served.of(Restored)
+
+
 # -- composed -------------------------------------------------------------------------------------
 
 
@@ -449,6 +468,18 @@ def test_composed(name: str) -> None:
     check(served, stepwise=after(5), in_step=pulse(first, 1.0, 0.1, 0.6))
     served = one(name, stacked([Downsample(keep=0.5), Anneal(end=9, every=2)]))
     check(served, [downsample(0, 0.5)], anneal(0, 9, 2, 0.5))
+
+
+@each_subject
+def test_one_choice_after_the_other(name: str) -> None:
+    """The second ranks what the first has left."""
+    last = late(subject(name))
+    images = {} if subject(name).adapter is None else {"images": 2}
+    lot = Random(keep=0.7, seed=5)
+    served = one(name, stacked([lot, FastV(layer=last, keep=0.4)]), **images)
+    check(served, [drawn(lot), fastv(last, 0.4)])
+    served = one(name, stacked([FastV(layer=last, keep=0.4), lot, Mvw(m=6)]), **images)
+    check(served, [drawn(lot), fastv(last, 0.4)], after(6))
 
 
 @each_subject
