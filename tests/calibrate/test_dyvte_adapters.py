@@ -1,0 +1,133 @@
+"""DyVTE from labels to exits on the tiny model of every adapter, held against the engine.
+
+The labels say what an exit would change; the engine, under the policy, shows what it changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sessions import GREEDY, asked, tiny
+
+from mvw_cli.calibrate.dyvte_cost import prefill
+from mvw_cli.calibrate.dyvte_labelling import label
+from mvw_cli.calibrate.dyvte_looks import labels
+from mvw_cli.calibrate.dyvte_report import decisions, evaluate
+from mvw_cli.calibrate.dyvte_store import Store, Table
+from mvw_cli.calibrate.dyvte_training import Training, train
+from mvw_cli.engine.cross_attention import cross_attention_layers
+from mvw_cli.engine.types import Finished, Prefilled
+from mvw_cli.equivalence import noise
+from mvw_cli.policies.dyvte import Dyvte
+from mvw_cli.policies.dyvte_gates import HIDDEN, write_gates
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.profiling.flops import flops_of
+from mvw_cli.profiling.job import ItemSpec
+
+COUNT = 4
+
+
+def scenes(folder: Path) -> list[ItemSpec]:
+    items = []
+    for number in range(COUNT):
+        path = folder / f"{number}.png"
+        noise(64, 48, seed=number).save(path)
+        items.append(ItemSpec((str(path),), f"w{number} w2 red circles"))
+    return items
+
+
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("hf", "skip"),
+        ("kimi-vl", "skip"),
+        ("shapes", "skip"),
+        ("llava-cot", "skip"),
+        ("llava-cot", "mlp"),
+    ],
+)
+def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Path) -> None:
+    session = tiny(name, cross_attention=keep)
+    crossing = cross_attention_layers(session.loaded.model)
+    items = scenes(tmp_path)
+    store = Store(tmp_path / "work", {})
+    done = label(session, items, store, cross_attention=keep)
+    table = store.table(done.keys)
+    assert len(table.entries) == COUNT
+    said = torch.zeros(table.agreement.shape, dtype=torch.bool)
+    gates = table.agreement.shape[1]
+    for row in range(COUNT):
+        said[row, row % gates] = True
+    flops = flops_of(session.adapter, session.loaded.model.config)
+    costs = [
+        prefill(flops, one.text_tokens, one.vision_tokens, keep_mlp=keep == "mlp")
+        for one in table.entries
+    ]
+    truth = labels(table.agreement, table.loss, table.full_loss[:, None])
+    found = evaluate(said, table, truth, truth, costs, crossing=crossing)
+    shares = []
+    for row, entry in enumerate(table.entries):
+        item = next(one for one in items if Path(one.images[0]).name == entry.names[0])
+        gate = row % gates
+        path = tmp_path / f"gates-{gate}.safetensors"
+        write_gates([planted(table, number == gate) for number in range(gates)], {}, path)
+        agreement, prefilled = seen(session, item, Dyvte(str(path)))
+        assert agreement == pytest.approx(float(table.agreement[row, gate]), abs=1e-6)
+        reading = crossing or tuple(range(gates + 1))
+        held = [count > 0 for count in prefilled.vision_by_layer]
+        assert held == [layer <= gate for layer in reading]
+        shares.append(1 - sum(held) / len(held))
+    assert found.exits.layers == {
+        str(gate + 1): sum(row % gates == gate for row in range(COUNT))
+        for gate in range(min(gates, COUNT))
+    }
+    assert found.exits.layers_saved == pytest.approx(sum(shares) / COUNT)
+    saved = found.exits.prefill_saved
+    assert saved is not None and 0 < saved <= found.exits.layers_saved
+
+
+def planted(table: Table, exits: bool) -> Any:
+    bias = torch.tensor([0.0, 1.0] if exits else [1.0, 0.0])
+    return torch.zeros(HIDDEN, table.features.shape[2]), torch.zeros(2, HIDDEN), bias
+
+
+def seen(session: Any, item: ItemSpec, policy: Dyvte) -> tuple[float, Prefilled]:
+    """Answer with the vision, read the answer again under a policy; compare the likeliest."""
+    from mvw_cli.engine.images import open_image
+
+    request = session.request([open_image(item.images[0]).image], item.question)
+    request = replace(request, policy=NoWithdrawal(), settings=GREEDY)
+    *_, finished = session.run([request])
+    assert isinstance(finished, Finished)
+    both = []
+    for one in (NoWithdrawal(), policy):
+        rows: list[torch.Tensor] = []
+        observe = lambda name, step, row: rows.append(row.argmax().clone())  # noqa: B023, E731
+        with session.serving(observe=observe) as slots:
+            events = slots.admit(replace(request, policy=one, forced=finished.token_ids))
+            while slots.active:
+                events += slots.step()
+        both.append(torch.stack(rows))
+    prefilled = next(event for event in events if isinstance(event, Prefilled))
+    return float((both[0] == both[1]).float().mean()), prefilled
+
+
+def test_gates_are_trained_on_what_was_labelled(tmp_path: Path) -> None:
+    """From a model that is no embedded one to gates that the policy runs with."""
+    session = tiny("hf")
+    store = Store(tmp_path / "work", {})
+    table = store.table(label(session, scenes(tmp_path), store).keys)
+    truth = labels(table.agreement, table.loss, table.full_loss[:, None])
+    gates = train(table.features, truth, Training(epochs=2), tmp_path / "training.safetensors")
+    assert gates is not None
+    write_gates(gates, {}, tmp_path / "gates.safetensors")
+    said = decisions(gates, table.features)
+    policy = Dyvte(str(tmp_path / "gates.safetensors"))
+    request = replace(asked(session), policy=policy)
+    events = list(session.run([request]))
+    assert any(isinstance(event, Finished) for event in events)
+    assert said.shape == truth.shape
