@@ -21,7 +21,8 @@ _WIDTH = 90
 _CODES = {
     ExitCode.OK: "The command did what it was asked.",
     ExitCode.FAILURE: "Any other failure while running; the message says which.",
-    ExitCode.ITEMS_FAILED: "Items of a batch failed, or are missing from what was merged.",
+    ExitCode.ITEMS_FAILED: "Items of a batch failed or of a calibration were left out, or are "
+    "missing from what was merged.",
     ExitCode.CHECKS_FAILED: "`mvw doctor` found a problem; its lines say which.",
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
 }
