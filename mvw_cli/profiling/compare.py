@@ -178,6 +178,7 @@ def _runs(summary: Summary, arm: Arm, *, fixed: bool) -> list[float]:
 def _memory(batch: int, a: Arm, b: Arm) -> Iterator[Figure]:
     for name in (
         "weight_bytes",
+        "kv_bytes_prefilled",
         "kv_bytes_before",
         "kv_bytes_after",
         "device_allocated_peak_bytes",

@@ -22,8 +22,10 @@ from mvw_cli.profiling.report import (
     Model,
     Phases,
     Plan,
+    PrefillBound,
     Report,
     StepBound,
+    Vision,
     Workload,
 )
 from mvw_cli.profiling.stats import Ratio, Summary, paired_ratio, summarise
@@ -85,6 +87,47 @@ def bare() -> Report:
         answers=None,
         attention=None,
         verdicts=[],
+    )
+
+
+def layerwise() -> Report:
+    """Make a report on arms that act in the prefill, only look away, and look back."""
+    full = report(batches=(8,))
+    never, early, late = full.cells[0].arms
+    whole = PrefillBound(2.3e13, 1.0, 0.033, 1.0)
+    cut = PrefillBound(1.15e13, 0.5, 0.0165, 2.0)
+
+    def arm(one: Arm, name: str, seen: Vision, prefill: PrefillBound, parked: int = 0) -> Arm:
+        bound = None if one.bound is None else replace(one.bound, prefill=prefill)
+        entries = PROMPT * 4 - 4 * VISION + int(seen.entries_held)
+        memory = replace(
+            one.memory,
+            kv_bytes_prefilled=entries * KV_PER_TOKEN // 4,
+            host_parked_peak_bytes=parked,
+        )
+        return replace(one, name=name, vision=seen, bound=bound, memory=memory)
+
+    keeps = replace(early, withdrawn_after=None)
+    arms = [
+        arm(never, "never", _vision([VISION] * 4, [VISION] * NEW_TOKENS), whole),
+        arm(keeps, "vtw:layer=2", _vision([VISION, VISION, 0, 0], [VISION / 2] * NEW_TOKENS), cut),
+        arm(keeps, "pulse", _vision([VISION] * 4, [VISION, *[40.25] * (NEW_TOKENS - 1)]), whole),
+        arm(
+            late,
+            "mvw:m=64+look-back",
+            _vision([VISION] * 4, [VISION] * 64 + [0.0] * 100 + [VISION] * 92, 2.0, 1.0),
+            whole,
+            parked=VISION * KV_PER_TOKEN,
+        ),
+    ]
+    return replace(full, cells=[replace(full.cells[0], arms=arms)])
+
+
+def _vision(
+    held: list[float], along: list[float], withdrawals: float = 0.0, looks: float = 0.0
+) -> Vision:
+    return Vision(
+        summarise([sum(along) / len(along)] * RUNS), along, held, sum(held), withdrawals, looks
     )
 
 

@@ -30,7 +30,10 @@ def full() -> Report:
     return sample_report.report()
 
 
-@pytest.mark.parametrize("made", [sample_report.report, sample_report.bare, sample_report.planned])
+@pytest.mark.parametrize(
+    "made",
+    [sample_report.report, sample_report.bare, sample_report.planned, sample_report.layerwise],
+)
 def test_markdown_holds_every_section_and_row(made: Callable[[], Report]) -> None:
     report = made()
     text = markdown.document(report)

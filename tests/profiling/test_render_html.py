@@ -48,6 +48,7 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "bare": sample_report.bare,
     "planned": sample_report.planned,
     "many": many_arms,
+    "layerwise": sample_report.layerwise,
 }
 
 

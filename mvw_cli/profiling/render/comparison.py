@@ -14,6 +14,7 @@ NAMES = {
     "tokens_per_s": "tokens per second",
     "answer_s": "seconds per answer",
     "weight_bytes": "weights",
+    "kv_bytes_prefilled": "KV after the prefill",
     "kv_bytes_before": "KV before withdrawal",
     "kv_bytes_after": "KV after withdrawal",
     "device_allocated_peak_bytes": "allocated, peak",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from io import StringIO
 
-from mvw_cli.profiling.report import Arm, Comparison, Memory, Phases, Report
+from mvw_cli.profiling.report import Arm, Comparison, Memory, Phases, PrefillBound, Report
 from mvw_cli.profiling.stats import Ratio, Summary
 
 COLUMNS = (
@@ -89,7 +89,13 @@ def _arm(arm: Arm) -> Iterator[Row]:
             yield {"section": "memory", "figure": field.name, "unit": "bytes", "value": value}
     if arm.withdrawn_after is not None:
         yield _value("memory", "withdrawn_after", "tokens", arm.withdrawn_after)
+    if arm.vision is not None:
+        yield {"section": "vision", **_summary("attended", arm.vision.attended)}
+        yield _value("vision", "entries_held", "entries", arm.vision.entries_held)
+        yield _value("vision", "withdrawals", "per answer", arm.vision.withdrawals)
+        yield _value("vision", "look_backs", "per answer", arm.vision.look_backs)
     if arm.bound is not None:
+        yield from _prefill(arm.bound.prefill)
         yield _value("bound", "speedup", "times", arm.bound.speedup)
         for name in ("before", "after"):
             step = getattr(arm.bound, name)
@@ -97,6 +103,15 @@ def _arm(arm: Arm) -> Iterator[Row]:
                 if getattr(step, part) is not None:
                     unit = {"flops": "FLOP", "seconds": "s"}.get(part, "bytes")
                     yield _value("bound", f"step_{name}_{part}", unit, getattr(step, part))
+
+
+def _prefill(bound: PrefillBound | None) -> Iterator[Row]:
+    if bound is not None:
+        yield _value("bound", "prefill_flops", "FLOP", bound.flops)
+        yield _value("bound", "prefill_share", "share", bound.share)
+        if bound.seconds is not None:
+            yield _value("bound", "prefill_seconds", "s", bound.seconds)
+        yield _value("bound", "prefill_speedup", "times", bound.speedup)
 
 
 def _answers(arm: Comparison, references: int) -> Iterator[Row]:
@@ -119,6 +134,7 @@ _UNITS = {
     "answer_s": "s",
     "seconds": "s",
     "generated_tokens": "tokens",
+    "attended": "tokens",
     "first_difference": "tokens",
     "joules_per_token": "J",
     "kl_nats": "nats",

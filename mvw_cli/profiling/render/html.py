@@ -22,6 +22,7 @@ WIDE, NARROW = (860, 330), (350, 270)
 """CSS pixels of a picture; a phone gets its own, with text as large."""
 PLACES = {
     "time-per-token": "speed",
+    "vision": "vision",
     "kv-cache": "memory",
     "device-memory": "memory",
     "process-memory": "memory",
@@ -82,11 +83,24 @@ def _card(cell: Cell, arm: Arm) -> str:
         lines.append(f"<p>tokens per second against {BASELINE} {low_high}: {shown}</p>")
     if arm.bound is not None:
         lines.append(f'<p class="soft">at most {words.factor(arm.bound.speedup)} by the bound</p>')
+    lines += _first_token(arm)
     before, after = arm.memory.kv_bytes_before, arm.memory.kv_bytes_after
     if before > after:
         share = words.percent((before - after) / before)
         lines.append(f'<p class="soft">frees {share} of the KV cache</p>')
     return f'<div class="card"><h3>{safe(name)}</h3>{"".join(lines)}</div>'
+
+
+def _first_token(arm: Arm) -> list[str]:
+    """Say what an arm that acts in the prefill wins there."""
+    bound, ratio = arm.bound.prefill if arm.bound else None, arm.ratios.get("ttft")
+    if bound is None or ratio is None or bound.share >= 1:
+        return []
+    shown = f'<span class="{_kind(ratio.shown)}">{ratio.shown}</span>'
+    return [
+        f"<p>first token {words.within(ratio.median, ratio.interval_95)}: {shown}</p>",
+        f'<p class="soft">at most {words.factor(bound.speedup)} by the bound</p>',
+    ]
 
 
 def _section(section: Section, report: Report, shown: Sequence[Picture]) -> str:

@@ -167,7 +167,7 @@ def memory(report: Report) -> Section:
         parts.append(
             Sentence(
                 "KV bytes are counted from the storages. A peak is reached at the prefill, before "
-                "anything is withdrawn: what withdrawal frees shows along the output."
+                "anything is withdrawn while decoding: what that frees shows along the output."
             )
         )
     plan = report.plan

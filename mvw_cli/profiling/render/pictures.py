@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mvw_cli.profiling.render import tradeoff
+from mvw_cli.profiling.render import seen, tradeoff
 from mvw_cli.profiling.render.picture import Line, Picture
 from mvw_cli.profiling.report import Arm, AttentionMass, Cell, MemoryPoint, Report
 
@@ -20,6 +20,7 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 def pictures(report: Report) -> list[Picture]:
     """Make all pictures that the report has figures for."""
     found = [_time(cell) for cell in report.cells]
+    found += [_attended(cell) for cell in report.cells if seen.differ(cell.arms)]
     for cell in report.cells:
         found += [_kv_cache(cell), _device_memory(cell)]
     if report.attention is not None:
@@ -53,6 +54,30 @@ def _time(cell: Cell) -> Picture:
         "time per token",
         "ms",
         "The median time of each decode step over all runs; a mark shows the withdrawal.",
+        lines,
+    )
+
+
+def _attended(cell: Cell) -> Picture:
+    lines = [
+        Line(
+            arm.name,
+            colour,
+            [float(token) for token in range(1, len(arm.vision.attended_along) + 1)],
+            arm.vision.attended_along,
+            withdrawn_after=arm.withdrawn_after,
+            mark=_next(arm.withdrawn_after),
+        )
+        for colour, arm in enumerate(cell.arms)
+        if arm.vision is not None
+    ]
+    return Picture(
+        f"vision-attended-batch-{cell.batch}",
+        f"Vision tokens that each token attends to, batch {cell.batch}",
+        TOKENS,
+        "vision tokens",
+        "tokens",
+        "Mean over the layers that hold vision where nothing is withdrawn, and over the answers.",
         lines,
     )
 

@@ -5,7 +5,7 @@ The sentences of the verdict come with the report; here they are only set in pla
 
 from __future__ import annotations
 
-from mvw_cli.profiling.render import words
+from mvw_cli.profiling.render import seen, words
 from mvw_cli.profiling.render.content import Section, Sentence, Table
 from mvw_cli.profiling.report import BASELINE, Answers, Comparison, Device, Plan, Report, StepBound
 from mvw_cli.profiling.stats import Summary
@@ -33,8 +33,10 @@ def bound(report: Report) -> Section:
         if arm.bound is not None and arm.ratios
     ]
     if rows:
-        columns = ["BATCH", "ARM", "A STEP READS", "AFTER", "AT MOST", "MEASURED, TOKENS PER S"]
+        columns = ["BATCH", "ARM", "A STEP READS", "AT ITS LEAST", "AT MOST",
+                   "MEASURED, TOKENS PER S"]  # fmt: skip
         parts.append(Table(columns, rows, "Decode: bound and measurement"))
+    parts += seen.prefill_bounds(report)
     return Section("bound", "Bound and verdict", parts)
 
 

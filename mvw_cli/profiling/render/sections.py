@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 
-from mvw_cli.profiling.render import measured, reasons, words
+from mvw_cli.profiling.render import measured, reasons, seen, words
 from mvw_cli.profiling.render.content import Section, Sentence, Table
 from mvw_cli.profiling.report import Report
 
@@ -18,6 +18,7 @@ def sections(report: Report) -> list[Section]:
         _about(report),
         measured.phases(report),
         measured.speed(report),
+        seen.vision(report),
         measured.memory(report),
         reasons.bound(report),
         reasons.answers(report),
