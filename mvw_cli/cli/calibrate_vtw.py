@@ -159,6 +159,8 @@ def picture(report: Report) -> Picture:
     eta = report.settings["eta"]
     points = report.outcome.curve
     floor = max(_FEW, min([eta, *(one["kl_nats"] for one in points if one["kl_nats"] > 0)]) / 10)
+    tokens = report.settings["tokens"]
+    compared = "the first token moves" if tokens == 1 else f"the first {tokens} tokens move"
     line = Line(
         "mean over the samples",
         1,
@@ -167,7 +169,7 @@ def picture(report: Report) -> Picture:
     )
     return Picture(
         "kl-by-layer",
-        "What the answer loses if vision leaves before layer K",
+        f"How far {compared} if vision leaves before layer K",
         "layer K",
         "KL divergence",
         "nats",
