@@ -6,12 +6,13 @@ were held out. It does not know the command line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvw_cli import __version__
+from mvw_cli.calibrate.dyvte_about import data_of
 from mvw_cli.calibrate.dyvte_cost import Prefill, prefill
 from mvw_cli.calibrate.dyvte_labelling import Along, label
 from mvw_cli.calibrate.dyvte_parts import Parts
@@ -19,7 +20,7 @@ from mvw_cli.calibrate.dyvte_report import Report, decisions, evaluate, verdict
 from mvw_cli.calibrate.dyvte_store import Store, Table
 from mvw_cli.calibrate.dyvte_training import Progress, Training, train
 from mvw_cli.environment import describe_environment
-from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.errors import MvwError, OutOfMemory, UsageProblem
 
 if TYPE_CHECKING:
     from mvw_cli.policies.dyvte_gates import Gate
@@ -68,20 +69,21 @@ def label_all(
     depends = profile.model_dump(
         exclude={"extends", "description", "withdrawal", "device", "device_map", "attention"}
     )
-    wanted = {"looks": _LOOKS, **facts, **depends, "along": along}
+    wanted = {"looks": _LOOKS, **depends, **facts, "along": along}
     del wanted["device"], wanted["attention"]  # a move to another machine changes nothing
     store = Store(folder, wanted)
     try:
-        done = label(
-            session,
-            items,
-            store,
-            along=along,
-            cross_attention=profile.cross_attention,
-            together=together,
-            progress=progress,
-            stopping=stopping,
-        )
+        with _enough("labelling"):
+            done = label(
+                session,
+                items,
+                store,
+                along=along,
+                cross_attention=profile.cross_attention,
+                together=together,
+                progress=progress,
+                stopping=stopping,
+            )
     finally:
         store.close()
     if not done.complete:
@@ -126,15 +128,16 @@ def trained(
     from mvw_cli.files import unwritable
 
     try:
-        gates = train(
-            parts.table.features[parts.training],
-            parts.labels[parts.training],
-            training,
-            checkpoint,
-            device=device,
-            progress=progress,
-            stopping=stopping,
-        )
+        with _enough("training the gates"):
+            gates = train(
+                parts.table.features[parts.training],
+                parts.labels[parts.training],
+                training,
+                checkpoint,
+                device=device,
+                progress=progress,
+                stopping=stopping,
+            )
     except OSError as error:
         cause = error.strerror or str(error)
         raise unwritable(str(checkpoint), cause, "df -h .") from error
@@ -187,7 +190,7 @@ def figures(
         },
         profile=resolved.to_dict(),
         settings=settings,
-        data=_data(known, parts),
+        data=data_of(parts, len(known.left_out)),
         found=found,
         verdict=verdict(found, len(rows)),
         command=command,
@@ -198,38 +201,21 @@ def figures(
     )
 
 
-def about(report: Report) -> dict[str, Any]:
-    """Say what is to be known of the gates' file: its metadata."""
-    return {
-        "mvw_version": __version__,
-        "model": report.model["name"],
-        "revision": report.model["revision"],
-        "adapter": report.model["adapter"],
-        "dtype": report.model["dtype"],
-        "layers": report.model["layers"],
-        "hidden_size": report.model["hidden_size"],
-        "profile": report.profile["values"],
-        "settings": report.settings,
-        "data": report.data,
-    }
+@contextmanager
+def _enough(doing: str) -> Iterator[None]:
+    """Turn a lack of memory into an error with a way out."""
+    from mvw_cli.engine.memory import ran_out
 
-
-def _data(known: Known, parts: Parts) -> dict[str, Any]:
-    entries = parts.table.entries
-
-    def images(rows: Sequence[int]) -> int:
-        return len({entries[row].images for row in rows})
-
-    return {
-        "questions": len(entries),
-        "left_out": len(known.left_out),
-        "training_questions": len(parts.training),
-        "training_images": images(parts.training),
-        "held_out_questions": len(parts.held_out),
-        "held_out_images": images(parts.held_out),
-        "answer_tokens_mean": sum(one.answer_tokens for one in entries) / len(entries),
-        "vision_tokens_mean": sum(one.vision_tokens for one in entries) / len(entries),
-    }
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory while {doing}",
+            cause=next(iter(str(error).splitlines()), "") or "the machine has no more to give",
+            hint="mvw calibrate dyvte --slots 1 --device cpu --dtype bfloat16",
+        ) from error
 
 
 def _costs(session: Session, table: Table, *, keep_mlp: bool) -> dict[str, Prefill]:

@@ -32,7 +32,7 @@ def deliver_gates(task: Task, report: Report, gates: Sequence[Gate]) -> None:
     Raises:
         MvwError: a file can't be written.
     """
-    from mvw_cli.calibrate.dyvte import about
+    from mvw_cli.calibrate.dyvte_about import about
     from mvw_cli.calibrate.dyvte_words import pictures, sections
     from mvw_cli.policies.dyvte_gates import write_gates
     from mvw_cli.profiling.derived_profile import write_derived

@@ -297,6 +297,25 @@ def test_unreadable_images_are_left_out(calibrated: Path, tmp_path: Path, run: A
     assert report_of(tmp_path)["data"]["questions"] == 2
 
 
+@pytest.mark.parametrize(
+    ("what", "doing"), [("dyvte_looks.look", "labelling"), ("dyvte.train", "training the gates")]
+)
+def test_a_lack_of_memory_has_a_way_out(
+    what: str,
+    doing: str,
+    calibrated: Path,
+    tmp_path: Path,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*given: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(f"mvw_cli.calibrate.{what}", full)
+    text = refused(run(*asked(calibrated), "--limit", "2"), ExitCode.OUT_OF_MEMORY)
+    assert f"out of memory while {doing}" in text and "2.00 GiB" in text
+
+
 def test_gates_in_half_precision_are_half_the_size(
     calibrated: Path, tmp_path: Path, run: Any
 ) -> None:
