@@ -12,7 +12,6 @@ from statistics import fmean
 
 from mvw_cli.engine.types import Event, Prefilled, Restored, Token, Withdrawn
 from mvw_cli.profiling.report import Vision
-from mvw_cli.profiling.stats import summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def vision(runs: Sequence[Sequence[Event]]) -> Vision | None:
     by_layer = [fmean(counts) for counts in zip(*held, strict=True)]
     longest = max(map(len, answers))
     return Vision(
-        attended=summarise([fmean(found) for found in answers]),
+        attended=fmean(fmean(found) for found in answers),
         attended_along=[
             fmean(found[place] for found in answers if place < len(found))
             for place in range(longest)

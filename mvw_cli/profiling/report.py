@@ -137,9 +137,9 @@ class Vision:
     Layers are those that hold vision tokens where nothing is withdrawn.
     """
 
-    attended: Summary
-    """Vision tokens that a generated token's query attends to: of each answer the mean over its
-    tokens and over the layers."""
+    attended: float
+    """Vision tokens that a generated token's query attends to, mean over the layers, the tokens of
+    an answer and the answers."""
     attended_along: list[float]
     """The same by generated token, mean over the answers that got so far; the first is that of the
     prompt's last token."""

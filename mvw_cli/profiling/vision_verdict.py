@@ -48,7 +48,7 @@ def vision_verdicts(where: str, arm: Arm, never: Arm, room: float) -> Iterator[s
 
 def _looks_less(arm: Arm, never: Arm) -> bool:
     assert arm.vision is not None and never.vision is not None
-    return arm.vision.attended.median < never.vision.attended.median * (1 - _SAME)
+    return arm.vision.attended < never.vision.attended * (1 - _SAME)
 
 
 def _prefill(where: str, arm: Arm, never: Arm, room: float) -> str:
@@ -91,7 +91,7 @@ def _kept(where: str, arm: Arm, never: Arm) -> str | None:
         return None
     if reads_less(arm, never) or not _looks_less(arm, never):
         return None
-    mine, theirs = arm.vision.attended.median, never.vision.attended.median
+    mine, theirs = arm.vision.attended, never.vision.attended
     return (
         f"{where} attends to {percent(mine / theirs)} of the vision tokens in a step, mean over "
         "the layers, and frees nothing: what it does not look at stays in the KV cache."
@@ -103,5 +103,5 @@ def _parked(where: str, arm: Arm) -> str | None:
     if not parked:
         return None
     looks = arm.vision.look_backs if arm.vision else 0.0
-    how = f"{looks:.2g} times an answer, on average" if looks else "in no answer"
+    how = f"{looks:.2f} times an answer, on average" if looks else "in no answer"
     return f"{where} looks back {how}; up to {readable_bytes(parked)} wait for that on the host."

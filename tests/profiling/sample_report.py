@@ -126,9 +126,7 @@ def layerwise() -> Report:
 def _vision(
     held: list[float], along: list[float], withdrawals: float = 0.0, looks: float = 0.0
 ) -> Vision:
-    return Vision(
-        summarise([sum(along) / len(along)] * RUNS), along, held, sum(held), withdrawals, looks
-    )
+    return Vision(sum(along) / len(along), along, held, sum(held), withdrawals, looks)
 
 
 def planned() -> Report:

@@ -34,7 +34,7 @@ def test_figures_are_means_of_answers_and_of_those_that_got_so_far() -> None:
     second = answer("1", [8.0, 8.0], (16, 0))
     found = attending.vision([[*second[:1], *first, *second[1:]], answer("0", [0.0], (0, 0))])
     assert found is not None
-    assert found.attended.samples == [8.0, 10.0, 0.0]
+    assert found.attended == pytest.approx((8 + 10 + 0) / 3)
     assert found.attended_along == [8.0, 12.0, 8.0, 0.0]
     assert found.held_by_layer == pytest.approx([32 / 3, 16 / 3])
     assert found.entries_held == pytest.approx(16)

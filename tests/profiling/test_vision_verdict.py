@@ -14,7 +14,7 @@ from mvw_cli.profiling.verdict import verdicts
 
 
 def vision(attended: float, held: float, withdrawals: float = 0.0, looks: float = 0.0) -> Vision:
-    return Vision(summarise([attended]), [attended], [held / 4] * 4, held, withdrawals, looks)
+    return Vision(attended, [attended], [held / 4] * 4, held, withdrawals, looks)
 
 
 NEVER = vision(100, 400)
@@ -106,7 +106,7 @@ def test_a_withdrawal_from_another_item_than_the_first_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("looks", "said"),
-    [(1.5, "looks back 1.5 times an answer, on average"), (0.0, "looks back in no answer")],
+    [(1.5, "looks back 1.50 times an answer, on average"), (0.0, "looks back in no answer")],
 )
 def test_what_waits_on_the_host(looks: float, said: str) -> None:
     memory = replace(of(None).cells[0].arms[1].memory, host_parked_peak_bytes=3 << 20)

@@ -90,7 +90,7 @@ def _arm(arm: Arm) -> Iterator[Row]:
     if arm.withdrawn_after is not None:
         yield _value("memory", "withdrawn_after", "tokens", arm.withdrawn_after)
     if arm.vision is not None:
-        yield {"section": "vision", **_summary("attended", arm.vision.attended)}
+        yield _value("vision", "attended", "tokens", arm.vision.attended)
         yield _value("vision", "entries_held", "entries", arm.vision.entries_held)
         yield _value("vision", "withdrawals", "per answer", arm.vision.withdrawals)
         yield _value("vision", "look_backs", "per answer", arm.vision.look_backs)
@@ -134,7 +134,6 @@ _UNITS = {
     "answer_s": "s",
     "seconds": "s",
     "generated_tokens": "tokens",
-    "attended": "tokens",
     "first_difference": "tokens",
     "joules_per_token": "J",
     "kl_nats": "nats",

@@ -81,10 +81,10 @@ def _baseline(cell: Cell) -> Vision | None:
 
 
 def _attended(seen: Vision, never: Vision | None) -> str:
-    count = words.count(round(seen.attended.median, 2))
-    if never is None or not never.attended.median:
+    count = words.count(round(seen.attended, 2))
+    if never is None or not never.attended:
         return count
-    return f"{count}  {words.percent(seen.attended.median / never.attended.median)}"
+    return f"{count}  {words.percent(seen.attended / never.attended)}"
 
 
 def _bytes(amount: int | None) -> str:
