@@ -39,10 +39,10 @@ def tile_patches(vision: Any, image: int, size: tuple[int, int], tile: int) -> l
             found.append(
                 clipped_patch(
                     image,
-                    x / fitted_width,
-                    y / fitted_height,
-                    right / fitted_width,
-                    bottom / fitted_height,
+                    x / int(fitted_width),
+                    y / int(fitted_height),
+                    right / int(fitted_width),
+                    bottom / int(fitted_height),
                 )
             )
     return found

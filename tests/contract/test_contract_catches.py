@@ -236,7 +236,10 @@ def test_a_right_adapter_passes(adapter: type[HuggingFace]) -> None:
         (LeavesVisionBehind, {LAYOUT}),
         # Without any vision nothing can be withdrawn, and the oracle has nothing to tell apart.
         (FindsNoVision, {LAYOUT, ORACLE}),
-        (IgnoresTheImage, {"it_encodes_question_and_images", LAYOUT}),
+        (
+            IgnoresTheImage,
+            {"it_encodes_question_and_images", LAYOUT, "its_patches_are_where_it_says"},
+        ),
         (IgnoresTheQuestion, {"it_encodes_question_and_images"}),
         (IgnoresTheTemplate, {"the_template_and_the_system_prompt_reach_the_model"}),
         (OtherWeightsEachTime, {TINY}),
