@@ -98,8 +98,8 @@ def _first_token(arm: Arm) -> list[str]:
         return []
     shown = f'<span class="{_kind(ratio.shown)}">{ratio.shown}</span>'
     return [
-        f"<p>first token {words.within(ratio.median, ratio.interval_95)}: {shown}</p>",
-        f'<p class="soft">at most {words.factor(bound.speedup)} by the bound</p>',
+        f"<p>first token {words.within(ratio.median, ratio.interval_95)}, "
+        f"at most {words.factor(bound.speedup)} by the bound: {shown}</p>"
     ]
 
 
