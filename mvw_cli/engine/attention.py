@@ -19,11 +19,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from mvw_cli.engine.cache import SlotCache, SlotLayer
+from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.looking import Look, looked_at
 from mvw_cli.engine.rows import Part
+from mvw_cli.engine.slot_layer import SlotLayer
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
 """Names under which the kernels are registered. transformers takes any name with "flash" in it

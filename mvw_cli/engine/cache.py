@@ -1,11 +1,8 @@
 """The KV cache of the engine: slots, each with its own length at every layer.
 
-It stores, grows, compacts and counts bytes. It does not attend (`attention.py`), and it does not
-know which entries are vision tokens until it is told which to withdraw.
-
-Slots with vision and slots without are held apart, in one rectangle each: next to a row that still
-sees its image, a row that was withdrawn must not keep the width of one. In a batch the slots
-without vision come first.
+It knows in which row a slot lies; the layers (`slot_layer.py`, `cross_attention.py`) store, grow,
+compact and count bytes. It does not attend (`attention.py`), and it does not know which entries are
+vision tokens until it is told which to withdraw.
 """
 
 from __future__ import annotations
@@ -15,227 +12,14 @@ from itertools import count
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import ran_out
-from mvw_cli.engine.parked import Parked, parked
-from mvw_cli.engine.rows import CHUNK, ROW_CHUNK, Entries, Memo, Part, Rows
-
-__all__ = ["CHUNK", "SlotCache", "SlotLayer"]
-
-
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer that holds sequences: the slots without vision, and those with it."""
-
-    is_compileable = False
-
-    def __init__(self, window: int | None, memo: Memo) -> None:
-        super().__init__()
-        self.window = window
-        """Sliding-window size in tokens, or None for full attention."""
-        self.is_sliding = window is not None
-        self.is_initialized = False  # transformers looks at `keys` otherwise, and there are none
-        self.blind = Rows(window, memo)
-        self.seeing = Rows(window, memo)
-        self.unattended = False
-        """Set by `update`, cleared by the attention function: it must see every update."""
-        self._entry_bytes = 0
-        self._handed: tuple[Tensor, Tensor] | None = None
-        """What the last update returned."""
-        self._handed_on: bool | None = None
-        """Whether the model hands on to its attention what `update` returns, as it is."""
-
-    # -- what transformers calls ------------------------------------------------------------
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: `load` takes the shapes from what it is given."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append one entry to each slot; return what has to be attended.
-
-        key_states, value_states: # (n, H, 1, D). Returned: # (n, H, longest, D), or something that
-        stands for it, where the attention function is known to get it as it is.
-        """
-        blind, first = self.blind, len(self.blind)
-        if first:
-            blind.append(key_states[:first], value_states[:first])
-        if len(self.seeing):
-            self.seeing.append(key_states[first:], value_states[first:])
-        self.unattended = True
-        if not first or not len(self.seeing):
-            self._handed = (blind if first else self.seeing).seen()
-        elif self._handed_on:
-            self._handed = blind.seen()
-        else:
-            self._handed = joined(blind.seen(), self.seeing.seen())
-        return self._handed
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return max(self.blind.longest, self.seeing.longest) + query_length, 0
-
-    def get_seq_length(self) -> int:
-        entries = (*self.blind.entries, *self.seeing.entries)
-        return max((entry.next_index for entry in entries), default=0)
-
-    def get_max_length(self) -> int:
-        return -1
-
-    # -- what the attention calls -----------------------------------------------------------
-
-    def parts(self, key: Tensor, value: Tensor) -> list[Part]:
-        """Split an attention call by the rectangles that its rows lie in.
-
-        Args:
-            key, value: as the attention function got them.  # (n, H, longest, D)
-
-        Raises:
-            NotExact: the model, which handed on what `update` returns, no longer does.
-        """
-        self.unattended = False
-        blind, seeing, first = self.blind, self.seeing, len(self.blind)
-        handed, self._handed = self._handed, None
-        if not first or not len(seeing):
-            return [Part(0, key, value, blind if first else seeing)]
-        as_it_is = handed is not None and key is handed[0] and value is handed[1]
-        if self._handed_on and not as_it_is:
-            raise NotExact("it changes its way through the cache from step to step")
-        if self._handed_on is None:
-            self._handed_on = as_it_is
-        if as_it_is:
-            return [Part(0, *blind.seen(), blind), Part(first, *seeing.seen(), seeing)]
-        ends = (blind.longest, seeing.longest)
-        return [
-            Part(0, key[:first, :, : ends[0]], value[:first, :, : ends[0]], blind),
-            Part(first, key[first:, :, : ends[1]], value[first:, :, : ends[1]], seeing),
-        ]
-
-    # -- what the cache calls ---------------------------------------------------------------
-
-    def load(
-        self,
-        source: CacheLayerMixin,
-        held: Tensor,
-        prompt: int,
-        vision: bool,
-        cross_entries: Tensor | None,
-    ) -> None:
-        """Append a row from a layer that holds the prefill of one sequence of `prompt` tokens.
-
-        If memory runs out, nothing has changed. Args:
-            held: index in the sequence of the entries that the prefill has read here: # (K,) long.
-            cross_entries: not for this kind of layer.
-        """
-        keys, values = source.keys[0], source.values[0]  # (H, T, D)
-        length = keys.shape[1]  # below K where a sliding layer let go of the start
-        entry = Entries(held if length == len(held) else held[-length:], prompt, length)
-        self._entry_bytes = keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
-        (self.seeing if vision else self.blind).load(keys, values, entry)
-
-    def unload(self, vision: bool) -> None:
-        """Take the row back that was loaded last."""
-        group = self.seeing if vision else self.blind
-        group.remove(len(group) - 1)
-
-    def keep_without(self, row: int, indices: Tensor) -> int:
-        """Append a copy of a seeing row, without some sequence indices, to the blind rows.
-
-        indices: # (P,) bool, True where the entry goes; tokens past P stay. Returns the number of
-        entries that went. If memory runs out, nothing has changed.
-        """
-        keys, values, entry = self.seeing.row(row)
-        places = _staying(entry, indices)
-        on_device = places.to(keys.device)
-        kept = Entries(entry.indices(entry.length)[places], entry.next_index, len(places))
-        self.blind.load(keys[:, on_device], values[:, on_device], kept)
-        return entry.length - len(places)
-
-    def thin_out(self, row: int, indices: Tensor, vision: bool) -> int:
-        """Take entries out of a row, in place.  indices: as in `keep_without`."""
-        group = self.seeing if vision else self.blind
-        return group.thin_out(row, _staying(group.entries[row], indices))
-
-    def copied(self, row: int, indices: Tensor, vision: bool) -> Parked:
-        """Copy entries of a row to the host.  indices: as in `keep_without`."""
-        group = self.seeing if vision else self.blind
-        keys, values, entry = group.row(row)
-        return parked(keys, values, entry, _leaving(entry, indices))
-
-    def bring_back(self, row: int, back: Parked, vision: bool) -> int:
-        """Append a copy of a row to the seeing rows, with entries that were parked.
-
-        Returns their number. If memory runs out, nothing has changed.
-        """
-        keys, values, entry = (self.seeing if vision else self.blind).row(row)
-        keys, values = (
-            torch.cat([old, new.to(old.device, non_blocking=True)], dim=1)
-            for old, new in ((keys, back.keys), (values, back.values))
-        )
-        indices = torch.cat([entry.indices(entry.length), back.indices])
-        self.seeing.load(keys, values, Entries(indices, entry.next_index, len(indices)))
-        return len(back.indices)
-
-    def indices(self, row: int, vision: bool) -> Tensor:
-        """Index in the sequence of each entry that was loaded or kept: # (K,) long."""
-        return (self.seeing if vision else self.blind).entries[row].kept
-
-    def remove(self, row: int, vision: bool) -> None:
-        """Take a row out; the last of its rectangle fills the hole."""
-        (self.seeing if vision else self.blind).remove(row)
-
-    def reserve_step(self) -> None:
-        """Make room for one more entry in every slot."""
-        self.blind.reserve_step()
-        self.seeing.reserve_step()
-
-    def trim(self, exactly: bool) -> None:
-        """Give back room that no slot needs."""
-        self.blind.trim(exactly)
-        self.seeing.trim(exactly)
-
-    def lengths(self) -> tuple[list[int], list[int]]:
-        return self.blind.lengths, self.seeing.lengths
-
-    def take_back(self, lengths: tuple[list[int], list[int]]) -> None:
-        """Go back to lengths that the rows had before a step that failed."""
-        self.blind.take_back(lengths[0])
-        self.seeing.take_back(lengths[1])
-        self.unattended, self._handed = False, None
-
-    def row_bytes(self, row: int, vision: bool) -> int:
-        """Bytes of the entries that a row uses."""
-        group = self.seeing if vision else self.blind
-        return group.entries[row].length * self._entry_bytes
-
-    def room_bytes(
-        self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
-    ) -> list[int]:
-        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`.
-
-        Args:
-            counts: how many have been withdrawn, the last of them just now; one answer for each.
-        """
-        kept = prompt if self.window is None else min(prompt, self.window - 1)
-        blind, seeing = len(self.blind), len(self.seeing)
-        ends = [self.blind.longest, self.seeing.longest]
-        if prompt:
-            blind, seeing = blind + (not vision), seeing + vision
-            ends[vision] = max(ends[vision], kept)
-        # One more than a step needs: a row is loaded with room for its next entry.
-        joined_end = max(ends[0], min(text, ends[1])) + 1
-        rooms = []
-        for withdrawn in counts:
-            end = joined_end if withdrawn else ends[0]
-            places = self.blind.room_for(blind + withdrawn, end + ahead)
-            places += self.seeing.room_for(seeing, ends[1] + ahead, gone=max(0, withdrawn - 1))
-            rooms.append(places * self._entry_bytes)
-        return rooms
-
-    def allocated_bytes(self) -> int:
-        return self.blind.allocated_bytes() + self.seeing.allocated_bytes()
+from mvw_cli.engine.parked import Parked
+from mvw_cli.engine.rows import ROW_CHUNK, Memo
+from mvw_cli.engine.slot_layer import SlotLayer
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -471,39 +255,6 @@ def _turning_points(seeing: int) -> list[int]:
     counts = range(seeing + 1)
     edge = 2 * ROW_CHUNK + 1
     return [*counts] if len(counts) <= 2 * edge else [*counts[:edge], *counts[-edge:]]
-
-
-def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Put two rectangles into one, as wide as the wider.  # (n, H, T, D) each"""
-    width = max(one[0].shape[2], other[0].shape[2])
-    keys, values = (
-        torch.cat([_widened(states, width) for states in pair])
-        for pair in zip(one, other, strict=True)
-    )
-    return keys, values
-
-
-def _widened(states: Tensor, width: int) -> Tensor:
-    # Zeros, not garbage: a masked NaN would still poison the sum over the values.
-    return torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[2]))
-
-
-def _leaving(entry: Entries, indices: Tensor) -> Tensor:
-    """Say which places of a row go, if some sequence indices go: # (K,) long."""
-    return _goes(entry, indices).nonzero()[:, 0]
-
-
-def _staying(entry: Entries, indices: Tensor) -> Tensor:
-    """Say which places of a row stay, if some sequence indices go: # (K,) long."""
-    return (~_goes(entry, indices)).nonzero()[:, 0]
-
-
-def _goes(entry: Entries, indices: Tensor) -> Tensor:
-    present = entry.indices(entry.length)
-    prompt = present < len(indices)
-    leaves = torch.zeros(entry.length, dtype=torch.bool)
-    leaves[prompt] = indices[present[prompt]]
-    return leaves
 
 
 def _fill(slots: list[int], row: int) -> None:

@@ -31,6 +31,8 @@ class Parked:
 
     def with_more(self, other: Parked) -> Parked:
         """Add entries that were parked later."""
+        if not len(self.indices) or not len(other.indices):
+            return self if len(self.indices) else other
         return Parked(
             torch.cat([self.keys, other.keys], dim=1),
             torch.cat([self.values, other.values], dim=1),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mvw_cli.engine.looking import Looker
+from mvw_cli.engine.looking import Looker, PrefillWeights
 from mvw_cli.engine.parked import Parked
 from mvw_cli.engine.sampling import Sampler
 from mvw_cli.engine.text import Detokenizer
@@ -57,6 +57,28 @@ class Running:
         for present in self.present.values():
             held |= present
         return int((~held).sum())
+
+    def look(self, weights: PrefillWeights | None) -> None:
+        """Arrange that the policy sees what it asks for, from the first token on.
+
+        weights: what was seen of the prefill.
+        """
+        policy = self.request.policy
+        self.layers = tuple(layer for layer, one in self.present.items() if bool(one.any()))
+        self.signals = policy.signals(self.layers)
+        attend = policy.begin_attending() if self.layers else None
+        wanted = frozenset((*self.signals.mass, *self.signals.weights))
+        if not wanted and attend is None:
+            return
+        self.looker = Looker(
+            self.vision,
+            holding=frozenset(self.present),
+            layers=wanted,
+            attend=attend,
+            attend_layer=None if attend is None else policy.attending_layer(self.layers),
+        )
+        if weights is not None:
+            self.looker.found, self.looker.added = dict(weights.found), dict(weights.added)
 
     def finish_reason(self) -> FinishReason | None:
         """Say why the output is complete, or None."""

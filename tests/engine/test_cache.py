@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from mvw_cli.engine.cache import CHUNK, SlotCache
+from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.parked import Parked
-from mvw_cli.engine.rows import Rows
+from mvw_cli.engine.rows import CHUNK, Rows
 
 SLOTS, WINDOWS, HEADS, KEY, VALUE = 3, (None, 5), 2, 4, 3
 

@@ -13,7 +13,7 @@ from PIL import Image
 from running import loaded, request, run
 
 from mvw_cli.engine import Admitted, Engine, Finished, Prefilled, Token, Withdrawn
-from mvw_cli.engine.cache import CHUNK
+from mvw_cli.engine.rows import CHUNK
 from mvw_cli.errors import ModelProblem
 from mvw_cli.policies.mvw import Mvw
 
