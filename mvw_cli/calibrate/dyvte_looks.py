@@ -104,7 +104,8 @@ def look(
         whole = logits[0].argmax(-1)  # (T,)
         for start, one in zip([None, *group], logits, strict=True):
             same = (one.argmax(-1) == whole).float().mean()
-            found[start] = float(same), float(functional.cross_entropy(one.float(), answer))
+            loss = functional.cross_entropy(one.float(), answer.to(one.device))
+            found[start] = float(same), float(loss)
     return Look(
         torch.stack([seen[gate] for gate in _exits(layers)]),
         torch.tensor([found[start][0] for start in told]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, ClassVar
 
 from mvw_cli.policy import LayerView, Select, WithdrawalPolicy
@@ -76,4 +77,4 @@ class Dyvte(WithdrawalPolicy):
 
     def describe(self) -> str:
         least = "" if self.min_layer is None else f", not before layer {self.min_layer}"
-        return f"vision exits by the gates of {self.gates}{least}"
+        return f"exit by the gates of {PurePath(self.gates).name}{least}"
