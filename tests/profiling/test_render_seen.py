@@ -93,7 +93,7 @@ def test_all_formats_say_it(made: Report) -> None:
 
 def test_the_picture_is_there_where_some_attend_to_a_part(made: Report) -> None:
     [picture] = [one for one in pictures(made) if one.name.startswith("vision")]
-    assert (picture.name, picture.unit) == ("vision-attended-batch-8", "tokens")
+    assert (picture.name, picture.unit) == ("vision-attended-batch-8", "vision tokens")
     assert [line.name for line in picture.lines] == [arm.name for arm in made.cells[0].arms]
     assert all(line.xs == [float(n) for n in range(1, NEW_TOKENS + 1)] for line in picture.lines)
     assert picture.lines[2].ys[:2] == [VISION, 40.25]

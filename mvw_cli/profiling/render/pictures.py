@@ -75,8 +75,8 @@ def _attended(cell: Cell) -> Picture:
         f"vision-attended-batch-{cell.batch}",
         f"Vision tokens that each token attends to, batch {cell.batch}",
         TOKENS,
+        "attended",
         "vision tokens",
-        "tokens",
         "Mean over the layers that hold vision where nothing is withdrawn, and over the answers.",
         lines,
     )
