@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Remembering, short_help="Find the threshold for policy mass.")
-@calibrating(limit=20)
 @click.option(
     "--thresholds",
     metavar="X,…",
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Weight of the newest token in the average.",
 )
+@calibrating(limit=20)
 @click.pass_context
 def mass(
     context: click.Context,

@@ -23,7 +23,6 @@ _FEW = 1e-9
 
 
 @click.command(cls=Remembering, short_help="Find m, or a tag, for policy mvw.")
-@calibrating(limit=20)
 @click.option(
     "-m",
     "--m",
@@ -48,6 +47,7 @@ _FEW = 1e-9
     show_default=True,
     help="The part of the answers that may get worse.",
 )
+@calibrating(limit=20)
 @click.pass_context
 def mvw(
     context: click.Context,

@@ -21,7 +21,6 @@ _FEW = 1e-9
 
 
 @click.command(cls=Remembering, short_help="Find the layer for policy vtw.")
-@calibrating(limit=20)
 @click.option(
     "--eta",
     metavar="NATS",
@@ -47,6 +46,7 @@ _FEW = 1e-9
     show_default=True,
     help="Compare the first N tokens of the answer; the published search compares 1.",
 )
+@calibrating(limit=20)
 @click.pass_context
 def vtw(context: click.Context, /, eta: float, first: int, tokens: int, **options: Any) -> int:
     """Find the decoder layer before which vision may leave the prompt (VTW, arXiv 2405.05803).
