@@ -6,7 +6,7 @@ It does not know the cache; which vision tokens each layer holds is told to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -65,7 +65,9 @@ class Running:
         """
         policy = self.request.policy
         self.layers = tuple(layer for layer, one in self.present.items() if bool(one.any()))
-        self.signals = policy.signals(self.layers)
+        signals = policy.signals(self.layers)
+        held = tuple(layer for layer in signals.mass if layer in self.layers)
+        self.signals = replace(signals, mass=held)
         attend = policy.begin_attending() if self.layers else None
         wanted = frozenset((*self.signals.mass, *self.signals.weights))
         if not wanted and attend is None:

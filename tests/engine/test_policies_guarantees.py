@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from policy_rules import masks_of, vtw
 from policy_subjects import Served, Subject, asked, serve, subject
 from torch import Tensor
 
@@ -24,7 +25,16 @@ from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.random import Random
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policies.vtw import Vtw
-from mvw_cli.policy import Attend, AttendView, LayerView, Select, WithdrawalPolicy
+from mvw_cli.policy import (
+    Attend,
+    AttendView,
+    Decide,
+    LayerView,
+    Select,
+    Signals,
+    StepView,
+    WithdrawalPolicy,
+)
 
 SUBJECTS = ("llava", "qwen2_5_vl", "kimi-vl", "llava-cot")
 each_subject = pytest.mark.parametrize("name", SUBJECTS)
@@ -61,6 +71,51 @@ class _Asking(WithdrawalPolicy):
 
     def attending_layer(self, layers: tuple[int, ...]) -> int | None:
         return layers[0]
+
+
+@dataclass(frozen=True)
+class _Watching(WithdrawalPolicy):
+    """Notes the mass at all layers, whether they hold vision or not, and what ends are shown."""
+
+    name: ClassVar[str] = "watching"
+    layers: tuple[int, ...] = field(metadata={"description": "At which layers."})
+    told: list[StepView] = field(metadata={"description": "What was seen."})
+
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        return Signals(entropy=True, mass=self.layers, weights=self.layers)
+
+    def begin(self) -> Decide:
+        return self.told.append
+
+
+# -- what policies see ----------------------------------------------------------------------------
+
+
+@each_subject
+def test_what_a_policy_sees_is_the_oracles(name: str) -> None:
+    """Mass over the layers that hold vision, weights of all, entropy; where some are gone, too."""
+    chosen = subject(name)
+    layers, last = chosen.vision_layers, chosen.vision_layers[-1]
+    told: list[StepView] = []
+    watching = _Watching(layers, told)
+    for policy, prefill, held in (
+        (watching, [], layers),
+        (stacked([Vtw(layer=last), watching]), [vtw(last)], layers[:-1]),
+    ):
+        told.clear()
+        served = serve(chosen, [asked(chosen, policy, 2)])["2"]
+        masks = masks_of(served, prefill)
+        assert len(told) == len(served.ids) - 1
+        for view in told:
+            weights = served.weights(masks, layers, view.step)
+            assert view.layers == held and view.vision_tokens == served.tokens
+            assert view.entropy == pytest.approx(served.entropy(masks, view.step), abs=1e-5)
+            assert view.mass == pytest.approx(served.mass(masks, held, view.step), abs=1e-5)
+            assert view.weights is not None and set(view.weights) == set(layers)
+            for layer, seen in view.weights.items():
+                assert (seen - weights[layer]).abs().max() < 1e-5
+        masses = [view.mass for view in told if view.mass is not None]
+        assert max(masses) - min(masses) > 1e-3 and 0.01 < min(masses) < max(masses) < 1
 
 
 # -- positions and determinism --------------------------------------------------------------------
