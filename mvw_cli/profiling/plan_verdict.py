@@ -29,9 +29,11 @@ def _traffic(plan: Plan) -> str | None:
     first, *others = sorted(plan.batches, key=lambda bound: bound.batch)
     share = first.before.weight_bytes / _moved(first.before)
     more = "".join(f"; at batch {b.batch} at most {times(b.speedup_of_answer)}" for b in others)
+    after = f"{plan.withdrawn_after} token{'' if plan.withdrawn_after == 1 else 's'}"
     return (
         f"The weights are {percent(share)} of what a decode step moves at batch {first.batch}: "
-        f"expect the decode to become at most {times(first.speedup_of_answer)} as fast{more}."
+        f"expect withdrawal after {after} to make the decode at most "
+        f"{times(first.speedup_of_answer)} as fast{more}."
     )
 
 

@@ -61,11 +61,15 @@ def fast(bandwidth: float = 1000.0, flops: float = 1000.0) -> Device:
 
 def test_a_plan_without_a_device() -> None:
     assert plan_verdicts(plan()) == [
-        "The weights are 97 % of what a decode step moves at batch 1: expect the decode to become "
-        "at most 1.03 × as fast; at batch 32 at most 1.40 ×.",
+        "The weights are 97 % of what a decode step moves at batch 1: expect withdrawal after 16 "
+        "tokens to make the decode at most 1.03 × as fast; at batch 32 at most 1.40 ×.",
         "With 1,000 vision tokens a step can become 10 % faster at batch 9, at no smaller one. "
         "It would take 22,000 at batch 1.",
     ]
+
+
+def test_a_plan_counts_its_moment() -> None:
+    assert "withdrawal after 1 token to make" in plan_verdicts(plan(withdrawn_after=1))[0]
 
 
 def test_a_plan_names_its_smallest_batch_first() -> None:
