@@ -13,7 +13,6 @@ _COUNT = click.IntRange(min=1)
 
 
 @click.command("dyvte", cls=Remembering, short_help="Train the gates of policy dyvte.")
-@calibrating(limit=500)
 @click.option(
     "--along",
     type=click.Choice(["own", "reference"]),
@@ -32,7 +31,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--loss-ratio",
     metavar="X",
-    type=click.FloatRange(min=1),
+    type=click.FloatRange(1, 1e12),
     default=1.03,
     show_default=True,
     help="… and the loss stays below X times the one with the vision.",
@@ -40,7 +39,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--lr",
     metavar="RATE",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(0, 1, min_open=True),
     default=6e-5,
     show_default=True,
     help="Learning rate.",
@@ -84,6 +83,7 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Questions that the model answers at the same time.",
 )
+@calibrating(limit=500)
 @click.pass_context
 def dyvte(context: click.Context, /, **options: Any) -> int:
     """Train the gates that choose the layer of exit for each prompt (DyVTE, arXiv 2411.19628).
