@@ -170,6 +170,7 @@ class PrefillBound:
     """What reading a prompt must compute, by the vision tokens that each layer reads."""
 
     flops: float
+    """Of one prompt, vision encoder included."""
     share: float
     """Of the FLOPs of `never`."""
     seconds: float | None
