@@ -128,7 +128,12 @@ class Rows:
         self._describe(row)
 
     def load_nothing(self) -> None:
-        """Append a row without any entry, which no shape is known for."""
+        """Append a row without any entry, whose shape may not be known yet.
+
+        If memory runs out, nothing has changed.
+        """
+        if self.keys is not None:
+            self._hold(len(self) + 1, self.longest)
         self.entries.append(Entries(torch.zeros(0, dtype=torch.long), 0, 0))
 
     def row(self, row: int) -> tuple[Tensor, Tensor, Entries]:

@@ -19,8 +19,8 @@ InPrefill = Callable[[Served, Masks], None]
 """Hides tokens from all rows, at layers from some layer on."""
 Stepwise = Callable[[Served], Callable[[int, Masks], Gone]]
 """Says, after token t, what the row that reads token t does not see."""
-InStep = Callable[[Served, Masks], None]
-"""Hides tokens from the rows of the decode steps, each for itself."""
+InStep = Callable[[Served, Masks, Sequence[int]], None]
+"""Hides tokens from the rows that read the tokens of some steps, each row for itself."""
 
 
 def masks_of(
@@ -33,13 +33,16 @@ def masks_of(
     masks = served.nothing()
     for rule in prefill:
         rule(served, masks)
+    steps = range(1, len(served.ids))
     if stepwise is not None:
         asks = stepwise(served)
-        for step in range(1, len(served.ids)):
+        for step in steps:
             for layer, gone in asks(step, masks).items():
                 masks[layer][served.prompt + step - 1] |= gone
-    if in_step is not None:
-        in_step(served, masks)
+            if in_step is not None:  # what a row does not attend to, the next decision does not see
+                in_step(served, masks, [step])
+    elif in_step is not None:
+        in_step(served, masks, steps)
     return masks
 
 
@@ -267,13 +270,13 @@ def writes(tag: str) -> Callable[[Served, int, Masks], bool]:
 def pulse(layer: int, tau: float, least: float, most: float) -> InStep:
     """After `layer` only the tokens of the highest scores, as many as the sharpened mass says."""
 
-    def rule(served: Served, masks: Masks) -> None:
+    def rule(served: Served, masks: Masks, steps: Sequence[int]) -> None:
         layout = served.request.layout
         entries = layout.entries if layout.cross_entries is None else layout.cross_entries
         columns = entries.nonzero()[:, 0]
         scores = served.scores(masks, layer).double()  # (H, T, columns)
         shares = (scores / tau).softmax(dim=-1)[..., columns].sum(dim=-1).amax(dim=0)  # (T,)
-        for step in range(1, len(served.ids)):
+        for step in steps:
             row = served.prompt + step - 1
             there = ~masks[layer][row]
             if not there.any():

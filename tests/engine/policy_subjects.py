@@ -89,7 +89,8 @@ def _with_grid(inputs: dict[str, Tensor], layout: VisionLayout) -> VisionLayout:
         grid = (height // 8, width // 8)
     else:
         grid = (isqrt(layout.vision_tokens),) * 2
-    assert grid[0] * grid[1] == layout.vision_tokens
+    if grid[0] * grid[1] != layout.vision_tokens:
+        return layout
     return replace(layout, images=(layout.vision_tokens,), grids=(grid,))
 
 

@@ -589,3 +589,21 @@ def test_different_policies_share_the_slots(name: str, kernel: str, kind: Any) -
         assert (served.logits - expected).abs().max() < TOLERANCE
         effect = (served.expected(served.nothing()) - expected).abs().max()
         assert effect > 100 * TOLERANCE or not rules
+
+
+@each_subject
+def test_a_row_without_vision_at_a_layer_comes_and_goes(name: str) -> None:
+    """Before and after one that sees everything there, and alone again."""
+    chosen = subject(name)
+    last = late(chosen)
+    for order in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        policies = [(NoWithdrawal(), Vtw(layer=last))[one] for one in order]
+        requests = [
+            asked(chosen, policy, seed, max_new_tokens=4 + 3 * seed)
+            for seed, policy in enumerate(policies)
+        ]
+        together = serve(chosen, requests, slots=2)
+        for number, one_of in enumerate(order):
+            served = together[str(number)]
+            expected = served.expected(masks_of(served, [vtw(last)] if one_of else []))
+            assert (served.logits - expected).abs().max() < TOLERANCE
