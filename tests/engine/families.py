@@ -475,6 +475,8 @@ def build(family: Family) -> Any:
         for parameter in model.parameters():
             # The usual 0.02 makes every distribution flat, and any mistake too small to see.
             if parameter.ndim > 1:
+                if not parameter.any():  # Gemma 3's projector: every image would look the same
+                    parameter.normal_(std=0.02)
                 parameter.mul_(4)
         # Placeholder tokens must not be generated: neither `generate` nor the oracle reads them.
         model.get_output_embeddings().weight[VISION_END - 2 :] = 0
