@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.stack import stacked
@@ -130,3 +131,17 @@ def test_bad_fields_are_refused_by_name(fields: dict[str, Any]) -> None:
 
 def test_description() -> None:
     assert Pulse().describe() == "attends to 1-5 % of the vision at each step"
+
+
+def test_a_layer_that_sees_no_vision_any_more_leaves_the_others_all_of_it() -> None:
+    behind = [[-math.inf] * 4] * 2
+    present = torch.tensor([True, True, False, True])
+    assert choose(Pulse(), behind, [[0.0, 1.0]] * 2, present) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_it_leaves_out_can_not_be_ranked(turned: bool) -> None:
+    pair: list[WithdrawalPolicy] = [Pulse(), Anneal(end=8)]
+    with pytest.raises(ValueError, match="give by=even"):
+        stacked(pair[::-1] if turned else pair)
+    stacked([Pulse(), Anneal(end=8, by="even")])

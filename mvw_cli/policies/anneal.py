@@ -9,7 +9,7 @@ know how tokens are taken out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -136,6 +136,11 @@ class Anneal(WithdrawalPolicy):
             fewer[layer] = torch.zeros(tokens, dtype=torch.bool)
             fewer[layer][ranks[:count]] = True
         return fewer
+
+    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+        if self.by == "attention" and any(other.name == "pulse" for other in before):
+            return "pulse leaves most tokens out of a step, so anneal can't rank them; give by=even"
+        return super().objection(before)
 
     def describe(self) -> str:
         return f"thins out by {self.by} from {self.start} to {self.end} tokens"

@@ -10,6 +10,7 @@ Nothing is deleted: this module says what is attended to, and frees no memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,7 +31,8 @@ class Pulse(WithdrawalPolicy):
     - k = floor(N · share), at least 1, of the N vision tokens that are still there; the share is
       the mass, held between `least` and `most`;
     - the k vision tokens with the highest mean of s over the heads are attended to by the layers
-      after it, in this step. Of equal ones the first counts.
+      after it, in this step. Of equal ones the first counts. Where the layer sees none at all (it
+      slides, and the vision lies behind its window), all are attended to.
 
     Raises:
         ValueError: a field is out of its range.
@@ -93,7 +95,15 @@ class Pulse(WithdrawalPolicy):
         chosen = torch.zeros_like(present)
         # Compared on the device: a number would have to wait for it.
         chosen[ranked.indices] = torch.arange(len(present), device=vision.device) < k
-        return chosen & present
+        # A sliding layer may have let go of all vision while others still hold it.
+        nothing = ~vision.isfinite().any()
+        return torch.where(nothing, present, chosen & present)
+
+    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+        ranking = (other for other in before if getattr(other, "by", None) == "attention")
+        if any(other.name == "anneal" for other in ranking):
+            return "pulse leaves most tokens out of a step, so anneal can't rank them; give by=even"
+        return super().objection(before)
 
     def describe(self) -> str:
         return f"attends to {100 * self.least:g}-{100 * self.most:g} % of the vision at each step"
