@@ -43,6 +43,8 @@ benchmarks: $(INSTALLED) $(HARNESS)/.installed
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/batch_memory.py
 	$(BIN)/python benchmarks/curve.py
+	$(BIN)/python benchmarks/signals.py
+	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python docs/generate.py
 
 # The parts of docs/ that are made from the code.

@@ -59,6 +59,7 @@ ALONE = (
     "pulse:most=0.25",
     "mvw:m=32+look-back:entropy=0.5,steps=8",
     "mvw:m=32+look-back:words=[REASONING],steps=8",
+    "mvw:m=48+look-back:entropy=0.5,steps=8",
 )
 TOGETHER = (
     f"vtw:layer=3+{MVW}",
@@ -66,10 +67,12 @@ TOGETHER = (
     f"fastv:layer=2,keep=0.5+{MVW}",
     f"random:layer=2,keep=0.5+{MVW}",
     f"downsample:layer=2,keep=0.5+{MVW}",
+    f"downsample:layer=3,keep=0.5+{MVW}",
+    f"mass:threshold={{mass}}+{MVW}",
     f"anneal:start=16,end=96+{MVW}",
     f"pulse:most=0.25+{MVW}",
 )
-"""Combinations with the `mvw` that they are compared with."""
+"""Combinations, which are compared with the `mvw` in them, too, as is what has a look-back."""
 PLACES = (1, 16, 32, 64, 96, 128)
 """Generated tokens after which the KV cache is shown."""
 SLOTS = 32
@@ -278,7 +281,7 @@ def timed(sessions: Mapping[str, Session], samples: Sequence[Sample], pairs: int
 @click.command()
 @click.option("--count", default=1000, show_default=True, help="How many held-out scenes.")
 @click.option("--seed", default=2026, show_default=True, help="Seed of scenes and questions.")
-@click.option("--mass", default="0.05", show_default=True, help="Threshold of the mass policy.")
+@click.option("--mass", default="0.318", show_default=True, help="Threshold of the mass policy.")
 @click.option("--part", default="1/1", show_default=True, help="Answer under these arms only.")
 @click.option("--speed/--no-speed", default=True, help="Time each arm; wants an idle machine.")
 @click.option("--pairs", default=8, show_default=True, help="Turns of the timing.")
@@ -341,18 +344,18 @@ def answered_by_all(
     flops = flops_of(session.adapter, session.loaded.model.config)
     requests = requests_of(session, samples, blind=False)
     texts = [one.text_tokens for one in requests]
+    vision = requests[0].layout.vision_tokens
     found = {name: read_answers(folder, name) for name in (NONE, NO_IMAGE, *arms)}
     rows = []
     for name, answered in found.items():
         others = {} if name == NONE else {NONE: found[NONE]}
-        if name.endswith(f"+{MVW}"):
-            others[MVW] = found[MVW]
+        parts = [part for part in name.split("+") if part in found and part != name]
+        others |= {part: found[part] for part in parts if part.startswith("mvw:")}
         computed = [
-            flops.prefill(text, one.vision_by_layer)
+            flops.prefill(text, 0 if name == NO_IMAGE else vision, one.vision_by_layer or None)
             for text, one in zip(texts, answered, strict=True)
         ]
         rows.append(summed_up(name, answered, others, mean(computed)))
-    vision = requests[0].layout.vision_tokens
     return {"questions": len(samples), "vision_tokens": vision, "arms": rows}
 
 

@@ -18,7 +18,17 @@ from functools import cache
 from pathlib import Path
 
 import click
-from regions import batch, cross_check, example, families, figures, reference, report, scaling
+from regions import (
+    batch,
+    cross_check,
+    example,
+    families,
+    figures,
+    policies,
+    reference,
+    report,
+    scaling,
+)
 
 from mvw_cli.scaffold import Names, render
 
@@ -48,6 +58,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,
     "cross check": cross_check.cross_check,
+    "policies measured": policies.policies,
+    "policies combined": policies.combinations,
     "scaling": scaling.scaling,
     "scaling chunks": scaling.chunks,
     "example": lambda: f"```console\n{EXAMPLE.read_text(encoding='utf-8')}```",

@@ -31,6 +31,7 @@ COMMANDS = {
     "batch_slots": "python benchmarks/batch.py --sweep",
     "batch_memory": "python benchmarks/batch_memory.py",
     "cross_check": "make cross-check",
+    "policies": "python benchmarks/policies.py",
 }
 
 

@@ -179,7 +179,7 @@ def _caveats(
         needed = ceil(_Z_SQUARE * (1 - tolerance) / tolerance)
         said.append(
             f"On these items that is within {_percent(tolerance)}; {loss.items} are too few to "
-            f"show it for others, which takes {needed} at least."
+            f"show it for others: that takes {needed} where nothing is lost, and more elsewhere."
         )
     else:
         said.append("No number of items shows that nothing is ever lost.")

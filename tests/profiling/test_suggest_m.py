@@ -85,8 +85,8 @@ def test_too_few_items_are_said_to_be_too_few() -> None:
     assert reason == (
         "With m = 16, 18 of 20 answers are right, 18 without withdrawal: a loss of 0.0 %, 95 % "
         "interval -16.1 % to 16.1 %. On these items that is within 2.0 %; 20 are too few to show "
-        "it for others, which takes 189 at least. Along the answers without withdrawal, 97.0 % of "
-        "the next tokens stay the likeliest."
+        "it for others: that takes 189 where nothing is lost, and more elsewhere. Along the "
+        "answers without withdrawal, 97.0 % of the next tokens stay the likeliest."
     )
     # And with as many as it says, it shows.
     for items, shown in ((188, False), (189, True)):
