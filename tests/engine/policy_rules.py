@@ -284,6 +284,8 @@ def pulse(layer: int, tau: float, least: float, most: float) -> InStep:
             share = min(max(float(shares[step - 1]), least), most)
             count = max(1, int(share * int(there.sum())))
             mean = scores[:, step - 1, columns].mean(dim=0)
+            if bool(mean.isneginf().all()):
+                continue  # all the vision lies behind the window of the layer that chooses
             ranked = sorted(there.nonzero()[:, 0].tolist(), key=lambda n: -float(mean[n]))
             unseen = torch.ones(served.tokens, dtype=torch.bool)
             unseen[ranked[:count]] = False
