@@ -22,7 +22,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.looking import Look, looked_at
+from mvw_cli.engine.looking import Look
+from mvw_cli.engine.prefill_weights import looked_at
 from mvw_cli.engine.rows import Part
 from mvw_cli.engine.slot_layer import SlotLayer
 

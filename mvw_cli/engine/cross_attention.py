@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.looking import Look, note_added
+from mvw_cli.engine.looking import Look
 from mvw_cli.engine.parked import Parked, parked
+from mvw_cli.engine.prefill_weights import note_added
 from mvw_cli.engine.rows import Entries, Memo, Part, Rows
 
 CrossAttention = Literal["skip", "mlp"]

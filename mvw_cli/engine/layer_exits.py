@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.looking import PrefillWeights
+from mvw_cli.engine.prefill_weights import PrefillWeights
 from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import LayerView, Select
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mvw_cli.engine.layer_exits import Selection, selecting
-from mvw_cli.engine.looking import PrefillWeights, looking
+from mvw_cli.engine.prefill_weights import PrefillWeights, looking
 from mvw_cli.engine.prepare import Prepared
 from mvw_cli.engine.types import Request
 from mvw_cli.engine.vision import Vision, vision_of

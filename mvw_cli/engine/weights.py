@@ -39,3 +39,11 @@ def attention_scores(
 def head_mean(scores: Tensor) -> Tensor:
     """Make attention weights of scores, mean over the heads: # (n, H, L) -> (n, L) float32."""
     return scores.softmax(-1).mean(1)
+
+
+def share_added(before: Tensor, output: Tensor) -> Tensor:
+    """Say by which part a layer changes one token's stream, 0 to 1.  before, output: # (D,)"""
+    stream = before.to(output.device).float()
+    added = (output.float() - stream).norm()
+    share: Tensor = added / (stream.norm() + added)
+    return share
