@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from filelock import FileLock  # comes with torch
 
 # Two workers with as many threads as there are cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell's background job has Ctrl-C ignored, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers, under pytest's importlib mode
 
 from hints import parse_hint
