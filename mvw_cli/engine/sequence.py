@@ -156,8 +156,16 @@ class Running:
 
     def lose(self, gone: Mapping[int, Tensor]) -> None:
         """Take in that vision tokens have left layers."""
+        # Layers that lose the same go on sharing one tensor: `attended` counts it once.
+        left: dict[tuple[int, int], Tensor] = {}
         for layer, tokens in gone.items():
-            self.present[layer] = self.present[layer] & ~tokens
+            present = self.present[layer]
+            key = (id(present), id(tokens))
+            if key not in left:
+                left[key] = present & ~tokens
+        self.present |= {
+            layer: left[id(self.present[layer]), id(tokens)] for layer, tokens in gone.items()
+        }
 
     def regain(self, back: Sequence[Parked]) -> None:
         """Take in that parked entries are back.  back: by layer of the cache"""

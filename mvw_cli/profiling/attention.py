@@ -158,10 +158,10 @@ def _adding(model: Any, layers: Sequence[int], watch: Watch) -> Iterator[None]:
 def _added(
     number: int, watch: Watch, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
 ) -> None:
+    from mvw_cli.engine.weights import share_added
+
     before = args[0] if args else kwargs["hidden_states"]  # (1, T, D)
-    stream = before[0, -1].to(out.device).float()
-    added = (out[0, -1].float() - stream).norm()
-    watch.note(number, added / (stream.norm() + added), 0.0)
+    watch.note(number, share_added(before[0, -1], out[0, -1]), 0.0)
 
 
 def _mean(rows: list[list[float]]) -> list[float]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mvw_cli.engine.attention import decoded_cache
 from mvw_cli.engine.rows import Entries
+from mvw_cli.engine.weights import attention_scores
 
 
 class Watch:
@@ -109,16 +110,8 @@ def newest_weights(
     query: # (1, H, T, D); key: # (1, K, L, D), K dividing H;
     visible: # (1, L) or (H, L), True where attended, or added to the scores.
     """
-    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-    newest = query[0, :, -1].reshape(key.shape[1], groups, -1)  # (K, G, D)
-    # Scaled before the product, which could overflow in half precision.
-    newest = newest * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.matmul(newest, key[0].transpose(1, 2)).reshape(heads, -1)
-    if visible is not None and visible.dtype == torch.bool:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    elif visible is not None:
-        scores = scores + visible
-    return scores.softmax(-1, dtype=torch.float32)
+    shown = None if visible is None else visible[None, :, None]
+    return attention_scores(query, key, shown, scaling)[0].softmax(-1)
 
 
 def _share(places: Tensor, visible: Tensor | None, entries: int) -> Tensor | float:
