@@ -46,14 +46,14 @@ from transformers import (
 )
 
 from mvw_cli import LoadedModel, ModelSpec
-from mvw_cli.batch.capacity import Limits
-from mvw_cli.batch.encode import Encoded, Encoder
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.prefetch import Prefetcher
-from mvw_cli.batch.serve import Server
+from mvw_cli.batch.serve.capacity import Limits
+from mvw_cli.batch.serve.encode import Encoded, Encoder
+from mvw_cli.batch.serve.prefetch import Prefetcher
+from mvw_cli.batch.serve.server import Server
 from mvw_cli.engine import Engine
-from mvw_cli.engine.images import ImageFile
 from mvw_cli.engine.types import GenerationSettings
+from mvw_cli.images.reading import ImageFile
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session

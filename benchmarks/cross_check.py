@@ -7,7 +7,7 @@ its own, which it reads when it calls and whenever a token reaches it: TTFT is t
 TPOT is the time from there to the end of the call, over the tokens after the first, or the median
 of the times between tokens. The two share no line of code that reads a clock or divides.
 
-- `profiler`: `mvw_cli.profiling.measure.measure`, arm `never`, fixed length, batch 1, one run.
+- `profiler`: `mvw_cli.bench.measure.measure.measure`, arm `never`, fixed length, batch 1, one run.
 - `harness`: optimum-benchmark's inference scenario on the engine (`harness.py`).
 - `harness_generate`: the same scenario with its own PyTorch backend, on `model.generate`. That is
   another computation, which writes the same tokens: no limit holds for it. It shows what a user of
@@ -35,10 +35,10 @@ from llava import PATCH, build_llava
 from measuring import Ratio, interleaved, paired_ratio, say_ratio, summarise, write_result
 from PIL import Image
 
+from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, profile_of, settings_of
+from mvw_cli.bench.measure.measure import measure
+from mvw_cli.bench.report.documents import BASELINE
 from mvw_cli.profiles import resolve
-from mvw_cli.profiling.job import ArmSpec, ItemSpec, Job, profile_of, settings_of
-from mvw_cli.profiling.measure import measure
-from mvw_cli.profiling.report import BASELINE
 from mvw_cli.session import open_session
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point
 
     from mvw_cli import ModelSpec
     from mvw_cli.engine import Engine, Event, Finished, GenerationSettings, Request, summarise
-    from mvw_cli.engine.images import open_image
+    from mvw_cli.images.reading import open_image
 
     adapter = Shapes()
     loaded = adapter.load(ModelSpec(device="cpu"))

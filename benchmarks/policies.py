@@ -126,7 +126,7 @@ def sessions_for(arms: Mapping[str, str]) -> dict[str, Session]:
 
 def requests_of(session: Session, samples: Sequence[Sample], *, blind: bool) -> list[Request]:
     """Encode the questions, with their images or without any."""
-    from mvw_cli.engine.images import open_image
+    from mvw_cli.images.reading import open_image
     from mvw_cli.policies.none import NoWithdrawal
 
     requests = []
@@ -139,8 +139,8 @@ def requests_of(session: Session, samples: Sequence[Sample], *, blind: bool) -> 
 
 def answer(session: Session, samples: Sequence[Sample], *, blind: bool = False) -> list[Answered]:
     """Answer every question under the session's policy."""
+    from mvw_cli.bench.quality.judging import same
     from mvw_cli.engine import Engine, Finished, summarise
-    from mvw_cli.profiling.judging import same
 
     known = {sample.id: sample for sample in samples}
     events: dict[str, list[Event]] = {}
@@ -211,7 +211,7 @@ def summed_up(
     prefill_flops: float,
 ) -> dict[str, Any]:
     """Sum up one arm, and set it against others on the same questions."""
-    from mvw_cli.profiling.proportions import wilson
+    from mvw_cli.bench.quality.proportions import wilson
 
     right, count = sum(one.right for one in answered), len(answered)
     low, high = wilson(right, count)
@@ -243,7 +243,7 @@ def summed_up(
 
 def against(answered: Sequence[Answered], base: Sequence[Answered]) -> dict[str, Any]:
     """Compare the right answers of two arms on the same questions."""
-    from mvw_cli.profiling.proportions import mcnemar, paired_drop
+    from mvw_cli.bench.quality.proportions import mcnemar, paired_drop
 
     lost = sum(b.right and not a.right for a, b in zip(answered, base, strict=True))
     won = sum(a.right and not b.right for a, b in zip(answered, base, strict=True))
@@ -339,7 +339,7 @@ def answered_by_all(
     session: Session, arms: Mapping[str, str], samples: Sequence[Sample], folder: Path
 ) -> dict[str, Any]:
     """Sum up what all arms have answered."""
-    from mvw_cli.profiling.flops import flops_of
+    from mvw_cli.cost.flops import flops_of
 
     flops = flops_of(session.adapter, session.loaded.model.config)
     requests = requests_of(session, samples, blind=False)

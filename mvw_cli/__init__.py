@@ -37,8 +37,8 @@ _HOMES = {
     "Withdraw": "mvw_cli.policy",
     "WithdrawalPolicy": "mvw_cli.policy",
     "hookimpl": "mvw_cli.hookspecs",
-    "locate_weights": "mvw_cli.doctor.weights",
-    "on_the_hub": "mvw_cli.doctor.weights",
+    "locate_weights": "mvw_cli.machine.weights",
+    "on_the_hub": "mvw_cli.machine.weights",
     "parse_stages": "mvw_cli.stages",
     "parse_thinking": "mvw_cli.stages",
 }
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from mvw_cli.adapter import Patch as Patch
     from mvw_cli.adapter import VisionLayout as VisionLayout
     from mvw_cli.adapter import clipped_patch as clipped_patch
-    from mvw_cli.doctor.weights import locate_weights as locate_weights
-    from mvw_cli.doctor.weights import on_the_hub as on_the_hub
     from mvw_cli.errors import BadImage as BadImage
     from mvw_cli.errors import ExitCode as ExitCode
     from mvw_cli.errors import ModelProblem as ModelProblem
@@ -63,6 +61,8 @@ if TYPE_CHECKING:
     from mvw_cli.errors import OutOfMemory as OutOfMemory
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
+    from mvw_cli.machine.weights import locate_weights as locate_weights
+    from mvw_cli.machine.weights import on_the_hub as on_the_hub
     from mvw_cli.policy import Attend as Attend
     from mvw_cli.policy import AttendView as AttendView
     from mvw_cli.policy import Decide as Decide

@@ -115,7 +115,7 @@ def error(message: str, cause: str | None = None, hint: str | None = None) -> No
 
 
 def _line(text: str, style: str, label: str = "") -> None:
-    from mvw_cli.printable import printable
+    from mvw_cli.text import printable
 
     text = printable(text)  # it may hold a file name, and a file name may hold anything
     if not has_color(sys.stderr):

@@ -13,18 +13,16 @@ import pytest
 from filelock import FileLock  # comes with torch
 
 # Two workers with as many threads as there are cores would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 # A shell's background job has Ctrl-C ignored, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers, under pytest's importlib mode
-
 from hints import parse_hint
 from processes import Ran, make_venv, pip_install, run_process
 
 from mvw_cli import console
 from mvw_cli.__main__ import main
-from mvw_cli.plugin_loading import load_plugins
+from mvw_cli.plugins.loading import load_plugins
 
 PLUGINS = Path(__file__).parent / "plugins"
 

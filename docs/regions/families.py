@@ -15,7 +15,7 @@ from typing import Any
 
 from regions.reference import table as markdown_table
 
-_TESTS = Path(__file__).resolve().parents[2] / "tests" / "engine" / "families.py"
+_TESTS = Path(__file__).resolve().parents[2] / "tests" / "helpers" / "families.py"
 
 _NAMES = {
     "llava": "LLaVA",

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, ClassVar
 
+from mvw_cli.bench.quality.comparisons import agreement, agreement_interval
+from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.policies.mass import Mass
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
-from mvw_cli.profiling.comparisons import agreement, agreement_interval
-from mvw_cli.profiling.divergence import Divergence, divergences
 
 if TYPE_CHECKING:
     from mvw_cli.session import Session

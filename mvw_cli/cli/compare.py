@@ -25,15 +25,15 @@ def compare(a: str, b: str, as_json: bool) -> None:
       mvw compare before.json after.json
       mvw compare sdpa.json flash.json --json
     """
-    from mvw_cli.profiling.compare import compare as set_side_by_side
-    from mvw_cli.profiling.compare import to_dict
-    from mvw_cli.profiling.report import read_report
+    from mvw_cli.bench.report.documents import read_report
+    from mvw_cli.bench.verdict.compare import compare as set_side_by_side
+    from mvw_cli.bench.verdict.compare import to_dict
 
     side = set_side_by_side(read_report(a), read_report(b), names=(a, b))
     if as_json:
         console.write_json(to_dict(side))
         return
-    from mvw_cli.profiling.render.comparison import sections
-    from mvw_cli.profiling.render.text import show
+    from mvw_cli.bench.report.comparison import sections
+    from mvw_cli.bench.report.text import show
 
     show(f"{a} and {b}", sections(side))

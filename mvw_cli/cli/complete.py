@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from mvw_cli.plugin_records import Entry
+    from mvw_cli.plugins.records import Entry
 
 
 def profiles(

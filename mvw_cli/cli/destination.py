@@ -14,7 +14,7 @@ from pathlib import Path
 from mvw_cli import console
 from mvw_cli.errors import MvwError
 from mvw_cli.files import check_writable, replacing
-from mvw_cli.printable import printable
+from mvw_cli.text import printable
 
 
 def check_destination(path: str | None) -> None:

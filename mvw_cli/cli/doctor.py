@@ -14,7 +14,7 @@ from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
     from mvw_cli.doctor import Finding
-    from mvw_cli.equivalence import Equivalence
+    from mvw_cli.oracle.equivalence import Equivalence
 
 _COMPARISONS = {"equivalence": "equivalence", "equivalence_flash": "equivalence, flash"}
 """Keys of the document, and the checks whose figures they have."""
@@ -81,8 +81,9 @@ def _findings(
 ) -> tuple[list[Finding], dict[str, Equivalence | None]]:
     """Collect what the checks found, and by the check the figures of the comparisons."""
     from mvw_cli import profiles
-    from mvw_cli.doctor import check_machine, facts
+    from mvw_cli.doctor import check_machine
     from mvw_cli.errors import MvwError
+    from mvw_cli.machine import facts
     from mvw_cli.plugins import load_plugins
 
     seen = facts.gather()

@@ -11,7 +11,7 @@ from mvw_cli import console
 from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
-    from mvw_cli.plugin_records import Entry
+    from mvw_cli.plugins.records import Entry
     from mvw_cli.profiles.store import ProfileFile
 
 

@@ -15,8 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from mvw_cli.printable import one_line
-from mvw_cli.units import readable_bytes
+from mvw_cli.text import one_line, readable_bytes
 
 ERASE = "\r\x1b[K"
 _FEW_BYTES = 2**20
@@ -108,8 +107,8 @@ def progress(model: str, revision: str | None = None) -> Callable[[], str]:
     Args:
         model: hub id or folder.
     """
-    from mvw_cli.doctor.facts import hub_cache
-    from mvw_cli.doctor.weights import locate_weights, on_the_hub
+    from mvw_cli.machine.facts import hub_cache
+    from mvw_cli.machine.weights import locate_weights, on_the_hub
 
     held = locate_weights(model, revision)
     size = f"{readable_bytes(held.size_bytes)}," if held.size_bytes else ""

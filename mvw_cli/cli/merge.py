@@ -10,9 +10,9 @@ from mvw_cli import console
 from mvw_cli.cli.options import common_options
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.gaps import Gap
-    from mvw_cli.batch.merge import Merged
-    from mvw_cli.batch.shards import Shard
+    from mvw_cli.batch.store.gaps import Gap
+    from mvw_cli.batch.store.merge import Merged
+    from mvw_cli.batch.store.shards import Shard
     from mvw_cli.errors import MvwError
 
 SCHEMA_VERSION = 1
@@ -49,7 +49,7 @@ def merge(shards: tuple[str, ...], output: str, overwrite: bool, as_json: bool) 
       mvw merge part-*.jsonl -o all.parquet --overwrite
       mvw merge results.jsonl rescued.jsonl -o results.jsonl
     """
-    from mvw_cli.batch.merge import merge as join
+    from mvw_cli.batch.store.merge import merge as join
 
     merged = join(shards, output, overwrite=overwrite)
     if as_json:

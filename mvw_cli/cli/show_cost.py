@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
-from mvw_cli.units import readable_bytes
+from mvw_cli.text import readable_bytes
 
 if TYPE_CHECKING:
-    from mvw_cli.decode_bound import DecodeBound
+    from mvw_cli.cost.decode_bound import DecodeBound
     from mvw_cli.profiles import Resolved
 
 DEFAULT_IMAGE = "1024x768"
@@ -103,7 +103,7 @@ def report(resolved: Resolved, image: str | None) -> Report:
     width, height = image_size(image or DEFAULT_IMAGE, profile.images.max_pixels)
     adapter = load_adapter(profile.adapter)
     from mvw_cli.cost import shape_of
-    from mvw_cli.decode_bound import DecodeBound, Workload
+    from mvw_cli.cost.decode_bound import DecodeBound, Workload
 
     config = adapter.shape(spec)
     shape = shape_of(adapter, config)
@@ -136,7 +136,7 @@ def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
     """
     match = _SIZE.fullmatch(image)
     if match is None:
-        from mvw_cli.engine.images import open_image
+        from mvw_cli.images.reading import open_image
 
         return open_image(image, max_pixels=max_pixels).size
     width, height = int(match[1]), int(match[2])
@@ -146,7 +146,7 @@ def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
             cause="a size is written WIDTHxHEIGHT",
             hint=f"mvw show --cost --image {DEFAULT_IMAGE}",
         )
-    from mvw_cli.engine.pixels import fit
+    from mvw_cli.images.pixels import fit
 
     return fit((width, height), max_pixels)
 

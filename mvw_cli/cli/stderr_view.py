@@ -13,7 +13,7 @@ from typing import Any
 
 from mvw_cli import console
 from mvw_cli.cli.loading_line import ERASE, LoadingLine, terminal_width
-from mvw_cli.printable import one_line, printable
+from mvw_cli.text import one_line, printable
 
 DIM, BOLD, WARN, PLAIN = "\x1b[2m", "\x1b[1;36m", "\x1b[33m", "\x1b[0m"
 

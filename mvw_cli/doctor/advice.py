@@ -6,8 +6,8 @@ import json
 import shlex
 
 from mvw_cli.doctor.findings import Finding
-from mvw_cli.doctor.remedy import Changes
 from mvw_cli.errors import MvwError
+from mvw_cli.machine.remedy import Changes
 from mvw_cli.profiles import Resolved
 
 

@@ -1,7 +1,7 @@
 """Engine against oracle on the adapter's tiny model, here, with the profile's attention kernel.
 
-The comparisons themselves are in `mvw_cli/equivalence.py` and, for flash-attn, in
-`mvw_cli/half_precision.py`; this chooses between them and judges what they came to.
+The comparisons themselves are in `mvw_cli/oracle/equivalence.py` and, for flash-attn, in
+`mvw_cli/oracle/half_precision.py`; this chooses between them and judges what they came to.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Literal
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.doctor.advice import again, refused
-from mvw_cli.doctor.facts import Facts
 from mvw_cli.doctor.findings import Finding
 from mvw_cli.doctor.model import check_device
-from mvw_cli.equivalence import Equivalence, equivalence
 from mvw_cli.errors import MvwError
+from mvw_cli.machine.facts import Facts
+from mvw_cli.oracle.equivalence import Equivalence, equivalence
 from mvw_cli.profiles import Resolved
 
 CHECK = "equivalence"
@@ -64,7 +64,7 @@ def _half(resolved: Resolved) -> Literal["float16", "bfloat16"]:
 
 
 def _would_take_flash(resolved: Resolved, facts: Facts, adapter: Adapter, device: str) -> bool:
-    from mvw_cli.half_precision import half_of, takes_flash
+    from mvw_cli.oracle.half_precision import half_of, takes_flash
 
     if resolved.profile.dtype == "float32" or facts.flash_attn is None:
         return False
@@ -72,7 +72,7 @@ def _would_take_flash(resolved: Resolved, facts: Facts, adapter: Adapter, device
 
 
 def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Compared:
-    from mvw_cli.half_precision import flash_equivalence, half_of
+    from mvw_cli.oracle.half_precision import flash_equivalence, half_of
 
     way_out = again(resolved, {"attention": "sdpa"}, equivalence=True)
     try:

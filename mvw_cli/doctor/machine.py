@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata
 
 from mvw_cli import __version__
-from mvw_cli.doctor.facts import Facts
 from mvw_cli.doctor.findings import Finding, Status
-from mvw_cli.plugin_records import OWN, Plugin
-from mvw_cli.units import readable_bytes
+from mvw_cli.machine.facts import Facts
+from mvw_cli.plugins.records import OWN, Plugin
+from mvw_cli.text import readable_bytes
 
 LITTLE_DISK = 20 * 2**30
 """The weights of an 8-billion-parameter model in 16 bits, and some room."""

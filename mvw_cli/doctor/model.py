@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost import Shape, shape_of, weight_bytes
 from mvw_cli.doctor.advice import again, refused
-from mvw_cli.doctor.facts import Facts, Gpu
 from mvw_cli.doctor.findings import Finding
-from mvw_cli.doctor.remedy import Load, installed_first, missing_extras, remedy
-from mvw_cli.doctor.weights import locate_weights, on_the_hub
 from mvw_cli.errors import MvwError
+from mvw_cli.machine.facts import Facts, Gpu
+from mvw_cli.machine.remedy import Load, installed_first, missing_extras, remedy
+from mvw_cli.machine.weights import locate_weights, on_the_hub
 from mvw_cli.profiles import Resolved, model_spec, withdrawal_policy
-from mvw_cli.units import readable_bytes
+from mvw_cli.text import readable_bytes
 
 IMAGE = (1024, 768)
 """Width and height of the image that is allowed for, in pixels."""

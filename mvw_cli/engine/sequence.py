@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mvw_cli.engine.detokenize import Detokenizer
 from mvw_cli.engine.looking import Looker
 from mvw_cli.engine.parked import Parked
 from mvw_cli.engine.prefill_weights import PrefillWeights
 from mvw_cli.engine.sampling import Sampler
-from mvw_cli.engine.text import Detokenizer
 from mvw_cli.engine.types import FinishReason, Request
 from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw

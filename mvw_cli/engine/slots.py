@@ -21,13 +21,13 @@ from mvw_cli.engine.attention import decoding
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.changes import restore, withdraw
 from mvw_cli.engine.cross_attention import CrossAttention
+from mvw_cli.engine.detokenize import Detokenizer
 from mvw_cli.engine.exact import NotExact, sliding_windows
 from mvw_cli.engine.looking import Look
 from mvw_cli.engine.prefill import present_in, read_prompt
 from mvw_cli.engine.prepare import prepare
 from mvw_cli.engine.sampling import Sampler, choose_tokens
 from mvw_cli.engine.sequence import Running
-from mvw_cli.engine.text import Detokenizer
 from mvw_cli.engine.types import (
     Admitted,
     Event,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mvw_cli.explain.data import Explained, Mark
 from mvw_cli.explain.record import Record
 from mvw_cli.explain.words import percent, top_mass
-from mvw_cli.profiling.render.svg import safe
+from mvw_cli.render.svg import safe
 
 
 def chosen_token(record: Record) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mvw_cli.bench.quality.attention import spread
 from mvw_cli.explain.record import Record
-from mvw_cli.profiling.attention import spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from mvw_cli.explain.answer import answer_html, chosen_token, table_html
 from mvw_cli.explain.data import Explained, document, shown_layers
 from mvw_cli.explain.pictures import pictures_html
 from mvw_cli.explain.words import HONEST, legend, measured, says
-from mvw_cli.profiling.render.svg import safe
+from mvw_cli.render.svg import safe
 
 
 def page(run: Explained) -> str:

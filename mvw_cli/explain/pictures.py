@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from mvw_cli.explain.data import Explained, Picture, mean_weights
-from mvw_cli.profiling.render.svg import safe
+from mvw_cli.render.svg import safe
 
 if TYPE_CHECKING:
     from PIL.Image import Image

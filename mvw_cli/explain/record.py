@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mvw_cli.bench.quality.attention import MOST_LAYERS, spread
 from mvw_cli.engine.types import Request
 from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
-from mvw_cli.profiling.attention import MOST_LAYERS, spread
 
 if TYPE_CHECKING:
     from torch import Tensor

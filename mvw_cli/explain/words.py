@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mvw_cli.explain.data import Explained, mean_weights, shown_layers
 from mvw_cli.explain.record import Record
-from mvw_cli.profiling.render.svg import safe
+from mvw_cli.render.svg import safe
 
 HONEST = (
     "Attention is not an explanation of the answer. It says which keys a query weighed, before "

@@ -18,7 +18,7 @@ def mvw_register_policies(register: Callable[[PolicyInfo], None]) -> None:
     register(
         PolicyInfo(
             name="dyvte",
-            target="mvw_cli.policies.dyvte:Dyvte",
+            target="mvw_cli.calibrate.dyvte.policy:Dyvte",
             summary="all vision tokens leave in the prefill, at a layer that trained gates choose",
         )
     )

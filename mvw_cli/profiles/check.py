@@ -18,7 +18,7 @@ from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.document import Path
 from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
-from mvw_cli.suggest import closest
+from mvw_cli.text import closest
 
 SCHEMA_HINT = "mvw show --schema"
 Locate = Callable[[Path], Origin]

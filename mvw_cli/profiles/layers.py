@@ -19,7 +19,7 @@ from mvw_cli.profiles.origin import Origin, shown
 from mvw_cli.profiles.raw import RawText, interpret
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
 from mvw_cli.profiles.store import ProfileFile
-from mvw_cli.suggest import did_you_mean
+from mvw_cli.text import did_you_mean
 
 CONTROLS = (
     "MVW_DEBUG",

@@ -14,9 +14,9 @@ from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugin_loading import one_line
-from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import canonical, load_policy
+from mvw_cli.plugins.loading import one_line
+from mvw_cli.plugins.records import OWN
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.check import SCHEMA_HINT, check

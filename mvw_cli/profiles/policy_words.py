@@ -117,7 +117,7 @@ def _fields(name: str, pieces: list[str], where: str) -> dict[str, str]:
 
 
 def _is_policy(name: str) -> bool:
-    from mvw_cli.plugin_loading import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
 
     return any(name in (entry.info.name, entry.qualified) for entry in load_plugins().policies)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugin_records import OWN
 from mvw_cli.plugins import canonical, find_adapter
+from mvw_cli.plugins.records import OWN
 from mvw_cli.profiles.composition import POLICY, place
 from mvw_cli.profiles.layers import Layer, environment_layer, file_layer, flag_layer
 from mvw_cli.profiles.origin import Origin

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugin_loading import load_plugins
-from mvw_cli.plugin_records import OWN
-from mvw_cli.suggest import did_you_mean
+from mvw_cli.plugins.loading import load_plugins
+from mvw_cli.plugins.records import OWN
+from mvw_cli.text import did_you_mean
 
 DEFAULT = "shapes"
 """The packaged profile that answers where nothing is named: it needs no download."""

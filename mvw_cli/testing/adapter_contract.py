@@ -21,8 +21,8 @@ from mvw_cli.adapter import (
     LoadedModel,
     ModelSpec,
 )
-from mvw_cli.equivalence import noise
 from mvw_cli.errors import MvwError
+from mvw_cli.oracle.equivalence import noise
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.testing.light import heavy_imports
 from mvw_cli.testing.patch_probe import misplaced

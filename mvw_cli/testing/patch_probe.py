@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mvw_cli.equivalence import noise
+from mvw_cli.oracle.equivalence import noise
 from mvw_cli.testing.vision_probe import vision_changes
 
 if TYPE_CHECKING:

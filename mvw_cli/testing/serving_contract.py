@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mvw_cli.engine import Finished, Withdrawn
-from mvw_cli.equivalence import (
+from mvw_cli.oracle.equivalence import (
     QUESTION,
     TOLERANCE,
     equivalence,

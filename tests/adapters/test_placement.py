@@ -26,11 +26,11 @@ from processes import Ran
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicLayer
 
-from mvw_cli import fit
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.engine.cross_attention import CrossLayer, _restore_skipped
-from mvw_cli.equivalence import noise, question_of, run
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory, UsageProblem
+from mvw_cli.machine import fit
+from mvw_cli.oracle.equivalence import noise, question_of, run
 
 RED = Image.new("RGB", (40, 30), "red")
 ALTERNATING = ("cpu", "disk")

@@ -1,14 +1,11 @@
-"""Makes the helpers of this folder importable under pytest's importlib mode."""
+"""The fixtures of `mvw batch` as a process, and a plugin whose model dies on request."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from batch_process import batch, batch_in, fickle_path, forker
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from batch_process import batch, batch_in, fickle_path, forker  # noqa: E402
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 __all__ = ["batch", "batch_in", "fickle_path", "forker"]  # fixtures
 
@@ -22,7 +19,7 @@ def mortal_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mvw-mortal\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[mvw]\nmortal = mortal\n")
     for name in ("mortal.py", "mortal_model.py"):
-        (folder / name).symlink_to(HERE / name)
+        (folder / name).symlink_to(HELPERS / name)
     return folder
 
 

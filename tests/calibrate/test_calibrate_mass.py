@@ -12,6 +12,7 @@ import pytest
 from processes import Ran
 from sessions import asked, family, tiny
 
+from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.calibrate.mass import (
     BLIND,
     Point,
@@ -28,7 +29,6 @@ from mvw_cli.calibrate.mass import (
 from mvw_cli.engine.types import Finished, Withdrawn
 from mvw_cli.policies.mass import Mass
 from mvw_cli.profiles import resolve, withdrawal_policy
-from mvw_cli.profiling.divergence import Divergence, divergences
 
 LIKE = Mass(threshold=1.0, patience=2, smoothing=0.5)
 
@@ -175,7 +175,7 @@ def test_answers_decide_where_next_tokens_do_not(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a tolerance that lets every token go, answers still have to be right."""
-    from mvw_cli.cli import calibrate_mass_samples as samples
+    from mvw_cli.cli.calibrate import mass_samples as samples
 
     plain = samples._answer
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from processes import Ran
 
+from mvw_cli.bench.quality.comparisons import Given, Row
+from mvw_cli.bench.quality.divergence import Divergence
+from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE
+from mvw_cli.bench.verdict.suggest import suggest
 from mvw_cli.calibrate.moments import answers_of, choose, row_from_dict, row_to_dict, seen_tokens
 from mvw_cli.profiles import resolve, withdrawal_policy
-from mvw_cli.profiling.comparisons import Given, Row
-from mvw_cli.profiling.divergence import Divergence
-from mvw_cli.profiling.report import BASELINE, NO_IMAGE
-from mvw_cli.profiling.suggest import suggest
 
 LENGTH = 40
 
@@ -118,7 +118,7 @@ def test_the_command_writes_a_profile_that_withdraws(
     assert policy.describe() in ("at </CAPTION>", "m=64")  # the embedded model reads, then thinks
     assert {path.name for path in here.glob("*.svg")} == {"mvw.answers-by-m.svg", "mvw.kl-by-m.svg"}
     # A second run finds every item in the log.
-    from mvw_cli.profiling import answers
+    from mvw_cli.bench.quality import answers
 
     def never(*args: Any, **more: Any) -> Any:
         raise AssertionError("measured again")
@@ -133,7 +133,7 @@ def test_an_interrupt_within_an_item_is_one(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it comes in the control, whose failures leave it out."""
-    from mvw_cli.cli import calibrate_samples
+    from mvw_cli.cli.calibrate import samples as calibrate_samples
 
     plain = calibrate_samples._one
 

@@ -12,7 +12,7 @@ import pytest
 from processes import Ran
 
 from mvw_cli.calibrate import vtw
-from mvw_cli.cli import calibrate_samples
+from mvw_cli.cli.calibrate import samples as calibrate_samples
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.profiles import resolve, withdrawal_policy
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 from sessions import GREEDY, asked, tiny
 
-from mvw_cli.calibrate.dyvte_cost import prefill
-from mvw_cli.calibrate.dyvte_labelling import label
-from mvw_cli.calibrate.dyvte_looks import labels
-from mvw_cli.calibrate.dyvte_report import decisions, evaluate
-from mvw_cli.calibrate.dyvte_store import Store, Table
-from mvw_cli.calibrate.dyvte_training import Training, train
+from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.calibrate.dyvte.cost import prefill
+from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
+from mvw_cli.calibrate.dyvte.labelling import label
+from mvw_cli.calibrate.dyvte.looks import labels
+from mvw_cli.calibrate.dyvte.policy import Dyvte
+from mvw_cli.calibrate.dyvte.report import decisions, evaluate
+from mvw_cli.calibrate.dyvte.store import Store, Table
+from mvw_cli.calibrate.dyvte.training import Training, train
+from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.types import Finished, Prefilled
-from mvw_cli.equivalence import noise
-from mvw_cli.policies.dyvte import Dyvte
-from mvw_cli.policies.dyvte_gates import HIDDEN, write_gates
+from mvw_cli.oracle.equivalence import noise
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiling.flops import flops_of
-from mvw_cli.profiling.job import ItemSpec
 
 COUNT = 4
 
@@ -97,7 +97,7 @@ def planted(table: Table, exits: bool) -> Any:
 
 def seen(session: Any, item: ItemSpec, policy: Dyvte) -> tuple[float, Prefilled]:
     """Answer with the vision, read the answer again under a policy; compare the likeliest."""
-    from mvw_cli.engine.images import open_image
+    from mvw_cli.images.reading import open_image
 
     request = session.request([open_image(item.images[0]).image], item.question)
     request = replace(request, policy=NoWithdrawal(), settings=GREEDY)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from sessions import tiny
 
-from mvw_cli.calibrate.dyvte_cost import Prefill, blind_share, prefill
-from mvw_cli.calibrate.dyvte_report import Found, Report, evaluate, verdict
-from mvw_cli.calibrate.dyvte_store import Entry, Table
-from mvw_cli.calibrate.dyvte_words import pictures, sections
+from mvw_cli.bench.quality.proportions import wilson
+from mvw_cli.calibrate.dyvte.cost import Prefill, blind_share, prefill
+from mvw_cli.calibrate.dyvte.report import Found, Report, evaluate, verdict
+from mvw_cli.calibrate.dyvte.store import Entry, Table
+from mvw_cli.calibrate.dyvte.words import pictures, sections
+from mvw_cli.cost.flops import flops_of
 from mvw_cli.environment import describe_environment
 from mvw_cli.plugins import load_adapter
-from mvw_cli.profiling.flops import flops_of
-from mvw_cli.profiling.proportions import wilson
-from mvw_cli.profiling.render.content import Sentence
-from mvw_cli.profiling.render.svg_file import svg_file
+from mvw_cli.render.content import Sentence
+from mvw_cli.render.svg_file import svg_file
 
 # Four questions, three gates: four layers.
 LABELS = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hints import parse_hint
 
-from mvw_cli.calibrate.dyvte_looks import Look
-from mvw_cli.calibrate.dyvte_parts import split
-from mvw_cli.calibrate.dyvte_store import Entry, Store
+from mvw_cli.calibrate.dyvte.looks import Look
+from mvw_cli.calibrate.dyvte.parts import split
+from mvw_cli.calibrate.dyvte.store import Entry, Store
 from mvw_cli.errors import UsageProblem
 
 SETTINGS = {"name": "some/model", "prompt": {"system": None}}

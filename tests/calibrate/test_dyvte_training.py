@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvw_cli.calibrate.dyvte_report import decisions
-from mvw_cli.calibrate.dyvte_training import Training, train
-from mvw_cli.policies.dyvte_gates import HIDDEN, Gate
+from mvw_cli.calibrate.dyvte.gates import HIDDEN, Gate
+from mvw_cli.calibrate.dyvte.report import decisions
+from mvw_cli.calibrate.dyvte.training import Training, train
 
 QUICK = Training(lr=1e-3, epochs=1, batch=8)
 WIDTH = 12
@@ -85,7 +85,7 @@ def test_a_training_that_dies_goes_on_from_its_last_checkpoint(
     (tmp_path / "whole").mkdir()
     long = replace(QUICK, epochs=5)
     whole = trained(tmp_path / "whole", long)
-    monkeypatch.setattr("mvw_cli.calibrate.dyvte_training._PATIENCE", 0)
+    monkeypatch.setattr("mvw_cli.calibrate.dyvte.training._PATIENCE", 0)
 
     def die(done: int, total: int, loss: float) -> None:
         raise KeyboardInterrupt

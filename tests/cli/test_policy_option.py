@@ -13,7 +13,7 @@ from processes import Ran
 
 from mvw_cli.cli import cli
 from mvw_cli.cli.complete import policies
-from mvw_cli.cli.profile_options import written
+from mvw_cli.cli.model_options import written
 
 Run = Callable[..., Ran]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mvw_cli.cost import CacheLayer, Shape, Weights
-from mvw_cli.decode_bound import DecodeBound, Workload
+from mvw_cli.cost.decode_bound import DecodeBound, Workload
 
 
 def weights(step: int, *, cross: int = 0, attention: int = 0, experts: int = 0) -> Weights:

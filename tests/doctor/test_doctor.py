@@ -13,9 +13,9 @@ import pytest
 from hints import parse_hint
 from processes import Ran
 
-from mvw_cli.doctor import facts as facts_module
-from mvw_cli.doctor.facts import Facts, Gpu
 from mvw_cli.errors import ExitCode
+from mvw_cli.machine import facts as facts_module
+from mvw_cli.machine.facts import Facts, Gpu
 
 Run = Callable[..., Ran]
 GIB = 2**30
@@ -380,7 +380,7 @@ def test_how_a_comparison_is_judged(
     doctor: Any, monkeypatch: pytest.MonkeyPatch, difference: float, effect: float, status: str
 ) -> None:
     from mvw_cli.doctor import exactness
-    from mvw_cli.equivalence import Equivalence
+    from mvw_cli.oracle.equivalence import Equivalence
 
     figures = Equivalence(difference, 1e-5, effect, 12, 16, 3, "sdpa", "cpu", "float32")
     monkeypatch.setattr(exactness, "equivalence", lambda *args, **options: figures)

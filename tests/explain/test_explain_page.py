@@ -20,11 +20,11 @@ from PIL import Image
 from sessions import asked, tiny
 
 from mvw_cli.adapter import Patch
-from mvw_cli.equivalence import noise
 from mvw_cli.explain.data import Explained, Mark
 from mvw_cli.explain.page import page
 from mvw_cli.explain.record import Record, Step, look
 from mvw_cli.explain.words import percent
+from mvw_cli.oracle.equivalence import noise
 
 PROGRAM = find_browser()
 needs_browser = pytest.mark.skipif(

@@ -1,0 +1,1 @@
+"""Items through the engine: read ahead, encoded, admitted, answered."""

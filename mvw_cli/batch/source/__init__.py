@@ -1,0 +1,1 @@
+"""Where the items of `mvw batch` come from: folders, lists, tables, datasets."""

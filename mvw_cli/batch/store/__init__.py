@@ -1,0 +1,1 @@
+"""The records of `mvw batch`: appended, resumed, merged, exported."""

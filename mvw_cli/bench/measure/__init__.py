@@ -1,0 +1,1 @@
+"""What is measured, and how: arms in turns, phases, memory, energy."""

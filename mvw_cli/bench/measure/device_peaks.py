@@ -1,0 +1,249 @@
+"""How fast a device moves bytes, multiplies matrices and starts kernels: measured in a few seconds.
+
+The bounds divide by these rates, so they are those of the best simple kernels, and bytes are the
+ones that a kernel must move: a CPU that reads a line before it overwrites it moves more. It does
+not know models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli.bench.measure.clock import Clock
+from mvw_cli.bench.measure.device_peaks_store import cache_folder, read, store
+from mvw_cli.bench.measure.stats import Summary, summarise
+from mvw_cli.bench.report.documents import Device
+from mvw_cli.errors import MvwError, OutOfMemory
+
+if TYPE_CHECKING:
+    import torch
+
+_VERSION = 1
+_ROUNDS, _FEWEST = 9, 5
+"""Samples of each figure, and the fewest where they are long. The best is taken, as STREAM does:
+what disturbs a kernel only slows it."""
+_ENOUGH_S = 1.0
+"""Time after which the fewest samples are enough."""
+_SAMPLE_S = 0.02
+"""What one sample lasts at least."""
+_MOST_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 28}
+"""Of one tensor: many times the caches."""
+_SIDES = (512, 1024, 2048, 4096, 8192)
+"""Sides of the matrices; the largest that does not take too long is used."""
+_LONGEST_S = 0.5
+"""Of one product."""
+_LAUNCHES = 200
+UNSTABLE = "unstable"
+"""What the reference of a measurement holds that was not stored."""
+
+
+def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Device:
+    """Measure a device, or read what was measured on it before.
+
+    A measurement whose samples spread too much is returned, says so, and is not stored.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best that there is.
+        dtype: `float32`, `bfloat16` or `float16`, of the products of matrices.
+        cache_dir: folder of former measurements; by default in mvw's own.
+
+    Raises:
+        OutOfMemory: not even small tensors fit beside what is there.
+        MvwError: there is no such device, or it can't compute in this dtype.
+    """
+    import torch
+
+    folder = cache_folder() if cache_dir is None else cache_dir
+    try:
+        place = _device(device)
+        key = _key(place, dtype)
+        known = read(folder, key)
+        if known is not None:
+            return known
+        with torch.inference_mode():
+            found, spread = _measure(place, dtype)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"{device} has no memory left to measure it.",
+            cause=str(error).splitlines()[0],
+            hint="mvw doctor",
+        ) from error
+    except (RuntimeError, AssertionError) as error:  # the second of a torch without CUDA
+        raise MvwError(
+            f"The device {device} can't be measured in {dtype}.",
+            cause=str(error).splitlines()[0],
+            hint="mvw doctor",
+        ) from error
+    if spread:
+        return replace(found, reference=f"{found.reference}, {UNSTABLE}: {spread}")
+    store(folder, key, found)
+    return found
+
+
+# -- measuring ------------------------------------------------------------------------------
+
+
+def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
+    """Measure; the text says what spreads too much, and is empty where nothing does."""
+    clock = Clock(place)
+    launches = _starting(place, clock)
+    # Twice, so that a machine that is busy for a while does not pass for a slow one.
+    passes = [
+        (max(_moving(place, clock), key=_best), _multiplying(place, dtype, clock)) for _ in range(2)
+    ]
+    bandwidth, rate = (
+        summarise([sample for summary in both for sample in summary.samples])
+        for both in zip(*passes, strict=True)
+    )
+    spreads = [
+        f"{what} spreads by {summary.spread:.0%}"
+        for what, summary in (("bandwidth", bandwidth), ("matrix rate", rate))
+        if summary.unstable
+    ]
+    found = Device(
+        name=_name(place),
+        source="measured",
+        bandwidth_bytes_per_s=_best(bandwidth),
+        flops_per_s=_best(rate),
+        launch_s=1 / _best(launches),
+        memory_bytes=_memory(place),
+        reference=f"measured {datetime.now(UTC):%Y-%m-%d} in {dtype}",
+    )
+    return found, ", ".join(spreads)
+
+
+def _moving(place: torch.device, clock: Clock) -> list[Summary]:
+    """Measure bytes per second of a copy, of a sum of two, and of reading alone."""
+    import torch
+
+    count = _tensor_bytes(place) // 4
+    one, other, third = (torch.ones(count, device=place) for _ in range(3))
+    size = 4 * count
+    return [
+        _rate(clock, 2 * size, lambda: third.copy_(one)),
+        _rate(clock, 3 * size, lambda: torch.add(one, other, alpha=0.5, out=third)),
+        _rate(clock, size, one.sum),
+    ]
+
+
+def _multiplying(place: torch.device, dtype: str, clock: Clock) -> Summary:
+    """Measure FLOPs per second of a product of square matrices, at the side that does best."""
+    import torch
+
+    best: Summary | None = None
+    for side in _SIDES:
+        left, right = (
+            torch.ones(side, side, device=place, dtype=getattr(torch, dtype)) for _ in range(2)
+        )
+        out = torch.empty_like(left)
+
+        def product(a: torch.Tensor = left, b: torch.Tensor = right, c: Any = out) -> None:
+            torch.mm(a, b, out=c)
+
+        found = _rate(clock, 2 * side**3, product)
+        best = found if best is None or _best(found) > _best(best) else best
+        if 8 * 2 * side**3 / _best(best) > _LONGEST_S:  # what the next side would take
+            break
+    assert best is not None
+    return best
+
+
+def _starting(place: torch.device, clock: Clock) -> Summary:
+    """Measure how many of the smallest kernels run per second, one after the other."""
+    import torch
+
+    number = torch.zeros(1, device=place)
+
+    def many() -> None:
+        for _ in range(_LAUNCHES):
+            number.add_(1)
+
+    return _rate(clock, _LAUNCHES, many)
+
+
+def _rate(clock: Clock, amount: float, work: Callable[[], object]) -> Summary:
+    """Measure how much of something a piece of work does per second, warm."""
+    work()
+    start = clock.now()
+    work()
+    once = max(clock.now() - start, 1e-9)
+    repeats = max(1, round(_SAMPLE_S / once))
+    samples: list[float] = []
+    began = start
+    while len(samples) < _ROUNDS and (len(samples) < _FEWEST or clock.now() - began < _ENOUGH_S):
+        start = clock.now()
+        for _ in range(repeats):
+            work()
+        samples.append(amount * repeats / max(clock.now() - start, 1e-9))
+    return summarise(samples)
+
+
+def _best(rates: Summary) -> float:
+    return max(rates.samples)
+
+
+def _tensor_bytes(place: torch.device) -> int:
+    """Choose the size of a tensor: far beyond the caches, and three of them in what is free."""
+    import torch
+
+    most = _MOST_BYTES.get(place.type, _MOST_BYTES["cpu"])
+    if place.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(place)
+        cache = int(getattr(torch.cuda.get_device_properties(place), "L2_cache_size", 0))
+    else:
+        free, cache = _free_memory(), 0
+    return max(1 << 20, min(max(most, 8 * cache), free // 8) // 4 * 4)
+
+
+# -- the device -----------------------------------------------------------------------------
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _name(place: torch.device) -> str:
+    from mvw_cli.environment import describe_environment
+
+    return describe_environment(str(place)).device_name
+
+
+def _memory(place: torch.device) -> int | None:
+    import torch
+
+    if place.type == "cuda":
+        return int(torch.cuda.get_device_properties(place).total_memory)
+    with suppress(OSError, ValueError, AttributeError):  # not on every platform
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def _free_memory() -> int:
+    with suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return 1 << 31
+
+
+def _key(place: torch.device, dtype: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "version": _VERSION,
+        "device": _name(place),
+        "kind": place.type,
+        "dtype": dtype,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

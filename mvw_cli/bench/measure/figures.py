@@ -1,0 +1,155 @@
+"""The runs of one arm made into its figures, beside those of the baseline.
+
+Samples of one figure are of runs, of steps or of sequences, as its docstring in `report.py` says;
+ratios are only taken between runs of the same turn. It does not know how a run is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+from mvw_cli.bench.measure.energy import per_token
+from mvw_cli.bench.measure.run import Run, Step
+from mvw_cli.bench.measure.stats import Ratio, Summary, paired_ratio, summarise
+from mvw_cli.bench.quality import moments
+from mvw_cli.bench.report.documents import Arm, Memory, Mode, Phases
+from mvw_cli.cost import attending
+from mvw_cli.engine.types import Finished
+
+_DIGITS = 4
+"""Of milliseconds: a tenth of a microsecond, below which no clock here tells anything."""
+
+
+def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: Memory) -> Arm:
+    """Sum up an arm.
+
+    Args:
+        runs: at least one, of which at least one has made a step.
+        baseline: the runs of `never` in the same turns; None for that arm itself, and where
+            there is none.
+    """
+    steps = [step for run in runs for step in run.steps]
+    # What the withdrawal itself takes falls into the step that follows it, and has its own phase.
+    before = [step.seconds - step.withdrawal_s for step in steps if not step.blind]
+    after = [step.seconds - step.withdrawal_s for step in steps if step.blind]
+    return Arm(
+        name=name,
+        withdrawn_after=withdrawn_after(runs[0]),
+        generated_tokens=summarise([float(n) for run in runs for n in lengths(run)]),
+        ttft_ms=_ms(run.ttft_s for run in runs),
+        tpot_ms=_ms(step.seconds for step in steps),
+        tpot_before_ms=_some_ms(before),
+        tpot_after_ms=_some_ms(after),
+        tokens_per_s=summarise([rate for run in runs if (rate := tokens_per_s(run)) is not None]),
+        answer_s=summarise([run.answer_s for run in runs]),
+        phases=phases(runs),
+        memory=memory,
+        step_ms=along(runs),
+        joules_per_token=_joules(runs),
+        ratios={} if baseline is None else ratios(runs, baseline),
+        bound=None,
+        vision=attending.vision([run.events for run in runs]),
+    )
+
+
+def phases(runs: Sequence[Run]) -> Phases:
+    """Say where the time of a run goes."""
+    return Phases(
+        read_ms=_ms(run.read_s for run in runs),
+        preprocess_ms=_ms(run.preprocess_s for run in runs),
+        vision_ms=_known_ms(run.vision_s for run in runs),
+        prefill_ms=_ms(run.prefill_s for run in runs),
+        decode_before_ms=_known_ms(_spent(run, lambda step: not step.blind) for run in runs),
+        withdrawal_ms=_known_ms(run.withdrawal_s for run in runs),
+        decode_after_ms=_known_ms(_spent(run, lambda step: step.blind) for run in runs),
+        detokenise_ms=_ms(run.detokenise_s for run in runs),
+    )
+
+
+def ratios(runs: Sequence[Run], baseline: Sequence[Run]) -> dict[str, Ratio]:
+    """Compare an arm with its baseline, turn by turn, as `report.Arm.ratios`."""
+    turns = list(zip(baseline, runs, strict=True))
+    # An answer of a single token, in the natural mode, has no step to compare.
+    decoding = [(one, other) for one, other in turns if one.steps and other.steps]
+
+    def compared(pairs: Sequence[tuple[Run, Run]], slowness: Callable[[Run], float]) -> Ratio:
+        return paired_ratio(*zip(*((slowness(a), slowness(b)) for a, b in pairs), strict=True))
+
+    found = {
+        "ttft": compared(turns, lambda run: run.ttft_s),
+        "answer": compared(turns, lambda run: run.answer_s),
+    }
+    if decoding:
+        found["tpot"] = compared(decoding, lambda run: median(step.seconds for step in run.steps))
+        found["tokens_per_s"] = compared(decoding, lambda run: 1 / (tokens_per_s(run) or 1))
+    return found
+
+
+def tokens_per_s(run: Run) -> float | None:
+    """Tokens of all sequences over the time of all steps; None without a step."""
+    return sum(step.tokens for step in run.steps) / run.decode_s if run.steps else None
+
+
+def along(runs: Sequence[Run]) -> list[float]:
+    """Median time in ms of each step along the output, of the runs that got so far."""
+    longest = max(len(run.steps) for run in runs)
+    return [
+        round(median(run.steps[n].seconds for run in runs if n < len(run.steps)) * 1e3, _DIGITS)
+        for n in range(longest)
+    ]
+
+
+def lengths(run: Run) -> list[int]:
+    """Tokens of each answer of a run."""
+    return [len(event.token_ids) for event in run.events if isinstance(event, Finished)]
+
+
+def withdrawn_after(run: Run) -> int | None:
+    """Tokens that the first sequence had generated when it had no vision left."""
+    return moments.withdrawn_after(run.events, run.events[0].request)
+
+
+def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]) -> list[str]:
+    """Say which figures of runs spread too far for their medians to mean much, and the way out."""
+    found = []
+    for one in arms:
+        figures = {"time to first token": one.ttft_ms, "tokens per second": one.tokens_per_s}
+        if mode == "fixed":  # in the natural mode answers differ in length, and so in time
+            figures["time of an answer"] = one.answer_s
+        for name, figure in figures.items():
+            if figure.unstable:
+                found.append(
+                    f"Batch {batch}, {one.name}: {name} spreads by {100 * figure.spread:.0f} % "
+                    f"(quartiles over median). {_remedy(items > batch, pairs)}"
+                )
+    return found
+
+
+def _remedy(items_differ: bool, pairs: int) -> str:
+    more = f"--runs {3 * pairs}"
+    if items_differ:
+        return f"Its items may differ in size: measure one alone, or more with {more}."
+    return f"Leave the machine to it, fix its clock rate, or measure more with {more}."
+
+
+def _spent(run: Run, chosen: Callable[[Step], bool]) -> float | None:
+    times = [step.seconds - step.withdrawal_s for step in run.steps if chosen(step)]
+    return sum(times) if times else None
+
+
+def _joules(runs: Sequence[Run]) -> Summary | None:
+    samples = per_token(run.window for run in runs if run.window is not None)
+    return summarise(samples) if samples else None
+
+
+def _ms(seconds: Iterable[float]) -> Summary:
+    return summarise([round(one * 1e3, _DIGITS) for one in seconds])
+
+
+def _some_ms(seconds: Sequence[float]) -> Summary | None:
+    return _ms(seconds) if seconds else None
+
+
+def _known_ms(seconds: Iterable[float | None]) -> Summary | None:
+    return _some_ms([one for one in seconds if one is not None])

@@ -1,0 +1,249 @@
+"""One run: a batch of items from their files to the last token, with a mark at each turn.
+
+The sequences of a batch are prefilled one after the other, then decode together; a step gives each
+of them a token and is counted once. The engine's events carry the time at which tokens were known
+on the host, so that no mark has to wait for the device while it decodes. It does not know what runs
+are compared with what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from mvw_cli.bench.measure.clock import Clock
+from mvw_cli.bench.measure.energy import Nvml, Window
+from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.memory import Watch
+from mvw_cli.bench.measure.phases import VisionTime, detokenise, watched_vision
+from mvw_cli.bench.quality.moments import note_blind
+from mvw_cli.engine.types import (
+    Admitted,
+    Event,
+    Failed,
+    Finished,
+    GenerationSettings,
+    Prefilled,
+    Request,
+    Restored,
+    Token,
+    Withdrawn,
+)
+from mvw_cli.images.reading import open_image
+from mvw_cli.policy import WithdrawalPolicy
+
+if TYPE_CHECKING:
+    from mvw_cli.engine.slots import Slots
+    from mvw_cli.images.reading import ImageFile
+    from mvw_cli.session import Session
+
+
+class Stopped(Exception):
+    """Whoever waits for the run wants no more of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decode step of the whole batch."""
+
+    seconds: float
+    """From the tokens before to these, withdrawals in between included."""
+    withdrawal_s: float
+    """What these withdrawals took of it, and what brought vision back."""
+    tokens: int
+    blind: bool
+    """Whether no sequence in it has any vision left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run showed, all sequences of the batch together; times are of the whole batch."""
+
+    read_s: float
+    preprocess_s: float
+    vision_s: float | None
+    """None where no vision encoder was found, or none has run."""
+    prefill_s: float
+    """All prompts, one after the other."""
+    ttft_s: float
+    """From the start of the first sequence's prefill to its first token."""
+    answer_s: float
+    """From the images in memory to the last token."""
+    detokenise_s: float
+    """Done once more after the run; a part of its steps."""
+    withdrawal_s: float | None
+    """All withdrawals, and all that brought vision back; None where there was none."""
+    steps: tuple[Step, ...]
+    window: Window | None
+    """Energy over `answer_s`; None where nobody tells it."""
+    events: tuple[Event, ...]
+
+    @property
+    def decode_s(self) -> float:
+        """From the last sequence's first token to the last token of all."""
+        return sum(step.seconds for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Makes runs on one loaded model.
+
+    Raises, in each of its methods:
+        MvwError: an image can't be read, or the model not run on it.
+        Stopped: `stopping` said so.
+    """
+
+    session: Session
+    settings: GenerationSettings
+    max_pixels: int | None
+    """Larger images are scaled down to at most so many pixels."""
+    stopping: Callable[[], bool]
+    gpus: Nvml | None = None
+
+    def read(self, items: Sequence[ItemSpec]) -> list[list[ImageFile]]:
+        """Read the images of some items."""
+        return [
+            [open_image(path, max_pixels=self.max_pixels) for path in item.images] for item in items
+        ]
+
+    def encode(
+        self,
+        items: Sequence[ItemSpec],
+        images: Sequence[Sequence[ImageFile]],
+        policy: WithdrawalPolicy,
+    ) -> list[Request]:
+        """Turn read items into requests, each with its place in the batch for an id."""
+        requests = []
+        for place, (item, files) in enumerate(zip(items, images, strict=True)):
+            self._check()
+            pictures = [file.image for file in files]
+            request = self.session.request(pictures, item.question, id=str(place))
+            requests.append(replace(request, policy=policy, settings=self.settings))
+        return requests
+
+    def run(
+        self, items: Sequence[ItemSpec], policy: WithdrawalPolicy, watch: Watch | None = None
+    ) -> Run:
+        """Make a run.
+
+        Args:
+            watch: looks at memory after each step, which takes time: not for runs that count.
+        """
+        model = self.session.loaded.model
+        clock = Clock(model.device)
+        start = perf_counter()
+        images = self.read(items)
+        read_s = perf_counter() - start
+        with self.session.serving() as slots, watched_vision(model) as vision:
+            joules = self._joules()
+            start = clock.now()
+            requests = self.encode(items, images, policy)
+            encoded = clock.now()
+            events = [event for request in requests for event in self._admit(slots, request)]
+            steps, end = self._decode(slots, events, watch)
+            used = self._joules()
+            return self._sum_up(
+                events,
+                steps,
+                vision,
+                read_s=read_s,
+                preprocess_s=encoded - start,
+                answer_s=end - start,
+                joules=None if joules is None or used is None else used - joules,
+            )
+
+    def bare(self, items: Sequence[ItemSpec], policy: WithdrawalPolicy) -> float:
+        """Do the same without any mark; return the seconds of decoding, as `Run.decode_s`."""
+        requests = self.encode(items, self.read(items), policy)
+        events: list[Event] = []
+        with self.session.serving() as slots:
+            for request in requests:
+                events = self._admit(slots, request)
+            start = next(event.at for event in events if isinstance(event, Prefilled))
+            while slots.active:
+                self._check()
+                events = slots.step()
+        return next((event.at for event in events if isinstance(event, Token)), start) - start
+
+    def _admit(self, slots: Slots, request: Request) -> list[Event]:
+        self._check()
+        return slots.admit(request)
+
+    def _decode(
+        self, slots: Slots, events: list[Event], watch: Watch | None
+    ) -> tuple[list[Step], float]:
+        """Decode to the end; add what happens to `events`; return the steps and the last moment."""
+        last = max(event.at for event in events if isinstance(event, Prefilled))
+        blind: set[str] = set()
+        note_blind(blind, events)
+        # Withdrawals at the first token of the last sequence; those of the others were earlier.
+        took = _withdrawal_s(event for event in events if event.at > last)
+        steps: list[Step] = []
+        if watch is not None:
+            watch.look(1, slots)
+        while slots.active:
+            self._check()
+            all_blind = blind.issuperset(slots.active)
+            news = slots.step()
+            events += news
+            at = _time(news)
+            tokens = sum(isinstance(event, Token) for event in news)
+            steps.append(Step(at - last, took, tokens, all_blind))
+            last, took = at, _withdrawal_s(news)
+            note_blind(blind, news)
+            if watch is not None and slots.active:
+                watch.look(len(steps) + 1, slots)
+        return steps, last
+
+    def _sum_up(
+        self,
+        events: Sequence[Event],
+        steps: Sequence[Step],
+        vision: VisionTime,
+        *,
+        read_s: float,
+        preprocess_s: float,
+        answer_s: float,
+        joules: float | None,
+    ) -> Run:
+        starts = [event.at for event in events if isinstance(event, Admitted)]
+        firsts = [event.at for event in events if isinstance(event, Prefilled)]
+        prefills = [first - start for start, first in zip(starts, firsts, strict=True)]
+        withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
+        outputs = [event.token_ids for event in events if isinstance(event, Finished)]
+        processor = self.session.loaded.processor
+        tokens = sum(map(len, outputs))
+        return Run(
+            read_s=read_s,
+            preprocess_s=preprocess_s,
+            vision_s=vision.take(),
+            prefill_s=sum(prefills),
+            ttft_s=prefills[0],
+            answer_s=answer_s,
+            detokenise_s=detokenise(getattr(processor, "tokenizer", processor), outputs),
+            withdrawal_s=_withdrawal_s(events) if withdrawn else None,
+            steps=tuple(steps),
+            window=None if joules is None else Window(joules, answer_s, tokens),
+            events=tuple(events),
+        )
+
+    def _joules(self) -> float | None:
+        return None if self.gpus is None else self.gpus.joules()
+
+    def _check(self) -> None:
+        if self.stopping():
+            raise Stopped
+
+
+def _time(events: Sequence[Event]) -> float:
+    """Say when the tokens of a step were known: one moment for all of them."""
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+    return next(event.at for event in events if isinstance(event, Token))
+
+
+def _withdrawal_s(events: Iterable[Event]) -> float:
+    return sum(event.duration_s for event in events if isinstance(event, Withdrawn | Restored))

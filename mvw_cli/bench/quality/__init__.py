@@ -1,0 +1,1 @@
+"""What withdrawal does to answers: agreement, divergence, attention."""

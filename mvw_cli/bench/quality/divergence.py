@@ -1,0 +1,153 @@
+"""How far an arm's next-token distributions are from the baseline's, along one and the same output.
+
+Teacher forcing: the engine reads the baseline's tokens under each arm's own withdrawal, all arms in
+lock step, and each step's logits are compared on the device and let go. Answers that differ in one
+early word can't be compared word by word afterwards; distributions along the same words can.
+
+It does not know where the output came from, nor what an answer is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mvw_cli.bench.quality.moments import withdrawn_after
+from mvw_cli.engine.types import Event, Failed, Request
+from mvw_cli.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvw_cli.session import Session
+
+Tick = Callable[[], None]
+"""Called before every decode step; what it raises ends the measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """One arm against the baseline, by token of the output."""
+
+    kl_nats: list[float]
+    """KL(baseline || arm) of the distribution that each token is drawn from, at temperature 1 and
+    before any logits processor."""
+    agrees: list[bool]
+    """Whether the likeliest token is the same."""
+    withdrawn_after: int | None
+    """Tokens that were generated before no vision was left; None where some was left to the end."""
+
+    @property
+    def mean_kl_nats(self) -> float:
+        """Mean over the output's tokens."""
+        return sum(self.kl_nats) / len(self.kl_nats)
+
+
+def divergences(
+    session: Session,
+    baseline: Request,
+    arms: Sequence[Request],
+    output_ids: Sequence[int],
+    *,
+    tick: Tick = lambda: None,
+) -> list[Divergence]:
+    """Read one output under the baseline and under each arm; say how far each is from it.
+
+    Memory: each arm has a KV cache of its own, and one row of logits is held for each. Where the
+    device has no room for all of them, they are read in smaller groups.
+
+    Args:
+        output_ids: the tokens that are read, usually what the baseline has answered.
+
+    Raises:
+        ModelProblem: the model turned out not to be servable exactly.
+        OutOfMemory: baseline and a single arm do not fit on the device together.
+        ValueError: there are no tokens.
+    """
+    forced = tuple(output_ids)
+    found: list[Divergence] = []
+    size = max(1, len(arms))
+    while len(found) < len(arms):
+        group = arms[len(found) : len(found) + size]
+        try:
+            found += _along(session, [baseline, *group], forced, tick)
+        except OutOfMemory:
+            if size == 1:
+                raise
+            size = (size + 1) // 2
+            _relieve(session)
+    return found
+
+
+def _along(
+    session: Session, requests: Sequence[Request], forced: tuple[int, ...], tick: Tick
+) -> list[Divergence]:
+    """Read the output under all requests in lock step; the first is the baseline."""
+    names = [str(number) for number in range(len(requests))]
+    meter = _Meter(names)
+    events: list[Event] = []
+    with session.serving(observe=meter.see) as slots:
+        for name, request in zip(names, requests, strict=True):
+            tick()
+            events += slots.admit(replace(request, id=name, forced=forced))
+        while slots.active:
+            tick()
+            events += slots.step()
+            failed = next((event for event in events if isinstance(event, Failed)), None)
+            if failed is not None:
+                raise failed.error
+    kl, agrees = meter.figures()
+    return [
+        Divergence(kl[arm], agrees[arm], withdrawn_after(events, name))
+        for arm, name in enumerate(names[1:])
+    ]
+
+
+class _Meter:
+    """Takes in the logits of a step, and compares them once all arms have shown theirs."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._rows: dict[str, Tensor] = {}
+        self._kl: list[Tensor] = []
+        self._agrees: list[Tensor] = []
+
+    def see(self, name: str, step: int, row: Tensor) -> None:
+        """Take in one row.  row: # (V,)"""
+        # A prefill's row may be a view of the logits of the whole prompt.
+        self._rows[name] = row.clone()
+        if len(self._rows) == len(self._names):
+            kl, agrees = compared(*(self._rows[one] for one in self._names))
+            self._kl.append(kl)
+            self._agrees.append(agrees)
+            self._rows.clear()
+
+    def figures(self) -> tuple[list[list[float]], list[list[bool]]]:
+        """Fetch what was found, by arm and token."""
+        import torch
+
+        kl, agrees = torch.stack(self._kl, dim=1), torch.stack(self._agrees, dim=1)  # (A, T)
+        return kl.tolist(), agrees.tolist()
+
+
+def compared(baseline: Tensor, *arms: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare the logits of one step: KL(baseline || arm) in nats, and whether the argmax agrees.
+
+    baseline, arms: # (V,). Returned: # (A,) float32 and # (A,) bool, on the device.
+    """
+    import torch
+
+    rows = torch.stack((baseline, *arms))
+    likeliest = rows.argmax(-1)
+    logs = rows.float().log_softmax(-1)  # (1 + A, V)
+    first = logs[:1]
+    # What the baseline rules out counts for nothing, whatever the arm makes of it.
+    terms = torch.where(first.isneginf(), 0.0, first.exp() * (first - logs[1:]))
+    return terms.sum(-1).clamp(min=0), likeliest[1:] == likeliest[0]
+
+
+def _relieve(session: Session) -> None:
+    from mvw_cli.engine.memory import relieve
+
+    relieve(session.loaded.model.device)

@@ -1,0 +1,1 @@
+"""What the figures allow one to say."""

@@ -1,0 +1,107 @@
+"""What it means that an arm reads, holds or looks at less of the image; a sentence for each.
+
+One function for one kind of sentence; None where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mvw_cli.bench.measure.stats import Ratio
+from mvw_cli.bench.report.documents import Arm
+from mvw_cli.bench.verdict.plan_verdict import interval, percent, times
+from mvw_cli.text import readable_bytes
+
+_SAME = 1e-9
+"""Relative difference up to which means of counts are the same."""
+
+
+def acts(arm: Arm, never: Arm) -> bool:
+    """Whether an arm has withdrawn anything, or looked at less than all."""
+    if arm.withdrawn_after is not None:
+        return True
+    if arm.vision is None or never.vision is None:
+        return False
+    return arm.vision.withdrawals > 0 or reads_less(arm, never) or _looks_less(arm, never)
+
+
+def reads_less(arm: Arm, never: Arm) -> bool:
+    """Whether vision tokens have gone in an arm's prefill."""
+    if arm.vision is None or never.vision is None:
+        return False
+    return arm.vision.entries_held < never.vision.entries_held * (1 - _SAME)
+
+
+def vision_verdicts(where: str, arm: Arm, never: Arm, room: float) -> Iterator[str | None]:
+    """Say what an arm does otherwise than take all vision at once while decoding.
+
+    Args:
+        where: how a sentence names the arm.
+        room: relative, for rounding and calibration, before two figures contradict.
+    """
+    if reads_less(arm, never):
+        yield _prefill(where, arm, never, room)
+        yield _held(where, arm, never)
+    yield _kept(where, arm, never)
+    yield _parked(where, arm)
+
+
+def _looks_less(arm: Arm, never: Arm) -> bool:
+    assert arm.vision is not None and never.vision is not None
+    return arm.vision.attended < never.vision.attended * (1 - _SAME)
+
+
+def _prefill(where: str, arm: Arm, never: Arm, room: float) -> str:
+    assert arm.vision is not None and never.vision is not None
+    fewer = 1 - arm.vision.entries_held / never.vision.entries_held
+    said = f"{where}: the prefill reads {percent(fewer)} fewer vision entries over its layers"
+    bound = arm.bound.prefill if arm.bound else None
+    ratio = arm.ratios.get("ttft")
+    if bound is not None:
+        said += (
+            f" and computes {percent(1 - bound.share)} fewer FLOPs: expect the first token at most "
+            f"{times(bound.speedup)} as fast"
+        )
+    if ratio is None:
+        return f"{said}."
+    said += f"; measured are {times(ratio.median)} {interval(ratio)}"
+    # Kernels below the device's rates may still profit from all FLOPs that are saved.
+    if bound is not None and _exceeds(ratio, max(bound.speedup, 1 / bound.share) * (1 + room)):
+        return f"{said}, which exceeds the bound: suspect the measurement."
+    return f"{said}, {ratio.shown}."
+
+
+def _exceeds(ratio: Ratio, most: float) -> bool:
+    return ratio.interval_95[0] > most
+
+
+def _held(where: str, arm: Arm, never: Arm) -> str | None:
+    mine, theirs = arm.memory.kv_bytes_prefilled, never.memory.kv_bytes_prefilled
+    if not mine or not theirs or mine >= theirs:
+        return None
+    return (
+        f"{where} has {percent(1 - mine / theirs)} less in the KV cache from the first token on: "
+        f"{readable_bytes(mine)} instead of {readable_bytes(theirs)}."
+    )
+
+
+def _kept(where: str, arm: Arm, never: Arm) -> str | None:
+    """Say of an arm that only looks away that nothing is freed by that."""
+    if arm.vision is None or never.vision is None or arm.vision.withdrawals:
+        return None
+    if reads_less(arm, never) or not _looks_less(arm, never):
+        return None
+    mine, theirs = arm.vision.attended, never.vision.attended
+    return (
+        f"{where} attends to {percent(mine / theirs)} of the vision tokens in a step, mean over "
+        "the layers, and frees nothing: what it does not look at stays in the KV cache."
+    )
+
+
+def _parked(where: str, arm: Arm) -> str | None:
+    parked = arm.memory.host_parked_peak_bytes
+    if not parked:
+        return None
+    looks = arm.vision.look_backs if arm.vision else 0.0
+    how = f"{looks:.2f} times an answer, on average" if looks else "in no answer"
+    return f"{where} looks back {how}; up to {readable_bytes(parked)} wait for that on the host."

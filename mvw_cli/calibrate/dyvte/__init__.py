@@ -1,0 +1,1 @@
+"""DyVTE: the policy, its gates, their training and the report on them."""

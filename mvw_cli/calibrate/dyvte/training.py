@@ -1,0 +1,198 @@
+"""Training of DyVTE's gates from what has been stored: a random layer per batch, as published.
+
+Cross-entropy on the labels, AdamW without weight decay. The model is not needed any more. A
+training that was interrupted goes on from its checkpoint, and ends with the same gates.
+
+It does not know where the labels come from, nor what the gates are worth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+
+from mvw_cli.calibrate.dyvte.gates import HIDDEN, Gate, scores
+from mvw_cli.files import replacing
+
+PUBLISHED_LR = 6e-5
+"""arXiv 2411.19628 trains with it, on 1 % of LLaVA-1.5's 665,000 samples, in batches of 128."""
+_PATIENCE = 20
+"""Checkpoints take at most one part in so many of the time."""
+
+Progress = Callable[[int, int, float], None]
+"""Called with the batches done, those in all, and the loss of late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How gates are trained."""
+
+    lr: float = PUBLISHED_LR
+    epochs: int = 30
+    """How often each gate sees each question, on average."""
+    batch: int = 16
+    """Questions in a batch, all at one layer."""
+    seed: int = 0
+
+    def batches(self, questions: int, gates: int) -> int:
+        """Count the batches of a training."""
+        return self.epochs * gates * math.ceil(questions / self.batch)
+
+
+def train(
+    features: Tensor,
+    labels: Tensor,
+    training: Training,
+    checkpoint: Path,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint_s: float = 60.0,
+    progress: Progress = lambda done, total, loss: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> list[Gate] | None:
+    """Train one gate per layer; None where `stopping` said so, with a checkpoint on disk.
+
+    Args:
+        features: # (n, G, 2 H)
+        labels: 1 where the vision may go.  # (n, G) long
+        checkpoint: a file to go on from where it is of this very training; removed by nobody.
+        checkpoint_s: seconds from one checkpoint to the next, at least.
+
+    Returns:
+        The gates, in float32.
+
+    Raises:
+        OSError: the checkpoint can't be written.
+    """
+    questions, count, width = features.shape
+    run = _Run(count, width, training, device)
+    name = _name(features, labels, training)
+    run.resume(checkpoint, name)
+    total = training.batches(questions, count)
+    saved, took = time.monotonic(), 0.0
+    recent: float | None = None
+    while run.done < total:
+        now = time.monotonic()
+        wanted = stopping()
+        if wanted or now - saved > max(checkpoint_s, _PATIENCE * took):
+            run.save(checkpoint, name)
+            saved = time.monotonic()
+            took = saved - now
+        if wanted:
+            return None
+        loss = run.step(features, labels)
+        recent = loss if recent is None else 0.98 * recent + 0.02 * loss
+        if run.done % 50 == 0:
+            progress(run.done, total, recent)
+    run.save(checkpoint, name)
+    return [(one[0].detach(), one[1].detach(), one[2].detach()) for one in run.gates]
+
+
+class _Run:
+    """Gates, their optimisers, and the random numbers that come next."""
+
+    def __init__(
+        self, count: int, width: int, training: Training, device: torch.device | str
+    ) -> None:
+        self._training, self._device = training, device
+        self._random = torch.Generator().manual_seed(training.seed)
+        self.gates = [
+            tuple(one.to(device).requires_grad_() for one in _initial(width, self._random))
+            for _ in range(count)
+        ]
+        # One optimiser each: those of layers that are not drawn must not move on.
+        self._optimisers = [
+            torch.optim.AdamW(list(gate), lr=training.lr, weight_decay=0.0) for gate in self.gates
+        ]
+        self.done = 0
+        """Batches."""
+
+    def step(self, features: Tensor, labels: Tensor) -> float:
+        """Train on one batch; return its loss."""
+        layer = int(torch.randint(len(self.gates), (1,), generator=self._random))
+        rows = torch.randperm(len(features), generator=self._random)[: self._training.batch]
+        read = features[rows, layer].to(self._device, torch.float32)
+        hidden, output, bias = self.gates[layer]
+        said = scores((hidden, output, bias), read)  # (b, 2)
+        loss = functional.cross_entropy(said, labels[rows, layer].to(self._device))
+        self._optimisers[layer].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimisers[layer].step()
+        self.done += 1
+        return float(loss.detach())
+
+    def save(self, path: Path, name: str) -> None:
+        tensors = {"random": self._random.get_state()}
+        for layer, gate in enumerate(self.gates):
+            states = self._optimisers[layer].state
+            for number, parameter in enumerate(gate):
+                tensors[f"{layer}.{number}"] = parameter.detach().cpu()
+                for key, value in states.get(parameter, {}).items():
+                    tensors[f"{layer}.{number}.{key}"] = value.cpu()
+        about = {"name": name, "done": str(self.done)}
+        with replacing(path) as file:
+            file.write(save(tensors, metadata=about))
+
+    def resume(self, path: Path, name: str) -> None:
+        """Go on from a checkpoint of the same training; any other is left alone."""
+        with suppress(Exception):  # whatever it holds, training can start afresh
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("name") != name:
+                    return
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self._take(tensors)
+            self.done = int(about["done"])
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        for layer, gate in enumerate(self.gates):
+            for number, parameter in enumerate(gate):
+                with torch.no_grad():
+                    parameter.copy_(tensors[f"{layer}.{number}"])
+                start = f"{layer}.{number}."
+                state: dict[str, Any] = {
+                    key.removeprefix(start): value
+                    for key, value in tensors.items()
+                    if key.startswith(start)
+                }
+                if state:
+                    moments = {
+                        key: value if key == "step" else value.to(self._device)
+                        for key, value in state.items()
+                    }
+                    self._optimisers[layer].state[parameter] = moments
+        self._random.set_state(tensors["random"])
+
+
+def _initial(width: int, random: torch.Generator) -> Gate:
+    """Draw a gate as `torch.nn.Linear` does, from a generator of its own.
+
+    Each number is uniform within one over the square root of the inputs.
+    """
+
+    def drawn(inputs: int, *shape: int) -> Tensor:
+        return (2 * torch.rand(shape, generator=random) - 1) / math.sqrt(inputs)
+
+    return drawn(width, HIDDEN, width), drawn(HIDDEN, 2, HIDDEN), drawn(HIDDEN, 2)
+
+
+def _name(features: Tensor, labels: Tensor, training: Training) -> str:
+    """Name a training by all that decides its outcome."""
+    named = hashlib.sha256(json.dumps(asdict(training), sort_keys=True).encode())
+    for tensor in (features, labels):
+        named.update(str((tensor.shape, tensor.dtype)).encode())
+        named.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return named.hexdigest()

@@ -1,0 +1,93 @@
+"""Where the outcome of a search goes: profile, report, pictures and the terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvw_cli import console
+from mvw_cli.cli.calibrate.task import Task
+from mvw_cli.cli.destination import deliver
+from mvw_cli.errors import ExitCode, MvwError
+from mvw_cli.files import replacing
+
+if TYPE_CHECKING:
+    from mvw_cli.calibrate.report import Report
+    from mvw_cli.render.content import Section
+    from mvw_cli.render.picture import Picture
+
+
+def deliver_outcome(
+    task: Task,
+    report: Report,
+    description: str,
+    parts: Sequence[Section],
+    pictures: Sequence[Picture],
+) -> int:
+    """Write everything; files first.
+
+    Args:
+        description: of the profile, in a few words.
+
+    Raises:
+        MvwError: a file can't be written, or no candidate qualifies: after all else is there.
+    """
+    from mvw_cli.bench.report import text
+    from mvw_cli.bench.verdict.derived_profile import write_derived
+    from mvw_cli.calibrate.report import to_json
+
+    outcome = report.outcome
+    document = to_json(report)
+    deliver(document, str(task.beside(".report.json")))
+    written = [str(task.beside(".report.json"))]
+    for picture in pictures:
+        written += draw(task, picture)
+    if outcome.withdrawal is not None:
+        write_derived(
+            report.profile,
+            Path(task.output),
+            withdrawal=outcome.withdrawal,
+            description=description,
+            reason=" ".join(
+                [f"Found by: {shlex.join(report.command)}.", outcome.reason, *outcome.remarks]
+            ),
+            hint=f"mvw calibrate {task.method} -o other.yaml",
+        )
+        written.insert(0, task.output)
+    if task.as_json:
+        console.write(document)
+    else:
+        text.show(f"mvw calibrate {task.method}", parts, pictures)
+    for path in written:
+        console.note(f"wrote {path}")
+    for remark in outcome.remarks:
+        console.warn(remark)
+    if outcome.withdrawal is None:
+        raise MvwError("Nothing is suggested", cause=outcome.reason, hint=task.help)
+    return ExitCode.ITEMS_FAILED if report.failed else ExitCode.OK
+
+
+def draw(task: Task, picture: Picture) -> list[str]:
+    """Write a picture as SVG, and as PNG where matplotlib is installed."""
+    from mvw_cli.render.svg_file import svg_file
+
+    files = {task.beside(f".{picture.name}.svg"): svg_file(picture).encode()}
+    if find_spec("matplotlib") is not None:
+        from mvw_cli.bench.report.charts import chart
+
+        files[task.beside(f".{picture.name}.png")] = chart(picture, "png")
+    for path, content in files.items():
+        try:
+            with replacing(Path(os.path.realpath(path))) as file:
+                file.write(content)
+        except OSError as error:
+            raise MvwError(
+                f"Cannot write {path}",
+                cause=error.strerror or str(error),
+                hint=f"ls -ld {shlex.quote(str(path.parent))}",
+            ) from None
+    return [str(path) for path in files]

@@ -1,0 +1,90 @@
+"""`mvw infer`: its arguments and options. What it does with them is in `infer_run.py`."""
+
+from __future__ import annotations
+
+import click
+
+from mvw_cli.cli.model_options import profile_options
+from mvw_cli.cli.options import common_options
+
+
+@click.command(short_help="Answer a question about an image.")
+@click.argument("image", help="Image file, or - for standard input.")
+@click.argument("question", help="What to ask about it.")
+@profile_options
+@click.option(
+    "--image",
+    "more_images",
+    metavar="FILE",
+    multiple=True,
+    help="A further image of the same question; repeatable.",
+)
+@click.option(
+    "--show-reasoning/--hide-reasoning",
+    default=None,
+    help="Write the text to stderr as it is generated.  [default: on a terminal]",
+)
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read pickled weights where there are no others. Only from people you trust.",
+)
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Measure speed and memory at the model's shape, without its weights. Answers are noise.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
+@click.option("-o", "--output", metavar="FILE", help="Write to FILE what stdout would have got.")
+@click.option(
+    "--explain",
+    metavar="FILE",
+    help="Write a web page to FILE: the answer token by token, and what each token looked at.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say which settings run and where time goes.")
+@common_options
+def infer(
+    image: str,
+    question: str,
+    profile: str | None,
+    flags: dict[str, object],
+    more_images: tuple[str, ...],
+    show_reasoning: bool | None,
+    allow_pickle: bool,
+    random_weights: bool,
+    as_json: bool,
+    output: str | None,
+    explain: str | None,
+    verbose: bool,
+) -> None:
+    """Answer a question about an image.
+
+    The answer goes to stdout; the reasoning, the withdrawal of the vision tokens and the figures
+    go to stderr. Without a profile or model the embedded one answers, which reads scenes of
+    coloured shapes.
+
+    \b
+    Examples:
+      mvw infer scene.png "How many red circles are there?"
+      mvw infer photo.jpg "What is on the table?" --model Qwen/Qwen2.5-VL-7B-Instruct --m 16
+      mvw infer scene.png "Is there a star?" --m 16 --explain looked.html
+      mvw infer before.png "What has changed?" --image after.png --profile mine.yaml --json
+      curl -s https://example.com/cat.jpg | mvw infer - "What is this?" --model ORG/NAME
+    """
+    from mvw_cli.cli.infer.run import Task, run
+
+    run(
+        Task(
+            images=(image, *more_images),
+            question=question,
+            profile=profile,
+            flags=flags,
+            show_reasoning=show_reasoning,
+            allow_pickle=allow_pickle,
+            random_weights=random_weights,
+            as_json=as_json,
+            output=output,
+            explain=explain,
+            verbose=verbose,
+        )
+    )

@@ -1,0 +1,143 @@
+"""`mvw infer --explain`: the page about the very run whose answer is printed.
+
+Gathers what the page shows. What the page looks like is in `mvw_cli/explain`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvw_cli.cli.infer.view import restored_line, withdrawal_line
+from mvw_cli.engine.types import Event, Prefilled, Request, Restored, Token, Withdrawn
+from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.files import check_writable, replacing
+
+if TYPE_CHECKING:
+    from mvw_cli.adapter import Answer
+    from mvw_cli.explain.data import Mark
+    from mvw_cli.explain.record import Record
+    from mvw_cli.images.reading import ImageFile
+    from mvw_cli.profiles import Resolved
+    from mvw_cli.session import Session
+
+
+def check_page(path: str | None, output: str | None) -> None:
+    """Refuse a page that could not be written later, before anything is computed.
+
+    Raises:
+        UsageProblem: it is a folder, its folder is missing, permissions forbid it, or the answer
+            goes to the same place.
+    """
+    if path is None:
+        return
+    if path == "-" or (output is not None and os.path.realpath(path) == os.path.realpath(output)):
+        where = "stdout" if path == "-" else path
+        raise UsageProblem(
+            f"--explain can't write to {where}",
+            cause="the answer goes there",
+            hint="mvw infer IMAGE QUESTION --explain looked.html",
+        )
+    check_writable(path, "mvw infer --help")
+
+
+def explained(request: Request) -> tuple[Request, Record]:
+    """Let a request be watched.
+
+    Raises:
+        UsageProblem: its prompt holds no vision tokens.
+    """
+    from mvw_cli.explain.record import watched
+
+    if not request.layout.vision_tokens:
+        raise UsageProblem(
+            "--explain has nothing to show",
+            cause="the prompt holds no vision tokens",
+            hint="mvw list adapters",
+        )
+    return watched(request)
+
+
+def page_of(
+    question: str,
+    resolved: Resolved,
+    images: Sequence[ImageFile],
+    session: Session,
+    request: Request,
+    record: Record,
+    events: Sequence[Event],
+    answer: Answer,
+) -> str:
+    """Write the page about a run that is over."""
+    from dataclasses import asdict
+
+    from mvw_cli.environment import describe_environment
+    from mvw_cli.explain.data import Explained, Picture
+    from mvw_cli.explain.page import page
+
+    pictures = [file.image for file in images]
+    facts = session.facts()
+    return page(
+        Explained(
+            question=question,
+            answer=answer.answer,
+            pictures=[Picture(_name(file.path), file.sha256, file.image) for file in images],
+            tokens=[(event.id, event.text) for event in events if isinstance(event, Token)],
+            marks=[mark for event in events for mark in _marks(event)],
+            patches=session.adapter.patches(session.loaded, request.inputs, pictures),
+            record=record,
+            policy=session.policy.describe(),
+            settings={"profile": resolved.name, **resolved.values()},
+            model=facts,
+            environment=asdict(describe_environment(facts["device"])),
+        )
+    )
+
+
+def write_page(page: str, path: str) -> None:
+    """Write the page; the answer has been delivered by then.
+
+    Raises:
+        MvwError: the file could not be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        with replacing(target) as file:
+            file.write((page + "\n").encode(errors="backslashreplace"))
+    except OSError as error:
+        raise MvwError(
+            f"Cannot write {path}",
+            cause=f"{error.strerror or error}; the answer was delivered",
+            hint=f"df -h {shlex.quote(str(target.parent))}",
+        ) from None
+
+
+def _marks(event: Event) -> list[Mark]:
+    from mvw_cli.explain.data import Mark
+
+    match event:
+        case Prefilled() if any(one < event.vision_tokens for one in event.vision_by_layer):
+            return [Mark(0, "withdrawn", prefill_line(event))]
+        case Withdrawn():
+            return [Mark(event.step, "withdrawn", withdrawal_line(event))]
+        case Restored():
+            return [Mark(event.step, "restored", restored_line(event))]
+    return []
+
+
+def prefill_line(event: Prefilled) -> str:
+    """Say what left in the prefill."""
+    held = event.vision_by_layer
+    whole = sum(one == event.vision_tokens for one in held)
+    return (
+        f"vision withdrawn in the prefill: {whole} of {len(held)} layers hold all "
+        f"{event.vision_tokens} vision tokens, the last one {held[-1]}"
+    )
+
+
+def _name(path: str) -> str:
+    # A file name that is not UTF-8 must not make the page invalid.
+    return os.fsencode(os.path.basename(path) or path).decode(errors="replace")

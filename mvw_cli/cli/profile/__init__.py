@@ -1,0 +1,155 @@
+"""`mvw profile`: its arguments and options. What it does with them is in `profile_run.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mvw_cli.cli.lists import Listed
+from mvw_cli.cli.model_options import model_options
+from mvw_cli.cli.options import common_options
+from mvw_cli.cli.remembering import ARGUMENTS, Remembering
+
+MOMENT = "never"
+
+
+class _Compositions(click.ParamType[Any, Any]):
+    """Policies with commas between them; a comma before KEY= goes on with the fields of one."""
+
+    name = "policies"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from mvw_cli.profiles.policy_words import sweep
+
+        return value if isinstance(value, tuple) else sweep(str(value)) or self._empty(param, ctx)
+
+    def _empty(self, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        self.fail("it is empty.", param, ctx)
+
+
+_COUNT = click.IntRange(min=1)
+
+
+@click.command(cls=Remembering, short_help="Measure what withdrawal saves, and what it costs.")
+@click.argument("image", required=False, help="Image file.")
+@click.argument("question", required=False, help="What to ask about it.")
+@click.option(
+    "-m",
+    "--m",
+    "moments",
+    metavar="N,…",
+    type=Listed(_COUNT, "moments", MOMENT),
+    help="Withdraw after so many tokens; several to compare, as 4,8,16,never.",
+)
+@click.option("--until", metavar="TAG", multiple=True, help="Withdraw at TAG; repeatable.")
+@click.option(
+    "--policy",
+    "policies",
+    metavar="POLICY,…",
+    type=_Compositions(),
+    multiple=True,
+    help="Other policies to compare, each as in `mvw infer`: vtw:layer=12+mvw:m=16,mvw:m=16 are "
+    "two. Repeatable.",
+)
+@model_options
+@click.option("--images", "folder", metavar="DIR", help="Images of a folder, with QUESTION.")
+@click.option("--questions", metavar="FILE", help="Images, questions and answers, as `mvw batch`.")
+@click.option("--limit", metavar="N", type=_COUNT, default=16, show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    metavar="N,…",
+    type=Listed(_COUNT, "batches"),
+    default="1",
+    show_default=True,
+    help="Sequences that decode together; several to compare, as 1,8,32.",
+)
+@click.option(
+    "--new-tokens",
+    metavar="N",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help="Length of each answer, whatever the model would write.",
+)
+@click.option("--natural", is_flag=True, help="Let answers end where the model ends them.")
+@click.option("--runs", metavar="N", type=_COUNT, default=10, show_default=True, help="Pairs.")
+@click.option(
+    "--min-time",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Measure each batch size for so long at least.",
+)
+@click.option("--warmup", metavar="N", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--in-process", is_flag=True, help="Measure all in this process.")
+@click.option(
+    "--answers/--no-answers",
+    default=None,
+    help="Compare the answers as well.  [default: with images of your own]",
+)
+@click.option(
+    "--attention-mass/--no-attention-mass",
+    default=None,
+    help="Measure how much attention goes to the image.  [default: with images of your own]",
+)
+@click.option("--suggest", metavar="FILE", help="Write the smallest m that keeps the answers.")
+@click.option(
+    "--tolerance",
+    metavar="PART",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="With --suggest: the part of the answers that may get worse.",
+)
+@click.option("--plan", is_flag=True, help="Compute the bounds only; run nothing.")
+@click.option("--gpu", metavar="NAME", help="With --plan: bounds for this GPU, as H100.")
+@click.option(
+    "--image-size",
+    metavar="WIDTHxHEIGHT",
+    default="1024x768",
+    show_default=True,
+    help="Of generated images.",
+)
+@click.option(
+    "--allow-pickle", is_flag=True, help="Read pickled weights where there are no others."
+)
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Measure the model's shape without its weights. There are no answers to compare.",
+)
+@click.option("--plot", metavar="DIR", help="Write the pictures as SVG and PNG.")
+@click.option("--html", metavar="FILE", help="Write one page that opens offline.")
+@click.option("-o", "--output", metavar="FILE", help="Write the report: .json, .csv or .md.")
+@click.option("--from", "source", metavar="FILE", help="Show a report again; measure nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as JSON to stdout.")
+@common_options
+@click.pass_context
+def profile(
+    context: click.Context,
+    /,
+    profile: str | None,
+    flags: dict[str, object],
+    **options: Any,
+) -> int:
+    """Measure what withdrawal saves and what it costs, beside its baseline and its bound.
+
+    Arms run in turn in one process, so that a machine whose speed drifts favours none. Ratios have
+    95 % intervals; where an interval covers 1 no difference is claimed.
+
+    \b
+    Examples:
+      mvw profile --m 16
+      mvw profile photo.jpg "What is on the table?" --model ORG/NAME --m 4,16,64 --html report.html
+      mvw profile --profile llava-cot --random-weights --m 16 --batch 1,8,32 -o llava-cot.json
+      mvw profile --profile kimi-vl --plan --gpu H100
+      mvw profile --from report.json --plot pictures
+    """
+    from mvw_cli.cli.profile.run import run
+    from mvw_cli.cli.profile.task import Task
+
+    words = tuple(context.meta[ARGUMENTS])
+    return run(Task(words=words, profile=profile, flags=flags, **options))

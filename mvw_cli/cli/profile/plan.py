@@ -1,0 +1,53 @@
+"""`mvw profile --plan`: the bounds alone, to the terminal or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli import console
+from mvw_cli.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from mvw_cli.bench.report.documents import Plan
+
+
+def deliver_plan(plan: Plan, name: str, *, as_json: bool, output: str | None) -> None:
+    """Write a plan.
+
+    Raises:
+        UsageProblem: a file of another format than JSON is asked for.
+    """
+    from mvw_cli.bench.report import text
+    from mvw_cli.bench.report.reasons import plan_parts
+    from mvw_cli.cli.destination import deliver
+    from mvw_cli.render.content import Section, Sentence
+
+    if output is not None:
+        if Path(output).suffix.lower() != ".json":
+            raise UsageProblem(
+                f"-o {output}: a plan is written as .json",
+                cause="its other formats are for measurements",
+                hint="mvw profile --plan -o plan.json",
+            )
+        deliver(_json(plan), output)
+    if as_json:
+        console.write(_json(plan))
+        return
+    verdicts = [Sentence(sentence, "verdict") for sentence in plan.verdicts]
+    text.show(f"Plan for {name}", [Section("bound", "Bound", [*plan_parts(plan), *verdicts])])
+
+
+def _json(plan: Plan) -> str:
+    import json
+
+    from pydantic import TypeAdapter
+
+    from mvw_cli.bench.report.documents import SCHEMA_VERSION, Plan
+
+    document: dict[str, Any] = TypeAdapter(Plan).dump_python(plan, mode="json")
+    return json.dumps(
+        {"schema_version": SCHEMA_VERSION, "kind": "plan", **document},
+        indent=2,
+        ensure_ascii=False,
+    )

@@ -1,0 +1,221 @@
+"""One model under one workload: what its decode steps must move and compute, one by one and summed.
+
+Step `j` of an answer reads its token `j` and attends to the prompt and to tokens 1…j; the first
+token comes out of the prefill, so that `n` tokens take `n - 1` steps. Withdrawal after `m` tokens
+leaves `m - 1` steps with the vision. It does not know what is concluded from the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from mvw_cli.bench.report.documents import Device, StepBound
+from mvw_cli.cost import Shape, weight_bytes
+from mvw_cli.cost.decode_bound import DecodeBound, Workload
+from mvw_cli.cost.flops import Flops, Latent
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Sequences alike: one image each, a question, and an answer of so many tokens."""
+
+    flops: Flops
+    """Of the model; its shape with it."""
+    dtype: str
+    """Of weights and cache."""
+    question_tokens: int
+    """Prompt tokens besides the vision."""
+    vision_tokens: int
+    new_tokens: int
+    keep_mlp: bool = False
+    """Whether withdrawn cross-attention layers keep their gated MLP (`cross_attention: mlp`)."""
+    latent: Latent = "compressed"
+    """How a step reads the latents of MLA; without a meaning for other models."""
+    bits: int | None = None
+    """8 or 4 where linear layers are quantised."""
+    device: Device | None = None
+    """Its bandwidth and rate turn bytes and FLOPs into seconds."""
+
+    @property
+    def shape(self) -> Shape:
+        """Weights and cache of the model."""
+        return self.flops.shape
+
+    @property
+    def middle(self) -> int:
+        """Text in the cache at the middle of the output."""
+        return self.question_tokens + self.new_tokens // 2
+
+    def with_vision(self, tokens: int) -> Case:
+        """Return the same with another number of vision tokens."""
+        return replace(self, vision_tokens=tokens)
+
+    def steps(self, batch: int, text: int) -> tuple[StepBound, StepBound]:
+        """Bound a step with the vision, and the same step without it.
+
+        Args:
+            batch: sequences in the step.
+            text: entries besides the vision in each, the newest token's included.
+        """
+        load = Workload(self.vision_tokens, text)
+        expanded = self.flops.expanded_elements(1, 0) if self.latent == "expanded" else 0
+        moved = DecodeBound(self.shape, load, self.dtype, self.keep_mlp, expanded, self.bits).step(
+            batch
+        )
+        keep = self.keep_mlp and self.vision_tokens > 0
+        with_vision = self.flops.step(text, self.vision_tokens, batch, latent=self.latent)
+        without = self.flops.step(text, 0, batch, keep_mlp=keep, latent=self.latent)
+        return (
+            self._bound(moved.weight_bytes_before, moved.kv_bytes_before, with_vision),
+            self._bound(moved.weight_bytes_after, moved.kv_bytes_after, without),
+        )
+
+    def step_with_part(
+        self, batch: int, text: int, part: float, layers: float | None = None
+    ) -> StepBound:
+        """Bound a step that attends to a part of the vision, mean over the layers.
+
+        Args:
+            part: 1 is all of it, 0 none.
+            layers: part of the layers that hold any, which cross-attention layers' weights go by;
+                `part` itself without it, as it can't be less.
+        """
+        whole, none = self.steps(batch, text)
+        held = part if layers is None else layers
+        gone = self.flops.cross_attention if self.keep_mlp else self.flops.cross
+        # Where vision lies beside the sequence, a layer without any computes nothing else.
+        fixed = 2.0 * batch * gone if self._beside and self.vision_tokens else 0.0
+        attended = whole.flops - none.flops - fixed
+        return self._bound(
+            round(none.weight_bytes + held * (whole.weight_bytes - none.weight_bytes)),
+            round(none.kv_bytes + part * (whole.kv_bytes - none.kv_bytes)),
+            none.flops + held * fixed + part * attended,
+        )
+
+    def _bound(self, weight_bytes: int, kv_bytes: int, flops: float) -> StepBound:
+        seconds = None
+        if self.device is not None:
+            moving = (weight_bytes + kv_bytes) / self.device.bandwidth_bytes_per_s
+            seconds = max(moving, flops / self.device.flops_per_s)
+        return StepBound(weight_bytes, kv_bytes, flops, seconds)
+
+    def step_speedup(self, batch: int, text: int | None = None) -> float:
+        """Bound the speed-up of one step by the withdrawal: in time on a device, else in bytes."""
+        before, after = self.steps(batch, self.middle if text is None else text)
+        return ratio(cost(before), cost(after))
+
+    def answer_speedup(self, batch: int, withdrawn_after: int | None) -> float:
+        """Bound the speed-up of all decode steps of an answer, those before the withdrawal too.
+
+        Args:
+            withdrawn_after: tokens generated before the withdrawal, 0 where the prefill has left
+                no vision; None for never.
+        """
+        last = self.new_tokens - 1
+        if withdrawn_after is None or last < 1:
+            return 1.0
+        seen = max(0, min(withdrawn_after - 1, last))
+        never = self._total(batch, 1, last, withdrawn=False)
+        withdrawn = self._total(batch, 1, seen, withdrawn=False)
+        withdrawn += self._total(batch, seen + 1, last, withdrawn=True)
+        return ratio(never, withdrawn)
+
+    def speedup_with_parts(
+        self, batch: int, parts: Sequence[float], layers: float | None = None
+    ) -> float:
+        """Bound the speed-up of all decode steps of an answer that attends to part of the vision.
+
+        Args:
+            parts: by generated token, as `step_with_part`; the first comes out of the prefill.
+            layers: as in `step_with_part`.
+        """
+        last = min(len(parts), self.new_tokens) - 1
+        if last < 1:
+            return 1.0
+        text = self.question_tokens
+        taken = sum(
+            cost(self.step_with_part(batch, text + step, parts[step], layers))
+            for step in range(1, last + 1)
+        )
+        return ratio(self._total(batch, 1, last, withdrawn=False), taken)
+
+    def _total(self, batch: int, first: int, last: int, *, withdrawn: bool) -> float:
+        """Add up the cost of steps `first` to `last` of the answer."""
+        text = self.question_tokens
+
+        def moved(step: int) -> float:
+            bound = self.steps(batch, text + step)[withdrawn]
+            bytes_moved = float(bound.weight_bytes + bound.kv_bytes)
+            return bytes_moved if self.device is None else bytes_moved / self._bandwidth
+
+        def computed(step: int) -> float:
+            if self.device is None:
+                return 0.0
+            return self.steps(batch, text + step)[withdrawn].flops / self.device.flops_per_s
+
+        before = text + (0 if self._beside or withdrawn else self.vision_tokens)
+        windows = {layer.window for layer in self.shape.layers if layer.window is not None}
+        # Where a window is full, what it adds with each step changes to nothing.
+        bends = sorted({size - before - off for size in windows for off in (1, 0)})
+        total, start = 0.0, first
+        for end in [*(bend for bend in bends if first <= bend < last), last]:
+            if end >= start:
+                total += sum_of_larger(moved, computed, start, end)
+                start = end + 1
+        return total
+
+    @property
+    def _bandwidth(self) -> float:
+        return self.device.bandwidth_bytes_per_s if self.device is not None else 1.0
+
+    def prefill_flops(self, read: Sequence[int] | None = None) -> float:
+        """Count the FLOPs of reading one prompt.  read: as in `Flops.prefill`"""
+        return self.flops.prefill(
+            self.question_tokens, self.vision_tokens, read, keep_mlp=self.keep_mlp
+        )
+
+    def prefill_seconds(self, read: Sequence[int] | None = None) -> float | None:
+        """Bound the time of reading one prompt; None without a device.  read: as above"""
+        if self.device is None:
+            return None
+        fewest = self.vision_tokens if read is None else min(read, default=0)
+        sequence = self.question_tokens + (0 if self._beside else fewest)
+        weights = self.shape.weights
+        passed = weights.read(sequence) + (weights.vision if self.vision_tokens else 0)
+        if read is not None and self._beside:
+            skipped = weights.cross_attention if self.keep_mlp else weights.cross
+            passed -= skipped * sum(not states for states in read) / len(read)
+        part = passed / weights.total  # what is read is taken to be as much quantised as the rest
+        moving = part * weight_bytes(weights, self.dtype, self.bits) / self._bandwidth
+        return max(moving, self.prefill_flops(read) / self.device.flops_per_s)
+
+    @property
+    def _beside(self) -> bool:
+        """Whether vision lies beside the sequence."""
+        return any(layer.cross for layer in self.shape.layers)
+
+
+def cost(bound: StepBound) -> float:
+    """What a bound says of a step: seconds where there is a device, else bytes."""
+    return bound.seconds if bound.seconds is not None else bound.weight_bytes + bound.kv_bytes
+
+
+def ratio(before: float, after: float) -> float:
+    """Say how many times less `after` is; 1 where there is nothing to do."""
+    return before / after if after else 1.0
+
+
+def sum_of_larger(
+    one: Callable[[int], float], other: Callable[[int], float], first: int, last: int
+) -> float:
+    """Add up the larger of two linear functions over the whole numbers from `first` to `last`."""
+    if first > last:
+        return 0.0
+    starts, ends = (one(first), other(first)), (one(last), other(last))
+    if (starts[0] >= starts[1]) == (ends[0] >= ends[1]) or last - first < 2:
+        if last - first < 2 and last > first:
+            return max(starts) + max(ends)
+        return (last - first + 1) * (max(starts) + max(ends)) / 2
+    middle = (first + last) // 2
+    return sum_of_larger(one, other, first, middle) + sum_of_larger(one, other, middle + 1, last)

@@ -1,0 +1,204 @@
+"""Image files as people have them, read into the RGB that every processor takes.
+
+Whatever cannot be read is a `BadImage` with a cause and a way out. This module knows nothing of
+models: scaling to what a model wants is its processor's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mvw_cli.images import problems
+from mvw_cli.images.pixels import fit, to_rgb
+
+# Pillow's other formats are rarer than they are dangerous: EPS, for one, runs Ghostscript. The
+# second row costs an import of every decoder, so it is tried only after the first.
+_COMMON = ("PNG", "JPEG", "GIF", "BMP", "DIB", "PPM")
+_FURTHER = ("WEBP", "TIFF", "AVIF", "JPEG2000")
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image and the file it came from."""
+
+    image: Image.Image
+    """RGB, upright, transparency laid on white."""
+    path: str
+    """As the user gave it; `-` for standard input."""
+    sha256: str
+    """Of the file's bytes, not of the pixels."""
+    size: tuple[int, int]
+    """Width and height of `image`, in pixels."""
+    original_size: tuple[int, int]
+    """Width and height of the file's image, upright, in pixels."""
+
+
+class _Quiet:
+    """Silences Pillow's remarks on odd metadata for as long as any thread reads an image.
+
+    Filters are the process's: had each thread its own catch_warnings, then the last one to leave
+    would put back what another had set.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._outside = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._outside = warnings.catch_warnings()
+                self._outside.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._outside.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+def open_image(
+    source: str | Path | bytes, *, max_pixels: int | None = None, name: str = "-"
+) -> ImageFile:
+    """Read an image: a file by its path, or a file's bytes, which go by `name`.
+
+    `max_pixels` scales a larger image down to at most that many pixels.
+
+    Raises:
+        BadImage: it is missing, unreadable, no image, damaged, or above the pixel limit.
+    """
+    if isinstance(source, bytes):
+        data = source
+    else:
+        name = os.fspath(source)
+        data = read_file(name)
+    if not data:
+        raise problems.empty(name)
+    if len(data) > problems.FILE_LIMIT:
+        raise problems.too_many_bytes(name)
+    with _quiet:
+        header = _identify(data, name)
+        size = header.size
+        if max_pixels is not None and header.format in ("JPEG", "MPO"):
+            # A JPEG decodes to a half or a quarter for much less; three times the final size
+            # leaves the filter all it needs (Pillow's Image.thumbnail, reducing_gap).
+            width, height = fit(size, max_pixels)
+            header.draft(None, (3 * width, 3 * height))
+        loaded = _load(header, name)
+        upright, turned = _upright(loaded)
+    image = to_rgb(upright)
+    target = fit(image.size, max_pixels)
+    if target != image.size:
+        image = image.resize(target, Image.Resampling.LANCZOS)
+    digest = hashlib.sha256(data).hexdigest()
+    return ImageFile(image, name, digest, image.size, size[::-1] if turned else size)
+
+
+def upright_size(data: bytes, name: str) -> tuple[int, int]:
+    """Say how wide and high an image is once it stands upright; its pixels are not decoded.
+
+    Raises:
+        BadImage: the bytes are no image, or one above the pixel limit.
+    """
+    if not data:
+        raise problems.empty(name)
+    with _quiet:
+        header = _identify(data, name)
+        return header.size[::-1] if _turns(header) else header.size
+
+
+def read_file(path: str) -> bytes:
+    """Read a regular file; anything else could block for ever or never end.
+
+    Raises:
+        BadImage: it is missing, unreadable, no regular file, or larger than any image.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO without a writer would hang before it could be refused.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise problems.unopened(path, error) from None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise problems.is_folder(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise problems.is_special(path)
+        if status.st_size > problems.FILE_LIMIT:
+            raise problems.too_many_bytes(path)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise problems.unopened(path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _identify(data: bytes, name: str) -> Image.Image:
+    """Read the header alone, so that a bomb is refused before it goes off."""
+    try:
+        image = _open(data)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise problems.too_many_pixels(name) from None
+    except UnidentifiedImageError:
+        raise problems.unidentified(name, data) from None
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise problems.damaged(name, str(error)) from None
+    # Not left to the warning alone: a filter is process-wide, and another thread may change it.
+    if image.width * image.height > problems.PIXEL_LIMIT:
+        raise problems.too_many_pixels(name)
+    if image.width * image.height == 0:
+        raise problems.damaged(name, f"its size is {image.width}×{image.height}")
+    return image
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_COMMON)
+    except UnidentifiedImageError:
+        Image.init()
+        built_in = [name for name in _FURTHER if name in Image.OPEN]
+        return Image.open(io.BytesIO(data), formats=built_in)
+
+
+def _load(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except MemoryError:
+        raise problems.out_of_memory(name, image.size) from None
+    except Exception as error:  # as in _identify
+        raise problems.damaged(name, str(error)) from None
+    return image
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Turn a loaded image upright; also say whether width and height changed places."""
+    try:
+        if image.getexif().get(_ORIENTATION, 1) not in range(2, 9):
+            return image, False
+        return ImageOps.exif_transpose(image), _turns(image)
+    except Exception:
+        return image, False  # a damaged EXIF block does not say which way is up
+
+
+def _turns(image: Image.Image) -> bool:
+    """Say whether width and height change places on the way."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+    except Exception:  # as in _upright
+        return False

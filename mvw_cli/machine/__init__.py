@@ -1,0 +1,1 @@
+"""What the machine and a checkpoint are: devices, memory, weights, and whether they fit."""

@@ -1,0 +1,246 @@
+"""The plugin seam: load what is installed, keep what works, remember why the rest does not.
+
+A plugin is whatever an entry point of the group `mvw` names. Nothing a plugin does wrong, from a
+missing module to a raising hook, gets further than its own record here: the caller sees a
+`PluginWarning` with the way out, and an error only on using what is broken. mvw's own adapters
+and policies come in through the same door. This module never imports an adapter's or policy's
+class (`plugins.py` does) and does not print.
+
+`MVW_LOAD_PLUGINS=a,b` loads only these plugins (by entry-point or distribution name) besides
+mvw's own; empty loads none. `MVW_STRICT_PLUGINS=1` raises instead of warning, for plugin authors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from mvw_cli import hookspecs
+from mvw_cli.adapter import API_VERSION, AdapterInfo
+from mvw_cli.errors import PluginProblem, PluginWarning
+from mvw_cli.plugins.entrypoints import Offered, offered
+from mvw_cli.plugins.records import OWN, Entry, InfoT, Plugin, Registry, Status
+from mvw_cli.policy import PolicyInfo
+from mvw_cli.text import did_you_mean
+
+if TYPE_CHECKING:
+    import click
+
+
+@cache
+def load_plugins() -> Registry:
+    """Load every installed plugin, once per process, and warn of those that don't work.
+
+    Raises:
+        PluginProblem: a plugin does not work, under MVW_STRICT_PLUGINS=1.
+    """
+    registry = Registry()
+    registry.manager.add_hookspecs(hookspecs)
+    # In an order of our own: that of the file system would decide who wins a clash of commands.
+    found_here = sorted(offered(), key=lambda one: (one.distribution != OWN, one.distribution))
+    if not any(found.distribution == OWN for found in found_here):
+        _warn(
+            "mvw runs here without being installed, so its own adapters are not found; "
+            "way out: pip install -e ."
+        )
+    for found in _wanted(found_here):
+        plugin = Plugin(found.distribution, found.version, found.name, found.value)
+        registry.plugins.append(plugin)
+        if _attempt(plugin, partial(_register, registry.manager, plugin, found)) is None:
+            _collect(registry, plugin)
+    _warn_of_clashes("adapter", registry.adapters)
+    _warn_of_clashes("policy", registry.policies)
+    return registry
+
+
+def plugin_commands(taken: Collection[str]) -> dict[str, click.Command]:
+    """Ask the plugins for their commands; names in `taken` and first comers win a clash."""
+    import click
+
+    registry = load_plugins()
+    commands: dict[str, click.Command] = {}
+    for plugin in registry.plugins:
+        scratch = click.Group("mvw")
+
+        def ask(plugin: Plugin = plugin, scratch: click.Group = scratch) -> None:
+            _call(registry.manager, plugin, "mvw_register_commands", cli=scratch)
+            for command in scratch.commands.values():
+                command.get_short_help_str()  # the help of the group calls it: it must not raise
+
+        if _attempt(plugin, ask) is not None:
+            continue
+        for name, command in scratch.commands.items():
+            if name in taken or name in commands:
+                _warn(
+                    f"command `{name}` of plugin {plugin.distribution} is hidden by another of "
+                    f"that name; way out: pip uninstall {plugin.distribution}"
+                )
+                continue
+            commands[name] = command
+            plugin.commands.append(name)
+    return commands
+
+
+def _wanted(found: list[Offered]) -> list[Offered]:
+    chosen = os.environ.get("MVW_LOAD_PLUGINS")
+    if chosen is None:
+        return found
+    names = {name.strip() for name in chosen.split(",") if name.strip()}
+    known = {name for one in found for name in (one.name, one.distribution)}
+    for name in sorted(names - known):
+        guess = did_you_mean(name, known, otherwise="it is not installed")
+        _warn(f"MVW_LOAD_PLUGINS names no installed plugin with `{name}`: {guess}")
+    return [one for one in found if one.distribution == OWN or {one.name, one.distribution} & names]
+
+
+def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
+    """Run one step of a plugin; whatever it raises becomes its record, a warning and the result."""
+    try:
+        # A plugin that prints while it is imported must not spoil a JSON document.
+        with contextlib.redirect_stdout(sys.stderr):
+            step()
+    except (Exception, SystemExit) as error:
+        cause = one_line(error)
+        _fail(plugin, "broken", cause, _removal(plugin), error)
+        return cause
+    return None
+
+
+def _fail(
+    plugin: Plugin, status: Status, cause: str, way_out: str, error: BaseException | None = None
+) -> None:
+    if plugin.status != "ok":
+        return  # one line for each plugin: its first fault is the one to mend
+    plugin.status, plugin.cause, plugin.way_out = status, cause, way_out
+    what = f"plugin {plugin.distribution} {plugin.version} ({plugin.name}) is {status}"
+    if os.environ.get("MVW_STRICT_PLUGINS") == "1":
+        raise PluginProblem(what, cause=cause, hint=way_out) from error
+    _warn(f"{what}: {cause}; way out: {way_out}")
+
+
+def _register(manager: pluggy.PluginManager, plugin: Plugin, found: Offered) -> None:
+    if found.entry_point is None:
+        raise ImportError(found.problem)
+    module = found.entry_point.load()
+    plugin.path = getattr(module, "__file__", None)
+    manager.register(module, name=_key(plugin))
+    implemented = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
+    specified = [name for name in vars(hookspecs) if name.startswith("mvw_")]
+    try:
+        manager.check_pending()
+        if not implemented:
+            bare = [name for name in specified if hasattr(module, name)]
+            why = f"`{bare[0]}` is not marked with @hookimpl" if bare else "it implements no hook"
+            manager.unregister(module)
+            raise TypeError(why)
+    except pluggy.PluginValidationError as error:
+        manager.unregister(module)
+        wrong = next(name for name in implemented if name not in specified)
+        guess = did_you_mean(wrong, specified, otherwise=f"the hooks are {', '.join(specified)}")
+        raise TypeError(f"there is no hook `{wrong}`; {guess}") from error
+    plugin.hooks = tuple(implemented)
+
+
+def _collect(registry: Registry, plugin: Plugin) -> None:
+    adapters: list[Entry[AdapterInfo]] = []
+    policies: list[Entry[PolicyInfo]] = []
+
+    def folder(path: Path) -> None:
+        if not Path(path).is_dir():
+            raise FileNotFoundError(f"profile folder {path} does not exist")
+        registry.profiles.append((Path(path), plugin))
+        plugin.profiles.append(str(path))
+
+    def ask(hook: str, register: Callable[[Any], None]) -> str | None:
+        return _attempt(plugin, partial(_call, registry.manager, plugin, hook, register=register))
+
+    distribution = plugin.distribution
+    theirs = [e.info.name for e in registry.adapters if e.plugin.distribution == distribution]
+    take_adapter = _taker(adapters, AdapterInfo, plugin, plugin.adapters, theirs)
+    failed = ask("mvw_register_adapters", take_adapter)
+    registry.adapters += [replace(one, problem=failed or one.problem) for one in adapters]
+    theirs = [e.info.name for e in registry.policies if e.plugin.distribution == distribution]
+    take_policy = _taker(policies, PolicyInfo, plugin, plugin.policies, theirs)
+    failed = ask("mvw_register_policies", take_policy)
+    registry.policies += [replace(one, problem=failed or one.problem) for one in policies]
+    ask("mvw_register_profiles", folder)
+    brought: list[Entry[Any]] = [*adapters, *policies]
+    for one in brought:
+        if one.info.api != API_VERSION and one.problem is not None:
+            behind = OWN if one.info.api > API_VERSION else plugin.distribution
+            _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
+
+
+def _taker(
+    entries: list[Entry[InfoT]],
+    kind: type[InfoT],
+    plugin: Plugin,
+    names: list[str],
+    theirs: Collection[str],
+) -> Callable[[InfoT], None]:
+    def register(info: InfoT) -> None:
+        if not isinstance(info, kind):
+            raise TypeError(f"register() takes {kind.__name__}, not {type(info).__name__}")
+        if not all(isinstance(text, str) for text in (info.name, info.target, info.summary)):
+            raise TypeError(f"{info!r}: name, target and summary are text")
+        if not isinstance(info.api, int) or isinstance(getattr(info, "checkpoints", ()), str):
+            raise TypeError(f"{info!r}: api is a number, checkpoints is a tuple")
+        if info.name in names or info.name in theirs:
+            raise ValueError(f"`{info.name}` is registered twice")
+        if not info.name or ":" in info.name or info.target.count(":") != 1:
+            raise ValueError(f'{info!r}: no ":" in the name, one in the target')
+        names.append(info.name)
+        problem = None
+        if info.api != API_VERSION:
+            problem = f"`{info.name}` needs plugin API {info.api}, and this mvw has {API_VERSION}"
+        entries.append(Entry(info, plugin, problem))
+
+    return register
+
+
+def _call(manager: pluggy.PluginManager, plugin: Plugin, hook: str, **arguments: object) -> None:
+    """Call the hook of this plugin alone: in a joint call one that raises would end the others'."""
+    others = [module for name, module in manager.list_name_plugin() if name != _key(plugin)]
+    manager.subset_hook_caller(hook, others)(**arguments)
+
+
+def _removal(plugin: Plugin) -> str:
+    if plugin.distribution == OWN:
+        return f"pip install --force-reinstall {OWN}"
+    return f"pip uninstall {plugin.distribution}"
+
+
+def _key(plugin: Plugin) -> str:
+    return f"{plugin.distribution}:{plugin.name}"
+
+
+def _warn_of_clashes(kind: str, entries: Sequence[Entry[Any]]) -> None:
+    for name in sorted({entry.info.name for entry in entries}):
+        same = [entry for entry in entries if entry.info.name == name]
+        if len(same) > 1:
+            names = " or ".join(entry.qualified for entry in same)
+            foreign = next(e.plugin.distribution for e in same if e.plugin.distribution != OWN)
+            _warn(
+                f"{kind} `{name}` comes from {len(same)} distributions: write {names}; "
+                f"way out: pip uninstall {foreign}"
+            )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, PluginWarning, stacklevel=2)
+
+
+def one_line(error: BaseException) -> str:
+    """Name an exception in one line, as the cause of a message."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:299] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

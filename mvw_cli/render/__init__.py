@@ -1,0 +1,1 @@
+"""SVG charts and the blocks that reports are made of."""

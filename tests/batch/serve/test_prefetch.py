@@ -1,0 +1,576 @@
+"""Reading ahead: order, bounds, what hangs or is broken, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import files, picture
+
+from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.serve import prefetch as module
+from mvw_cli.batch.serve.prefetch import Prefetcher, Ready, Unreadable
+from mvw_cli.batch.source import reading
+from mvw_cli.errors import BadImage
+from mvw_cli.images.reading import ImageFile
+
+HELPERS = Path(__file__).parents[2] / "helpers"
+TINY = 3 * 8 * 6
+"""Bytes of the pixels of one of the images below."""
+
+
+def listed(*paths: Path | str) -> list[Item]:
+    return [Item(Path(path).name, (ImageRef(str(path)),), "?") for path in paths]
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mvw-reader"]
+
+
+@pytest.fixture(autouse=True)
+def no_reader_left() -> Iterator[None]:
+    yield
+    end = time.monotonic() + 5
+    while readers() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert readers() == []
+
+
+@contextmanager
+def prefetching(
+    items: Iterable[Item],
+    encode: Callable[[Item, list[ImageFile]], Any] = lambda item, images: item.id,
+    **options: Any,
+) -> Iterator[Prefetcher]:
+    given = {
+        "threads": 1,
+        "ahead": 4,
+        "ahead_bytes": 2**30,
+        "timeout_s": 60.0,
+        "max_pixels": None,
+        **options,
+    }
+    with Prefetcher(iter(items), encode=encode, **given) as feed:
+        yield feed
+
+
+def take_all(feed: Prefetcher, most_s: float = 10.0) -> list[Ready | Unreadable]:
+    found = []
+    end = time.monotonic() + most_s
+    while not feed.exhausted:
+        assert time.monotonic() < end
+        result = feed.take(wait=True)
+        if result is not None:
+            found.append(result)
+    assert feed.take(wait=True) is None
+    return found
+
+
+def take_one(feed: Prefetcher, most_s: float = 10.0) -> Ready | Unreadable | None:
+    end = time.monotonic() + most_s
+    while (result := feed.take(wait=True)) is None and time.monotonic() < end:
+        pass
+    return result
+
+
+def until(condition: Callable[[], bool], most_s: float = 5.0) -> None:
+    end = time.monotonic() + most_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def unreadable(result: Ready | Unreadable | None) -> Unreadable:
+    assert isinstance(result, Unreadable)
+    return result
+
+
+def ready(result: Ready | Unreadable | None) -> Ready:
+    assert isinstance(result, Ready)
+    return result
+
+
+# What comes out
+
+
+def test_one_reader_keeps_the_order(tmp_path: Path) -> None:
+    items = listed(*files(tmp_path / "images", 12))
+    with prefetching(items, lambda item, images: (item.id, images[0].size)) as feed:
+        found = [ready(result) for result in take_all(feed)]
+    assert [result.item for result in found] == items
+    assert [result.value for result in found] == [(item.id, (8, 6)) for item in items]
+    assert [result.images[0].path for result in found] == [item.images[0].path for item in items]
+    assert all(result.read_ms > 0 and result.preprocess_ms >= 0 for result in found)
+
+
+def test_several_readers_bring_every_item_once(tmp_path: Path) -> None:
+    items = listed(*files(tmp_path / "images", 40))
+    with prefetching(items, threads=4, ahead=8) as feed:
+        found = [ready(result).item.id for result in take_all(feed)]
+    assert sorted(found) == sorted(item.id for item in items)
+    assert len(set(found)) == 40
+
+
+def test_a_slow_item_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = listed(*files(tmp_path / "images", 6))
+    others_taken = threading.Event()
+    real = reading.read_image
+
+    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
+        if image.path.endswith("/0.png"):
+            assert others_taken.wait(10)
+        return real(image, max_pixels)
+
+    monkeypatch.setattr(reading, "read_image", slow)
+    with prefetching(items, threads=2) as feed:
+        first: list[str] = []
+        while len(first) < 5:
+            result = feed.take(wait=True)
+            first += [] if result is None else [result.item.id]
+        assert first == [f"{number}.png" for number in range(1, 6)]
+        assert feed.take(wait=False) is None
+        assert not feed.exhausted
+        others_taken.set()
+        assert [result.item.id for result in take_all(feed)] == ["0.png"]
+
+
+def test_images_are_scaled_down_and_several_keep_their_order(tmp_path: Path) -> None:
+    one, two = files(tmp_path / "images", 2, size=(40, 30))
+    pair = Item("pair", (ImageRef(str(two)), ImageRef(str(one))), "?")
+    with prefetching([pair], max_pixels=300) as feed:
+        (found,) = (ready(result) for result in take_all(feed))
+    assert [image.path for image in found.images] == [str(two), str(one)]
+    assert [image.size for image in found.images] == [(20, 15), (20, 15)]
+
+
+def test_no_items_at_all() -> None:
+    with prefetching([]) as feed:
+        assert take_all(feed) == []
+        assert feed.exhausted
+
+
+# What is ahead is bounded
+
+
+def started(items: Iterable[Item]) -> tuple[Iterator[Item], list[str]]:
+    """The items, and the names of those that were asked for."""
+    asked: list[str] = []
+
+    def noted() -> Iterator[Item]:
+        for item in items:
+            asked.append(item.id)
+            yield item
+
+    return noted(), asked
+
+
+def settled(feed: Prefetcher, asked: list[str], count: int) -> None:
+    """Wait until so much is ready, and see that it gets no more."""
+    until(lambda: feed.waiting == count)
+    time.sleep(0.05)
+    assert (feed.waiting, len(asked)) == (count, count)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_items_are_ahead_than_allowed(tmp_path: Path, threads: int) -> None:
+    items, asked = started(listed(*files(tmp_path / "images", 20)))
+    with prefetching(items, threads=threads, ahead=5) as feed:
+        settled(feed, asked, 5)
+        feed.take(wait=False)
+        until(lambda: feed.waiting == 5)
+        assert len(asked) == 6
+        assert len(take_all(feed)) == 19
+
+
+def test_reading_stops_when_the_bytes_are_used_up(tmp_path: Path) -> None:
+    items, asked = started(listed(*files(tmp_path / "images", 20)))
+    with prefetching(items, ahead=10, ahead_bytes=3 * TINY) as feed:
+        settled(feed, asked, 3)
+        feed.take(wait=False)
+        until(lambda: feed.waiting == 3)
+        assert len(take_all(feed)) == 19
+
+
+def test_an_item_larger_than_all_bytes_is_read_alone(tmp_path: Path) -> None:
+    items, asked = started(listed(*files(tmp_path / "images", 5)))
+    with prefetching(items, ahead=10, ahead_bytes=1, threads=2) as feed:
+        # Two readers may begin before it is known how large items are.
+        until(lambda: feed.waiting >= 1)
+        time.sleep(0.05)
+        assert feed.waiting <= 2
+        taken = 0
+        while not feed.exhausted:
+            taken += feed.take(wait=True) is not None
+            assert feed.waiting <= 2
+        assert (taken, len(asked)) == (5, 5)
+
+
+def test_tensors_count(tmp_path: Path) -> None:
+    import torch
+
+    items, asked = started(listed(*files(tmp_path / "images", 9)))
+
+    def encode(item: Item, images: list[ImageFile]) -> dict[str, Any]:
+        return {"pixel_values": torch.zeros(250)}
+
+    with prefetching(items, encode, ahead=9, ahead_bytes=2 * (1000 + TINY)) as feed:
+        settled(feed, asked, 2)
+        assert len(take_all(feed)) == 9
+
+
+def test_what_can_not_be_read_takes_no_room_for_ever(tmp_path: Path) -> None:
+    items = listed(*(f"{tmp_path}/{number}.png" for number in range(50)))
+    with prefetching(items, ahead=2, ahead_bytes=1) as feed:
+        assert len([unreadable(result) for result in take_all(feed)]) == 50
+
+
+# What goes wrong
+
+
+def test_what_is_wrong_with_an_image_is_one_failure(tmp_path: Path) -> None:
+    paths = files(tmp_path / "images", 5)
+    items = listed(*paths)
+
+    def changing() -> Iterator[Item]:
+        """The files are listed, and change before they are read."""
+        paths[1].unlink()
+        paths[2].write_bytes(b"something else")
+        paths[3].write_bytes(picture(9, (20, 10)))
+        os.remove(paths[4])
+        os.mkfifo(paths[4])
+        yield from items
+
+    with prefetching(changing()) as feed:
+        zero, one, two, three, four = take_all(feed)
+    assert ready(zero).images[0].size == (8, 6)
+    assert ready(three).images[0].size == (20, 10)
+    for result in (one, two, four):
+        failure = unreadable(result)
+        assert type(failure.error) is BadImage
+        assert failure.images == []
+    assert "There is no image" in str(unreadable(one).error)
+
+
+def test_the_images_before_the_one_that_is_missing_are_known(tmp_path: Path) -> None:
+    (there,) = files(tmp_path / "images", 1)
+    pair = Item("pair", (ImageRef(str(there)), ImageRef(str(tmp_path / "gone.png"))), "?")
+    with prefetching([pair]) as feed:
+        (found,) = take_all(feed)
+    assert [image.path for image in unreadable(found).images] == [str(there)]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
+def test_encoding_that_fails_is_one_failure(tmp_path: Path, error: BaseException) -> None:
+    items = listed(*files(tmp_path / "images", 3))
+
+    def encode(item: Item, images: list[ImageFile]) -> Any:
+        if item.id == "1.png":
+            raise error
+        return item.id
+
+    with prefetching(items, encode) as feed:
+        zero, one, two = take_all(feed)
+    assert (ready(zero).item, ready(two).item) == (items[0], items[2])
+    failure = unreadable(one)
+    assert isinstance(failure.error, Exception)
+    assert [image.path for image in failure.images] == [items[1].images[0].path]
+    if isinstance(error, Exception):
+        assert failure.error is error
+    else:
+        assert str(failure.error).startswith(type(error).__name__)
+
+
+class Odd(dict[str, Any]):
+    """A value whose size can't be told."""
+
+    def values(self) -> Any:
+        raise RuntimeError("no")
+
+
+def test_a_value_whose_size_can_not_be_told_is_one_failure(tmp_path: Path) -> None:
+    items = listed(*files(tmp_path / "images", 2))
+    with prefetching(items, lambda item, images: Odd() if item.id == "0.png" else 1) as feed:
+        zero, one = take_all(feed)
+    assert str(unreadable(zero).error) == "no"
+    assert ready(one).value == 1
+
+
+def test_items_are_encoded_one_at_a_time(tmp_path: Path) -> None:
+    items = listed(*files(tmp_path / "images", 20))
+    at_once = [0, 0]
+
+    def encode(item: Item, images: list[ImageFile]) -> None:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        time.sleep(0.002)
+        at_once[0] -= 1
+
+    with prefetching(items, encode, threads=4, ahead=8) as feed:
+        assert len(take_all(feed)) == 20
+    assert at_once == [0, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_listing_that_fails_is_told_after_what_came_before(tmp_path: Path, threads: int) -> None:
+    items = listed(*files(tmp_path / "images", 3))
+
+    def failing() -> Iterator[Item]:
+        yield from items
+        raise BadImage("the list has ended too early")
+
+    with prefetching(failing(), threads=threads) as feed:
+        found: list[str] = []
+        with pytest.raises(BadImage, match="too early"):
+            while not feed.exhausted:
+                result = feed.take(wait=True)
+                found += [] if result is None else [result.item.id]
+        assert sorted(found) == ["0.png", "1.png", "2.png"]
+        with pytest.raises(BadImage, match="too early"):
+            feed.take(wait=False)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A path whose reading blocks in the kernel until the test is over."""
+    path = tmp_path / "hangs"
+    os.mkfifo(path)
+    real = reading.read_image
+
+    def read(image: ImageRef, max_pixels: int | None) -> ImageFile:
+        if image.path == str(path):
+            os.close(os.open(path, os.O_RDONLY))
+        return real(image, max_pixels)
+
+    monkeypatch.setattr(reading, "read_image", read)
+    yield path
+    end = time.monotonic() + 5
+    while readers() and time.monotonic() < end:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody hangs on it just now
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_hangs_is_given_up_and_the_others_go_on(
+    tmp_path: Path, hanging: Path, threads: int
+) -> None:
+    paths = files(tmp_path / "images", 6)
+    items = listed(paths[0], hanging, *paths[1:4], hanging, *paths[4:])
+    items[5] = Item("again", items[5].images, "?")
+    began = time.monotonic()
+    with prefetching(items, threads=threads, ahead=2, timeout_s=0.3) as feed:
+        found = take_all(feed)
+    took = time.monotonic() - began
+    assert sorted(result.item.id for result in found) == sorted(item.id for item in items)
+    late = {result.item.id: result for result in found if isinstance(result, Unreadable)}
+    assert set(late) == {"hangs", "again"}
+    error = late["hangs"].error
+    assert isinstance(error, BadImage)
+    assert error.message == f"Cannot read the image {hanging}"
+    assert error.cause == "reading it took longer than 0.3 s"
+    assert error.hint == f"ls -l {hanging}"
+    assert 0.6 / threads <= took < 5.0
+    assert len(readers()) == 2  # in the kernel, and of no further use
+
+
+def test_the_images_read_before_one_that_hangs_are_known(tmp_path: Path, hanging: Path) -> None:
+    (there,) = files(tmp_path / "images", 1)
+    pair = Item("pair", (ImageRef(str(there)), ImageRef(str(hanging))), "?")
+    with prefetching([pair], timeout_s=0.1) as feed:
+        (found,) = take_all(feed)
+    assert [image.path for image in unreadable(found).images] == [str(there)]
+
+
+def test_what_comes_too_late_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = listed(*files(tmp_path / "images", 3))
+    released, encoded = threading.Event(), []
+    real = reading.read_image
+
+    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
+        if image.path.endswith("/0.png"):
+            assert released.wait(10)
+        return real(image, max_pixels)
+
+    monkeypatch.setattr(reading, "read_image", slow)
+    with prefetching(items, lambda item, images: encoded.append(item.id), timeout_s=0.2) as feed:
+        late = take_one(feed)
+        assert unreadable(late).item.id == "0.png"
+        released.set()
+        assert [result.item.id for result in take_all(feed)] == ["1.png", "2.png"]
+    until(lambda: not readers())
+    assert encoded == ["1.png", "2.png"]
+
+
+def test_what_fails_too_late_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = listed(*files(tmp_path / "images", 3))
+    released, real = threading.Event(), reading.read_image
+
+    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
+        if image.path.endswith("/0.png"):
+            assert released.wait(10)
+            raise BadImage("after all")
+        return real(image, max_pixels)
+
+    monkeypatch.setattr(reading, "read_image", slow)
+    with prefetching(items, timeout_s=0.2, ahead=1) as feed:
+        late = take_one(feed)
+        assert "after all" not in str(unreadable(late).error)
+        released.set()
+        until(lambda: len(readers()) == 1)
+        assert [ready(result).item.id for result in take_all(feed)] == ["1.png", "2.png"]
+
+
+def test_encoding_has_no_time_limit(tmp_path: Path) -> None:
+    items = listed(*files(tmp_path / "images", 2))
+
+    def encode(item: Item, images: list[ImageFile]) -> str:
+        time.sleep(0.3)
+        return item.id
+
+    with prefetching(items, encode, threads=2, timeout_s=0.1) as feed:
+        assert sorted(ready(result).value for result in take_all(feed)) == ["0.png", "1.png"]
+
+
+# Waiting and stopping
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> Iterator[tuple[list[Item], Callable[..., Any], threading.Event]]:
+    """Items of which nothing gets ready before the event."""
+    released = threading.Event()
+    items = listed(*files(tmp_path / "images", 8))
+    yield items, lambda item, images: released.wait(10), released
+    released.set()
+
+
+def test_taking_waits_for_a_fifth_of_a_second_at_most(blocked: Any) -> None:
+    items, encode, released = blocked
+    with prefetching(items, encode) as feed:
+        began = time.monotonic()
+        assert feed.take(wait=False) is None
+        assert time.monotonic() - began < 0.15
+        began = time.monotonic()
+        assert feed.take(wait=True) is None
+        assert 0.15 < time.monotonic() - began < 2
+        assert not feed.exhausted
+        released.set()
+        assert ready(take_one(feed)).item == items[0]
+        feed.stop()
+
+
+def test_stopping_wakes_whoever_waits(blocked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, encode, released = blocked
+    monkeypatch.setattr(module, "_WAIT_S", 30.0)
+    with prefetching(items, encode, threads=3) as feed:
+        timer = threading.Timer(0.1, feed.stop)
+        timer.start()
+        began = time.monotonic()
+        assert feed.take(wait=True) is None
+        assert time.monotonic() - began < 2
+        assert feed.exhausted
+        assert (feed.take(wait=True), feed.waiting) == (None, 0)
+        timer.join()
+        released.set()
+
+
+def test_a_signal_handler_may_stop(blocked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, encode, released = blocked
+    monkeypatch.setattr(module, "_WAIT_S", 30.0)
+    with prefetching(items, encode, threads=3) as feed:
+        before = signal.signal(signal.SIGALRM, lambda *_: feed.stop())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            began = time.monotonic()
+            assert feed.take(wait=True) is None
+            assert time.monotonic() - began < 2
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        released.set()
+
+
+def test_many_signals_while_taking(tmp_path: Path) -> None:
+    """The handler runs wherever the main thread happens to be, holding the lock too."""
+    items = listed(*files(tmp_path / "images", 4)) * 200
+    struck = []
+    with prefetching(items, threads=2) as feed:
+
+        def handler(*_: Any) -> None:
+            struck.append(feed.exhausted)  # takes the same lock as stop
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        try:
+            assert len(take_all(feed)) == 800
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert struck
+
+
+def test_leaving_early_reads_nothing_more(tmp_path: Path) -> None:
+    items, asked = started(listed(*files(tmp_path / "images", 30)))
+    with prefetching(items, threads=3, ahead=4) as feed:
+        assert take_one(feed) is not None
+    count = len(asked)
+    assert count <= 5
+    assert readers() == []
+    assert feed.exhausted
+    assert feed.take(wait=True) is None
+    time.sleep(0.05)
+    assert len(asked) == count
+
+
+def test_leaving_does_not_wait_for_what_hangs(
+    hanging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GRACE_S", 0.2)
+    began = time.monotonic()
+    with prefetching(listed(hanging), timeout_s=60.0) as feed:
+        assert feed.take(wait=True) is None
+    assert time.monotonic() - began < 2
+
+
+def test_no_threads_or_no_room_is_a_mistake() -> None:
+    for wrong in ({"threads": 0}, {"ahead": 0}):
+        with pytest.raises(ValueError, match="at least 1"), prefetching([], **wrong):
+            pass
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.serve.prefetch import Prefetcher
+count = 20_000
+items = (Item(str(n), (ImageRef(sys.argv[2]),), "?") for n in range(count))
+taken, early = 0, 0
+with Prefetcher(
+    items, encode=lambda item, images: bytes(1000), threads=2, ahead=16, ahead_bytes=2**20,
+    timeout_s=60.0, max_pixels=None,
+) as feed:
+    while not feed.exhausted:
+        taken += feed.take(wait=True) is not None
+        if taken == 1000:
+            early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert taken == count, taken
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early) / 1024)
+"""
+
+
+def test_memory_is_flat_over_20000_items(tmp_path: Path) -> None:
+    (path,) = files(tmp_path / "images", 1)
+    words = [sys.executable, "-c", MEMORY, str(HELPERS), str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 4  # MiB; all images together would be 2.9 and all values 20

@@ -1,0 +1,662 @@
+"""The scheduler: who is admitted when, what memory does to it, and whose failure is whose."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from mvw_hf.model import HuggingFace
+from serving import Bench, answers, item, pictures
+
+from mvw_cli.adapter import Answer, LoadedModel
+from mvw_cli.batch.serve import server as serve
+from mvw_cli.batch.serve.capacity import Limits
+from mvw_cli.batch.serve.server import RECOVERY
+from mvw_cli.batch.store.record import dumps
+from mvw_cli.engine import summarise
+from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.slots import Slots
+from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, UsageProblem
+from mvw_cli.policies.anneal import Anneal
+from mvw_cli.policies.look_back import LookBack
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policies.pulse import Pulse
+from mvw_cli.policies.stack import Stack
+from mvw_cli.policies.vtw import Vtw
+from mvw_cli.policy import Decide, StepView
+
+ROW = 2 * 2 * 8 * 4 * 128
+"""Bytes of a row of the tiny model: layers, keys and values, head size, float32, one chunk."""
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LoadedModel:
+    torch.set_num_threads(1)
+    return HuggingFace().tiny()
+
+
+@pytest.fixture
+def bench(tiny: LoadedModel) -> Bench:
+    return Bench(tiny)
+
+
+def work(count: int, seed: int = 0, images: int = 1) -> list[Any]:
+    """Items whose answers differ in length."""
+    chance = random.Random(seed)
+    return [
+        item(str(n), chance.choice([2, 5, 9, 14, 30]), chance.randint(1, images))
+        for n in range(count)
+    ]
+
+
+def one_at_a_time(bench: Bench, items: Sequence[Any]) -> dict[str, Any]:
+    """What the engine itself answers, each item alone."""
+    found = {}
+    for one in items:
+        request = bench.encoder(one, pictures(one)).request
+        completion = summarise(bench.session.engine.run([request]))
+        withdrawal = completion.withdrawal
+        found[one.id] = (
+            completion.text,
+            completion.finish_reason,
+            completion.generated_tokens,
+            withdrawal and withdrawal.step,
+        )
+    bench.did.clear()
+    return found
+
+
+def out_of_memory(*args: object) -> Exception:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 …")
+
+
+POLICIES = (
+    Mvw(m=4),
+    NoWithdrawal(),
+    Stack((Vtw(layer=1), Mvw(m=6))),
+    Stack((Mvw(m=2), LookBack(entropy=0.0, steps=2))),
+    Anneal(end=8, every=2),
+    Pulse(layer=0, most=0.5),
+)
+
+
+# --- scheduling ---
+
+
+@pytest.mark.parametrize("slots", [1, 3, 16])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_answers_are_those_of_one_at_a_time(tiny: LoadedModel, slots: int, policy: Any) -> None:
+    bench, items = Bench(tiny, policy), work(10, images=2)
+    expected = one_at_a_time(bench, items)
+    records = bench.serve(items, Limits(slots))
+    assert answers(records) == expected
+    assert bench.most_at_once == slots if slots < 16 else bench.most_at_once > 4
+    assert {record["status"] for record in records.values()} == {"ok"}
+
+
+def test_a_free_slot_is_taken_before_the_next_step(bench: Bench) -> None:
+    items = work(14)
+    bench.serve(items, Limits(3))
+    kinds = [did.what for did in bench.did]
+    admitted = 0
+    for number, did in enumerate(bench.did):
+        admitted += did.what == "admit"
+        if did.what == "step" and admitted < len(items):
+            # One prefill goes between two steps, and one only.
+            free = len(bench.did[number - 1].active) < 3
+            assert kinds[number + 1] == "admit" or not (free or len(did.active) < 3)
+            assert kinds[number + 1 : number + 3] != ["admit", "admit"] or not did.active
+    assert admitted == len(items)
+    assert "admit" in kinds[-60:]
+
+
+def test_never_two_prefills_between_two_steps_while_others_wait(bench: Bench) -> None:
+    bench.serve([item("first", 30), *work(10)], Limits(8))
+    kinds = [did.what for did in bench.did if did.active and "first" in did.active]
+    assert "admit admit" not in " ".join(kinds)
+    assert kinds.count("admit") > 5
+
+
+def test_items_are_admitted_in_order(bench: Bench) -> None:
+    items = work(9)
+    bench.serve(items, Limits(4))
+    assert [did.request for did in bench.did if did.what == "admit"] == [one.id for one in items]
+
+
+def test_decoding_goes_on_while_nothing_is_ready(bench: Bench) -> None:
+    records = bench.serve([item("a", 9), None, None, item("b", 5)], Limits(2))
+    assert list(records) == ["b", "a"]
+    assert [did.what for did in bench.did[:5]] == ["admit", *["step"] * 3, "admit"]
+
+
+def test_an_answer_of_one_token_needs_no_step(bench: Bench) -> None:
+    records = bench.serve([item("a", 1), item("b", 1)], Limits(2))
+    assert [record["generated_tokens"] for record in records.values()] == [1, 1]
+    assert not bench.steps
+
+
+def test_a_record_comes_as_soon_as_its_answer_ends(bench: Bench) -> None:
+    records = bench.server([item("long", 30), item("short", 3)], Limits(2)).records()
+    assert next(records)["id"] == "short"
+    assert len(bench.steps) < 6
+    assert next(records)["id"] == "long"
+    assert list(records) == []
+
+
+def test_an_empty_feed_ends_at_once_and_asks_for_no_limits(bench: Bench) -> None:
+    assert bench.serve([], Limits(2)) == {}
+    assert not bench.did
+
+
+def test_limits_are_asked_for_once_from_the_first_item_that_could_be_read(bench: Bench) -> None:
+    asked: list[str] = []
+
+    def choose(first: Any) -> Limits:
+        asked.append(first.item.id)
+        return Limits(2, reason="two, because")
+
+    bad = bench.unreadable(item("bad", 3), BadImage("no", cause="gone"))
+    server = bench.server([bad, *work(4)], Limits(1))
+    server._choose_limits = choose
+    records = {record["id"]: record for record in server.records()}
+    assert asked == ["0"] and records["bad"]["status"] == "failed"
+    assert list(server.state.notes) == ["two, because"]
+    assert bench.most_at_once == 2
+
+
+def test_what_a_record_says_of_time_and_attempts(bench: Bench) -> None:
+    record = bench.serve([item("a", 9)], Limits(1))["a"]
+    timings = record["timings"]
+    assert (timings["read_ms"], timings["preprocess_ms"]) == (2.0, 3.0)
+    inside = timings["ttft_ms"] + timings["decode_ms"]
+    assert timings["latency_ms"] >= 5.0 + inside
+    assert timings["latency_ms"] - 5.0 - inside < 50
+    assert (record["attempts"], record["run"], record["question"]) == (1, "r", "w1 w9")
+    assert record["withdrawal"]["step"] == 4
+    assert record["memory"]["kv_bytes_end"] < record["memory"]["kv_bytes_prefill"]
+
+
+def test_the_state_counts_what_happened(bench: Bench) -> None:
+    server = bench.server(work(6), Limits(3))
+    records = list(server.records())
+    state = server.state
+    assert state.generated_tokens == sum(record["generated_tokens"] for record in records)
+    withdrawals = [record["withdrawal"] for record in records if record["withdrawal"]]
+    assert (state.withdrawals, state.restarts) == (len(withdrawals), 0)
+    assert state.freed_bytes == sum(
+        one["kv_bytes_before"] - one["kv_bytes_after"] for one in withdrawals
+    )
+    assert state.kv_allocated_bytes_peak == max(did.kv_allocated_bytes for did in bench.did)
+    assert (state.slots, state.most_slots, state.kv_allocated_bytes) == (0, 3, 0)
+
+
+# --- admission by bytes ---
+
+
+@pytest.mark.parametrize(("rows", "seed"), [(6, 0), (9, 0), (9, 2), (14, 1)])
+@pytest.mark.parametrize("policy", [Mvw(m=4), Mvw(m=1), NoWithdrawal()])
+def test_the_cache_keeps_to_its_budget(
+    tiny: LoadedModel, seed: int, rows: int, policy: Any
+) -> None:
+    """Items of one to fourteen images: up to 230 vision tokens, so of one chunk or two."""
+    bench, items = Bench(tiny, policy), work(10, seed, images=14)
+    records = bench.serve(items, Limits(8, rows * ROW, strict=True))
+    assert answers(records) == one_at_a_time(Bench(tiny, policy), items)
+    assert max(did.kv_allocated_bytes for did in bench.did) <= rows * ROW
+    assert bench.most_at_once > 1
+
+
+def test_withdrawal_puts_more_in_flight_in_the_same_memory(tiny: LoadedModel) -> None:
+    items = [item(str(n), 40, images=10) for n in range(12)]  # 160 vision tokens: two chunks
+    budget = 10 * ROW
+    most, steps = {}, {}
+    for policy in (Mvw(m=2), NoWithdrawal()):
+        bench = Bench(tiny, policy)
+        records = bench.serve(items, Limits(12, budget, strict=True))
+        assert {record["status"] for record in records.values()} == {"ok"}
+        assert max(did.kv_allocated_bytes for did in bench.did) <= budget
+        most[policy.name], steps[policy.name] = bench.most_at_once, len(bench.steps)
+    assert most["none"] == 4  # two chunks each; room for a fifth would come as room for eight
+    assert most["mvw"] == 8
+    assert steps["mvw"] < steps["none"]
+
+
+@pytest.fixture
+def short_sighted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Admission that looks no step ahead, over storages that grow by eight entries at a time."""
+    monkeypatch.setattr(serve, "AHEAD", 1)
+    monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 8)
+    yield
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget"),
+    [
+        (Mvw(m=4), 10_000),
+        (NoWithdrawal(), 10_000),
+        (NoWithdrawal(), 20_000),
+        (Stack((Mvw(m=2), LookBack(entropy=0.0, steps=2))), 20_000),
+        (Anneal(end=8, every=2), 20_000),
+    ],
+)
+def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
+    tiny: LoadedModel, short_sighted: None, budget: int, policy: Any
+) -> None:
+    bench, items = Bench(tiny, policy), work(12, images=2)
+    server = bench.server(items, Limits(8, budget, strict=True))
+    records = {record["id"]: record for record in server.records()}
+    assert answers(records) == one_at_a_time(Bench(tiny, policy), items)
+    assert max(did.kv_allocated_bytes for did in bench.did) <= budget
+    assert server.state.restarts == sum(record["attempts"] - 1 for record in records.values())
+    assert server.state.restarts > 0
+    first = [did for did in bench.did if did.request == items[0].id]
+    assert len(first) == 1  # the oldest is never sent back
+    assert len(bench.steps) < sum(record["generated_tokens"] for record in records.values()) * 2
+
+
+def test_a_first_request_may_exceed_a_budget_that_nobody_has_given(bench: Bench) -> None:
+    items = work(3)
+    records = bench.serve(items, Limits(4, ROW // 2, strict=False))
+    assert bench.most_at_once == 1
+    assert answers(records) == one_at_a_time(bench, items)
+
+
+def test_a_budget_that_was_given_fails_what_outgrows_it_and_nothing_else(bench: Bench) -> None:
+    items = [item("0", 5), item("big", 5, images=10), *work(4)[1:]]
+    server = bench.server(items, Limits(4, ROW + 1, strict=True))
+    records = {record["id"]: record for record in server.records()}
+    failed = records.pop("big")
+    assert failed["status"] == "failed"
+    assert failed["error"]["type"] == "OutOfMemory"
+    assert "16.0 KiB" in failed["error"]["cause"] and "--kv-memory" in failed["error"]["cause"]
+    items = [one for one in items if one.id != "big"]
+    assert answers(records) == one_at_a_time(bench, items)
+
+
+# --- memory that runs out ---
+
+
+def at_most(rows: int) -> Any:
+    """A machine on which a step of more rows is out of memory."""
+
+    def check(slots: Slots) -> None:
+        if len(slots.active) > rows:
+            raise out_of_memory()
+
+    return check
+
+
+def test_fewer_at_a_time_where_a_step_lacks_memory(bench: Bench) -> None:
+    items = work(10)
+    bench.before_step = at_most(2)
+    server = bench.server(items, Limits(6))
+    records = {record["id"]: record for record in server.records()}
+    assert max(len(did.active) for did in bench.steps) == 2
+    assert server.state.most_slots == 2
+    assert list(server.state.notes) == ["Memory ran out: from here on 2 at a time."]
+    assert server.state.restarts == sum(record["attempts"] - 1 for record in records.values()) == 1
+    bench.before_step = lambda slots: None
+    assert answers(records) == one_at_a_time(bench, items)
+
+
+def test_one_more_slot_is_tried_after_a_calm_while(bench: Bench) -> None:
+    tight = True
+
+    def check(slots: Slots) -> None:
+        if tight and len(slots.active) > 1:
+            raise out_of_memory()
+
+    bench.before_step = check
+    server = bench.server([item(str(n), 3) for n in range(3 * RECOVERY)], Limits(3))
+    most, records = [], server.records()
+    for number, _ in enumerate(records, 1):
+        tight = tight and number < 5
+        most.append(server._most)
+    assert most[:RECOVERY] == [1] * (RECOVERY - 1) + [2]
+    assert most[RECOVERY : 2 * RECOVERY] == [2] * (RECOVERY - 1) + [3]
+    assert set(most[2 * RECOVERY :]) == {3}
+
+
+def test_memory_is_given_back_before_a_step_is_made_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failed forward pass held must be gone by then, or giving back frees nothing."""
+    import weakref
+
+    class Activation:
+        pass
+
+    held: list[weakref.ref[Activation]] = []
+    alive: list[bool] = []
+    monkeypatch.setattr(serve, "relieve", lambda device: alive.append(held[-1]() is not None))
+
+    def fail_once(*args: object) -> None:
+        if not held:
+            activation = Activation()
+            held.append(weakref.ref(activation))
+            raise torch.OutOfMemoryError("no room")
+
+    items = work(3)
+    bench.before_step = fail_once
+    records = bench.serve(items, Limits(2))
+    assert alive == [False]
+    held.clear()
+    bench.before_step, bench.before_admit = lambda slots: None, fail_once
+    assert answers(bench.serve(items, Limits(2))) == answers(records)
+    assert alive == [False, False]
+    assert {record["attempts"] for record in records.values()} == {1}
+
+
+def test_a_prefill_that_lacks_memory_waits_for_its_neighbours(bench: Bench) -> None:
+    big = item("big", 5, images=8)
+    items = [*work(3), big, *work(6)[3:]]
+    crowded: list[int] = []
+
+    def check(request: Any) -> None:
+        active = bench.did[-1].active if bench.did else []
+        if request.id == "big" and active:
+            crowded.append(len(active))
+            raise out_of_memory()
+
+    bench.before_admit = check
+    server = bench.server(items, Limits(4))
+    records = {record["id"]: record for record in server.records()}
+    assert records["big"]["status"] == "ok" and records["big"]["attempts"] > 1
+    assert crowded and server.state.restarts >= 1
+    bench.before_admit = lambda request: None
+    assert answers(records) == one_at_a_time(bench, items)
+
+
+def too_many_pixels(most: int) -> Any:
+    def check(images: Sequence[Any]) -> Exception | None:
+        pixels = sum(file.size[0] * file.size[1] for file in images)
+        return out_of_memory() if pixels > most else None
+
+    return check
+
+
+def test_a_smaller_image_where_the_profile_allows_it(bench: Bench) -> None:
+    bench.encoder = replace(bench.encoder, min_pixels=100, fails={"big": too_many_pixels(600)})
+    big = item("big", 9)
+    lacking = bench.unreadable(big, OutOfMemory("no room", cause="none"))
+    lacking = replace(lacking, images=pictures(big, (40, 40)))
+    items = [*work(2), lacking, *work(4)[2:]]
+    server = bench.server(items, Limits(3))
+    records = {record["id"]: record for record in server.records()}
+    record = records["big"]
+    assert record["status"] == "ok" and record["attempts"] == 3
+    [image] = record["images"]
+    assert image["width_px"] * image["height_px"] <= 600
+    assert (image["original_width_px"], image["original_height_px"]) == (40, 40)
+    assert len(record["remarks"]) == 2
+    assert "big-0.png was scaled from 40×40 to 28×28 pixels" in record["remarks"][0]
+    assert [note for note in server.state.notes if note.startswith("big: memory ran out")]
+    others = [one for one in work(4)]
+    del records["big"]
+    assert answers(records) == one_at_a_time(bench, others)
+
+
+def test_only_the_largest_of_several_images_becomes_smaller(bench: Bench) -> None:
+    encoder = replace(bench.encoder, min_pixels=30)
+    two = item("two", 5, images=2)
+    small, large = pictures(two)[0], pictures(two, (16, 12))[1]
+    ready = replace(bench.ready(two), images=[small, large])
+    scaled, remark = encoder.scaled_down(ready) or (None, "")
+    assert scaled is not None and scaled.value is None
+    assert [file.size for file in scaled.images] == [(8, 6), scaled.images[1].size]
+    assert scaled.images[1].size[0] * scaled.images[1].size[1] <= 96
+    assert scaled.images[1].image.size == scaled.images[1].size
+    assert "two-1.png" in remark
+    seen = 0
+    while (again := encoder.scaled_down(scaled)) is not None:
+        scaled, seen = again[0], seen + 1
+        assert seen < 20
+    assert all(file.size[0] * file.size[1] <= 48 for file in scaled.images)
+    assert replace(encoder, min_pixels=None).scaled_down(ready) is None
+
+
+def test_what_can_not_be_made_smaller_fails_alone(bench: Bench) -> None:
+    bench.encoder = replace(bench.encoder, min_pixels=400, fails={"big": out_of_memory})
+    big = item("big", 9)
+    error = OutOfMemory("no room for big", cause="none")
+    lacking = replace(bench.unreadable(big, error), images=pictures(big, (40, 40)))
+    records = bench.serve([*work(2), lacking, *work(4)[2:]], Limits(3))
+    failed = records.pop("big")
+    assert failed["status"] == "failed" and failed["attempts"] == 3  # 1,600, 800, 400 pixels
+    assert failed["error"]["type"] == "OutOfMemory"
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in failed["error"]["cause"]
+    assert answers(records) == one_at_a_time(bench, work(4))
+
+
+def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -> None:
+    later = item("later", 5)
+    encoded_beside: list[int] = []
+
+    def check(images: Sequence[Any]) -> None:
+        encoded_beside.append(len(bench.did[-1].active) if bench.did else 0)
+
+    bench.encoder = replace(bench.encoder, fails={"later": check})
+    lacking = bench.unreadable(later, OutOfMemory("no room", cause="none"), read=True)
+    records = bench.serve([*work(3), lacking, *work(6)[3:]], Limits(4))
+    assert records["later"]["status"] == "ok"
+    assert encoded_beside == [0]
+    alone = [did for did in bench.did if "later" in did.active]
+    assert alone and all(did.active == ["later"] for did in alone)
+    written = json.loads(dumps(records["later"]))["timings"]
+    assert written["read_ms"] is None and written["latency_ms"] is None  # it is not known
+    bench.encoder = replace(bench.encoder, fails={})
+    assert answers(records) == one_at_a_time(bench, [*work(6), later])
+
+
+def test_room_that_can_not_be_given_back_is_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To give room back takes a smaller storage first, and that may be too much already."""
+    from mvw_cli.engine import rows
+
+    resized, refused = rows._resized, []
+
+    def short(buffer: Any, rows: int, capacity: int, used: Any) -> Any:
+        if rows * capacity < buffer.shape[0] * buffer.shape[2]:
+            refused.append(rows)
+            raise out_of_memory()
+        return resized(buffer, rows, capacity, used)
+
+    items = work(10, images=14)
+    monkeypatch.setattr(rows, "_resized", short)
+    records = bench.serve(items, Limits(6, 10 * ROW))
+    monkeypatch.undo()
+    assert refused
+    assert answers(records) == one_at_a_time(bench, items)
+
+
+# --- failures ---
+
+
+def test_an_unreadable_item_fails_and_the_others_go_on(bench: Bench) -> None:
+    bad = bench.unreadable(item("bad", 5), BadImage("No image", cause="gone", hint="ls ."))
+    records = bench.serve([*work(2), bad, *work(4)[2:]], Limits(2))
+    failed = records.pop("bad")
+    assert (failed["status"], failed["key"], failed["attempts"]) == ("failed", None, 1)
+    assert failed["error"] == {
+        "type": "BadImage",
+        "message": "No image",
+        "cause": "gone",
+        "hint": "ls .",
+    }
+    assert answers(records) == one_at_a_time(bench, work(4))
+
+
+def test_a_prefill_that_raises_fails_alone(bench: Bench) -> None:
+    def check(request: Any) -> None:
+        if request.id == "2":
+            raise ValueError("not this one")
+
+    bench.before_admit = check
+    records = bench.serve(work(5), Limits(3))
+    bench.before_admit = lambda request: None
+    failed = records.pop("2")
+    assert (failed["status"], failed["error"]["message"]) == ("failed", "not this one")
+    assert failed["key"] is not None and failed["timings"]["read_ms"] == 2.0
+    expected = one_at_a_time(bench, work(5))
+    del expected["2"]
+    assert answers(records) == expected
+
+
+@pytest.mark.parametrize("slots", [1, 3, 6])
+def test_an_error_of_a_common_step_is_traced_to_the_guilty_one(bench: Bench, slots: int) -> None:
+    def check(held: Slots) -> None:
+        if "2" in held.active:
+            raise RuntimeError("a kernel did not like it")
+
+    items = [item(str(n), 9) for n in range(8)]
+    bench.before_step = check
+    server = bench.server(items, Limits(slots))
+    records = {record["id"]: record for record in server.records()}
+    bench.before_step = lambda slots: None
+    failed = records.pop("2")
+    assert failed["error"]["message"] == "a kernel did not like it"
+    assert failed["attempts"] == (1 if slots == 1 else 2)
+    assert {record["status"] for record in records.values()} == {"ok"}
+    expected = one_at_a_time(bench, items)
+    del expected["2"]
+    assert answers(records) == expected
+    attempts = sum(record["attempts"] - 1 for record in [failed, *records.values()])
+    assert server.state.restarts == attempts
+    after = [record for name, record in records.items() if int(name) >= slots + 2]
+    assert all(record["attempts"] == 1 for record in after)
+
+
+def test_an_answer_that_the_adapter_can_not_read_is_a_failure(bench: Bench) -> None:
+    class Picky(HuggingFace):
+        def parse(self, text: str) -> Answer:
+            if text == wanted:
+                raise KeyError("no such stage")
+            return super().parse(text)
+
+    wanted = one_at_a_time(bench, work(3))["1"][0]
+    bench.session = replace(bench.session, adapter=Picky())
+    bench.encoder = replace(bench.encoder, session=bench.session)
+    records = bench.serve(work(3), Limits(2))
+    assert {name: record["status"] for name, record in records.items()} == {
+        "0": "ok",
+        "1": "failed",
+        "2": "ok",
+    }
+    assert records["1"]["error"]["type"] == "KeyError"
+
+
+class Moody(NoWithdrawal):
+    """A policy that raises for some requests, when it is told to."""
+
+    def __init__(self, begins: list[bool], at: int) -> None:
+        self._begins, self._at = begins, at
+
+    def begin(self) -> Decide:
+        good = self._begins.pop(0) if self._begins else True
+        if not good and not self._at:
+            raise RuntimeError("not in the mood")
+
+        def decide(view: StepView) -> None:
+            if not good and view.step >= self._at:
+                raise RuntimeError("not in the mood")
+
+        return decide
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_policy_that_raises_fails_its_own_request(tiny: LoadedModel, at: int) -> None:
+    """On being begun, at the first token, or in a step that it shares with others."""
+    items = [item(str(n), 9) for n in range(5)]
+    expected = one_at_a_time(Bench(tiny, NoWithdrawal()), items)
+    bench = Bench(tiny, Moody([True, False, True], at))
+    records = bench.serve(items, Limits(3))
+    failed = records.pop("1")
+    assert (failed["status"], failed["error"]["message"]) == ("failed", "not in the mood")
+    del expected["1"]
+    assert answers(records) == expected
+    assert {record["attempts"] for record in records.values()} == {1}
+
+
+# --- what ends the run ---
+
+
+def test_a_layer_that_the_model_lacks_ends_the_run(tiny: LoadedModel) -> None:
+    with pytest.raises(UsageProblem, match="layer"):
+        Bench(tiny, Vtw(layer=99)).serve(work(3), Limits(2))
+
+
+@pytest.mark.parametrize("where", ["admit", "step"])
+def test_a_model_that_is_not_exact_ends_the_run(bench: Bench, where: str) -> None:
+    def refuse(*args: object) -> None:
+        if len(bench.did) > 4:
+            raise NotExact("it has changed its mind")
+
+    setattr(bench, f"before_{where}", refuse)
+    with pytest.raises(ModelProblem, match="can't be served exactly") as caught:
+        bench.serve(work(9), Limits(2))
+    assert "it has changed its mind" in (caught.value.cause or "")
+
+
+@pytest.mark.parametrize("where", ["admit", "step", "feed", "policy"])
+def test_a_lost_device_ends_the_run(tiny: LoadedModel, where: str) -> None:
+    """Whatever is done on it from then on fails: no item is to blame."""
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    class Lost(NoWithdrawal):
+        def begin(self) -> Decide:
+            def decide(view: StepView) -> None:
+                if view.step == 3 and where == "policy":
+                    raise lost
+
+            return decide
+
+    bench = Bench(tiny, Lost())
+    items: list[Any] = work(6)
+
+    def fail(*args: object) -> None:
+        if len(bench.did) > 2:
+            raise lost
+
+    if where in ("admit", "step"):
+        setattr(bench, f"before_{where}", fail)
+    if where == "feed":
+        items.insert(2, bench.unreadable(item("x", 3), lost, read=True))
+    records = []
+    with pytest.raises(torch.AcceleratorError):
+        for record in bench.server(items, Limits(2)).records():
+            records.append(record)
+    assert all(record["status"] == "ok" for record in records)
+
+
+def test_draining_admits_nothing_more_and_finishes_what_is_begun(bench: Bench) -> None:
+    items = [item(str(n), 12) for n in range(9)]
+    server = bench.server(items, Limits(3), draining=lambda: len(bench.steps) >= 5)
+    records = {record["id"]: record for record in server.records()}
+    assert sorted(records) == ["0", "1", "2"]
+    admitted = [did.request for did in bench.did if did.what == "admit"]
+    assert admitted == ["0", "1", "2"]
+    assert answers(records) == {
+        name: answer for name, answer in one_at_a_time(bench, items).items() if name in records
+    }
+
+
+def test_draining_before_the_first_item_does_nothing(bench: Bench) -> None:
+    assert bench.serve(work(3), Limits(3), draining=lambda: True) == {}
+    assert not bench.did
+
+
+def test_the_model_is_restored_when_the_records_are_left_half_way(bench: Bench) -> None:
+    config = bench.loaded.model.config.get_text_config()
+    before = config._attn_implementation
+    records = bench.server(work(5), Limits(2)).records()
+    next(records)
+    assert config._attn_implementation != before
+    records.close()  # type: ignore[attr-defined]
+    assert config._attn_implementation == before

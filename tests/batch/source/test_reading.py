@@ -1,0 +1,458 @@
+"""Images of items, out of files, tables and addresses; and the items that tables hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+from making import files, hub_table, picture, save_to_disk, write_parquet
+
+from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.source import cells, table
+from mvw_cli.batch.source.cells import Cells
+from mvw_cli.batch.source.reading import hash_images, read_images
+from mvw_cli.batch.source.sources import Source, list_items
+from mvw_cli.errors import BadImage, ExitCode, UsageProblem
+
+Q = "What is in the picture?"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def one(*images: ImageRef | Path | str) -> Item:
+    refs = tuple(im if isinstance(im, ImageRef) else ImageRef(str(im)) for im in images)
+    return Item("one", refs, Q)
+
+
+def listed(*paths: object, **options: object) -> list[Item]:
+    options.setdefault("question", Q)
+    return list(list_items(Source(tuple(map(str, paths)), **options)))  # type: ignore[arg-type]
+
+
+def refused(*paths: object, **options: object) -> UsageProblem:
+    with pytest.raises(UsageProblem) as caught:
+        listed(*paths, **options)
+    error = caught.value
+    assert error.cause and error.hint
+    assert "\n" not in error.message + error.cause + error.hint
+    return error
+
+
+def unreadable(item: Item) -> BadImage:
+    """Fails to be read, and to be hashed unless its bytes can be had."""
+    with pytest.raises(BadImage) as caught:
+        read_images(item, None)
+    error = caught.value
+    assert error.exit_code == ExitCode.BAD_IMAGE
+    assert error.cause and error.hint
+    assert "\n" not in error.message + error.cause + error.hint
+    shlex.split(error.hint)
+    return error
+
+
+# --- files ---
+
+
+def test_files_are_read_and_hashed(tmp_path: Path) -> None:
+    paths = files(tmp_path, 2, size=(40, 20))
+    item = one(*paths)
+    first, second = read_images(item, 200)
+    assert first.size == (20, 10) and first.original_size == (40, 20)
+    assert second.image.getpixel((0, 0)) == (1, 0, 7)
+    assert second.path == str(paths[1])
+    hashes = [sha256(path.read_bytes()) for path in paths]
+    assert hash_images(item) == hashes == [first.sha256, second.sha256]
+
+
+def test_what_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "cut.jpg").write_bytes(picture(1, (400, 400), "JPEG")[:-300])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    causes = {
+        "unlike.anything": "no such file",
+        "pipe.png": "it is a pipe or a device, not a file",
+        "cut.jpg": "image file is truncated",
+        "empty.png": "it has 0 bytes",
+        "folder.png": "images directly in it: 0",
+        "text.png": "neither PNG",
+        "loop.png": "Too many levels of symbolic links",
+        "nul\0.png": "did you mean",
+    }
+    for name, cause in causes.items():
+        error = unreadable(one(tmp_path / name))
+        assert error.cause is not None and error.cause.startswith(cause), name
+    for name in ("unlike.anything", "pipe.png", "folder.png"):
+        with pytest.raises(BadImage):
+            hash_images(one(tmp_path / name))
+
+
+def test_memory_that_runs_out_is_that_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = files(tmp_path, 1)
+
+    def fail(path: str) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("mvw_cli.images.reading.read_file", fail)
+    assert unreadable(one(path)).cause == "MemoryError"
+
+
+# --- tables: their items ---
+
+
+def test_a_table_lists_its_rows(tmp_path: Path) -> None:
+    columns = {
+        "question": ["One?", None, "Three?"],
+        "id": pa.array([7, None, 9], pa.int64()),
+        "answer": pa.array([True, None, False]),
+    }
+    path = write_parquet(tmp_path / "t.parquet", hub_table(3, **columns))
+    refs = [ImageRef(str(path), row, "image") for row in range(3)]
+    assert listed(path) == [
+        Item("7", (refs[0],), "One?", "true"),
+        Item("t.parquet#1", (refs[1],), Q, None),
+        Item("9", (refs[2],), "Three?", "false"),
+    ]
+    error = refused(path, question=None)
+    assert error.message == f"Row 1 of {path} has no question"
+
+
+def test_columns_by_other_names(tmp_path: Path) -> None:
+    columns = {"image": ["a", "b"], "ask": ["1?", "2?"], "key": ["x", "y"], "gold": ["r", "s"]}
+    path = write_parquet(
+        tmp_path / "t.parquet", pa.table({"photo": [picture(0), picture(1)], **columns})
+    )
+    items = listed(
+        path,
+        image_column="photo",
+        question_column="ask",
+        id_column="key",
+        answer_column="gold",
+    )
+    assert items[1] == Item("y", (ImageRef(str(path), 1, "photo"),), "2?", "s")
+    for name in ("image", "question", "id", "answer"):
+        error = refused(path, **{f"{name}_column": "nothing"})
+        assert error.message == f"There is no column nothing in {path}"
+        assert error.cause == "its columns are: photo, image, ask, key, gold"
+
+
+def test_a_column_of_paths(tmp_path: Path) -> None:
+    files(tmp_path / "images", 2)
+    paths = ["images/1.png", "/absolute.png", "s3://bucket/x.png", None]
+    path = write_parquet(tmp_path / "t.parquet", pa.table({"image": paths}))
+    items = listed(path)
+    assert [str(item.images[0]) for item in items] == [
+        f"{tmp_path}/images/1.png",
+        "/absolute.png",
+        "s3://bucket/x.png",
+        f"{path}#image/3",
+    ]
+    assert hash_images(items[0]) == [sha256(picture(1))]
+    assert unreadable(items[3]).cause == "its cell is empty"
+
+
+def test_a_table_without_images_names_the_likely_column(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", pa.table({"n": [1], "photo": [picture(0)]}))
+    error = refused(path)
+    assert error.message == f"There is no column image in {path}"
+    assert error.cause == "its columns are: n, photo"
+    assert error.hint == f"mvw batch {path} '{Q}' --image-column photo"
+    error = refused(path, image_column="n")
+    assert error.cause == "it holds int64, not bytes, paths or both"
+    error = refused(path, image_column="photo", question_column="n")
+    assert error.cause == "it holds int64, not text"
+
+
+def test_what_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text("no table at all")
+    (tmp_path / "t.arrow").write_text("no table at all")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    assert "Parquet magic bytes" in str(refused(tmp_path / "t.parquet").cause)
+    assert refused(tmp_path / "t.arrow").message == f"Cannot read the table {tmp_path}/t.arrow"
+    assert refused(tmp_path / "pipe.parquet").cause == "it is no regular file"
+
+
+def test_a_folder_as_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "README.md").touch()
+    for number, part in enumerate(("test-0", "train-0", "train-1")):
+        write_parquet(tmp_path / "data" / f"{part}.parquet", hub_table(2, 2 * number))
+    items = listed(tmp_path)
+    assert [item.id for item in items] == [
+        *("data/test-0.parquet#0", "data/test-0.parquet#1"),
+        *("data/train-0.parquet#0", "data/train-0.parquet#1"),
+        *("data/train-1.parquet#0", "data/train-1.parquet#1"),
+    ]
+    assert [hash_images(item) for item in items] == [[sha256(picture(n))] for n in range(6)]
+    assert len(listed(tmp_path, include=("data/train-*",))) == 4
+    assert "leave out all of its 3" in str(refused(tmp_path, include=("no",)).cause)
+
+
+def test_a_folder_with_images_is_one_of_images(tmp_path: Path) -> None:
+    files(tmp_path, 1)
+    write_parquet(tmp_path / "metadata.parquet", pa.table({"file_name": ["0.png"]}))
+    assert [item.id for item in listed(tmp_path)] == ["0.png"]
+    below = tmp_path / "below"
+    below.mkdir()
+    os.rename(tmp_path / "0.png", below / "x.png")
+    os.rename(tmp_path / "metadata.parquet", below / "a.parquet")
+    assert [item.id for item in listed(tmp_path, recursive=True)] == ["below/x.png"]
+
+
+@pytest.mark.parametrize("splits", [(), ("test", "train")])
+def test_a_folder_saved_by_datasets(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    tables = [hub_table(4, 0, id=[*"abcd"]), hub_table(4, 4, id=[*"efgh"])]
+    root = tmp_path / "saved"
+    for split, part in zip(splits, tables, strict=False):
+        save_to_disk(root / split, [part])
+    if not splits:
+        save_to_disk(root, tables)
+        (root / "cache-0123.arrow").write_text("what map() has left")
+    items = listed(root)
+    assert [item.id for item in items] == [*"abcdefgh"]
+    assert [hash_images(item) for item in items] == [[sha256(picture(n))] for n in range(8)]
+
+
+def test_without_pyarrow_the_way_to_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_parquet(tmp_path / "t.parquet", hub_table(1))
+    item = listed(path)[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert refused(path).hint == 'pip install "mvw[parquet]"'
+    cells_of_another_thread: list[BadImage] = []
+    thread = threading.Thread(target=lambda: cells_of_another_thread.append(unreadable(item)))
+    thread.start()
+    thread.join()
+    assert cells_of_another_thread[0].hint == 'pip install "mvw[parquet]"'
+
+
+def test_pyarrow_and_fsspec_stay_away_without_a_table(tmp_path: Path) -> None:
+    files(tmp_path, 1)
+    code = """
+import sys
+from mvw_cli.batch.source.reading import read_images
+from mvw_cli.batch.source.sources import Source, list_items
+for item in list_items(Source((sys.argv[1],), "?")):
+    assert "PIL" not in sys.modules
+    read_images(item, None)
+print(sorted({"pyarrow", "fsspec", "torch"} & set(sys.modules)), "PIL" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[] True\n"
+
+
+# --- tables: their cells ---
+
+
+@pytest.fixture(params=["parquet", "stream", "file"])
+def numbers(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A table whose column x counts its 100 rows, in parts of 7 or 30."""
+    content = pa.table({"y": ["-"] * 100, "x": [str(n).encode() for n in range(100)]})
+    if request.param == "parquet":
+        return write_parquet(tmp_path / "t.parquet", content, row_group_size=30)
+    make = pa.ipc.new_stream if request.param == "stream" else pa.ipc.new_file
+    path = tmp_path / "t.arrow"
+    with pa.OSFile(str(path), "wb") as file, make(file, content.schema) as to:
+        to.write_table(content, max_chunksize=7)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 20, 1 << 20])
+def test_cells_in_any_order(numbers: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    monkeypatch.setattr(cells, "_BATCH", batch)
+    rows = [*range(100), *random.Random(0).sample(range(100), 50), 99, 99, 0]
+    reader = Cells()
+    assert [reader.cell(str(numbers), row, "x") for row in rows] == [b"%d" % row for row in rows]
+    assert reader.cell(str(numbers), 3, "y") == "-"
+    with pytest.raises(IndexError):
+        reader.cell(str(numbers), 100, "x")
+    with pytest.raises(KeyError):
+        reader.cell(str(numbers), 0, "z")
+    assert reader.cell(str(numbers), 5, "x") == b"5"
+
+
+def test_a_run_over_all_rows_reads_each_batch_once(
+    numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    batches = table.Table.batches
+
+    def counted(
+        self: table.Table, *given: object, **options: object
+    ) -> Iterator[tuple[int, object]]:
+        for first, batch in batches(self, *given, **options):  # type: ignore[arg-type]
+            seen.append(first)
+            yield first, batch
+
+    monkeypatch.setattr(table.Table, "batches", counted)
+    reader = Cells()
+    for row in range(0, 100, 3):
+        reader.cell(str(numbers), row, "x")
+    assert seen == sorted(set(seen)) and len(seen) in (4, 15)
+
+
+def test_few_files_stay_open(tmp_path: Path) -> None:
+    paths = [write_parquet(tmp_path / f"{n}.parquet", hub_table(1)) for n in range(20)]
+    before = len(os.listdir("/proc/self/fd"))
+    reader = Cells()
+    for path in paths:
+        reader.cell(str(path), 0, "image")
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_large_row_group_is_not_held_at_once(tmp_path: Path) -> None:
+    noise = random.Random(0).randbytes(1 << 20)
+    content = pa.table({"image": [noise[n:] + noise[:n] for n in range(80)]})  # 80 MiB
+    path = write_parquet(tmp_path / "t.parquet", content, row_group_size=80, compression="none")
+    code = """
+import resource, sys
+from mvw_cli.batch.source.cells import Cells
+reader, peak = Cells(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+reader.cell(sys.argv[1], 0, "image")
+before = peak()
+assert all(len(reader.cell(sys.argv[1], row, "image")) == 1 << 20 for row in range(80))
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 40 << 10, "KiB beyond the first batch"
+
+
+def test_images_of_a_table_in_several_threads(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", hub_table(60), row_group_size=13)
+    items = listed(path)
+    found: dict[int, list[str]] = {}
+
+    def read(part: int) -> None:
+        for number in range(part, 60, 3):
+            found[number] = [image.sha256 for image in read_images(items[number], None)]
+
+    threads = [threading.Thread(target=read, args=(part,)) for part in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: [sha256(picture(n))] for n in range(60)}
+
+
+def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    (tmp_path / "here.png").write_bytes(picture(5))
+    rows = [
+        {"bytes": None, "path": "here.png"},
+        {"bytes": picture(0)[:-30], "path": None},
+        {"bytes": None, "path": None},
+        None,
+        {"bytes": None, "path": "gone.png"},
+        {"bytes": b"no image", "path": "here.png"},
+    ]
+    path = write_parquet(tmp_path / "t.parquet", pa.table({"image": pa.array(rows, kind)}))
+    items = listed(path)
+    assert hash_images(items[0]) == [sha256(picture(5))]
+    errors = [unreadable(item) for item in items[1:]]
+    assert errors[0].message == f"The file {path}#image/1 is cut short or damaged"
+    assert [error.cause for error in errors[1:3]] == ["its cell is empty"] * 2
+    assert errors[3].message == f"There is no image {tmp_path}/gone.png"
+    assert str(errors[4].cause).startswith("neither PNG")
+
+
+def test_the_hint_about_a_row_shows_it(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", pa.table({"image": [b"what is this", b"x"]}))
+    hint = unreadable(one(ImageRef(str(path), 0, "image"))).hint
+    assert hint is not None and hint.startswith("python -c ")
+    done = subprocess.run(
+        [sys.executable, *shlex.split(hint)[1:]], capture_output=True, text=True, check=True
+    )
+    assert b"what is this".hex().upper() in done.stdout
+
+
+def test_a_table_that_changes_after_listing(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", hub_table(9))
+    items = listed(path)
+    write_parquet(path, hub_table(2))
+    assert unreadable(items[5]).cause == "there is no row 5; the table has changed"
+    write_parquet(path, pa.table({"picture": [1]}))
+    elsewhere = ImageRef(f"{tmp_path}/./t.parquet", 0, "image")
+    assert unreadable(one(elsewhere)).cause == "there is no column image; the table has changed"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert unreadable(one(ImageRef(f"{tmp_path}/././t.parquet", 0, "image"))).cause
+    path.unlink()
+    assert unreadable(one(ImageRef(f"{tmp_path}/./././t.parquet", 0, "image"))).cause
+
+
+# --- addresses ---
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A folder in fsspec's own memory: the code that s3:// takes, without s3."""
+    memory = fsspec.filesystem("memory")
+    address = f"memory://{time.time_ns()}"
+    yield address
+    memory.rm(address, recursive=True)
+
+
+def put(address: str, data: bytes) -> None:
+    with fsspec.open(address, "wb") as file:
+        file.write(data)
+
+
+def test_a_remote_folder(bucket: str) -> None:
+    for number, name in enumerate(("10.png", "9.png", "b/1.png", ".h.png", "x.txt")):
+        put(f"{bucket}/{name}", picture(number))
+    items = listed(bucket, recursive=True)
+    assert [item.id for item in items] == ["9.png", "10.png", "b/1.png"]
+    assert items[0].images == (ImageRef(f"{bucket}/9.png"),)
+    assert hash_images(items[0]) == [sha256(picture(1))]
+    assert [image.path for image in read_images(items[2], None)] == [f"{bucket}/b/1.png"]
+    assert [item.id for item in listed(f"{bucket}/")] == ["9.png", "10.png"]
+    assert [item.id for item in listed(f"{bucket}/9.png")] == [f"{bucket}/9.png"]
+    assert refused(f"{bucket}/nothing").message == f"There is no {bucket}/nothing"
+    assert "There is no image in" in refused(bucket, include=("*.jpg",)).message
+
+
+def test_remote_tables_and_questions(bucket: str, tmp_path: Path) -> None:
+    local = write_parquet(tmp_path / "t.parquet", hub_table(5))
+    put(f"{bucket}/data/t.parquet", local.read_bytes())
+    put(f"{bucket}/q.jsonl", b'{"image": "images/a.png", "question": "?"}\n')
+    items = listed(bucket)
+    assert [item.id for item in items] == [f"data/t.parquet#{n}" for n in range(5)]
+    assert hash_images(items[4]) == [sha256(picture(4))]
+    [item] = listed(questions=f"{bucket}/q.jsonl")
+    assert item.images == (ImageRef(f"{bucket}/images/a.png"),)
+    assert unreadable(item).cause == "there is no such file"
+    error = refused(questions=f"{bucket}/r.jsonl")
+    assert error.message == f"Cannot read the questions in {bucket}/r.jsonl"
+
+
+def test_a_protocol_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for error in (unreadable(one("s3://bucket/x.png")), refused("s3://bucket/folder")):
+        assert error.message.startswith("Cannot read s3://bucket/")
+        assert error.cause == "s3:// needs the package s3fs, which is not installed"
+        assert error.hint == "pip install s3fs"
+    assert unreadable(one("nosuch://x.png")).cause == "Protocol not known: nosuch"

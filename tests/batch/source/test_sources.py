@@ -1,0 +1,375 @@
+"""Where items come from: folders, lists of paths, files of questions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.source.folder import IMAGE_SUFFIXES
+from mvw_cli.batch.source.sources import Source, list_items
+from mvw_cli.batch.store.worklist import WorkList
+from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.images import reading as reader
+
+Q = "What is in the picture?"
+
+
+def ids(*paths: object, **options: object) -> list[str]:
+    options.setdefault("question", Q)
+    source = Source(tuple(str(path) for path in paths), **options)  # type: ignore[arg-type]
+    return [item.id for item in list_items(source)]
+
+
+def listed(*paths: object, **options: object) -> list[Item]:
+    options.setdefault("question", Q)
+    return list(list_items(Source(tuple(map(str, paths)), **options)))  # type: ignore[arg-type]
+
+
+def refused(*paths: object, **options: object) -> UsageProblem:
+    with pytest.raises(UsageProblem) as caught:
+        listed(*paths, **options)
+    error = caught.value
+    assert error.exit_code == ExitCode.USAGE
+    assert error.cause and error.hint
+    assert "\n" not in error.message + error.cause + error.hint
+    assert shlex.split(error.hint)[0] in ("mvw", "ls", "sed", "pip", "python")
+    return error
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+# --- folders ---
+
+
+def test_a_folder_lists_its_images_by_number(tmp_path: Path) -> None:
+    touch(tmp_path, "10.png", "9.PNG", "img1.Jpeg", "img02.webp", "notes.txt", "a/1.png", ".h.png")
+    assert ids(tmp_path) == ["9.PNG", "10.png", "img1.Jpeg", "img02.webp"]
+    assert listed(tmp_path)[0] == Item("9.PNG", (ImageRef(f"{tmp_path}/9.PNG"),), Q, None)
+
+
+def test_recursive_goes_below(tmp_path: Path) -> None:
+    touch(tmp_path, "z.png", "b2/x.png", "b10/x.png", "b2/c/y.gif", ".cache/h.png", "b2/._x.png")
+    assert ids(tmp_path, recursive=True) == ["z.png", "b2/x.png", "b2/c/y.gif", "b10/x.png"]
+
+
+def test_what_looks_like_an_image_is_what_pillow_reads_as_one() -> None:
+    Image.init()
+    formats = {*reader._COMMON, *reader._FURTHER, "MPO"}  # MPO: a JPEG of several, by its decoder
+    registered = {end for end, kind in Image.registered_extensions().items() if kind in formats}
+    assert registered == IMAGE_SUFFIXES
+
+
+def test_globs_choose_by_path_and_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "2.jpg", "train/3.png", "train/old/4.png", "test/5.png", "test/6.jpg")
+
+    def chosen(**options: object) -> list[str]:
+        return ids(tmp_path, recursive=True, **options)
+
+    assert chosen(include=("*.jpg",)) == ["2.jpg", "test/6.jpg"]
+    assert chosen(include=("train/*",)) == ["train/3.png", "train/old/4.png"]
+    assert chosen(exclude=("train/*", "2.*")) == ["1.png", "test/5.png", "test/6.jpg"]
+    assert chosen(exclude=("train",)) == ["1.png", "2.jpg", "test/5.png", "test/6.jpg"]
+    assert chosen(include=("*.png", "6.*"), exclude=("old",)) == [
+        *("1.png", "test/5.png", "test/6.jpg", "train/3.png"),
+    ]
+
+
+def test_links_are_followed_once_and_never_round(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "z/1.png", "z/deep/2.png")
+    touch(tmp_path / "elsewhere", "3.png")
+    (root / "a-link-to-z").symlink_to(root / "z")
+    (root / "z" / "up").symlink_to(root)
+    (root / "far").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(tmp_path / "elsewhere")
+    (root / "broken.png").symlink_to(root / "nowhere")
+    os.mkfifo(root / "pipe.png")
+    assert ids(root, recursive=True) == [
+        *("broken.png", "pipe.png", "z/1.png", "z/deep/2.png", "again/3.png"),
+    ]
+
+
+def test_several_folders_keep_their_names_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a/1.png", "b/1.png")
+    monkeypatch.chdir(tmp_path)
+    assert ids("a") == ["1.png"]
+    assert ids("a", "./b/") == ["a/1.png", "./b/1.png"]
+
+
+@pytest.mark.parametrize("order", [("a", "a/b"), ("a/b", "a"), ("a", "./a"), ("a", "a/b/2.png")])
+def test_what_is_given_twice_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
+) -> None:
+    touch(tmp_path, "a/1.png", "a/b/2.png")
+    monkeypatch.chdir(tmp_path)
+    with WorkList.of(list_items(Source(order, Q, recursive=True))) as worklist:
+        assert sorted(item.id for item in worklist) == ["a/1.png", "a/b/2.png"]
+
+
+def test_a_file_in_a_folder_under_another_spelling_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a/1.png", "a/2.png")
+    monkeypatch.chdir(tmp_path)
+    assert ids("a", tmp_path / "a" / "2.png") == ["a/1.png", f"{tmp_path}/a/2.png"]
+
+
+def test_names_that_are_no_utf8_survive_the_work_list(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).touch()
+    with WorkList.of(list_items(Source((str(tmp_path),), Q))) as worklist:
+        [item] = worklist
+    assert item.id == name
+    assert os.path.exists(item.images[0].path)
+
+
+def test_20_000_files_are_listed_in_little_memory(tmp_path: Path) -> None:
+    for number in range(20_000):
+        os.close(os.open(tmp_path / f"{number:050}.png", os.O_CREAT | os.O_WRONLY))
+    code = """
+import resource, sys
+from mvw_cli.batch.source.sources import Source, list_items
+from mvw_cli.batch.store.worklist import WorkList
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = Source((sys.argv[1],), "?")
+with WorkList.of(list_items(source), limit=1):
+    before = peak()
+    with WorkList.of(list_items(source)) as worklist:
+        assert [item.id[-9:] for item in worklist] == [f"{n:05}.png" for n in range(20_000)]
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 6144, "KiB, of which the list of endings in this test takes 2,000"
+
+
+# --- what is not there ---
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    touch(tmp_path, "images/1.png")
+    error = refused(tmp_path / "imagse")
+    assert error.message == f"There is no {tmp_path}/imagse"
+    assert error.cause == f"did you mean {tmp_path}/images?"
+    assert error.hint == f"mvw batch {tmp_path}/images '{Q}'"
+    assert refused(tmp_path / "nothing" / "of" / "that").cause == "no such file or folder"
+
+
+def test_a_folder_without_an_image_says_what_is_in_it(tmp_path: Path) -> None:
+    error = refused(tmp_path)
+    assert error.cause == "other files in it: 0"
+    touch(tmp_path, "1.heic", "2.HEIC", "readme")
+    error = refused(tmp_path)
+    assert error.message == f"There is no image in {tmp_path}"
+    assert error.cause == "other files in it: 3 (2 .heic, 1 without ending)"
+    assert error.hint == f"ls {tmp_path}"
+    touch(tmp_path, "deep/er/1.png")
+    error = refused(tmp_path)
+    assert error.cause.endswith("; there are images in its subfolders")
+    assert error.hint == f"mvw batch {tmp_path} '{Q}' --recursive"
+    error = refused(tmp_path, recursive=True, include=("*.jpg",))
+    assert error.cause == "--include and --exclude leave out all of its 1"
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "1.png", "locked/2.png")
+    scandir = os.scandir
+
+    def forbid(path: str) -> object:  # root, as whom tests may run, may read everything
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    with pytest.raises(MvwError) as caught:
+        listed(tmp_path, recursive=True)
+    assert caught.value.message == f"Cannot read the folder {tmp_path}/locked"
+    assert caught.value.cause == "Permission denied"
+    assert caught.value.hint == f"mvw batch {tmp_path} --recursive --exclude locked"
+    assert ids(tmp_path, recursive=True, exclude=("locked",)) == ["1.png"]
+
+
+def test_a_folder_that_vanishes_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png", "c/3.png")
+    items = list_items(Source((str(tmp_path),), Q, recursive=True))
+    assert next(items).id == "a/1.png"
+    shutil.rmtree(tmp_path / "b")
+    assert [item.id for item in items] == ["c/3.png"]
+
+
+def test_no_question_and_nothing_to_ask_about(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png")
+    assert refused(tmp_path, question=None).message == "There is no question"
+    assert refused().message == "There is nothing to ask about"
+
+
+# --- files and lists of paths ---
+
+
+def test_files_go_by_the_path_that_was_given(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "photo")
+    assert ids(tmp_path / "1.png", tmp_path / "photo") == [f"{tmp_path}/1.png", f"{tmp_path}/photo"]
+    assert ids(tmp_path / "1.png", tmp_path / "photo", exclude=("photo",)) == [f"{tmp_path}/1.png"]
+
+
+def test_a_file_of_questions_in_the_place_of_an_image(tmp_path: Path) -> None:
+    touch(tmp_path, "q.jsonl")
+    assert refused(tmp_path / "q.jsonl").hint == f"mvw batch --questions {tmp_path}/q.jsonl"
+
+
+class Piped(io.TextIOWrapper):
+    """Standard input that hands out a few bytes at a time, as a pipe may."""
+
+    def __init__(self, data: bytes, at_once: int = 3) -> None:
+        raw = io.BytesIO(data)
+        raw.read1 = lambda size=-1: raw.read(at_once)  # type: ignore[method-assign]
+        super().__init__(raw)
+
+
+@pytest.mark.parametrize(
+    ("data", "paths"),
+    [
+        (b"a.png\n\nb c.png\n", ["a.png", "b c.png"]),
+        (b"a.png\r\nb.png", ["a.png", "b.png"]),
+        (b"a.png\0b\nc.png\0", ["a.png", "b\nc.png"]),
+        (b"caf\xe9.png", [os.fsdecode(b"caf\xe9.png")]),
+    ],
+)
+def test_paths_come_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, paths: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Piped(data))
+    items = listed("-")
+    assert [item.id for item in items] == paths
+    assert [item.images[0].path for item in items] == paths
+
+
+def test_nothing_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Piped(b"\n"))
+    assert refused("-").cause == "it is empty"
+    monkeypatch.setattr(sys, "stdin", None)
+    assert refused("-").cause == "it is closed"
+
+
+# --- files of questions ---
+
+
+def jsonl(path: Path, *lines: object) -> str:
+    text = "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_questions_from_jsonl(tmp_path: Path) -> None:
+    file = jsonl(
+        tmp_path / "q.jsonl",
+        {"image": "a.png", "question": "One?"},
+        "",
+        {"image": "a.png", "question": "Two?", "answer": 2},
+        {"image": ["a.png", "/b.png"], "question": "Same?", "id": 7, "answer": ["no", "nein"]},
+        {"image": "a.png"},
+        {"image": "s3://bucket/c.png", "question": None, "id": "c", "answer": "ü"},
+    )
+    a = ImageRef(f"{tmp_path}/a.png")
+    assert listed(questions=file) == [
+        Item("a.png", (a,), "One?", None),
+        Item("a.png#2", (a,), "Two?", "2"),
+        Item("7", (a, ImageRef("/b.png")), "Same?", '["no", "nein"]'),
+        Item("a.png#3", (a,), Q, None),
+        Item("c", (ImageRef("s3://bucket/c.png"),), Q, "ü"),
+    ]
+
+
+def test_relative_paths_start_at_the_folder_given(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png")
+    file = jsonl(tmp_path / "q.jsonl", {"image": "a.png"})
+    assert listed(tmp_path / "images", questions=file)[0].images[0].path == (
+        f"{tmp_path}/images/a.png"
+    )
+    assert refused(tmp_path / "imges", questions=file).message == f"There is no {tmp_path}/imges"
+    assert "one folder" in refused("a", "b", questions=file).message
+
+
+def test_questions_from_csv(tmp_path: Path) -> None:
+    file = tmp_path / "q.csv"
+    file.write_bytes(
+        b'\xef\xbb\xbfid,image,question,answer,more\r\n1,a.png,"What,\n""now""?",red,x\r\n'
+        b",caf\xe9.png,,\r\n"
+    )
+    name = os.fsdecode(b"caf\xe9.png")
+    assert listed(questions=str(file)) == [
+        Item("1", (ImageRef(f"{tmp_path}/a.png"),), 'What,\n"now"?', "red"),
+        Item(name, (ImageRef(f"{tmp_path}/{name}"),), Q, None),
+    ]
+
+
+def test_globs_choose_among_the_images_asked_about(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "q.jsonl", {"image": "a.png"}, {"image": "b/a.jpg"})
+    assert ids(questions=file, include=("*.jpg",)) == ["b/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (['{"image": "a.png"}', '{"image": '], "Line 2 .*it is no JSON: Expecting value"),
+        (["[1]"], "Line 1 .*it is JSON, but no object with image and question"),
+        (["[" * 100_000], "Line 1 .*it is no JSON"),
+        ([{"question": "?"}], "Line 1 .*it lacks image"),
+        ([{"image": []}], "Line 1 .*it lacks image"),
+        ([{"image": ["a.png", 3]}], "Line 1 .*it lacks image"),
+        ([{"image": "a.png", "question": " "}], "Line 1 .*its question is empty"),
+        ([{"image": "a.png", "question": ["?"]}], "Line 1 .*its question is empty or no text"),
+        ([{"image": "a.png", "question": "\ud83d"}], "Line 1 .*its question is not UTF-8"),
+        (
+            [{"image": "a", "id": 1}, {"image": "b"}, {"image": "c", "id": "1"}],
+            "Line 3 .*its id 1 is that of line 1",
+        ),
+        ([{"image": "a"}, {"image": "b", "id": "a"}], "Line 2 .*its id a is that of line 1"),
+        ([], "There is no question in .*it is empty"),
+    ],
+)
+def test_a_line_that_is_no_question(tmp_path: Path, lines: list[object], cause: str) -> None:
+    error = refused(questions=jsonl(tmp_path / "q.jsonl", *lines))
+    assert re.search(cause, f"{error.message} {error.cause}")
+
+
+def test_a_line_without_a_question_where_none_is_asked(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "q.jsonl", {"image": "a.png", "question": "?"}, {"image": "a.png"})
+    error = refused(questions=file, question=None)
+    assert error.message == f"Line 2 of {file} is no question about an image"
+    assert error.cause == "it lacks question, and there is no other question to ask"
+    assert error.hint == f"sed -n 2p {file}"
+
+
+def test_a_csv_without_the_column(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("file,question\na.png,?\n")
+    error = refused(questions=str(tmp_path / "q.csv"))
+    assert error.cause == "there is no column image; its columns are: file, question"
+
+
+def test_a_file_of_questions_that_is_not_there(tmp_path: Path) -> None:
+    error = refused(questions=str(tmp_path / "q.jsonl"))
+    assert error.cause == "No such file or directory"
+    assert refused(questions=str(tmp_path)).cause == "it is a folder"

@@ -1,0 +1,447 @@
+"""The table of a log: its columns, its types, and that it is whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from docs_pages import rows, section
+from hints import parse_hint
+from records import QUESTION, RUN, completion, digest, failed, image, ok, write
+
+from mvw_cli.adapter import Answer
+from mvw_cli.batch.items import ImageRef, Item, item_key
+from mvw_cli.batch.store import export as module
+from mvw_cli.batch.store.columns import COLUMNS
+from mvw_cli.batch.store.export import check_table, export, is_table, log_of
+from mvw_cli.batch.store.record import dumps, success
+from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+
+HELPERS = Path(__file__).parents[2] / "helpers"
+NASTY = '\n\r\x00\x0b\x85\u2028\t",; =1+1 \\ é 🙂 '
+both = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+
+
+def rich() -> dict[str, Any]:
+    return success(
+        Item("a", (ImageRef("a.png"), ImageRef("t.parquet", 7, "image")), QUESTION, "3"),
+        [image("one"), image("two")],
+        completion(),
+        Answer("three", "so", {"SUMMARY": "s"}),
+        run=RUN,
+        timings={"latency_ms": 15.0, "read_ms": 1, "preprocess_ms": 2.0},
+        remarks=["outside"],
+        attempts=2,
+    )
+
+
+def table_row(number: int = 7) -> dict[str, Any]:
+    """A record whose image lies in a table."""
+    where = Item(f"row {number}", (ImageRef("t.parquet", number, "image"),), QUESTION)
+    return success(
+        where, [image("x")], completion(), Answer("x"), run=RUN, timings={}, remarks=[], attempts=1
+    )
+
+
+def rows_of(table: Path) -> list[dict[str, Any]]:
+    if table.suffix == ".parquet":
+        found: list[dict[str, Any]] = pq.read_table(table).to_pylist()
+        return found
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.jsonl"
+
+
+def test_the_columns_of_an_answer(log: Path) -> None:
+    table = log.with_name("t.parquet")
+    assert export(write(log, rich()), table) == 1
+    (row,) = rows_of(table)
+    images = json.loads(row.pop("images"))
+    assert images == rich()["images"]
+    assert list(row.items()) == [
+        ("id", "a"),
+        ("status", "ok"),
+        ("image", "a.png"),
+        ("question", QUESTION),
+        ("reference", "3"),
+        ("answer", "three"),
+        ("reasoning", "so"),
+        ("stages", '{"SUMMARY": "s"}'),
+        ("text", "three"),
+        ("finish_reason", "eos"),
+        ("prompt_tokens", 30),
+        ("vision_tokens", 20),
+        ("generated_tokens", 3),
+        ("withdrawal_step", 2),
+        ("withdrawal_vision_tokens", 20),
+        ("withdrawal_entries", 80),
+        ("withdrawal_kv_bytes_before", 4000),
+        ("withdrawal_kv_bytes_after", 1500),
+        ("vision_attended_per_token", 6.5),
+        ("vision_entries_prefill", 80),
+        ("vision_withdrawals", 1),
+        ("vision_restores", 0),
+        ("vision_parked_bytes_most", 0),
+        ("read_ms", 1.0),
+        ("preprocess_ms", 2.0),
+        ("ttft_ms", 5.0),
+        ("decode_ms", 7.0),
+        ("tokens_per_s", 100.0),
+        ("tokens_per_s_before", 90.0),
+        ("tokens_per_s_after", None),
+        ("withdrawal_ms", 0.5),
+        ("latency_ms", 15.0),
+        ("kv_bytes_prefill", 3000),
+        ("kv_bytes_end", 1600),
+        ("remarks", '["outside"]'),
+        ("attempts", 2),
+        ("error_type", None),
+        ("error_message", None),
+        ("error_cause", None),
+        ("error_hint", None),
+        ("image_sha256", digest("one")),
+        ("image_width_px", 4),
+        ("image_height_px", 3),
+        ("image_original_width_px", 8),
+        ("image_original_height_px", 6),
+        ("image_row", None),
+        ("image_column", None),
+        ("key", item_key([digest("one"), digest("two")], QUESTION)),
+        ("run", RUN),
+    ]
+
+
+def test_what_a_failure_does_not_know_is_null(log: Path) -> None:
+    table = log.with_name("t.parquet")
+    assert export(write(log, failed("a")), table) == 1
+    (row,) = rows_of(table)
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "id": "a",
+        "status": "failed",
+        "image": "a",
+        "question": QUESTION,
+        "attempts": 1,
+        "error_type": "BadImage",
+        "error_message": "There is no image",
+        "error_cause": "no such file",
+        "error_hint": "ls .",
+        "run": RUN,
+    }
+
+
+def test_an_empty_answer_is_no_missing_one(log: Path) -> None:
+    table = log.with_name("t.parquet")
+    export(write(log, ok("a", text=""), failed("b")), table)
+    assert [row["answer"] for row in rows_of(table)] == ["", None]
+
+
+def test_one_image_has_columns_of_its_own_and_no_list(log: Path) -> None:
+    table = log.with_name("t.parquet")
+    export(write(log, table_row()), table)
+    (row,) = rows_of(table)
+    assert (row["image"], row["image_row"], row["image_column"]) == ("t.parquet", 7, "image")
+    assert (row["images"], row["remarks"], row["stages"]) == (None, None, None)
+
+
+def test_every_value_of_a_record_is_in_its_row(log: Path) -> None:
+    """Values, whatever the columns are called: nothing of a record is left out of the table."""
+    table = log.with_name("t.parquet")
+    export(write(log, rich(), failed("b")), table)
+
+    def leaves(value: Any) -> list[Any]:
+        if isinstance(value, dict):
+            return [leaf for inner in value.values() for leaf in leaves(inner)]
+        if isinstance(value, list):
+            return [leaf for inner in value for leaf in leaves(inner)]
+        return [value]
+
+    for record, row in zip([rich(), failed("b")], rows_of(table), strict=True):
+        flat = list(row.values())
+        for name in ("stages", "remarks", "images"):
+            flat += leaves(json.loads(row[name] or "null"))
+        del record["schema_version"]
+        assert [leaf for leaf in leaves(record) if leaf not in flat and leaf != ""] == []
+
+
+def test_parquet_is_typed_even_where_all_is_null(log: Path) -> None:
+    table = log.with_name("t.parquet")
+    export(write(log, failed("a")), table)
+    types = {field.name: str(field.type) for field in pq.read_schema(table)}
+    kinds = {"text": "string", "json": "string", "int": "int64", "float": "double"}
+    assert types == {column.name: kinds[column.kind] for column in COLUMNS}
+
+
+def test_csv_says_the_same_as_parquet(log: Path) -> None:
+    write(log, rich(), table_row(), failed("b"), ok(NASTY, text=NASTY))
+    one, two = log.with_name("t.csv"), log.with_name("t.parquet")
+    assert export(log, one) == export(log, two) == 4
+
+    def cell(value: Any) -> str:
+        return "" if value is None else str(value)
+
+    expected = [{name: cell(value) for name, value in row.items()} for row in rows_of(two)]
+    assert rows_of(one) == expected
+    assert rows_of(one)[3]["text"] == NASTY
+
+
+@pytest.mark.parametrize("answer", ["-5", "=1+1", "@x", "+3", "- a\n- b", " 7", "a\rb", "'q'"])
+def test_texts_come_back_from_csv_as_they_were(log: Path, answer: str) -> None:
+    table = log.with_name("t.csv")
+    export(write(log, ok("a", text=answer), ok("b")), table)
+    assert [row["answer"] for row in rows_of(table)] == [answer, "three"]
+
+
+@both
+def test_pandas_reads_it(log: Path, suffix: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = log.with_name(f"t{suffix}")
+    export(write(log, ok("a", text="x\ry"), failed("b")), table)
+    frame = pandas.read_csv(table) if suffix == ".csv" else pandas.read_parquet(table)
+    assert list(frame.columns) == [column.name for column in COLUMNS]
+    assert frame.answer.tolist()[0] == "x\ry"
+    assert frame.answer.isna().tolist() == [False, True]
+    assert frame.ttft_ms.mean() == 5.0
+    assert frame.query("status == 'ok'").prompt_tokens.sum() == 30
+
+
+@both
+def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix: str) -> None:
+    table = log.with_name(f"t{suffix}")
+    write(
+        log,
+        failed("a"),
+        ok("b", text="first"),
+        failed("c"),
+        ok("b", text="second"),
+        ok("a"),
+        failed("a"),
+        failed("c", attempts=2),
+        ok("copy", "b"),
+    )
+    assert export(log, table) == 4
+    found = rows_of(table)
+    assert [(row["id"], row["status"]) for row in found] == [
+        ("b", "ok"),
+        ("c", "failed"),
+        ("a", "ok"),
+        ("copy", "ok"),
+    ]
+    assert found[0]["answer"] == "first"
+
+
+@both
+def test_damage_is_passed_over(log: Path, suffix: str) -> None:
+    table = log.with_name(f"t{suffix}")
+    cut = dumps(ok("c"))[:40]
+    log.write_bytes(dumps(ok("a")) + b"\x00\x00rubbish\n" + dumps(ok("b")) + cut)
+    before = log.read_bytes()
+    assert export(log, table) == 2
+    assert [row["id"] for row in rows_of(table)] == ["a", "b"]
+    assert log.read_bytes() == before
+
+
+@both
+def test_a_log_without_records_is_a_table_without_rows(log: Path, suffix: str) -> None:
+    table = log.with_name(f"t{suffix}")
+    assert export(write(log), table) == 0
+    assert rows_of(table) == []
+    assert "image_sha256" in table.read_bytes().decode(errors="replace")
+
+
+def test_names_that_are_not_utf8_and_halves_of_characters(log: Path) -> None:
+    table = log.with_name("t.parquet")
+    line = dumps(ok("a\udcff.png", text="x")).replace(b'"text":"x"', rb'"text":"\ud800"')
+    log.write_bytes(line)
+    export(log, table)
+    (row,) = rows_of(table)
+    assert (row["id"], row["text"]) == (r"a\udcff.png", r"\ud800")
+
+
+@both
+def test_many_groups_are_one_table(log: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = log.with_name(f"t{suffix}")
+    monkeypatch.setattr(module, "_GROUP_ROWS", 3)
+    write(log, *(ok(f"{number}") for number in range(10)))
+    assert export(log, table) == 10
+    assert [row["id"] for row in rows_of(table)] == [f"{number}" for number in range(10)]
+    if suffix == ".parquet":
+        assert pq.ParquetFile(table).num_row_groups == 4
+
+
+def test_long_rows_make_small_groups(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = log.with_name("t.parquet")
+    monkeypatch.setattr(module, "_GROUP_BYTES", 4000)
+    write(log, *(ok(f"{number}", text="w" * 1500) for number in range(6)))
+    export(log, table)
+    assert pq.ParquetFile(table).num_row_groups == 3  # text and answer: 3,000 and some each
+
+
+def refused(log: Path, table: Path) -> MvwError:
+    before = sorted((p.name, p.read_bytes()) for p in log.parent.iterdir() if p.is_file())
+    with pytest.raises(MvwError) as caught:
+        export(log, table)
+    after = sorted((p.name, p.read_bytes()) for p in log.parent.iterdir() if p.is_file())
+    assert after == before
+    return caught.value
+
+
+@both
+def test_a_log_that_is_missing_or_something_else(log: Path, suffix: str) -> None:
+    table = log.with_name(f"t{suffix}")
+    error = refused(log, table)
+    assert (error.message, error.cause) == (f"Cannot read {log}", "No such file or directory")
+    log.write_text('{"name": "something else"}\n')
+    assert refused(log, table).message == f"{log} is not a log of records"
+
+
+@both
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (b'"prompt_tokens":30', b'"prompt_tokens":"30"', 'prompt_tokens is "30"'),
+        (b'"prompt_tokens":30', b'"prompt_tokens":true', "prompt_tokens is true"),
+        (b'"prompt_tokens":30', b'"prompt_tokens":1e3', "prompt_tokens is 1000.0"),
+        (b'"prompt_tokens":30', b'"prompt_tokens":' + b"9" * 19, "prompt_tokens is " + "9" * 19),
+        (b'"ttft_ms":5.0', b'"ttft_ms":[]', "timings.ttft_ms is []"),
+        (b'"answer":"three"', b'"answer":3', "answer is 3"),
+    ],
+)
+def test_a_value_of_another_type_is_no_record(
+    log: Path, suffix: str, old: bytes, new: bytes, told: str
+) -> None:
+    table = log.with_name(f"t{suffix}")
+    table.write_text("what was there")
+    line = dumps(ok("a"))
+    assert old in line
+    log.write_bytes(line.replace(old, new))
+    error = refused(log, table)
+    assert error.exit_code == ExitCode.USAGE
+    assert error.cause == f"of a, {told}"
+
+
+@both
+def test_a_full_disk_leaves_the_table_as_it_was(
+    log: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = log.with_name(f"t{suffix}")
+    table.write_text("what was there")
+    write(log, ok("a"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = refused(log, table)
+    assert type(error) is module.DiskFull
+    assert error.message == f"Cannot write {table}"
+    assert error.cause == f"No space left on device; the records are safe in {log}"
+    assert error.hint == f"df -h {log.parent}"
+
+
+@both
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_device_that_takes_nothing(log: Path, suffix: str) -> None:
+    table = log.with_name(f"t{suffix}")
+    table.symlink_to("/dev/full")
+    write(log, *(ok(f"{number}", text=os.urandom(40_000).hex()) for number in range(5)))
+    with pytest.raises(module.DiskFull) as caught:
+        export(log, table)
+    assert caught.value.hint == "df -h /dev"
+
+
+@both
+def test_a_link_goes_on_being_one(log: Path, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "real"
+    table = log.with_name(f"t{suffix}")
+    table.symlink_to(target)
+    export(write(log, ok("a")), table)
+    assert table.is_symlink()
+    assert target.stat().st_size > 100
+    assert os.listdir(target.parent) == ["real"]
+
+
+def test_without_pyarrow(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    write(log, ok("a"))
+    assert export(log, log.with_name("t.csv")) == 1
+    table = log.with_name("t.parquet")
+    error = refused(log, table)
+    assert error.exit_code == ExitCode.USAGE
+    assert error.message == f"Cannot write the table {table}"
+    assert error.cause == "that needs the package pyarrow, which is not installed"
+    assert error.hint == 'pip install "mvw[parquet]"'
+    parse_hint(error.hint)
+    check_table(log.with_name("t.csv"), "mvw batch --help")
+    with pytest.raises(UsageProblem, match="Cannot write the table"):
+        check_table(table, "mvw batch --help")
+    with pytest.raises(UsageProblem, match="Cannot write "):
+        check_table(log.parent / "missing" / "t.csv", "mvw batch --help")
+
+
+def test_the_log_of_a_table_lies_beside_it() -> None:
+    assert log_of(Path("a/x.csv")) == Path("a/x.csv.jsonl")
+    assert log_of(Path("a/x.Parquet")) == Path("a/x.Parquet.jsonl")
+    assert log_of(Path("a/x.jsonl")) == Path("a/x.jsonl")
+    assert is_table(Path("x.CSV"))
+    assert not is_table(Path("x.jsonl"))
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from records import ok
+import pyarrow.parquet
+from mvw_cli.batch.store.export import export
+from mvw_cli.batch.store.record import dumps
+log, table = Path(sys.argv[2], "log.jsonl"), Path(sys.argv[2], "t" + sys.argv[3])
+line = dumps(ok("NAME", text="word " * 1000))
+with log.open("wb") as file:
+    for number in range(int(sys.argv[4])):
+        file.write(line.replace(b"NAME", str(number).encode()))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert export(log, table) == int(sys.argv[4])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@both
+def test_memory_is_flat(tmp_path: Path, suffix: str) -> None:
+    """60 MB of records more, and the process takes no more memory."""
+    grown_mib = []
+    for count in ("3000", "9000"):
+        words = [sys.executable, "-c", MEMORY, str(HELPERS), str(tmp_path), suffix, count]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        grown_mib.append(int(done.stdout))
+    assert (tmp_path / "log.jsonl").stat().st_size > 90e6
+    assert grown_mib[1] - grown_mib[0] < 20
+
+
+def test_the_columns_are_documented() -> None:
+    documented = rows(section("json.md", "Tables of `mvw batch`"))
+    assert [(name, kind) for name, kind, _ in documented] == [
+        (column.name, column.kind) for column in COLUMNS
+    ]
+    for column, (*_, key) in zip(COLUMNS, documented, strict=True):
+        path = ".".join(map(str, column.path)).replace("images.0", "images[0]")
+        assert key.partition(";")[0] == f"`{path}`"
+
+
+def test_items_of_another_question_are_other_items(log: Path) -> None:
+    table = log.with_name("t.csv")
+    write(log, failed("a"), failed("a", question="How few?"), ok("a", question="How few?"))
+    assert export(log, table) == 2
+    assert [row["status"] for row in rows_of(table)] == ["failed", "ok"]

@@ -1,0 +1,165 @@
+"""What answers depend on, and how a difference is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from records import fingerprint as made_up
+
+from mvw_cli import __version__
+from mvw_cli.batch.store.fingerprint import (
+    Fingerprint,
+    describe_difference,
+    fingerprint,
+    folder_digest,
+)
+from mvw_cli.profiles import resolve
+
+
+def of(name: str | None = None, *, random_weights: bool = False, **flags: object) -> Fingerprint:
+    resolved = resolve(name, {key.replace("__", "."): value for key, value in flags.items()})
+    return fingerprint(resolved, random_weights=random_weights)
+
+
+def test_it_holds_what_answers_depend_on() -> None:
+    taken = of(model="org/name", withdrawal__m=16)
+    assert taken.mvw == __version__
+    assert taken.profile["adapter"] == "hf"
+    assert taken.profile["model"] == "org/name"
+    assert taken.profile["withdrawal.m"] == 16
+    assert {"dtype", "cross_attention", "prompt.template", "images.max_pixels"} <= set(
+        taken.profile
+    )
+    assert {key for key in taken.profile if key.startswith("generation.")} >= {
+        "generation.seed",
+        "generation.temperature",
+        "generation.max_new_tokens",
+    }
+    assert taken.adapter_version == taken.policy_version == f"mvw {__version__}"
+    assert (taken.revision, taken.settled) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        ({"withdrawal__m": 32}, "withdrawal.m"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"generation__seed": 1}, "generation.seed"),
+        ({"generation__stop": ["x"]}, "generation.stop"),
+        ({"prompt__system": "Be brief."}, "prompt.system"),
+        ({"images__max_pixels": 100}, "images.max_pixels"),
+        ({"cross_attention": "mlp"}, "cross_attention"),
+        ({"model": "org/other"}, "model"),
+    ],
+)
+def test_a_setting_that_changes_answers_changes_it(flags: dict[str, object], key: str) -> None:
+    base: dict[str, object] = {"model": "org/name", "withdrawal__m": 16}
+    one, other = of(**base), of(**{**base, **flags})
+    assert [name for name, *_ in one.difference(other)] == [key]
+    assert one.short != other.short
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"device": "cpu"}, {"attention": "eager"}, {"device_map": "auto"}, {"description": "x"}],
+)
+def test_where_it_runs_does_not_change_it(flags: dict[str, object]) -> None:
+    one, other = of(model="org/name"), of(model="org/name", **flags)
+    assert (one.difference(other), one.short) == ([], other.short)
+
+
+def test_random_weights_are_another_model() -> None:
+    difference = of().difference(of(random_weights=True))
+    assert difference == [("random_weights", False, True)]
+
+
+def test_the_loaded_revision_counts_once_it_is_known() -> None:
+    before, after = of(model="org/name"), of(model="org/name", revision="main")
+    assert before.difference(after) == []
+    known = before.with_revision("c0ffee")
+    assert (known.revision, known.settled) == ("c0ffee", True)
+    assert before.difference(known) == known.difference(before) == []
+    assert known.short != before.short
+    other = after.with_revision("decaf")
+    assert known.difference(other) == [("revision", "c0ffee", "decaf")]
+    nothing = before.with_revision(None)
+    assert nothing.difference(known) == [("revision", None, "c0ffee")]
+
+
+def test_it_comes_back_from_json() -> None:
+    one = of(model="org/name", generation__stop=["a", "b"]).with_revision("c0ffee")
+    again = Fingerprint.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert again == one
+    assert again.short == one.short
+
+
+def test_the_hash_is_short_and_the_same_everywhere() -> None:
+    assert made_up().short == "63e7fe0a4a88"
+    assert made_up(32).short != made_up().short
+
+
+def test_a_difference_is_shown_key_by_key() -> None:
+    one, other = made_up(16), made_up(32, revision="decaf")
+    assert describe_difference(one.difference(other)) == (
+        "withdrawal.m: 16 before, 32 now; revision: c0ffee before, decaf now"
+    )
+    assert describe_difference([("a", None, "x")] * 5) == (
+        "a: null before, x now; a: null before, x now; a: null before, x now; and 2 more"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "tokenizer.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(300_000))
+    return model
+
+
+def change(start: int) -> Callable[[Path], object]:
+    def write(model: Path) -> None:
+        with (model / "model.safetensors").open("r+b") as file:
+            file.seek(start)
+            file.write(b"x")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda model: (model / "config.json").write_text('{"a": 1}'),
+        lambda model: (model / "generation_config.json").write_text("{}"),
+        lambda model: (model / "tokenizer.json").write_text("[]"),
+        lambda model: (model / "chat_template.jinja").write_text("x"),
+        lambda model: os.truncate(model / "model.safetensors", 299_999),
+        lambda model: (model / "model.safetensors").rename(model / "other.safetensors"),
+        change(0),
+        change(150_000),
+        change(299_999),
+    ],
+)
+def test_a_folder_is_known_by_its_files(folder: Path, act: Callable[[Path], object]) -> None:
+    before = folder_digest(folder)
+    assert before.startswith("sha256:")
+    act(folder)
+    assert folder_digest(folder) != before
+
+
+def test_a_folder_may_move_and_hold_results(folder: Path) -> None:
+    one = of(model=str(folder))
+    (folder / "results.jsonl").write_text("x")
+    (folder / "README.md").write_text("x")
+    elsewhere = folder.parent / "deeper" / "model"
+    elsewhere.parent.mkdir()
+    folder.rename(elsewhere)
+    assert of(model=str(elsewhere)) == one
+    assert one.profile["model"] == "model"
+    assert one.revision == folder_digest(elsewhere)
+    assert one.with_revision(None).revision == one.revision

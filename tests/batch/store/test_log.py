@@ -1,0 +1,539 @@
+"""The log: resuming, recovery, locks, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import QUESTION, RUN, digest, failed, fingerprint, item, ok, write
+
+from mvw_cli.batch.store import lines, reserve
+from mvw_cli.batch.store.fingerprint import Fingerprint
+from mvw_cli.batch.store.log import RecordLog
+from mvw_cli.batch.store.record import dumps
+from mvw_cli.errors import MvwError, UsageProblem
+
+HINT = "mvw batch images 'How many?' -o results.jsonl --overwrite"
+
+
+def opened(path: Path, made_with: Fingerprint | None = None, **options: Any) -> RecordLog:
+    return RecordLog.open(path, made_with or fingerprint(), hint_overwrite=HINT, **options)
+
+
+def fill(path: Path, *records: dict[str, Any], **options: Any) -> RecordLog:
+    """Write records as a batch would, and close."""
+    with opened(path, **options) as log:
+        for record in records:
+            log.append(record)
+    return log
+
+
+def ids(path: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.jsonl"
+
+
+def none_listed(id: str) -> bool:
+    return False
+
+
+def refused(path: Path, *args: Any, **options: Any) -> tuple[str, str | None, str | None]:
+    before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
+    with pytest.raises(UsageProblem) as caught:
+        opened(path, *args, **options)
+    after = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
+    assert after == before
+    return caught.value.message, caught.value.cause, caught.value.hint
+
+
+def test_records_are_whole_lines_at_once(path: Path) -> None:
+    with opened(path) as log:
+        assert (log.done, log.failed, log.path, log.run) == (0, 0, path, RUN)
+        for count, record in enumerate([ok("a"), failed("b"), ok("c")], start=1):
+            log.append(record)
+            assert path.read_bytes() == path.read_bytes().rstrip(b"\n") + b"\n"
+            assert len(ids(path)) == count
+        assert (log.done, log.failed) == (2, 1)
+    assert path.read_bytes() == dumps(ok("a")) + dumps(failed("b")) + dumps(ok("c"))
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.run.json"]
+    sidecar = json.loads(path.with_name("results.jsonl.run.json").read_text())
+    assert (sidecar["schema_version"], sidecar["run"]) == (1, RUN)
+    assert Fingerprint.from_dict(sidecar["fingerprint"]) == fingerprint()
+
+
+def test_what_is_done_is_known_by_content_and_id(path: Path) -> None:
+    fill(path, ok("a", "cat"), ok("b", "dog"))
+    with opened(path) as log:
+        assert (log.done, log.recovered) == (2, [])
+        listed = {"a", "b", "c"}.__contains__
+        assert log.is_done(item("a"), [digest("cat")], listed)
+        assert log.is_done(item("b"), [digest("dog")], listed)
+        assert not log.is_done(item("a"), [digest("another cat")], listed)
+        assert not log.is_done(item("a", "How few?"), [digest("cat")], listed)
+        assert not log.is_done(item("c"), [digest("cat")], listed)
+
+
+def test_a_renamed_file_claims_the_record_of_its_content_once(path: Path) -> None:
+    fill(path, ok("old", "cat"))
+    with opened(path) as log:
+        listed = {"new", "copy"}.__contains__
+        assert log.is_done(item("new"), [digest("cat")], listed)
+        assert not log.is_done(item("copy"), [digest("cat")], listed)
+        assert not log.is_done(item("new"), [digest("cat")], listed)
+
+
+def test_copies_need_a_record_each(path: Path) -> None:
+    fill(path, ok("one", "cat"), ok("two", "cat"))
+    with opened(path) as log:
+        assert log.done == 2
+        listed = {"one", "two", "three"}.__contains__
+        assert not log.is_done(item("three"), [digest("cat")], listed)
+        assert log.is_done(item("one"), [digest("cat")], listed)
+        assert log.is_done(item("two"), [digest("cat")], listed)
+
+
+def test_a_copy_claims_no_record_of_a_listed_name_that_is_not_utf8(path: Path) -> None:
+    odd = "a\udcff.png"
+    fill(path, ok(odd, "cat"))
+    with opened(path) as log:
+        listed = {odd, "copy"}.__contains__
+        assert not log.is_done(item("copy"), [digest("cat")], listed)
+        assert log.is_done(item(odd), [digest("cat")], listed)
+
+
+def test_failures_count_as_done_until_they_are_retried(path: Path) -> None:
+    fill(path, ok("a"), failed("unread"), failed("tried", "cat"))
+    with opened(path) as log:
+        assert (log.done, log.failed) == (1, 2)
+        assert log.has_failed(item("unread"))
+        assert log.has_failed(item("tried"))
+        assert not log.has_failed(item("tried", "How few?"))
+        assert not log.has_failed(item("a"))
+        assert log.is_done(item("tried"), [digest("cat")], none_listed)
+        assert log.is_done(item("renamed"), [digest("cat")], none_listed)
+    with opened(path, retry_failed=True) as log:
+        assert (log.done, log.failed) == (1, 0)
+        assert not log.has_failed(item("unread"))
+        assert not log.is_done(item("tried"), [digest("cat")], none_listed)
+        # Nothing is thrown away before there is something in its place.
+        assert ids(path) == ["a", "unread", "tried"]
+        log.append(ok("unread"))
+        assert ids(path) == ["a", "unread"]
+        log.append(ok("tried", "cat"))
+    with opened(path) as log:
+        assert (log.done, log.failed, ids(path)) == (3, 0, ["a", "unread", "tried"])
+        assert not log.has_failed(item("unread"))
+
+
+def test_nothing_is_lost_when_a_retry_ends_before_it_begins(path: Path) -> None:
+    fill(path, ok("a"), failed("b"))
+    before = path.read_bytes()
+    fill(path, retry_failed=True)
+    fill(path, overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_overwriting_replaces_the_log_with_the_first_record(path: Path) -> None:
+    fill(path, ok("a"), ok("b"))
+    with opened(path, fingerprint(32), overwrite=True) as log:
+        assert (log.done, log.failed) == (0, 0)
+        assert not log.is_done(item("a"), [digest("a")], none_listed)
+        log.append(ok("a", run=log.run))
+        assert ids(path) == ["a"]
+    with opened(path, fingerprint(32)) as log:
+        assert log.done == 1
+    assert refused(path)[1] == "withdrawal.m: 32 before, 16 now"
+
+
+def test_a_log_without_records_is_not_left_behind(path: Path) -> None:
+    fill(path)
+    assert list(path.parent.iterdir()) == []
+    path.touch()
+    fill(path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_other_settings_are_refused_with_the_difference(path: Path) -> None:
+    fill(path, ok("a"))
+    assert refused(path, fingerprint(32)) == (
+        f"{path} holds answers of other settings",
+        "withdrawal.m: 16 before, 32 now",
+        HINT,
+    )
+    assert refused(path, fingerprint(revision="decaf"))[1] == ("revision: c0ffee before, decaf now")
+
+
+def test_the_revision_is_compared_once_the_model_is_loaded(path: Path) -> None:
+    fill(path, ok("a"))
+    loading = fingerprint(revision=None, settled=False)
+    with opened(path, loading) as log:
+        log.settle(loading.with_revision("c0ffee"))
+        assert log.run == RUN
+        log.append(ok("b"))
+    with opened(path, loading) as log, pytest.raises(UsageProblem) as caught:
+        log.settle(loading.with_revision("decaf"))
+    assert caught.value.cause == "revision: c0ffee before, decaf now"
+    with opened(path, loading) as log:
+        log.describe(None, 2)
+    with opened(path) as log:
+        assert log.done == 2
+
+
+def test_a_lost_sidecar_leaves_the_hash_to_judge_by(path: Path) -> None:
+    fill(path, ok("a"))
+    sidecar = path.with_name("results.jsonl.run.json")
+    sidecar.unlink()
+    fill(path, ok("b"))
+    assert sidecar.exists()
+    sidecar.write_text("{")
+    other = fingerprint(32)
+    what, cause, hint = refused(path, other)
+    assert (what, hint) == (f"{path} holds answers of other settings", HINT)
+    assert cause == (
+        f"records of run {RUN} are in it, this is run {other.short}; the .run.json file that "
+        "would tell the difference is missing"
+    )
+    with opened(path, fingerprint(32, settled=False)) as log, pytest.raises(UsageProblem):
+        log.settle(other)
+
+
+def test_records_that_came_from_elsewhere_are_noticed(path: Path) -> None:
+    fill(path, ok("a"))
+    with path.open("ab") as file:
+        file.write(dumps(ok("b", run=fingerprint(32).short)))
+    assert refused(path)[1] == (
+        f"records of run {fingerprint(32).short} are in it, this is run {RUN}"
+    )
+
+
+def test_a_record_of_another_run_is_a_mistake(path: Path) -> None:
+    with opened(path) as log, pytest.raises(ValueError, match="run 000000000000"):
+        log.append(ok("a", run="000000000000"))
+
+
+# Recovery
+
+
+def test_a_tail_cut_at_any_byte_costs_that_record_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "RESERVE_BYTES", 1)
+    fill(path, ok("a"))
+    kept, last = path.read_bytes(), dumps(ok("b", text="é\u2028"))
+    for length in range(len(last) + 1):
+        path.write_bytes(kept + last[:length])
+        with opened(path) as log:
+            whole = length >= len(last) - 1  # only its end is missing
+            assert log.done == 1 + whole, length
+            told = (
+                []
+                if whole or not length
+                else [f"{path}: the last line was cut, and has been taken off"]
+            )
+            assert log.recovered == told
+            assert path.read_bytes() == kept + (last if whole else b"")
+    assert not path.with_name("results.jsonl.damaged").exists()
+
+
+def test_a_first_record_that_was_cut_is_no_foreign_file(path: Path) -> None:
+    line = dumps(ok("a"))
+    for length in range(1, len(line) - 1, 7):
+        path.write_bytes(line[:length])
+        with opened(path) as log:
+            assert log.done == 0
+            assert path.read_bytes() == b""
+
+
+A, B, C = (dumps(ok(name)) for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept", "aside", "count"),
+    [
+        (A + b"\0" * 5000 + b"\n" + B, A + B, b"\0" * 5000 + b"\n", 1),
+        (A + b"\0" * 5000 + B, A + B, b"\0" * 5000 + b"\n", 1),
+        (b"\0" * 5000 + A + B, A + B, b"\0" * 5000 + b"\n", 1),
+        (A + B[:40] + C, A + C, B[:40] + b"\n", 1),
+        (A + B[:40] + b"\n" + C, A + C, B[:40] + b"\n", 1),
+        (A + b"\xff\xfe\n" + B + b"[1, 2]\n" + C, A + B + C, b"\xff\xfe\n[1, 2]\n", 2),
+        (A + B.replace(b"three", b"th\0ee") + C, A + C, B.replace(b"three", b"th\0ee"), 1),
+        (A + b"[" * 100_000 + b"\n" + B, A + B, b"[" * 100_000 + b"\n", 1),
+    ],
+)
+def test_damage_in_the_middle_is_moved_aside(
+    path: Path, damaged: bytes, kept: bytes, aside: bytes, count: int
+) -> None:
+    fill(path, ok("a"))
+    path.write_bytes(damaged)
+    path.chmod(0o640)
+    with opened(path) as log:
+        lines = "1 damaged line was" if count == 1 else f"{count} damaged lines were"
+        assert log.recovered == [f"{path}: {lines} moved to {path}.damaged"]
+        assert path.read_bytes() == kept
+        assert log.done == len(kept.splitlines())
+        log.append(ok("d"))
+    assert path.read_bytes() == kept + dumps(ok("d"))
+    assert path.with_name("results.jsonl.damaged").read_bytes() == aside
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert len(list(path.parent.iterdir())) == 3
+
+
+def test_damage_in_the_middle_and_at_the_end(path: Path) -> None:
+    fill(path, ok("a"))
+    path.write_bytes(A + b"junk\n" + B + C[:50])
+    with opened(path) as log:
+        assert len(log.recovered) == 2
+        assert path.read_bytes() == A + B
+    assert path.with_name("results.jsonl.damaged").read_bytes() == b"junk\n"
+
+
+def test_nul_bytes_at_the_end_are_taken_off(path: Path) -> None:
+    fill(path, ok("a"))
+    path.write_bytes(A + b"\0" * 4096)
+    with opened(path) as log:
+        assert (log.done, path.read_bytes()) == (1, A)
+
+
+def test_a_line_longer_than_memory_is_read_in_pieces(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path, ok("a"))
+    monkeypatch.setattr(lines, "_PIECE", 4096)
+    path.write_bytes(A + b"\0" * 10_000 + B)
+    with opened(path) as log:
+        assert log.done == 2
+        assert path.read_bytes() == A + B
+    path.write_bytes(A + b"x" * 10_000)
+    with opened(path) as log:
+        assert path.read_bytes() == A
+    aside = path.with_name("results.jsonl.damaged").read_bytes()
+    assert aside.replace(b"\n", b"") == b"\0" * 10_000 + b"x" * 8192
+
+
+def test_blank_lines_do_no_harm(path: Path) -> None:
+    fill(path, ok("a"))
+    path.write_bytes(b"\n" + A + b"\r\n  \n")
+    with opened(path) as log:
+        assert (log.done, log.recovered) == (1, [])
+
+
+# What is not ours
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b'{"id": 1, "prompt": "x"}\n', "line 1 is JSON of something else"),
+        (A + b'{"a": 1}\n', "line 2 is JSON of something else"),
+        (A + A.replace(b'"ok"', b'"odd"'), "line 2 is JSON of something else"),
+        (b"Dear diary,\n", "it holds no record"),
+        (b"\x89PNG\r\n\x1a\n", "it holds no record"),
+        (b"id,answer\n1,2\n", "it holds no record"),
+        (b"\0" * 100, "it holds no record"),
+        (b"[1, 2]", "it holds no record"),
+        (b'{\n  "schema_version": 1\n}\n', "it holds no record"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(path: Path, content: bytes, cause: str) -> None:
+    path.write_bytes(content)
+    hint = f"head -c 300 {path}"
+    assert refused(path) == (f"{path} is not a log of records", cause, hint)
+
+
+def test_a_log_of_a_newer_mvw_is_left_alone(path: Path) -> None:
+    path.write_bytes(A.replace(b'"schema_version":1', b'"schema_version":2'))
+    cause = "line 1 has schema_version 2, and this mvw knows 1"
+    assert refused(path)[1:] == (cause, "pip install --upgrade mvw")
+
+
+def test_the_place_must_be_one_for_a_log(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    assert refused(tmp_path / "folder")[1] == "it is a folder"
+    assert refused(tmp_path / "none" / "x.jsonl")[1] == f"there is no folder {tmp_path / 'none'}"
+    assert refused(tmp_path / "fifo")[1] == "it is no regular file"
+    assert refused(tmp_path / ("x" * 241 + ".jsonl"))[1] == "its name is too long"
+    assert refused(tmp_path / ("x" * 300))[1] == "File name too long"
+    fill(tmp_path / ("x" * 240 + ".jsonl"), ok("a"), failed("b"))
+    fill(tmp_path / ("x" * 240 + ".jsonl"), ok("b"), retry_failed=True)
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    real, link = tmp_path / "deep" / "real.jsonl", tmp_path / "link.jsonl"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    fill(link, ok("a"), failed("b"))
+    fill(link, ok("b"), retry_failed=True)
+    assert link.is_symlink()
+    assert ids(real) == ["a", "b"]
+    assert (real.parent / "real.jsonl.run.json").exists()
+
+
+# Other processes
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from records import fingerprint, ok
+from mvw_cli.batch.store.log import RecordLog
+log = RecordLog.open(Path(sys.argv[2]), fingerprint())
+start = log.done
+print("open", flush=True)
+for number in range(start, start + int(sys.argv[3])):
+    log.append(ok(f"item {number}", text="word " * 200))
+    sys.stdout.write(f"{number}\\n")
+    sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def writer(path: Path) -> Callable[[int], subprocess.Popen[str]]:
+    """Start a process that appends records and says so after each."""
+
+    def start(records: int) -> subprocess.Popen[str]:
+        arguments = [str(Path(__file__).parents[2] / "helpers"), str(path), str(records)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        return process
+
+    return start
+
+
+def test_one_writer_at_a_time(path: Path, writer: Callable[[int], subprocess.Popen[str]]) -> None:
+    with writer(1) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        what, cause, hint = refused(path)
+        assert what == f"{path} is being written by another process"
+        assert cause == "a log has one writer at a time; shards write to files of their own"
+        assert hint == f"fuser -v {path}"
+        refused(path, overwrite=True)
+        assert ids(path) == ["item 0"]  # anyone may read
+        process.kill()
+    with opened(path) as log:
+        assert log.done == 1
+        with pytest.raises(UsageProblem):
+            opened(path)
+
+
+def test_the_lock_outlives_a_rewrite(path: Path) -> None:
+    fill(path, ok("a"), failed("b"))
+    with opened(path, retry_failed=True) as log:
+        log.append(ok("b"))
+        with pytest.raises(UsageProblem):
+            opened(path)
+    path.write_bytes(A + b"junk\n")
+    with opened(path), pytest.raises(UsageProblem):
+        opened(path)
+
+
+def test_sigkill_loses_nothing_that_was_appended(
+    path: Path, writer: Callable[[int], subprocess.Popen[str]]
+) -> None:
+    told = 0
+    for round in range(5):
+        with writer(1_000_000) as process:
+            time.sleep(0.05 + 0.03 * round)
+            process.kill()
+            assert process.stdout is not None
+            numbers = [int(line) for line in process.stdout.read().splitlines()]
+        assert numbers, "the writer wrote nothing"
+        told = max(told, numbers[-1] + 1)
+        with opened(path) as log:
+            assert told <= log.done <= told + 1
+            told = log.done
+            assert ids(path) == [f"item {number}" for number in range(told)]
+    assert told > 20
+
+
+def test_a_hundred_thousand_records_take_little_memory(path: Path) -> None:
+    with path.open("wb") as file:
+        for number in range(100_000):
+            file.write(dumps(SMALL | {"id": f"item {number}", "key": f"{number:032x}"}))
+    code = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from records import fingerprint
+from mvw_cli.batch.store.log import RecordLog
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with RecordLog.open(Path(sys.argv[2]), fingerprint()) as log:
+    print(log.done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parents[2] / "helpers"), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, kibibytes = map(int, done.stdout.split())
+    assert count == 100_000
+    assert kibibytes < 16 * 1024
+
+
+SMALL = {"schema_version": 1, "status": "ok", "run": RUN, "question": QUESTION}
+
+
+def test_many_copies_of_one_image_do_not_take_for_ever(path: Path) -> None:
+    write(path, *(SMALL | {"id": f"{n}", "key": "0" * 32} for n in range(5000)))
+    listed = {str(n) for n in range(10_000)}.__contains__
+    asked = 0
+
+    def counting(id: str) -> bool:
+        nonlocal asked
+        asked += 1
+        return listed(id)
+
+    with opened(path) as log:
+        for n in range(5000, 6000):
+            assert not log._index.is_done("0" * 32, str(n), counting)
+    assert asked <= 2 * 5000
+
+
+# Work described for merging
+
+
+def test_the_part_of_the_work_is_told(path: Path) -> None:
+    sidecar = path.with_name("results.jsonl.run.json")
+    with opened(path) as log:
+        log.describe((2, 8), 10)
+        log.append(ok("a"))
+        assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 10}]
+    with opened(path) as log:
+        log.describe((2, 8), 11)
+    assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 11}]
+    fill(path, ok("b"))
+    assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 11}]
+
+
+def test_a_shard_without_items_leaves_an_empty_log(path: Path) -> None:
+    with opened(path) as log:
+        log.describe((7, 8), 0)
+    assert path.read_bytes() == b""
+    assert path.with_name("results.jsonl.run.json").exists()
+
+
+def test_closing_twice_is_no_mistake(path: Path) -> None:
+    log = fill(path, ok("a"))
+    log.close()
+    with pytest.raises(MvwError):
+        log.is_done(item("a"), [digest("a")], none_listed)

@@ -1,0 +1,782 @@
+"""Joining logs: what is kept, what is refused, what is missing, and how to go on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs_pages import dotted, rows, section
+from hints import parse_hint
+from processes import Ran
+from records import RUN, digest, failed, fingerprint, item, ok, write
+
+from mvw_cli.batch.store import merge as module
+from mvw_cli.batch.store.export import export
+from mvw_cli.batch.store.fingerprint import Fingerprint
+from mvw_cli.batch.store.gaps import Coverage, Gap
+from mvw_cli.batch.store.log import RecordLog
+from mvw_cli.batch.store.merge import Merged, merge
+from mvw_cli.batch.store.record import dumps
+from mvw_cli.batch.store.sidecar import Part, Sidecar, read_sidecar
+from mvw_cli.batch.store.worklist import shard_of
+from mvw_cli.errors import MvwError, UsageProblem
+
+HELPERS = Path(__file__).parents[2] / "helpers"
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+def log(
+    name: str,
+    *records: dict[str, Any],
+    shard: tuple[int, int] | None = None,
+    listed: int | None = None,
+    made_with: Fingerprint | None = None,
+) -> str:
+    """A log as `mvw batch` leaves it."""
+    with RecordLog.open(Path(name), made_with or fingerprint()) as opened:
+        opened.describe(shard, len(records) if listed is None else listed)
+        for record in records:
+            opened.append({**record, "run": opened.run})
+    return name
+
+
+def ids(path: str) -> list[str]:
+    return [json.loads(line)["id"] for line in Path(path).read_bytes().splitlines()]
+
+
+def files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+
+def refused(*names: str, output: str = "all.jsonl", **options: bool) -> MvwError:
+    before = files()
+    with pytest.raises(MvwError) as caught:
+        merge(names, output, **options)
+    assert files() == before
+    if caught.value.hint and caught.value.hint.startswith("mvw "):
+        parse_hint(caught.value.hint)
+    return caught.value
+
+
+def shards(n: int, count: int) -> list[list[str]]:
+    """The items of each shard."""
+    names = [f"{number}.png" for number in range(count)]
+    return [[name for name in names if shard_of(name, n) == i] for i in range(n)]
+
+
+def divided(n: int, count: int, leave_out: int = 0) -> list[str]:
+    """Logs of all shards; the first lacks some records."""
+    made = []
+    for i, names in enumerate(shards(n, count)):
+        done = names[leave_out:] if i == 0 else names
+        made.append(log(f"part{i}.jsonl", *map(ok, done), shard=(i, n), listed=len(names)))
+    return made
+
+
+def counts(merged: Merged) -> tuple[int, int, int]:
+    return merged.answered, merged.failed, merged.duplicates
+
+
+def test_shards_become_one_log_that_a_run_goes_on_with() -> None:
+    parts = divided(3, 40)
+    merged = merge(parts, "all.jsonl")
+    assert (counts(merged), merged.gaps, merged.remarks) == ((40, 0, 0), [], [])
+    assert merged.run == RUN
+    assert Path("all.jsonl").read_bytes() == b"".join(Path(part).read_bytes() for part in parts)
+    sidecar = read_sidecar(Path("all.jsonl"))
+    lengths = [len(names) for names in shards(3, 40)]
+    expected = tuple(Part((i, 3), length) for i, length in enumerate(lengths))
+    assert sidecar == Sidecar(fingerprint(), expected)
+    with RecordLog.open(Path("all.jsonl"), fingerprint()) as opened:
+        assert (opened.done, opened.recovered) == (40, [])
+        listed = {f"{number}.png" for number in range(41)}.__contains__
+        assert opened.is_done(item("39.png"), [digest("39.png")], listed)
+        assert not opened.is_done(item("40.png"), [digest("40.png")], listed)
+        opened.append(ok("40.png"))
+    assert len(ids("all.jsonl")) == 41
+
+
+def test_each_item_is_kept_once_and_an_answer_beats_a_failure() -> None:
+    log("a.jsonl", failed("x"), ok("y", text="first"), failed("z"))
+    log("b.jsonl", ok("x"), ok("y", text="second"), failed("z"), ok("copy", "y"))
+    merged = merge(["a.jsonl", "b.jsonl"], "all.jsonl")
+    assert counts(merged) == (3, 1, 3)
+    assert ids("all.jsonl") == ["y", "z", "x", "copy"]
+    assert b"second" not in Path("all.jsonl").read_bytes()
+    assert [(shard.name, shard.answered, shard.failed) for shard in merged.shards] == [
+        ("a.jsonl", 1, 2),
+        ("b.jsonl", 3, 1),
+    ]
+
+
+def test_the_order_of_logs_decides_between_equals_alone() -> None:
+    log("a.jsonl", ok("x", text="first"))
+    log("b.jsonl", ok("x", text="second"))
+    merge(["b.jsonl", "a.jsonl"], "all.jsonl")
+    assert b"first" not in Path("all.jsonl").read_bytes()
+    assert ids("all.jsonl") == ["x"]
+
+
+def test_what_was_rescued_from_a_full_disk_comes_back(tmp_path: Path) -> None:
+    log("results.jsonl", ok("a"), ok("b"), listed=4)
+    rescued = str(write(tmp_path / "mvw-records-x.jsonl", ok("b"), ok("c"), ok("d")))
+    merged = merge(["results.jsonl", rescued], "results.jsonl")
+    assert (counts(merged), merged.gaps, merged.remarks) == ((4, 0, 1), [], [])
+    assert ids("results.jsonl") == ["a", "b", "c", "d"]
+    assert sorted(files()) == ["results.jsonl", "results.jsonl.run.json"]
+
+
+def test_a_log_given_twice_counts_once() -> None:
+    log("a.jsonl", ok("x"))
+    Path("link.jsonl").symlink_to("a.jsonl")
+    merged = merge(["a.jsonl", "link.jsonl", "./a.jsonl"], "all.jsonl")
+    assert counts(merged) == (1, 0, 0)
+    assert [shard.name for shard in merged.shards] == ["a.jsonl"]
+
+
+def test_a_link_as_output_goes_on_being_one() -> None:
+    log("a.jsonl", ok("x"))
+    Path("real").mkdir()
+    Path("all.jsonl").symlink_to("real/log.jsonl")
+    merge(["a.jsonl"], "all.jsonl")
+    assert Path("all.jsonl").is_symlink()
+    assert sorted(os.listdir("real")) == ["log.jsonl", "log.jsonl.run.json"]
+    assert ids("real/log.jsonl") == ["x"]
+
+
+# Other settings
+
+
+def test_answers_of_other_settings_are_not_joined() -> None:
+    log("a.jsonl", ok("x"))
+    log("b.jsonl", ok("y"), made_with=fingerprint(32))
+    log("c.jsonl", ok("z"))
+    error = refused("a.jsonl", "b.jsonl", "c.jsonl")
+    assert isinstance(error, UsageProblem)
+    assert error.message == "b.jsonl holds answers of other settings than a.jsonl"
+    assert error.cause == "withdrawal.m: 16 in a.jsonl, 32 in b.jsonl"
+    assert error.hint == "mvw merge a.jsonl c.jsonl -o all.jsonl"
+
+
+def test_other_settings_are_known_without_the_file_that_spells_them_out() -> None:
+    log("a.jsonl", ok("x"))
+    other = fingerprint(32).short
+    write(Path("b.jsonl"), ok("y", run=other))
+    assert refused("a.jsonl", "b.jsonl").cause == (
+        f"records of run {other} are in it, of run {RUN} in a.jsonl; "
+        "a .run.json file that would tell the difference is missing"
+    )
+    write(Path("c.jsonl"), ok("x"), ok("y", run=other))
+    error = refused("c.jsonl")
+    assert error.message == "c.jsonl holds answers of different settings"
+    first, second = sorted([RUN, other])
+    assert error.cause == f"there are records of run {first} and of run {second}"
+
+
+def test_an_empty_log_has_no_answers_that_could_differ() -> None:
+    mine = shard_of("x", 2)
+    log("a.jsonl", ok("x"), shard=(mine, 2))
+    log("b.jsonl", shard=(1 - mine, 2), made_with=fingerprint(settled=False, revision=None))
+    merged = merge(["b.jsonl", "a.jsonl"], "all.jsonl")
+    assert (counts(merged), merged.gaps) == ((1, 0, 0), [])
+    sidecar = read_sidecar(Path("all.jsonl"))
+    assert sidecar is not None
+    assert sidecar.fingerprint == fingerprint()
+
+
+def test_the_settings_beside_the_result_are_those_of_its_records() -> None:
+    log("a.jsonl", ok("x"), made_with=fingerprint(32))
+    write(Path("a.jsonl"), ok("x"))  # a file that was copied without what belongs to it
+    log("b.jsonl", ok("y"), made_with=fingerprint(settled=False))
+    log("c.jsonl", ok("z"))
+    merge(["a.jsonl", "b.jsonl", "c.jsonl"], "all.jsonl")
+    sidecar = read_sidecar(Path("all.jsonl"))
+    assert sidecar is not None
+    assert sidecar.fingerprint == fingerprint(settled=True)
+
+
+def test_no_settings_of_before_stay_beside_the_result() -> None:
+    log("all.jsonl", ok("old"), made_with=fingerprint(32))
+    write(Path("a.jsonl"), ok("x"))
+    merged = merge(["a.jsonl"], "all.jsonl", overwrite=True)
+    assert merged.remarks == [
+        "nothing tells how many items there should be: no log has its .run.json file"
+    ]
+    assert sorted(files()) == ["a.jsonl", "all.jsonl"]
+    with RecordLog.open(Path("all.jsonl"), fingerprint()) as opened:
+        assert opened.done == 1
+
+
+def test_logs_without_records() -> None:
+    log("a.jsonl", shard=(0, 2))
+    log("b.jsonl", shard=(1, 2))
+    merged = merge(["a.jsonl", "b.jsonl"], "all.jsonl")
+    assert (counts(merged), merged.run, merged.gaps) == ((0, 0, 0), None, [])
+    assert Path("all.jsonl").read_bytes() == b""
+
+
+# What is missing
+
+
+def test_a_shard_that_is_missing() -> None:
+    parts = divided(4, 60)
+    merged = merge([parts[0], parts[2]], "all.jsonl")
+    assert merged.gaps == [Gap((1, 4), None, 0), Gap((3, 4), None, 0)]
+    whole = merge(["all.jsonl", parts[1], parts[3]], "all.jsonl")
+    assert (counts(whole), whole.gaps) == ((60, 0, 0), [])
+
+
+def test_a_shard_with_fewer_records_than_it_has_items() -> None:
+    parts = divided(2, 40, leave_out=3)
+    length = len(shards(2, 40)[0])
+    merged = merge(parts, "all.jsonl")
+    assert merged.gaps == [Gap((0, 2), length, length - 3)]
+
+
+def test_records_of_a_shard_count_wherever_they_are() -> None:
+    parts = divided(2, 40, leave_out=3)
+    rescued = write(Path("rescued.jsonl"), *map(ok, shards(2, 40)[0][:3]))
+    assert merge([*parts, str(rescued)], "all.jsonl").gaps == []
+
+
+def test_names_that_are_not_utf8_belong_to_their_shard() -> None:
+    names = [f"{number}\udcff.png" for number in range(20)]
+    for i in range(2):
+        mine = [name for name in names if shard_of(name, 2) == i]
+        log(f"part{i}.jsonl", *map(ok, mine), shard=(i, 2))
+    assert merge(["part0.jsonl", "part1.jsonl"], "all.jsonl").gaps == []
+
+
+def test_a_shard_whose_description_is_lost() -> None:
+    parts = divided(2, 40)
+    Path("part1.jsonl.run.json").unlink()
+    merged = merge(parts, "all.jsonl")
+    assert merged.gaps == [Gap((1, 2), None, len(shards(2, 40)[1]))]
+
+
+def test_a_run_that_was_not_divided_and_is_not_done() -> None:
+    log("a.jsonl", ok("x"), ok("y"), listed=5)
+    assert merge(["a.jsonl"], "all.jsonl").gaps == [Gap(None, 5, 2)]
+    log("b.jsonl", ok("z"), ok("w"), failed("v"), listed=5)
+    log("c.jsonl", *map(ok, "xyzwv"), listed=5)
+    assert merge(["c.jsonl"], "c-too.jsonl").gaps == []
+
+
+def test_two_folders_are_the_sum_of_both() -> None:
+    log("a.jsonl", *map(ok, "abc"), listed=4)
+    log("b.jsonl", *map(ok, "def"), listed=4)
+    merged = merge(["a.jsonl", "b.jsonl"], "all.jsonl")
+    assert merged.gaps == [Gap(None, 8, 6)]
+    log("c.jsonl", ok("g"), ok("h"), listed=2)
+    assert merge(["all.jsonl", "c.jsonl"], "more.jsonl").gaps == [Gap(None, 10, 8)]
+
+
+def test_an_older_copy_of_a_log_asks_for_nothing_more() -> None:
+    log("old.jsonl", *map(ok, "ab"), listed=3)
+    log("new.jsonl", *map(ok, "abcd"), listed=4)
+    for order in (["old.jsonl", "new.jsonl"], ["new.jsonl", "old.jsonl"]):
+        merged = merge(order, "all.jsonl", overwrite=True)
+        assert (merged.gaps, counts(merged)) == ([], (4, 0, 2))
+    log("failed.jsonl", *map(failed, "abcd"), listed=4)
+    assert merge(["failed.jsonl", "new.jsonl"], "all.jsonl", overwrite=True).gaps == []
+
+
+def test_a_copy_belongs_to_the_list_that_is_most_like_it() -> None:
+    log("a.jsonl", *map(ok, "abc"), listed=3)
+    log("b.jsonl", *map(ok, "defg"), listed=9)
+    log("copy.jsonl", *map(ok, "defgh"), listed=9)
+    merged = merge(["a.jsonl", "b.jsonl", "copy.jsonl"], "all.jsonl")
+    assert merged.gaps == [Gap(None, 12, 8)]
+
+
+def test_rescued_records_make_no_two_lists_one() -> None:
+    log("a.jsonl", *map(ok, "abc"), listed=3)
+    log("b.jsonl", *map(ok, "de"), listed=4)
+    write(Path("rescued.jsonl"), ok("e"), ok("f"))
+    merged = merge(["rescued.jsonl", "a.jsonl", "b.jsonl"], "all.jsonl")
+    assert merged.gaps == [Gap(None, 7, 6)]
+
+
+def test_work_that_was_begun_as_a_whole_and_done_in_shards() -> None:
+    parts = divided(2, 40)
+    log("begun.jsonl", *(ok(f"{number}.png") for number in range(7)), listed=40)
+    merged = merge(["begun.jsonl", *parts], "all.jsonl")
+    assert (merged.gaps, counts(merged)) == ([], (40, 0, 7))
+
+
+def test_a_shard_run_again_when_the_folder_had_grown() -> None:
+    log("old.jsonl", *map(ok, shards(2, 20)[0]), shard=(0, 2))
+    log("new.jsonl", *map(ok, shards(2, 40)[0]), shard=(0, 2))
+    log("other.jsonl", *map(ok, shards(2, 40)[1]), shard=(1, 2))
+    merged = merge(["new.jsonl", "old.jsonl", "other.jsonl"], "all.jsonl")
+    assert (merged.gaps, merged.answered) == ([], 40)
+    sidecar = read_sidecar(Path("all.jsonl"))
+    assert sidecar is not None
+    assert sum(part.listed for part in sidecar.parts) == 40
+
+
+# Inputs that are damaged, in use, or none
+
+
+def test_damage_is_left_out_of_the_result_and_stays_in_the_log() -> None:
+    log("a.jsonl", ok("x"), listed=3)
+    with open("a.jsonl", "ab") as file:
+        file.write(b"\x00\x00rubbish\n" + dumps(ok("y")) + dumps(ok("z"))[:50])
+    before = Path("a.jsonl").read_bytes()
+    merged = merge(["a.jsonl"], "all.jsonl")
+    assert merged.remarks == ["a.jsonl: 2 damaged lines are left out"]
+    assert merged.gaps == [Gap(None, 3, 2)]
+    assert (Path("a.jsonl").read_bytes(), ids("all.jsonl")) == (before, ["x", "y"])
+
+
+def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
+    log("a.jsonl", ok("x"), listed=2)
+    with open("a.jsonl", "ab") as file:
+        file.write(b"rubbish\n" + dumps(ok("y"))[:-1])
+    merged = merge(["a.jsonl"], "a.jsonl")
+    assert merged.remarks == ["a.jsonl: 1 damaged line was moved to a.jsonl.damaged"]
+    assert ids("a.jsonl") == ["x", "y"]
+    assert Path("a.jsonl.damaged").read_bytes() == b"rubbish\n"
+    assert Path("a.jsonl").read_bytes() == dumps(ok("x")) + dumps(ok("y"))
+
+
+def test_a_shard_that_is_still_being_written() -> None:
+    with RecordLog.open(Path("a.jsonl"), fingerprint()) as opened:
+        opened.describe(None, 2)
+        opened.append(ok("x"))
+        with open("a.jsonl", "ab") as file:
+            file.write(dumps(ok("y"))[:20])
+        merged = merge(["a.jsonl"], "all.jsonl")
+        assert merged.remarks == ["a.jsonl is still being written; what comes now is left out"]
+        assert merged.gaps == [Gap(None, 2, 1)]
+        assert ids("all.jsonl") == ["x"]
+        error = refused("all.jsonl", output="a.jsonl", overwrite=True)
+        assert error.message == "a.jsonl is being written by another process"
+
+
+def test_nobody_writes_to_the_output_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    log("a.jsonl", ok("x"))
+    log("all.jsonl", ok("y"))
+    real, tried = module._write, []
+
+    def trying(*args: Any) -> Any:
+        with pytest.raises(UsageProblem, match="is being written by another process"):
+            RecordLog.open(Path("all.jsonl"), fingerprint())
+        tried.append(True)
+        return real(*args)
+
+    monkeypatch.setattr(module, "_write", trying)
+    merge(["a.jsonl", "all.jsonl"], "all.jsonl")
+    assert tried
+    with open("all.jsonl") as file:  # and afterwards anybody may
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert ids("all.jsonl") == ["y", "x"]
+
+
+def test_a_log_that_changes_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    log("a.jsonl", failed("x"), ok("y"))
+    real = module.common_run
+
+    def changing(*args: Any) -> Any:
+        with RecordLog.open(Path("a.jsonl"), fingerprint(), retry_failed=True) as opened:
+            opened.append(ok("z"))
+        return real(*args)
+
+    monkeypatch.setattr(module, "common_run", changing)
+    with pytest.raises(MvwError) as caught:
+        merge(["a.jsonl"], "all.jsonl")
+    assert caught.value.message == "The logs have changed while they were read"
+    assert (caught.value.cause, caught.value.hint) == (
+        "records that are gone: 1",
+        "mvw merge a.jsonl -o all.jsonl",
+    )
+    assert sorted(files()) == ["a.jsonl", "a.jsonl.run.json"]
+
+
+def test_inputs_that_are_no_logs() -> None:
+    log("a.jsonl", ok("x"))
+    error = refused("a.jsonl", "missing.jsonl")
+    assert (error.message, error.cause) == (
+        "Cannot read missing.jsonl",
+        "No such file or directory",
+    )
+    assert error.hint == "ls -l ."
+    Path("folder").mkdir()
+    assert refused("folder").cause == "it is no regular file"
+    os.mkfifo("pipe.jsonl")
+    assert refused("pipe.jsonl").cause == "it is no regular file"
+    error = refused("a.jsonl", "a.jsonl.run.json")
+    assert error.message == "a.jsonl.run.json is not a log of records"
+    Path("questions.jsonl").write_text('{"image": "x.png"}\n')
+    assert refused("questions.jsonl").message == "questions.jsonl is not a log of records"
+
+
+# The output
+
+
+def test_what_is_there_and_no_input_is_not_replaced() -> None:
+    log("a.jsonl", ok("x"))
+    log("all.jsonl", ok("precious"))
+    error = refused("a.jsonl")
+    assert isinstance(error, UsageProblem)
+    assert error.message == "all.jsonl exists, and is none of the logs to be joined"
+    assert error.hint == "mvw merge a.jsonl -o all.jsonl --overwrite"
+    merge(["a.jsonl"], "all.jsonl", overwrite=True)
+    assert ids("all.jsonl") == ["x"]
+
+
+def test_an_empty_file_is_in_nobodys_way() -> None:
+    log("a.jsonl", ok("x"))
+    Path("all.jsonl").touch()
+    merge(["a.jsonl"], "all.jsonl")
+    assert ids("all.jsonl") == ["x"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_and_the_log_beside_it(suffix: str) -> None:
+    pytest.importorskip("pyarrow")
+    parts = divided(2, 20)
+    merged = merge(parts, f"all{suffix}")
+    assert str(merged.log) == f"all{suffix}.jsonl"
+    assert len(ids(f"all{suffix}.jsonl")) == 20
+    export(merged.log, Path(f"again{suffix}"))
+    assert Path(f"all{suffix}").read_bytes() == Path(f"again{suffix}").read_bytes()
+    # It stands for its log as an input, too.
+    log("more.jsonl", ok("more"))
+    assert merge([f"all{suffix}", "more.jsonl"], f"all{suffix}").answered == 21
+
+
+def test_a_table_of_something_else_is_not_replaced() -> None:
+    log("a.jsonl", ok("x"))
+    Path("questions.csv").write_text("image,question\n")
+    error = refused("a.jsonl", output="questions.csv")
+    assert error.message == "questions.csv exists, and is none of the logs to be joined"
+    assert refused("questions.csv").message == "Cannot read questions.csv.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "cause"),
+    [
+        ("all.txt", "-o all.txt: records go to a .jsonl, .csv or .parquet file", "ends in .txt"),
+        ("all", "-o all: records go to a .jsonl, .csv or .parquet file", "has no end"),
+        ("no/all.jsonl", "Cannot write no/all.jsonl", "there is no folder"),
+        ("folder.jsonl", "Cannot write folder.jsonl", "it is a folder"),
+        ("pipe.jsonl", "Cannot write pipe.jsonl", "it is no regular file"),
+    ],
+)
+def test_outputs_that_can_not_be(output: str, message: str, cause: str) -> None:
+    log("a.jsonl", ok("x"))
+    Path("folder.jsonl").mkdir()
+    os.mkfifo("pipe.jsonl")
+    error = refused("a.jsonl", output=output)
+    assert (error.message, type(error)) == (message, UsageProblem)
+    assert error.cause is not None and cause in error.cause
+
+
+def test_a_table_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    log("a.jsonl", ok("x"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert refused("a.jsonl", output="all.parquet").hint == 'pip install "mvw[parquet]"'
+
+
+def test_a_full_disk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    log("a.jsonl", ok("x"))
+    log("b.jsonl", ok("y"))
+    log("c.jsonl", failed("x"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = refused("a.jsonl", "b.jsonl", output="all.jsonl")
+    assert type(error) is module.DiskFull
+    assert error.message == "Cannot write all.jsonl"
+    assert error.cause == "No space left on device; the logs are as they were"
+    assert error.hint == f"df -h {Path.cwd()}"
+    refused("a.jsonl", "b.jsonl", output="a.jsonl")
+    refused("a.jsonl", "c.jsonl", output="c.jsonl")
+
+
+def test_what_is_added_to_a_log_is_appended() -> None:
+    """A disk that was full need not hold the log twice."""
+    log("a.jsonl", ok("x"), failed("f"))
+    log("b.jsonl", ok("y"), ok("x", text="other"))
+    before, inode = Path("a.jsonl").read_bytes(), Path("a.jsonl").stat().st_ino
+    merged = merge(["b.jsonl", "a.jsonl"], "a.jsonl")
+    assert counts(merged) == (2, 1, 1)
+    assert Path("a.jsonl").read_bytes() == before + dumps(ok("y"))
+    assert Path("a.jsonl").stat().st_ino == inode
+    assert [shard.name for shard in merged.shards] == ["b.jsonl", "a.jsonl"]
+
+
+def test_a_log_is_rewritten_where_an_answer_takes_the_place_of_a_failure() -> None:
+    log("a.jsonl", ok("x"), failed("f"))
+    log("b.jsonl", ok("f"))
+    assert counts(merge(["a.jsonl", "b.jsonl"], "a.jsonl")) == (2, 0, 1)
+    assert Path("a.jsonl").read_bytes() == dumps(ok("x")) + dumps(ok("f"))
+
+
+def test_a_log_with_repeats_is_rewritten_without() -> None:
+    write(Path("a.jsonl"), ok("x"), ok("x"), ok("y"))
+    assert counts(merge(["a.jsonl"], "a.jsonl")) == (2, 0, 1)
+    assert ids("a.jsonl") == ["x", "y"]
+
+
+def test_a_disk_that_is_full_for_the_description_leaves_no_wrong_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log("all.jsonl", ok("old"), made_with=fingerprint(32))
+    log("a.jsonl", ok("x"))
+
+    def full(log: Path, sidecar: Sidecar) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "write_sidecar", full)
+    with pytest.raises(module.DiskFull) as caught:
+        merge(["a.jsonl"], "all.jsonl", overwrite=True)
+    assert sorted(files()) == ["a.jsonl", "a.jsonl.run.json", "all.jsonl"]
+    assert caught.value.message == "Cannot write all.jsonl.run.json"
+    assert caught.value.cause == "No space left on device; the records are safe in all.jsonl"
+    # Nothing has to be written where nothing has changed.
+    merge(["a.jsonl", "a.jsonl"], "a.jsonl")
+
+
+# The command
+
+
+def test_the_command_says_what_it_joined(mvw: Run) -> None:
+    divided(2, 30)
+    ran = mvw("merge", "part0.jsonl", "part1.jsonl", "-o", "all.jsonl")
+    one, two = map(len, shards(2, 30))
+    assert (ran.code, ran.err) == (0, "")
+    assert [line.split() for line in ran.out.splitlines()] == [
+        ["LOG", "SHARD", "LISTED", "ANSWERED", "FAILED"],
+        ["part0.jsonl", "0/2", str(one), str(one), "0"],
+        ["part1.jsonl", "1/2", str(two), str(two), "0"],
+        ["all.jsonl:", "30", "answered,", "0", "failed"],
+    ]
+
+
+def test_the_command_ends_with_3_where_records_are_missing(mvw: Run) -> None:
+    divided(4, 60, leave_out=2)
+    ran = mvw("merge", "part0.jsonl", "part2.jsonl", "part2.jsonl", "-o", "all.jsonl")
+    listed = len(shards(4, 60)[0])
+    assert (ran.code, ran.err.splitlines()) == (
+        3,
+        [
+            "Error: Records are missing",
+            f"  shard 0/4: {listed - 2} of {listed} are there; shard 1/4: there is no log of it; "
+            "shard 3/4: there is no log of it",
+            "Hint: mvw batch IMAGES QUESTION -o all.jsonl",
+        ],
+    )
+    assert len(ids("all.jsonl")) == len(shards(4, 60)[0]) + len(shards(4, 60)[2]) - 2
+
+
+def test_the_command_ends_with_3_where_items_failed(mvw: Run) -> None:
+    log("a.jsonl", ok("x"), failed("y"))
+    ran = mvw("merge", "a.jsonl", "-o", "all.csv")
+    assert ran.code == 3
+    message, cause, hint = ran.err.splitlines()
+    assert (message, cause) == ("Error: 1 item failed", "  their records say why, under `error`")
+    assert hint == "Hint: mvw batch IMAGES QUESTION -o all.csv --retry-failed"
+    assert "all.csv: 1 answered, 1 failed" in ran.out
+
+
+def test_the_summary_as_json(mvw: Run) -> None:
+    log("a.jsonl", ok("x"), failed("y"), shard=(0, 2), listed=3)
+    write(Path("b.jsonl"), ok("x"))
+    ran = mvw("merge", "a.jsonl", "b.jsonl", "-o", "all.jsonl", "--json")
+    assert ran.code == 3
+    n = [shard_of(id, 2) for id in "xy"]
+    assert json.loads(ran.out) == {
+        "schema_version": 1,
+        "output": "all.jsonl",
+        "log": "all.jsonl",
+        "run": RUN,
+        "answered": 1,
+        "failed": 1,
+        "duplicates": 1,
+        "shards": [
+            {
+                "log": "a.jsonl",
+                "parts": [{"shard": "0/2", "listed": 3}],
+                "answered": 1,
+                "failed": 1,
+            },
+            {"log": "b.jsonl", "parts": [], "answered": 1, "failed": 0},
+        ],
+        "gaps": [
+            {"shard": "0/2", "listed": 3, "found": n.count(0), "missing": 3 - n.count(0)},
+            {"shard": "1/2", "listed": None, "found": n.count(1), "missing": None},
+        ],
+        "remarks": [],
+    }
+
+
+def test_every_key_of_the_summary_is_documented(mvw: Run) -> None:
+    log("a.jsonl", ok("x"), failed("y"), listed=3)
+    log("b.jsonl", ok("z"), shard=(0, 9))
+    Path("c.jsonl").write_bytes(b"rubbish\n" + dumps(ok("w")))
+    ran = mvw("merge", "a.jsonl", "b.jsonl", "c.jsonl", "-o", "all.jsonl", "--json")
+    keys = [key for key in dotted(json.loads(ran.out)) if key != "shards[].parts"]
+    documented = rows(section("json.md", "The summary of `mvw merge`"))
+    assert list(dict.fromkeys(keys)) == [key for key, *_ in documented]
+
+
+def test_every_key_of_the_file_beside_a_log_is_documented() -> None:
+    log("a.jsonl", ok("x"))
+    content = json.loads(Path("a.jsonl.run.json").read_text())
+    documented = rows(section("json.md", "The file beside a log"))
+    assert list(dotted(content, whole=("fingerprint.profile",))) == [key for key, *_ in documented]
+
+
+def test_of_many_logs_those_are_shown_that_something_is_wrong_with(mvw: Run) -> None:
+    parts = divided(30, 300, leave_out=1)
+    ran = mvw("merge", *parts[:29], "-o", "all.jsonl")
+    listed = len(shards(30, 300)[0])
+    assert ran.code == 3
+    first, _, row, last = ran.out.splitlines()
+    assert first == "28 of 29 logs are whole."
+    assert row.split() == ["part0.jsonl", "0/30", str(listed), str(listed - 1), "0"]
+    assert last.startswith("all.jsonl: ")
+    parse_hint(refused(*parts, output="part0.txt").hint or "")
+
+
+def test_remarks_are_warnings_and_quiet_silences_them(mvw: Run) -> None:
+    write(Path("b.jsonl"), ok("x"))
+    ran = mvw("merge", "b.jsonl", "-o", "all.jsonl")
+    assert (ran.code, len(ran.warnings)) == (0, 1)
+    ran = mvw("merge", "-q", "b.jsonl", "-o", "all.jsonl", "--overwrite")
+    assert (ran.code, ran.err) == (0, "")
+    assert "all.jsonl: 1 answered, 0 failed" in ran.out
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal(mvw: Run) -> None:
+    name = "a\x1b[31m.jsonl"
+    write(Path(name), ok("x"))
+    ran = mvw("merge", name, "-o", "all.txt")
+    assert ran.code == 2
+    assert "\x1b" not in ran.err
+
+
+def test_without_shards_or_output_the_usage_is_shown(mvw: Run) -> None:
+    assert mvw("merge", "-o", "all.jsonl").code == 2
+    assert mvw("merge", "a.jsonl").code == 2
+
+
+HEAVY = {"torch", "transformers", "PIL", "numpy", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        (["--help"], HEAVY | {"rich", "yaml", "sqlite3"}),
+        (["a.jsonl", "-o", "all.jsonl"], HEAVY | {"rich", "pyarrow"}),
+    ],
+)
+def test_it_needs_none_of_the_heavy_libraries(words: list[str], absent: set[str]) -> None:
+    log("a.jsonl", ok("x"))
+    code = (
+        "import sys\n"
+        "from mvw_cli.__main__ import main\n"
+        "code = main(['merge', *sys.argv[1:]])\n"
+        "print(code, *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MVW_LOAD_PLUGINS": ""},
+        check=True,
+    )
+    code_, *modules = done.stderr.splitlines()[-1].split()
+    assert code_ == "0"
+    assert not set(modules) & absent
+
+
+def test_ctrl_c_takes_back_what_was_appended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log("a.jsonl", ok("x"))
+    log("b.jsonl", *(ok(f"{number}", text="word " * 1000) for number in range(20)))
+    before = Path("a.jsonl").read_bytes()
+    real, sizes = Coverage.see, []
+
+    def interrupted(self: Coverage, id: str) -> None:
+        if id == "15":
+            sizes.append(Path("a.jsonl").stat().st_size)
+            raise KeyboardInterrupt
+        real(self, id)
+
+    monkeypatch.setattr(Coverage, "see", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge(["a.jsonl", "b.jsonl"], "a.jsonl")
+    assert sizes[0] > len(before)
+    assert Path("a.jsonl").read_bytes() == before
+    with pytest.raises(KeyboardInterrupt):
+        merge(["b.jsonl"], "new.jsonl")
+    assert sorted(files()) == [f"{name}.jsonl{end}" for name in "ab" for end in ("", ".run.json")]
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from records import ok
+from mvw_cli.batch.store.merge import merge
+from mvw_cli.batch.store.record import dumps
+line = dumps(ok("NAME", text="word " * 200))
+for part in "ab":
+    with open(part + ".jsonl", "wb") as file:
+        for number in range(int(sys.argv[2])):
+            file.write(line.replace(b"NAME", f"{part}{number}.png".encode()))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert merge(["a.jsonl", "b.jsonl"], "all.jsonl", overwrite=True).answered == 2 * int(sys.argv[2])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_is_flat() -> None:
+    grown_mib = []
+    for count in ("1000", "8000"):
+        words = [sys.executable, "-c", MEMORY, str(HELPERS), count]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        grown_mib.append(int(done.stdout))
+    assert Path("all.jsonl").stat().st_size > 30e6
+    assert grown_mib[1] - grown_mib[0] < 12
+
+
+def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+    """SIGKILL right before the rename: the output is untouched, and merging again works."""
+    log("a.jsonl", ok("x"))
+    log("all.jsonl", ok("y"), failed("x"))
+    before = files()
+    code = (
+        "import os, signal\n"
+        "from mvw_cli.batch.store.merge import merge\n"
+        "os.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "merge(['a.jsonl', 'all.jsonl'], 'all.jsonl')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == -9
+    left = files()
+    assert {name: left[name] for name in before} == before
+    assert all(re.match(r"\.all\.jsonl\..+", name) for name in left.keys() - before.keys())
+    assert merge(["a.jsonl", "all.jsonl"], "all.jsonl").answered == 2

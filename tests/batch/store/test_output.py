@@ -1,0 +1,223 @@
+"""Where records end up: names, tables, and addresses of fsspec with a copy of everything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from hints import parse_hint
+from records import fingerprint, ok
+
+from mvw_cli.batch.store.log import RecordLog
+from mvw_cli.batch.store.output import Output, plan_output
+from mvw_cli.errors import MvwError, UsageProblem
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder in a store that is neither file nor network."""
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    yield "memory://bucket/runs"
+    store.store.clear()
+
+
+def record(output: Output, *ids: str) -> None:
+    with RecordLog.open(output.log, fingerprint()) as log:
+        for id in ids:
+            log.append(ok(id))
+
+
+def ids(data: bytes) -> list[str]:
+    return [json.loads(line)["id"] for line in data.splitlines()]
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "out/r.v2.JSONL", "/tmp/ö.jsonl"])
+def test_a_log_is_its_own_result(name: str) -> None:
+    output = plan_output(name, "default.jsonl")
+    assert output == Output(name, Path(name))
+    assert output.local == Path(name)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "out/r.parquet", "R.CSV"])
+def test_a_table_keeps_its_log_beside(name: str) -> None:
+    output = plan_output(name, "default.jsonl")
+    assert output == Output(name, Path(f"{name}.jsonl"), table=Path(name))
+    assert output.local == Path(name)
+
+
+def test_an_address_keeps_its_log_here() -> None:
+    log = plan_output("s3://bucket/runs/a.jsonl", "default.jsonl")
+    assert log == Output(
+        "s3://bucket/runs/a.jsonl", Path("a.jsonl"), address="s3://bucket/runs/a.jsonl"
+    )
+    table = plan_output("s3://bucket/runs/a.parquet", "default.jsonl")
+    assert (table.log, table.table) == (Path("a.parquet.jsonl"), Path("a.parquet"))
+
+
+def test_nothing_given_takes_the_default() -> None:
+    assert plan_output(None, "images.results.jsonl").log == Path("images.results.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "proposed"),
+    [
+        ("results.json", "results.jsonl"),
+        ("results", "results.jsonl"),
+        ("my results.xlsx", "my results.jsonl"),
+        ("s3://bucket/a.txt", "s3://bucket/a.jsonl"),
+        ("out.v1/results", "out.v1/results.jsonl"),
+        (".jsonl", "default.jsonl"),
+        (".", "default.jsonl"),
+        ("out/", "out/default.jsonl"),
+        ("out/.jsonl", "out/default.jsonl"),
+        ("R.TXT", "R.jsonl"),
+        ("r.csv/", "r.csv/default.jsonl"),
+        ("-", "default.jsonl"),
+        ("--x.txt", "--x.jsonl"),
+    ],
+)
+def test_other_endings_are_refused_with_one_that_works(name: str, proposed: str) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        plan_output(name, "default.jsonl")
+    error = caught.value
+    assert name in error.message and error.cause and error.hint
+    parse_hint(error.hint)
+    assert error.hint.endswith(proposed) or error.hint.endswith(f"'{proposed}'")
+    plan_output(proposed, "default.jsonl")
+
+
+# --- what lies where at the end ---
+
+
+def test_a_table_is_made_of_the_log() -> None:
+    output = plan_output("r.csv", "d.jsonl")
+    record(output, "a", "b")
+    output.publish()
+    with open("r.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["a", "b"]
+    assert ids(Path("r.csv.jsonl").read_bytes()) == ["a", "b"]
+    record(output, "c")
+    output.publish()
+    assert Path("r.csv").read_text().count("\n") == 4
+
+
+def test_no_records_no_table() -> None:
+    plan_output("r.csv", "d.jsonl").publish()
+    assert os.listdir(".") == []
+
+
+@pytest.fixture(params=["memory", "file"])
+def address(request: pytest.FixtureRequest, memory: str, tmp_path: Path) -> str:
+    """A folder at an address that fsspec serves without a network."""
+    return memory if request.param == "memory" else f"file://{tmp_path}/there/runs"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_run_goes_on_from_another_folder(
+    address: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{address}/r.{ending}"
+    first = plan_output(name, "d.jsonl")
+    assert first.fetch() is False
+    record(first, "a", "b")
+    first.publish()
+    kept = {"r.jsonl"} if ending == "jsonl" else {f"r.{ending}", f"r.{ending}.jsonl"}
+    log = min(kept, key=lambda one: not one.endswith("jsonl"))
+    assert {*os.listdir(".")} == {*kept, f"{log}.run.json"}
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    second = plan_output(name, "d.jsonl")
+    assert second.fetch() is True
+    assert {*os.listdir(".")} == {log, f"{log}.run.json"}
+    with RecordLog.open(second.log, fingerprint()) as opened:
+        assert opened.done == 2
+    with pytest.raises(UsageProblem, match="other settings"):  # the sidecar came, too
+        RecordLog.open(second.log, fingerprint(m=3))
+    record(second, "c")
+    second.publish()
+    with fsspec.open(f"{address}/{log}", "rb") as file:
+        assert ids(file.read()) == ["a", "b", "c"]
+    if ending == "csv":
+        with fsspec.open(name, "r", newline="") as file:
+            assert [row["id"] for row in csv.DictReader(file)] == ["a", "b", "c"]
+    if ending == "parquet":
+        import pyarrow.parquet as pq
+
+        with fsspec.open(name, "rb") as file:
+            assert pq.read_table(file)["id"].to_pylist() == ["a", "b", "c"]
+
+
+def test_a_log_that_is_here_is_newer(memory: str) -> None:
+    output = plan_output(f"{memory}/r.jsonl", "d.jsonl")
+    record(output, "a")
+    output.publish()
+    record(output, "b")  # and then the machine went down
+    assert output.fetch() is False
+    assert ids(Path("r.jsonl").read_bytes()) == ["a", "b"]
+
+
+def test_a_log_without_its_sidecar_is_fetched_all_the_same(memory: str) -> None:
+    output = plan_output(f"{memory}/r.jsonl", "d.jsonl")
+    record(output, "a")
+    output.publish()
+    os.unlink("r.jsonl")
+    os.unlink("r.jsonl.run.json")
+    fsspec.filesystem("memory").rm("/bucket/runs/r.jsonl.run.json")
+    assert output.fetch() is True
+    assert os.listdir(".") == ["r.jsonl"]
+
+
+class Down:
+    """A store whose writes fail as stores' do: with an exception of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        class AccessDenied(Exception):
+            pass
+
+        def refuse(*args: object, **more: object) -> None:
+            raise AccessDenied("AccessDenied:\nno PutObject for you")
+
+        monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_store_that_fails_keeps_the_log_and_names_it(
+    memory: str, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = plan_output(f"{memory}/r.{ending}", "d.jsonl")
+    record(output, "a")
+    Down(monkeypatch)
+    with pytest.raises(MvwError) as caught:
+        output.publish()
+    error = caught.value
+    log = "r.jsonl" if ending == "jsonl" else "r.csv.jsonl"
+    assert error.message == f"Cannot write {memory}/{log}"
+    assert error.cause == f"AccessDenied: no PutObject for you; {log} holds it on this machine"
+    assert error.hint == f"ls -l {log}"
+    assert ids(Path(log).read_bytes()) == ["a"]
+    assert ending == "jsonl" or Path("r.csv").exists()
+
+
+def test_a_protocol_that_nobody_speaks() -> None:
+    with pytest.raises(UsageProblem) as caught:
+        plan_output("nonsense://bucket/r.jsonl", "d.jsonl").fetch()
+    assert caught.value.message == "Cannot read nonsense://bucket/r.jsonl"
+    assert os.listdir(".") == []

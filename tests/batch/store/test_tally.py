@@ -1,0 +1,194 @@
+"""The counts of a batch, from its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import failed, ok
+
+from mvw_cli.batch.serve.server import State
+from mvw_cli.batch.store import tally as module
+from mvw_cli.batch.store.output import plan_output
+from mvw_cli.batch.store.tally import Tally
+from mvw_cli.cli.batch.summary import rate, readable_time, summarise
+from mvw_cli.cli.batch.view import progress_line
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "perf_counter", clock)
+    return clock
+
+
+def timed(latency_ms: float | None, **more: Any) -> dict[str, Any]:
+    record = ok("a", **more)
+    record["timings"]["latency_ms"] = latency_ms
+    return record
+
+
+def test_records_are_counted_by_what_came_of_them(clock: Clock) -> None:
+    tally = Tally(listed=10)
+    tally.skip()
+    tally.skip()
+    tally.begin()
+    for _ in range(3):
+        tally.add(timed(5.0))
+    tally.add(failed("x"))
+    assert (tally.answered, tally.failed, tally.served) == (3, 1, 4)
+    assert (tally.skipped, tally.remaining) == (2, 4)
+    assert tally.generated_tokens == 9
+    assert tally.errors == {"BadImage": 1}
+
+
+def test_what_withdrawal_freed() -> None:
+    tally = Tally(listed=3)
+    tally.add(timed(5.0))
+    kept = timed(5.0)
+    kept["withdrawal"] = None
+    tally.add(kept)
+    assert (tally.withdrawals, tally.kv_bytes_before, tally.kv_bytes_freed) == (1, 4000, 2500)
+
+
+def test_rate_and_time_left_go_by_what_this_run_has_served(clock: Clock) -> None:
+    tally = Tally(listed=30)
+    for _ in range(10):
+        tally.skip()
+    assert (tally.elapsed_s, tally.items_per_s, tally.left_s) == (0.0, None, None)
+    tally.begin()
+    clock.now += 3
+    assert (tally.elapsed_s, tally.items_per_s, tally.left_s) == (3.0, None, None)
+    for _ in range(5):
+        tally.add(timed(5.0))
+    clock.now += 7
+    assert tally.items_per_s == 0.5
+    assert tally.left_s == 30.0
+    for _ in range(20):  # a list that was counted before it grew
+        tally.add(timed(5.0))
+    assert (tally.remaining, tally.left_s) == (0, 0.0)
+
+
+def test_latency() -> None:
+    tally = Tally()
+    assert tally.latency_ms() is None
+    for value in (None, float("nan"), float("inf")):  # of an item that was read twice, say
+        tally.add(timed(value))
+    assert tally.latency_ms() is None
+    for value in (30.0, 10.0, 20.0, 40.0, 50.0):
+        tally.add(timed(value))
+    latency = tally.latency_ms()
+    assert latency == {"median": 30.0, "p90": pytest.approx(46.0)}
+    assert tally.answered == 8
+
+
+def test_one_answer_is_median_and_p90_at_once() -> None:
+    tally = Tally()
+    tally.add(timed(7.0))
+    assert tally.latency_ms() == {"median": 7.0, "p90": 7.0}
+
+
+# --- what is told of them ---
+
+
+def test_a_line_of_progress(clock: Clock) -> None:
+    tally, state = Tally(listed=2000), State(slots=3, most_slots=8)
+    assert progress_line(tally, state) == "0 of 2,000, slots 3/8"
+    tally.begin()
+    for _ in range(900):
+        tally.skip()
+    for _ in range(99):
+        tally.add(timed(5.0))
+    tally.add(failed("x"))
+    clock.now += 50
+    state.generated_tokens, state.kv_allocated_bytes = 15_000, 3 * 2**20
+    assert progress_line(tally, state) == (
+        "1,000 of 2,000, 1 failed, 2 items/s, 300 tokens/s, slots 3/8, KV cache 3.0 MiB, "
+        "8 min 20 s left"
+    )
+
+
+def told(tally: Tally, state: State | None = None, **more: Any) -> dict[str, str]:
+    given = {"failed_in_log": tally.failed, "interrupted": False, **more}
+    words = ("images", "What's this?", "--retry-failed", "--json")
+    output = plan_output("out/x.csv", "y.jsonl")
+    return dict(summarise(tally, state, output=output, words=words, **given).lines())
+
+
+def test_a_summary(clock: Clock) -> None:
+    tally = Tally(listed=7)
+    tally.skip()
+    tally.begin()
+    for value in (100.0, 200.0, 4000.0):
+        tally.add(timed(value))
+    tally.add(failed("x"))
+    clock.now += 90
+    state = State(kv_allocated_bytes_peak=3 * 2**20)
+    assert told(tally, state) == {
+        "Items": "3 answered, 1 failed (1 BadImage), 1 had their record before, 2 left",
+        "Time": "1 min 30 s, 0.0444 items/s, 0.1 tokens/s",
+        "Latency": "median 200 ms, p90 3.2 s",
+        "Withdrawal": "3 times, 7.3 KiB of cache entries freed, 62% of what was there",
+        "KV cache": "3.0 MiB at most",
+        "Records": "out/x.csv",
+        "Go on": """mvw batch images 'What'"'"'s this?'""",
+        "Retry failed": """mvw batch images 'What'"'"'s this?' --retry-failed""",
+    }
+
+
+def test_a_summary_of_nothing() -> None:
+    tally = Tally(listed=2, skipped=2)
+    assert told(tally) == {
+        "Items": "0 answered, 2 had their record before",
+        "Records": "out/x.csv",
+    }
+    assert "Retry failed" in told(tally, failed_in_log=1)
+
+
+def test_the_table_and_the_log_are_told_apart(tmp_path: Path) -> None:
+    tally = Tally()
+    summary = summarise(
+        tally,
+        None,
+        output=plan_output(str(tmp_path / "x.csv"), "y.jsonl"),
+        failed_in_log=0,
+        interrupted=False,
+        words=(),
+    ).to_dict()
+    assert summary["output"] == str(tmp_path / "x.csv")
+    assert summary["log"] == str(tmp_path / "x.csv.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0004, "0 ms"),
+        (0.0126, "13 ms"),
+        (0.9999, "1.0 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1 min 0 s"),
+        (61, "1 min 1 s"),
+        (3599.6, "1 h 0 min"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_durations_as_people_read_them(seconds: float, text: str) -> None:
+    assert readable_time(seconds) == text
+
+
+def test_rates_as_people_read_them() -> None:
+    assert [rate(one) for one in (0.0444, 2, 12.34, 99.96, 1234.5)] == [
+        "0.0444",
+        "2",
+        "12.3",
+        "100",
+        "1,234",
+    ]

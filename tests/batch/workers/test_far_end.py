@@ -1,0 +1,125 @@
+"""What a worker in another process says of itself: with a model made up, in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from records import item, ok
+from workers import RUN, job
+
+from mvw_cli.batch.items import Item
+from mvw_cli.batch.serve.server import State
+from mvw_cli.batch.workers import serving
+from mvw_cli.batch.workers.messages import (
+    Begin,
+    Broken,
+    Died,
+    Done,
+    Drain,
+    End,
+    Ended,
+    Give,
+    Loaded,
+    Report,
+    Stands,
+    Wants,
+)
+from mvw_cli.batch.workers.serving import AHEAD, Serving
+from mvw_cli.errors import ModelProblem
+
+
+class Stub:
+    """Answers each item at once, unless its question names an error."""
+
+    revision = "c0ffee"
+
+    def __init__(self, job: object) -> None:
+        self.state = State()
+
+    def records(
+        self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
+    ) -> Iterator[dict[str, Any]]:
+        self.state = State()
+        for one in items:
+            if one.question == "device":
+                raise torch.AcceleratorError("CUDA error: an illegal address\nmore of it")
+            if one.question == "model":
+                raise ModelProblem("not exactly", cause="a test", hint="mvw doctor")
+            self.state.generated_tokens += 3
+            self.state.notes.append(one.id)
+            yield ok(one.id, run=run)
+            if draining():
+                return
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> tuple[Serving, list[Report], threading.Thread]:
+    monkeypatch.setattr(serving, "Worker", Stub)
+    reports: list[Report] = []
+    worker = Serving(job(), reports.append, every_s=30.0)
+    thread = threading.Thread(target=worker.work, daemon=True)
+    thread.start()
+    return worker, reports, thread
+
+
+def wait_for(reports: list[Report], kind: type, count: int = 1) -> list[Any]:
+    for _ in range(1000):
+        found = [report for report in reports if isinstance(report, kind)]
+        if len(found) >= count:
+            return found
+        threading.Event().wait(0.01)
+    raise AssertionError(reports)
+
+
+def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> None:
+    worker, reports, thread = said
+    for run in (RUN, "f" * 16):  # it can be told to begin again
+        before = len(reports)
+        worker.deliver(Begin(run))
+        worker.deliver(Give(item("a")))
+        worker.deliver(Give(item("b")))
+        worker.deliver(End())
+        wait_for(reports, Ended, 1 if run == RUN else 2)
+        new = [report for report in reports[before:] if not isinstance(report, Loaded)]
+        assert [r.record["id"] for r in new if isinstance(r, Done)] == ["a", "b"]
+        assert {r.record["run"] for r in new if isinstance(r, Done)} == {run}
+        assert sum(r.count for r in new if isinstance(r, Wants)) == AHEAD + 2
+        (stands,) = (r for r in new if isinstance(r, Stands))
+        assert stands.state.generated_tokens == 6
+        assert list(stands.state.notes) == ["a", "b"]
+        assert isinstance(new[-1], Ended)
+    assert reports[0] == Loaded("c0ffee")
+    assert thread.is_alive()
+
+
+def test_it_drains(said: Any) -> None:
+    worker, reports, _ = said
+    worker.deliver(Begin(RUN))
+    worker.deliver(Drain())
+    wait_for(reports, Ended)
+    assert not [report for report in reports if isinstance(report, Done)]
+
+
+def test_a_lost_device_is_a_death_and_all_else_is_an_error(said: Any) -> None:
+    worker, reports, thread = said
+    worker.deliver(Begin(RUN))
+    worker.deliver(Give(item("a", "device")))
+    (died,) = wait_for(reports, Died)
+    assert died == Died("lost its device: CUDA error: an illegal address")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_an_error_of_serving_is_sent_with_where_it_came_from(said: Any) -> None:
+    worker, reports, thread = said
+    worker.deliver(Begin(RUN))
+    worker.deliver(Give(item("a", "model")))
+    (broken,) = wait_for(reports, Broken)
+    assert isinstance(broken.error, ModelProblem) and not broken.loading
+    assert "test_far_end.py" in broken.error.__notes__[0]
+    thread.join(10)
+    assert not thread.is_alive()

@@ -1,0 +1,322 @@
+"""Workers served by demand, and what becomes of items whose workers die: with workers made up."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from records import item, ok
+from workers import RUN
+
+from mvw_cli.batch.items import Item
+from mvw_cli.batch.serve.server import State
+from mvw_cli.batch.store.reserve import DiskFull
+from mvw_cli.batch.workers.messages import (
+    Begin,
+    Broken,
+    Died,
+    Done,
+    Ended,
+    Give,
+    Loaded,
+    Order,
+    Report,
+    Stands,
+    Wants,
+    portable,
+)
+from mvw_cli.batch.workers.pool import RESTARTS, Pool
+from mvw_cli.errors import ExitCode, MvwError, OutOfMemory
+
+ROOM = 4
+ITEMS = [item(str(number)) for number in range(40)]
+
+
+class Fake:
+    """A fleet in which each call of `receive` lets every worker answer one item, or die."""
+
+    def __init__(self, workers: int, dies: Callable[[int, list[str]], bool]) -> None:
+        self.workers, self.dies = workers, dies
+        self.reports: deque[tuple[int, Report]] = deque()
+        self.held: dict[int, list[str]] = {}
+        self.starts = [0] * workers
+        self.done = [0] * workers
+        self.most_held = 0
+        self.resting: set[int] = set()
+        self.slow: set[int] = set()
+        self.closed = False
+        self.ending: set[int] = set()
+        self.loads: Callable[[int], Report] = lambda worker: Loaded("c0ffee")
+
+    def start(self, worker: int) -> None:
+        self.starts[worker] += 1
+        self.reports.append((worker, self.loads(worker)))
+
+    def send(self, worker: int, order: Order) -> None:
+        match order:
+            case Begin():
+                self.held[worker] = []
+                self.reports.append((worker, Wants(ROOM)))
+            case Give(one):
+                self.held[worker].append(one.id)
+                self.most_held = max(self.most_held, len(self.held[worker]))
+            case _:
+                self.ending.add(worker)
+
+    def receive(self, timeout_s: float) -> list[tuple[int, Report]]:
+        for worker, held in list(self.held.items()):
+            if self.dies(worker, held):
+                del self.held[worker]
+                self.reports.append((worker, Died("was killed by a test")))
+            elif held and worker not in self.resting:
+                self.done[worker] += 1
+                answer = ok(held.pop(0), run=RUN)
+                self.reports += [(worker, Done(answer)), (worker, Wants(1))]
+            elif worker in self.ending:
+                self.ending.discard(worker)
+                del self.held[worker]
+                self.reports.append((worker, Ended()))
+        time.sleep(0.0005)  # the iterator of items is read in a thread
+        found = list(self.reports)
+        self.reports.clear()
+        return found
+
+    def stop(self, worker: int, *, for_good: bool = False) -> None:
+        self.held.pop(worker, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def never(worker: int, held: list[str]) -> bool:
+    return False
+
+
+def serve(
+    fleet: Fake, items: Iterator[Item] | None = None, draining: Callable[[], bool] = lambda: False
+) -> tuple[dict[str, dict[str, Any]], Pool]:
+    """Serve items; return the records by id, each of which has come once."""
+    found: dict[str, dict[str, Any]] = {}
+    with Pool(fleet, [f"worker {n}" for n in range(fleet.workers)]) as pool:
+        for record in pool.records(items or iter(ITEMS), run=RUN, draining=draining):
+            assert record["id"] not in found
+            found[record["id"]] = record
+    assert fleet.closed
+    return found, pool
+
+
+def test_every_item_is_answered_once_by_workers_that_share_the_work() -> None:
+    fleet = Fake(3, never)
+    found, pool = serve(fleet)
+    assert found.keys() == {one.id for one in ITEMS}
+    assert pool.revision == "c0ffee"
+    assert min(fleet.done) > 8
+    assert fleet.most_held <= ROOM
+
+
+def test_no_more_items_are_fetched_than_there_is_room_for() -> None:
+    fetched = 0
+
+    def items() -> Iterator[Item]:
+        nonlocal fetched
+        for one in ITEMS * 25:
+            fetched += 1
+            yield item(f"{one.id}-{fetched}")
+
+    fleet = Fake(2, never)
+    with Pool(fleet, ["a", "b"]) as pool:
+        for done, _ in enumerate(pool.records(items(), run=RUN, draining=lambda: False), start=1):
+            assert fetched - done < 2 * (ROOM + 1) + 20
+    assert done == 1000
+
+
+def test_a_worker_that_rests_does_not_keep_items_from_the_others() -> None:
+    fleet = Fake(2, never)
+    fleet.resting = {0}
+    before: list[int] = []
+
+    def draining() -> bool:
+        if fleet.done[1] == len(ITEMS) - ROOM:
+            before.append(fleet.done[0])
+            fleet.resting = set()
+        return False
+
+    found, _ = serve(fleet, draining=draining)
+    assert before[0] == 0
+    assert len(found) == len(ITEMS)
+
+
+def test_what_a_dead_worker_held_is_answered_by_others_and_it_is_started_again() -> None:
+    died: list[list[str]] = []
+
+    def dies(worker: int, held: list[str]) -> bool:
+        if worker == 0 and fleet.done[0] > 3 and len(held) > 2 and not died:
+            died.append(list(held))
+            return True
+        return False
+
+    fleet = Fake(2, dies)
+    found, pool = serve(fleet)
+    assert found.keys() == {one.id for one in ITEMS}
+    assert all(record["status"] == "ok" for record in found.values())
+    again = {id for id, record in found.items() if record["attempts"] == 2}
+    assert again == set(died[0])
+    assert fleet.starts == [2, 1]
+    (note,) = pool.state.notes
+    assert note.startswith(f"worker 0: was killed by a test; {len(again)} items")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_poisonous_item_fails_and_takes_no_other_with_it(workers: int) -> None:
+    poison = {"0", "17", "39"}
+    fleet = Fake(workers, lambda worker, held: bool(poison & set(held)))
+    found, _ = serve(fleet)
+    assert found.keys() == {one.id for one in ITEMS}
+    failed = {id: record for id, record in found.items() if record["status"] == "failed"}
+    assert failed.keys() == poison
+    for record in failed.values():
+        assert record["error"]["type"] == "WorkerDied"
+        assert record["error"]["cause"] == "it was killed by a test"
+        assert record["attempts"] >= 2
+        assert record.keys() == ok("0").keys()
+
+
+def test_workers_that_only_die_are_given_up_and_the_run_ends() -> None:
+    fleet = Fake(2, lambda worker, held: bool(held))
+    with pytest.raises(MvwError, match="without an answer in between") as caught:
+        serve(fleet)
+    assert caught.value.cause == "the last time it was killed by a test"
+    assert max(fleet.starts) <= RESTARTS + 1
+    assert fleet.closed
+
+
+def test_a_worker_that_only_dies_does_not_end_the_others() -> None:
+    fleet = Fake(2, lambda worker, held: worker == 0 and bool(held))
+    found, pool = serve(fleet)
+    assert found.keys() == {one.id for one in ITEMS}
+    assert fleet.starts == [RESTARTS + 1, 1]
+    assert "given up" in pool.state.notes[-1]
+
+
+def test_an_error_of_loading_counts_only_when_all_have_one() -> None:
+    fleet = Fake(2, never)
+    full = OutOfMemory("The model does not fit.", cause="It is large.", hint="mvw doctor")
+    fleet.loads = lambda worker: Loaded(None) if worker else Broken(full, loading=True)
+    found, pool = serve(fleet)
+    assert len(found) == len(ITEMS)
+    assert list(pool.state.notes) == ["worker 0: given up: The model does not fit. (It is large.)"]
+    fleet = Fake(2, never)
+    fleet.loads = lambda worker: Broken(full, loading=True)
+    with pytest.raises(OutOfMemory) as caught:
+        serve(fleet)
+    assert caught.value is full
+    assert fleet.closed and fleet.starts == [1, 1]
+
+
+def test_workers_with_other_weights_than_the_first_are_not_used() -> None:
+    fleet = Fake(2, never)
+    fleet.loads = lambda worker: Loaded(f"commit-{worker}")
+    found, pool = serve(fleet)
+    assert len(found) == len(ITEMS)
+    assert pool.revision == "commit-0"
+    assert fleet.done[1] == 0
+    assert "commit-1" in pool.state.notes[0]
+
+
+def test_an_error_while_serving_ends_the_run_as_it_would_in_one_process() -> None:
+    fleet = Fake(2, never)
+    fleet.reports.append((1, Broken(OutOfMemory("no"), loading=False)))
+    with pytest.raises(OutOfMemory):
+        serve(fleet)
+    assert fleet.closed
+
+
+def test_draining_finishes_what_was_given_and_gives_no_more() -> None:
+    fleet = Fake(2, never)
+    found, _ = serve(fleet, draining=lambda: sum(fleet.done) >= 10)
+    assert 10 <= len(found) <= 10 + 2 * ROOM
+    assert fleet.ending == set()
+
+
+def test_what_the_items_raise_is_raised_once_all_from_before_are_answered() -> None:
+    def items() -> Iterator[Item]:
+        yield from ITEMS[:7]
+        raise OutOfMemory("of the list")
+
+    fleet = Fake(2, never)
+    found = []
+    with pytest.raises(OutOfMemory, match="of the list"), Pool(fleet, ["a", "b"]) as pool:
+        for record in pool.records(items(), run=RUN, draining=lambda: False):
+            found.append(record["id"])
+    assert sorted(found) == [one.id for one in ITEMS[:7]]
+
+
+def test_a_second_list_can_follow_and_follows_also_a_first_that_was_left() -> None:
+    fleet = Fake(2, never)
+    with Pool(fleet, ["a", "b"]) as pool:
+        first = pool.records(iter(ITEMS[:10]), run=RUN, draining=lambda: False)
+        assert len(list(first)) == 10
+        left = pool.records(iter(ITEMS), run=RUN, draining=lambda: False)
+        next(left)
+        left.close()
+        third = [r["id"] for r in pool.records(iter(ITEMS), run=RUN, draining=lambda: False)]
+    assert sorted(third) == sorted(one.id for one in ITEMS)
+
+
+def test_the_state_is_the_sum_and_counters_outlive_their_workers() -> None:
+    def dies(worker: int, held: list[str]) -> bool:
+        return worker == 0 and fleet.starts[0] == 1 and fleet.done[0] > 8
+
+    fleet = Fake(2, dies)
+    with Pool(fleet, ["a", "b"]) as pool:
+        states = (State(slots=3, kv_bytes=10, generated_tokens=5, withdrawals=1),)
+        states += (State(slots=2, kv_bytes=7, generated_tokens=6, withdrawals=2),)
+        states[1].notes.append("16 slots")
+        records = pool.records(iter(ITEMS), run=RUN, draining=lambda: False)
+        next(records)
+        fleet.reports += [(0, Stands(states[0])), (1, Stands(states[1]))]
+        next(records), next(records), next(records)
+        now = pool.state
+        assert (now.slots, now.kv_bytes, now.generated_tokens, now.withdrawals) == (5, 17, 11, 3)
+        assert list(now.notes) == ["b: 16 slots"]
+        list(records)
+        assert fleet.starts[0] == 2
+        now = pool.state
+        assert (now.slots, now.kv_bytes, now.generated_tokens, now.withdrawals) == (0, 0, 11, 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemory("It does not fit.", cause="It is large.", hint="mvw doctor"),
+        DiskFull("Cannot write", cause="full", hint="df -h"),
+        ValueError("a fault"),
+    ],
+)
+def test_an_error_stays_what_it_is_on_its_way(error: Exception) -> None:
+    try:
+        raise error
+    except Exception as raised:
+        again = pickle.loads(pickle.dumps(Broken(portable(raised), loading=True))).error
+    assert type(again) is type(error) and str(again) == str(error)
+    if isinstance(error, MvwError):
+        assert (again.exit_code, again.cause, again.hint) == (
+            error.exit_code,
+            error.cause,
+            error.hint,
+        )
+    assert "test_pool.py" in again.__notes__[0]
+
+
+def test_an_error_that_cant_be_sent_keeps_its_words() -> None:
+    class Own(OutOfMemory):  # pickle does not find it
+        pass
+
+    again = portable(Own("It does not fit.", cause="It is large.", hint="mvw doctor"))
+    assert isinstance(again, MvwError)
+    assert (again.exit_code, again.message) == (ExitCode.OUT_OF_MEMORY, "It does not fit.")
+    assert (again.cause, again.hint) == ("It is large.", "mvw doctor")

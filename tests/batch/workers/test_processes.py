@@ -1,0 +1,168 @@
+"""Several processes on this machine, killed and interrupted: with real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from workers import RUN, essence, items, job
+
+from mvw_cli.batch.workers import worker
+from mvw_cli.batch.workers.here import Here
+from mvw_cli.batch.workers.processes import Processes, devices
+from mvw_cli.errors import ModelProblem, UsageProblem
+from mvw_cli.machine import facts
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """All processes that a process has started, the helpers of multiprocessing included."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(one) for task in tasks for one in task.read_text().split()]
+
+
+def gone(pids: list[int], within_s: float = 10.0) -> bool:
+    end = time.monotonic() + within_s
+    while any(map(alive, pids)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path: Path) -> None:
+    made = items(tmp_path / "images", 24, {5: "kill-once"})
+    with Processes(job(), 2) as pool:
+        pids = [process.pid for process, _ in pool._fleet._running.values()]
+        assert pool.revision == "c0ffee"
+        records = list(pool.records(iter(made), run=RUN, draining=lambda: False))
+        pids += [process.pid for process, _ in pool._fleet._running.values()]
+        state = pool.state
+    assert gone(pids) and len(set(pids)) == 3
+    with Here(job()) as here:
+        undisturbed = essence(here.records(iter(made), run=RUN, draining=lambda: False))
+    assert essence(records) == undisturbed
+    assert len({record["answer"] for record in records}) > 5  # it could tell them apart
+    by_id = {record["id"]: record for record in records}
+    assert by_id["5.png"]["attempts"] == 2 and by_id["5.png"]["status"] == "ok"
+    assert state.withdrawals == len(records) and state.freed_bytes > 0
+    assert any("killed by SIGKILL" in note for note in state.notes)
+
+
+def test_the_error_of_loading_is_the_workers_own(mortal: None) -> None:
+    with pytest.raises(ModelProblem) as caught, Processes(job("refuse"), 1):
+        pass
+    error = caught.value
+    assert (error.message, error.cause, error.hint) == (
+        "It will not load.",
+        "It is a test.",
+        "mvw doctor",
+    )
+    assert "mortal_model.py" in error.__notes__[0]
+
+
+def test_ctrl_c_is_the_parents_matter_and_its_death_is_everyones(
+    mortal: None, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).parents[2] / "helpers" / "group.py", tmp_path / "images"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MORTAL_PACE_S": "0.03"},
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert process.stdout.readline().endswith(" ok\n")
+        os.killpg(process.pid, signal.SIGINT)
+        answered = list(iter(process.stdout.readline, "drained\n"))
+        assert all(line.endswith(" ok\n") for line in answered) and len(answered) < 40
+        assert process.stdout.readline().endswith(" ok\n")
+        everyone = children(process.pid)
+        assert set(workers) <= set(everyone) and len(workers) == 2  # none was started again
+        assert all(map(alive, workers))
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    assert gone(everyone)
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "expected"),
+    [
+        ("cpu", 3, 2, ["cpu"] * 3),
+        ("auto", 2, 0, ["cpu"] * 2),
+        ("auto", 2, 2, ["cuda:0", "cuda:1"]),
+        ("cuda", 3, 8, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda:1", 1, 2, ["cuda:1"]),
+    ],
+)
+def test_each_worker_has_a_device_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, workers: int, gpus: int, expected: list[str]
+) -> None:
+    monkeypatch.setattr(facts, "gpu_count", lambda: gpus)
+    assert devices(job().on(device), workers) == expected
+
+
+def test_workers_on_a_cpu_take_a_part_of_the_free_memory_each(
+    mortal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "free_memory", lambda device: 10**6)
+    notes = []
+    for sharers in (1, 4):
+        with Here(replace(job(), slots=None, sharers=sharers)) as here:
+            list(here.records(iter(items(tmp_path, 1)), run=RUN, draining=lambda: False))
+            notes += here.state.notes
+    assert len(notes) == 2
+    assert notes[0].split(": ")[1].startswith("976.6 KiB")
+    assert notes[1].split(": ")[1].startswith("244.1 KiB")
+    sent = Processes(job(), 3)._fleet._jobs
+    assert [one.sharers for one in sent] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus"),
+    [("cuda:1", 2, 2), ("cuda", 3, 2), ("mps", 2, 0), ("cuda", 2, 0)],
+)
+def test_too_few_devices_are_an_error_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+    check_hint: Callable[[str], None],
+    device: str,
+    workers: int,
+    gpus: int,
+) -> None:
+    monkeypatch.setattr(facts, "gpu_count", lambda: gpus)
+    with pytest.raises(UsageProblem) as caught:
+        Processes(job().on(device), workers)
+    assert caught.value.hint is not None
+    check_hint(caught.value.hint)
+
+
+def test_threads_are_divided_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from mvw_cli.batch.workers.serving import share_threads
+
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for workers in (1, 4, 20):
+        share_threads(workers)
+    assert chosen == [9, 2, 1]

@@ -1,0 +1,139 @@
+"""Workers on a real Ray of this machine, one of which is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workers import RUN, essence, items, job
+
+from mvw_cli.batch.workers.here import Here
+from mvw_cli.batch.workers.messages import Begin, Broken, Died
+from mvw_cli.batch.workers.ray import OnRay
+from mvw_cli.batch.workers.ray import _connect as connect
+from mvw_cli.batch.workers.ray import _import as import_ray
+from mvw_cli.batch.workers.ray_actors import Actor
+from mvw_cli.errors import ModelProblem, UsageProblem
+
+
+@pytest.fixture
+def running(mortal: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray that is there already, on which the plugin is installed."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = import_ray()
+    connect(ray, "local")
+    yield ray
+    ray.shutdown()
+
+
+def test_a_worker_killed_in_the_middle_changes_no_record(
+    running: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = items(tmp_path / "images", 24, {5: "kill-once"})
+    with OnRay(job(), 2, None) as executor:
+        assert executor.revision == "c0ffee"
+        records = list(executor.records(iter(made), run=RUN, draining=lambda: False))
+        notes = list(executor.state.notes)
+        assert executor.state.withdrawals == len(records)
+        drained = list(executor.records(iter(made), run=RUN, draining=lambda: True))
+    assert drained == []
+    assert running.is_initialized()  # what was there is left as it was
+
+    with Here(job()) as here:
+        undisturbed = essence(here.records(iter(made), run=RUN, draining=lambda: False))
+    assert essence(records) == undisturbed
+    by_id = {record["id"]: record for record in records}
+    assert by_id["5.png"]["attempts"] == 2 and by_id["5.png"]["status"] == "ok"
+    assert any("was lost with its process" in note for note in notes)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_ray_of_our_own_ends_with_the_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    before = helpers()
+    with pytest.raises(UsageProblem, match="no 1000 GPUs"), OnRay(job().on("cuda"), 1000, None):
+        pass
+    assert not import_ray().is_initialized()
+    assert helpers() <= before
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not {"RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS_SKIP_REGEX"} & os.environ.keys()
+    assert capfd.readouterr() == ("", "")
+
+
+def helpers() -> set[str]:
+    """The processes that Ray has started from here."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {one for task in tasks for one in task.read_text().split()}
+
+
+def test_an_actor_reports_what_went_wrong_and_heeds_only_what_is_meant_for_it(
+    mortal: None,
+) -> None:
+    actor = Actor(job("refuse"), "/no/such/folder", 1.0)
+    (broken,) = actor.reports(actor.hello())
+    assert isinstance(broken, Broken) and isinstance(broken.error, ModelProblem)
+    assert broken.error.hint == "mvw doctor"
+    actor.deliver("its predecessor", Begin(RUN))
+    assert actor._serving._begun.empty()
+    actor.deliver(actor.hello(), Begin(RUN))
+    assert not actor._serving._begun.empty()
+    assert actor.reports("its predecessor") == [Died("was started again")]
+
+
+def test_without_ray_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageProblem) as caught, OnRay(job(), 2, None):
+        pass
+    assert caught.value.hint == 'pip install "mvw[ray]"'
+
+
+class Cluster:
+    """As much of Ray as is asked before anything is started."""
+
+    def __init__(self, **resources: float) -> None:
+        self.resources, self.left = resources, False
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: object) -> None:
+        if options["address"] != "local":
+            raise ConnectionError("nobody answers\nat all")
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def shutdown(self) -> None:
+        self.left = True
+
+
+@pytest.mark.parametrize(
+    ("device", "address", "gpus"),
+    [
+        *(("cuda", None, 1), ("auto", None, 1), ("cuda", None, 0)),
+        *(("cpu", "127.0.0.1:1", 0), ("cpu", "auto", 0)),
+    ],
+)
+def test_what_ray_has_no_room_for_is_an_error_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+    check_hint: Callable[[str], None],
+    device: str,
+    address: str | None,
+    gpus: int,
+) -> None:
+    cluster = Cluster(CPU=4, GPU=gpus)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    with pytest.raises(UsageProblem) as caught, OnRay(job().on(device), 2, address):
+        pass
+    assert caught.value.cause and "\n" not in caught.value.cause
+    check_hint(caught.value.hint or "")
+    assert cluster.left

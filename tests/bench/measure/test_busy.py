@@ -1,0 +1,106 @@
+"""The part of a step in which the device computes, from planted traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from planted import Plan, job, planted
+
+from mvw_cli.bench.measure import busy
+from mvw_cli.bench.measure.busy import covered, kernel_seconds, trace
+from mvw_cli.bench.measure.job import settings_of
+from mvw_cli.bench.measure.measure import measure
+from mvw_cli.bench.measure.run import Runner
+from mvw_cli.policies.none import NoWithdrawal
+
+
+@pytest.mark.parametrize(
+    ("spans", "total"),
+    [
+        ([], 0),
+        ([(3, 5)], 2),
+        ([(0, 2), (5, 6)], 3),
+        ([(5, 6), (0, 2)], 3),
+        ([(0, 4), (2, 6)], 6),
+        ([(0, 9), (2, 3), (4, 5)], 9),
+        ([(0, 2), (2, 3)], 3),
+    ],
+)
+def test_what_lies_in_several_spans_counts_once(
+    spans: list[tuple[float, float]], total: float
+) -> None:
+    assert covered(spans) == total
+
+
+def pretend(patch: pytest.MonkeyPatch, each_us: float) -> list[int]:
+    """Let the CPU pass for a device of which every step is traced: one kernel, so long."""
+    steps: list[int] = []
+
+    def traced(work: Callable[[], None], device: Any) -> list[tuple[float, float]]:
+        work()
+        return [(10 * n * each_us, 10 * n * each_us + each_us) for n in range(steps[0])]
+
+    from mvw_cli.engine.slots import Slots
+
+    plain = Slots.step
+
+    def step(self: Slots) -> Any:
+        if steps:
+            steps[0] += 1
+        return plain(self)
+
+    patch.setattr(busy, "traceable", lambda device: True)
+    patch.setattr(busy, "trace", lambda work, device: (steps.append(0), traced(work, device))[1])
+    patch.setattr(Slots, "step", step)
+    return steps
+
+
+@pytest.mark.parametrize(("tokens", "traced"), [(12, 11), (60, 32)])
+def test_kernels_are_counted_over_the_first_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, traced: int
+) -> None:
+    asked = job(tmp_path, new_tokens=tokens)
+    session = planted(Plan(), monkeypatch)
+    steps = pretend(monkeypatch, 1500.0)
+    runner = Runner(session, settings_of(asked), None, lambda: False)
+    found = kernel_seconds(runner, asked.turn(0), NoWithdrawal())
+    assert steps == [traced]
+    assert found == pytest.approx(1.5e-3)
+
+
+def test_nothing_is_claimed_of_a_device_that_can_not_be_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = job(tmp_path)
+    runner = Runner(planted(Plan(), monkeypatch), settings_of(asked), None, lambda: False)
+    assert kernel_seconds(runner, asked.turn(0), NoWithdrawal()) is None
+    monkeypatch.setattr(busy, "traceable", lambda device: True)
+    monkeypatch.setattr(busy, "trace", lambda work, device: work())
+    assert kernel_seconds(runner, asked.turn(0), NoWithdrawal()) is None
+    assert kernel_seconds(runner, asked.turn(0), None) is None
+
+
+def test_a_cell_says_how_busy_the_device_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 30 ms and more, of which kernels run 6."""
+    session = planted(Plan(before=0.03), monkeypatch)
+    pretend(monkeypatch, 6000.0)
+    measured = measure(job(tmp_path), session=session)
+    assert measured.cell is not None and measured.cell.device_busy is not None
+    never = measured.cell.arms[0]
+    assert measured.cell.device_busy == pytest.approx(6 / never.tpot_ms.median)
+    assert 0.02 < measured.cell.device_busy <= 0.2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_trace_of_a_gpu() -> None:
+    matrix = torch.ones(2048, 2048, device="cuda")
+    few = covered(trace(lambda: [matrix @ matrix for _ in range(4)] and None, matrix.device))
+    many = covered(trace(lambda: [matrix @ matrix for _ in range(40)] and None, matrix.device))
+    assert 0 < 3 * few < many

@@ -1,0 +1,200 @@
+"""What is said of the cache, and of when the vision goes, holds for every kind of policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from families import FAMILIES, Family, build
+from mvw_hf.model import HuggingFace
+from sessions import family as session_of
+
+from mvw_cli.adapter import LoadedModel, ModelSpec
+from mvw_cli.bench.measure import kv_bytes
+from mvw_cli.bench.quality import moments
+from mvw_cli.bench.quality.divergence import divergences
+from mvw_cli.cost import shape_of
+from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
+from mvw_cli.engine.types import Failed, Finished, Prefilled, Restored
+from mvw_cli.policies.anneal import Anneal
+from mvw_cli.policies.fastv import FastV
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policies.pulse import Pulse
+from mvw_cli.policies.stack import stacked
+from mvw_cli.policies.vtw import Vtw
+from mvw_cli.policy import Decide, Decision, Restore, StepView, Withdraw, WithdrawalPolicy
+
+GREEDY = GenerationSettings(max_new_tokens=14, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Peek(WithdrawalPolicy):
+    """Parks the vision after `away` tokens, has it back after `back`, and parks it again."""
+
+    name: ClassVar[str] = "peek"
+    away: int = 3
+    back: int = 6
+    again: int | None = 9
+
+    def begin(self) -> Decide:
+        said: dict[int | None, Decision] = {self.back: Restore()}
+        said |= {self.away: Withdraw(park=True), self.again: Withdraw(park=True)}
+
+        def decide(view: StepView) -> Decision | None:
+            return said.get(view.step)
+
+        return decide
+
+
+def beside(family: Family) -> bool:
+    return family.name == "mllama"
+
+
+KINDS: dict[str, WithdrawalPolicy] = {
+    "none": NoWithdrawal(),
+    "mvw": Mvw(m=4),
+    "vtw": Vtw(layer=1),
+    "vtw, then mvw": stacked([Vtw(layer=1), Mvw(m=4)]),
+    "fastv": FastV(layer=2, keep=0.5),
+    "fastv, then mvw": stacked([FastV(layer=2, keep=0.5), Mvw(m=4)]),
+    "anneal": Anneal(end=8, every=2, by="even"),
+    "pulse": Pulse(least=0.2, most=0.5),
+    "parked and back": Peek(),
+    "back to stay": Peek(again=None),
+}
+
+
+def served(
+    family: Family, policies: Sequence[WithdrawalPolicy]
+) -> tuple[list[Request], list[Event]]:
+    asked = []
+    for number, policy in enumerate(policies):
+        prompt = family.prompt(number)
+        asked.append(Request(str(number), prompt, family.layout(prompt), policy, GREEDY))
+    loaded = LoadedModel("test", "tiny", build(family), None, ModelSpec())
+    events = list(Engine(loaded, slots=len(asked)).run(asked))
+    assert not [event for event in events if isinstance(event, Failed)]
+    return asked, events
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_formula_is_what_is_counted_whatever_the_policy(family: Family) -> None:
+    shape = shape_of(HuggingFace(), family.build().config)
+    kinds = [policy for name, policy in KINDS.items() if not (beside(family) and "fastv" in name)]
+    asked, events = served(family, kinds)
+    found = kv_bytes.kv_bytes(events)
+    assert kv_bytes.formula_kv_bytes(shape, 4, asked, events) == found
+    for request in asked:
+        own = [event for event in events if event.request == request.id]
+        assert kv_bytes.formula_kv_bytes(shape, 4, [request], own) == kv_bytes.kv_bytes(own)
+
+
+def by_kind(name: str) -> dict[str, list[Event]]:
+    family = next(one for one in FAMILIES if one.name == name)
+    found = {}
+    for kind, policy in KINDS.items():
+        if not (beside(family) and "fastv" in kind):
+            _, found[kind] = served(family, [policy])
+    return found
+
+
+def test_before_and_after_are_of_one_moment() -> None:
+    """LLaVA: 3 layers of 16 vision tokens; whatever goes bit by bit, all of it is told."""
+    events = by_kind("llava")
+    sizes = {kind: kv_bytes.kv_bytes(own) for kind, own in events.items()}
+    freed = {kind: before - after for kind, (before, after) in sizes.items()}
+    vision = freed["mvw"]
+    assert vision > 0
+    assert freed["anneal"] == freed["parked and back"] == vision
+    assert freed["none"] == freed["vtw"] == freed["pulse"] == freed["back to stay"] == 0
+    assert freed["vtw, then mvw"] == vision / 3  # one layer of three had it
+    assert freed["fastv, then mvw"] == vision * (1 + 1 + 0.5) / 3
+    assert sizes["none"][1] - sizes["vtw"][1] == vision * 2 / 3
+    prefilled = {kind: kv_bytes.prefilled_bytes(own) for kind, own in events.items()}
+    assert prefilled["none"] - prefilled["vtw"] == vision * 2 / 3
+    assert prefilled["none"] - prefilled["fastv"] == vision * 0.5 / 3
+    parked = {kind: kv_bytes.parked_peak_bytes(own) for kind, own in events.items()}
+    assert parked["parked and back"] == parked["back to stay"] == vision
+    assert not any(size for kind, size in parked.items() if "back" not in kind)
+
+
+def test_a_batch_parks_together() -> None:
+    family = FAMILIES[0]
+    _, both = served(family, [Peek(), Peek(away=5, back=8)])
+    _, apart = served(family, [Peek(away=2, back=3, again=None), Peek(away=5, back=8)])
+    whole, one = kv_bytes.parked_peak_bytes(both), kv_bytes.parked_peak_bytes(apart)
+    assert whole == 2 * one > 0
+
+
+def test_layers_of_different_size_that_thin_out_are_not_guessed_at() -> None:
+    family = FAMILIES[0]
+    shape = shape_of(HuggingFace(), family.build().config)
+    first, *rest = shape.layers
+    uneven = replace(shape, layers=(replace(first, elements=2 * first.elements), *rest))
+    for kind, told in (("anneal", True), ("mvw", True), ("vtw", True)):
+        asked, events = served(family, [KINDS[kind]])
+        found = kv_bytes.formula_kv_bytes(uneven, 4, asked, events)
+        assert (found is not None) == told  # to the end they have lost all or nothing
+    asked, events = served(family, [Anneal(end=100, every=2, by="even")])
+    assert kv_bytes.formula_kv_bytes(uneven, 4, asked, events) is None
+    assert kv_bytes.formula_kv_bytes(shape, 4, asked, events) == kv_bytes.kv_bytes(events)
+
+
+# -- moments ----------------------------------------------------------------------------------
+
+
+def prefilled(*by_layer: int, vision: int = 4) -> Prefilled:
+    return Prefilled("0", 0.0, 9, vision, 72, by_layer)
+
+
+def withdrawn(step: int, *, complete: bool = True) -> Withdrawn:
+    return Withdrawn("0", 0.0, step, 4, 4, 80, 48, 0.0, complete)
+
+
+def restored(step: int) -> Restored:
+    return Restored("0", 0.0, step, 4, 48, 80, 0.0)
+
+
+def test_the_withdrawal_is_the_first_that_leaves_nothing() -> None:
+    after = moments.withdrawn_after
+    assert after([prefilled(4, 4), withdrawn(7)], "0") == 7
+    assert after([prefilled(4, 0), withdrawn(3, complete=False), withdrawn(7)], "0") == 7
+    assert after([prefilled(4, 4), withdrawn(3), restored(5), withdrawn(7)], "0") == 3
+    assert after([prefilled(4, 4), withdrawn(3, complete=False)], "0") is None
+    assert after([prefilled(0, 0), withdrawn(3)], "0") == 0
+    assert after([prefilled(vision=0)], "0") is None
+    assert after([prefilled(4, 4), withdrawn(7)], "1") is None
+
+
+def test_blind_is_who_has_nothing_left_now() -> None:
+    blind: set[str] = set()
+    for events, expected in (
+        ([prefilled(4, 0)], set()),
+        ([withdrawn(2, complete=False)], set()),
+        ([withdrawn(3)], {"0"}),
+        ([Finished("1", 0.0, "length", "", (1,), 1, 1)], {"0"}),
+        ([restored(5)], set()),
+        ([restored(6), withdrawn(6)], {"0"}),
+        ([prefilled(0, 0)], {"0"}),
+        ([prefilled()], set()),
+    ):
+        moments.note_blind(blind, events)
+        assert blind == expected
+    assert moments.changes([withdrawn(7), restored(5), prefilled(4), withdrawn(5)]) == [5, 7]
+
+
+def test_divergence_tells_the_first_complete_withdrawal_too() -> None:
+    session, request = session_of("llava")
+    arms = [KINDS["parked and back"], KINDS["anneal"], KINDS["vtw"], KINDS["vtw, then mvw"]]
+    output = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+    found = divergences(session, request, [replace(request, policy=one) for one in arms], output)
+    assert [one.withdrawn_after for one in found] == [3, 8, None, 4]

@@ -1,0 +1,254 @@
+"""KV bytes against the configuration and the storages, and what is kept of a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import CLIP, FAMILIES, IMAGE, TEXT, Family, build
+from mvw_hf.model import HuggingFace
+from torch import Tensor
+
+from mvw_cli.adapter import LoadedModel, ModelSpec
+from mvw_cli.bench.measure import kv_bytes, memory
+from mvw_cli.bench.report.documents import MemoryPoint
+from mvw_cli.cost import shape_of
+from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
+from mvw_cli.engine.rows import Rows
+from mvw_cli.engine.slots import Slots
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policy import WithdrawalPolicy
+
+GREEDY = GenerationSettings(max_new_tokens=20, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def requests(family: Family, *policies: WithdrawalPolicy) -> list[Request]:
+    prompts = [family.prompt(seed) for seed in range(len(policies))]
+    return [
+        Request(str(number), prompt, family.layout(prompt), policy, GREEDY)
+        for number, (prompt, policy) in enumerate(zip(prompts, policies, strict=True))
+    ]
+
+
+def serve(engine: Engine, asked: list[Request]) -> Iterator[tuple[list[Event], Slots]]:
+    """Admit all, then step to the end; give the events and the slots after each step."""
+    with engine.serving() as slots:
+        yield [event for request in asked for event in slots.admit(request)], slots
+        while slots.active:
+            yield slots.step(), slots
+
+
+def loaded(model: Any) -> LoadedModel:
+    return LoadedModel("test", "tiny", model, None, ModelSpec())
+
+
+def tensors(slots: Slots) -> Iterator[tuple[Tensor, int]]:
+    """Every tensor of the cache, and the entries of it that are in use, row by row."""
+    assert slots._cache is not None
+    for layer in slots._cache.layers:
+        for rows in (getattr(layer, "blind", None), layer.seeing):
+            if rows is None or rows.keys is None:
+                continue
+            for row, length in enumerate(rows.lengths):
+                yield rows.keys[row], length
+                yield rows.values[row], length
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_formula_is_what_the_tensors_hold(family: Family) -> None:
+    """GQA, MLA, cross-attention and sliding windows, in a batch that is withdrawn bit by bit."""
+    model = build(family)
+    shape = shape_of(HuggingFace(), model.config)
+    asked = requests(family, Mvw(m=3), Mvw(m=1), NoWithdrawal())
+    events: list[Event] = []
+    gone: set[str] = set()
+    for step, (news, slots) in enumerate(serve(Engine(loaded(model), slots=3), asked)):
+        events += news
+        gone |= {event.request for event in news if isinstance(event, Withdrawn)}
+        if not slots.active:
+            break
+        held = sum(rows[:, :length].numel() * 4 for rows, length in tensors(slots))
+        formula = sum(
+            kv_bytes.kv_elements(shape, request, step, withdrawn=request.id in gone) * 4
+            for request in asked
+        )
+        assert held == formula == slots.kv_bytes
+    assert gone == {"0", "1"}
+    assert kv_bytes.kv_bytes(events) == kv_bytes.formula_kv_bytes(shape, 4, asked, events)
+    before, after = kv_bytes.kv_bytes(events)
+    assert after < before
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_without_windows_the_formula_is_that_of_the_shape(family: Family) -> None:
+    shape = shape_of(HuggingFace(), family.build().config)
+    layers = tuple(replace(layer, window=None) for layer in shape.layers)
+    shape, [request] = replace(shape, layers=layers), requests(family, NoWithdrawal())
+    vision = request.layout.vision_tokens
+    inside = int(request.layout.entries.sum())
+    text = len(request.layout.entries) - inside
+    assert kv_bytes.kv_elements(shape, request, 7, withdrawn=False) == shape.kv_elements(
+        text + 7, vision
+    )
+    assert kv_bytes.kv_elements(shape, request, 7, withdrawn=True) == shape.kv_elements(text + 7, 0)
+
+
+def large_image() -> tuple[Any, Request]:
+    """A LLaVA whose image is much larger than the steps in which storages grow."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**{**CLIP, "image_size": 96, "patch_size": 4}),
+        text_config=LlamaConfig(**{**TEXT, "max_position_embeddings": 1024}),
+        image_token_id=IMAGE,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    ids = torch.tensor([[1, 5, *[IMAGE] * 576, 6, 7]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.zeros(1, 3, 96, 96),
+    }
+    layout = HuggingFace().vision(loaded(model), inputs)
+    settings = replace(GREEDY, max_new_tokens=8)
+    return model, Request("0", inputs, layout, Mvw(m=4), settings)
+
+
+def timeline() -> list[MemoryPoint]:
+    model, request = large_image()
+    watch = memory.Watch(memory.devices_of(model))
+    watch.begin()
+    for token, (_, slots) in enumerate(serve(Engine(loaded(model)), [request]), start=1):
+        if slots.active:
+            watch.look(token, slots)
+    return watch.timeline([4])
+
+
+def test_storages_go_with_the_entries() -> None:
+    line = timeline()
+    assert [point.token for point in line] == list(range(1, 8))
+    entries = [point.kv_bytes for point in line]
+    storages = [point.kv_allocated_bytes for point in line]
+    assert entries[3] < entries[2] / 50
+    assert storages[3] < storages[2] / 4
+    assert all(held >= used for held, used in zip(storages, entries, strict=True))
+    assert all(point.device_allocated_bytes is None for point in line)
+
+
+def test_a_view_that_keeps_the_old_storage_frees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defect that the figure is there to show: entries gone by slicing, memory not."""
+
+    def sliced(rows: Rows, *_: object) -> None:
+        if rows.keys is None or rows.values is None:
+            return
+        longest = rows.longest + 1 if rows.entries else 0
+        rows.keys = rows.keys[: len(rows.entries), :, :longest]
+        rows.values = rows.values[: len(rows.entries), :, :longest]
+
+    monkeypatch.setattr(Rows, "trim", sliced)
+    line = timeline()
+    assert line[3].kv_bytes < line[2].kv_bytes / 50
+    assert line[3].kv_allocated_bytes >= line[2].kv_allocated_bytes
+
+
+def test_weights_are_counted_once() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4, bias=False))
+    assert memory.weight_bytes(model) == (32 + 8 + 32) * 4
+    model[1].weight = torch.nn.Parameter(torch.zeros(4, 8, dtype=torch.bfloat16))
+    model.register_buffer("table", torch.zeros(10, dtype=torch.int8))
+    assert memory.weight_bytes(model) == (32 + 8) * 4 + 32 * 2 + 10
+    tied = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False))
+    tied[1].weight = tied[0].weight
+    assert memory.weight_bytes(tied) == 16 * 4
+
+
+def points(count: int) -> list[MemoryPoint]:
+    return [MemoryPoint(token, token, token, None, None, None) for token in range(1, count + 1)]
+
+
+def test_a_short_timeline_is_kept_whole() -> None:
+    assert memory.thinned(points(200), [7]) == points(200)
+
+
+@pytest.mark.parametrize("count", [201, 399, 4_000])
+@pytest.mark.parametrize("at", [1, 64, 155])
+def test_a_long_one_keeps_its_ends_and_the_withdrawal(count: int, at: int) -> None:
+    kept = [point.token for point in memory.thinned(points(count), [at])]
+    assert len(kept) == memory.MOST_POINTS == len(set(kept))
+    assert kept == sorted(kept)
+    assert {1, at, at + 1, count} <= set(kept)
+    assert at == 1 or at - 1 in kept
+    gaps = [b - a for a, b in pairwise(kept)]
+    assert max(gaps) <= -(-count // 190)
+
+
+def test_many_withdrawals_leave_room_for_the_rest() -> None:
+    kept = [point.token for point in memory.thinned(points(1_000), range(1, 1_000))]
+    assert len(kept) == memory.MOST_POINTS and kept[-1] == 1_000
+
+
+class _Cuda:
+    """Stands for the allocator of two GPUs, whose figures differ by the device."""
+
+    def __init__(self) -> None:
+        self.reset: list[int] = []
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.reset.append(device.index)
+
+    def memory_allocated(self, device: torch.device) -> int:
+        return 10 + device.index
+
+    def memory_reserved(self, device: torch.device) -> int:
+        return 20 + device.index
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        return 30 + device.index
+
+    def max_memory_reserved(self, device: torch.device) -> int:
+        return 40 + device.index
+
+
+def test_the_allocators_of_all_devices_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _Cuda()
+    for name in dir(cuda):
+        if "memory" in name:
+            monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    watch = memory.Watch([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")])
+    watch.begin()
+    watch.look(1, SimpleNamespace(kv_bytes=5, kv_allocated_bytes=6))  # type: ignore[arg-type]
+    [point] = watch.timeline()
+    assert cuda.reset == [0, 1]
+    assert (point.kv_bytes, point.kv_allocated_bytes) == (5, 6)
+    assert (point.device_allocated_bytes, point.device_reserved_bytes) == (21, 41)
+    assert (watch.allocated_peak_bytes, watch.reserved_peak_bytes) == (61, 81)
+
+
+def test_where_the_system_tells_nothing_there_is_no_figure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "none")
+    watch = memory.Watch([torch.device("cpu")])
+    watch.begin()
+    watch.look(1, SimpleNamespace(kv_bytes=5, kv_allocated_bytes=6))  # type: ignore[arg-type]
+    assert watch.timeline()[0].process_bytes is None
+    assert watch.process_peak_bytes is None

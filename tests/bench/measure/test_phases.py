@@ -1,0 +1,148 @@
+"""Finding and timing the vision encoder, in every family that the engine serves."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Family, build
+
+from mvw_cli.bench.measure.clock import Clock
+from mvw_cli.bench.measure.phases import detokenise, vision_parts, watched_vision
+from mvw_cli.plugins import load_adapter
+
+TOWERS = {
+    "idefics3": ["vision_model", "connector"],
+    "smolvlm": ["vision_model", "connector"],
+    "mllama": ["vision_model", "multi_modal_projector"],
+    "qwen2_vl": ["visual"],
+    "qwen2_5_vl": ["visual"],
+    "qwen3_vl": ["visual"],
+    "glm4v": ["visual"],
+}
+USUAL = ["vision_tower", "multi_modal_projector"]
+
+
+def slowed(module: Any, seconds: float) -> None:
+    plain = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return plain(*args, **kwargs)
+
+    module.forward = forward
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_vision_encoder_is_found_and_timed(family: Family) -> None:
+    model, inputs = build(family), family.prompt(0)
+    parts = vision_parts(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [names[id(part)].rpartition(".")[2] for part in parts]
+    assert sorted(found) == sorted(TOWERS.get(family.name, USUAL))
+    slowed(parts[0], 0.03)
+    slowed(model.get_decoder(), 0.2)
+    with torch.inference_mode():
+        plain = model(**inputs).logits
+        with watched_vision(model) as vision:
+            watched = model(**inputs).logits
+            seconds = vision.take()
+            assert vision.take() is None  # taken
+    assert torch.equal(plain, watched)
+    assert seconds is not None and 0.03 <= seconds < 0.2
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in parts)
+
+
+def test_without_an_image_there_is_nothing_to_time() -> None:
+    model = build(FAMILIES[0])
+    with watched_vision(model) as vision, torch.inference_mode():
+        model(input_ids=torch.tensor([[1, 5, 6]]))
+        assert vision.take() is None
+
+
+def test_hooks_go_when_the_model_fails() -> None:
+    model = build(FAMILIES[0])
+    with pytest.raises(RuntimeError), watched_vision(model):
+        raise RuntimeError
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_that_does_not_tell_its_language_model_has_no_vision_time() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert vision_parts(model) == []
+    with watched_vision(model) as vision:
+        model(torch.zeros(1, 2))
+        assert vision.take() is None
+
+
+def test_kimi_s_projector_is_part_of_it() -> None:
+    model = load_adapter("kimi-vl").tiny().model
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [names[id(part)] for part in vision_parts(model)]
+    assert sorted(found) == ["model.mm_projector", "model.vision_tower"]
+
+
+class SlowTokenizer:
+    def decode(self, ids: list[int], **options: Any) -> str:
+        time.sleep(0.002)
+        return " ".join(map(str, ids))
+
+
+def test_text_is_timed_as_the_engine_makes_it() -> None:
+    # Per token the window with it and without it; once more at the end of each output.
+    calls = 2 * (5 + 1) + 2 * (3 + 1)
+    assert detokenise(SlowTokenizer(), [[1, 2, 3, 4, 5], [1, 2, 3]]) >= calls * 0.002
+    assert detokenise(None, [[1, 2, 3]]) < 0.002
+
+
+def test_a_clock_of_the_processor_needs_no_waiting() -> None:
+    clock = Clock(torch.device("cpu"))
+    start = clock.mark()
+    time.sleep(0.01)
+    assert 0.01 <= clock.seconds(start, clock.mark()) < 0.5
+
+
+class _Event:
+    """Stands for `torch.cuda.Event`: the device gets to it when it is waited for."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.stream: object = None
+        self.reached = False
+
+    def record(self, stream: object) -> None:
+        self.stream = stream
+
+    def synchronize(self) -> None:
+        self.reached = True
+
+    def elapsed_time(self, end: _Event) -> float:
+        assert end.reached
+        return 12.5  # ms
+
+
+def test_a_mark_on_cuda_is_an_event_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[object] = []
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", device))
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    device = torch.device("cuda", 1)
+    clock = Clock(device)
+    start, end = clock.mark(), clock.mark()
+    assert waits == [] and start.stream == ("stream of", device)
+    assert clock.seconds(start, end) == 0.0125
+    assert waits == []  # the event was waited for, not all of the device
+    before = time.perf_counter()
+    assert clock.now() >= before
+    assert waits == [device]
+
+
+def test_metal_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[None] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(None))
+    clock = Clock(torch.device("mps"))
+    start = clock.mark()
+    assert clock.seconds(start, clock.mark()) >= 0
+    assert len(waits) == 2

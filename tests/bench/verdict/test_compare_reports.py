@@ -1,0 +1,272 @@
+"""Two reports side by side: what can't be compared is refused, and no difference is made up."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import sample_report
+from processes import ROOT, Ran
+
+from mvw_cli.bench.measure.stats import summarise
+from mvw_cli.bench.report.documents import Arm, Report, to_json
+from mvw_cli.bench.verdict.compare import SideBySide, compare, resampled, to_dict, unpaired
+from mvw_cli.errors import ExitCode, UsageProblem
+
+DOCS = ROOT / "docs"
+Change = Callable[[Report], Report]
+
+
+@pytest.fixture(scope="module")
+def full() -> Report:
+    return sample_report.report()
+
+
+def sides(a: Report, b: Report) -> SideBySide:
+    return compare(a, b, names=("a.json", "b.json"))
+
+
+def scaled(report: Report, factor: float) -> Report:
+    """Make every time of a report so many times as long."""
+
+    def slower(arm: Arm) -> Arm:
+        times = {
+            name: summarise([factor * value for value in getattr(arm, name).samples])
+            for name in ("ttft_ms", "tpot_ms", "answer_s")
+        }
+        rate = summarise([value / factor for value in arm.tokens_per_s.samples])
+        return replace(arm, **times, tokens_per_s=rate)
+
+    cells = [replace(cell, arms=[slower(arm) for arm in cell.arms]) for cell in report.cells]
+    return replace(report, cells=cells)
+
+
+def workload(**change: Any) -> Change:
+    return lambda report: replace(report, workload=replace(report.workload, **change))
+
+
+def model(**change: Any) -> Change:
+    return lambda report: replace(report, model=replace(report.model, **change))
+
+
+def environment(**change: Any) -> Change:
+    return lambda report: replace(report, environment=replace(report.environment, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (environment(device_name="A100"), "other device: NVIDIA H100 80GB HBM3 (cuda) and A100"),
+        (model(device="cpu"), "other device"),
+        (model(dtype="float32"), "other dtype: bfloat16 and float32"),
+        (model(name="other"), "other model"),
+        (model(adapter="hf"), "other model"),
+        (model(revision="ffff"), "other revision of the model: a1b2c3d and ffff"),
+        (model(random_weights=True), "other weights: those of the checkpoint and random"),
+        (workload(mode="natural"), "other mode: fixed and natural"),
+        (workload(new_tokens=64), "other length of the output: 256 and 64"),
+        (workload(vision_tokens=9), "other number of vision tokens: 1008 and 9"),
+        (workload(prompt_tokens=9), "other length of the prompt: 1064 and 9"),
+        (
+            lambda r: replace(r, profile={"values": {"quantization": "4bit"}}),
+            "other quantization: none and 4bit",
+        ),
+        (lambda r: replace(r, cells=[]), "nothing was measured in the second"),
+        (lambda r: replace(r, cells=[replace(c, batch=64) for c in r.cells]), "no batch size in"),
+        (
+            lambda r: replace(r, cells=[replace(c, arms=c.arms[:0]) for c in r.cells]),
+            "no arm in common: never, m=16, m=64 and ",
+        ),
+    ],
+)
+def test_what_did_not_measure_the_same_is_refused(full: Report, change: Change, said: str) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        sides(full, change(full))
+    assert caught.value.cause is not None and said in caught.value.cause
+
+
+def test_every_reason_is_named_at_once(full: Report) -> None:
+    other = workload(new_tokens=1)(model(dtype="float16")(full))
+    with pytest.raises(UsageProblem) as caught:
+        sides(full, other)
+    assert caught.value.cause == (
+        "other dtype: bfloat16 and float16; other length of the output: 256 and 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (environment(torch="3.0"), "torch differs: 2.13.0 and 3.0"),
+        (environment(flash_attn="2.8"), "flash-attn differs: none and 2.8"),
+        (environment(threads=1), "CPU threads differs: 16 and 1"),
+        (model(attention="flash"), "attention differs: sdpa and flash"),
+        (model(revision=None), "revision differs: a1b2c3d and none"),
+        (lambda r: replace(r, cells=r.cells[:1]), "batch 8 is in one of them only"),
+        (
+            lambda r: replace(r, cells=[replace(c, arms=c.arms[:2]) for c in r.cells]),
+            "the arm m=64 is in one of them only",
+        ),
+    ],
+)
+def test_what_may_differ_is_named(full: Report, change: Change, said: str) -> None:
+    side = sides(full, change(full))
+    assert said in side.remarks
+    assert side.figures
+
+
+def test_the_same_report_twice_shows_no_difference(full: Report) -> None:
+    side = sides(full, full)
+    assert side.remarks == []
+    against = [figure.against for figure in side.figures if figure.kind == "speed"]
+    assert len(against) == 2 * 3 * 4
+    assert {found.shown for found in against if found} == {"no difference shown"}
+    assert all(figure.a == figure.b for figure in side.figures)
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(0.8, "faster"), (1.25, "slower")])
+def test_a_planted_difference_is_found(full: Report, factor: float, shown: str) -> None:
+    for figure in sides(full, scaled(sample_report.report(seed=1), factor)).figures:
+        if figure.kind == "speed":
+            assert figure.against is not None and figure.against.interval_95 is not None
+            low, high = figure.against.interval_95
+            assert figure.against.shown == shown, figure
+            assert low - 0.02 < 1 / factor < high + 0.02
+
+
+def test_equal_machines_are_seldom_told_apart() -> None:
+    rng = random.Random(7)
+    told = 0
+    for trial in range(40):
+        a, b = ([rng.gauss(100, 8) for _ in range(12)] for _ in range(2))
+        told += unpaired(a, b, seed=trial).shown != "no difference shown"
+    assert told <= 6  # 2 of 40 are to be expected
+
+
+@pytest.mark.parametrize("count", [6, 7, 12, 25])
+def test_medians_are_drawn_as_if_each_sample_were(count: int) -> None:
+    rng = random.Random(3)
+    values = sorted(rng.lognormvariate(0, 1) for _ in range(count))
+    short = sorted(resampled(values, rng) for _ in range(20_000))
+    whole = sorted(median(rng.choices(values, k=count)) for _ in range(20_000))
+    for share in (0.025, 0.25, 0.5, 0.75, 0.975):
+        # As shares of the other's draws, since a median takes few values.
+        value = short[int(share * 20_000)]
+        below = sum(one < value for one in whole) / 20_000
+        upto = sum(one <= value for one in whole) / 20_000
+        assert below - 0.015 <= share <= upto + 0.015
+
+
+def test_too_few_samples_have_no_interval_and_no_claim() -> None:
+    found = unpaired([1.0] * 5, [9.0] * 50)
+    assert (found.ratio, found.interval_95, found.shown) == (9.0, None, "no difference shown")
+    assert unpaired([1.0] * 6, [9.0] * 6).shown == "faster"
+
+
+def test_steps_of_one_run_are_not_drawn_apart(full: Report) -> None:
+    """255 steps of 12 runs are 12 samples, or the interval would be far too narrow."""
+    found = next(f for f in sides(full, full).figures if f.name == "tpot_ms")
+    assert found.against is not None and found.against.samples == (12, 12)
+
+
+def test_steps_that_belong_to_no_run_have_no_ratio(full: Report) -> None:
+    arm = full.cells[0].arms[0]
+    odd = replace(arm, tpot_ms=summarise([30.0] * 13))
+    report = replace(full, cells=[replace(full.cells[0], arms=[odd])])
+    found = {f.name: f.against for f in sides(report, report).figures}
+    assert found["tpot_ms"] is None and found["ttft_ms"] is not None
+
+
+def test_steps_of_natural_answers_have_no_ratio(full: Report) -> None:
+    """Their lengths differ, so nothing tells which run a step is of, even where it comes out."""
+    natural = workload(mode="natural")(full)
+    found = {f.name: f.against for f in sides(natural, natural).figures}
+    assert found["tpot_ms"] is None and found["answer_s"] is not None
+
+
+def test_an_answer_of_one_token_has_no_rate(full: Report) -> None:
+    arm = replace(full.cells[0].arms[0], tokens_per_s=summarise([0.0] * 12))
+    report = replace(full, cells=[replace(full.cells[0], arms=[arm])])
+    found = {f.name: f.against for f in sides(report, report).figures}
+    assert found["tokens_per_s"] is None
+
+
+def test_the_document_says_what_each_interval_shows(full: Report) -> None:
+    document = json.loads(json.dumps(to_dict(sides(full, scaled(full, 0.5)))))
+    assert list(document) == ["schema_version", "a", "b", "figures", "remarks"]
+    first = document["figures"][0]
+    assert list(first) == ["batch", "arm", "name", "kind", "a", "b", "against"]
+    assert list(first["against"]) == ["ratio", "interval_95", "samples", "shown"]
+    assert first["against"]["shown"] == "faster"
+    assert {figure["kind"] for figure in document["figures"]} == {"speed", "memory", "answers"}
+
+
+def test_the_document_is_documented(full: Report) -> None:
+    page = (DOCS / "json.md").read_text(encoding="utf-8")
+    section = page.partition("## The document of `mvw compare`")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| `([^`]+)` \|", section, re.M))
+    document = to_dict(sides(full, full))
+    figure = document["figures"][0]
+    assert documented == {
+        *document,
+        *(f"figures[].{key}" for key in figure),
+        *(f"figures[].against.{key}" for key in figure["against"]),
+    }
+
+
+@pytest.fixture
+def files(full: Report, tmp_path: Path) -> Callable[[Report], tuple[str, str]]:
+    def write(other: Report) -> tuple[str, str]:
+        for name, report in (("a.json", full), ("b.json", other)):
+            (tmp_path / name).write_text(to_json(report), encoding="utf-8")
+        return str(tmp_path / "a.json"), str(tmp_path / "b.json")
+
+    return write
+
+
+def test_the_command_shows_both(
+    mvw: Callable[..., Ran], files: Callable[[Report], tuple[str, str]], full: Report
+) -> None:
+    a, b = files(scaled(full, 0.8))
+    ran = mvw("compare", a, b)
+    assert (ran.code, ran.err) == (0, "")
+    speeds = [line for line in ran.out.splitlines() if line.startswith("tokens per second")]
+    assert len(speeds) == 6 and all(line.endswith(" faster") for line in speeds)
+    assert "1.25 × [" in speeds[0]
+    assert "the same" in ran.out and "RIGHT" not in ran.out.split("ANSWERS")[0]
+    document = json.loads(mvw("compare", a, b, "--json").out)
+    assert (document["a"], document["b"]) == (a, b)
+
+
+def test_the_command_refuses_with_a_reason(
+    mvw: Callable[..., Ran],
+    files: Callable[[Report], tuple[str, str]],
+    full: Report,
+    check_hint: Callable[[str], None],
+) -> None:
+    a, b = files(model(dtype="float32")(full))
+    ran = mvw("compare", a, b)
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert "other dtype: bfloat16 and float32" in ran.err
+    check_hint(ran.err.splitlines()[-1].removeprefix("Hint: "))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"kind": "profile"}', "\xff"])
+def test_what_is_no_report_is_told(
+    mvw: Callable[..., Ran],
+    files: Callable[[Report], tuple[str, str]],
+    full: Report,
+    content: str | None,
+) -> None:
+    a, b = files(full)
+    Path(b).unlink() if content is None else Path(b).write_text(content, encoding="latin-1")
+    ran = mvw("compare", a, b)
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert f"Cannot read the report {b}" in ran.err and "Traceback" not in ran.err

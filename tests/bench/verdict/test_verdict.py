@@ -1,0 +1,378 @@
+"""The sentences of a verdict: each branch said where its figures show it, and only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sample_report import report
+
+from mvw_cli.bench.measure.stats import Ratio, summarise
+from mvw_cli.bench.report.documents import (
+    Arm,
+    ArmBound,
+    BatchBound,
+    Cell,
+    Device,
+    Plan,
+    Report,
+    StepBound,
+)
+from mvw_cli.bench.verdict.plan_verdict import percent, plan_verdicts
+from mvw_cli.bench.verdict.verdict import verdicts
+
+FASTER, SLOWER = Ratio(1.2, (1.1, 1.3), 12), Ratio(0.8, (0.7, 0.9), 12)
+SAME = Ratio(1.01, (0.98, 1.04), 12)
+
+
+def step(weights: int = 970, kv: int = 30, flops: float = 10.0, seconds: Any = None) -> StepBound:
+    return StepBound(weights, kv, flops, seconds)
+
+
+def at(batch: int, speedup: float, **before: Any) -> BatchBound:
+    return BatchBound(batch, step(**before), step(kv=10), speedup + 0.1, speedup)
+
+
+def plan(**changes: Any) -> Plan:
+    made = Plan(
+        device=None,
+        parameters=500,
+        weight_bytes=1000,
+        vision_tokens=1000,
+        text_tokens=600,
+        new_tokens=101,
+        withdrawn_after=16,
+        prefill_flops=1e6,
+        prefill_s=None,
+        batches=[at(1, 1.03), at(32, 1.4, kv=900)],
+        matters_from_batch=9,
+        matters_from_vision_tokens={1: 22_000, 32: 300},
+        largest_batch_before=None,
+        largest_batch_after=None,
+        verdicts=[],
+    )
+    return replace(made, **changes)
+
+
+def fast(bandwidth: float = 1000.0, flops: float = 1000.0) -> Device:
+    return Device("toy", "measured", bandwidth, flops, None, None, "now")
+
+
+def test_a_plan_without_a_device() -> None:
+    assert plan_verdicts(plan()) == [
+        "The weights are 97 % of what a decode step moves at batch 1: expect withdrawal after 16 "
+        "tokens to make the decode at most 1.03 × as fast; at batch 32 at most 1.40 ×.",
+        "With 1,000 vision tokens a step can become 10 % faster at batch 9, at no smaller one. "
+        "It would take 22,000 at batch 1.",
+    ]
+
+
+def test_a_plan_counts_its_moment() -> None:
+    assert "withdrawal after 1 token to make" in plan_verdicts(plan(withdrawn_after=1))[0]
+
+
+def test_a_plan_names_its_smallest_batch_first() -> None:
+    said = plan_verdicts(plan(batches=[at(32, 1.4, kv=900), at(1, 1.03)]))[0]
+    assert said.startswith("The weights are 97 % of what a decode step moves at batch 1:")
+    assert said.endswith("; at batch 32 at most 1.40 ×.")
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.5, "50 %"), (0.988, "99 %"), (0.996, "99.6 %"), (1.0, "100 %"), (0.004, "0.4 %"),
+     (1.3, "130 %")],
+)  # fmt: skip
+def test_shares(share: float, said: str) -> None:
+    assert percent(share) == said
+
+
+def test_a_plan_without_vision() -> None:
+    assert plan_verdicts(plan(vision_tokens=0)) == [
+        "There are no vision tokens to withdraw: nothing can become faster."
+    ]
+
+
+def test_weights_that_are_left_out() -> None:
+    bound = replace(at(1, 1.3), after=step(weights=776))
+    assert plan_verdicts(plan(batches=[bound]))[1] == (
+        "Withdrawal leaves out 20 % of the weights too: cross-attention layers have nothing left "
+        "to read."
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "needed", "said"),
+    [
+        (None, {1: None}, "a step can't become 10 % faster at any batch size."),
+        (None, {1: 4000}, "a step can't become 10 % faster at any batch size. "
+                          "It would take 4,000 at batch 1."),
+        (1, {1: 10}, "a step can become 10 % faster even at batch 1."),
+        (7, {1: 2000, 2: 1500, 8: 900},
+         "a step can become 10 % faster at batch 7, at no smaller one. "
+         "It would take 2,000 at batch 1, 1,500 at batch 2."),
+    ],
+)  # fmt: skip
+def test_from_where_it_matters(batch: int | None, needed: dict[int, int | None], said: str) -> None:
+    made = plan(matters_from_batch=batch, matters_from_vision_tokens=needed)
+    assert plan_verdicts(made)[1] == f"With 1,000 vision tokens {said}"
+
+
+def test_arithmetic_is_named_where_it_limits() -> None:
+    batches = [at(1, 1.03, flops=999.0), at(32, 1.0, flops=1001.0)]
+    found = plan_verdicts(plan(device=fast(), batches=batches))
+    assert found[2] == (
+        "At batch 32 arithmetic limits a step on toy, not what it moves: a smaller cache counts "
+        "for less there."
+    )
+    assert len(plan_verdicts(plan(device=fast(), batches=batches[:1]))) == 2
+
+
+def test_what_fits() -> None:
+    fits = plan_verdicts(plan(largest_batch_before=14, largest_batch_after=1200))
+    assert fits[-1] == (
+        "Beside the weights there is room for the caches of 14 sequences with their vision, of "
+        "1,200 without."
+    )
+    nothing = plan_verdicts(plan(largest_batch_before=0, largest_batch_after=0))
+    assert nothing[-1] == "Beside the weights there is no room for the cache of one sequence."
+
+
+def test_weights_that_do_not_fit() -> None:
+    small = replace(fast(), memory_bytes=512)
+    made = plan(device=small, largest_batch_before=0, largest_batch_after=0)
+    assert plan_verdicts(made)[-1] == "The weights take 1000 B, more than the 512 B of toy."
+
+
+def test_a_planned_prefill_is_named_from_one_half_on() -> None:
+    batches = [at(1, 1.03, seconds=0.01)]  # 100 steps: 1 s
+    device = fast(1e9, 1e9)
+    long = plan(device=device, prefill_s=4.0, batches=batches)
+    assert plan_verdicts(long)[-1] == (
+        "By these bounds the prefill is 80 % of a request at batch 1: withdrawal can't help there, "
+        "fewer vision tokens from the start can."
+    )
+    assert len(plan_verdicts(replace(long, prefill_s=0.9))) == 2
+    assert len(plan_verdicts(replace(long, batches=[at(8, 1.0, seconds=0.01)]))) == 2
+
+
+# -- measured -------------------------------------------------------------------------------
+
+
+def measured(never: dict[str, Any] | None = None, mode: str = "fixed", **arm: Any) -> Report:
+    """One batch with `never` and `m=16`, with nothing to be said about unless changed."""
+    full = report(batches=(1,))
+    cell = full.cells[0]
+    quiet: dict[str, Any] = {
+        "answer_s": summarise([10.0]),
+        "tpot_ms": summarise([10.0]),
+        "bound": bounded(1.2, seconds=0.01),
+    }
+
+    def silent(one: Arm) -> Arm:
+        phases = replace(one.phases, prefill_ms=summarise([100.0]))
+        memory = replace(
+            one.memory, kv_bytes_before=100, kv_bytes_after=100,
+            kv_formula_bytes_before=100, kv_formula_bytes_after=100,
+        )  # fmt: skip
+        return replace(one, phases=phases, memory=memory, **quiet)
+
+    first, second = (silent(one) for one in cell.arms[:2])
+    first, second = replace(first, **(never or {})), replace(second, **{"ratios": {}, **arm})
+    cell = replace(cell, arms=[first, second])
+    workload = replace(full.workload, mode=mode)
+    return replace(full, cells=[cell], workload=workload, profiler_cost=None)
+
+
+def bounded(speedup: float, seconds: float | None = None) -> ArmBound:
+    return ArmBound(step(seconds=seconds), step(seconds=seconds), speedup)
+
+
+def tokens(count: float) -> Any:
+    return summarise([count] * 3)
+
+
+def test_nothing_measured_nothing_said() -> None:
+    assert verdicts(replace(measured(), cells=[])) == []
+
+
+def test_figures_that_show_nothing_say_nothing() -> None:
+    assert verdicts(measured()) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (SAME, "No difference shown in the decode of m=16 at batch 1: 1.01 × [0.98, 1.04]"),
+        (SLOWER, "m=16 at batch 1 decodes slower: 0.80 × [0.70, 0.90]"),
+        (FASTER, "m=16 at batch 1 decodes faster: 1.20 × [1.10, 1.30]"),
+    ],
+)
+def test_speed_beside_its_bound(ratio: Ratio, said: str) -> None:
+    ratios = {"tokens_per_s": ratio}
+    assert verdicts(measured(ratios=ratios)) == [f"{said}; the bound is 1.20 ×."]
+    assert verdicts(measured(ratios=ratios, bound=None)) == [f"{said}."]
+    assert verdicts(measured(ratios={"tpot": ratio}, bound=None)) == [f"{said}."]
+
+
+def test_the_rate_of_the_whole_decode_comes_first() -> None:
+    """It is what the bound is of."""
+    both = {"tokens_per_s": FASTER, "tpot": SAME}
+    assert "1.20 × [1.10, 1.30]" in verdicts(measured(ratios=both))[0]
+
+
+def test_more_than_the_bound_allows() -> None:
+    ratios = {"tokens_per_s": FASTER}
+    assert verdicts(measured(ratios=ratios, bound=bounded(1.05))) == [
+        "m=16 at batch 1 decodes 1.20 × [1.10, 1.30] as fast, which exceeds the bound of 1.05 ×: "
+        "suspect the measurement, or a step that moves more of the cache than it holds."
+    ]
+    # An interval that reaches the bound does not contradict it.
+    assert "exceeds" not in verdicts(measured(ratios=ratios, bound=bounded(1.11)))[0]
+
+
+def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
+    natural = measured(mode="natural", ratios={"tokens_per_s": FASTER}, bound=bounded(1.0))
+    assert verdicts(natural) == ["m=16 at batch 1 decodes faster: 1.20 × [1.10, 1.30]."]
+
+
+@pytest.mark.parametrize(
+    ("count", "answer", "speed", "said"),
+    [
+        (90, FASTER, SAME, "answers are shorter, 90 tokens for 120; this and not speed explains "
+                           "the 17 % fewer seconds of an answer."),
+        (150, SLOWER, SAME, "answers are longer, 150 tokens for 120; this and not speed explains "
+                            "the 25 % more seconds of an answer."),
+        (90, FASTER, FASTER, "answers are shorter, 90 tokens for 120, and each token is faster: "
+                             "both make up the 17 % fewer seconds."),
+        (150, SLOWER, SLOWER, "answers are longer, 150 tokens for 120, and each token is slower: "
+                              "both make up the 25 % more seconds."),
+        (90, SAME, SAME, "answers are shorter, 90 tokens for 120; no difference is shown in the "
+                         "seconds of an answer."),
+        (150, FASTER, FASTER, "answers are longer, 150 tokens for 120, and yet an answer takes "
+                              "17 % fewer seconds."),
+    ],
+)  # fmt: skip
+def test_length_is_told_from_speed(count: int, answer: Ratio, speed: Ratio, said: str) -> None:
+    made = measured(
+        never={"generated_tokens": tokens(120)},
+        mode="natural",
+        generated_tokens=tokens(count),
+        ratios={"answer": answer, "tokens_per_s": speed},
+    )
+    assert verdicts(made)[1] == f"m=16 at batch 1: {said}"
+    assert len(verdicts(replace(made, workload=replace(made.workload, mode="fixed")))) == 1
+
+
+def test_answers_of_about_the_same_length_are_not_called_shorter() -> None:
+    made = measured(
+        never={"generated_tokens": tokens(120)},
+        mode="natural",
+        generated_tokens=tokens(119),
+        ratios={"answer": FASTER},
+    )
+    assert verdicts(made) == []
+
+
+def test_an_arm_that_never_withdrew() -> None:
+    made = measured(withdrawn_after=None, ratios={"tokens_per_s": FASTER}, name="at </CAPTION>")
+    assert verdicts(made) == [
+        "at </CAPTION> at batch 1 withdrew nothing from its first item: nothing is concluded from "
+        "it."
+    ]
+
+
+def test_the_control_without_an_image_is_not_judged() -> None:
+    assert verdicts(measured(name="no image", ratios={"tokens_per_s": FASTER})) == []
+
+
+def test_an_arm_without_a_baseline_is_not_judged() -> None:
+    made = measured(ratios={"tokens_per_s": FASTER})
+    cell = replace(made.cells[0], arms=made.cells[0].arms[1:])
+    assert verdicts(replace(made, cells=[cell])) == []
+
+
+def test_what_is_freed() -> None:
+    memory = replace(
+        measured().cells[0].arms[1].memory, kv_bytes_before=8192, kv_bytes_after=2048,
+        kv_formula_bytes_before=None, kv_formula_bytes_after=None,
+    )  # fmt: skip
+    assert verdicts(measured(memory=memory)) == [
+        "m=16 at batch 1 frees 75 % of the KV cache: 8.0 KiB become 2.0 KiB."
+    ]
+
+
+@pytest.mark.parametrize(("field", "when"), [("before", "before"), ("after", "after")])
+def test_a_cache_that_is_not_as_counted(field: str, when: str) -> None:
+    memory = measured().cells[0].arms[1].memory
+    memory = replace(memory, **{f"kv_formula_bytes_{field}": 1234})  # type: ignore[arg-type]
+    assert verdicts(measured(memory=memory)) == [
+        f"The KV cache of m=16 at batch 1 has 100 bytes {when} the withdrawal where the "
+        "configuration says 1,234: suspect the bound."
+    ]
+
+
+def test_a_prefill_that_is_most_of_the_request() -> None:
+    phases = replace(measured().cells[0].arms[0].phases, prefill_ms=summarise([8000.0]))
+    assert verdicts(measured(never={"phases": phases})) == [
+        "The prefill is 80 % of your request at batch 1: withdrawal can't help there, fewer vision "
+        "tokens from the start can."
+    ]
+    for quiet in (summarise([4900.0]), None):
+        phases = replace(phases, prefill_ms=quiet)
+        assert verdicts(measured(never={"phases": phases})) == []
+
+
+def test_time_that_neither_bytes_nor_arithmetic_explain() -> None:
+    assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.0022)})) == [
+        "Bytes and arithmetic account for 22 % of a step's time at batch 1: the rest is launches, "
+        "the host's work or kernels below the device's rates, and withdrawal does not shorten it."
+    ]
+    for quiet in (bounded(1.2, seconds=0.0051), bounded(1.2), None):
+        assert verdicts(measured(never={"bound": quiet})) == []
+
+
+def test_a_device_that_waits_for_the_host() -> None:
+    made = measured(never={"bound": bounded(1.2, seconds=0.002)})
+    idle = replace(made.cells[0], device_busy=0.22)
+    assert verdicts(replace(made, cells=[idle])) == [
+        "Launch-bound: the device is busy 22 % of a step's time at batch 1. The rest is the host's "
+        "work, which withdrawal does not shorten."
+    ]
+    busy = replace(made.cells[0], device_busy=0.51)
+    [sentence] = verdicts(replace(made, cells=[busy]))
+    assert sentence.startswith("Bytes and arithmetic account for 20 %")
+
+
+def test_a_step_faster_than_the_device() -> None:
+    assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.02)})) == [
+        "A step at batch 1 takes 50 % of the time that its bytes and arithmetic need at the "
+        "device's rates: suspect these rates, or caches that hold it all."
+    ]
+    assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.0108)})) == []
+
+
+def test_marks_that_cost_too_much() -> None:
+    costly = replace(measured(), profiler_cost=Ratio(1.05, (1.03, 1.07), 10))
+    assert verdicts(costly) == [
+        "The profiler's marks cost 5 % of the decode [1.03, 1.07]: times of all arms are "
+        "too long by so much."
+    ]
+    assert verdicts(replace(costly, profiler_cost=Ratio(1.03, (1.01, 1.05), 10))) == []
+
+
+def test_every_batch_has_its_own_sentences() -> None:
+    one = measured(ratios={"tokens_per_s": SAME})
+    cells: list[Cell] = [one.cells[0], replace(one.cells[0], batch=8)]
+    said = verdicts(replace(one, cells=cells))
+    assert [" at batch 1: " in said[0], " at batch 8: " in said[1]] == [True, True]
+    assert len(said) == 2
+
+
+def test_a_whole_report_is_judged_without_contradiction() -> None:
+    full = report(batches=(1, 8))
+    said = verdicts(full)
+    assert len(said) == len(set(said))
+    for arm in ("m=16", "m=64"):
+        for batch in (1, 8):
+            assert any(f"{arm} at batch {batch}" in sentence for sentence in said)

@@ -1,0 +1,806 @@
+"""`mvw batch` in this process, with a tiny model: each option does what its help says."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hints import parse_hint
+from making import hub_table, noise, write_parquet
+from processes import Ran
+
+from mvw_cli.batch.store.worklist import shard_of
+from mvw_cli.cli.batch import _Size, split
+from mvw_cli.cli.batch import view as batch_view
+from mvw_cli.errors import ExitCode
+
+ITEMS = 4
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny LLaVA of random weights, as a user would have it."""
+    from mvw_hf.tiny import tiny_llava
+
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    model, processor = tiny_llava()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with four pictures in `images`, and with what the command mutes taken back."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    for name in (
+        "TRANSFORMERS_VERBOSITY",
+        "HF_HUB_VERBOSITY",
+        "TORCH_CPP_LOG_LEVEL",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+    ):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    put("images", *range(ITEMS))
+
+
+@pytest.fixture
+def batch(tiny_folder: str, monkeypatch: pytest.MonkeyPatch, mvw: Run) -> Run:
+    def run(*words: str, stdin: bytes = b"", model: bool = True, m: str = "2") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        chosen = ["--model", tiny_folder, "--max-new-tokens", "5", "-m", m] if model else []
+        return mvw("batch", *words, *chosen)
+
+    return run
+
+
+def put(folder: str, *numbers: int) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        Path(folder, f"{number}.png").write_bytes(noise(number))
+
+
+def records(path: str = "images.results.jsonl") -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for line in Path(path).read_bytes().splitlines():
+        record = json.loads(line)
+        assert record["id"] not in found
+        found[record["id"]] = record
+    return found
+
+
+def texts(path: str = "images.results.jsonl") -> dict[str, str]:
+    return {id: record["text"] for id, record in records(path).items()}
+
+
+def refused(ran: Ran, code: int = ExitCode.USAGE) -> list[str]:
+    """The lines of an error: what, why, and a command that works."""
+    assert ran.code == code, ran.err
+    lines = ran.err.splitlines()
+    assert lines[0].startswith("Error: ") and lines[1].startswith("  "), ran.err
+    assert lines[2].startswith("Hint: ") and len(lines) == 3, ran.err
+    if lines[2].startswith("Hint: mvw"):
+        parse_hint(lines[2].removeprefix("Hint: "))
+    else:
+        assert re.match(r"Hint: (ls|sed|pip|mkdir|df) ", lines[2])
+    return lines
+
+
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is to be loaded in this test."""
+
+    def fail(*args: object, **more: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("mvw_cli.batch.workers.worker.open_session", fail)
+
+
+# --- what is asked about what ---
+
+
+def test_a_folder_and_a_question(batch: Run) -> None:
+    ran = batch("images", "w1 w2")
+    assert (ran.code, ran.out) == (0, "")
+    found = records()
+    assert sorted(found) == ["0.png", "1.png", "2.png", "3.png"]
+    for record in found.values():
+        assert (record["status"], record["question"], record["attempts"]) == ("ok", "w1 w2", 1)
+        assert record["vision_tokens"] == 16 and record["generated_tokens"] <= 5
+        assert record["text"] == record["answer"] and record["error"] is None
+    assert len({record["text"] for record in found.values()}) > 1
+    assert "Items" in ran.err and "4 answered" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "question"),
+    [
+        (("images",), None),
+        (("images", "What is it?"), "What is it?"),
+        (("images", "Describe"), "Describe"),
+        (("images", "images/0.png"), None),
+        (("images", "imgaes/0.png"), None),
+        (("images", "0.pgn"), None),
+        (("images", "s3://bucket/x"), None),
+        (("images", "-"), None),
+        (("-", "Yes or no: 1/2?"), "Yes or no: 1/2?"),
+        (("images", "images/0.png", "Is it a .png file"), "Is it a .png file"),
+        (("images", ""), ""),
+    ],
+)
+def test_the_question_comes_last(words: tuple[str, ...], question: str | None) -> None:
+    paths = words if question is None else words[:-1]
+    assert split(words) == (paths, question)
+
+
+def test_several_paths(batch: Run) -> None:
+    put("more", 7)
+    assert batch("images/1.png", "more", "images/2.png", "w1 w2").code == 0
+    assert sorted(records("1.results.jsonl")) == ["images/1.png", "images/2.png", "more/7.png"]
+
+
+@pytest.mark.parametrize("words", [("imgaes", "w1 w2"), ("images", "imgaes/0.png")])
+def test_a_mistyped_path_is_no_question(batch: Run, unloadable: None, words: Any) -> None:
+    lines = refused(batch(*words))
+    assert "imgaes" in lines[0]
+    assert not list(Path().glob("*.jsonl"))
+
+
+def test_a_folder_that_is_nearly_there(batch: Run, unloadable: None) -> None:
+    lines = refused(batch("image", "w1 w2"))
+    assert lines[0] == "Error: There is no image" and lines[1] == "  did you mean images?"
+    assert "mvw batch images 'w1 w2'" in lines[2]
+
+
+def test_there_has_to_be_a_question(batch: Run, unloadable: None) -> None:
+    assert refused(batch("images"))[0] == "Error: There is no question"
+    assert refused(batch("images", "  "))[0] == "Error: the question is empty"
+    assert refused(batch())[0] == "Error: There is nothing to ask about"
+
+
+def test_the_profiles_question(batch: Run, tiny_folder: str) -> None:
+    prompt = f"adapter: hf\nmodel: {tiny_folder}\nprompt: {{question: w3 w4}}\n"
+    Path("mine.yaml").write_text(f"{prompt}generation: {{max_new_tokens: 3}}\n")
+    assert batch("images", "--profile", "mine.yaml", "--limit", "1", model=False).code == 0
+    [record] = records().values()
+    assert (record["question"], record["generated_tokens"]) == ("w3 w4", 3)
+    ran = batch(
+        *("images", "w5 w6", "--profile", "mine.yaml", "--limit", "1", "-o", "own.jsonl"),
+        model=False,
+    )
+    assert ran.code == 0
+    assert records("own.jsonl")["0.png"]["question"] == "w5 w6"
+
+
+QUESTIONS = [
+    {"image": "images/0.png", "question": "w1", "id": "first", "answer": "3"},
+    {"image": "images/0.png", "question": "w2 w3", "id": "second", "answer": None},
+    {"image": "images/1.png", "question": "w4", "id": None, "answer": "a, b"},
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_file_of_questions(batch: Run, ending: str) -> None:
+    with open(f"asked.{ending}", "w", newline="") as file:
+        if ending == "csv":
+            writer = csv.DictWriter(file, [*QUESTIONS[0]])
+            writer.writeheader()
+            writer.writerows(QUESTIONS)
+        else:
+            file.writelines(json.dumps(one) + "\n" for one in QUESTIONS)
+    assert batch("--questions", f"asked.{ending}").code == 0
+    found = records("asked.results.jsonl")
+    assert {id: (one["question"], one["reference"]) for id, one in found.items()} == {
+        "first": ("w1", "3"),
+        "second": ("w2 w3", None),
+        "images/1.png": ("w4", "a, b"),
+    }
+
+
+def test_questions_about_images_in_a_folder(batch: Run) -> None:
+    Path("asked.jsonl").write_text('{"image": "2.png"}\n{"image": ["0.png", "1.png"]}\n')
+    assert batch("images", "w1 w2", "--questions", "asked.jsonl").code == 0
+    found = records()
+    assert [len(one["images"]) for one in found.values()] in ([1, 2], [2, 1])
+    assert {one["vision_tokens"] for one in found.values()} == {16, 32}
+
+
+def test_recursion_and_globs(batch: Run) -> None:
+    put("images/sub", 10, 11)
+    put("images/sub/old", 12)
+    ran = batch(
+        *("images", "w1 w2", "-r", "--include", "1*.png", "--include", "0.png"),
+        *("--exclude", "sub/old/*", "--exclude", "11.png"),
+    )
+    assert ran.code == 0
+    assert sorted(records()) == ["0.png", "1.png", "sub/10.png"]
+
+
+def test_folders_below_are_left_alone_without_being_asked_for(batch: Run) -> None:
+    put("images/sub", 10)
+    assert batch("images", "w1 w2").code == 0
+    assert "sub/10.png" not in records()
+
+
+def test_paths_on_standard_input(batch: Run) -> None:
+    assert batch("-", "w1 w2", stdin=b"images/2.png\nimages/0.png\n").code == 0
+    assert sorted(records("stdin.results.jsonl")) == ["images/0.png", "images/2.png"]
+    os.unlink("stdin.results.jsonl")
+    assert batch("-", "w1 w2", stdin=b"images/2.png\0images/1.png\0").code == 0
+    assert sorted(records("stdin.results.jsonl")) == ["images/1.png", "images/2.png"]
+    assert refused(batch("-", "w1 w2"))[0] == "Error: There is no path on standard input"
+
+
+def test_a_table_of_images(batch: Run) -> None:
+    write_parquet(Path("data.parquet"), hub_table(3, question=["w1", "w2", "w3"]))
+    assert batch("data.parquet").code == 0
+    found = records("data.results.jsonl")
+    assert {id: one["question"] for id, one in found.items()} == {
+        "data.parquet#0": "w1",
+        "data.parquet#1": "w2",
+        "data.parquet#2": "w3",
+    }
+    assert found["data.parquet#2"]["images"][0]["row"] == 2
+
+
+def test_columns_are_named_where_they_are_called_otherwise(batch: Run) -> None:
+    table = hub_table(2, was=["w5", "w6"], name=["x", "y"], gold=["1", "2"])
+    table = table.append_column("photo", table["image"]).drop_columns(["image"])
+    write_parquet(Path("data.parquet"), table)
+    ran = batch(
+        *("data.parquet", "--image-column", "photo", "--question-column", "was"),
+        *("--id-column", "name", "--answer-column", "gold"),
+    )
+    assert ran.code == 0
+    found = records("data.results.jsonl")
+    assert {id: (one["question"], one["reference"]) for id, one in found.items()} == {
+        "x": ("w5", "1"),
+        "y": ("w6", "2"),
+    }
+    assert {one["images"][0]["column"] for one in found.values()} == {"photo"}
+    lines = refused(batch("data.parquet", "w1 w2", "--image-column", "nope", "-o", "y.jsonl"))
+    assert "nope" in " ".join(lines)
+
+
+def test_a_limit(batch: Run) -> None:
+    assert batch("images", "w1 w2", "--limit", "2").code == 0
+    assert sorted(records()) == ["0.png", "1.png"]
+    assert batch("images", "w1 w2", "--limit", "3").code == 0
+    assert sorted(records()) == ["0.png", "1.png", "2.png"]
+
+
+# --- where records go ---
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_of_records(batch: Run, ending: str) -> None:
+    ran = batch("images", "w1 w2", "-o", f"out.{ending}")
+    assert ran.code == 0 and f"Records  out.{ending}" in re.sub(" +", "  ", ran.err)
+    log = records(f"out.{ending}.jsonl")
+    if ending == "csv":
+        with open("out.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = pq.read_table("out.parquet").to_pylist()
+    assert {row["id"]: row["text"] for row in rows} == {id: o["text"] for id, o in log.items()}
+    assert batch("images", "w1 w2", "-o", f"out.{ending}").code == 0
+
+
+def test_an_address(batch: Run, tmp_path: Path) -> None:
+    there = f"file://{tmp_path}/there/r.jsonl"
+    assert batch("images", "w1 w2", "--limit", "2", "-o", there).code == 0
+    assert sorted(records("there/r.jsonl")) == ["0.png", "1.png"]
+    os.unlink("r.jsonl")
+    os.unlink("r.jsonl.run.json")
+    ran = batch("images", "w1 w2", "-o", there)
+    assert ran.code == 0 and "were fetched: r.jsonl" in ran.err
+    assert "2 answered, 2 had their record before" in ran.err
+    assert len(records("there/r.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("images", "w1 w2"), "images.results.jsonl"),
+        (("images/", "w1 w2"), "images.results.jsonl"),
+        (("images/2.png", "w1 w2"), "2.results.jsonl"),
+        (("images/../images/.", "w1 w2"), "images.results.jsonl"),
+        (("-", "w1 w2"), "stdin.results.jsonl"),
+        (("--questions", "asked.v2.jsonl"), "asked.v2.results.jsonl"),
+        (("images", "--questions", "asked.v2.jsonl"), "images.results.jsonl"),
+        (("photos.v2", "w1 w2"), "photos.v2.results.jsonl"),
+        (("images", "w1 w2", "--shard", "1/2"), "images.results.1-of-2.jsonl"),
+    ],
+)
+def test_the_default_name(batch: Run, unloadable: None, words: Any, name: str) -> None:
+    put("photos.v2", 1)
+    Path("asked.v2.jsonl").write_text('{"image": "0.png", "question": "w1"}\n')
+    ran = batch(*words, "--dry-run", "--json", stdin=b"images/0.png\n")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["output"] == name
+
+
+def test_the_present_folder_is_called_by_its_name(
+    batch: Run, unloadable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("images")
+    ran = batch(".", "w1 w2", "--dry-run", "--json")
+    assert json.loads(ran.out)["output"] == "images.results.jsonl"
+
+
+@pytest.mark.parametrize("name", ["out.json", "gone/out.jsonl", "images", "out.parquet/"])
+def test_a_place_that_can_not_be_written(batch: Run, unloadable: None, name: str) -> None:
+    refused(batch("images", "w1 w2", "-o", name))
+
+
+# --- going on ---
+
+
+def test_the_same_command_goes_on(batch: Run) -> None:
+    whole = batch("images", "w1 w2", "-o", "whole.jsonl", "--slots", "1")
+    assert whole.code == 0
+    assert batch("images", "w1 w2", "--limit", "2", "--slots", "2").code == 0
+    before = Path("images.results.jsonl").read_bytes()
+    put("images", 9)
+    paths = b"".join(b"%d.png\n" % number for number in (9, 3, 2, 1, 0))
+    os.chdir("images")
+    output = "../images.results.jsonl"
+    ran = batch("-", "w1 w2", "-o", output, "--slots", "3", stdin=paths)
+    os.chdir("..")
+    assert ran.code == 0
+    assert "Going on with ../images.results.jsonl: 2 answered, 0 failed before." in ran.err
+    assert "3 answered, 2 had their record before" in ran.err
+    assert Path("images.results.jsonl").read_bytes().startswith(before)
+    found = texts()
+    del found["9.png"]
+    assert found == texts("whole.jsonl")
+
+
+def test_what_is_done_is_done(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert batch("images", "w1 w2").code == 0
+    before = Path("images.results.jsonl").read_bytes()
+    monkeypatch.setattr(
+        "mvw_cli.batch.workers.worker.open_session", lambda *_, **__: pytest.fail("loaded")
+    )
+    ran = batch("images", "w1 w2")
+    assert ran.code == 0
+    assert "There is nothing left to do: each of 4 items has its record." in ran.err
+    assert Path("images.results.jsonl").read_bytes() == before
+
+
+def test_what_failed_is_tried_again_when_that_is_asked_for(batch: Run) -> None:
+    Path("images/0.png").write_bytes(b"no picture")
+    first = batch("images", "w1 w2")
+    assert first.code == ExitCode.ITEMS_FAILED
+    assert "failed: 0.png: " in first.err
+    assert "Retry failed  mvw batch images 'w1 w2'" in first.err
+    failed = records()["0.png"]
+    assert (failed["status"], failed["error"]["type"]) == ("failed", "BadImage")
+    assert failed["text"] == "" and failed["attempts"] == 1
+
+    Path("images/0.png").write_bytes(noise(0))
+    again = batch("images", "w1 w2")
+    assert again.code == ExitCode.ITEMS_FAILED and "nothing left to do" in again.err
+    retried = batch("images", "w1 w2", "--retry-failed")
+    assert retried.code == 0
+    assert "1 answered, 3 had their record before" in retried.err
+    assert records()["0.png"]["status"] == "ok"
+
+
+def test_starting_afresh(batch: Run) -> None:
+    assert batch("images", "w1 w2").code == 0
+    assert batch("images", "w1 w2", "--overwrite", "--limit", "2").code == 0
+    assert sorted(records()) == ["0.png", "1.png"]
+
+
+def test_another_m_is_refused_with_the_difference(batch: Run) -> None:
+    assert batch("images", "w1 w2").code == 0
+    before = Path("images.results.jsonl").read_bytes()
+    lines = refused(batch("images", "w1 w2", m="3"))
+    assert "withdrawal.m: 2 before, 3 now" in lines[1]
+    assert "--overwrite" in lines[2]
+    assert Path("images.results.jsonl").read_bytes() == before
+
+
+def test_what_contradicts_itself(batch: Run, unloadable: None) -> None:
+    lines = refused(batch("images", "w1 w2", "--overwrite", "--retry-failed"))
+    assert "contradict" in lines[0]
+    lines = refused(batch("images", "w1 w2", "--ray-address", "auto"))
+    assert "--executor ray" in lines[0]
+
+
+# --- how ---
+
+
+def test_slots_say_why(batch: Run) -> None:
+    ran = batch("images", "w1 w2")
+    assert re.search(r"^\d+ slots: .* free after the weights, 20% kept back; ", ran.err, re.M)
+    told = batch("images", "w1 w2", "--overwrite", "--slots", "2")
+    assert told.code == 0 and " slots: " not in told.err
+
+
+@pytest.mark.parametrize("slots", ["0", "many", "-1", "2.5"])
+def test_slots_are_a_number(batch: Run, unloadable: None, slots: str) -> None:
+    ran = batch("images", "w1 w2", "--slots", slots)
+    assert ran.code == ExitCode.USAGE and "--slots" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("800MiB", 800 * 2**20),
+        ("20G", 20 * 2**30),
+        ("1.5 GiB", 3 * 2**29),
+        ("64k", 65536),
+        ("4096", 4096),
+        ("2tb", 2**41),
+    ],
+)
+def test_sizes(text: str, count: int) -> None:
+    assert _Size().convert(text, None, None) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "lots", "20Gi GiB", "0.0M", "1e9", "0.1"])
+def test_what_is_no_size(batch: Run, unloadable: None, text: str) -> None:
+    ran = batch("images", "w1 w2", "--kv-memory", text)
+    assert ran.code == ExitCode.USAGE and "--kv-memory" in ran.err
+
+
+def test_memory_that_is_given_is_kept_to(batch: Run) -> None:
+    ran = batch("images", "w1 w2", "--kv-memory", "40KiB", "--json")
+    assert ran.code == 0
+    assert "40.0 KiB for the KV cache" in ran.err
+    assert 0 < json.loads(ran.out)["kv_allocated_bytes_peak"] <= 40 * 1024
+    assert texts() and {one["status"] for one in records().values()} == {"ok"}
+
+
+def test_too_little_memory_fails_items_and_says_so(batch: Run) -> None:
+    ran = batch("images", "w1 w2", "--kv-memory", "10k", "--limit", "1")
+    assert ran.code == ExitCode.ITEMS_FAILED
+    error = records()["0.png"]["error"]
+    assert (error["type"], "10.0 KiB" in error["cause"]) == ("OutOfMemory", True)
+    parse_hint(error["hint"])
+
+
+def test_shards_are_the_whole_together(batch: Run) -> None:
+    put("images", *range(4, 11))
+    assert batch("images", "w1 w2", "-o", "whole.jsonl").code == 0
+    together: dict[str, str] = {}
+    for shard in range(3):
+        assert batch("images", "w1 w2", "--shard", f"{shard}/3").code == 0
+        part = texts(f"images.results.{shard}-of-3.jsonl")
+        assert not part.keys() & together.keys()
+        together |= part
+    assert together == texts("whole.jsonl")
+
+
+def test_a_shard_without_items(batch: Run, unloadable: None) -> None:
+    without = 1 - shard_of("images/0.png", 2)
+    ran = batch("images/0.png", "w1 w2", "--shard", f"{without}/2", "--json")
+    assert ran.code == 0 and json.loads(ran.out)["listed"] == 0
+    assert "no item belongs to this part of the work" in ran.err
+    assert records(f"0.results.{without}-of-2.jsonl") == {}  # so that a merge knows of it
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "0/0", "1/2/3"])
+def test_what_is_no_shard(batch: Run, unloadable: None, shard: str) -> None:
+    ran = batch("images", "w1 w2", f"--shard={shard}")
+    assert ran.code == ExitCode.USAGE and "--shard" in ran.err
+
+
+def test_the_policy_is_the_profiles(batch: Run) -> None:
+    assert batch("images", "w1 w2", "--limit", "1").code == 0
+    assert records()["0.png"]["withdrawal"]["step"] == 2
+    ran = batch("images", "w1 w2", "--limit", "1", "-o", "n.jsonl", m="2")
+    assert ran.code == 0
+    assert texts() == texts("n.jsonl")
+
+
+def test_without_withdrawal(batch: Run, tiny_folder: str) -> None:
+    chosen = ("--model", tiny_folder, "--max-new-tokens", "5", "--no-withdrawal")
+    ran = batch("images", "w1 w2", *chosen, model=False)
+    assert ran.code == 0 and "Withdrawal" not in ran.err
+    assert {one["withdrawal"] for one in records().values()} == {None}
+
+
+def test_an_image_that_hangs_is_given_up(batch: Run) -> None:
+    os.mkfifo("images/9.png")
+    ran = batch("images", "w1 w2", "--read-timeout", "0.5", "--readers", "1")
+    assert ran.code == ExitCode.ITEMS_FAILED
+    found = records()
+    assert found.pop("9.png")["status"] == "failed"
+    assert {one["status"] for one in found.values()} == {"ok"}
+
+
+def test_random_weights_are_no_answers(batch: Run, tiny_folder: str) -> None:
+    ran = batch("images", "w1 w2", "--random-weights", "--limit", "1")
+    assert ran.code == 0
+    assert "The weights are random: answers are noise." in ran.err
+    lines = refused(batch("images", "w1 w2"))
+    assert "random" in lines[1]
+
+
+def test_what_a_worker_is_told(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvw_cli.batch.workers import worker
+
+    told: dict[str, Any] = {}
+    open_session = worker.open_session
+
+    def spied(profile: Any, **options: Any) -> Any:
+        told.update(options)
+        return open_session(profile, **options)
+
+    monkeypatch.setattr(worker, "open_session", spied)
+    assert batch("images", "w1 w2", "--allow-pickle", "--workers", "1", "--limit", "1").code == 0
+    assert told == {"allow_pickle": True, "random_weights": False}
+
+
+# --- dry runs ---
+
+
+def test_a_dry_run_writes_and_loads_nothing(batch: Run, unloadable: None) -> None:
+    before = sorted(map(str, Path().rglob("*")))
+    ran = batch("images", "w1 w2", "--dry-run")
+    assert ran.code == 0
+    told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in ran.out.splitlines()[1:])
+    assert told["to do"] == "4 of 4 items"
+    assert told["vision tokens"] == "16 an item (median; 16 at most), 64 in all"
+    assert told["generated tokens"] == "up to 5 an item"
+    assert re.fullmatch(r"\d+ slots: .*", told["slots"])
+    assert told["records to"] == "images.results.jsonl"
+    assert {"weights", "KV cache of an item", "memory free"} <= told.keys()
+    assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_a_dry_run_as_json(batch: Run) -> None:
+    Path("images/3.png").write_bytes(b"no picture")
+    assert batch("images", "w1 w2", "--limit", "1").code == 0
+    ran = batch("images", "w1 w2", "--dry-run", "--json", "--slots", "3", "--kv-memory", "1MiB")
+    plan = json.loads(ran.out)
+    assert list(plan) == [
+        *("schema_version", "listed", "recorded", "to_do", "output", "images_looked_at"),
+        *("images_unreadable", "vision_tokens_median", "vision_tokens_max"),
+        *("vision_tokens_total", "max_new_tokens", "weight_bytes", "kv_bytes_per_slot_before"),
+        *("kv_bytes_per_slot_after", "memory_free_bytes", "limits"),
+    ]
+    assert (plan["listed"], plan["recorded"], plan["to_do"]) == (4, 1, 3)
+    assert (plan["images_looked_at"], plan["images_unreadable"]) == (4, 1)
+    assert (plan["vision_tokens_median"], plan["vision_tokens_total"]) == (16, 48)
+    assert (plan["limits"]["slots"], plan["limits"]["kv_bytes"]) == (3, 2**20)
+    token = 2 * 2 * 8 * 4
+    assert plan["kv_bytes_per_slot_before"] == (1 + 2 + 16) * token
+    assert plan["kv_bytes_per_slot_after"] == (1 + 5) * token
+    assert len(records()) == 1
+
+
+def test_a_dry_run_of_what_failed(batch: Run) -> None:
+    Path("images/0.png").write_bytes(b"no picture")
+    assert batch("images", "w1 w2").code == ExitCode.ITEMS_FAILED
+    kept = Path("images.results.jsonl").read_bytes()
+    ran = batch("images", "w1 w2", "--dry-run", "--retry-failed", "--json")
+    assert json.loads(ran.out)["to_do"] == 1
+    assert json.loads(batch("images", "w1 w2", "--dry-run", "--json").out)["to_do"] == 0
+    ran = batch("images", "w1 w2", "--dry-run", "--overwrite", "--json")
+    assert json.loads(ran.out)["to_do"] == 4
+    assert Path("images.results.jsonl").read_bytes() == kept
+
+
+# --- what is told ---
+
+
+def test_the_summary_as_json(batch: Run) -> None:
+    Path("images/3.png").write_bytes(b"no picture")
+    ran = batch("images", "w1 w2", "--json")
+    assert ran.code == ExitCode.ITEMS_FAILED
+    summary = json.loads(ran.out)
+    assert list(summary) == [
+        *("schema_version", "output", "log", "listed", "skipped", "answered", "failed"),
+        *("remaining", "failed_in_log", "errors", "interrupted", "elapsed_s", "items_per_s"),
+        *("tokens_per_s", "generated_tokens", "latency_ms", "withdrawal"),
+        *("kv_allocated_bytes_peak", "restarts", "retry", "go_on"),
+    ]
+    counts = [summary[key] for key in ("listed", "skipped", "answered", "failed", "remaining")]
+    assert counts == [4, 0, 3, 1, 0]
+    assert summary["errors"] == {"BadImage": 1}
+    assert summary["generated_tokens"] == sum(
+        one["generated_tokens"] or 0 for one in records().values()
+    )
+    assert summary["withdrawal"]["withdrawals"] == 3
+    assert 0 < summary["withdrawal"]["kv_bytes_freed"] < summary["withdrawal"]["kv_bytes_before"]
+    assert summary["latency_ms"]["median"] <= summary["latency_ms"]["p90"]
+    assert (summary["interrupted"], summary["go_on"]) == (False, None)
+    parse_hint(summary["retry"])
+    assert "--json" not in summary["retry"] and "--retry-failed" in summary["retry"]
+
+
+def test_lines_of_progress_where_nobody_redraws(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_view, "EVERY_S", 0.004)
+    monkeypatch.setattr(batch_view, "_REDRAWS_PER_S", 500)
+    put("images", *range(4, 24))
+    ran = batch("images", "w1 w2", "--slots", "3")
+    lines = re.findall(r"^\d+ of 24, .*slots \d/3.*$", ran.err, re.M)
+    whole = r"\d items/s, .* tokens/s, slots \d/3, KV cache .* left$"
+    assert any(re.search(whole, line) for line in lines)
+    done = [int(line.partition(" ")[0]) for line in lines]
+    assert done == sorted(done)
+    assert "\x1b" not in ran.err and "\r" not in ran.err
+
+
+class Screen:
+    """A terminal in place of stderr, read all the while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 140, 0, 0))
+        self._stream = os.fdopen(slave, "w", encoding="utf-8")
+        self._shown = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("COLUMNS", raising=False)
+        monkeypatch.setattr(sys, "stderr", self._stream)
+
+    def _read(self) -> None:
+        with suppress(OSError):
+            while data := os.read(self._master, 1 << 16):
+                self._shown += data
+
+    def close(self) -> str:
+        self._stream.close()
+        self._reader.join(5)
+        os.close(self._master)
+        return self._shown.decode().replace("\r\n", "\n")
+
+
+def test_the_bar_on_a_terminal(
+    batch: Run, monkeypatch: pytest.MonkeyPatch, tiny_folder: str
+) -> None:
+    monkeypatch.setattr(batch_view, "_REDRAWS_PER_S", 100)
+    put("images", *range(4, 40))
+    Path("images/0.png").write_bytes(b"no picture")
+    screen = Screen(monkeypatch)
+    ran = batch("images", "w1 w2", "--slots", "3")
+    shown = screen.close()
+    assert ran.code == ExitCode.ITEMS_FAILED and ran.err == ""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert re.search(r"Answering .*[━╸╺]+ +\d+ of 40", plain)
+    figures = re.findall(
+        r"1 failed  [\d,.]+ items/s  [\d,.]+ tokens/s  slots \d/3  KV cache [\d.]+ KiB  .* left",
+        plain,
+    )
+    assert figures
+    assert "failed: 0.png: " in plain
+    assert plain.rstrip().splitlines()[-1].startswith("Retry failed")
+    assert f"Loading {tiny_folder}"[:40] in plain.replace("\n", "")
+    # The cursor is hidden as long as the bar moves, and comes back.
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") >= 1
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    # What is left on the screen is no bar.
+    assert "Answering" not in shown[shown.rindex("\x1b[?25h") :]
+
+
+def test_quiet_on_a_terminal(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(monkeypatch)
+    assert batch("images", "w1 w2", "-q").code == 0
+    assert screen.close() == ""
+
+
+def test_no_colours_where_none_are_wanted(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(monkeypatch)
+    assert batch("images", "w1 w2", "--no-color").code == 0
+    assert not re.search(r"\x1b\[[0-9;]*m", screen.close())
+
+
+def test_quiet(batch: Run) -> None:
+    Path("images/3.png").write_bytes(b"no picture")
+    ran = batch("images", "w1 w2", "-q")
+    assert (ran.code, ran.out, ran.err) == (ExitCode.ITEMS_FAILED, "", "")
+    ran = batch("images", "w1 w2", "-q", "--json", "--overwrite")
+    assert ran.err == "" and json.loads(ran.out)["failed"] == 1
+    assert batch("image", "w1 w2", "-q").err.startswith("Error: ")
+
+
+def test_many_failures_are_counted(batch: Run) -> None:
+    for number in range(15):
+        Path("images", f"{number}.png").write_bytes(b"no picture %d" % number)
+    ran = batch("images", "w1 w2")
+    assert ran.err.count("failed: ") == 10
+    assert "Further failures are counted" in ran.err
+    assert "0 answered, 15 failed (15 BadImage)" in ran.err
+
+
+def test_the_embedded_model_says_what_it_is(mvw: Run) -> None:
+    ran = mvw("batch", "images", "How many red circles are there?", "--limit", "1")
+    assert ran.code == 0
+    assert "No profile or model is named" in ran.err
+    assert records()["0.png"]["stages"] or records()["0.png"]["text"]
+
+
+def test_a_name_of_control_characters_reaches_no_terminal(batch: Run) -> None:
+    Path("images", "a\x1b[2Jb.png").write_bytes(b"no picture")
+    ran = batch("images", "w1 w2")
+    assert ran.code == ExitCode.ITEMS_FAILED
+    assert "\x1b" not in ran.err
+
+
+def test_a_table_without_pictures(batch: Run, unloadable: None) -> None:
+    write_parquet(Path("data.parquet"), pa.table({"text": ["a", "b"]}))
+    refused(batch("data.parquet", "w1 w2"))
+
+
+def test_a_table_that_comes_from_elsewhere_is_kept(batch: Run, unloadable: None) -> None:
+    Path("answers.csv").write_text("mine\n1\n")
+    lines = refused(batch("images", "w1 w2", "-o", "answers.csv"))
+    assert "answers.csv is there already" in lines[0] and "--overwrite" in lines[2]
+    assert Path("answers.csv").read_text() == "mine\n1\n"
+    assert sorted(os.listdir()) == ["answers.csv", "images"]
+
+
+def test_a_lost_accelerator_costs_no_record(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from mvw_cli.engine.slots import Slots
+
+    step, steps = Slots.step, iter(range(100))
+
+    def fail(slots: Slots) -> Any:
+        if next(steps) == 10:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with")
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", fail)
+    ran = batch("images", "w1 w2", "--slots", "1", "-o", "out.csv")
+    assert ran.code == ExitCode.FAILURE
+    *_, what, cause, hint = ran.err.splitlines()
+    assert what.startswith("Error: The accelerator has failed")
+    assert cause == (
+        "  CUDA error: device-side assert triggered; 2 records were written, none is lost"
+    )
+    parse_hint(hint.removeprefix("Hint: "))
+    assert "2 answered, 2 left" in ran.err
+    assert len(records("out.csv.jsonl")) == 2
+    with open("out.csv", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["ok", "ok"]
+
+
+def test_any_other_error_is_a_fault_and_costs_no_record(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mvw_cli.batch.serve.server import Server
+
+    answered, told = Server._answered, iter(range(100))
+
+    def fail(server: Server, *args: Any) -> Any:
+        if next(told) == 2:
+            raise RuntimeError("this should not happen")
+        return answered(server, *args)
+
+    monkeypatch.setattr(Server, "_answered", fail)
+    ran = batch("images", "w1 w2", "--slots", "1")
+    assert ran.code == ExitCode.FAILURE
+    assert "unexpected RuntimeError: this should not happen" in ran.err
+    assert len(records()) == 2

@@ -1,0 +1,177 @@
+"""`mvw profile` from its command line: what is measured, where it goes, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hints import parse_hint
+from processes import Ran
+
+from mvw_cli.bench.report.documents import Device, read_report
+from mvw_cli.errors import ExitCode
+
+SHORT = ("--new-tokens", "6", "--runs", "2", "--min-time", "0", "--warmup", "0", "--in-process")
+BARE = ("--no-answers", "--no-attention-mass", "--limit", "1")
+
+
+@pytest.fixture(autouse=True)
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of known rates: measuring one takes seconds."""
+
+    def known(device: str, dtype: str, **_: Any) -> Device:
+        return Device("Some Device", "measured", 2e10, 1e11, 1e-5, 2**34, "known")
+
+    monkeypatch.setattr("mvw_cli.bench.measure.device_peaks.calibrate", known)
+
+
+@pytest.fixture
+def run(mvw: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def profile(*options: str) -> Ran:
+        return mvw("profile", *options)
+
+    return profile
+
+
+def refused(ran: Ran) -> str:
+    """The message of a refusal, whose hint has to be a command that there is."""
+    assert ran.code == ExitCode.USAGE, ran.err
+    lines = ran.err.strip().splitlines()
+    hint = next(line for line in lines if line.startswith("Hint: "))
+    if hint.startswith("Hint: mvw"):
+        parse_hint(hint.removeprefix("Hint: "))
+    return lines[0]
+
+
+def test_a_report_goes_to_files_and_the_terminal_and_comes_back(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = run("--m", "2,4", *SHORT, *BARE, "-o", "report.json", "--html", "report.html")
+    assert ran.code == 0, ran.err
+    report = read_report("report.json")
+    [cell] = report.cells
+    assert [arm.name for arm in cell.arms] == ["never", "m=2", "m=4"]
+    assert [arm.withdrawn_after for arm in cell.arms] == [None, 2, 4]
+    assert report.workload.new_tokens == 6 and report.workload.vision_tokens == 144
+    assert all(arm.generated_tokens.median == 6 for arm in cell.arms)
+    assert all(arm.bound is not None for arm in cell.arms)
+    assert report.plan is not None and report.plan.withdrawn_after == 2
+    assert report.command[:2] == ["mvw", "profile"] and "2,4" in report.command
+    assert report.answers is None and report.attention is None
+    assert "m=4" in ran.out and "m=4" in Path("report.html").read_text("utf-8")
+    shown = run("--from", "report.json", "-o", "again.csv", "--json")
+    assert json.loads(shown.out) == json.loads(Path("report.json").read_text("utf-8"))
+    assert Path("again.csv").read_text().count("\n") > 3
+
+
+def test_answers_and_attention_on_the_embedded_models_own_pictures(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = run(
+        *("--m", "1,64", "--limit", "2", "--suggest", "mine.yaml", "--tolerance", "0.01"),
+        *SHORT,
+        *("-o", "report.json"),
+    )
+    assert ran.code == 0, ran.err
+    report = read_report("report.json")
+    assert report.answers is not None and report.attention is not None
+    found = {arm.name: arm for arm in report.answers.arms}
+    assert set(found) == {"never", "m=1", "m=64", "no image"}
+    assert found["never"].items == 2 and report.answers.references == 2
+    assert found["m=1"].agreement is not None and found["m=1"].agreement < 1
+    assert 0 < report.attention.mass[0] < 1
+    if report.answers.suggestion is None:
+        assert "No m is suggested" in ran.err
+    else:
+        assert report.answers.suggestion == 64
+        assert '"m": 64' in Path("mine.yaml").read_text()
+
+
+def test_own_images_and_batches(run: Callable[..., Ran], mvw: Callable[..., Ran]) -> None:
+    assert mvw("samples", "scenes", "--count", "3").code == 0
+    ran = run(
+        *("--images", "scenes", "--batch", "1,2", "--m", "3", "--limit", "2", "--no-answers"),
+        *("--no-attention-mass", *SHORT, "-o", "report.json"),
+        *("--set", "prompt.question=How many stars are there?"),
+    )
+    assert ran.code == 0, ran.err
+    report = read_report("report.json")
+    assert [cell.batch for cell in report.cells] == [1, 2]
+    assert (report.workload.items, report.workload.source) == (2, "folder")
+    one, two = (cell.arms[0].memory.kv_bytes_after for cell in report.cells)
+    assert two > 1.8 * one
+
+
+def test_natural_answers_end_where_the_model_ends_them(run: Callable[..., Ran]) -> None:
+    ran = run("--natural", "--m", "never", *SHORT, *BARE, "-o", "report.json")
+    assert ran.code == 0, ran.err
+    report = read_report("report.json")
+    assert report.workload.mode == "natural"
+    assert 20 < report.cells[0].arms[0].generated_tokens.median < 256
+
+
+def test_a_plan_runs_nothing(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a plan must not load a model")
+
+    monkeypatch.setattr("mvw_cli.session.open_session", never)
+    ran = run("--profile", "llava-cot", "--plan", "--gpu", "H100", "--batch", "1,8", "--json")
+    assert ran.code == 0, ran.err
+    plan = json.loads(ran.out)
+    assert plan["kind"] == "plan" and plan["device"]["source"] == "published"
+    assert [batch["batch"] for batch in plan["batches"]] == [1, 8]
+    assert plan["batches"][1]["speedup"] > plan["batches"][0]["speedup"] >= 1
+    assert plan["verdicts"]
+
+
+def test_what_contradicts_itself_is_refused(run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert "contradict" in refused(run("a.png", "What?", "--images", "."))
+    assert "--gpu goes with --plan" in refused(run("--gpu", "H100"))
+    assert "--suggest needs answers" in refused(run("--suggest", "x.yaml", "--no-answers"))
+    assert "There is no image" in refused(run("nothing.png"))
+    assert ".json, .csv or .md" in refused(run("-o", "report.txt"))
+    assert "Cannot read the report" in refused(run("--from", "a.png"))
+    assert "no figures for this GPU" in refused(run("--plan", "--gpu", "H1000"))
+    assert run("--m", "0").code == ExitCode.USAGE
+    assert run("--m", "4,x").code == ExitCode.USAGE
+    assert run("--new-tokens", "1").code == ExitCode.USAGE
+
+
+def test_a_plan_in_another_format_is_refused(run: Callable[..., Ran]) -> None:
+    assert "a plan is written as .json" in refused(
+        run("--plan", "--gpu", "H100", "--profile", "llava-cot", "-o", "plan.md")
+    )
+
+
+def test_an_interrupt_leaves_a_report_of_what_was_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mvw_cli", "profile", "--m", "4", "--runs", "500"]
+    with subprocess.Popen(
+        [*command, "--new-tokens", "8", "--in-process", *BARE, "-o", "report.json"],
+        cwd=tmp_path,
+        env={**os.environ, "MVW_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"Measuring batch 1" in line:
+                break
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, err
+    if b"before anything" not in err:  # a machine that is very slow
+        report = read_report(str(tmp_path / "report.json"))
+        assert 1 <= report.cells[0].pairs < 500

@@ -1,0 +1,86 @@
+"""Items, images and records made up for the tests of the log."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mvw_cli.adapter import Answer
+from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.store.fingerprint import Fingerprint
+from mvw_cli.batch.store.record import dumps, failure, success
+from mvw_cli.engine.completion import Completion, Timings, VisionUse, Withdrawal
+from mvw_cli.errors import BadImage
+from mvw_cli.images.reading import ImageFile
+
+QUESTION = "How many?"
+
+
+def fingerprint(m: int = 16, **facts: Any) -> Fingerprint:
+    """Settings that differ in m."""
+    profile = {"adapter": "hf", "model": "org/name", "withdrawal.m": m}
+    given = {"revision": "c0ffee", "random_weights": False, "settled": True, **facts}
+    return Fingerprint("0.1.0", profile, "mvw 0.1.0", "mvw 0.1.0", **given)
+
+
+RUN = fingerprint().short
+
+
+def digest(content: str) -> str:
+    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
+
+
+def item(id: str, question: str = QUESTION, *, path: str | None = None) -> Item:
+    return Item(id, (ImageRef(path or id),), question)
+
+
+def image(content: str, path: str = "picture.png") -> ImageFile:
+    """An image whose file would have this content."""
+    return ImageFile(Image.new("RGB", (4, 3)), path, digest(content), (4, 3), (8, 6))
+
+
+def completion(text: str = "three") -> Completion:
+    return Completion(
+        text=text,
+        token_ids=(1, 2, 3),
+        finish_reason="eos",
+        prompt_tokens=30,
+        vision_tokens=20,
+        generated_tokens=3,
+        withdrawal=Withdrawal(2, 20, 80, 4000, 1500),
+        vision=VisionUse(80, 6.5, 1, 0, 0),
+        timings=Timings(5.0, 7.0, 100.0, 90.0, None, 0.5),
+        kv_bytes_prefill=3000,
+        kv_bytes_end=1600,
+        kv_allocated_bytes_end=4096,
+    )
+
+
+def ok(id: str, content: str | None = None, *, text: str = "three", **more: Any) -> dict[str, Any]:
+    """An answered item; without a content, the image's is its id."""
+    return success(
+        item(id, more.pop("question", QUESTION)),
+        [image(id if content is None else content)],
+        completion(text),
+        Answer(text),
+        **{"run": RUN, "timings": {}, "remarks": [], "attempts": 1, **more},
+    )
+
+
+def failed(id: str, content: str | None = None, **more: Any) -> dict[str, Any]:
+    """A failed item; without a content, its image could not be read."""
+    return failure(
+        item(id, more.pop("question", QUESTION)),
+        [] if content is None else [image(content)],
+        BadImage("There is no image", cause="no such file", hint="ls ."),
+        **{"run": RUN, "timings": {}, "attempts": 1, **more},
+    )
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    """A log as it lies on disk, without what tells its settings."""
+    path.write_bytes(b"".join(map(dumps, records)))
+    return path

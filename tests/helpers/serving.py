@@ -1,0 +1,199 @@
+"""A server over a scripted feed and a tiny model; what it does to its slots is noted."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mvw_hf.model import HuggingFace
+from PIL import Image
+
+from mvw_cli.adapter import LoadedModel
+from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.serve.capacity import Limits
+from mvw_cli.batch.serve.encode import Encoded, Encoder
+from mvw_cli.batch.serve.prefetch import Ready, Unreadable
+from mvw_cli.batch.serve.server import Record, Server
+from mvw_cli.engine import Engine, Event, GenerationSettings
+from mvw_cli.engine.slots import Slots
+from mvw_cli.images.reading import ImageFile
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.session import Session
+
+SIZE = (8, 6)
+
+
+def item(name: str, tokens: int, images: int = 1) -> Item:
+    """An item whose answer has so many tokens: `Lengths` reads it off the question."""
+    paths = tuple(ImageRef(f"{name}-{number}.png") for number in range(images))
+    return Item(name, paths, f"w1 w{tokens}")
+
+
+def pictures(item: Item, size: tuple[int, int] = SIZE) -> list[ImageFile]:
+    """The images of an item, as if they had been read."""
+    files = []
+    for ref in item.images:
+        pixels = random.Random(ref.path).randbytes(3 * size[0] * size[1])
+        digest = hashlib.sha256(pixels).hexdigest()
+        image = Image.frombytes("RGB", size, pixels)
+        files.append(ImageFile(image, ref.path, digest, size, size))
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths(Encoder):
+    """Lets each question say how long its answer is; fails where a test wants it to."""
+
+    fails: dict[str, Callable[[Sequence[ImageFile]], Exception | None]] = field(
+        default_factory=dict
+    )
+    """By the item's id: what is wrong with these images, if anything."""
+
+    def __call__(self, item: Item, images: Sequence[ImageFile]) -> Encoded:
+        if item.id in self.fails and (error := self.fails[item.id](images)) is not None:
+            raise error
+        encoded = Encoder.__call__(self, item, images)
+        settings = replace(
+            encoded.request.settings, max_new_tokens=int(item.question.rpartition("w")[2])
+        )
+        return replace(encoded, request=replace(encoded.request, settings=settings))
+
+
+class Scripted:
+    """A feed that hands out what it was given; None stands for "nothing is ready yet"."""
+
+    def __init__(self, things: Iterable[Ready | Unreadable | None]) -> None:
+        self._things = deque(things)
+        self.taken: list[str] = []
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._things
+
+    def take(self, wait: bool) -> Ready | Unreadable | None:
+        while self._things:
+            thing = self._things.popleft()
+            if thing is not None:
+                self.taken.append(thing.item.id)
+                return thing
+            if not wait:
+                return None
+        return None
+
+
+@dataclass
+class Did:
+    """One thing that was done to the slots."""
+
+    what: str
+    """`admit` or `step`."""
+    active: list[str]
+    """Afterwards."""
+    kv_allocated_bytes: int
+    """Likewise."""
+    request: str | None = None
+
+
+@dataclass
+class Bench:
+    """A tiny model, and how it is to be served."""
+
+    loaded: LoadedModel
+    policy: WithdrawalPolicy = field(default_factory=lambda: Mvw(m=4))
+    did: list[Did] = field(default_factory=list)
+    before_step: Callable[[Slots], None] = lambda slots: None
+    before_admit: Callable[[Any], None] = lambda request: None
+    encoder: Lengths = field(init=False)
+    session: Session = field(init=False)
+
+    def __post_init__(self) -> None:
+        engine = Engine(self.loaded)
+        settings = GenerationSettings(temperature=0, ignore_eos=True)
+        adapter = HuggingFace()
+        self.session = Session(adapter, self.loaded, engine, self.policy, settings)
+        self.encoder = Lengths(self.session)
+        serving = engine.serving
+
+        @contextmanager
+        def watched() -> Iterator[Slots]:
+            with serving() as slots:
+                self._watch(slots)
+                yield slots
+
+        engine.serving = watched  # type: ignore[method-assign]
+
+    def _watch(self, slots: Slots) -> None:
+        step, admit = slots.step, slots.admit
+
+        def noted_step() -> list[Event]:
+            self.before_step(slots)
+            events = step()
+            self.did.append(Did("step", slots.active, slots.kv_allocated_bytes))
+            return events
+
+        def noted_admit(request: Any) -> list[Event]:
+            self.before_admit(request)
+            events = admit(request)
+            done = Did("admit", slots.active, slots.kv_allocated_bytes, request.id)
+            self.did.append(done)
+            return events
+
+        slots.step, slots.admit = noted_step, noted_admit  # type: ignore[method-assign]
+
+    def ready(self, item: Item, size: tuple[int, int] = SIZE) -> Ready:
+        """An item as the prefetcher hands it over."""
+        files = pictures(item, size)
+        return Ready(item, files, self.encoder(item, files), read_ms=2.0, preprocess_ms=3.0)
+
+    def unreadable(self, item: Item, error: Exception, *, read: bool = False) -> Unreadable:
+        return Unreadable(item, pictures(item) if read else [], error)
+
+    def server(
+        self,
+        things: Iterable[Item | Ready | Unreadable | None],
+        limits: Limits,
+        **options: Any,
+    ) -> Server:
+        feed = Scripted(self.ready(one) if isinstance(one, Item) else one for one in things)
+        return Server(self.session, feed, self.encoder, lambda first: limits, run="r", **options)
+
+    def serve(
+        self, things: Iterable[Item | Ready | Unreadable | None], limits: Limits, **options: Any
+    ) -> dict[str, Record]:
+        return by_id(self.server(things, limits, **options).records())
+
+    @property
+    def steps(self) -> list[Did]:
+        return [did for did in self.did if did.what == "step"]
+
+    @property
+    def most_at_once(self) -> int:
+        return max(len(did.active) for did in self.did)
+
+
+def by_id(records: Iterable[Record]) -> dict[str, Record]:
+    """Records by their ids; one that comes twice is an error."""
+    found: dict[str, Record] = {}
+    for record in records:
+        assert record["id"] not in found, f"{record['id']} twice"
+        found[record["id"]] = record
+    return found
+
+
+def answers(records: dict[str, Record]) -> dict[str, tuple[str, str, int | None, Any]]:
+    """What must not depend on neighbours, number of slots or memory."""
+    return {
+        name: (
+            record["text"],
+            record["finish_reason"],
+            record["generated_tokens"],
+            record["withdrawal"] and record["withdrawal"]["step"],
+        )
+        for name, record in records.items()
+    }

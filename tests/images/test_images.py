@@ -1,0 +1,484 @@
+"""Images as people have them: what is read, how it looks, and how the rest is refused."""
+
+import hashlib
+import io
+import os
+import random
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvw_cli.errors import BadImage, ExitCode
+from mvw_cli.images.pixels import fit
+from mvw_cli.images.problems import PIXEL_LIMIT
+from mvw_cli.images.reading import open_image
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
+    """Red on the left, blue on the right: turning and mirroring show."""
+    image = Image.new("RGB", size, "blue")
+    image.paste("red", (0, 0, size[0] // 2, size[1]))
+    return image.convert(mode)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def near(
+    image: Image.Image, at: tuple[int, int], colour: tuple[int, int, int], by: int = 3
+) -> bool:
+    pixel = image.getpixel(at)
+    assert isinstance(pixel, tuple)
+    return all(abs(a - b) <= by for a, b in zip(pixel, colour, strict=True))
+
+
+def refused(source: object, **options: object) -> BadImage:
+    with pytest.raises(BadImage) as caught:
+        open_image(source, **options)  # type: ignore[arg-type]
+    error = caught.value
+    assert error.exit_code == ExitCode.BAD_IMAGE == 6
+    assert error.cause and error.hint
+    assert "\n" not in error.message + error.cause + error.hint
+    shlex.split(error.hint)
+    return error
+
+
+# --- what is read ---
+
+
+def test_the_file_is_described(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves())
+    file = open_image(path)
+    assert file.path == str(path)
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file.size == file.original_size == file.image.size == (40, 20)
+    assert file.image.mode == "RGB"
+
+
+def test_bytes_read_like_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves())
+    from_bytes, from_file = open_image(path.read_bytes()), open_image(str(path))
+    assert from_bytes.path == "-"
+    assert from_bytes.image.tobytes() == from_file.image.tobytes()
+    assert from_bytes.sha256 == from_file.sha256
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tiff", "bmp", "ppm"])
+def test_usual_formats(tmp_path: Path, ending: str) -> None:
+    image = open_image(saved(tmp_path / f"a.{ending}", halves())).image
+    assert near(image, (5, 10), RED, by=8)
+    assert near(image, (35, 10), (0, 0, 255), by=8)
+
+
+def test_the_ending_of_the_name_does_not_matter(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves())
+    assert open_image(path.rename(tmp_path / "a.jpg")).size == (40, 20)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, ending: str, orientation: int) -> None:
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste("red", (0, 0, 24, 16))  # the upper left quarter
+    stored_as = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(stored_as[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = open_image(saved(tmp_path / f"a.{ending}", stored, exif=exif))
+    assert file.size == file.original_size == (48, 32)
+    assert near(file.image, (4, 4), RED, by=30)
+    for corner in ((44, 4), (4, 28), (44, 28)):
+        assert near(file.image, corner, WHITE, by=30)
+
+
+def test_a_damaged_exif_block_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", halves(), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert open_image(path).size == (40, 20)
+
+
+def test_gif_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    path = saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert open_image(path).image.getpixel((4, 4)) == RED
+
+
+def test_palette(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves().quantize(4))
+    assert near(open_image(path).image, (5, 5), RED)
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_palette_transparency_is_laid_on_white(tmp_path: Path, ending: str) -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.paste(1, (0, 0, 4, 8))
+    path = saved(tmp_path / f"a.{ending}", image, transparency=0)
+    read = open_image(path).image
+    assert read.getpixel((1, 1)) == RED
+    assert read.getpixel((6, 6)) == WHITE
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "tiff"])
+def test_alpha_is_laid_on_white(tmp_path: Path, ending: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 128), (4, 0, 8, 8))
+    options = {"lossless": True} if ending == "webp" else {}
+    read = open_image(saved(tmp_path / f"a.{ending}", image, **options)).image
+    assert read.getpixel((1, 1)) == WHITE
+    assert near(read, (6, 6), (127, 127, 127))
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("LA", (0, 0)), ("PA", (0, 0))])
+def test_grey_and_palette_with_alpha(tmp_path: Path, mode: str, colour: tuple[int, int]) -> None:
+    ending = "png" if mode == "LA" else "tiff"
+    path = saved(tmp_path / f"a.{ending}", Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode))
+    assert open_image(path).image.getpixel((1, 1)) == WHITE
+
+
+def test_rgb_png_with_a_transparent_colour(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves(), transparency=(0, 0, 255))
+    read = open_image(path).image
+    assert read.getpixel((5, 5)) == RED
+    assert read.getpixel((35, 5)) == WHITE
+
+
+def test_one_bit_and_grey(tmp_path: Path) -> None:
+    one = Image.new("1", (8, 8), 0)
+    one.paste(1, (4, 0, 8, 8))
+    read = open_image(saved(tmp_path / "a.png", one)).image
+    assert (read.getpixel((1, 1)), read.getpixel((6, 6))) == (BLACK, WHITE)
+    grey = open_image(saved(tmp_path / "b.png", Image.new("L", (8, 8), 100))).image
+    assert grey.getpixel((1, 1)) == (100, 100, 100)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "ppm"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    read = open_image(saved(tmp_path / f"a.{ending}", Image.fromarray(values))).image
+    greys = [read.getpixel((x, 0)) for x in range(4)]
+    assert greys == [BLACK, (1, 1, 1), (128, 128, 128), WHITE]
+
+
+def test_big_endian_sixteen_bits(tmp_path: Path) -> None:
+    image = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 0, 65535))
+    read = open_image(saved(tmp_path / "a.tiff", image)).image
+    assert [read.getpixel((x, 0)) for x in range(2)] == [BLACK, WHITE]
+
+
+def test_sixteen_bit_png_with_a_transparent_grey(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 30000]], dtype=np.uint16))
+    read = open_image(saved(tmp_path / "a.png", image, transparency=0)).image
+    assert read.getpixel((0, 0)) == WHITE
+    assert read.getpixel((1, 0)) == (117, 117, 117)
+
+
+@pytest.mark.parametrize(
+    ("values", "greys"),
+    [
+        ([0, 128, 255], [0, 128, 255]),
+        ([0, 128 * 257, 65535], [0, 128, 255]),
+        ([-100, 0, 100], [0, 128, 255]),
+        ([0, 1_000_000, 2_000_000], [0, 128, 255]),
+    ],
+)
+def test_32_bit_integers(tmp_path: Path, values: list[int], greys: list[int]) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.int32))
+    read = open_image(saved(tmp_path / "a.tiff", image)).image.convert("L")
+    assert [read.getpixel((x, 0)) for x in range(3)] == pytest.approx(greys, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "greys"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.0, 200.0], [0, 100, 200]),
+        ([-3.0, 0.0, 3.0], [0, 128, 255]),
+        ([float("nan"), float("inf"), 1.0], [0, 255, 255]),
+        ([-5.0, -5.0, -5.0], [0, 0, 0]),
+    ],
+)
+def test_floats(tmp_path: Path, values: list[float], greys: list[int]) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    read = open_image(saved(tmp_path / "a.tiff", image)).image.convert("L")
+    assert [read.getpixel((x, 0)) for x in range(3)] == pytest.approx(greys, abs=1)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tiff"])
+def test_cmyk(tmp_path: Path, ending: str) -> None:
+    # Pillow writes CMYK JPEGs inverted with an Adobe marker, as Photoshop does.
+    path = saved(tmp_path / f"a.{ending}", halves("CMYK"))
+    image = open_image(path).image
+    assert near(image, (5, 10), RED, by=12)
+    assert near(image, (35, 10), (0, 0, 255), by=12)
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    file = open_image(saved(tmp_path / "a.png", Image.new("RGB", (1, 1), "red")), max_pixels=1)
+    assert file.size == (1, 1)
+    assert file.image.getpixel((0, 0)) == RED
+
+
+# --- scaling down ---
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_long_strip_is_scaled_with_its_aspect(tmp_path: Path, ending: str) -> None:
+    path = saved(tmp_path / f"a.{ending}", halves(size=(12_000, 200)))
+    assert open_image(path).size == (12_000, 200)
+    file = open_image(path, max_pixels=60_000)
+    width, height = file.size
+    assert width * height <= 60_000
+    assert width / height == pytest.approx(60, rel=0.05)
+    assert file.original_size == (12_000, 200)
+    assert near(file.image, (2, height // 2), RED, by=12)
+
+
+def test_smaller_images_are_left_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves())
+    assert open_image(path, max_pixels=800).image.tobytes() == open_image(path).image.tobytes()
+
+
+def test_a_turned_jpeg_is_scaled_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "a.jpg", halves(size=(4000, 1000)), exif=exif)
+    file = open_image(path, max_pixels=10_000)
+    assert (file.size, file.original_size) == ((50, 200), (1000, 4000))
+
+
+def test_fit_never_exceeds_the_limit_and_never_drops_a_side() -> None:
+    dice = random.Random(0)
+    for _ in range(2000):
+        size = dice.randint(1, 20_000), dice.choice([1, 2, 7, dice.randint(1, 20_000)])
+        limit = dice.choice([1, 2, 3, dice.randint(1, 10**6)])
+        width, height = fit(size, limit)
+        assert width >= 1 and height >= 1
+        assert width * height <= limit
+    assert fit((10, 10), None) == (10, 10)
+    with pytest.raises(ValueError, match="1 or more"):
+        fit((10, 10), 0)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tiff", "bmp", "avif"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_truncated(tmp_path: Path, ending: str, part: float) -> None:
+    noise = Image.effect_noise((64, 64), 60)
+    path = saved(tmp_path / f"a.{ending}", noise)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    assert "cut short or damaged" in refused(path).message
+
+
+def test_the_hint_for_a_truncated_file_saves_what_there_is(tmp_path: Path) -> None:
+    path = saved(tmp_path / "it's.jpg", Image.effect_noise((64, 64), 60))
+    path.write_bytes(path.read_bytes()[:-200])
+    run_hint(refused(path), tmp_path)
+    assert open_image(tmp_path / "it's-part.png").size == (64, 64)
+
+
+def run_hint(error: BadImage, folder: Path) -> None:
+    assert error.hint
+    words = shlex.split(error.hint)
+    assert words[0] == "python"
+    subprocess.run([sys.executable, *words[1:]], check=True, cwd=folder, timeout=60)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tiff"])
+def test_damaged_bytes_never_give_anything_but_an_image_or_a_message(
+    tmp_path: Path, ending: str, seed: int
+) -> None:
+    data = bytearray(saved(tmp_path / f"a.{ending}", halves()).read_bytes())
+    dice = random.Random(seed)
+    for _ in range(5):
+        data[dice.randrange(len(data))] = dice.randrange(256)
+    try:
+        assert open_image(bytes(data)).image.mode == "RGB"
+    except BadImage as error:
+        assert error.cause and error.hint
+
+
+def test_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.touch()
+    assert refused(path).message.endswith("is empty")
+    assert refused(b"").message == "Standard input is empty"
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello\n", b"BMW is a car\n", b"RIFF\0\0\0\0WAVEfmt ", b"%PDF-1.7", b"<svg/>", b"\0"]
+)
+def test_not_an_image(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    assert refused(path).message.endswith("is not an image")
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.eps"
+    Image.new("RGB", (4, 4)).save(path)
+    assert refused(path).message.endswith("is not an image")
+
+
+def test_iphone_photo(tmp_path: Path) -> None:
+    path = tmp_path / "IMG 1.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert refused(path).hint == f"heif-convert '{path}' '{tmp_path}/IMG 1.jpg'"
+
+
+def test_missing(tmp_path: Path) -> None:
+    error = refused(tmp_path / "a.png")
+    assert error.message == f"There is no image {tmp_path}/a.png"
+    assert error.hint == f"ls {tmp_path}"
+    assert "no folder" in str(refused(tmp_path / "no" / "a.png").cause)
+    saved(tmp_path / "Scene.PNG", halves())
+    error = refused(tmp_path / "scene.png") if sys.platform == "linux" else error
+    assert error.cause == "did you mean Scene.PNG?"
+    assert error.hint and error.hint.startswith(f"mvw infer {tmp_path}/Scene.PNG ")
+
+
+def test_below_a_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves())
+    assert "There is no image" in refused(path / "b.png").message
+
+
+def test_web_address() -> None:
+    error = refused("https://example.com/cats/1.jpg?w=3")
+    assert error.hint == "curl -L -o '1.jpg?w=3' 'https://example.com/cats/1.jpg?w=3'"
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert refused(tmp_path).hint == f"ls {tmp_path}"
+    saved(tmp_path / "b.png", halves())
+    saved(tmp_path / "a.png", halves())
+    error = refused(tmp_path)
+    assert error.message == f"{tmp_path} is a folder, not an image"
+    assert error.cause == "images directly in it: 2"
+    assert error.hint and error.hint.startswith(f"mvw infer {tmp_path}/a.png ")
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", halves())
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("permissions do not bind this user")
+    error = refused(path)
+    assert error.cause == "permission denied"
+    assert error.hint == f"chmod +r {path}"
+
+
+def test_unreadable_folder_entry_is_worded_as_such() -> None:
+    # Holds for root as well, whom permissions do not bind.
+    from mvw_cli.images.problems import unopened
+
+    assert unopened("a b.png", PermissionError(13, "x")).hint == "chmod +r 'a b.png'"
+
+
+def test_a_fifo_without_a_writer_does_not_hang(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    code = f"from mvw_cli.images.reading import open_image; open_image({str(path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Cannot read an image from" in done.stderr
+
+
+def test_devices_and_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refused("/dev/zero")
+    assert error.hint == 'cat /dev/zero | mvw infer - "What is in the picture?"'
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        refused("socket")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size and holds almost nothing."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(PIXEL_LIMIT + 1, 1), (10_000, 9_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)],
+)
+def test_decompression_bomb(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(*size))
+    error = refused(path)
+    assert error.message.endswith("is too large to decode safely")
+    assert "89,478,485" in str(error.cause)
+
+
+def test_below_the_limit_is_no_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "strip.png"
+    path.write_bytes(png_header(PIXEL_LIMIT, 1))
+    assert "cut short" in refused(path).message
+
+
+def test_the_hint_for_a_bomb_makes_a_smaller_image(tmp_path: Path) -> None:
+    path = saved(tmp_path / "large.png", Image.new("1", (10_000, 9_000)))
+    run_hint(refused(path), tmp_path)
+    assert open_image(tmp_path / "large-small.png").size == (4096, 3686)
+
+
+def test_gif_bomb(tmp_path: Path) -> None:
+    data = bytearray(saved(tmp_path / "a.gif", halves()).read_bytes())
+    data[6:10] = struct.pack("<HH", 60_000, 60_000)
+    assert "too large" in refused(bytes(data)).message
+
+
+def test_padding_of_a_bomb_in_text_chunks(tmp_path: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("note", "x" * 80_000_000, zip=True)
+    buffer = io.BytesIO()
+    halves().save(buffer, "PNG", pnginfo=info)
+    refused(buffer.getvalue())
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "film.mkv"
+    with path.open("wb") as file:
+        file.truncate(5 << 30)  # sparse
+    assert "1,073,741,824" in str(refused(path).cause)
+
+
+def test_warning_filters_are_left_as_they_were(tmp_path: Path) -> None:
+    import warnings
+
+    before = list(warnings.filters)
+    open_image(saved(tmp_path / "a.png", halves()))
+    assert warnings.filters == before

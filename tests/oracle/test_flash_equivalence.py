@@ -1,0 +1,180 @@
+"""`--equivalence` with flash-attn: the comparison in half precision, on a stand-in for the library.
+
+The kernels themselves need CUDA. Here attention by plain PyTorch stands in for them, written from
+the library's documentation, right or with a mistake in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hints import parse_hint
+from processes import Ran
+from torch import Tensor
+
+from mvw_cli.engine import kernels
+from mvw_cli.engine.cache import SlotCache
+from mvw_cli.machine import facts as facts_module
+from mvw_cli.oracle.half_precision import ALLOWED, flash_equivalence, half_of
+from mvw_cli.plugins import load_adapter
+
+FLASH = ("--set", "device=cpu", "--set", "attention=flash")
+
+
+class Library(ModuleType):
+    """`flash_attn`: all tensors # (B, T, H, D), computed in float32 and rounded at the end."""
+
+    def __init__(self) -> None:
+        super().__init__("flash_attn")
+        self.extra = 0
+        """Entries beyond a row's length that the decode kernel reads, too."""
+        self.failure: Exception | None = None
+        self.flash_attn_func = self._prefill
+        self.flash_attn_with_kvcache = self._decode
+
+    def _prefill(
+        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None, causal: bool
+    ) -> Tensor:
+        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril()
+        return self._attend(q, k, v, softmax_scale, seen if causal else torch.ones_like(seen))
+
+    def _decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        cache_seqlens: Tensor,
+        softmax_scale: float | None,
+    ) -> Tensor:
+        if self.failure is not None:
+            raise self.failure
+        seen = torch.arange(k_cache.shape[1])[None] < cache_seqlens[:, None] - self.extra
+        return self._attend(q, k_cache, v_cache, softmax_scale, seen[:, None, None])
+
+    @staticmethod
+    def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, seen: Tensor) -> Tensor:
+        groups = q.shape[2] // k.shape[2]
+        wide_q, wide_k, wide_v = (states.transpose(1, 2).float() for states in (q, k, v))
+        wide_k, wide_v = (one.repeat_interleave(groups, 1) for one in (wide_k, wide_v))
+        scores = wide_q @ wide_k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        return (weights @ wide_v).transpose(1, 2).to(q.dtype)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+
+    def on_this_device(model: Any) -> str | None:
+        if model.dtype == torch.float32:
+            return "flash-attn needs float16 or bfloat16"
+        return None if model._supports_flash_attn else "the model does not support flash-attn"
+
+    monkeypatch.setitem(sys.modules, "flash_attn", made)
+    monkeypatch.setattr(kernels, "_flash_obstacle", on_this_device)
+    return made
+
+
+@pytest.fixture
+def compared(
+    mvw: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
+    """Run `mvw doctor --equivalence` with flash-attn among the installed packages."""
+    monkeypatch.setattr(
+        facts_module, "_version", lambda name: {"flash-attn": "2.8.1"}.get(name, "99")
+    )
+
+    def run(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        document = json.loads(mvw("doctor", "--equivalence", "--json", *arguments).out)
+        return document, {one["check"]: one for one in document["findings"]}
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16"])
+@pytest.mark.parametrize("adapter", ["hf", "shapes"])
+def test_the_engine_is_as_near_as_half_precision_allows(
+    library: Library, compared: Any, adapter: str, dtype: str
+) -> None:
+    chosen = ("--set", f"adapter={adapter}", "--set", f"dtype={dtype}")
+    document, found = compared(*FLASH, *chosen)
+    finding, figures = found["equivalence"], document["equivalence"]
+    assert finding["status"] == "ok", finding
+    assert (figures["attention"], figures["device"]) == ("flash", "cpu")
+    assert figures["dtype"] == ("bfloat16" if dtype == "bfloat16" else "float16")
+    assert figures["tolerance"] == ALLOWED * figures["rounding"]
+    assert 0 < figures["difference"] <= figures["tolerance"] <= figures["effect"] / 10
+    # Two layers, the prefill and eleven decode steps.
+    assert figures["flash_calls"] == 24
+    assert finding["found"].startswith("with 24 calls of flash-attn, engine and oracle in float32")
+    assert f"rounding alone makes {figures['rounding']:.1e}" in finding["found"]
+    assert document["equivalence_flash"] is None
+
+
+def test_what_auto_would_choose_is_compared_too(library: Library, compared: Any) -> None:
+    document, found = compared("--set", "device=cpu", "--set", "adapter=hf")
+    assert found["equivalence"]["status"] == found["equivalence, flash"]["status"] == "ok"
+    sharp, flash = document["equivalence"], document["equivalence_flash"]
+    assert (sharp["attention"], sharp["dtype"], sharp["flash_calls"]) == ("sdpa", "float32", None)
+    assert (flash["attention"], flash["dtype"], flash["flash_calls"]) == ("flash", "float16", 24)
+    document, found = compared(
+        "--set", "device=cpu", "--set", "adapter=hf", "--set", "dtype=float32"
+    )
+    assert "equivalence, flash" not in found and document["equivalence_flash"] is None
+
+
+def test_a_kernel_with_a_mistake_is_caught(library: Library, compared: Any) -> None:
+    library.extra = 1
+    document, found = compared(*FLASH, "--set", "adapter=hf")
+    figures = document["equivalence"]
+    assert found["equivalence"]["status"] == "problem"
+    assert figures["difference"] > 10 * figures["tolerance"]
+    parse_hint(found["equivalence"]["advice"])
+
+
+def test_an_engine_that_withdraws_nothing_is_caught(
+    library: Library, compared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotCache, "withdraw", lambda *args, **kwargs: 0)
+    document, found = compared(*FLASH, "--set", "adapter=hf")
+    assert found["equivalence"]["status"] == "problem"
+    assert document["equivalence"]["difference"] > 10 * document["equivalence"]["tolerance"]
+
+
+def test_a_kernel_that_fails_on_this_gpu(library: Library, compared: Any) -> None:
+    library.failure = RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nmore")
+    document, found = compared(*FLASH, "--set", "adapter=hf")
+    assert found["equivalence"]["status"] == "problem"
+    assert found["equivalence"]["found"] == (
+        "flash-attn fails here: RuntimeError: FlashAttention only supports Ampere GPUs or newer."
+    )
+    assert document["equivalence"] is None
+    assert library.flash_attn_with_kvcache == library._decode  # what was wrapped is put back
+
+
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [("kimi-vl", "gives all of this model's attention to SDPA"), ("llava-cot", "does not support")],
+)
+def test_flash_is_not_claimed_where_it_has_not_run(
+    library: Library, compared: Any, adapter: str, says: str
+) -> None:
+    document, found = compared(*FLASH, "--set", f"adapter={adapter}")
+    assert found["equivalence"]["status"] == "warning"
+    assert found["equivalence"]["found"].startswith("not run with flash: ")
+    assert says in found["equivalence"]["found"]
+    assert document["equivalence"] is None
+
+
+def test_the_library_is_as_it_was(library: Library) -> None:
+    before = dict(vars(library))
+    adapter = load_adapter("hf")
+    flash_equivalence(adapter, half_of(adapter, "cpu", "float16"))
+    assert vars(library) == before

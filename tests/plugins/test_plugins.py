@@ -1,0 +1,228 @@
+"""The plugin loader on small hand-made distributions: every way that metadata or hooks go wrong."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import own_adapters
+
+from mvw_cli.errors import PluginProblem, PluginWarning
+from mvw_cli.plugins import canonical, find_adapter, find_policy, load_adapter, load_policy
+from mvw_cli.plugins.loading import load_plugins, plugin_commands
+from mvw_cli.plugins.records import Plugin
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a distribution on the path: its metadata folder, and its module if there is source."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def make(name: str, source: str | None, entry_points: str | None = None) -> Path:
+        module = name.replace("-", "_")
+        folder = site / f"{module}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(entry_points or f"[mvw]\nit = {module}\n")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        if source is not None:
+            (site / f"{module}.py").write_text("from mvw_cli import *\n" + source)
+        return folder
+
+    return make
+
+
+def outcome(name: str) -> tuple[Plugin, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        registry = load_plugins()
+    plugin = next(one for one in registry.plugins if one.distribution == name)
+    return plugin, [str(w.message) for w in caught if w.category is PluginWarning]
+
+
+def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
+    registry = load_plugins()
+    assert {(one.distribution, one.name) for one in registry.plugins} >= {
+        ("mvw", "hf"),
+        ("mvw", "policies"),
+        ("mvw", "shapes"),
+    }
+    assert find_adapter("hf").target == "mvw_hf.model:HuggingFace"
+    assert find_policy("mvw:none").name == "none"
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+        ("x = (", "SyntaxError: '(' was never closed"),
+        ("raise SystemExit('enough')", "SystemExit: enough"),
+        ("x = 1", "TypeError: it implements no hook"),
+        (
+            "def mvw_register_adapters(register): pass",
+            "TypeError: `mvw_register_adapters` is not marked with @hookimpl",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(registry): pass",
+            "{'registry'} are declared in the hookimpl but can not be found in the hookspec",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register): register('hf')",
+            "TypeError: register() takes AdapterInfo, not str",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x:y', target='a:B', summary=''))",
+            'no ":" in the name, one in the target',
+        ),
+        (
+            "@hookimpl\ndef mvw_register_policies(register):\n"
+            "    for _ in 1, 2: register(PolicyInfo(name='twice', target='a:B', summary=''))",
+            "ValueError: `twice` is registered twice",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x', target='a:B', summary='', checkpoints=('a/b')))",
+            "api is a number, checkpoints is a tuple",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x', target='a:B', summary='', api='1'))",
+            "api is a number, checkpoints is a tuple",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_adapters(register):\n"
+            "    register(AdapterInfo(name='x', target='a:B', summary=None))",
+            "name, target and summary are text",
+        ),
+        (
+            "@hookimpl\ndef mvw_register_profiles(register): register('/no/such/folder')",
+            "FileNotFoundError: profile folder /no/such/folder does not exist",
+        ),
+    ],
+)
+def test_a_fault_becomes_one_warning(install: Install, source: str, cause: str) -> None:
+    install("mvw-faulty", source)
+    plugin, lines = outcome("mvw-faulty")
+    assert plugin.status == "broken"
+    assert cause in (plugin.cause or "")
+    assert len(lines) == 1
+    assert lines[0].startswith("plugin mvw-faulty 1.0 (it) is broken: ")
+    assert lines[0].endswith("; way out: pip uninstall mvw-faulty")
+    assert find_adapter("hf")  # everything else goes on
+
+
+def test_two_plugins_of_one_distribution_may_not_share_a_name(install: Install) -> None:
+    source = "@hookimpl\ndef mvw_register_adapters(register):\n"
+    source += "    register(AdapterInfo(name='same', target='a:B', summary=''))"
+    entries = "[mvw]\none = mvw_double\ntwo = mvw_double_again\n"
+    folder = install("mvw-double", source, entries)
+    (folder.parent / "mvw_double_again.py").write_text("from mvw_cli import *\n" + source)
+    _, lines = outcome("mvw-double")
+    assert len(lines) == 1
+    assert "(two) is broken: ValueError: `same` is registered twice" in lines[0]
+    assert find_adapter("same")
+
+
+def test_hooks_may_take_fewer_arguments(install: Install) -> None:
+    install("mvw-modest", "@hookimpl\ndef mvw_register_adapters(): pass")
+    plugin, lines = outcome("mvw-modest")
+    assert (plugin.status, lines) == ("ok", [])
+
+
+def test_an_older_api_asks_for_a_newer_plugin(install: Install) -> None:
+    install(
+        "mvw-old",
+        "@hookimpl\ndef mvw_register_policies(register):\n"
+        "    register(PolicyInfo(name='old', target='a:B', summary='', api=0))",
+    )
+    plugin, lines = outcome("mvw-old")
+    assert plugin.status == "incompatible"
+    assert lines[0].endswith("way out: pip install --upgrade mvw-old")
+    with pytest.raises(PluginProblem) as caught:
+        load_policy("old")
+    assert caught.value.cause == "`old` needs plugin API 0, and this mvw has 1"
+    assert caught.value.hint == "pip install --upgrade mvw-old"
+
+
+def test_half_installed_distributions(install: Install) -> None:
+    """Metadata without a package, without METADATA, with damaged or binary entry points."""
+    install("mvw-ghost", None)
+    (install("mvw-nameless", "") / "METADATA").unlink()
+    install("mvw-damaged", "", "[mvw]\nthis is no entry point\n")
+    (install("mvw-binary", "") / "entry_points.txt").write_bytes(b"[mvw]\n\xff\xfe = x\n")
+    install("unrelated", "", "[console_scripts]\nnonsense without an equals sign\n")
+    _, lines = outcome("mvw-ghost")
+    assert [line.split(" is broken: ")[0] for line in lines] == [
+        "plugin mvw-damaged 1.0 (?)",
+        "plugin mvw-ghost 1.0 (it)",
+        "plugin mvw-nameless 1.0 (it)",
+    ]
+
+
+def test_the_first_of_two_copies_counts(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("mvw-twin", "@hookimpl\ndef mvw_register_adapters(register): pass")
+    behind = tmp_path / "behind" / "mvw_twin-0.1.dist-info"
+    behind.mkdir(parents=True)
+    (behind / "METADATA").write_text("Name: Mvw_Twin\nVersion: 0.1\n")
+    (behind / "entry_points.txt").write_text("[mvw]\nit = mvw_twin\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(behind.parent)])
+    plugin, lines = outcome("mvw-twin")
+    assert (plugin.version, plugin.status, lines) == ("1.0", "ok", [])
+
+
+def test_mvw_without_its_own_metadata_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvw_cli.plugins.loading.offered", lambda: iter(()))
+    with pytest.warns(PluginWarning, match=r"without being installed.*pip install -e \."):
+        assert load_plugins().adapters == []
+
+
+def test_commands_that_raise_leave_the_others(install: Install) -> None:
+    install("mvw-a", "@hookimpl\ndef mvw_register_commands(cli): 1 / 0")
+    install(
+        "mvw-b",
+        "import click\n"
+        "@hookimpl\ndef mvw_register_commands(cli): cli.add_command(click.Command('fine'))",
+    )
+    with pytest.warns(PluginWarning, match="ZeroDivisionError"):
+        assert "fine" in plugin_commands(taken=())
+
+
+def test_unknown_names() -> None:
+    for find, wrong, right, hint in (
+        (find_adapter, "shaeps", "shapes", "mvw list adapters"),
+        (find_policy, "mwv", "mvw", "mvw list policies"),
+    ):
+        with pytest.raises(PluginProblem) as caught:
+            find(wrong)
+        assert caught.value.cause == f"did you mean `{right}`?"
+        assert caught.value.hint == hint
+    with pytest.raises(PluginProblem) as caught:
+        load_adapter("zzz")
+    assert caught.value.cause == f"known: {', '.join(own_adapters())}"
+
+
+def test_canonical_names_are_as_short_as_they_can_be(install: Install) -> None:
+    assert canonical("adapter", "mvw:hf") == "hf"
+    assert canonical("adapter", "unheard-of") == "unheard-of"
+    install(
+        "mvw-rival",
+        "@hookimpl\ndef mvw_register_adapters(register):\n"
+        "    register(AdapterInfo(name='hf', target='a:B', summary=''))",
+    )
+    load_plugins.cache_clear()
+    with pytest.warns(PluginWarning, match="adapter `hf` comes from 2 distributions"):
+        load_plugins()
+    assert canonical("adapter", "mvw:hf") == "mvw:hf"
+    assert canonical("adapter", "hf") == "hf"
+    assert canonical("adapter", "hf", "mvw-rival") == "mvw-rival:hf"
+    assert canonical("adapter", "hf", "mvw-third") == "hf"

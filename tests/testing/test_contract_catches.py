@@ -1,0 +1,406 @@
+"""The contract's checks fail on planted defects: each wrong adapter by the check that is for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from contract_checks import Simple, failures, policy_failures
+from mvw_hf.model import HuggingFace
+from mvw_llava_cot.model import LlavaCot
+from torch import Tensor
+
+from mvw_cli import (
+    Answer,
+    Decide,
+    LoadedModel,
+    ModelSpec,
+    StepView,
+    VisionLayout,
+    Withdraw,
+    WithdrawalPolicy,
+)
+from mvw_cli.testing import AdapterContract, PolicyContract
+
+
+def adapter_failures(adapter: type[HuggingFace]) -> set[str]:
+    return failures(type("Contract", (AdapterContract,), {"adapter": adapter})())
+
+
+class Right(HuggingFace):
+    pass
+
+
+class RightAcross(LlavaCot):
+    pass
+
+
+class TakesTextAway(HuggingFace):
+    """Marks the token after the image, too."""
+
+    def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
+        entries = super().vision(loaded, inputs).entries.clone()
+        entries[int(entries.nonzero().max()) + 1] = True
+        return VisionLayout(entries)
+
+
+class LeavesVisionBehind(HuggingFace):
+    def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
+        entries = super().vision(loaded, inputs).entries.clone()
+        entries[int(entries.nonzero().min())] = False
+        return VisionLayout(entries)
+
+
+class FindsNoVision(HuggingFace):
+    def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
+        return VisionLayout(torch.zeros_like(inputs["input_ids"][0], dtype=torch.bool))
+
+
+class TellsNothingOfCrossAttention(LlavaCot):
+    def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
+        return VisionLayout(super().vision(loaded, inputs).entries)
+
+
+class IgnoresTheImage(HuggingFace):
+    def encode(self, loaded: LoadedModel, images: Sequence[Any], question: str) -> dict[str, Any]:
+        from mvw_cli.oracle.equivalence import noise
+
+        return super().encode(loaded, [noise(64, 48) for _ in images], question)
+
+
+class IgnoresTheQuestion(HuggingFace):
+    def encode(self, loaded: LoadedModel, images: Sequence[Any], question: str) -> dict[str, Any]:
+        return super().encode(loaded, images, "w1 w2")
+
+
+class IgnoresTheTemplate(HuggingFace):
+    def encode(self, loaded: LoadedModel, images: Sequence[Any], question: str) -> dict[str, Any]:
+        plain = replace(loaded, spec=replace(loaded.spec, template="{question}"))
+        return super().encode(plain, images, question)
+
+
+class OtherWeightsEachTime(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        loaded = super().tiny()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.seed()
+            weight = loaded.model.get_output_embeddings().weight
+            weight.mul_(1 + 1e-3 * torch.randn_like(weight))
+        return loaded
+
+
+class UsesUpRandomNumbers(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        torch.rand(1)
+        return super().tiny()
+
+
+class TooFlatToTell(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        loaded = super().tiny()
+        with torch.no_grad():
+            loaded.model.get_output_embeddings().weight.mul_(1e-6)
+        return loaded
+
+
+class InTrainingMode(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        loaded = super().tiny()
+        loaded.model.train()
+        return loaded
+
+
+class HalfPrecision(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        loaded = super().tiny()
+        loaded.model.bfloat16()
+        return loaded
+
+
+class MakesAnswersUp(HuggingFace):
+    def parse(self, text: str) -> Answer:
+        return Answer(answer=super().parse(text).answer or "I don't know")
+
+
+class ParsesWholeTextOnly(HuggingFace):
+    def parse(self, text: str) -> Answer:
+        return Answer(answer=text.split("</think>")[1] if "<think>" in text else text)
+
+
+class RemarksInSeveralLines(HuggingFace):
+    def remarks(self, *_: Any) -> list[str]:
+        return ["one\ntwo"]
+
+
+class BuildsAnotherModel(HuggingFace):
+    def build(self, config: Any) -> Any:
+        changed = type(config).from_dict(config.to_dict())
+        changed.get_text_config().num_hidden_layers += 1
+        return super().build(changed)
+
+
+class ReadsWeightsAllTheSame(HuggingFace):
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        return super().load(replace(spec, random_weights=False))
+
+
+class MakesRandomWeightsOfAnotherType(HuggingFace):
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        return super().load(replace(spec, dtype="float32") if spec.random_weights else spec)
+
+
+class MakesAnotherModel(HuggingFace):
+    """Random weights of a shape that is not the configuration's."""
+
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        if not spec.random_weights:
+            return super().load(spec)
+        model = LlavaCot().tiny().model
+        return replace(self.tiny(), model=model.bfloat16())
+
+
+@contextmanager
+def forgetful(model: Any) -> Iterator[None]:
+    """Patch a model and never restore it."""
+    mlp = model.get_decoder().layers[0].mlp
+    mlp.forward = mlp.forward
+    yield
+
+
+@contextmanager
+def wrong(model: Any) -> Iterator[None]:
+    """A faster decode step that computes something else: its MLP is half as strong."""
+    mlp = model.get_decoder().layers[0].mlp
+
+    def halved(module: Any, args: Any, output: Tensor) -> Tensor:
+        return output / 2 if output.shape[1] == 1 else output
+
+    handle = mlp.register_forward_hook(halved)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def mixing(model: Any) -> Iterator[None]:
+    """A decode step in which the sequences of a batch change each other."""
+    mlp = model.get_decoder().layers[0].mlp
+
+    def mixed(module: Any, args: Any, output: Tensor) -> Tensor:
+        return output + output.mean(0, keepdim=True) if len(output) > 1 else output
+
+    handle = mlp.register_forward_hook(mixed)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class NeverRestoresTheModel(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        return replace(super().tiny(), serving=forgetful)
+
+
+class DecodesSomethingElse(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        return replace(super().tiny(), serving=wrong)
+
+
+class MixesRows(HuggingFace):
+    def tiny(self) -> LoadedModel:
+        return replace(super().tiny(), serving=mixing)
+
+
+LAYOUT, ORACLE = "the_vision_layout_is_right", "the_engine_equals_the_oracle"
+TINY = "its_tiny_model_is_tiny_and_always_the_same"
+RANDOM = "random_weights_are_made_and_none_are_read"
+LATE, MANY = "late_withdrawal_equals_generate", "one_slot_equals_many"
+
+
+@pytest.mark.parametrize("adapter", [Right, RightAcross])
+def test_a_right_adapter_passes(adapter: type[HuggingFace]) -> None:
+    assert adapter_failures(adapter) == set()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "caught_by"),
+    [
+        (TakesTextAway, {LAYOUT}),
+        (LeavesVisionBehind, {LAYOUT}),
+        # Without any vision nothing can be withdrawn, and the oracle has nothing to tell apart.
+        (FindsNoVision, {LAYOUT, ORACLE}),
+        (
+            IgnoresTheImage,
+            {"it_encodes_question_and_images", LAYOUT, "its_patches_are_where_it_says"},
+        ),
+        (IgnoresTheQuestion, {"it_encodes_question_and_images"}),
+        (IgnoresTheTemplate, {"the_template_and_the_system_prompt_reach_the_model"}),
+        (OtherWeightsEachTime, {TINY}),
+        (UsesUpRandomNumbers, {TINY}),
+        (InTrainingMode, {TINY}),
+        (TooFlatToTell, {ORACLE}),
+        (MakesAnswersUp, {"parse_copes_with_text_that_was_cut"}),
+        (ParsesWholeTextOnly, {"parse_copes_with_text_that_was_cut"}),
+        (RemarksInSeveralLines, {"its_remarks_are_lines"}),
+        (BuildsAnotherModel, {"it_builds_the_model_of_a_configuration"}),
+        (ReadsWeightsAllTheSame, {RANDOM}),
+        (MakesRandomWeightsOfAnotherType, {RANDOM}),
+        (MakesAnotherModel, {RANDOM}),
+        (NeverRestoresTheModel, {"the_model_is_restored_after_an_error"}),
+        (DecodesSomethingElse, {ORACLE, LATE}),
+        (MixesRows, {MANY}),
+    ],
+)
+def test_a_wrong_adapter_is_caught(adapter: type[HuggingFace], caught_by: set[str]) -> None:
+    assert adapter_failures(adapter) == caught_by
+
+
+def test_half_precision_is_caught_and_more_with_it() -> None:
+    assert {TINY, ORACLE} <= adapter_failures(HalfPrecision)
+
+
+def test_cross_attention_that_nobody_tells_of_is_caught() -> None:
+    assert LAYOUT in adapter_failures(TellsNothingOfCrossAttention)
+
+
+def test_a_heavy_package_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "mvw_heavy_one"
+    package.mkdir()
+    (package / "__init__.py").write_text("import numpy\n")
+    (package / "model.py").write_text(
+        "from mvw_hf.model import HuggingFace\n\n\nclass Heavy(HuggingFace):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from importlib import import_module
+
+    heavy = import_module("mvw_heavy_one.model").Heavy
+    contract = type("Contract", (AdapterContract,), {"adapter": heavy})()
+    with pytest.raises(AssertionError, match="imports numpy"):
+        contract.test_importing_it_is_light()
+    for name in [name for name in sys.modules if name.startswith("mvw_heavy_one")]:
+        del sys.modules[name]
+
+
+def test_info_that_does_not_fit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvw_cli import AdapterInfo
+    from mvw_cli.testing import adapter_contract
+
+    contract = type("Contract", (AdapterContract,), {"adapter": "hf"})()
+    for info, said in [
+        (AdapterInfo("hf", "mvw_hf.model:HuggingFace", " "), "summary is empty"),
+        (AdapterInfo("hf", "mvw_hf.model:HuggingFace", "a\nb"), "longer than a line"),
+        (AdapterInfo("hf", "mvw_hf.model:HuggingFace", "a", api=99), "made for contract 99"),
+        (AdapterInfo("other", "mvw_hf.model:HuggingFace", "a"), "not 'other'"),
+    ]:
+        monkeypatch.setattr(adapter_contract, "find_adapter", lambda name, info=info: info)
+        with pytest.raises(AssertionError, match=said):
+            contract.test_its_info_is_complete()
+
+
+@dataclass
+class Changeable(WithdrawalPolicy):
+    name: ClassVar[str] = "changeable"
+    count: int = 0
+
+    def begin(self) -> Decide:
+        return lambda view: None
+
+    def describe(self) -> str:
+        return "never"
+
+
+@dataclass(frozen=True)
+class Undescribed(Simple):
+    count: int = 3
+
+
+@dataclass(frozen=True)
+class Unknown(Simple):
+    triggers: ClassVar[tuple[str, ...]] = ("nothing",)
+
+
+@dataclass(frozen=True)
+class Silent(Simple):
+    def describe(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class SaysTrue(Simple):
+    def begin(self) -> Decide:
+        return lambda view: view.step == 3  # type: ignore[return-value]
+
+
+SHARED: list[int] = []
+
+
+@dataclass(frozen=True)
+class Shares(Simple):
+    """Counts the tokens of all requests together."""
+
+    def begin(self) -> Decide:
+        SHARED.clear()
+
+        def decide(view: StepView) -> Withdraw | None:
+            SHARED.append(view.step)
+            return Withdraw() if len(SHARED) == 3 else None
+
+        return decide
+
+
+CALLS: list[int] = []
+
+
+@dataclass(frozen=True)
+class Wavers(Simple):
+    """Withdraws later with every request."""
+
+    def begin(self) -> Decide:
+        CALLS.append(0)
+        late = len(CALLS) % 7
+        return lambda view: Withdraw() if view.step == late else None
+
+
+@dataclass(frozen=True)
+class NeedsText(Simple):
+    def begin(self) -> Decide:
+        return lambda view: Withdraw() if view.text[0] == "?" else None
+
+
+@pytest.mark.parametrize(
+    ("policy", "caught_by"),
+    [
+        (Simple(), set()),
+        (Changeable(), {"it_is_a_frozen_dataclass_with_a_name", "its_fields_are_described"}),
+        (Undescribed(), {"its_fields_are_described"}),
+        (Unknown(), {"its_fields_are_described"}),
+        (Silent(), {"it_describes_itself"}),
+        (SaysTrue(), {"its_decisions_are_decisions", "it_survives_text_that_is_empty_or_strange"}),
+        (Shares(), {"requests_do_not_share_state"}),
+        (
+            Wavers(),
+            {"the_same_output_gets_the_same_decisions", "requests_do_not_share_state"},
+        ),
+        (NeedsText(), {"it_survives_text_that_is_empty_or_strange"}),
+    ],
+)
+def test_a_wrong_policy_is_caught(policy: WithdrawalPolicy, caught_by: set[str]) -> None:
+    assert policy_failures(policy) == caught_by
+
+
+def test_a_policy_whose_module_is_heavy_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heavy_module_of_a_policy.py").write_text("import numpy\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    elsewhere = type("Elsewhere", (Simple,), {"__module__": "heavy_module_of_a_policy"})
+    heavy = type("Contract", (PolicyContract,), {"policies": (elsewhere(),)})()
+    with pytest.raises(AssertionError, match="`heavy_module_of_a_policy` imports numpy"):
+        heavy.test_importing_it_is_light()
