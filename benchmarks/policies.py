@@ -56,7 +56,7 @@ ALONE = (
     "anneal:start=16,end=96",
     "anneal:start=16,end=96,by=even",
     "pulse",
-    "pulse:most=0.25",
+    "pulse:max_ratio=0.25",
     "mvw:m=32+look-back:entropy=0.5,steps=8",
     "mvw:m=32+look-back:words=[REASONING],steps=8",
     "mvw:m=48+look-back:entropy=0.5,steps=8",
@@ -70,7 +70,7 @@ TOGETHER = (
     f"downsample:layer=3,keep=0.5+{MVW}",
     f"mass:threshold={{mass}}+{MVW}",
     f"anneal:start=16,end=96+{MVW}",
-    f"pulse:most=0.25+{MVW}",
+    f"pulse:max_ratio=0.25+{MVW}",
 )
 """Combinations, which are compared with the `mvw` in them, too, as is what has a look-back."""
 PLACES = (1, 16, 32, 64, 96, 128)

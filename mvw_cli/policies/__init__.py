@@ -1,87 +1,55 @@
-"""The policies that come with mvw, registered through the same door as anyone else's."""
+"""The policies that come with mvw, registered through the same hook as anyone else's."""
 
 from collections.abc import Callable
 
 from mvw_cli.hookspecs import hookimpl
 from mvw_cli.policy import PolicyInfo
 
+_POLICIES = (
+    ("mvw", "policies.mvw:Mvw", "withdraw all vision tokens after m generated tokens, or at a tag"),
+    (
+        "dyvte",
+        "calibrate.dyvte.policy:Dyvte",
+        "all vision tokens leave in the prefill, at a layer that trained gates choose",
+    ),
+    ("vtw", "policies.vtw:Vtw", "all vision tokens leave in the prefill, at a given layer"),
+    (
+        "fastv",
+        "policies.fastv:FastV",
+        "from a layer on, keep the vision tokens that the question attends to most",
+    ),
+    (
+        "random",
+        "policies.random:Random",
+        "from a layer on, keep a random part of the vision tokens",
+    ),
+    (
+        "downsample",
+        "policies.downsample:Downsample",
+        "from a layer on, keep the vision tokens on a coarser grid",
+    ),
+    (
+        "mass",
+        "policies.mass:Mass",
+        "withdraw all vision tokens once little attention goes to them",
+    ),
+    ("anneal", "policies.anneal:Anneal", "prune the vision tokens by layer and generated length"),
+    (
+        "pulse",
+        "policies.pulse:Pulse",
+        "attend to the few vision tokens that matter in each step; frees no memory",
+    ),
+    (
+        "look-back",
+        "policies.look_back:LookBack",
+        "restore what the policies before it withdraw, when a trigger fires",
+    ),
+    ("none", "policies.none:NoWithdrawal", "keep every vision token to the end"),
+)
+"""Name, class below `mvw_cli`, and summary: a class is imported when its policy is used."""
+
 
 @hookimpl
 def mvw_register_policies(register: Callable[[PolicyInfo], None]) -> None:
-    register(
-        PolicyInfo(
-            name="mvw",
-            target="mvw_cli.policies.mvw:Mvw",
-            summary="withdraw all vision tokens after m generated tokens, or at a tag",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="dyvte",
-            target="mvw_cli.calibrate.dyvte.policy:Dyvte",
-            summary="all vision tokens leave in the prefill, at a layer that trained gates choose",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="vtw",
-            target="mvw_cli.policies.vtw:Vtw",
-            summary="all vision tokens leave in the prefill, at a given layer",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="fastv",
-            target="mvw_cli.policies.fastv:FastV",
-            summary="from a layer on, keep the vision tokens that the question attends to most",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="random",
-            target="mvw_cli.policies.random:Random",
-            summary="from a layer on, keep a random part of the vision tokens",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="downsample",
-            target="mvw_cli.policies.downsample:Downsample",
-            summary="from a layer on, keep the vision tokens on a coarser grid",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="mass",
-            target="mvw_cli.policies.mass:Mass",
-            summary="withdraw all vision tokens once little attention goes to them",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="anneal",
-            target="mvw_cli.policies.anneal:Anneal",
-            summary="thin the vision tokens out by layer and by generated length",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="pulse",
-            target="mvw_cli.policies.pulse:Pulse",
-            summary="attend to the few vision tokens that matter in each step; frees no memory",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="look-back",
-            target="mvw_cli.policies.look_back:LookBack",
-            summary="bring back what the policies before it withdraw, when a trigger fires",
-        )
-    )
-    register(
-        PolicyInfo(
-            name="none",
-            target="mvw_cli.policies.none:NoWithdrawal",
-            summary="keep every vision token to the end",
-        )
-    )
+    for name, target, summary in _POLICIES:
+        register(PolicyInfo(name=name, target=f"mvw_cli.{target}", summary=summary))

@@ -1,9 +1,8 @@
-"""Annealing: the vision tokens thin out by layer and by generated length instead of all at once.
+"""Annealing: the vision tokens are pruned by layer and by generated length, not all at once.
 
 The idea is Visual Token Annealing of ST3 (arXiv 2412.20105, AAAI 2025): fewer vision tokens the
 deeper the layer and the longer the output, those with the least attention first. Its own schedule
-is not published as code that was known here; the one below is this project's. This module does not
-know how tokens are taken out.
+is not published as code that was known here; the one below is this project's.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 class Anneal(WithdrawalPolicy):
     """Keep a share of the vision tokens that falls with the output and with the layer.
 
-    Thinnings come after tokens start + every, start + 2 · every, … before `end`, and at `end`,
-    where all that is left goes. With t the last thinning so far and l the layer's place among those
+    Pruning happens after tokens start + every, start + 2 · every, … before `end`, and at `end`,
+    where all that is left goes. With t the last pruning so far and l the layer's place among those
     that hold vision, from 0 for the first to 1 for the last, the share that is kept is
 
         share(l, t) = max(0, 1 - (t - start) / ((end - start) · (1 - depth · l)))
@@ -43,10 +42,10 @@ class Anneal(WithdrawalPolicy):
         metadata={"description": "Tokens after which no vision is left, at any layer."}
     )
     start: int = field(
-        default=0, metadata={"description": "Tokens before the thinning begins; 0 or more."}
+        default=0, metadata={"description": "Tokens before the pruning begins; 0 or more."}
     )
     every: int = field(
-        default=8, metadata={"description": "Tokens between two thinnings; 1 or more."}
+        default=8, metadata={"description": "Tokens between two prunings; 1 or more."}
     )
     depth: float = field(
         default=0.5,
@@ -76,16 +75,16 @@ class Anneal(WithdrawalPolicy):
             raise ValueError("by must be attention or even")
 
     def share(self, place: float, step: int) -> float:
-        """Say which share of the vision tokens is kept, as above.
+        """Compute the share of the vision tokens that is kept, as above.
 
         Args:
             place: of the layer, 0 to 1.
-            step: tokens generated so far; any, not only that of a thinning.
+            step: tokens generated so far; any, not only that of a pruning.
         """
         if step >= self.end:
             return 0.0
-        thinned = max(step - self.start, 0) // self.every * self.every
-        return max(0.0, 1 - thinned / ((self.end - self.start) * (1 - self.depth * place)))
+        pruned = max(step - self.start, 0) // self.every * self.every
+        return max(0.0, 1 - pruned / ((self.end - self.start) * (1 - self.depth * place)))
 
     def gone_after(self) -> int | None:
         return self.end
@@ -105,15 +104,15 @@ class Anneal(WithdrawalPolicy):
                 done = True
                 return Withdraw()
             if self.by == "attention" and view.weights is None:
-                return None  # the next token's thinning makes up for it
-            fewer = self._thin(view, kept)
+                return None  # the next token's pruning makes up for it
+            fewer = self._prune(view, kept)
             kept.update(fewer)
             return Withdraw(keep=fewer) if fewer else None
 
         return decide
 
-    def _thin(self, view: StepView, kept: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Say what stays at the layers that have too many: # (N,) bool each."""
+    def _prune(self, view: StepView, kept: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Mark what stays at the layers that have too many: # (N,) bool each."""
         import torch
 
         tokens, last = view.vision_tokens, max(len(view.layers) - 1, 1)
@@ -143,7 +142,7 @@ class Anneal(WithdrawalPolicy):
         return super().objection(before)
 
     def describe(self) -> str:
-        return f"thins out by {self.by} from {self.start} to {self.end} tokens"
+        return f"prunes by {self.by} from {self.start} to {self.end} tokens"
 
 
 @lru_cache(maxsize=16)

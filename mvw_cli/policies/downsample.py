@@ -2,7 +2,7 @@
 
 VTC-Bench (arXiv 2510.07143) finds that a smaller image beats many ways of choosing tokens. This is
 the same after the vision encoder: whole rows and columns of tokens go, and nothing is averaged. How
-an image's tokens lie is the adapter's knowledge; without it they are thinned out in their order.
+an image's tokens lie is the adapter's knowledge; without it they are pruned evenly in their order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.thinning import Thinning, kept
+from mvw_cli.policies.layers import KeepPart, kept_count
 from mvw_cli.policy import LayerView
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Downsample(Thinning):
+class Downsample(KeepPart):
     """From `layer` on only some rows and columns of each image, evenly spread.
 
     Raises:
@@ -43,7 +43,7 @@ class Downsample(Thinning):
         if view.grids is not None:
             return torch.cat([self._of_grid(*grid) for grid in view.grids])
         images = view.images or (len(view.present),)
-        return torch.cat([_marked(tokens, kept(tokens, self.keep)) for tokens in images])
+        return torch.cat([_marked(tokens, kept_count(tokens, self.keep)) for tokens in images])
 
     def _of_grid(self, rows: int, columns: int) -> Tensor:
         """Mark the tokens of an image that stay: # (rows * columns,) bool."""

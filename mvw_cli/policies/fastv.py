@@ -1,8 +1,7 @@
 """FastV: from one decoder layer on, only the vision tokens that the prompt's end attends to most.
 
 Source: arXiv 2403.06764, whose K is `layer` and whose R is 1 - `keep`; its reference ranks by the
-last prompt token's attention in the layer before, mean over the heads. This module does not know
-how the weights are made.
+last prompt token's attention in the layer before, mean over the heads.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.thinning import Thinning, kept
+from mvw_cli.policies.layers import KeepPart, kept_count
 from mvw_cli.policy import LayerView
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FastV(Thinning):
+class FastV(KeepPart):
     """From `layer` on only the part `keep` with the highest weights in the layer before.
 
     Equal weights go by the lower index.
@@ -54,7 +53,7 @@ class FastV(Thinning):
             descending=True, stable=True
         )
         chosen = torch.zeros_like(view.present)
-        chosen[ranked[: kept(len(view.present), self.keep)]] = True
+        chosen[ranked[: kept_count(len(view.present), self.keep)]] = True
         return chosen
 
     def describe(self) -> str:

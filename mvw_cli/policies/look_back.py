@@ -1,8 +1,8 @@
-"""Looking back: what was withdrawn waits in host memory, and comes back when the model hesitates.
+"""Looking back: what was withdrawn is offloaded to host memory, and restored on a trigger.
 
 A modifier: it changes what the policies before it say, and withdraws nothing of its own accord.
 Withdrawing early costs accuracy where the model has to look again (arXiv 2503.13360, 2604.12358);
-this is the way back. It does not know where the parked entries are.
+this is the way back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Adaptive withdrawal: the vision tokens go once the model has all but stopped looking at them.
+"""Adaptive withdrawal: the vision tokens go once the model has all but stopped attending to them.
 
 Attention to vision tokens falls as the output grows ("Reasoning with Fewer Eyes", figure 1), at
-another pace in each answer. This policy watches it and needs no m. It does not know how the
-attention is computed; the engine makes the weights of the newest query alone, at a few layers.
+another pace in each answer. This policy watches it and needs no m. The engine computes the weights
+of the newest query alone, at a few layers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mvw_cli.policies.probing import held_up_to, probes
+from mvw_cli.policies.layers import layer_at_or_below, probe_layers
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy
 
 
@@ -74,8 +74,8 @@ class Mass(WithdrawalPolicy):
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
         if self.layers is None or not layers:
-            return Signals(mass=probes(layers))
-        return Signals(mass=tuple(sorted({held_up_to(one, layers) for one in self.layers})))
+            return Signals(mass=probe_layers(layers))
+        return Signals(mass=tuple(sorted({layer_at_or_below(one, layers) for one in self.layers})))
 
     def begin(self) -> Decide:
         average: float | None = None

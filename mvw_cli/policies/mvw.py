@@ -2,7 +2,7 @@
 
 Source: "Reasoning with Fewer Eyes", NeurIPS 2025 workshop on efficient reasoning
 (openreview 45xAEkI7Vm). The tags, one for each image if wanted, and the bounds are this project's
-own addition. This module does not know how withdrawal is carried out.
+own addition.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Mvw(WithdrawalPolicy):
         return isinstance(self.until, str) and self.until in view.text
 
     def _images_due(self, view: StepView) -> set[int]:
-        """Which images have had their own tag."""
+        """Return the images whose own tag has been written."""
         tags = self._tags
         if self.min is not None and view.step < self.min:
             return set()
@@ -144,7 +144,7 @@ def _images(view: StepView) -> tuple[int, ...]:
 
 
 def _without(view: StepView, gone: set[int]) -> Tensor:
-    """Say which vision tokens stay once some images are gone: # (N,) bool."""
+    """Mark the vision tokens that stay once some images are gone: # (N,) bool."""
     import torch
 
     parts = [torch.full((n,), i not in gone) for i, n in enumerate(_images(view))]

@@ -5,7 +5,7 @@ Source: arXiv 2605.31457 (ICML 2026) and its code, github.com/xxhhbbbb/VisionPul
 attention. There the layer that chooses keeps to its own choice too; here, as in its Triton kernels,
 the layers after it do. Its kernels choose blocks of tokens; here tokens are chosen one by one.
 
-Nothing is deleted: this module says what is attended to, and frees no memory.
+Nothing is deleted: each step attends to fewer tokens, and no memory is freed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.probing import held_up_to
+from mvw_cli.policies.layers import layer_at_or_below
 from mvw_cli.policy import Attend, AttendView, WithdrawalPolicy
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Pulse(WithdrawalPolicy):
 
     - mass = max over h of  Σ exp(s / tau) over vision  /  Σ exp(s / tau) over everything;
     - k = floor(N · share), at least 1, of the N vision tokens that are still there; the share is
-      the mass, held between `least` and `most`;
+      the mass, held between `min_ratio` and `max_ratio`;
     - the k vision tokens with the highest mean of s over the heads are attended to by the layers
       after it, in this step. Of equal ones the first counts. Where the layer sees none at all (it
       slides, and the vision lies behind its window), all are attended to.
@@ -51,11 +51,11 @@ class Pulse(WithdrawalPolicy):
         default=0.1,
         metadata={"description": "Temperature of the vision mass; under 1 it is sharpened."},
     )
-    least: float = field(
+    min_ratio: float = field(
         default=0.01,
         metadata={"description": "Smallest share of the vision tokens in a step, 0 to 1."},
     )
-    most: float = field(
+    max_ratio: float = field(
         default=0.05,
         metadata={"description": "Largest share of the vision tokens in a step, above 0, up to 1."},
     )
@@ -65,17 +65,17 @@ class Pulse(WithdrawalPolicy):
             raise ValueError("layer must be 0 or more")
         if not self.tau > 0:
             raise ValueError("tau must be above 0")
-        if not 0 < self.most <= 1:
-            raise ValueError("most must be above 0 and at most 1")
-        if not 0 <= self.least <= self.most:
-            raise ValueError("least must be 0 or more and at most most")
+        if not 0 < self.max_ratio <= 1:
+            raise ValueError("max_ratio must be above 0 and at most 1")
+        if not 0 <= self.min_ratio <= self.max_ratio:
+            raise ValueError("min_ratio must be 0 or more and at most max_ratio")
 
     def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        """Say which layer chooses; None where no layer after it holds vision."""
+        """Return the layer that chooses; None where no layer after it holds vision."""
         if not layers:
             return None
         middle = layers[(len(layers) - 1) // 2]
-        chosen = middle if self.layer is None else held_up_to(self.layer, layers)
+        chosen = middle if self.layer is None else layer_at_or_below(self.layer, layers)
         return chosen if chosen < layers[-1] else None
 
     def begin_attending(self) -> Attend:
@@ -90,7 +90,7 @@ class Pulse(WithdrawalPolicy):
         mass = (logs[0] - logs[1]).exp().amax()
         present = view.present.to(vision.device)
         there = present.sum()
-        k = (mass.clamp(self.least, self.most) * there).long().clamp(min=1)
+        k = (mass.clamp(self.min_ratio, self.max_ratio) * there).long().clamp(min=1)
         ranked = vision.mean(0).masked_fill(~present, -torch.inf).sort(descending=True, stable=True)
         chosen = torch.zeros_like(present)
         # Compared on the device: a number would have to wait for it.
@@ -106,4 +106,5 @@ class Pulse(WithdrawalPolicy):
         return super().objection(before)
 
     def describe(self) -> str:
-        return f"attends to {100 * self.least:g}-{100 * self.most:g} % of the vision at each step"
+        low, high = 100 * self.min_ratio, 100 * self.max_ratio
+        return f"attends to {low:g}-{high:g} % of the vision at each step"

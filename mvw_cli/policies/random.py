@@ -1,7 +1,6 @@
-"""A lot: from one decoder layer on, only a random part of the vision tokens. A control.
+"""A random draw: from one decoder layer on, only a part of the vision tokens. A control.
 
-UniPruneBench and arXiv 2512.07580 find it hard to beat. This module uses no generator of torch, so
-the lot is the same on any device, and nobody else's numbers change.
+UniPruneBench and arXiv 2512.07580 find it hard to beat.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.thinning import Thinning, kept
+from mvw_cli.policies.layers import KeepPart, kept_count
 from mvw_cli.policy import LayerView
 
 if TYPE_CHECKING:
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Random(Thinning):
-    """From `layer` on only the part `keep`, drawn by lot.
+class Random(KeepPart):
+    """From `layer` on only the part `keep`, drawn at random.
 
-    The lot of a vision token depends on `seed` and its index alone. What a smaller `keep` leaves is
-    part of what a larger one leaves.
+    The number drawn for a vision token depends on `seed` and its index alone. What a smaller `keep`
+    leaves is part of what a larger one leaves.
 
     Raises:
         ValueError: `layer` or `seed` is below 0, or `keep` not above 0 and at most 1.
@@ -36,7 +35,7 @@ class Random(Thinning):
         default=0,
         metadata={"description": "The first decoder layer with fewer vision tokens; 0 or more."},
     )
-    seed: int = field(default=0, metadata={"description": "Seed of the lot; 0 or more."})
+    seed: int = field(default=0, metadata={"description": "Seed of the random draw; 0 or more."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,11 +47,12 @@ class Random(Thinning):
 
         import torch
 
-        # Of Python's generator only random() is promised to stay the same between versions.
-        draw = random.Random(self.seed)
-        lots = [draw.random() for _ in range(len(view.present))]
+        # Python's generator, not torch's: the draw is the same on any device, and nobody else's
+        # random numbers change. Only its random() is promised to stay the same between versions.
+        generator = random.Random(self.seed)
+        draws = [generator.random() for _ in range(len(view.present))]
         there = view.present.nonzero()[:, 0].tolist()
-        drawn = sorted(there, key=lots.__getitem__)[: kept(len(lots), self.keep)]
+        drawn = sorted(there, key=draws.__getitem__)[: kept_count(len(draws), self.keep)]
         chosen = torch.zeros_like(view.present)
         chosen[drawn] = True
         return chosen

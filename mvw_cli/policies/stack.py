@@ -1,8 +1,7 @@
 """Policies in a row: what `--policy vtw:layer=12 --policy mvw:m=16` makes.
 
 In the prefill each policy chooses among the vision tokens that those before it have left. After a
-token each is asked and heard, and a modifier changes what those before it say. It knows no policy
-by what it does.
+token each is asked and heard, and a modifier changes what those before it say.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Visual Tokens Withdrawal: all vision tokens leave before one decoder layer of the prefill.
 
 Source: arXiv 2405.05803, whose K is `layer`, with positions kept (`pe_type="keep"` in its
-reference). This module does not know how a vision token is taken away, nor how K is found.
+reference). `mvw calibrate vtw` finds a K.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.at_layer import AtLayer
+from mvw_cli.policies.layers import AtLayer
 from mvw_cli.policy import LayerView, WithdrawalPolicy
 
 if TYPE_CHECKING:

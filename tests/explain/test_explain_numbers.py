@@ -229,7 +229,7 @@ def test_tiny_weights_on_many_tokens_are_kept() -> None:
 def test_what_a_policy_lets_the_later_layers_see_is_what_is_told() -> None:
     """Pulse: after its layer, the weights are those among the chosen vision tokens."""
     session, request = family("llava")
-    data = shown(session, request, Pulse(layer=0, least=0.2, most=0.2))
+    data = shown(session, request, Pulse(layer=0, min_ratio=0.2, max_ratio=0.2))
     count = request.layout.vision_tokens
     for token in range(1, len(data["tokens"])):  # the first comes out of the prefill
         found = [weights_of(data, token, layer) for layer in data["layers"]]

@@ -24,7 +24,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "mass": [{"threshold": 0.1}, {"threshold": 1.0, "patience": 2, "min": 3}],
     "anneal": [{"end": 9, "every": 2}, {"end": 8, "start": 2, "every": 1, "by": "even"}],
     "look-back": [{"entropy": 1.5, "steps": 2}, {"tag": "TION>"}, {"words": ["so"], "steps": None}],
-    "pulse": [{}, {"layer": 0, "most": 0.5}],
+    "pulse": [{}, {"layer": 0, "max_ratio": 0.5}],
     "none": [{}],
 }
 

@@ -422,7 +422,7 @@ def test_looking_back_at_a_tag_more_than_once(name: str) -> None:
 def test_pulse(name: str, kernel: str) -> None:
     chosen = subject(name)
     first = chosen.vision_layers[0]
-    served = one(name, Pulse(layer=first, tau=1.0, least=0.1, most=0.9), attention=kernel)
+    served = one(name, Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.9), attention=kernel)
     masks = check(served, in_step=pulse(first, 1.0, 0.1, 0.9))
     seen = ~masks[late(chosen)][served.prompt : served.prompt + len(served.ids) - 1]
     counts = seen.sum(dim=1)
@@ -448,7 +448,7 @@ def test_after_a_token_in_other_kinds_of_models(name: str) -> None:
     threshold, due = threshold_of(average, 2)
     check(one(name, Mass(threshold=threshold, patience=2)), stepwise=after(due))
     check(one(name, Anneal(end=9, every=2)), stepwise=anneal(0, 9, 2, 0.5))
-    choice = Pulse(layer=first, tau=1.0, least=0.1, most=0.6)
+    choice = Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.6)
     check(one(name, choice), in_step=pulse(first, 1.0, 0.1, 0.6))
     seed = 1 if name == "gemma3" else 2
     entropy = hesitation(name, [Vtw(layer=last)], [vtw(last)], seed=seed)
@@ -469,7 +469,7 @@ def test_composed(name: str) -> None:
     check(served, [vtw(last)], after(5))
     served = one(name, stacked([FastV(layer=last, keep=0.5), Mvw(m=5)]))
     check(served, [fastv(last, 0.5)], after(5))
-    policy = Pulse(layer=first, tau=1.0, least=0.1, most=0.6)
+    policy = Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.6)
     served = one(name, stacked([policy, Mvw(m=5)]))
     check(served, stepwise=after(5), in_step=pulse(first, 1.0, 0.1, 0.6))
     served = one(name, stacked([Downsample(keep=0.5), Anneal(end=9, every=2)]))
@@ -560,7 +560,7 @@ def test_different_policies_share_the_slots(name: str, kernel: str, kind: Any) -
         (Mvw(m=2), 9, {"stepwise": after(2)}),
         (NoWithdrawal(), 17, {}),
         (
-            Pulse(layer=first, tau=1.0, least=0.1, most=0.5),
+            Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.5),
             12,
             {"in_step": pulse(first, 1.0, 0.1, 0.5)},
         ),

@@ -43,7 +43,7 @@ each_subject = pytest.mark.parametrize("name", SUBJECTS)
 def policies(chosen: Subject) -> list[WithdrawalPolicy]:
     """One of each kind, and some of several."""
     last, first = chosen.vision_layers[-1], chosen.vision_layers[0]
-    pulse = Pulse(layer=first, tau=1.0, least=0.1, most=0.5)
+    pulse = Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.5)
     looking = LookBack(entropy=0.8, steps=2)
     return [
         Vtw(layer=last),

@@ -11,13 +11,12 @@ from hints import parse_hint
 
 from mvw_cli.calibrate.dyvte.policy import Dyvte
 from mvw_cli.errors import UsageProblem
-from mvw_cli.policies.at_layer import AtLayer
 from mvw_cli.policies.downsample import Downsample, coarser
 from mvw_cli.policies.fastv import FastV
+from mvw_cli.policies.layers import AtLayer, kept_count
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.random import Random
 from mvw_cli.policies.stack import stacked
-from mvw_cli.policies.thinning import kept
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import LayerView, WithdrawalPolicy
 
@@ -106,7 +105,7 @@ def test_random_draws_the_promised_number_by_seed() -> None:
     assert list(choices(Random(keep=0.25, layer=3), 40).values()) == list(first.values())
 
 
-def test_random_is_a_lot_that_any_version_draws_alike() -> None:
+def test_any_version_draws_the_same() -> None:
     """Figures of published runs stay reproducible only as long as this one stays."""
     assert choices(Random(keep=0.3), 20) == {0: [2, 3, 5, 7, 12, 15]}
     assert choices(Random(keep=0.3, seed=1), 20) == {0: [0, 8, 9, 13, 16, 19]}
@@ -193,7 +192,7 @@ def test_downsample_without_grids_is_even_in_each_image() -> None:
     [(576, 0.5, 288), (5, 0.5, 3), (10, 0.25, 3), (30, 0.1, 3), (9, 0.001, 1), (1, 1.0, 1)],
 )
 def test_how_many_stay(tokens: int, keep: float, count: int) -> None:
-    assert kept(tokens, keep) == count
+    assert kept_count(tokens, keep) == count
     assert len(choices(Random(keep=keep), tokens)[0]) == count
 
 
@@ -291,7 +290,7 @@ def test_these_go_together(policies: tuple[WithdrawalPolicy, ...]) -> None:
         ),
         (
             (Downsample(keep=0.25, layer=3), FastV(layer=2, keep=0.5)),
-            "downsample at layer 3 finds no even grid: fastv has thinned it out at layer 2",
+            "downsample at layer 3 finds no even grid: fastv has pruned it at layer 2",
         ),
         ((Vtw(layer=4), Vtw(layer=6)), "vtw is given twice"),
         (

@@ -98,7 +98,7 @@ def plan(chosen: Subject, draw: Generator) -> Plan:
     if draw.random() < 0.3 and kind != "attention":
         # A layer that slides may have nothing left to choose from: Gemma 3's second does not slide.
         first = 1 if chosen.name == "gemma3" else chosen.vision_layers[0]
-        made.pulses = Pulse(layer=first, tau=1.0, least=0.1, most=0.7)
+        made.pulses = Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.7)
         made.policies.append(made.pulses)
     return made
 

@@ -150,4 +150,4 @@ def test_bad_fields_are_refused_by_name(fields: dict[str, Any]) -> None:
 
 
 def test_description() -> None:
-    assert Anneal(end=64, start=16).describe() == "thins out by attention from 16 to 64 tokens"
+    assert Anneal(end=64, start=16).describe() == "prunes by attention from 16 to 64 tokens"

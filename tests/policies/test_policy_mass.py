@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from walking import walk
 
+from mvw_cli.policies.layers import probe_layers
 from mvw_cli.policies.mass import Mass
-from mvw_cli.policies.probing import probes
 from mvw_cli.policy import Signals, Withdraw, WithdrawalPolicy
 from mvw_cli.testing import PolicyContract
 
@@ -69,7 +69,7 @@ def test_it_asks_for_the_probe_layers() -> None:
 
 @pytest.mark.parametrize(("count", "chosen"), [(3, (0, 1, 2)), (4, (0, 2, 3)), (9, (1, 4, 7))])
 def test_probes_are_the_middles_of_the_thirds(count: int, chosen: tuple[int, ...]) -> None:
-    assert probes(range(count)) == chosen
+    assert probe_layers(range(count)) == chosen
 
 
 @pytest.mark.parametrize(

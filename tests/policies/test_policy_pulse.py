@@ -19,7 +19,7 @@ from mvw_cli.testing import PolicyContract
 class TestContract(PolicyContract):
     policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
         Pulse(),
-        Pulse(layer=3, tau=0.4, least=0.05, most=0.1),
+        Pulse(layer=3, tau=0.4, min_ratio=0.05, max_ratio=0.1),
     )
 
 
@@ -44,7 +44,7 @@ def by_hand(
         seen = sum(math.exp(float(vision[head, token]) / policy.tau) for token in there)
         other = sum(math.exp(float(score) / policy.tau) for score in text[head])
         masses.append(seen / (seen + other))
-    share = min(max(max(masses), policy.least), policy.most)
+    share = min(max(max(masses), policy.min_ratio), policy.max_ratio)
     means = {token: sum(float(head[token]) for head in vision) for token in there}
     count = max(math.floor(len(there) * share), 1)
     return set(sorted(there, key=lambda token: -means[token])[:count])
@@ -55,7 +55,11 @@ def test_it_equals_the_rule(seed: int) -> None:
     chance = torch.Generator().manual_seed(seed)
     vision, text = (torch.randn(4, n, generator=chance) for n in (50, 30))
     present = torch.rand(50, generator=chance) < 0.8
-    for policy in (Pulse(tau=1.0, least=0.02, most=0.9), Pulse(), Pulse(tau=0.4, most=0.1)):
+    for policy in (
+        Pulse(tau=1.0, min_ratio=0.02, max_ratio=0.9),
+        Pulse(),
+        Pulse(tau=0.4, max_ratio=0.1),
+    ):
         expected = by_hand(policy, vision, text, present.tolist())
         assert set(choose(policy, vision, text, present)) == expected
 
@@ -63,7 +67,7 @@ def test_it_equals_the_rule(seed: int) -> None:
 def test_the_head_that_looks_most_sets_the_budget_and_the_mean_the_order() -> None:
     vision = [[0.0, 0.0, 0.0, 0.0], [math.log(3), 0.0, 0.0, 2.0]]
     text = [[50.0], [-50.0]]  # one head looks at text alone, the other at vision alone
-    full = Pulse(tau=1.0, least=0.0, most=0.5)
+    full = Pulse(tau=1.0, min_ratio=0.0, max_ratio=0.5)
     assert choose(full, vision, text) == [0, 3]
     assert choose(full, vision, [[50.0], [50.0]]) == [3]
 
@@ -71,26 +75,26 @@ def test_the_head_that_looks_most_sets_the_budget_and_the_mean_the_order() -> No
 def test_the_budget_keeps_to_its_bounds_and_is_rounded_down() -> None:
     vision = torch.arange(100.0).repeat(2, 1)
     nothing, everything = [[500.0]] * 2, [[-500.0]] * 2
-    policy = Pulse(tau=1.0, least=0.025, most=0.049)
+    policy = Pulse(tau=1.0, min_ratio=0.025, max_ratio=0.049)
     assert choose(policy, vision, nothing) == [98, 99]
     assert choose(policy, vision, everything) == [96, 97, 98, 99]
-    assert choose(Pulse(least=0.0), vision, nothing) == [99]
+    assert choose(Pulse(min_ratio=0.0), vision, nothing) == [99]
 
 
 def test_of_equal_ones_the_first_count_and_the_count_is_exact() -> None:
-    assert choose(Pulse(most=0.5), torch.zeros(3, 8), [[-90.0]] * 3) == [0, 1, 2, 3]
+    assert choose(Pulse(max_ratio=0.5), torch.zeros(3, 8), [[-90.0]] * 3) == [0, 1, 2, 3]
 
 
 def test_what_is_gone_is_never_chosen() -> None:
     present = torch.tensor([False, True, False, True])
     vision = [[9.0, 1.0, 8.0, 2.0]]
-    assert choose(Pulse(least=1.0, most=1.0), vision, [[0.0]], present) == [1, 3]
-    assert choose(Pulse(most=0.6), vision, [[-90.0]], present) == [3]
+    assert choose(Pulse(min_ratio=1.0, max_ratio=1.0), vision, [[0.0]], present) == [1, 3]
+    assert choose(Pulse(max_ratio=0.6), vision, [[-90.0]], present) == [3]
     assert choose(Pulse(), vision, [[0.0]], torch.zeros(4, dtype=torch.bool)) == []
 
 
 def test_with_cross_attention_there_is_vision_alone_and_the_budget_is_the_largest() -> None:
-    assert len(choose(Pulse(most=0.25), torch.randn(2, 40), torch.empty(2, 0))) == 10
+    assert len(choose(Pulse(max_ratio=0.25), torch.randn(2, 40), torch.empty(2, 0))) == 10
 
 
 def test_the_layer_that_chooses() -> None:
@@ -118,10 +122,10 @@ def test_it_withdraws_nothing_and_goes_with_policies_that_do() -> None:
         {"layer": -1},
         {"tau": 0.0},
         {"tau": float("nan")},
-        {"most": 0.0},
-        {"most": 1.5},
-        {"least": -0.1},
-        {"least": 0.2},
+        {"max_ratio": 0.0},
+        {"max_ratio": 1.5},
+        {"min_ratio": -0.1},
+        {"min_ratio": 0.2},
     ],
 )
 def test_bad_fields_are_refused_by_name(fields: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ POLICIES = (
     Stack((Vtw(layer=1), Mvw(m=6))),
     Stack((Mvw(m=2), LookBack(entropy=0.0, steps=2))),
     Anneal(end=8, every=2),
-    Pulse(layer=0, most=0.5),
+    Pulse(layer=0, max_ratio=0.5),
 )
 
 

@@ -67,7 +67,7 @@ KINDS: dict[str, WithdrawalPolicy] = {
     "fastv": FastV(layer=2, keep=0.5),
     "fastv, then mvw": stacked([FastV(layer=2, keep=0.5), Mvw(m=4)]),
     "anneal": Anneal(end=8, every=2, by="even"),
-    "pulse": Pulse(least=0.2, most=0.5),
+    "pulse": Pulse(min_ratio=0.2, max_ratio=0.5),
     "parked and back": Peek(),
     "back to stay": Peek(again=None),
 }

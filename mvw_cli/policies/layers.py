@@ -1,7 +1,7 @@
-"""What the policies share that act once in the prefill, before one decoder layer.
+"""What the policies share about decoder layers: acting before one of them, and choosing some.
 
-A policy of this kind leaves some part of the vision tokens; which of them is its own matter.
-Whether two of them make sense together depends on their layers, not on their order.
+Policies that act before a layer of the prefill each keep some part of the vision tokens. Whether
+two of them make sense together depends on their layers, not on their order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from mvw_cli.policy import LayerView, Select, WithdrawalPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_PROBES = 3
 
 
 class AtLayer(WithdrawalPolicy):
@@ -38,11 +40,11 @@ class AtLayer(WithdrawalPolicy):
 
     @abstractmethod
     def part(self) -> float:
-        """Say which part of the vision tokens stays, 0 to 1."""
+        """Part of the vision tokens that stays, 0 to 1."""
 
     @abstractmethod
     def choose(self, view: LayerView) -> Tensor:
-        """Say which of the N >= 1 vision tokens stay; some are there.
+        """Choose which of the N >= 1 vision tokens stay; some are there.
 
         Returns:
             # (N,) bool, on any device
@@ -85,8 +87,53 @@ class AtLayer(WithdrawalPolicy):
         return super().objection(before)
 
 
+class KeepPart(AtLayer):
+    """Base of the policies that keep the part `keep`, a field of each, from a layer on.
+
+    How many stay is the same for all of them, so that a comparison at one `keep` is fair.
+
+    Raises:
+        ValueError: `keep` is not above 0 and at most 1, or as `AtLayer`.
+    """
+
+    keep: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.keep <= 1:
+            raise ValueError("keep must be above 0 and at most 1")
+
+    def part(self) -> float:
+        return self.keep
+
+
+def kept_count(tokens: int, keep: float) -> int:
+    """Count how many of some vision tokens stay: the nearest number, halves up, at least 1."""
+    return min(tokens, max(1, int(tokens * keep + 0.5)))
+
+
+def probe_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """Choose the middle of each third of some layers; all of them where they are few.
+
+    Which layers hold vision is known only after the prefill of a request: with cross-attention they
+    are few, and policies before may have emptied the deeper ones.
+    """
+    if len(layers) <= _PROBES:
+        return tuple(layers)
+    return tuple(layers[(2 * i + 1) * len(layers) // (2 * _PROBES)] for i in range(_PROBES))
+
+
+def layer_at_or_below(layer: int, layers: Sequence[int]) -> int:
+    """Choose the last of some layers up to a number; the first where all are above it.
+
+    Args:
+        layers: those that hold vision, in order; at least one.
+    """
+    return max((held for held in layers if held <= layer), default=layers[0])
+
+
 def _clash(before: AtLayer, after: AtLayer) -> str | None:
-    """Say why two policies make no sense together, as a clause."""
+    """Explain why two policies make no sense together, as a clause; None where they do."""
     early, late = sorted((before, after), key=lambda one: one.layer)  # stable: then by order
     if early.part() == 0:
         return (
@@ -101,7 +148,7 @@ def _clash(before: AtLayer, after: AtLayer) -> str | None:
     if late.needs_all and early.part() < 1:
         return (
             f"{late.name} at layer {late.layer} finds no even grid: "
-            f"{early.name} has thinned it out at layer {early.layer}"
+            f"{early.name} has pruned it at layer {early.layer}"
         )
     if late.part() >= early.part():
         return (
