@@ -1,7 +1,7 @@
 """What a batch is made of: items, each a question about one or more images.
 
 An item is known by two names. Its `id` is what the user calls it; its key is what it asks: the
-images' bytes and the question. It does not know how images are read or answers recorded.
+images' bytes and the question.
 """
 
 from __future__ import annotations
@@ -47,3 +47,10 @@ def item_key(sha256: Sequence[str], question: str) -> str:
     """
     asked = json.dumps([list(sha256), question], ensure_ascii=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:32]
+
+
+def as_text(value: object) -> str | None:
+    """An id or answer as text: JSON of what is neither text nor null."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)

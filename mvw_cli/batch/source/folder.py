@@ -1,7 +1,6 @@
-"""Folders of files, walked in a stable order and without a list of all that is in them.
+"""Folders of files, walked in a stable order, one folder's names at a time.
 
 A folder's files come first, in natural order (`2.png` before `10.png`), then its subfolders.
-Which files are wanted is the caller's to say; what is in them is nobody's concern here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from mvw_cli.batch.source.remote import is_address, list_address
-from mvw_cli.batch.store.scratch import scratch, to_bytes, to_text
 from mvw_cli.errors import MvwError
 
 IMAGE_SUFFIXES = frozenset(
@@ -25,7 +23,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     )
 )
-"""Of the formats that `engine/images.py` reads; as Pillow registers them."""
+"""Of the formats that `images/reading.py` reads; as Pillow registers them."""
 
 TABLE_SUFFIXES = frozenset((".parquet", ".arrow"))
 
@@ -41,12 +39,12 @@ class Globs:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
-    def let_through(self, path: str) -> bool:
-        """Say so for a file, by its path with forward slashes."""
-        return (not self.include or _matches(path, self.include)) and self.let_enter(path)
+    def choose(self, path: str) -> bool:
+        """Whether a file is wanted, by its path with forward slashes."""
+        return (not self.include or _matches(path, self.include)) and self.enter(path)
 
-    def let_enter(self, path: str) -> bool:
-        """Say so for a folder, of which only `exclude` speaks."""
+    def enter(self, path: str) -> bool:
+        """Whether a folder is wanted: only `exclude` counts."""
         return not _matches(path, self.exclude)
 
 
@@ -79,35 +77,30 @@ def walk(
         MvwError: a folder cannot be read. One that vanishes meanwhile is left out.
     """
     visited = set() if visited is None else visited
-    database = scratch("CREATE TABLE file (rank BLOB, path BLOB)")
     folders, links = [""], list[str]()
-    try:
-        while folders or links:
-            folder = folders.pop() if folders else links.pop(0)
-            here = identity(join(root, folder) if folder else root)
-            if here is None or here in visited:
-                continue
-            visited.add(here)
-            subfolders: list[str] = []
-            for name, is_folder, is_link in _scan(root, folder):
-                path = f"{folder}/{name}" if folder else name
-                if not is_folder:
-                    if wants(path):
-                        row = (_rank(name), to_bytes(path))
-                        database.execute("INSERT INTO file VALUES (?, ?)", row)
-                elif recursive and enters(path):
-                    (links if is_link else subfolders).append(path)
-            for (path,) in database.execute("SELECT path FROM file ORDER BY rank, path"):
-                yield to_text(path)
-            database.execute("DELETE FROM file")
-            folders += sorted(subfolders, key=_rank, reverse=True)
-            links.sort(key=_rank)
-    finally:
-        database.close()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        here = identity(join(root, folder) if folder else root)
+        if here is None or here in visited:
+            continue
+        visited.add(here)
+        files: list[str] = []
+        subfolders: list[str] = []
+        for name, is_folder, is_link in _scan(root, folder):
+            path = f"{folder}/{name}" if folder else name
+            if not is_folder:
+                if wants(path):
+                    files.append(path)
+            elif recursive and enters(path):
+                (links if is_link else subfolders).append(path)
+        files.sort(key=_rank)
+        yield from files
+        folders += sorted(subfolders, key=_rank, reverse=True)
+        links.sort(key=_rank)
 
 
 def holds_any(folder: str, suffixes: Container[str]) -> bool:
-    """Say whether a file with one of these endings lies directly in a folder."""
+    """Whether a file with one of these endings lies directly in a folder."""
     return any(
         not is_folder and suffix(name) in suffixes for name, is_folder, _ in _scan(folder, "")
     )
@@ -143,9 +136,7 @@ def _scan(root: str, folder: str) -> Iterator[tuple[str, bool, bool]]:
         raise MvwError(
             f"Cannot read the folder {where}",
             cause=error.strerror,
-            hint=f"mvw batch {shlex.quote(root)} --recursive --exclude {shlex.quote(folder)}"
-            if folder
-            else f"ls -ld {shlex.quote(where)}",
+            hint=f"ls -ld {shlex.quote(where)}",
         ) from None
 
 
@@ -156,9 +147,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _rank(name: str) -> bytes:
-    """Numbers within a name by their value: their length goes before their digits."""
-    return to_bytes(re.sub("[0-9]+", _number, name))
+def _rank(path: str) -> tuple[str, str]:
+    """Order numbers within a name by their value: their length goes before their digits."""
+    return re.sub("[0-9]+", _number, path.rpartition("/")[2]), path
 
 
 def _number(match: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
 """Files of questions: JSONL or CSV, one question about an image (or several images) per line.
 
-Whether the images exist is not looked at; that is found out when they are read.
+Whether the images exist is found out when they are read.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ import io
 import json
 import os
 import shlex
-import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.items import ImageRef, Item, as_text
 from mvw_cli.batch.source.folder import join, suffix
-from mvw_cli.batch.source.remote import is_address, open_address, said
-from mvw_cli.batch.store.scratch import scratch, to_bytes
+from mvw_cli.batch.source.remote import is_address, one_line_of, open_address
+from mvw_cli.batch.source.spec import Source, is_folder
 from mvw_cli.errors import MvwError, UsageProblem
 
-if TYPE_CHECKING:
-    from mvw_cli.batch.source.sources import Source
-
-_SCHEMA = """
-CREATE TABLE id (id BLOB PRIMARY KEY, line INTEGER) WITHOUT ROWID;
-CREATE TABLE image (path BLOB PRIMARY KEY, times INTEGER) WITHOUT ROWID;
-"""
 _KEYS = ("image", "question", "id", "answer")
 
 
@@ -50,43 +43,38 @@ def list_questions(source: Source) -> Iterator[Item]:
     file = source.questions or ""
     folder = _folder(source, file)
     globs, listed = source.globs, False
-    ids = scratch(_SCHEMA)
-    try:
-        for line in _lines(file):
-            listed = True
-            paths = _paths(line)
-            if not all(map(globs.let_through, paths)):
-                continue
-            yield Item(
-                _id(line, paths, ids),
-                tuple(ImageRef(_below(folder, path)) for path in paths),
-                _question(line, source),
-                text_of(line.values.get("answer")),
-            )
-    finally:
-        ids.close()
-    if not listed:
-        raise UsageProblem(
-            f"There is no question in {file}", cause="it is empty", hint="mvw batch --help"
+    asked: Counter[str] = Counter()
+    lines: dict[str, int] = {}
+    for line in _lines(file):
+        listed = True
+        paths = _paths(line)
+        if not all(map(globs.choose, paths)):
+            continue
+        id = as_text(line.values.get("id"))
+        if id is None:  # the image, with a number from its second question on
+            id = "+".join(paths)
+            asked[id] += 1
+            id = id if asked[id] == 1 else f"{id}#{asked[id]}"
+        first = lines.setdefault(id, line.number)
+        if first != line.number:
+            raise line.wrong(f"its id {id} is that of line {first}")
+        yield Item(
+            id,
+            tuple(ImageRef(_below(folder, path)) for path in paths),
+            _question(line, source),
+            as_text(line.values.get("answer")),
         )
-
-
-def text_of(value: object) -> str | None:
-    """An id or answer as text: JSON of what is neither text nor null."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if not listed:
+        raise UsageProblem(f"There is no question in {file}", cause="it is empty", hint=source.help)
 
 
 def _folder(source: Source, file: str) -> str:
     """Where relative paths start."""
-    from mvw_cli.batch.source.sources import is_folder
-
     if len(source.paths) > 1:
         raise UsageProblem(
             "--questions goes with one folder at most",
             cause=f"given are {', '.join(source.paths)}",
-            hint=f"mvw batch {shlex.quote(source.paths[0])} --questions {shlex.quote(file)}",
+            hint=source.questions_hint(file, source.paths[0]),
         )
     if source.paths and source.paths[0] != "-" and is_folder(source.paths[0], source):
         return source.paths[0]
@@ -98,7 +86,7 @@ def _below(folder: str, path: str) -> str:
 
 
 def _lines(file: str) -> Iterator[_Line]:
-    """Take the file apart; what is no UTF-8 survives, since paths need not be."""
+    """Split the file; what is no UTF-8 survives, since paths need not be."""
     with _open(file) as binary:
         text = io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
         if suffix(file) == ".csv":
@@ -114,14 +102,14 @@ def _open(file: str) -> IO[bytes]:
         except MvwError:
             raise
         except Exception as error:  # every package behind a protocol has its own
-            cause = said(error)
+            cause = one_line_of(error)
     elif os.path.isdir(file):
         cause = "it is a folder"
     else:
         try:
             return open(file, "rb")
         except (OSError, ValueError) as error:
-            cause = getattr(error, "strerror", None) or said(error)
+            cause = getattr(error, "strerror", None) or one_line_of(error)
     folder = "" if is_address(file) else os.path.dirname(file)
     hint = f"ls {shlex.quote(folder or '.')}"
     raise UsageProblem(f"Cannot read the questions in {file}", cause=cause, hint=hint)
@@ -177,28 +165,6 @@ def _question(line: _Line, source: Source) -> str:
     except UnicodeEncodeError:
         raise line.wrong("its question is not UTF-8") from None
     return question
-
-
-def _id(line: _Line, paths: list[str], ids: sqlite3.Connection) -> str:
-    """The id that the line gives, else its image, with a number from its second question on."""
-    given = line.values.get("id")
-    if given is not None:
-        id = str(text_of(given))
-    else:
-        id = "+".join(paths)
-        (times,) = ids.execute(
-            "INSERT INTO image VALUES (?, 1)"
-            " ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times",
-            (to_bytes(id),),
-        ).fetchone()
-        id = id if times == 1 else f"{id}#{times}"
-    try:
-        ids.execute("INSERT INTO id VALUES (?, ?)", (to_bytes(id), line.number))
-    except sqlite3.IntegrityError:
-        query = "SELECT line FROM id WHERE id = ?"
-        (first,) = ids.execute(query, (to_bytes(id),)).fetchone()
-        raise line.wrong(f"its id {id} is that of line {first}") from None
-    return id
 
 
 def _wrong(file: str, number: int, cause: str) -> UsageProblem:

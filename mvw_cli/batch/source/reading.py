@@ -1,7 +1,6 @@
-"""The images of an item, read from wherever they lie.
+"""The bytes and pixels of an item's images, read from wherever they lie.
 
-Whatever goes wrong is a `BadImage`, so that it is that item's failure alone. Pixels are
-`engine/images.py`'s affair; this module fetches bytes.
+Whatever goes wrong is a `BadImage`, so that it is that item's failure alone.
 """
 
 from __future__ import annotations
@@ -9,58 +8,46 @@ from __future__ import annotations
 import hashlib
 import shlex
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.source.cells import Cells
 from mvw_cli.batch.source.folder import suffix
-from mvw_cli.batch.source.remote import is_address, open_address, said
+from mvw_cli.batch.source.remote import is_address, one_line_of, open_address
 from mvw_cli.errors import BadImage, MvwError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Pillow comes with the first image that is decoded
     from mvw_cli.images.reading import ImageFile
 
-_local = threading.local()
-
-
-def read_images(item: Item, max_pixels: int | None) -> list[ImageFile]:
-    """Read and decode an item's images, in order.
-
-    Args:
-        max_pixels: larger images are scaled down to at most that many.
-
-    Raises:
-        BadImage: one is missing, unreadable, no image, damaged, or above the pixel limit.
-    """
-    return [read_image(image, max_pixels) for image in item.images]
+_threads = threading.local()
 
 
 def read_image(image: ImageRef, max_pixels: int | None) -> ImageFile:
-    """Read and decode one image, as `read_images` does."""
+    """Read and decode one image.
+
+    Args:
+        max_pixels: a larger image is scaled down to at most that many.
+
+    Raises:
+        BadImage: it is missing, unreadable, no image, damaged, or above the pixel limit.
+    """
     from mvw_cli.images.reading import open_image
 
-    try:
+    with _failing_alone(image):
         return open_image(_bytes(image), max_pixels=max_pixels, name=str(image))
-    except BadImage as error:
-        raise _from_elsewhere(image, error) from None
-    except Exception as error:
-        raise _unread(image, said(error)) from None
 
 
 def image_size(image: ImageRef) -> tuple[int, int]:
-    """Say how wide and high an image is, upright, without decoding it.
+    """Return how wide and high an image is, upright, without decoding it.
 
     Raises:
-        BadImage: as `read_images`, as far as that can be told without decoding.
+        BadImage: as `read_image`, as far as that can be told without decoding.
     """
     from mvw_cli.images.reading import upright_size
 
-    try:
+    with _failing_alone(image):
         return upright_size(_bytes(image), str(image))
-    except BadImage as error:
-        raise _from_elsewhere(image, error) from None
-    except Exception as error:
-        raise _unread(image, said(error)) from None
 
 
 def hash_images(item: Item) -> list[str]:
@@ -73,17 +60,28 @@ def hash_images(item: Item) -> list[str]:
 
 
 def too_slow(image: ImageRef, timeout_s: float) -> BadImage:
-    """Say that reading an image was given up."""
+    """Make the error of an image whose reading was given up."""
     return _unread(image, f"reading it took longer than {timeout_s:g} s")
 
 
 def _hash(image: ImageRef) -> str:
-    try:
+    with _failing_alone(image):
         return hashlib.sha256(_bytes(image)).hexdigest()
+
+
+@contextmanager
+def _failing_alone(image: ImageRef) -> Iterator[None]:
+    """Make a `BadImage` of every error, with a hint that works for where the image lies."""
+    try:
+        yield
     except BadImage as error:
-        raise _from_elsewhere(image, error) from None
+        in_file = image.row is None and not is_address(image.path)
+        if in_file or (error.hint or "").startswith("pip "):
+            raise
+        # The hint is a command on files, and this is none.
+        raise BadImage(error.message, cause=error.cause, hint=_show_hint(image)) from None
     except Exception as error:
-        raise _unread(image, said(error)) from None
+        raise _unread(image, one_line_of(error)) from None
 
 
 def _bytes(image: ImageRef) -> bytes:
@@ -110,12 +108,15 @@ def _bytes(image: ImageRef) -> bytes:
 
 def _cell(path: str, row: int, column: str) -> bytes:
     """Read the bytes that a cell holds or points to."""
+    from mvw_cli.batch.source.table import Cells, below_table, no_pyarrow
+
+    # Each thread has its own: one that hangs on a table must not hold up the others.
+    if not hasattr(_threads, "cells"):
+        _threads.cells = Cells()
     where = ImageRef(path, row, column)
     try:
-        value = _cells().cell(path, row, column)
+        value = _threads.cells.cell(path, row, column)
     except ImportError:
-        from mvw_cli.batch.source.table_rows import no_pyarrow
-
         error = no_pyarrow(path)
         raise BadImage(error.message, cause=error.cause, hint=error.hint) from None
     except MvwError as error:
@@ -127,35 +128,16 @@ def _cell(path: str, row: int, column: str) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
-        from mvw_cli.batch.source.table_rows import below_table
-
         return _bytes(ImageRef(below_table(path, value)))
     raise _unread(where, "its cell is empty")
 
 
-def _cells() -> Cells:
-    """The thread's own: one that hangs on a table must not hold up the others."""
-    cells: Any = getattr(_local, "cells", None)
-    if cells is None:
-        cells = _local.cells = Cells()
-    return cells  # type: ignore[no-any-return]
-
-
 def _unread(image: ImageRef, cause: str) -> BadImage:
-    return BadImage(f"Cannot read the image {image}", cause=cause, hint=_look(image))
+    return BadImage(f"Cannot read the image {image}", cause=cause, hint=_show_hint(image))
 
 
-def _from_elsewhere(image: ImageRef, error: BadImage) -> BadImage:
-    """Give a hint that works for what is no file: commands on files would not."""
-    if image.row is None and not is_address(image.path):
-        return error
-    if error.hint and error.hint.startswith("pip "):
-        return error
-    return BadImage(error.message, cause=error.cause, hint=_look(image))
-
-
-def _look(image: ImageRef) -> str:
-    """A command that shows what is there."""
+def _show_hint(image: ImageRef) -> str:
+    """Write a command that shows what is there."""
     if image.row is not None:
         if suffix(image.path) != ".parquet" or is_address(image.path):
             return "mvw batch --help"

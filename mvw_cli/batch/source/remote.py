@@ -1,7 +1,6 @@
 """Files that are not on this machine: addresses with `://`, read and written through fsspec.
 
 fsspec comes with huggingface_hub; the package behind a protocol (s3fs, gcsfs, adlfs, …) does not.
-Nothing here knows what is in the files.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def open_address(address: str) -> IO[bytes]:
 
 
 def is_remote_folder(address: str) -> bool | None:
-    """Say whether an address is a folder; None where there is nothing.
+    """Whether an address is a folder; None where there is nothing.
 
     Raises:
         MvwError: it cannot be looked up.
@@ -94,7 +93,7 @@ def store_file(source: Path, address: str) -> None:
     except Exception as error:  # as above
         raise MvwError(
             f"Cannot write {address}",
-            cause=f"{said(error)}; {source} holds it on this machine",
+            cause=f"{one_line_of(error)}; {source} holds it on this machine",
             hint=f"ls -l {shlex.quote(str(source))}",
         ) from None
 
@@ -135,11 +134,11 @@ def _python(protocol: str) -> str:
 def _unreachable(address: str, error: Exception, action: str = "read") -> MvwError:
     return MvwError(
         f"Cannot {action} {address}",
-        cause=said(error),
+        cause=one_line_of(error),
         hint=f"python -c {shlex.quote(f'import fsspec; print(fsspec.open({address!r}))')}",
     )
 
 
-def said(error: BaseException) -> str:
-    """One line of what an exception of somebody else's says."""
+def one_line_of(error: BaseException) -> str:
+    """The message of an exception of somebody else's, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,22 +1,30 @@
 """Tables: Parquet, and Arrow as `datasets` writes it with save_to_disk, read from front to back.
 
-pyarrow is imported when a table is opened. What a column is good for is known elsewhere:
-`table_rows.py` lists the small ones, `cells.py` reads images.
+`list_rows` makes items of rows and leaves the images alone; `Cells` reads these, one by one.
+pyarrow is imported when a table is opened.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
 
-from mvw_cli.batch.source.folder import suffix
-from mvw_cli.batch.source.remote import is_address, open_address
+from mvw_cli.batch.items import ImageRef, Item, as_text
+from mvw_cli.batch.source.folder import join, suffix
+from mvw_cli.batch.source.remote import is_address, one_line_of, open_address
+from mvw_cli.batch.source.spec import Source
+from mvw_cli.errors import MvwError, UsageProblem
 
 _ROWS = 1024  # of small columns at a time
 _BUFFER = 1 << 20  # bytes; without it pyarrow holds a column's whole row group
+_BATCH = 16 << 20  # bytes of images at a time
+_OPEN = 2  # columns: an item may have images in two, and files follow one another
 
 
 class Table:
@@ -117,8 +125,200 @@ class Table:
         self.close()
 
 
-def is_image(kind: Any) -> bool:
-    """Say whether an Arrow type is bytes, or `datasets`' struct of bytes and path."""
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    image: str
+    image_is_path: bool
+    question: str | None
+    id: str | None
+    answer: str | None
+
+    @property
+    def read(self) -> list[str]:
+        """What listing reads: all but images, if these are more than their paths."""
+        image = self.image if self.image_is_path else None
+        names = (image, self.question, self.id, self.answer)
+        return list(dict.fromkeys(name for name in names if name))
+
+
+def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
+    """Yield the rows of a table as items; `name` is what their ids begin with.
+
+    Raises:
+        UsageProblem: it is no table, or lacks a column or a question.
+    """
+    try:
+        with Table(path) as table:
+            columns = _choose(table, source)
+            for first, batch in table.batches(columns.read):
+                values = {column: batch.column(column).to_pylist() for column in columns.read}
+                for index in range(batch.num_rows):
+                    row = {column: listed[index] for column, listed in values.items()}
+                    yield _item(path, name, first + index, row, columns, source)
+    except MvwError:
+        raise
+    except ImportError:
+        raise no_pyarrow(path) from None
+    except Exception as error:  # pyarrow's, the file system's, those of fsspec's backends
+        raise UsageProblem(
+            f"Cannot read the table {path}",
+            cause=one_line_of(error),
+            hint=f"file {shlex.quote(path)}",
+        ) from None
+
+
+def no_pyarrow(path: str) -> UsageProblem:
+    """Name the package that reads tables."""
+    return UsageProblem(
+        f"Cannot read the table {path}",
+        cause="that needs the package pyarrow, which is not installed",
+        hint='pip install "mvw[parquet]"',
+    )
+
+
+def below_table(table: str, path: str) -> str:
+    """Where a path lies that stands in a table: relative ones start at the table's folder."""
+    if is_address(path) or os.path.isabs(path):
+        return path
+    folder = table.rpartition("/")[0] if is_address(table) else os.path.dirname(table)
+    return join(folder, path)
+
+
+def _item(
+    path: str, name: str, number: int, row: dict[str, Any], columns: _Columns, source: Source
+) -> Item:
+    image = ImageRef(path, number, columns.image)
+    if columns.image_is_path and row[columns.image]:
+        image = ImageRef(below_table(path, row[columns.image]))
+    question = row[columns.question] if columns.question else None
+    if question is None:
+        question = source.question
+    if question is None:
+        raise UsageProblem(
+            f"Row {number} of {path} has no question",
+            cause="nor is there another question to ask",
+            hint=source.hint(path),
+        )
+    id = as_text(row[columns.id]) if columns.id else None
+    reference = as_text(row[columns.answer]) if columns.answer else None
+    return Item(f"{name}#{number}" if id is None else id, (image,), question, reference)
+
+
+def _choose(table: Table, source: Source) -> _Columns:
+    """Find the columns: those that were named, else those with the usual names."""
+    image = _column(table, source, "image", source.image_column)
+    if image is None:
+        raise _no_images(table, source)
+    kind = table.schema.field(image).type
+    if not (_is_text(kind) or _is_image(kind)):
+        raise UsageProblem(
+            f"The column {image} of {table.path} holds no images",
+            cause=f"it holds {_type_name(kind)}, not bytes, paths or both",
+            hint=source.hint(table.path, "--image-column", "NAME"),
+        )
+    question = _column(table, source, "question", source.question_column)
+    if question is not None and not _is_text(table.schema.field(question).type):
+        raise UsageProblem(
+            f"The column {question} of {table.path} holds no questions",
+            cause=f"it holds {_type_name(table.schema.field(question).type)}, not text",
+            hint=source.hint(table.path, "--question-column", "NAME"),
+        )
+    return _Columns(
+        image,
+        _is_text(kind),
+        question,
+        _column(table, source, "id", source.id_column),
+        _column(table, source, "answer", source.answer_column),
+    )
+
+
+def _column(table: Table, source: Source, usual: str, named: str | None) -> str | None:
+    names = table.schema.names
+    if named is None:
+        return usual if usual in names else None
+    if named not in names:
+        raise UsageProblem(
+            f"There is no column {named} in {table.path}",
+            cause=f"its columns are: {', '.join(names)}",
+            hint=source.hint(table.path),
+        )
+    return named
+
+
+def _no_images(table: Table, source: Source) -> UsageProblem:
+    fields = [table.schema.field(name) for name in table.schema.names]
+    likely = [field.name for field in fields if _is_image(field.type)] or ["NAME"]
+    return UsageProblem(
+        f"There is no column image in {table.path}",
+        cause=f"its columns are: {', '.join(table.schema.names) or 'none'}",
+        hint=source.hint(table.path, "--image-column", likely[0]),
+    )
+
+
+class Cells:
+    """Reads cells for one thread. Holds at most two batches and two open files."""
+
+    def __init__(self) -> None:
+        self._columns: OrderedDict[tuple[str, str], _Column] = OrderedDict()
+
+    def cell(self, path: str, row: int, column: str) -> Any:
+        """Return a cell as Python's own kind of value.
+
+        Raises:
+            IndexError: there is no such row.
+            KeyError: there is no such column.
+            Exception: of pyarrow or the file system, where the table cannot be read.
+        """
+        key = (path, column)
+        # Taken out while it is read: what has failed half-way is not used again.
+        reader = self._columns.pop(key, None) or _Column(path, column)
+        try:
+            found = reader.at(row)
+        except BaseException:
+            reader.close()
+            raise
+        self._columns[key] = reader
+        if len(self._columns) > _OPEN:
+            self._columns.popitem(last=False)[1].close()
+        return found
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._columns:
+            self._columns.popitem()[1].close()
+
+
+class _Column:
+    def __init__(self, path: str, column: str) -> None:
+        self._table = Table(path)
+        self._name = column
+        self._batches: Iterator[tuple[int, Any]] = iter(())
+        self._first, self._cells = 0, None
+        if column not in self._table.schema.names:
+            self._table.close()
+            raise KeyError(f"there is no column {column}")
+
+    def at(self, row: int) -> Any:
+        if self._cells is None or row < self._first:
+            self._restart(row)
+        while self._cells is None or row >= self._first + len(self._cells):
+            self._cells = None  # freed before the next one is read
+            read = next(self._batches, None)
+            if read is None:
+                raise IndexError(f"there is no row {row}")
+            self._first, self._cells = read[0], read[1].column(self._name)
+        return self._cells[row - self._first].as_py()
+
+    def _restart(self, row: int) -> None:
+        self._cells = None
+        self._batches = self._table.batches([self._name], row=row, bytes_at_once=_BATCH)
+
+    def close(self) -> None:
+        self._table.close()
+
+
+def _is_image(kind: Any) -> bool:
+    """Whether an Arrow type is bytes, or `datasets`' struct of bytes and path."""
     from pyarrow import types
 
     if types.is_struct(kind):
@@ -132,8 +332,8 @@ def is_image(kind: Any) -> bool:
     )
 
 
-def is_text(kind: Any) -> bool:
-    """Say whether an Arrow type is text, of whatever layout."""
+def _is_text(kind: Any) -> bool:
+    """Whether an Arrow type is text, of whatever layout."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
@@ -141,7 +341,7 @@ def is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def said_type(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     """A type on one line, and not too long a one."""
     text = str(kind)
     return text if len(text) < 60 else f"{text[:57]}..."

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mvw_cli.batch.source.sources import Source, list_items
+from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.spec import Source
 from mvw_cli.bench.measure.job import ItemSpec
 from mvw_cli.errors import UsageProblem
 
@@ -47,8 +48,8 @@ def own_items(source: Source, limit: int, *, one: bool) -> Items:
         if any(image.row is not None or "://" in image.path for image in item.images):
             raise UsageProblem(
                 f"{item.id} is no file on this machine",
-                cause="mvw profile reads images from files",
-                hint="mvw profile --help",
+                cause="only images in files can be measured",
+                hint=source.help,
             )
         paths = tuple(image.path for image in item.images)
         found.append(ItemSpec(paths, item.question, item.reference))

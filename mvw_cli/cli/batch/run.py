@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from mvw_cli import console
-from mvw_cli.batch.source.sources import list_items
+from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.store.output import Output, plan_output
 from mvw_cli.batch.store.tally import Tally
 from mvw_cli.cli.batch.executor import job_for, make_executor

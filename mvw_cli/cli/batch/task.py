@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mvw_cli.batch.source.sources import Source
+from mvw_cli.batch.source.spec import Source
 from mvw_cli.batch.store.output import Output
 from mvw_cli.batch.store.tally import Tally
 from mvw_cli.cli.batch.words import again

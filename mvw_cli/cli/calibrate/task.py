@@ -98,14 +98,19 @@ def begin(task: Task, scratch: Path) -> Begun:
 
 
 def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
-    from mvw_cli.batch.source.sources import Source
+    from mvw_cli.batch.source.spec import Source
     from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
     from mvw_cli.plugins import load_adapter
 
     question = task.question or resolved.profile.prompt.question
     if task.folder is not None or task.questions is not None:
         paths = () if task.folder is None else (task.folder,)
-        source = Source(paths, question=question or QUESTION, questions=task.questions)
+        source = Source(
+            paths,
+            question=question or QUESTION,
+            questions=task.questions,
+            command=("mvw", "calibrate", task.method, "--images"),
+        )
         items = own_items(source, task.limit, one=False)
     else:
         items = generated_items(

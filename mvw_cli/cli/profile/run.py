@@ -24,7 +24,7 @@ from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.errors import ExitCode, MvwError
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.source.sources import Source
+    from mvw_cli.batch.source.spec import Source
     from mvw_cli.bench.measure.job import Job
     from mvw_cli.bench.measure.measure import Measured
     from mvw_cli.bench.report.documents import Report
@@ -95,10 +95,11 @@ def _prepare(task: Task, scratch: Path, view: ProfileView) -> Begun:
 
 
 def _source(task: Task, question: str | None) -> Source:
-    from mvw_cli.batch.source.sources import Source
+    from mvw_cli.batch.source.spec import Source
 
     paths = [path for path in (task.image, task.folder) if path is not None]
-    return Source(tuple(paths), question=question, questions=task.questions)
+    command = ("mvw", "profile") if task.folder is None else ("mvw", "profile", "--images")
+    return Source(tuple(paths), question=question, questions=task.questions, command=command)
 
 
 def _seed(task: Task) -> int:

@@ -19,13 +19,19 @@ import pytest
 from making import files, hub_table, picture, save_to_disk, write_parquet
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.source import cells, table
-from mvw_cli.batch.source.cells import Cells
-from mvw_cli.batch.source.reading import hash_images, read_images
-from mvw_cli.batch.source.sources import Source, list_items
+from mvw_cli.batch.source import table
+from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.reading import hash_images, read_image
+from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.table import Cells
 from mvw_cli.errors import BadImage, ExitCode, UsageProblem
+from mvw_cli.images.reading import ImageFile
 
 Q = "What is in the picture?"
+
+
+def read_images(item: Item, max_pixels: int | None) -> list[ImageFile]:
+    return [read_image(image, max_pixels) for image in item.images]
 
 
 def sha256(data: bytes) -> str:
@@ -248,11 +254,12 @@ def test_pyarrow_and_fsspec_stay_away_without_a_table(tmp_path: Path) -> None:
     files(tmp_path, 1)
     code = """
 import sys
-from mvw_cli.batch.source.reading import read_images
-from mvw_cli.batch.source.sources import Source, list_items
+from mvw_cli.batch.source.reading import read_image
+from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.spec import Source
 for item in list_items(Source((sys.argv[1],), "?")):
     assert "PIL" not in sys.modules
-    read_images(item, None)
+    read_image(item.images[0], None)
 print(sorted({"pyarrow", "fsspec", "torch"} & set(sys.modules)), "PIL" in sys.modules)
 """
     done = subprocess.run(
@@ -279,7 +286,7 @@ def numbers(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("batch", [1, 20, 1 << 20])
 def test_cells_in_any_order(numbers: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    monkeypatch.setattr(cells, "_BATCH", batch)
+    monkeypatch.setattr(table, "_BATCH", batch)
     rows = [*range(100), *random.Random(0).sample(range(100), 50), 99, 99, 0]
     reader = Cells()
     assert [reader.cell(str(numbers), row, "x") for row in rows] == [b"%d" % row for row in rows]
@@ -328,7 +335,7 @@ def test_a_large_row_group_is_not_held_at_once(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", content, row_group_size=80, compression="none")
     code = """
 import resource, sys
-from mvw_cli.batch.source.cells import Cells
+from mvw_cli.batch.source.table import Cells
 reader, peak = Cells(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 reader.cell(sys.argv[1], 0, "image")
 before = peak()
