@@ -13,7 +13,7 @@ from mvw_cli.cli.complete import profiles as complete_profiles
 from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
-    from mvw_cli.doctor import Finding
+    from mvw_cli.doctor.findings import Finding
     from mvw_cli.oracle.equivalence import Equivalence
 
 _COMPARISONS = {"equivalence": "equivalence", "equivalence_flash": "equivalence, flash"}
@@ -56,7 +56,7 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
       mvw doctor --profile llava-cot --equivalence
     """
     from mvw_cli.cli.libraries import mute_libraries
-    from mvw_cli.doctor import worst
+    from mvw_cli.doctor.findings import worst
     from mvw_cli.errors import ExitCode
 
     mute_libraries(progress=False)
@@ -81,19 +81,18 @@ def _findings(
 ) -> tuple[list[Finding], dict[str, Equivalence | None]]:
     """Collect what the checks found, and by the check the figures of the comparisons."""
     from mvw_cli import profiles
-    from mvw_cli.doctor import check_machine
+    from mvw_cli.doctor.findings import refused
+    from mvw_cli.doctor.installation import check_installation
+    from mvw_cli.doctor.profile import check_model
     from mvw_cli.errors import MvwError
     from mvw_cli.machine import facts
     from mvw_cli.plugins import load_plugins
 
     seen = facts.gather()
-    findings = check_machine(seen, load_plugins().plugins)
+    findings = check_installation(seen, load_plugins().plugins)
     chosen = name is not None or bool(pairs)
     if not (chosen or with_equivalence):
         return findings, {}
-    from mvw_cli.doctor.advice import refused
-    from mvw_cli.doctor.model import check_model
-
     try:
         resolved = profiles.resolve(name, profiles.parse_set(pairs))
     except MvwError as error:
@@ -105,8 +104,8 @@ def _findings(
     from mvw_cli.doctor.exactness import check_exactness
 
     compared = check_exactness(resolved, seen)
-    findings += [one.finding for one in compared]
-    return findings, {one.finding.check: one.figures for one in compared}
+    findings += [finding for finding, _ in compared]
+    return findings, {finding.check: figures for finding, figures in compared}
 
 
 def _figures(figures: Equivalence | None) -> dict[str, Any] | None:

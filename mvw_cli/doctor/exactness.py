@@ -1,44 +1,33 @@
-"""Engine against oracle on the adapter's tiny model, here, with the profile's attention kernel.
-
-The comparisons themselves are in `mvw_cli/oracle/equivalence.py` and, for flash-attn, in
-`mvw_cli/oracle/half_precision.py`; this chooses between them and judges what they came to.
-"""
+"""Engine against oracle on the adapter's tiny model, here, with the profile's attention kernel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from mvw_cli.adapter import Adapter
-from mvw_cli.doctor.advice import again, refused
-from mvw_cli.doctor.findings import Finding
-from mvw_cli.doctor.model import check_device
+from mvw_cli.doctor.findings import Finding, again, refused
+from mvw_cli.doctor.profile import check_device
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts
 from mvw_cli.oracle.equivalence import Equivalence, equivalence
+from mvw_cli.oracle.half_precision import flash_equivalence, half_of, takes_flash
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles import Resolved
 
 CHECK = "equivalence"
 FLASH_CHECK = "equivalence, flash"
-"""Beside the other where the kernel is the engine's choice, and it would choose flash-attn."""
+"""A second comparison, where the engine chooses the kernel and would choose flash-attn."""
 
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One comparison; the figures are None where nothing could be compared."""
-
-    finding: Finding
-    figures: Equivalence | None = None
+Compared = tuple[Finding, Equivalence | None]
+"""One comparison; no figures where nothing could be compared."""
 
 
 def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
     """Compare, and judge: the profile's kernel, and what else `auto` may choose."""
-    from mvw_cli.plugins import load_adapter
-
     profile = resolved.profile
     there = check_device(resolved, facts)
     if there.status != "ok":
-        return [Compared(Finding(CHECK, "warning", f"not run: {there.found}", there.advice))]
+        return [(Finding(CHECK, "warning", f"not run: {there.found}", there.advice), None)]
     device = facts.device if profile.device == "auto" else profile.device
     try:
         adapter = load_adapter(profile.adapter)
@@ -50,12 +39,12 @@ def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
             device=device,
             cross_attention=profile.cross_attention,
         )
-        compared = [Compared(_judged(resolved, figures, CHECK, "eager"), figures)]
+        compared: list[Compared] = [(_judged(resolved, figures, CHECK, "eager"), figures)]
         if profile.attention == "auto" and _would_take_flash(resolved, facts, adapter, device):
             compared.append(_flash(resolved, adapter, device, FLASH_CHECK))
         return compared
     except MvwError as error:
-        return [Compared(refused(CHECK, error))]
+        return [(refused(CHECK, error), None)]
 
 
 def _half(resolved: Resolved) -> Literal["float16", "bfloat16"]:
@@ -64,16 +53,12 @@ def _half(resolved: Resolved) -> Literal["float16", "bfloat16"]:
 
 
 def _would_take_flash(resolved: Resolved, facts: Facts, adapter: Adapter, device: str) -> bool:
-    from mvw_cli.oracle.half_precision import half_of, takes_flash
-
     if resolved.profile.dtype == "float32" or facts.flash_attn is None:
         return False
     return takes_flash(half_of(adapter, device, _half(resolved)).model)
 
 
 def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Compared:
-    from mvw_cli.oracle.half_precision import flash_equivalence, half_of
-
     way_out = again(resolved, {"attention": "sdpa"}, equivalence=True)
     try:
         figures = flash_equivalence(
@@ -83,12 +68,12 @@ def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Com
         )
     except MvwError as error:
         found = f"not run with flash: {error.cause or error.message}"
-        return Compared(Finding(check, "warning", found, way_out))
+        return Finding(check, "warning", found, way_out), None
     except RuntimeError as error:  # a kernel that was not built for this GPU, and the like
         first = next(iter(str(error).strip().splitlines()), "")
         found = f"flash-attn fails here: {type(error).__name__}: {first}"
-        return Compared(Finding(check, "problem", found, way_out))
-    return Compared(_judged(resolved, figures, check, "sdpa"), figures)
+        return Finding(check, "problem", found, way_out), None
+    return _judged(resolved, figures, check, "sdpa"), figures
 
 
 def _judged(resolved: Resolved, figures: Equivalence, check: str, other: str) -> Finding:

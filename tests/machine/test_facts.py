@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mvw_cli.doctor.machine import needed_versions, older
+from mvw_cli.doctor.installation import needed_versions, older
 from mvw_cli.machine import facts
 
 

@@ -16,7 +16,7 @@ from processes import Ran
 from mvw_cli.batch.store.fingerprint import describe_difference, fingerprint
 from mvw_cli.bench.measure.arms import choose_arms
 from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, from_json, policy_of, to_json
-from mvw_cli.doctor.advice import again
+from mvw_cli.doctor.findings import again
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.stack import Stack

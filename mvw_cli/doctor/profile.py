@@ -1,8 +1,4 @@
-"""Checks of one profile: adapter, policy, device, dtype, attention, weights, and whether it fits.
-
-Judges a resolved profile by the facts of the machine. What a model needs is counted from its
-configuration (`cost.py`); its weights are looked for and not read.
-"""
+"""Checks of one profile: adapter, policy, device, dtype, attention, weights, and its size."""
 
 from __future__ import annotations
 
@@ -11,12 +7,12 @@ from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost import Shape, shape_of, weight_bytes
-from mvw_cli.doctor.advice import again, refused
-from mvw_cli.doctor.findings import Finding
+from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts, Gpu
-from mvw_cli.machine.remedy import Load, installed_first, missing_extras, remedy
+from mvw_cli.machine.fit import Placement, installed_first, missing_extras, smallest_change
 from mvw_cli.machine.weights import locate_weights, on_the_hub
+from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.profiles import Resolved, model_spec, withdrawal_policy
 from mvw_cli.text import readable_bytes
 
@@ -26,14 +22,11 @@ TIGHT = 0.9
 """Part of the free memory beyond which activations and the allocator may have too little."""
 
 
-def check_model(resolved: Resolved, facts: Facts) -> list[Finding]:
-    """Judge whether the model of a profile will run on this machine."""
-    return list(_checks(resolved, facts))
+def check_model(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
+    """Judge whether the model of a profile will run on this machine.
 
-
-def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
-    from mvw_cli.plugins import load_adapter
-
+    What it needs is counted from its configuration; its weights are looked for and not read.
+    """
     profile = resolved.profile
     try:
         withdrawal_policy(profile)
@@ -68,7 +61,7 @@ def _checks(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
 
 
 def _kind(resolved: Resolved, facts: Facts) -> str:
-    """Say what kind of device the profile means here: cuda, mps or cpu."""
+    """Return the kind of device that the profile means here: cuda, mps or cpu."""
     device = resolved.profile.device
     return facts.device if device == "auto" else device.partition(":")[0]
 
@@ -134,7 +127,7 @@ def _attention(resolved: Resolved, facts: Facts) -> Finding:
 
 def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Facts) -> Finding:
     model = spec.model or ""
-    if "/" not in model and model in _checkpoints(resolved.profile.adapter):
+    if "/" not in model and model in find_adapter(resolved.profile.adapter).checkpoints:
         return Finding("weights", "ok", "come with the adapter")
     held = locate_weights(model, spec.revision)
     # A folder that lacks files can only be mended by whoever made it.
@@ -149,18 +142,12 @@ def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Fa
         return Finding("weights", "problem", found, way_out)
     if held.damaged:
         found = f"{held.damaged[0]} is damaged or cut"
-        return Finding("weights", "problem", found, f"{way_out} --force-download"
-                       if on_the_hub(model) else way_out)  # fmt: skip
+        anew = f"{way_out} --force-download" if on_the_hub(model) else way_out
+        return Finding("weights", "problem", found, anew)
     if not held.files:
         kind = "weights are pickled" if held.only_pickle else "there are no weights"
         return Finding("weights", "problem", f"{kind} in {held.folder}, not safetensors", way_out)
     return Finding("weights", "ok", f"{held.files} files, {readable_bytes(held.size_bytes)}")
-
-
-def _checkpoints(adapter: str) -> tuple[str, ...]:
-    from mvw_cli.plugins import find_adapter
-
-    return find_adapter(adapter).checkpoints
 
 
 def _to_download(model: str, shape: Shape | None, facts: Facts) -> Finding:
@@ -195,42 +182,35 @@ def _used_dtype(resolved: Resolved, shape: Shape) -> str:
     return shape.dtype if resolved.profile.dtype == "auto" else resolved.profile.dtype
 
 
-def _load(resolved: Resolved, shape: Shape, vision: int) -> Load:
+def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding:
     profile = resolved.profile
-    return Load(
+    text = profile.generation.max_new_tokens
+    placement = Placement(
         shape,
         dtype=_used_dtype(resolved, shape),
         device=profile.device,
         device_map=profile.device_map,
         quantization=profile.quantization,
-        cache=shape.kv_elements(profile.generation.max_new_tokens, vision),
+        cache=shape.kv_elements(text, vision),
     )
 
+    def smaller(part: float = 1.0) -> str:
+        changes = smallest_change(placement, facts, part=part)
+        if changes is None:
+            return "mvw list profiles"
+        return installed_first(changes, facts, again(resolved, changes))
 
-def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding:
-    load = _load(resolved, shape, vision)
-    free, needed = load.free(facts), load.needed
-    held = load.dtype if load.quantization is None else f"{load.dtype} and {load.quantization}"
-    text = resolved.profile.generation.max_new_tokens
-    what = f"weights in {held} and the cache of an image and {text} tokens"
+    free, needed = placement.free(facts), placement.needed
+    what = f"weights in {placement.held_in} and the cache of an image and {text} tokens"
     found = f"{readable_bytes(needed)} needed for {what}"
     if free is None:
         return Finding("fit", "ok", f"{found}; how much is free is not known")
     found += f", {readable_bytes(free)} free"
-    if needed > free and load.spills(facts):
+    if needed > free and placement.spills(facts):
         waiting = f"{readable_bytes(needed - free)} would wait in the machine's memory: slow"
-        return Finding("fit", "warning", f"{found}; {waiting}", _what_fits(resolved, load, facts))
+        return Finding("fit", "warning", f"{found}; {waiting}", smaller())
     if needed > free:
-        return Finding("fit", "problem", found, _what_fits(resolved, load, facts))
+        return Finding("fit", "problem", found, smaller())
     if needed > TIGHT * free:
-        smaller = _what_fits(resolved, load, facts, part=TIGHT)
-        return Finding("fit", "warning", f"{found}: tight", smaller)
+        return Finding("fit", "warning", f"{found}: tight", smaller(TIGHT))
     return Finding("fit", "ok", found)
-
-
-def _what_fits(resolved: Resolved, load: Load, facts: Facts, part: float = 1.0) -> str:
-    """Name the smallest change after which the weights fit, or the list of other profiles."""
-    changes = remedy(load, facts, part=part)
-    if changes is None:
-        return "mvw list profiles"
-    return installed_first(changes, facts, again(resolved, changes))

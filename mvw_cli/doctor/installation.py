@@ -1,7 +1,4 @@
-"""Checks that hold for every model: versions, devices, optional packages, disk, memory, plugins.
-
-Judges facts that it is given. What the installation needs is read off mvw's own metadata.
-"""
+"""Checks that hold for every model: versions, devices, optional packages, disk, memory, plugins."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ LITTLE_MEMORY = 4 * 2**30
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9-]+)>=([0-9.]+)")
 
 
-def check_machine(facts: Facts, plugins: Iterable[Plugin]) -> list[Finding]:
+def check_installation(facts: Facts, plugins: Iterable[Plugin]) -> list[Finding]:
     """Judge this machine and this installation."""
     needed = needed_versions()
     return [
