@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 # A picture can hold text that a model reads out, escape sequences included.
@@ -20,15 +21,100 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def readable_bytes(count: float) -> str:
+def error_line(error: BaseException) -> str:
+    """Name an exception in one line, as the cause of a message."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:299] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def readable_bytes(amount: float) -> str:
     """Write bytes in the largest unit, up to GiB, that leaves at least 1 of it."""
-    if count < 1024:
-        return f"{count:.0f} B"
+    if amount < 1024:
+        return f"{amount:.0f} B"
     for unit in ("KiB", "MiB"):
-        count /= 1024
-        if count < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.2f} GiB"
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.2f} GiB"
+
+
+def number(value: float) -> str:
+    """Write a number with three significant digits, whole from 1,000 on."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.2e}")
+    if abs(rounded) >= 1000:
+        return f"{value:,.0f}"
+    return f"{rounded:.{2 - math.floor(math.log10(abs(rounded)))}f}"
+
+
+def count(value: float) -> str:
+    """Write a number of things: whole where it is."""
+    return f"{value:,.0f}" if float(value).is_integer() else number(value)
+
+
+def plural(amount: int, noun: str) -> str:
+    """Write a number with its noun: `1 token`, `2 tokens`."""
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def scaled(amount: float, unit: str) -> str:
+    """Write a large amount with a prefix of its unit: `23.0 TFLOP`."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if amount >= size:
+            return f"{number(amount / size)} {prefix}{unit}"
+    return f"{number(amount)} {unit}"
+
+
+def millions(amount: int) -> str:
+    """Write a large count in millions or billions."""
+    if amount >= 10**8:
+        return f"{amount / 1e9:.2f} billion"
+    return f"{amount / 1e6:.2f} million" if amount >= 10**5 else f"{amount:,}"
+
+
+def milliseconds(value: float) -> str:
+    """Write a time given in milliseconds, in µs, ms or s."""
+    if 0 < abs(value) < 0.1:
+        return f"{number(1000 * value)} µs"
+    return f"{number(value)} ms" if abs(value) < 999.5 else f"{number(value / 1000)} s"
+
+
+def seconds(value: float) -> str:
+    """Write a time given in seconds."""
+    return f"{number(value)} s" if abs(value) >= 1 else milliseconds(1000 * value)
+
+
+def percent(share: float) -> str:
+    """Write a share; what is neither none nor all does not become it by rounding."""
+    written = f"{100 * share:.1f}"
+    if written == "100.0" and share < 1:
+        return "> 99.9 %"
+    if float(written) == 0 and share != 0:
+        return "< 0.1 %" if share > 0 else "> -0.1 %"
+    return f"{written.removesuffix('.0')} %"
+
+
+def percents(interval: tuple[float, float]) -> str:
+    """Write an interval of shares: `[60 %, 85 %]`."""
+    return "[" + ", ".join(f"{100 * end:.0f} %" for end in interval) + "]"
+
+
+def factor(value: float, interval: tuple[float, float] | None = None) -> str:
+    """Write how many times as much: `1.25 ×`, or `1.25 × [1.10, 1.41]`.
+
+    An end of the interval that is not 1 is not rounded to 1.
+    """
+    if interval is None:
+        return f"{value:.2f} ×"
+    places = 2
+    while places < 5 and any(end != 1 and float(f"{end:.{places}f}") == 1 for end in interval):
+        places += 1
+    low, high = interval
+    return f"{value:.{places}f} × [{low:.{places}f}, {high:.{places}f}]"
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

@@ -13,10 +13,9 @@ from typing import Literal
 from mvw_cli.adapter import Adapter, AdapterInfo
 from mvw_cli.errors import MvwError, PluginProblem
 from mvw_cli.plugins.loading import load_plugins as load_plugins
-from mvw_cli.plugins.loading import one_line
 from mvw_cli.plugins.records import OWN, Entry, InfoT, Plugin
 from mvw_cli.policy import PolicyInfo, WithdrawalPolicy
-from mvw_cli.text import did_you_mean
+from mvw_cli.text import did_you_mean, error_line
 
 Kind = Literal["adapter", "policy"]
 _LISTING = {"adapter": "mvw list adapters", "policy": "mvw list policies"}
@@ -46,7 +45,7 @@ def load_adapter(name: str) -> Adapter:
     except MvwError:
         raise
     except Exception as error:  # a missing abstract method among them
-        raise _unusable("adapter", entry, one_line(error)) from error
+        raise _unusable("adapter", entry, error_line(error)) from error
 
 
 def find_policy(name: str) -> PolicyInfo:
@@ -131,7 +130,7 @@ def _import(kind: Kind, target: str, entry: Entry[InfoT]) -> object:
     except MvwError:
         raise
     except (Exception, SystemExit) as error:
-        raise _unusable(kind, entry, one_line(error)) from error
+        raise _unusable(kind, entry, error_line(error)) from error
 
 
 def _unusable(kind: Kind, entry: Entry[InfoT], cause: str) -> PluginProblem:

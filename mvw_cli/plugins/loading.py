@@ -30,7 +30,7 @@ from mvw_cli.errors import PluginProblem, PluginWarning
 from mvw_cli.plugins.entrypoints import Offered, offered
 from mvw_cli.plugins.records import OWN, Entry, InfoT, Plugin, Registry, Status
 from mvw_cli.policy import PolicyInfo
-from mvw_cli.text import did_you_mean
+from mvw_cli.text import did_you_mean, error_line
 
 if TYPE_CHECKING:
     import click
@@ -109,7 +109,7 @@ def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
         with contextlib.redirect_stdout(sys.stderr):
             step()
     except (Exception, SystemExit) as error:
-        cause = one_line(error)
+        cause = error_line(error)
         _fail(plugin, "broken", cause, _removal(plugin), error)
         return cause
     return None
@@ -237,10 +237,3 @@ def _warn_of_clashes(kind: str, entries: Sequence[Entry[Any]]) -> None:
 
 def _warn(message: str) -> None:
     warnings.warn(message, PluginWarning, stacklevel=2)
-
-
-def one_line(error: BaseException) -> str:
-    """Name an exception in one line, as the cause of a message."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 300 else text[:299] + "…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -15,7 +15,6 @@ from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugins import canonical, load_policy
-from mvw_cli.plugins.loading import one_line
 from mvw_cli.plugins.records import OWN
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import WithdrawalPolicy
@@ -23,6 +22,7 @@ from mvw_cli.profiles.check import SCHEMA_HINT, check
 from mvw_cli.profiles.document import Path
 from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.schema_withdrawal import Section
+from mvw_cli.text import error_line
 
 NOTHING = f"{OWN}:none"
 
@@ -58,7 +58,7 @@ def describe(name: str, where: str | None = None) -> Described:
     except Exception as error:  # annotations that can't be resolved, or that pydantic can't check
         raise PluginProblem(
             f"the fields of policy `{name}` can't be checked",
-            cause=one_line(error),
+            cause=error_line(error),
             hint="mvw plugins",
         ) from error
 

@@ -32,7 +32,7 @@ from mvw_cli.batch.workers.pool import Pool
 from mvw_cli.batch.workers.ray_actors import Actors
 from mvw_cli.batch.workers.worker import Job
 from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.plugins.loading import one_line
+from mvw_cli.text import error_line
 
 _STORE_BYTES = 128 * 2**20
 """Of a Ray of our own: records are small, and Ray would take a third of the memory."""
@@ -163,7 +163,7 @@ def _import() -> Any:
     except ImportError as error:
         raise UsageProblem(
             "--executor ray needs Ray",
-            cause=one_line(error),
+            cause=error_line(error),
             hint='pip install "mvw[ray]"',
         ) from None
 

@@ -22,7 +22,7 @@ from mvw_cli.bench.quality.moments import changes
 from mvw_cli.bench.report.documents import BASELINE, Arm, Cell, Memory, Model, Workload
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
-from mvw_cli.plugins.loading import one_line
+from mvw_cli.text import error_line
 
 if TYPE_CHECKING:
     from mvw_cli.bench.measure.run import Runner
@@ -112,7 +112,7 @@ def measure(
             if not samples.pairs:
                 raise
             # What was measured is kept, and said to be less than was asked for.
-            ended = one_line(error)
+            ended = error_line(error)
     facts = session.facts()
     return Measured(
         environment=describe_environment(facts["device"]),

@@ -21,9 +21,9 @@ from mvw_cli.bench.quality.judging import same
 from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers
 from mvw_cli.engine.types import Admitted, Finished, GenerationSettings, Request
 from mvw_cli.errors import BadImage, OutOfMemory
-from mvw_cli.plugins.loading import one_line
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.text import error_line
 
 if TYPE_CHECKING:
     from mvw_cli.bench.measure.job import ItemSpec
@@ -189,7 +189,9 @@ def without_image(run: Comparing, question: str) -> Request:
     except OutOfMemory:
         raise
     except Exception as error:  # adapters are made for images, and fail in ways of their own
-        raise Unanswerable(f"adapter `{run.session.loaded.adapter}`: {one_line(error)}") from error
+        raise Unanswerable(
+            f"adapter `{run.session.loaded.adapter}`: {error_line(error)}"
+        ) from error
     if request.layout.vision_tokens:
         raise Unanswerable(
             f"adapter `{run.session.loaded.adapter}` puts vision tokens into a question without one"
@@ -198,7 +200,7 @@ def without_image(run: Comparing, question: str) -> Request:
 
 
 def _leave_out_control(run: Comparing, error: Exception) -> None:
-    reason = str(error) if isinstance(error, Unanswerable) else one_line(error)
+    reason = str(error) if isinstance(error, Unanswerable) else error_line(error)
     run.control = False
     run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
 

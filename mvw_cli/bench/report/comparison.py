@@ -80,7 +80,7 @@ def _against(found: Unpaired | None) -> str:
     if found.interval_95 is None:
         fewest = words.plural(min(found.samples), "run")
         return f"{words.factor(found.ratio)}, too few for an interval ({fewest})"
-    return f"{words.within(found.ratio, found.interval_95)} {found.shown}"
+    return f"{words.factor(found.ratio, found.interval_95)} {found.shown}"
 
 
 def _change(figure: Figure) -> str:

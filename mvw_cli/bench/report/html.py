@@ -77,7 +77,7 @@ def _card(cell: Cell, arm: Arm) -> str:
     lines = []
     if ratio is not None:
         shown = f'<span class="{_kind(ratio.shown)}">{ratio.shown}</span>'
-        low_high = words.within(ratio.median, ratio.interval_95).partition("× ")[2]
+        low_high = words.factor(ratio.median, ratio.interval_95).partition("× ")[2]
         # A number that shows no difference is not set off as if it did.
         weight = ' class="none"' if ratio.shown == "no difference shown" else ""
         lines.append(f"<b{weight}>{words.factor(ratio.median)}</b>")
@@ -99,7 +99,7 @@ def _first_token(arm: Arm) -> list[str]:
         return []
     shown = f'<span class="{_kind(ratio.shown)}">{ratio.shown}</span>'
     return [
-        f"<p>first token {words.within(ratio.median, ratio.interval_95)}, "
+        f"<p>first token {words.factor(ratio.median, ratio.interval_95)}, "
         f"at most {words.factor(bound.speedup)} by the bound: {shown}</p>"
     ]
 

@@ -56,7 +56,7 @@ def verdicts(report: Report) -> list[str]:
 
 def plan_parts(plan: Plan) -> list[Table | Sentence]:
     rows = [
-        ["parameters", f"{words.things(plan.parameters)}, {readable_bytes(plan.weight_bytes)}"],
+        ["parameters", f"{words.millions(plan.parameters)}, {readable_bytes(plan.weight_bytes)}"],
         [
             "a sequence",
             f"{words.plural(plan.vision_tokens, 'vision token')}, "

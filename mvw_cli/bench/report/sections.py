@@ -73,7 +73,7 @@ def _about(report: Report) -> Section:
         parts.append(
             Sentence(
                 "Decode with the profiler's marks takes "
-                f"{words.within(cost.median, cost.interval_95)} the time of decode without them."
+                f"{words.factor(cost.median, cost.interval_95)} the time of decode without them."
             )
         )
     return Section("environment", "Environment", parts)

@@ -5,10 +5,9 @@ One function for one kind of sentence; None where there is nothing to say.
 
 from __future__ import annotations
 
-from mvw_cli.bench.measure.stats import Ratio
 from mvw_cli.bench.report.documents import Plan, StepBound
 from mvw_cli.cost.decode_bound import MATTERS
-from mvw_cli.text import readable_bytes
+from mvw_cli.text import factor, percent, readable_bytes
 
 PREFILL_MATTERS = 0.5
 """Share of a request from which the prefill is what limits it."""
@@ -28,12 +27,12 @@ def _traffic(plan: Plan) -> str | None:
         return None
     first, *others = sorted(plan.batches, key=lambda bound: bound.batch)
     share = first.before.weight_bytes / _moved(first.before)
-    more = "".join(f"; at batch {b.batch} at most {times(b.speedup_of_answer)}" for b in others)
+    more = "".join(f"; at batch {b.batch} at most {factor(b.speedup_of_answer)}" for b in others)
     after = f"{plan.withdrawn_after} token{'' if plan.withdrawn_after == 1 else 's'}"
     return (
         f"The weights are {percent(share)} of what a decode step moves at batch {first.batch}: "
         f"expect withdrawal after {after} to make the decode at most "
-        f"{times(first.speedup_of_answer)} as fast{more}."
+        f"{factor(first.speedup_of_answer)} as fast{more}."
     )
 
 
@@ -116,23 +115,6 @@ def _planned_prefill(plan: Plan) -> str | None:
         f"By these bounds the prefill is {percent(share)} of a request at batch 1: withdrawal "
         "can't help there, fewer vision tokens from the start can."
     )
-
-
-def percent(share: float) -> str:
-    """Word a share; nearly nothing and nearly all with a digit more."""
-    digits = 1 if share < 0.01 or 0.99 < share < 1 else 0
-    return f"{100 * share:.{digits}f} %"
-
-
-def times(ratio: float) -> str:
-    """Word a ratio of speeds."""
-    return f"{ratio:.2f} ×"
-
-
-def interval(ratio: Ratio) -> str:
-    """Word the interval of a ratio."""
-    low, high = ratio.interval_95
-    return f"[{low:.2f}, {high:.2f}]"
 
 
 def _moved(step: StepBound) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from mvw_cli.bench.quality.proportions import wilson
 from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.verdict.derived_profile import write_derived
+from mvw_cli.text import percent
 
 if TYPE_CHECKING:
     from mvw_cli.bench.report.documents import Report
@@ -75,7 +76,7 @@ def suggest(answers: Answers, tolerance: float) -> tuple[int | None, str]:
         loss = _loss(answers, base, arms[f"m={latest}"])
         return None, (
             f"With m = {latest}, the latest that was tried, {loss.words}: {_told(loss)}. That is "
-            f"more than {_percent(tolerance)}."
+            f"more than {percent(tolerance)}."
         )
     m, loss = within[-1]
     return m, " ".join(
@@ -110,7 +111,7 @@ def suggest_tag(
         least = min(tags, key=lambda one: losses[one].share)
         return None, (
             f"With {least}, {losses[least].words}: {_told(losses[least])}. That is more than "
-            f"{_percent(tolerance)}."
+            f"{percent(tolerance)}."
         )
     said = [f"With {name}, {losses[name].words}: {_told(losses[name])}."]
     return name.removeprefix(TAG_ARM), " ".join(
@@ -159,8 +160,8 @@ def _loss(answers: Answers, base: Comparison, arm: Comparison) -> _Loss:
 
 
 def _told(loss: _Loss) -> str:
-    low, high = (_percent(end) for end in loss.interval_95)
-    return f"a loss of {_percent(loss.share)}, 95 % interval {low} to {high}"
+    low, high = (percent(end) for end in loss.interval_95)
+    return f"a loss of {percent(loss.share)}, 95 % interval {low} to {high}"
 
 
 def _caveats(
@@ -173,12 +174,12 @@ def _caveats(
 ) -> list[str]:
     said = []
     if loss.interval_95[1] <= tolerance:
-        said.append(f"All of the interval is within {_percent(tolerance)}.")
+        said.append(f"All of the interval is within {percent(tolerance)}.")
     elif tolerance > 0:
         # Both intervals end at z² / (n + z²) where nothing is lost.
         needed = ceil(_Z_SQUARE * (1 - tolerance) / tolerance)
         said.append(
-            f"On these items that is within {_percent(tolerance)}; {loss.items} are too few to "
+            f"On these items that is within {percent(tolerance)}; {loss.items} are too few to "
             f"show it for others: that takes {needed} where nothing is lost, and more elsewhere."
         )
     else:
@@ -188,16 +189,12 @@ def _caveats(
     agreement = arms[arm].agreement
     if agreement is not None:
         said.append(
-            f"Along the answers without withdrawal, {_percent(agreement)} of the next tokens "
+            f"Along the answers without withdrawal, {percent(agreement)} of the next tokens "
             "stay the likeliest."
         )
     if NO_IMAGE not in arms:
         said.append("There was no control without an image to show that the image is needed.")
     return said
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 # -- the profile ----------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from mvw_cli.bench.report.documents import (
     Report,
     Workload,
 )
-from mvw_cli.bench.verdict.plan_verdict import PREFILL_MATTERS, interval, percent, times
+from mvw_cli.bench.verdict.plan_verdict import PREFILL_MATTERS
 from mvw_cli.bench.verdict.vision_verdict import acts, reads_less, vision_verdicts
-from mvw_cli.text import readable_bytes
+from mvw_cli.text import factor, percent, readable_bytes
 
 EXPLAINED = 0.5
 """Share of a step's time below which bytes and arithmetic are not what it is spent on."""
@@ -65,13 +65,13 @@ def _of_arm(workload: Workload, cell: Cell, arm: Arm, never: Arm) -> Iterator[st
 
 
 def _speed(where: str, ratio: Ratio, bound: float | None) -> str:
-    measured = f"{times(ratio.median)} {interval(ratio)}"
+    measured = f"{factor(ratio.median, ratio.interval_95)}"
     if bound is not None and ratio.interval_95[0] > bound * (1 + CLOSE):
         return (
-            f"{where} decodes {measured} as fast, which exceeds the bound of {times(bound)}: "
+            f"{where} decodes {measured} as fast, which exceeds the bound of {factor(bound)}: "
             "suspect the measurement, or a step that moves more of the cache than it holds."
         )
-    most = "" if bound is None else f"; the bound is {times(bound)}"
+    most = "" if bound is None else f"; the bound is {factor(bound)}"
     if ratio.shown == "no difference shown":
         return f"No difference shown in the decode of {where}: {measured}{most}."
     if ratio.shown == "slower":
@@ -179,8 +179,8 @@ def _cost(cost: Ratio | None) -> str | None:
     if cost is None or cost.interval_95[0] <= 1 + CLOSE:
         return None
     return (
-        f"The profiler's marks cost {percent(cost.median - 1)} of the decode {interval(cost)}: "
-        "times of all arms are too long by so much."
+        f"With the profiler's marks the decode takes {factor(cost.median, cost.interval_95)} as "
+        "long: times of all arms are too long by so much."
     )
 
 

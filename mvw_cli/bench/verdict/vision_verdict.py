@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from mvw_cli.bench.measure.stats import Ratio
 from mvw_cli.bench.report.documents import Arm
-from mvw_cli.bench.verdict.plan_verdict import interval, percent, times
-from mvw_cli.text import readable_bytes
+from mvw_cli.text import factor, percent, readable_bytes
 
 _SAME = 1e-9
 """Relative difference up to which means of counts are the same."""
@@ -60,11 +59,11 @@ def _prefill(where: str, arm: Arm, never: Arm, room: float) -> str:
     if bound is not None:
         said += (
             f" and computes {percent(1 - bound.share)} fewer FLOPs: expect the first token at most "
-            f"{times(bound.speedup)} as fast"
+            f"{factor(bound.speedup)} as fast"
         )
     if ratio is None:
         return f"{said}."
-    said += f"; measured are {times(ratio.median)} {interval(ratio)}"
+    said += f"; measured are {factor(ratio.median, ratio.interval_95)}"
     # Kernels below the device's rates may still profit from all FLOPs that are saved.
     if bound is not None and _exceeds(ratio, max(bound.speedup, 1 / bound.share) * (1 + room)):
         return f"{said}, which exceeds the bound: suspect the measurement."

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.errors import ModelProblem
-from mvw_cli.plugins.loading import one_line
+from mvw_cli.text import error_line
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ def _read(path: str, changed_ns: int, size: int) -> Gates:
     except Exception as error:  # safetensors has an error class of its own, and raises OSError, too
         raise ModelProblem(
             f"{path} is no file of DyVTE gates.",
-            cause=one_line(error),
+            cause=error_line(error),
             hint="mvw calibrate dyvte --help",
         ) from None
 

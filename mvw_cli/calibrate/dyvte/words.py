@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mvw_cli.bench.report.words import number
 from mvw_cli.render.content import Section, Sentence, Table
 from mvw_cli.render.picture import Line, Picture
+from mvw_cli.text import number, percent
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.dyvte.report import Exits, Report
@@ -21,12 +21,12 @@ def sections(report: Report) -> list[Section]:
         [
             [
                 str(one.layer),
-                _percent(one.may_exit),
-                _percent(one.majority),
-                _percent(one.accuracy),
-                " to ".join(_percent(end) for end in one.accuracy_interval_95),
-                _percent(one.exits),
-                _percent(one.wrong_exits),
+                percent(one.may_exit),
+                percent(one.majority),
+                percent(one.accuracy),
+                " to ".join(percent(end) for end in one.accuracy_interval_95),
+                percent(one.exits),
+                percent(one.wrong_exits),
             ]
             for one in report.found.gates
         ],
@@ -115,16 +115,12 @@ def _gone(exits: Exits, layers: list[float]) -> list[float]:
 
 def _figures(exits: Exits) -> list[str]:
     return [
-        _percent(exits.agreement),
-        _percent(exits.allowed),
+        percent(exits.agreement),
+        percent(exits.allowed),
         number(exits.loss_nats),
-        _percent(exits.layers_saved),
-        _MISSING if exits.prefill_saved is None else _percent(exits.prefill_saved),
+        percent(exits.layers_saved),
+        _MISSING if exits.prefill_saved is None else percent(exits.prefill_saved),
         _MISSING
         if exits.prefill_saved_with_encoder is None
-        else _percent(exits.prefill_saved_with_encoder),
+        else percent(exits.prefill_saved_with_encoder),
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

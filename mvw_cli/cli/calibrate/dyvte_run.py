@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mvw_cli.bench.report.words import plural
 from mvw_cli.cli.calibrate.dyvte_output import GATES, WORK, deliver_gates
 from mvw_cli.cli.calibrate.task import Begun, Task, begin
 from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
 from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.errors import ExitCode, UsageProblem
 from mvw_cli.files import check_writable
+from mvw_cli.text import plural
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.dyvte.gates import Gate

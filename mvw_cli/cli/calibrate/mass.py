@@ -153,8 +153,8 @@ def _search(
 
 def sections(report: Report) -> list[Section]:
     """Put a report into words."""
-    from mvw_cli.bench.report.words import number, percent, percents, plural
     from mvw_cli.render.content import Section, Sentence, Table
+    from mvw_cli.text import number, percent, percents, plural
 
     rows = []
     for point in report.outcome.curve:

@@ -137,8 +137,8 @@ def _search(work: Work, arms: dict[str, Any], tolerance: float) -> Report:
 
 def sections(report: Report) -> list[Section]:
     """Put a report into words."""
-    from mvw_cli.bench.report.words import count, number, percent, percents, plural
     from mvw_cli.render.content import Section, Sentence, Table
+    from mvw_cli.text import count, number, percent, percents, plural
 
     rows = []
     for point in report.outcome.curve:

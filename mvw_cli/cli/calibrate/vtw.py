@@ -125,8 +125,8 @@ def _search(work: Work, eta: float, first: int, tokens: int) -> Report:
 
 def sections(report: Report) -> list[Section]:
     """Put a report into words."""
-    from mvw_cli.bench.report.words import number, plural
     from mvw_cli.render.content import Section, Sentence, Table
+    from mvw_cli.text import number, plural
 
     outcome = report.outcome
     chosen = (outcome.withdrawal or {}).get("layer")

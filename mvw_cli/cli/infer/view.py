@@ -9,7 +9,7 @@ from __future__ import annotations
 from mvw_cli.cli.stderr_view import BOLD, DIM, StderrView
 from mvw_cli.engine.completion import Completion
 from mvw_cli.engine.types import Event, Finished, Restored, Token, Withdrawn
-from mvw_cli.text import printable
+from mvw_cli.text import printable, readable_bytes
 
 
 class View(StderrView):
@@ -72,10 +72,11 @@ class View(StderrView):
 def withdrawal_line(event: Withdrawn) -> str:
     """Say what was withdrawn, when, and what it freed."""
     freed = event.kv_bytes_before - event.kv_bytes_after
-    gone = f"{event.entries} cache entries), {size(freed)} of {size(event.kv_bytes_before)} freed"
+    before = readable_bytes(event.kv_bytes_before)
+    gone = f"{event.entries} cache entries), {readable_bytes(freed)} of {before} freed"
     if not event.complete:
         return f"vision thinned out after token {event.step} ({gone}"
-    parked = f", {size(event.parked_bytes)} parked" if event.parked_bytes else ""
+    parked = f", {readable_bytes(event.parked_bytes)} parked" if event.parked_bytes else ""
     return (
         f"vision withdrawn after token {event.step}: {event.vision_tokens} vision tokens "
         f"({gone}{parked}"
@@ -84,8 +85,8 @@ def withdrawal_line(event: Withdrawn) -> str:
 
 def restored_line(event: Restored) -> str:
     """Say what has come back, and when."""
-    back = event.kv_bytes_after - event.kv_bytes_before
-    return f"vision back after token {event.step}: {event.entries} cache entries, {size(back)}"
+    back = readable_bytes(event.kv_bytes_after - event.kv_bytes_before)
+    return f"vision back after token {event.step}: {event.entries} cache entries, {back}"
 
 
 def figures_line(completion: Completion, policy: str) -> str:
@@ -94,14 +95,15 @@ def figures_line(completion: Completion, policy: str) -> str:
     parts = [f"TTFT {timings.ttft_ms:.0f} ms"]
     if withdrawal is None:
         parts.append(f"{_rate(timings.tokens_per_s)}, {_kept(completion)} ({policy})")
-        end = size(completion.kv_bytes_end)
-        parts.append(f"KV cache {size(completion.kv_bytes_prefill)} after the prompt, {end} at end")
+        end = readable_bytes(completion.kv_bytes_end)
+        start = readable_bytes(completion.kv_bytes_prefill)
+        parts.append(f"KV cache {start} after the prompt, {end} at end")
     else:
         before, after = timings.tokens_per_s_before, timings.tokens_per_s_after
         parts.append(f"{_rate(before)} before the withdrawal, {_rate(after)} after")
         parts.append(
-            f"KV cache {size(withdrawal.kv_bytes_before)} before, "
-            f"{size(withdrawal.kv_bytes_after)} after"
+            f"KV cache {readable_bytes(withdrawal.kv_bytes_before)} before, "
+            f"{readable_bytes(withdrawal.kv_bytes_after)} after"
         )
     return " | ".join(parts)
 
@@ -112,16 +114,6 @@ def _kept(completion: Completion) -> str:
     if seen >= whole:
         return "vision kept to the end"
     return f"a token attended to {seen:.1f} of {whole} vision tokens, mean over the layers"
-
-
-def size(count: int) -> str:
-    """Write a number of bytes with the unit that suits it."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _rate(tokens_per_s: float | None) -> str:

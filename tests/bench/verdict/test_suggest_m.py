@@ -76,23 +76,23 @@ def test_what_is_won_makes_up_for_what_is_lost() -> None:
     m, reason = suggest(answers, 0.01)
     assert m == 8
     low, high = paired_drop(10, 10, 100)
-    assert f"a loss of 0.0 %, 95 % interval {100 * low:.1f} % to {100 * high:.1f} %" in reason
+    assert f"a loss of 0 %, 95 % interval {100 * low:.1f} % to {100 * high:.1f} %" in reason
 
 
 def test_too_few_items_are_said_to_be_too_few() -> None:
     m, reason = suggest(judged(20, 18, {"m=16": 0, "no image": 9}), 0.02)
     assert m == 16
     assert reason == (
-        "With m = 16, 18 of 20 answers are right, 18 without withdrawal: a loss of 0.0 %, 95 % "
-        "interval -16.1 % to 16.1 %. On these items that is within 2.0 %; 20 are too few to show "
+        "With m = 16, 18 of 20 answers are right, 18 without withdrawal: a loss of 0 %, 95 % "
+        "interval -16.1 % to 16.1 %. On these items that is within 2 %; 20 are too few to show "
         "it for others: that takes 189 where nothing is lost, and more elsewhere. Along the "
-        "answers without withdrawal, 97.0 % of the next tokens stay the likeliest."
+        "answers without withdrawal, 97 % of the next tokens stay the likeliest."
     )
     # And with as many as it says, it shows.
     for items, shown in ((188, False), (189, True)):
         m, reason = suggest(judged(items, 150, {"m=16": 0, "no image": 90}), 0.02)
         assert m == 16
-        assert ("All of the interval is within 2.0 %." in reason) is shown
+        assert ("All of the interval is within 2 %." in reason) is shown
         assert ("too few" in reason) is not shown
 
 
@@ -103,7 +103,7 @@ def test_without_references_the_baseline_stands_in() -> None:
     assert m == 16
     low, high = wilson(2, 50)
     assert reason.startswith(
-        "With m = 16, 48 of 50 answers come out as without withdrawal: a loss of 4.0 %, 95 % "
+        "With m = 16, 48 of 50 answers come out as without withdrawal: a loss of 4 %, 95 % "
         f"interval {100 * low:.1f} % to {100 * high:.1f} %."
     )
 
@@ -139,7 +139,7 @@ def test_where_none_is_within_it_says_how_far_the_latest_is() -> None:
     m, reason = suggest(judged(100, 90, {"m=8": 30, "m=16": 20, "no image": 70}), 0.02)
     assert m is None
     assert reason.startswith("With m = 16, the latest that was tried, 70 of 100 answers are right")
-    assert reason.endswith("That is more than 2.0 %.")
+    assert reason.endswith("That is more than 2 %.")
 
 
 def test_nothing_to_go_by() -> None:

@@ -16,10 +16,12 @@ from mvw_cli.bench.report.documents import (
     Cell,
     Device,
     Plan,
+    PrefillBound,
     Report,
     StepBound,
+    Vision,
 )
-from mvw_cli.bench.verdict.plan_verdict import percent, plan_verdicts
+from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
 from mvw_cli.bench.verdict.verdict import verdicts
 
 FASTER, SLOWER = Ratio(1.2, (1.1, 1.3), 12), Ratio(0.8, (0.7, 0.9), 12)
@@ -76,15 +78,6 @@ def test_a_plan_names_its_smallest_batch_first() -> None:
     said = plan_verdicts(plan(batches=[at(32, 1.4, kv=900), at(1, 1.03)]))[0]
     assert said.startswith("The weights are 97 % of what a decode step moves at batch 1:")
     assert said.endswith("; at batch 32 at most 1.40 ×.")
-
-
-@pytest.mark.parametrize(
-    ("share", "said"),
-    [(0.5, "50 %"), (0.988, "99 %"), (0.996, "99.6 %"), (1.0, "100 %"), (0.004, "0.4 %"),
-     (1.3, "130 %")],
-)  # fmt: skip
-def test_shares(share: float, said: str) -> None:
-    assert percent(share) == said
 
 
 def test_a_plan_without_vision() -> None:
@@ -240,17 +233,17 @@ def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
     ("count", "answer", "speed", "said"),
     [
         (90, FASTER, SAME, "answers are shorter, 90 tokens for 120; this and not speed explains "
-                           "the 17 % fewer seconds of an answer."),
+                           "the 16.7 % fewer seconds of an answer."),
         (150, SLOWER, SAME, "answers are longer, 150 tokens for 120; this and not speed explains "
                             "the 25 % more seconds of an answer."),
         (90, FASTER, FASTER, "answers are shorter, 90 tokens for 120, and each token is faster: "
-                             "both make up the 17 % fewer seconds."),
+                             "both make up the 16.7 % fewer seconds."),
         (150, SLOWER, SLOWER, "answers are longer, 150 tokens for 120, and each token is slower: "
                               "both make up the 25 % more seconds."),
         (90, SAME, SAME, "answers are shorter, 90 tokens for 120; no difference is shown in the "
                          "seconds of an answer."),
         (150, FASTER, FASTER, "answers are longer, 150 tokens for 120, and yet an answer takes "
-                              "17 % fewer seconds."),
+                              "16.7 % fewer seconds."),
     ],
 )  # fmt: skip
 def test_length_is_told_from_speed(count: int, answer: Ratio, speed: Ratio, said: str) -> None:
@@ -355,8 +348,8 @@ def test_a_step_faster_than_the_device() -> None:
 def test_marks_that_cost_too_much() -> None:
     costly = replace(measured(), profiler_cost=Ratio(1.05, (1.03, 1.07), 10))
     assert verdicts(costly) == [
-        "The profiler's marks cost 5 % of the decode [1.03, 1.07]: times of all arms are "
-        "too long by so much."
+        "With the profiler's marks the decode takes 1.05 × [1.03, 1.07] as long: times of all arms "
+        "are too long by so much."
     ]
     assert verdicts(replace(costly, profiler_cost=Ratio(1.03, (1.01, 1.05), 10))) == []
 
@@ -376,3 +369,120 @@ def test_a_whole_report_is_judged_without_contradiction() -> None:
     for arm in ("m=16", "m=64"):
         for batch in (1, 8):
             assert any(f"{arm} at batch {batch}" in sentence for sentence in said)
+
+
+# -- arms that act in the prefill, only look away, or look back -------------------------------
+
+
+def vision(attended: float, held: float, withdrawals: float = 0.0, looks: float = 0.0) -> Vision:
+    return Vision(attended, [attended], [held / 4] * 4, held, withdrawals, looks)
+
+
+NEVER = vision(100, 400)
+THINNER = vision(25, 100)
+
+
+def prefill_bounded(share: float, speedup: float) -> ArmBound:
+    one = step(seconds=0.01)
+    return ArmBound(one, one, 1.2, PrefillBound(share * 1e9, share, None, speedup))
+
+
+def of(arm: Vision | None, never: Vision | None = NEVER, **changes: Any) -> Report:
+    """An arm that has withdrawn nothing while decoding, unless it is said."""
+    made = {"withdrawn_after": None, "name": "own", **changes}
+    return measured(never={"vision": never}, vision=arm, **made)
+
+
+def test_a_prefill_that_reads_less_is_bounded_in_its_first_token() -> None:
+    found = verdicts(of(THINNER, bound=prefill_bounded(0.4, 2.5), ratios={"ttft": FASTER}))
+    assert found == [
+        "own at batch 1: the prefill reads 75 % fewer vision entries over its layers and computes "
+        "60 % fewer FLOPs: expect the first token at most 2.50 × as fast; measured are 1.20 × "
+        "[1.10, 1.30], faster."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (SAME, "measured are 1.01 × [0.98, 1.04], no difference shown."),
+        (SLOWER, "measured are 0.80 × [0.70, 0.90], slower."),
+        (Ratio(3.0, (2.9, 3.1), 12), "measured are 3.00 × [2.90, 3.10], which exceeds the bound: "
+                                     "suspect the measurement."),
+        (Ratio(2.4, (2.3, 2.6), 12), "measured are 2.40 × [2.30, 2.60], faster."),
+    ],
+)  # fmt: skip
+def test_what_was_measured_stands_beside_it(ratio: Ratio, said: str) -> None:
+    # A device whose weights limit the prefill: FLOPs allow for 2.5 and seconds for 1.1.
+    [found] = verdicts(of(THINNER, bound=prefill_bounded(0.4, 1.1), ratios={"ttft": ratio}))
+    assert "at most 1.10 × as fast; " in found and found.endswith(said)
+
+
+def test_without_a_bound_or_a_ratio_it_is_still_said() -> None:
+    start = "own at batch 1: the prefill reads 75 % fewer vision entries over its layers"
+    assert verdicts(of(THINNER, bound=None)) == [f"{start}."]
+    [found] = verdicts(of(THINNER, bound=None, ratios={"ttft": FASTER}))
+    assert found == f"{start}; measured are 1.20 × [1.10, 1.30], faster."
+
+
+def test_less_in_the_cache_from_the_start() -> None:
+    memory = measured().cells[0].arms[1].memory
+    less, all_ = (replace(memory, kv_bytes_prefilled=size) for size in (2048, 8192))
+    made = measured(
+        never={"vision": NEVER, "memory": all_}, vision=THINNER, memory=less, bound=None, name="own"
+    )
+    assert verdicts(made)[1] == (
+        "own at batch 1 has 75 % less in the KV cache from the first token on: 2.0 KiB instead of "
+        "8.0 KiB."
+    )
+
+
+def test_an_arm_that_looks_away_frees_nothing() -> None:
+    found = verdicts(of(vision(5, 400), ratios={"tokens_per_s": SAME}))
+    assert found == [
+        "No difference shown in the decode of own at batch 1: 1.01 × [0.98, 1.04]; the bound is "
+        "1.20 ×.",
+        "own at batch 1 attends to 5 % of the vision tokens in a step, mean over the layers, and "
+        "frees nothing: what it does not look at stays in the KV cache.",
+    ]
+
+
+def test_an_arm_that_thins_out_is_no_such_arm() -> None:
+    assert verdicts(of(vision(50, 400, withdrawals=3.0))) == []
+
+
+@pytest.mark.parametrize("never", [NEVER, None])
+def test_what_changes_nothing_is_not_judged(never: Vision | None) -> None:
+    for same in (NEVER, None):
+        found = verdicts(of(same, never, ratios={"tokens_per_s": FASTER}))
+        assert found == [
+            "own at batch 1 withdrew nothing from its first item: nothing is concluded from it."
+        ]
+
+
+def test_a_withdrawal_from_another_item_than_the_first_is_one() -> None:
+    found = verdicts(of(vision(100, 400, withdrawals=0.25), ratios={"tokens_per_s": FASTER}))
+    assert found == ["own at batch 1 decodes faster: 1.20 × [1.10, 1.30]; the bound is 1.20 ×."]
+
+
+@pytest.mark.parametrize(
+    ("looks", "said"),
+    [(1.5, "looks back 1.50 times an answer, on average"), (0.0, "looks back in no answer")],
+)
+def test_what_waits_on_the_host(looks: float, said: str) -> None:
+    memory = replace(of(None).cells[0].arms[1].memory, host_parked_peak_bytes=3 << 20)
+    found = verdicts(of(vision(60, 400, 1.0, looks), memory=memory))
+    assert found == [f"own at batch 1 {said}; up to 3.0 MiB wait for that on the host."]
+
+
+def test_a_long_prefill_names_the_arms_that_help() -> None:
+    for arm, said in (
+        (THINNER, "withdrawal while decoding can't help there, vision tokens that leave in the "
+                  "prefill or are not there from the start can."),
+        (vision(50, 400, 1.0), "withdrawal can't help there, fewer vision tokens from the start "
+                               "can."),
+    ):  # fmt: skip
+        made = measured(
+            never={"vision": NEVER, "answer_s": summarise([0.1])}, vision=arm, bound=None
+        )
+        assert verdicts(made)[0] == f"The prefill is 100 % of your request at batch 1: {said}"

@@ -15,7 +15,7 @@ import pytest
 
 from mvw_cli import console
 from mvw_cli.cli import stderr_view
-from mvw_cli.cli.infer.view import View, size
+from mvw_cli.cli.infer.view import View
 from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
 from mvw_cli.text import one_line, printable
 
@@ -166,17 +166,3 @@ def test_control_characters_are_made_visible() -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", safe)
     assert "\t\n" in safe and safe[32:127] == text[32:127]
     assert one_line("a\n\n b\r\x1b") == "a b ␛"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1536, "1.5 KiB"),
-        (5 << 20, "5.0 MiB"),
-        (3 << 40, "3072.0 GiB"),
-    ],
-)
-def test_sizes(count: int, text: str) -> None:
-    assert size(count) == text
