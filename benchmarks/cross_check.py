@@ -38,7 +38,7 @@ from PIL import Image
 from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, profile_of, settings_of
 from mvw_cli.bench.measure.measure import measure
 from mvw_cli.bench.report.documents import BASELINE
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session
 
 if TYPE_CHECKING:

@@ -15,16 +15,17 @@ from mvw_cli.adapter import Adapter, LoadedModel
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import OutOfMemory
 from mvw_cli.machine.fit import check_fit
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles import generation_settings, model_spec, withdrawal_policy
+from mvw_cli.profiles.policy_fields import withdrawal_policy
+from mvw_cli.profiles.resolution import generation_settings, model_spec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mvw_cli.engine import Engine
     from mvw_cli.engine.slots import Observe, Slots
-    from mvw_cli.profiles import Profile
+    from mvw_cli.profiles.schema import Profile
 
 
 @dataclass(frozen=True, slots=True)

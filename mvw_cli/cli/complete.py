@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from mvw_cli.plugins.records import Entry
+    from mvw_cli.plugins.loading import Entry
 
 
 def profiles(
@@ -19,7 +19,7 @@ def profiles(
     """Complete the name of a profile, or else let the shell complete a path."""
     from click.shell_completion import CompletionItem
 
-    from mvw_cli.profiles import known_profiles
+    from mvw_cli.profiles.store import known_profiles
 
     found = [CompletionItem(name) for name in known_profiles() if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]
@@ -29,7 +29,7 @@ def adapters(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of an adapter."""
-    from mvw_cli.plugins import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
 
     return _matching(load_plugins().adapters, incomplete)
 
@@ -38,7 +38,7 @@ def policies(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of a withdrawal policy, also after others and a `+`."""
-    from mvw_cli.plugins import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
 
     before, plus, last = incomplete.rpartition("+")
     return _matching(load_plugins().policies, last, before + plus)

@@ -80,13 +80,14 @@ def _findings(
     name: str | None, pairs: tuple[str, ...], with_equivalence: bool
 ) -> tuple[list[Finding], dict[str, Equivalence | None]]:
     """Collect what the checks found, and by the check the figures of the comparisons."""
-    from mvw_cli import profiles
     from mvw_cli.doctor.findings import refused
     from mvw_cli.doctor.installation import check_installation
     from mvw_cli.doctor.profile import check_model
     from mvw_cli.errors import MvwError
     from mvw_cli.machine import facts
-    from mvw_cli.plugins import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.profiles.layers import parse_set
+    from mvw_cli.profiles.resolution import resolve
 
     seen = facts.gather()
     findings = check_installation(seen, load_plugins().plugins)
@@ -94,7 +95,7 @@ def _findings(
     if not (chosen or with_equivalence):
         return findings, {}
     try:
-        resolved = profiles.resolve(name, profiles.parse_set(pairs))
+        resolved = resolve(name, parse_set(pairs))
     except MvwError as error:
         return [*findings, refused("profile", error)], {}
     if chosen:

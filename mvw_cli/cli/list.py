@@ -11,7 +11,7 @@ from mvw_cli import console
 from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
-    from mvw_cli.plugins.records import Entry
+    from mvw_cli.plugins.loading import Entry
     from mvw_cli.profiles.store import ProfileFile
 
 
@@ -26,7 +26,7 @@ def list_() -> None:
 @common_options
 def adapters(as_json: bool) -> None:
     """List the model families that can be loaded."""
-    from mvw_cli.plugins import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
 
     entries = load_plugins().adapters
     records = [
@@ -41,7 +41,7 @@ def adapters(as_json: bool) -> None:
 @common_options
 def policies(as_json: bool) -> None:
     """List the withdrawal policies: what decides when vision tokens go."""
-    from mvw_cli.plugins import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
 
     entries = load_plugins().policies
     records = [_record(entry, entries) for entry in entries]
@@ -53,7 +53,7 @@ def policies(as_json: bool) -> None:
 @common_options
 def profiles(as_json: bool) -> None:
     """List the named profiles; `mvw show NAME` shows one of them."""
-    from mvw_cli.profiles import known_profiles
+    from mvw_cli.profiles.store import known_profiles
 
     records = [_profile(name, files) for name, files in known_profiles().items()]
     _show(
@@ -82,7 +82,7 @@ def _profile(name: str, files: list[ProfileFile]) -> dict[str, Any]:
     import os
 
     from mvw_cli.errors import MvwError
-    from mvw_cli.profiles.origin import shown
+    from mvw_cli.profiles.checking import shown
     from mvw_cli.profiles.resolution import chain
 
     values: dict[str, Any] = {}

@@ -197,7 +197,7 @@ def _merged(
             raise _conflict("--no-withdrawal", "--policy")
         merged["withdrawal.policy"] = "none"
     if settings:
-        from mvw_cli.profiles import parse_set
+        from mvw_cli.profiles.layers import parse_set
 
         for key, value in parse_set(settings).items():
             if key in merged:

@@ -16,7 +16,7 @@ from mvw_cli.cli.options import common_options, json_option
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:
     """List the installed plugins: what they bring, and whether they work."""
-    from mvw_cli.plugins import load_plugins
+    from mvw_cli.plugins.loading import load_plugins
 
     root = context.find_root()
     if isinstance(root.command, click.Group):

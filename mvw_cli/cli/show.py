@@ -58,8 +58,10 @@ def show(
     """
     import json
 
-    from mvw_cli import profiles
     from mvw_cli.errors import UsageProblem
+    from mvw_cli.profiles.json_schema import json_schema
+    from mvw_cli.profiles.layers import parse_set
+    from mvw_cli.profiles.resolution import resolve
 
     if image is not None and not cost:
         raise UsageProblem(
@@ -68,9 +70,9 @@ def show(
             hint=f"mvw show --cost --image {shlex.quote(image)}",
         )
     if schema:
-        console.write_json(profiles.json_schema())
+        console.write_json(json_schema())
         return
-    resolved = profiles.resolve(name, profiles.parse_set(pairs))
+    resolved = resolve(name, parse_set(pairs))
     if cost:
         from mvw_cli.cli import show_cost
 

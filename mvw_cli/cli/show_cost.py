@@ -15,7 +15,7 @@ from mvw_cli.text import readable_bytes
 
 if TYPE_CHECKING:
     from mvw_cli.cost.decode_bound import DecodeBound
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
 
 DEFAULT_IMAGE = "1024x768"
 TEXT_TOKENS = 512
@@ -94,8 +94,8 @@ def report(resolved: Resolved, image: str | None) -> Report:
         ModelProblem: the configuration can't be had, or the model not be counted.
     """
     from mvw_cli.cli.libraries import mute_libraries
-    from mvw_cli.plugins import load_adapter
-    from mvw_cli.profiles import model_spec
+    from mvw_cli.plugins.lookup import load_adapter
+    from mvw_cli.profiles.resolution import model_spec
 
     mute_libraries(progress=False)
     profile = resolved.profile

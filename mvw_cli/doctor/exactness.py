@@ -11,8 +11,8 @@ from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts
 from mvw_cli.oracle.equivalence import Equivalence, equivalence
 from mvw_cli.oracle.half_precision import flash_equivalence, half_of, takes_flash
-from mvw_cli.plugins import load_adapter
-from mvw_cli.profiles import Resolved
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.profiles.resolution import Resolved
 
 CHECK = "equivalence"
 FLASH_CHECK = "equivalence, flash"

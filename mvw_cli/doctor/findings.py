@@ -10,7 +10,7 @@ from typing import Literal
 
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.fit import Changes
-from mvw_cli.profiles import Resolved
+from mvw_cli.profiles.resolution import Resolved
 
 Status = Literal["ok", "warning", "problem"]
 _ORDER: tuple[Status, ...] = ("ok", "warning", "problem")

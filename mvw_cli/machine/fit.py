@@ -16,7 +16,7 @@ from mvw_cli.cost import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
 from mvw_cli.errors import NotFetched, OutOfMemory
 from mvw_cli.machine.facts import OFFLOADED, Facts, free_memory, gather, gpu_count
 from mvw_cli.machine.weights import locate_weights
-from mvw_cli.plugins import find_adapter
+from mvw_cli.plugins.lookup import find_adapter
 from mvw_cli.text import readable_bytes
 
 _PLENTY = 8

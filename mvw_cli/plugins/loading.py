@@ -16,24 +16,77 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import pluggy
 
 from mvw_cli import hookspecs
 from mvw_cli.adapter import API_VERSION, AdapterInfo
 from mvw_cli.errors import PluginProblem, PluginWarning
-from mvw_cli.plugins.entrypoints import Offered, offered
-from mvw_cli.plugins.records import OWN, Entry, InfoT, Plugin, Registry, Status
 from mvw_cli.policy import PolicyInfo
 from mvw_cli.text import did_you_mean, error_line
 
 if TYPE_CHECKING:
     import click
+
+
+OWN = "mvw"
+"""The distribution that this package is."""
+
+Status = Literal["ok", "broken", "incompatible"]
+InfoT = TypeVar("InfoT", AdapterInfo, PolicyInfo)
+
+
+@dataclass(slots=True)
+class Plugin:
+    """One entry point: where it comes from, what it brings, and whether it works."""
+
+    distribution: str
+    version: str
+    name: str
+    module: str
+    path: str | None = None
+    hooks: tuple[str, ...] = ()
+    adapters: list[str] = field(default_factory=list)
+    policies: list[str] = field(default_factory=list)
+    profiles: list[str] = field(default_factory=list)
+    """Folders of YAML profiles."""
+    commands: list[str] = field(default_factory=list)
+    status: Status = "ok"
+    cause: str | None = None
+    way_out: str | None = None
+    """A shell command that ends the trouble."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[InfoT]):
+    """An adapter or policy, and the plugin that brings it."""
+
+    info: InfoT
+    plugin: Plugin
+    problem: str | None = None
+    """Why it can't be used, or None."""
+
+    @property
+    def qualified(self) -> str:
+        """The name that stays unique when two distributions bring the same one."""
+        return f"{self.plugin.distribution}:{self.info.name}"
+
+
+@dataclass(slots=True)
+class Registry:
+    """All that the installed plugins bring."""
+
+    plugins: list[Plugin] = field(default_factory=list)
+    adapters: list[Entry[AdapterInfo]] = field(default_factory=list)
+    policies: list[Entry[PolicyInfo]] = field(default_factory=list)
+    profiles: list[tuple[Path, Plugin]] = field(default_factory=list)
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("mvw"))
 
 
 @cache
@@ -237,3 +290,67 @@ def _warn_of_clashes(kind: str, entries: Sequence[Entry[Any]]) -> None:
 
 def _warn(message: str) -> None:
     warnings.warn(message, PluginWarning, stacklevel=2)
+
+
+_GROUP = "mvw"
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """One entry point, or a distribution whose entry points can't be read."""
+
+    distribution: str
+    version: str
+    name: str
+    value: str
+    entry_point: EntryPoint | None
+    problem: str | None = None
+
+
+def offered() -> Iterator[Offered]:
+    """Yield every entry point of the group; the first of several copies of a distribution wins.
+
+    `importlib.metadata.entry_points` parses the files of all distributions and raises if one of
+    them is malformed. Looking for the group's name first is both safe and much faster.
+    """
+    seen: set[str] = set()
+    for dist in distributions():
+        text = _entry_points_of(dist)
+        if f"[{_GROUP}]" not in text:
+            continue
+        name, version = _identity(dist)
+        normal = name.lower().replace("_", "-").replace(".", "-")
+        if normal in seen:
+            continue
+        seen.add(normal)
+        try:
+            entries = [entry for entry in dist.entry_points if entry.group == _GROUP]
+        except Exception as error:  # malformed lines raise whatever the parser stumbles over
+            problem = f"entry_points.txt can't be read ({type(error).__name__}: {error})"
+            yield Offered(name, version, "?", "", None, problem)
+            continue
+        for entry in entries:
+            yield Offered(name, version, entry.name, entry.value, entry)
+
+
+def _entry_points_of(dist: Distribution) -> str:
+    try:
+        return dist.read_text("entry_points.txt") or ""
+    except (OSError, ValueError):  # not UTF-8, or gone since the folder was listed
+        return ""
+
+
+def _identity(dist: Distribution) -> tuple[str, str]:
+    """Name and version, from the folder's name where the metadata file is missing."""
+    try:
+        # The e-mail parser behind `dist.metadata` would read the whole README to get there, and
+        # raises on an absent file.
+        header = (dist.read_text("METADATA") or "").partition("\n\n")[0]
+    except (OSError, ValueError):
+        header = ""
+    fields = dict(line.split(": ", 1) for line in header.splitlines() if ": " in line)
+    if "Name" in fields and "Version" in fields:
+        return fields["Name"].strip(), fields["Version"].strip()
+    folder = getattr(dist, "_path", None)
+    name, _, version = (folder.stem if folder is not None else "unknown").partition("-")
+    return name.replace("_", "-"), version or "unknown"

@@ -23,45 +23,4 @@ layer that names policies replaces those below with all their fields, unless bot
 single one. Fields that a layer gives without a policy go to the one policy that has them; over no
 policy, or over `none`, they mean the policy `mvw`; below a layer that names others, those that its
 policies do not have are dropped.
-
-This package does not know how a model is loaded or run. Names resolve lazily: looking up
-profile names, as completion does, needs neither yaml nor pydantic.
 """
-
-from typing import TYPE_CHECKING, Any
-
-_HOMES = {
-    "Origin": "mvw_cli.profiles.origin",
-    "Profile": "mvw_cli.profiles.schema",
-    "RawText": "mvw_cli.profiles.raw",
-    "Resolved": "mvw_cli.profiles.resolution",
-    "generation_settings": "mvw_cli.profiles.convert",
-    "json_schema": "mvw_cli.profiles.schema_export",
-    "known_profiles": "mvw_cli.profiles.store",
-    "model_spec": "mvw_cli.profiles.convert",
-    "parse_set": "mvw_cli.profiles.layers",
-    "resolve": "mvw_cli.profiles.resolution",
-    "withdrawal_policy": "mvw_cli.profiles.convert",
-}
-__all__ = sorted(_HOMES)
-
-if TYPE_CHECKING:
-    from mvw_cli.profiles.convert import generation_settings as generation_settings
-    from mvw_cli.profiles.convert import model_spec as model_spec
-    from mvw_cli.profiles.convert import withdrawal_policy as withdrawal_policy
-    from mvw_cli.profiles.layers import parse_set as parse_set
-    from mvw_cli.profiles.origin import Origin as Origin
-    from mvw_cli.profiles.raw import RawText as RawText
-    from mvw_cli.profiles.resolution import Resolved as Resolved
-    from mvw_cli.profiles.resolution import resolve as resolve
-    from mvw_cli.profiles.schema import Profile as Profile
-    from mvw_cli.profiles.schema_export import json_schema as json_schema
-    from mvw_cli.profiles.store import known_profiles as known_profiles
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mvw_cli.profiles' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)

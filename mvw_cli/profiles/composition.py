@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.profiles.check import SCHEMA_HINT, Locate, check
-from mvw_cli.profiles.document import DocumentError, Path, read
-from mvw_cli.profiles.origin import Origin
-from mvw_cli.profiles.policy_words import HINT, parse
-from mvw_cli.profiles.raw import RawText
-from mvw_cli.profiles.schema_withdrawal import PolicyStep
+from mvw_cli.profiles.checking import SCHEMA_HINT, Locate, Origin, check
+from mvw_cli.profiles.document import DocumentError, Path, RawText, read
+from mvw_cli.profiles.policy_line import HINT, parse
+from mvw_cli.profiles.schema import PolicyStep
 
 GROUP = "withdrawal."
 POLICY = GROUP + "policy"

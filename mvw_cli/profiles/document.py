@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from yaml.composer import Composer
@@ -152,3 +153,30 @@ def _scalar(node: yaml.ScalarNode, line: int, path: Path) -> Any:
             raise DocumentError("half of a surrogate pair is no character", line, path)
         return text
     raise DocumentError(f"tag {node.tag} is not allowed", line, path)
+
+
+class RawText(str):
+    """A value as it was typed, to be read as YAML once the type of its key is known."""
+
+    __slots__ = ()
+
+
+def interpret(value: Any, annotation: Any) -> Any:
+    """Read a typed text as YAML, unless the key takes text and YAML would see something else."""
+    if not isinstance(value, RawText):
+        return value
+    try:
+        read_as = read(value).value
+    except DocumentError:
+        return str(value)
+    if not _takes_text(annotation) or isinstance(read_as, str):
+        return read_as
+    is_null = read_as is None and value.strip().lower() in ("", "~", "null")
+    return None if is_null else str(value)
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Say whether a field of this type is text, so that `--set revision=123` is no number."""
+    if get_origin(annotation) in (Union, UnionType):
+        return str in get_args(annotation)
+    return annotation is str

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.profiles.check import SCHEMA_HINT, check_profile, unknown_key
+from mvw_cli.profiles.checking import SCHEMA_HINT, Origin, check_profile, shown, unknown_key
 from mvw_cli.profiles.composition import in_one_form, listed_below
-from mvw_cli.profiles.document import MAX_BYTES, Document, DocumentError, Path, read
-from mvw_cli.profiles.origin import Origin, shown
-from mvw_cli.profiles.raw import RawText, interpret
+from mvw_cli.profiles.document import (
+    MAX_BYTES,
+    Document,
+    DocumentError,
+    Path,
+    RawText,
+    interpret,
+    read,
+)
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
 from mvw_cli.profiles.store import ProfileFile
 from mvw_cli.text import did_you_mean

@@ -14,14 +14,13 @@ from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugins import canonical, load_policy
-from mvw_cli.plugins.records import OWN
+from mvw_cli.plugins.loading import OWN
+from mvw_cli.plugins.lookup import canonical, load_policy
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.check import SCHEMA_HINT, check
+from mvw_cli.profiles.checking import SCHEMA_HINT, Origin, check
 from mvw_cli.profiles.document import Path
-from mvw_cli.profiles.origin import Origin
-from mvw_cli.profiles.schema_withdrawal import Section
+from mvw_cli.profiles.schema import Profile, Section
 from mvw_cli.text import error_line
 
 NOTHING = f"{OWN}:none"
@@ -146,3 +145,19 @@ def combined(
             cause=order if len(names) > 1 else f"asked for: {names[0]} alone",
             hint="mvw list policies",
         ) from error
+
+
+def withdrawal_policy(profile: Profile) -> WithdrawalPolicy:
+    """Make the withdrawal policy of a resolved profile: several become one that asks each.
+
+    Raises:
+        UsageProblem: a field that is wrong, or a combination that makes no sense.
+        PluginProblem: a policy can't be used.
+    """
+    origin = Origin("profile", "the profile")
+    steps = profile.withdrawal.steps
+    built = []
+    for number, (name, fields) in enumerate(steps):
+        path = ("withdrawal",) if len(steps) == 1 else ("withdrawal", "policy", number)
+        built.append(build(describe(name), fields, lambda _: origin, path))
+    return combined([name for name, _ in steps], built)

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugins import canonical, find_adapter
-from mvw_cli.plugins.records import OWN
+from mvw_cli.plugins.loading import OWN
+from mvw_cli.plugins.lookup import canonical, find_adapter
+from mvw_cli.profiles.checking import Origin
 from mvw_cli.profiles.composition import POLICY, place
 from mvw_cli.profiles.layers import Layer, environment_layer, file_layer, flag_layer
-from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
 from mvw_cli.profiles.store import DEFAULT, ProfileFile, default_files, find, is_path
 from mvw_cli.profiles.withdrawal import choose
@@ -186,3 +188,49 @@ def _profile(values: Mapping[str, Any]) -> Profile:
         section, _, field = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[field] = value
     return Profile.model_validate(nested)
+
+
+def model_spec(profile: Profile) -> ModelSpec:
+    """Say which weights to load, and how.
+
+    Raises:
+        UsageProblem: no model is named and the adapter has none of its own, or two keys contradict
+            each other.
+    """
+    if profile.model is None:
+        raise UsageProblem(
+            "no model is named",
+            cause=f"adapter `{profile.adapter}` has none of its own: give one with --model or "
+            "as `model:` in a profile",
+            hint="mvw list profiles",
+        )
+    if profile.device_map is not None and profile.device not in ("auto", "cuda"):
+        raise UsageProblem(
+            f"device: {profile.device} and device_map: {profile.device_map} contradict each other",
+            cause="a device map spreads the model over all GPUs",
+            hint="mvw infer IMAGE QUESTION --device-map auto --device auto",
+        )
+    if profile.quantization is not None and profile.device in ("cpu", "mps"):
+        raise UsageProblem(
+            f"device: {profile.device} and quantization: {profile.quantization} contradict each "
+            "other",
+            cause="bitsandbytes is used on CUDA devices only",
+            hint="mvw infer IMAGE QUESTION --quantization 4bit --device auto",
+        )
+    return ModelSpec(
+        model=profile.model,
+        revision=profile.revision,
+        dtype=profile.dtype,
+        device=profile.device,
+        device_map=profile.device_map,
+        quantization=profile.quantization,
+        system=profile.prompt.system,
+        template=profile.prompt.template,
+        max_pixels=profile.images.max_pixels,
+    )
+
+
+def generation_settings(profile: Profile) -> GenerationSettings:
+    """Say how tokens are chosen and when to stop."""
+    generation = profile.generation.model_dump()
+    return GenerationSettings(**{**generation, "stop": tuple(generation["stop"])})

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 from pydantic.fields import FieldInfo
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.engine.types import GenerationSettings
-from mvw_cli.profiles.schema_withdrawal import Section, Withdrawal
 
 _SPEC: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(ModelSpec)}
 _SETTINGS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(GenerationSettings)}
@@ -42,6 +48,63 @@ def _text_too(schema: dict[str, Any]) -> None:
 
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A group of keys. Strict: text is not taken for a number, nor a misspelled key for none."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class PolicyStep(Section):
+    """One of several policies. The further keys are its fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy: str = Field(min_length=1, description="Name of the withdrawal policy.")
+
+
+def _policies(value: object) -> object:
+    if isinstance(value, str):
+        if not value:
+            raise ValueError("must be more than an empty text")
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a name, or a list of policies")
+    if not value:
+        raise ValueError("must name one policy at least")
+    if not all(isinstance(one, dict) for one in value):
+        raise ValueError("must be a list of mappings, as [{policy: mvw, m: 16}]")
+    return value
+
+
+class Withdrawal(Section):
+    """When the vision tokens go. The further keys are the fields of the policy."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy: Annotated[
+        str | list[dict[str, Any]],
+        PlainValidator(_policies),
+        WithJsonSchema({"type": "string", "minLength": 1}),
+    ] = Field(
+        default="none",
+        description="Withdrawal policy; `mvw list policies` shows them. Several act in order: "
+        "vtw:layer=12+mvw:m=16 on one line, or a list in YAML. Without it: mvw where one of its "
+        "fields is given, else none.",
+    )
+
+    @property
+    def steps(self) -> list[tuple[str, dict[str, Any]]]:
+        """The policies in order, each with its fields."""
+        if isinstance(self.policy, str):
+            return [(self.policy, dict(self.model_extra or {}))]
+        return [
+            (step["policy"], {key: value for key, value in step.items() if key != "policy"})
+            for step in self.policy
+        ]
 
 
 class Prompt(Section):
@@ -196,10 +259,3 @@ def fields() -> dict[str, FieldInfo]:
         else:
             found[name] = info
     return found
-
-
-def takes_text(annotation: Any) -> bool:
-    """Say whether a field of this type is text, so that `--set revision=123` is no number."""
-    if get_origin(annotation) in (Union, UnionType):
-        return str in get_args(annotation)
-    return annotation is str

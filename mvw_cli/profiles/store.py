@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins.loading import load_plugins
-from mvw_cli.plugins.records import OWN
+from mvw_cli.plugins.loading import OWN, load_plugins
 from mvw_cli.text import did_you_mean
 
 DEFAULT = "shapes"

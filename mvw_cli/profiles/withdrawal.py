@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins import canonical
-from mvw_cli.plugins.records import OWN
+from mvw_cli.plugins.loading import OWN
+from mvw_cli.plugins.lookup import canonical
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.check import SCHEMA_HINT, unknown_key
+from mvw_cli.profiles.checking import SCHEMA_HINT, Origin, unknown_key
 from mvw_cli.profiles.composition import GROUP, POLICY, given_twice, place
+from mvw_cli.profiles.document import interpret
 from mvw_cli.profiles.layers import Layer
-from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.policy_fields import NOTHING, Described, build, combined, describe
-from mvw_cli.profiles.raw import interpret
 from mvw_cli.text import did_you_mean
 
 _USUAL = f"{OWN}:mvw"

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins import load_plugins
+from mvw_cli.plugins.loading import load_plugins
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 

@@ -23,7 +23,7 @@ from mvw_cli.adapter import (
 )
 from mvw_cli.errors import MvwError
 from mvw_cli.oracle.equivalence import noise
-from mvw_cli.plugins import find_adapter, load_adapter
+from mvw_cli.plugins.lookup import find_adapter, load_adapter
 from mvw_cli.testing.light import heavy_imports
 from mvw_cli.testing.patch_probe import misplaced
 from mvw_cli.testing.serving_contract import ServingContract

@@ -14,7 +14,8 @@ from processes import Ran
 from mvw_cli.calibrate import vtw
 from mvw_cli.cli.calibrate import samples as calibrate_samples
 from mvw_cli.policies.vtw import Vtw
-from mvw_cli.profiles import resolve, withdrawal_policy
+from mvw_cli.profiles.policy_fields import withdrawal_policy
+from mvw_cli.profiles.resolution import resolve
 
 Run = Callable[..., Ran]
 
@@ -44,7 +45,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def pictures(mvw: Run, here: Path) -> Path:
     """A folder with three scenes, one of them no image."""
-    from mvw_cli.plugins import load_adapter
+    from mvw_cli.plugins.lookup import load_adapter
 
     load_adapter("shapes").samples(here / "scenes", 3, 1)
     folder = here / "pictures"

@@ -16,7 +16,7 @@ from mvw_cli.calibrate.dyvte.store import Entry, Table
 from mvw_cli.calibrate.dyvte.words import pictures, sections
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.environment import describe_environment
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.render.content import Sentence
 from mvw_cli.render.svg_file import svg_file
 

@@ -10,8 +10,9 @@ from mvw_hf.published import PUBLISHED
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost import parameter_count, shape_of
-from mvw_cli.plugins import load_adapter
-from mvw_cli.profiles import known_profiles, model_spec, resolve
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.profiles.resolution import model_spec, resolve
+from mvw_cli.profiles.store import known_profiles
 
 TOTALS = {  # parameters, as far as the page of each checkpoint is known to show them
     "Qwen/Qwen2.5-VL-7B-Instruct": "8292166656",

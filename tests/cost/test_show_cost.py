@@ -14,7 +14,7 @@ from hints import parse_hint
 from PIL import Image
 from processes import Ran
 
-from mvw_cli.profiles import known_profiles
+from mvw_cli.profiles.store import known_profiles
 
 Run = Callable[..., Ran]
 

@@ -101,7 +101,7 @@ def test_python_samples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @each_page
 @pytest.mark.usefixtures("example_installed")
 def test_yaml_samples_are_profiles(page: Path, tmp_path: Path) -> None:
-    from mvw_cli.profiles import resolve
+    from mvw_cli.profiles.resolution import resolve
 
     for number, sample in enumerate(blocks(page, "yaml")):
         file = tmp_path / f"{number}.yaml"

@@ -22,7 +22,7 @@ from mvw_cli.engine import Engine, GenerationSettings
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import Session
 
 MIB = 1 << 20

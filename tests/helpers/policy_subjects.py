@@ -18,7 +18,7 @@ from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout, uncha
 from mvw_cli.engine import Engine, Event, Finished, Request, Token
 from mvw_cli.oracle import attention_scores, attention_weights, masked_logits
 from mvw_cli.oracle.equivalence import noise, writing_text_only
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 
 TOKENS = 14

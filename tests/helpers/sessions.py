@@ -11,7 +11,7 @@ from PIL.Image import Image
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.engine import Engine, GenerationSettings, Request
 from mvw_cli.oracle.equivalence import noise
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy

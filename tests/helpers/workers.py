@@ -10,7 +10,7 @@ from making import files
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.workers.worker import Job
-from mvw_cli.profiles import Profile
+from mvw_cli.profiles.schema import Profile
 
 RUN = "0123456789abcdef"
 CHANCE = ("timings", "memory", "attempts", "remarks")

@@ -11,9 +11,8 @@ import pytest
 from processes import own_adapters
 
 from mvw_cli.errors import PluginProblem, PluginWarning
-from mvw_cli.plugins import canonical, find_adapter, find_policy, load_adapter, load_policy
-from mvw_cli.plugins.loading import load_plugins, plugin_commands
-from mvw_cli.plugins.records import Plugin
+from mvw_cli.plugins.loading import Plugin, load_plugins, plugin_commands
+from mvw_cli.plugins.lookup import canonical, find_adapter, find_policy, load_adapter, load_policy
 
 Install = Callable[..., Path]
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from mvw_cli.plugins import load_policy
-from mvw_cli.plugins.loading import load_plugins
-from mvw_cli.plugins.records import OWN
+from mvw_cli.plugins.loading import OWN, load_plugins
+from mvw_cli.plugins.lookup import load_policy
 from mvw_cli.testing import PolicyContract
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {

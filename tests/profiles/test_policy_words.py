@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.profiles.policy_words import parse, sweep
+from mvw_cli.profiles.policy_line import parse, sweep
 
 LAYER = ("vtw", {"layer": "12"})
 

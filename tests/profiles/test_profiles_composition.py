@@ -21,7 +21,10 @@ from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles import Profile, Resolved, parse_set, resolve, withdrawal_policy
+from mvw_cli.profiles.layers import parse_set
+from mvw_cli.profiles.policy_fields import withdrawal_policy
+from mvw_cli.profiles.resolution import Resolved, resolve
+from mvw_cli.profiles.schema import Profile
 
 LINE = "layered:layer=2+mvw:m=16"
 

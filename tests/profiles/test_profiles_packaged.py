@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mvw_cli.profiles import resolve
 from mvw_cli.profiles.document import read
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.profiles.schema import SECTIONS, fields
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from mvw_cli.errors import BadImage, MvwError
 
 if TYPE_CHECKING:
     from mvw_cli.adapter import Adapter
-    from mvw_cli.profiles import Profile
+    from mvw_cli.profiles.schema import Profile
 
 SAMPLE = 256
 """Items whose images are looked at."""
@@ -56,9 +56,10 @@ def survey(
     """
     from mvw_cli.cost import BITS, DTYPE_BYTES, shape_of, weight_bytes
     from mvw_cli.machine.facts import free_memory, gather
-    from mvw_cli.plugins import load_adapter
+    from mvw_cli.plugins.lookup import load_adapter
     from mvw_cli.policies.none import NoWithdrawal
-    from mvw_cli.profiles import generation_settings, model_spec, withdrawal_policy
+    from mvw_cli.profiles.policy_fields import withdrawal_policy
+    from mvw_cli.profiles.resolution import generation_settings, model_spec
 
     policy, spec = withdrawal_policy(profile), model_spec(profile)
     adapter = load_adapter(profile.adapter)

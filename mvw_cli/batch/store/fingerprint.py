@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli import __version__
 
 if TYPE_CHECKING:
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
 
 _IRRELEVANT = (
     *("device", "device_map", "attention", "description", "extends"),
@@ -177,7 +177,8 @@ def _folder(model: str | None) -> Path | None:
 
 
 def _distribution(kind: str, name: str) -> str:
-    from mvw_cli.plugins import find_adapter, find_policy, load_plugins
+    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.plugins.lookup import find_adapter, find_policy
 
     # They raise where the name is unknown or ambiguous.
     info = find_adapter(name) if kind == "adapter" else find_policy(name)

@@ -17,7 +17,7 @@ from mvw_cli.batch.serve.server import Record, Server, State
 from mvw_cli.cost import DTYPE_BYTES, shape_of
 from mvw_cli.machine.facts import free_memory
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiles import Profile
+from mvw_cli.profiles.schema import Profile
 from mvw_cli.session import Session, open_session
 
 _AHEAD = 8

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mvw_cli.bench.report.documents import BASELINE
 
 if TYPE_CHECKING:
-    from mvw_cli.profiles import Profile
+    from mvw_cli.profiles.schema import Profile
 
 USUAL_M = 16
 """Where neither the user nor the profile names a moment."""
@@ -47,7 +47,8 @@ def choose_arms(
         UsageProblem: a profile, key or value that is wrong.
         PluginProblem: an adapter or policy can't be used.
     """
-    from mvw_cli.profiles import resolve, withdrawal_policy
+    from mvw_cli.profiles.policy_fields import withdrawal_policy
+    from mvw_cli.profiles.resolution import resolve
 
     def arm(name: str, **withdrawal: object) -> NamedArm:
         changed = {f"withdrawal.{key}": value for key, value in withdrawal.items()}

@@ -13,7 +13,7 @@ from mvw_cli.bench.report.documents import Mode
 if TYPE_CHECKING:
     from mvw_cli.engine.types import GenerationSettings
     from mvw_cli.policy import WithdrawalPolicy
-    from mvw_cli.profiles import Profile
+    from mvw_cli.profiles.schema import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def profile_of(job: Job) -> Profile:
     Raises:
         ValueError: it is none.
     """
-    from mvw_cli.profiles import Profile
+    from mvw_cli.profiles.schema import Profile
 
     return Profile.model_validate(job.profile)
 
@@ -119,7 +119,8 @@ def policy_of(job: Job, arm: ArmSpec) -> WithdrawalPolicy:
         PluginProblem: the policy can't be used.
         ValueError: its fields don't suit it.
     """
-    from mvw_cli.profiles import Profile, withdrawal_policy
+    from mvw_cli.profiles.policy_fields import withdrawal_policy
+    from mvw_cli.profiles.schema import Profile
 
     profile = Profile.model_validate({**job.profile, "withdrawal": arm.withdrawal})
     return withdrawal_policy(profile)
@@ -134,7 +135,7 @@ def settings_of(job: Job) -> GenerationSettings:
     """
     from dataclasses import replace
 
-    from mvw_cli.profiles import generation_settings
+    from mvw_cli.profiles.resolution import generation_settings
 
     settings = generation_settings(profile_of(job))
     settings = replace(settings, max_new_tokens=job.new_tokens, seed=job.seed)

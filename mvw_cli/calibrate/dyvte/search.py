@@ -25,7 +25,7 @@ from mvw_cli.errors import MvwError, OutOfMemory, UsageProblem
 if TYPE_CHECKING:
     from mvw_cli.bench.measure.job import ItemSpec
     from mvw_cli.calibrate.dyvte.gates import Gate
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
     from mvw_cli.session import Session
 
 _LOOKS = 1

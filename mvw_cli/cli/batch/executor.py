@@ -9,7 +9,7 @@ from mvw_cli.cli.batch.task import Task
 if TYPE_CHECKING:
     from mvw_cli.batch.workers import Executor
     from mvw_cli.batch.workers.worker import Job
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
 
 
 def job_for(task: Task, resolved: Resolved) -> Job:

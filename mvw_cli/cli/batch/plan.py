@@ -57,7 +57,7 @@ def plan(task: Task, begun: Begun) -> Plan:
     Raises:
         UsageProblem: no model is named.
     """
-    from mvw_cli.profiles import generation_settings
+    from mvw_cli.profiles.resolution import generation_settings
 
     profile = begun.resolved.profile
     to_do = sum(1 for _ in begun.items) + (begun.first is not None)

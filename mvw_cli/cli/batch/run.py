@@ -30,7 +30,7 @@ from mvw_cli.profiles.store import DEFAULT
 if TYPE_CHECKING:
     from mvw_cli.batch.items import Item
     from mvw_cli.batch.workers import Executor
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
 
 
 def run(task: Task) -> int:
@@ -65,7 +65,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Be
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.pending import pending
     from mvw_cli.batch.store.worklist import WorkList
-    from mvw_cli.profiles import resolve
+    from mvw_cli.profiles.resolution import resolve
 
     mute_libraries(progress=False)
     resolved = resolve(task.profile, task.flags)

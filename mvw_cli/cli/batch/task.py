@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mvw_cli.batch.items import Item
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from mvw_cli.files import check_writable
 
 if TYPE_CHECKING:
     from mvw_cli.bench.measure.items import Items
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
     from mvw_cli.session import Session
 
 
@@ -86,7 +86,7 @@ def begin(task: Task, scratch: Path) -> Begun:
         check_writable(path, task.help)
     from mvw_cli.bench.verdict.derived_profile import check_no_part
     from mvw_cli.cli.libraries import mute_libraries
-    from mvw_cli.profiles import resolve
+    from mvw_cli.profiles.resolution import resolve
 
     mute_libraries(progress=False)
     # What is measured is the model that keeps its vision; the profile's own withdrawal goes.
@@ -100,7 +100,7 @@ def begin(task: Task, scratch: Path) -> Begun:
 def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
     from mvw_cli.batch.source.spec import Source
     from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
-    from mvw_cli.plugins import load_adapter
+    from mvw_cli.plugins.lookup import load_adapter
 
     question = task.question or resolved.profile.prompt.question
     if task.folder is not None or task.questions is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mvw_cli.explain.data import Mark
     from mvw_cli.explain.record import Record
     from mvw_cli.images.reading import ImageFile
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
     from mvw_cli.session import Session
 
 

@@ -29,7 +29,7 @@ from mvw_cli.profiles.store import DEFAULT
 
 if TYPE_CHECKING:
     from mvw_cli.images.reading import ImageFile
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
     from mvw_cli.session import Session
 
 
@@ -91,7 +91,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     phases = _Phases()
     view.loading(_first_name(task))
     # pydantic, Pillow and PyTorch come after the first sign of life, each where it is needed.
-    from mvw_cli.profiles import resolve
+    from mvw_cli.profiles.resolution import resolve
 
     resolved = resolve(task.profile, task.flags)
     if task.verbose:

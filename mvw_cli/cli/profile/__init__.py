@@ -20,7 +20,7 @@ class _Compositions(click.ParamType[Any, Any]):
     name = "policies"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from mvw_cli.profiles.policy_words import sweep
+        from mvw_cli.profiles.policy_line import sweep
 
         return value if isinstance(value, tuple) else sweep(str(value)) or self._empty(param, ctx)
 

@@ -46,7 +46,7 @@ def plan_for(task: Task, begun: Begun, case: Case) -> Plan:
 def _case(task: Task, begun: Begun) -> Case:
     """Count from the configuration and the first image alone."""
     from mvw_cli.images.reading import open_image
-    from mvw_cli.profiles import model_spec
+    from mvw_cli.profiles.resolution import model_spec
 
     profile = begun.resolved.profile
     config = begun.adapter.shape(model_spec(profile))
@@ -63,7 +63,7 @@ def _case(task: Task, begun: Begun) -> Case:
 
 def _measured_case(begun: Begun, found: Workload) -> Case:
     """Take the tokens that were really there."""
-    from mvw_cli.profiles import model_spec
+    from mvw_cli.profiles.resolution import model_spec
 
     config = begun.adapter.shape(model_spec(begun.resolved.profile))
     case = _case_of(

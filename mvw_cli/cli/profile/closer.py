@@ -54,7 +54,7 @@ def _wanted(task: Task, begun: Begun, given: bool | None) -> bool:
 def _answers(session: Session, begun: Begun, view: ProfileView, wish: Wish) -> Answers:
     from mvw_cli.bench.quality.answers import compare_answers
     from mvw_cli.bench.report.documents import BASELINE
-    from mvw_cli.profiles import withdrawal_policy
+    from mvw_cli.profiles.policy_fields import withdrawal_policy
 
     items = begun.items.items
     arms = [arm for arm in begun.arms if arm.name != BASELINE]

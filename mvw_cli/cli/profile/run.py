@@ -66,8 +66,8 @@ def _prepare(task: Task, scratch: Path, view: ProfileView) -> Begun:
     from mvw_cli.bench.measure.arms import choose_arms
     from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
     from mvw_cli.cli.show_cost import image_size
-    from mvw_cli.plugins import load_adapter
-    from mvw_cli.profiles import resolve
+    from mvw_cli.plugins.lookup import load_adapter
+    from mvw_cli.profiles.resolution import resolve
 
     mute_libraries(progress=False)
     resolved = resolve(task.profile, task.flags)

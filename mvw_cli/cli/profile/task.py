@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mvw_cli.adapter import Adapter
     from mvw_cli.bench.measure.arms import NamedArm
     from mvw_cli.bench.measure.items import Items
-    from mvw_cli.profiles import Resolved
+    from mvw_cli.profiles.resolution import Resolved
 
 
 @dataclass(frozen=True, slots=True)

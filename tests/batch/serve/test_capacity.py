@@ -20,7 +20,7 @@ from mvw_cli.batch.workers.worker import Job, Worker
 from mvw_cli.cost import CacheLayer, Shape, Weights
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiles import Profile
+from mvw_cli.profiles.schema import Profile
 
 MiB = 2**20
 

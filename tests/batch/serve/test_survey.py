@@ -9,7 +9,7 @@ from PIL import Image
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.survey import survey
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 
 REFUSED = (7200, 30)
 """In pixels. Kimi-VL reads 511 patches of 14 px a side, Qwen2.5-VL no side 200 times the other."""

@@ -17,7 +17,7 @@ from mvw_cli.batch.store.fingerprint import (
     fingerprint,
     folder_digest,
 )
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 
 
 def of(name: str | None = None, *, random_weights: bool = False, **flags: object) -> Fingerprint:

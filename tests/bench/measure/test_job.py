@@ -21,7 +21,7 @@ from mvw_cli.bench.measure.job import (
 )
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 
 NEVER = ArmSpec("never", {"policy": "none"})
 LATER = ArmSpec("m=16", {"policy": "mvw", "m": 16, "until": None})

@@ -15,8 +15,8 @@ from mvw_cli.bench.measure.measure import measure
 from mvw_cli.cli.profile.bounds import with_bounds
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.plugins import load_adapter
-from mvw_cli.profiles import resolve
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.profiles.resolution import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from families import FAMILIES, Family, build
 
 from mvw_cli.bench.measure.clock import Clock
 from mvw_cli.bench.measure.phases import detokenise, vision_parts, watched_vision
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins.lookup import load_adapter
 
 TOWERS = {
     "idefics3": ["vision_model", "connector"],

@@ -23,7 +23,7 @@ from mvw_cli.bench.report.documents import Answers, Comparison
 from mvw_cli.engine import Request
 from mvw_cli.engine.slots import Slots
 from mvw_cli.oracle.equivalence import noise
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import Session, open_session
 
 ARMS = {"m=2": at(2), "m=12": at(12)}

@@ -15,7 +15,7 @@ from mvw_cli.bench.quality.proportions import paired_drop, wilson
 from mvw_cli.bench.report.documents import Answers, Comparison, Report
 from mvw_cli.bench.verdict.suggest import suggest, with_suggestion, write_profile
 from mvw_cli.errors import UsageProblem
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 
 ONLY_M = {"m": 32, **dict.fromkeys(("until", "min", "max"))}
 

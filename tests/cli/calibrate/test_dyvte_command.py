@@ -36,9 +36,9 @@ from mvw_cli.calibrate.dyvte.policy import Dyvte
 from mvw_cli.calibrate.dyvte.store import Store
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.errors import ExitCode
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session
 
 COUNT = 12

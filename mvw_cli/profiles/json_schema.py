@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvw_cli.plugins import load_plugins, load_policy
-from mvw_cli.plugins.records import OWN
+from mvw_cli.plugins.loading import OWN, load_plugins
+from mvw_cli.plugins.lookup import load_policy
 from mvw_cli.profiles.policy_fields import policy_model
 from mvw_cli.profiles.schema import SECTIONS, Profile
 

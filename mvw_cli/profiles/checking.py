@@ -7,8 +7,10 @@ from: the caller hands in a function that tells the origin of a key.
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,9 +18,32 @@ from pydantic_core import ErrorDetails
 
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.document import Path
-from mvw_cli.profiles.origin import Origin
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
 from mvw_cli.text import closest
+
+OriginKind = Literal["flag", "environment", "profile", "user", "packaged", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The layer and the place that gave a value."""
+
+    kind: OriginKind
+    where: str
+    """A file, a variable, a flag, or what the default belongs to."""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.where if self.line is None else f"{self.where}, line {self.line}"
+
+
+def shown(path: pathlib.Path) -> str:
+    """Write a path as a person would type it: relative where it lies below this folder."""
+    try:
+        return str(path.resolve().relative_to(pathlib.Path.cwd().resolve()))
+    except (ValueError, OSError):
+        return str(path)
+
 
 SCHEMA_HINT = "mvw show --schema"
 Locate = Callable[[Path], Origin]
