@@ -27,38 +27,38 @@ _PATIENCE_S = 1.0
 
 
 @contextmanager
-def leaving_at_once(last_words: Callable[[], str]) -> Iterator[None]:
+def exit_on_interrupt(on_interrupt: Callable[[], str]) -> Iterator[None]:
     """Within it, Ctrl-C writes the last words to stderr and ends the process with code 130.
 
     Nothing is cleaned up: use it around work that leaves nothing half done on disk. Where signals
     are not ours to handle (another thread, or a parent that has SIGINT ignored), it does nothing.
     """
-    with _watching((signal.SIGINT,), lambda: leave(last_words())):
+    with _watching((signal.SIGINT,), lambda: leave(on_interrupt())):
         yield
 
 
-class Wish:
+class ShutdownRequest:
     """What the user has asked for by Ctrl-C: to finish, and then to leave."""
 
     def __init__(self) -> None:
-        self.to_finish = False
+        self.requested = False
 
 
 @contextmanager
-def finishing_first(last_words: Callable[[], str]) -> Iterator[Wish]:
+def finish_on_interrupt(on_interrupt: Callable[[], str]) -> Iterator[ShutdownRequest]:
     """Within it, Ctrl-C or SIGTERM once asks to finish what is begun; twice leaves at once.
 
-    Whoever works has to look at `Wish.to_finish`. Leaving is as in `leaving_at_once`.
+    Whoever works has to look at `ShutdownRequest.requested`. Leaving is as in `exit_on_interrupt`.
     """
-    wish = Wish()
+    shutdown = ShutdownRequest()
 
     def act() -> None:
-        if wish.to_finish:
-            leave(last_words())
-        wish.to_finish = True
+        if shutdown.requested:
+            leave(on_interrupt())
+        shutdown.requested = True
 
     with _watching((signal.SIGINT, signal.SIGTERM), act):
-        yield wish
+        yield shutdown
 
 
 @contextmanager
@@ -93,10 +93,10 @@ def _watching(signals: Sequence[signal.Signals], act: Callable[[], None]) -> Ite
         reader.close()
 
 
-def leave(last_words: str) -> None:
+def leave(on_interrupt: str) -> None:
     """Write to stderr as long as someone reads it, and end the process."""
     # Not through sys.stderr: the main thread may be in the middle of writing to it.
-    rest = last_words.encode(errors="backslashreplace")
+    rest = on_interrupt.encode(errors="backslashreplace")
     deadline = time.monotonic() + _PATIENCE_S
     with suppress(OSError, ValueError):
         while rest:

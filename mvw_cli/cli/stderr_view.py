@@ -87,7 +87,7 @@ class StderrView:
         """Write one line that the user should not miss."""
         self._put_line(one_line(text), WARN)
 
-    def last_words(self) -> str:
+    def on_interrupt(self) -> str:
         """Say what is left to say when the user interrupts."""
         if self._quiet:
             return ""

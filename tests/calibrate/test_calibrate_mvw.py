@@ -143,7 +143,7 @@ def test_an_interrupt_within_an_item_is_one(
         progress = work.view.progress
 
         def seen(text: str, *more: Any) -> None:
-            work.wish.to_finish = work.wish.to_finish or "no image" in text
+            work.shutdown.requested = work.shutdown.requested or "no image" in text
             progress(text, *more)
 
         work.view.progress = seen

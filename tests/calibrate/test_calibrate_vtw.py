@@ -159,7 +159,7 @@ def test_an_interrupt_loses_no_finished_sample(
 
     def one(work: Any, item: Any, measure: Any) -> Any:
         if len(seen) == 2:
-            work.wish.to_finish = True  # as Ctrl-C does
+            work.shutdown.requested = True  # as Ctrl-C does
         seen.append(item)
         return plain(work, item, measure)
 

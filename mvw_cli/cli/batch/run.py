@@ -20,7 +20,7 @@ from mvw_cli.cli.batch.summary import Summary, summarise
 from mvw_cli.cli.batch.task import Begun, Task, check, default_name, refuse_another_table
 from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.batch.words import again
-from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
+from mvw_cli.cli.interrupt import ShutdownRequest, finish_on_interrupt, exit_on_interrupt
 from mvw_cli.cli.libraries import mute_libraries
 from mvw_cli.cli.loading_line import progress
 from mvw_cli.cli.model_options import written
@@ -48,7 +48,7 @@ def run(task: Task) -> int:
         refuse_another_table(task, output)
     view = BatchView()
     with ExitStack() as held:
-        with leaving_at_once(view.last_words), view.making_room():
+        with exit_on_interrupt(view.on_interrupt), view.making_room():
             begun = _prepare(task, output, view, held)
         if task.dry_run:
             from mvw_cli.cli.batch.plan import plan, write
@@ -120,7 +120,7 @@ def _close(items: Iterator[Item]) -> None:
 
 def _serve(task: Task, begun: Begun, view: BatchView) -> int:
     """Answer what is left, and tell how it went."""
-    wish = Wish()
+    shutdown = ShutdownRequest()
     stopped: MvwError | None = None
     state = None
     if begun.first is None:
@@ -130,13 +130,13 @@ def _serve(task: Task, begun: Begun, view: BatchView) -> int:
         executor = make_executor(task, job_for(task, begun.resolved))
         items = chain([begun.first], begun.items)
         with ExitStack() as held:
-            with leaving_at_once(view.last_words), view.making_room():
+            with exit_on_interrupt(view.on_interrupt), view.making_room():
                 view.loading(_model_name(begun.resolved), _telling(begun.resolved, view))
                 _load(executor, task, view, held)
                 begun.settle(executor.revision)
-            with finishing_first(view.last_words) as wish:
+            with finish_on_interrupt(view.on_interrupt) as shutdown:
                 try:
-                    _record(executor, items, begun, view, wish)
+                    _record(executor, items, begun, view, shutdown)
                 except MvwError as error:
                     stopped = error
                 except RuntimeError as error:
@@ -148,7 +148,7 @@ def _serve(task: Task, begun: Begun, view: BatchView) -> int:
         state,
         output=begun.output,
         failed_in_log=begun.log.failed,
-        interrupted=wish.to_finish,
+        interrupted=shutdown.requested,
         words=task.words,
     )
     try:
@@ -176,15 +176,19 @@ def _load(executor: Executor, task: Task, view: BatchView, held: ExitStack) -> N
 
 
 def _record(
-    executor: Executor, items: Iterator[Item], begun: Begun, view: BatchView, wish: Wish
+    executor: Executor,
+    items: Iterator[Item],
+    begun: Begun,
+    view: BatchView,
+    shutdown: ShutdownRequest,
 ) -> None:
     """Bring records to the log as they come."""
 
     def draining() -> bool:
-        return wish.to_finish or begun.log.nearly_full
+        return shutdown.requested or begun.log.nearly_full
 
     begun.tally.begin()
-    with view.following(begun.tally, lambda: executor.state, lambda: wish.to_finish):
+    with view.following(begun.tally, lambda: executor.state, lambda: shutdown.requested):
         records = executor.records(items, run=begun.log.run, draining=draining)
         for record in records:
             begun.log.append(record)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.cli.calibrate.dyvte_output import GATES, WORK, deliver_gates
 from mvw_cli.cli.calibrate.task import Begun, Task, begin
-from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
+from mvw_cli.cli.interrupt import ShutdownRequest, finish_on_interrupt, exit_on_interrupt
 from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.errors import ExitCode, UsageProblem
 from mvw_cli.files import check_writable
@@ -51,13 +51,13 @@ def run(task: Task, settings: Settings) -> int:
     view = ProfileView()
     check_writable(str(task.beside(GATES)), task.help)
     with TemporaryDirectory(prefix="mvw-calibrate-") as scratch:
-        with leaving_at_once(view.last_words):
+        with exit_on_interrupt(view.on_interrupt):
             view.progress("Preparing …")
             begun = begin(task, Path(scratch))
             _check(begun, settings)
-        with finishing_first(view.last_words) as wish:
+        with finish_on_interrupt(view.on_interrupt) as shutdown:
             try:
-                found = _calibrated(task, settings, begun, view, wish)
+                found = _calibrated(task, settings, begun, view, shutdown)
             finally:
                 view.done()
     if found is None:
@@ -84,11 +84,11 @@ def _check(begun: Begun, settings: Settings) -> None:
 
 
 def _calibrated(
-    task: Task, settings: Settings, begun: Begun, view: ProfileView, wish: Wish
+    task: Task, settings: Settings, begun: Begun, view: ProfileView, shutdown: ShutdownRequest
 ) -> tuple[Report, list[Gate]] | None:
     """Do the work; None where the user would not wait for its end."""
     clock = perf_counter()
-    known = _labelled(task, settings, begun, view, wish)
+    known = _labelled(task, settings, begun, view, shutdown)
     if known is None:
         return None
     labelling_s = perf_counter() - clock
@@ -111,7 +111,7 @@ def _calibrated(
         progress=lambda done, total, loss: view.progress(
             f"Training: loss {loss:.3f}, batch", done, total
         ),
-        stopping=lambda: wish.to_finish,
+        stopping=lambda: shutdown.requested,
     )
     if gates is None:
         return None
@@ -130,7 +130,7 @@ def _calibrated(
 
 
 def _labelled(
-    task: Task, settings: Settings, begun: Begun, view: ProfileView, wish: Wish
+    task: Task, settings: Settings, begun: Begun, view: ProfileView, shutdown: ShutdownRequest
 ) -> Known | None:
     """Load the model and label all questions; the model is gone when this returns."""
     from mvw_cli.calibrate.dyvte.search import label_all
@@ -148,5 +148,5 @@ def _labelled(
         along=settings.along,
         together=settings.slots,
         progress=lambda done, total: view.progress("Labelling: question", done, total),
-        stopping=lambda: wish.to_finish,
+        stopping=lambda: shutdown.requested,
     )

@@ -86,7 +86,7 @@ def _blind(work: Work, item: ItemSpec) -> Request | None:
     from mvw_cli.bench.quality.answers import Comparing, Unanswerable, without_image
 
     comparing = Comparing(
-        work.session, {}, work.session.settings, lambda *_: None, lambda: work.wish.to_finish
+        work.session, {}, work.session.settings, lambda *_: None, lambda: work.shutdown.requested
     )
     try:
         return without_image(comparing, item.question)

@@ -107,7 +107,7 @@ def _search(work: Work, arms: dict[str, Any], tolerance: float) -> Report:
         policies,
         replace(work.session.settings, ignore_eos=False),
         progress=lambda number, doing: work.view.progress(f"Item {number}: {doing}"),
-        stopping=lambda: work.wish.to_finish,
+        stopping=lambda: work.shutdown.requested,
     )
     items = work.begun.items.items
 

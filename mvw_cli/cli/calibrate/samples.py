@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.cli.calibrate.task import Begun, Task, begin, identity
-from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
+from mvw_cli.cli.interrupt import ShutdownRequest, finish_on_interrupt, exit_on_interrupt
 from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.errors import BadImage, OutOfMemory
 
@@ -43,17 +43,17 @@ class Work:
     session: Session
     log: SampleLog
     view: ProfileView
-    wish: Wish
+    shutdown: ShutdownRequest
     failed: list[str] = field(default_factory=list)
     """Items that were left out, and why."""
     first_error: Exception | None = None
 
     def tick(self) -> None:
         """End what is under way where the user has asked for it."""
-        if self.wish.to_finish:
+        if self.shutdown.requested:
             raise Stopped
 
-    def last_words(self) -> str:
+    def on_interrupt(self) -> str:
         """Say what an interrupt leaves behind."""
         again = "the same command goes on"
         return f"Interrupted: {len(self.log)} samples are in {self.log.name}; {again}."
@@ -73,19 +73,19 @@ def working(task: Task, settings: Mapping[str, Any]) -> Iterator[Work]:
 
     view = ProfileView()
     with TemporaryDirectory(prefix="mvw-calibrate-") as scratch:
-        with leaving_at_once(view.last_words):
+        with exit_on_interrupt(view.on_interrupt):
             view.progress("Preparing …")
             begun = begin(task, Path(scratch))
             session = _session(task, begun, view)
         run = identity(session, begun, settings)
         with (
             open_log(task.beside(".samples.jsonl"), run) as log,
-            finishing_first(view.last_words) as wish,
+            finish_on_interrupt(view.on_interrupt) as shutdown,
         ):
             if log.others:
                 view.note(f"{log.name}: {log.others} samples of other settings are left alone.")
             try:
-                yield Work(task, begun, session, log, view, wish)
+                yield Work(task, begun, session, log, view, shutdown)
             finally:
                 view.done()
 
@@ -103,7 +103,7 @@ def searched(
             return search(work)
         except Stopped:
             work.view.done()
-            work.view.note(work.last_words())
+            work.view.note(work.on_interrupt())
             return None
 
 

@@ -20,7 +20,7 @@ from mvw_cli.cli.destination import check_destination, deliver
 from mvw_cli.cli.infer.explain import check_page, explained, page_of, write_page
 from mvw_cli.cli.infer.retry import retry
 from mvw_cli.cli.infer.view import View
-from mvw_cli.cli.interrupt import leaving_at_once
+from mvw_cli.cli.interrupt import exit_on_interrupt
 from mvw_cli.cli.libraries import mute_libraries
 from mvw_cli.cli.loading_line import progress
 from mvw_cli.engine.completion import Completion, summarise
@@ -75,7 +75,7 @@ def run(task: Task) -> None:
     """
     _check(task)
     view = View(show_text=task.show_reasoning, ticking=not task.verbose)
-    with leaving_at_once(view.last_words), view.making_room():
+    with exit_on_interrupt(view.on_interrupt), view.making_room():
         try:
             result, page = _answer(task, view)
         finally:

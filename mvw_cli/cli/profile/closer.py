@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mvw_cli.cli.interrupt import Wish
+from mvw_cli.cli.interrupt import ShutdownRequest
 from mvw_cli.cli.profile.task import Begun, Task
 from mvw_cli.cli.profile.view import ProfileView
 
@@ -26,7 +26,9 @@ class _Stopped(Exception):
     """The user has had enough."""
 
 
-def look_closer(task: Task, begun: Begun, view: ProfileView, wish: Wish, found: Closer) -> None:
+def look_closer(
+    task: Task, begun: Begun, view: ProfileView, shutdown: ShutdownRequest, found: Closer
+) -> None:
     """Load the model here, and fill in what is wanted, as it is found.
 
     Raises:
@@ -39,10 +41,10 @@ def look_closer(task: Task, begun: Begun, view: ProfileView, wish: Wish, found: 
     view.stage("Loading the model to compare the answers")
     session = _session(task, begun)
     if wants_answers:
-        found.answers = _answers(session, begun, view, wish)
-    if wants_attention and not wish.to_finish:
+        found.answers = _answers(session, begun, view, shutdown)
+    if wants_attention and not shutdown.requested:
         view.stage("Measuring the attention to the image")
-        found.attention = _attention(session, begun, view, wish)
+        found.attention = _attention(session, begun, view, shutdown)
 
 
 def _wanted(task: Task, begun: Begun, given: bool | None) -> bool:
@@ -51,7 +53,9 @@ def _wanted(task: Task, begun: Begun, given: bool | None) -> bool:
     return sensible if given is None else given
 
 
-def _answers(session: Session, begun: Begun, view: ProfileView, wish: Wish) -> Answers:
+def _answers(
+    session: Session, begun: Begun, view: ProfileView, shutdown: ShutdownRequest
+) -> Answers:
     from mvw_cli.bench.quality.answers import compare_answers
     from mvw_cli.bench.report.documents import BASELINE
     from mvw_cli.profiles.policy_fields import withdrawal_policy
@@ -65,17 +69,17 @@ def _answers(session: Session, begun: Begun, view: ProfileView, wish: Wish) -> A
         progress=lambda number, doing: view.progress(
             f"Comparing the answers, {doing}, item", number, len(items)
         ),
-        stopping=lambda: wish.to_finish,
+        stopping=lambda: shutdown.requested,
     )
 
 
 def _attention(
-    session: Session, begun: Begun, view: ProfileView, wish: Wish
+    session: Session, begun: Begun, view: ProfileView, shutdown: ShutdownRequest
 ) -> AttentionMass | None:
     from mvw_cli.bench.quality.attention import attention_mass
 
     def tick() -> None:
-        if wish.to_finish:
+        if shutdown.requested:
             raise _Stopped
 
     try:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvw_cli.cli.interrupt import Wish, finishing_first, leaving_at_once
+from mvw_cli.cli.interrupt import ShutdownRequest, finish_on_interrupt, exit_on_interrupt
 from mvw_cli.cli.libraries import mute_libraries
 from mvw_cli.cli.profile.bounds import bounded_case, plan_for, with_bounds
 from mvw_cli.cli.profile.closer import Closer, look_closer
@@ -45,7 +45,7 @@ def run(task: Task) -> int:
         return ExitCode.OK
     view = ProfileView()
     with tempfile.TemporaryDirectory(prefix="mvw-profile-") as scratch:
-        with leaving_at_once(view.last_words):
+        with exit_on_interrupt(view.on_interrupt):
             begun = _prepare(task, Path(scratch), view)
         if task.plan:
             from mvw_cli.cli.profile.plan import deliver_plan
@@ -117,14 +117,14 @@ def _measure(task: Task, begun: Begun, view: ProfileView) -> int:
     found: list[Measured] = []
     closer = Closer()
     failed: Exception | None = None
-    with finishing_first(view.last_words) as wish:
+    with finish_on_interrupt(view.on_interrupt) as shutdown:
         try:
             for batch in task.batches:
-                if wish.to_finish:
+                if shutdown.requested:
                     break
-                found.append(_cell(task, begun, batch, view, wish))
-            if not wish.to_finish:
-                look_closer(task, begun, view, wish, closer)
+                found.append(_cell(task, begun, batch, view, shutdown))
+            if not shutdown.requested:
+                look_closer(task, begun, view, shutdown, closer)
         except Exception as error:  # whatever it is, what was measured before is delivered
             failed = error
     view.done()
@@ -139,20 +139,22 @@ def _measure(task: Task, begun: Begun, view: ProfileView) -> int:
         raise failed
     if any(one.ended for one in found):
         return ExitCode.FAILURE  # the report says which cell ended early, and why
-    if wish.to_finish:
+    if shutdown.requested:
         view.note("Interrupted: the report holds what was measured until then.")
         return ExitCode.INTERRUPTED
     return ExitCode.OK
 
 
-def _cell(task: Task, begun: Begun, batch: int, view: ProfileView, wish: Wish) -> Measured:
+def _cell(
+    task: Task, begun: Begun, batch: int, view: ProfileView, shutdown: ShutdownRequest
+) -> Measured:
     from mvw_cli.bench.measure.measure import measure
     from mvw_cli.bench.measure.process import measure_apart
 
     job = _job(task, begun, batch)
     view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in begun.arms)}")
     how = measure if task.in_process else measure_apart
-    return how(job, progress=view.progress, stopping=lambda: wish.to_finish)
+    return how(job, progress=view.progress, stopping=lambda: shutdown.requested)
 
 
 def _job(task: Task, begun: Begun, batch: int) -> Job:

@@ -89,7 +89,7 @@ def test_quiet(terminal: Shown) -> None:
     view.loading("a")
     play(view, "one", " two")
     view.warn("no")
-    assert (terminal(), view.last_words()) == ("", "")
+    assert (terminal(), view.on_interrupt()) == ("", "")
 
 
 def test_no_color(terminal: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_a_note_while_loading_keeps_the_loading_line_last(terminal: Shown) -> No
     view.loading("a\x1bb")
     view.note("note")
     assert plain(terminal()) == "Loading a␛b …\r\x1b[Knote\nLoading a␛b …"
-    assert view.last_words() == "\r\x1b[KInterrupted.\n"
+    assert view.on_interrupt() == "\r\x1b[KInterrupted.\n"
     view.loaded()
     view.loaded()
     assert terminal() == "\r\x1b[K"
@@ -141,11 +141,11 @@ def test_a_warning_while_loading_gets_a_line_of_its_own(
 
 def test_last_words(terminal: Shown) -> None:
     shown, hidden = View(show_text=True), View(show_text=False)
-    assert shown.last_words() == hidden.last_words() == "Interrupted.\n"
+    assert shown.on_interrupt() == hidden.on_interrupt() == "Interrupted.\n"
     for view in (shown, hidden):
         view.show(Token("0", 0.0, 1, 1, "one\x1b"))
-    assert shown.last_words() == "\nInterrupted.\n"
-    assert hidden.last_words() == "one␛\nInterrupted.\n"
+    assert shown.on_interrupt() == "\nInterrupted.\n"
+    assert hidden.on_interrupt() == "one␛\nInterrupted.\n"
 
 
 def test_a_stderr_that_breaks_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
