@@ -20,7 +20,7 @@ from mvw_cli.cli.batch.summary import Summary, summarise
 from mvw_cli.cli.batch.task import Begun, Task, check, default_name, refuse_another_table
 from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.batch.words import again
-from mvw_cli.cli.interrupt import ShutdownRequest, finish_on_interrupt, exit_on_interrupt
+from mvw_cli.cli.interrupt import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
 from mvw_cli.cli.libraries import mute_libraries
 from mvw_cli.cli.loading_line import progress
 from mvw_cli.cli.model_options import written
