@@ -10,7 +10,7 @@ Three points at which it may speak, each optional:
 - `begin_attending`: in each decode step, which vision tokens are looked at (VisionPulse).
 
 Vision tokens are counted 0…N-1 in the order of the prompt, wherever a model holds them: in the
-sequence, or beside it for cross-attention.
+sequence, or in the caches of cross-attention layers.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ class LayerView:
     # (P, D)"""
     text: Tensor
     """Places in the prompt that hold no vision token.  # (P - N,) long, or (P,) long where vision
-    is held beside the sequence"""
+    is read by cross-attention"""
     image_end: int
-    """Place after the last vision token; 0 where vision is held beside the sequence."""
+    """Place after the last vision token; 0 where vision is read by cross-attention."""
     weights: Tensor | None
     """The last prompt token's attention weight on each vision token in the layer before (with
     cross-attention: in the last such layer), mean over the heads. Where `prefill_weights` has
@@ -137,13 +137,13 @@ class Withdraw:
     keep: Mapping[int, Tensor] | None = None
     """By layer, which vision tokens stay; layers that are not named keep theirs. None: none stays,
     at any layer.  # (N,) bool"""
-    park: bool = False
+    offload: bool = False
     """Whether a copy stays in host memory, from where `Restore` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Bring what was parked back into the KV cache, before the pass that reads the newest token."""
+    """Bring what was offloaded back into the cache, before the pass that reads the newest token."""
 
 
 Decision = Withdraw | Restore
@@ -218,7 +218,7 @@ class WithdrawalPolicy(ABC):
 
         return both
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         """Say why this policy makes no sense after those, as a clause; None where it does."""
         if any(other.name == self.name for other in before):
             return f"{self.name} is given twice"
@@ -227,7 +227,7 @@ class WithdrawalPolicy(ABC):
             return f"{self.name} must come before {modifier}, which changes what it says"
         return None
 
-    def gone_after(self) -> int | None:
+    def withdrawal_step(self) -> int | None:
         """Say after how many tokens no vision is left for certain; None if that is not known.
 
         Memory is reckoned with it before anything has run.

@@ -43,7 +43,7 @@ class _Run:
     """Rows of the full run."""
     tokens: int
     """Last rows whose logits are wanted."""
-    crossing: Sequence[int]
+    cross_layers: Sequence[int]
     keep_mlp: bool
     begun: Tensor | None = None
     """One branch after the other.  # (B, R, D)"""
@@ -82,13 +82,13 @@ def branch_logits(
     Raises:
         NotExact: the model's layers can't be run this way.
     """
-    crossing = cross_attention_layers(model) if layout.cross_entries is not None else ()
+    cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise NotExact("its decoder has no list of layers")
     prompt = int(inputs["input_ids"].shape[1])
-    hidden = torch.zeros(prompt, dtype=torch.bool) if crossing else layout.entries.cpu()
+    hidden = torch.zeros(prompt, dtype=torch.bool) if cross_layers else layout.entries.cpu()
     if bool(hidden[prompt - tokens :].any()):
         raise NotExact("its prompt ends with a vision token")
     run = _Run(
@@ -96,7 +96,7 @@ def branch_logits(
         rows=(~hidden).nonzero()[:, 0],
         length=prompt,
         tokens=tokens,
-        crossing=crossing,
+        cross_layers=cross_layers,
         keep_mlp=cross_attention == "mlp",
     )
     wanted = (1 + len(run.starts)) * tokens
@@ -162,7 +162,7 @@ def _after(
         raise NotExact(f"layer {number} does not return the rows that it reads")
     run.seen.add(number)
     run.returned = first[:, run.rows.to(first.device)]
-    if run.begun is not None and not (number in run.crossing and not run.keep_mlp):
+    if run.begun is not None and not (number in run.cross_layers and not run.keep_mlp):
         run.busy = True
         try:
             run.begun = _through(run, number, layer, args, kwargs)
@@ -195,12 +195,12 @@ def _through(
     size = max(1, run.length // len(rows))
     done = []
     with ExitStack() as stack:
-        if number in run.crossing:
+        if number in run.cross_layers:
             # Without states of their own the keys would be asked of a cache; what they give counts
             # for nothing here.
             stack.enter_context(silent(layer.cross_attn))
         for chunk in torch.split(run.begun.to(device), size):
-            if number in run.crossing:
+            if number in run.cross_layers:
                 pieces = [layer(one[None], **given) for one in chunk]
                 done += [_states(piece) for piece in pieces]
             else:

@@ -97,8 +97,8 @@ def _in_one_pass(
 ) -> list[float | None]:
     model = session.loaded.model
     text = model.config.get_text_config()
-    layers, crossing = int(text.num_hidden_layers), _crossing(model, request)
-    candidates = list(crossing or range(layers))
+    layers, cross_layers = int(text.num_hidden_layers), _cross_layers(model, request)
+    candidates = list(cross_layers or range(layers))
     inputs, rows = request.inputs, max(1, len(answer))
     if rows > 1:
         inputs = extended(inputs, answer[:-1])
@@ -131,7 +131,7 @@ def _in_one_pass(
     return [0.0 if one is None else found[one] for one in following]
 
 
-def _crossing(model: Any, request: Request) -> tuple[int, ...]:
+def _cross_layers(model: Any, request: Request) -> tuple[int, ...]:
     return cross_attention_layers(model) if request.layout.cross_entries is not None else ()
 
 

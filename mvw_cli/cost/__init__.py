@@ -102,11 +102,11 @@ class Shape:
 
     def kv_elements(self, text: int, vision: int) -> int:
         """Count the numbers that the cache holds for an image followed by so much text."""
-        # Cross-attention layers hold the vision beside the sequence, and then nothing else does.
-        beside = vision if any(layer.cross for layer in self.layers) else 0
-        sequence = text + vision - beside
+        # Cross-attention layers hold the vision, and then nothing else does.
+        cross_vision = vision if any(layer.cross for layer in self.layers) else 0
+        sequence = text + vision - cross_vision
         return sum(
-            layer.elements * (beside if layer.cross else layer.kept(sequence))
+            layer.elements * (cross_vision if layer.cross else layer.kept(sequence))
             for layer in self.layers
         )
 

@@ -84,8 +84,8 @@ class Case:
         whole, none = self.steps(batch, text)
         held = part if layers is None else layers
         gone = self.flops.cross_attention if self.keep_mlp else self.flops.cross
-        # Where vision lies beside the sequence, a layer without any computes nothing else.
-        fixed = 2.0 * batch * gone if self._beside and self.vision_tokens else 0.0
+        # Where cross-attention layers hold the vision, one without any computes nothing else.
+        fixed = 2.0 * batch * gone if self._cross_attention and self.vision_tokens else 0.0
         attended = whole.flops - none.flops - fixed
         return self._bound(
             round(none.weight_bytes + held * (whole.weight_bytes - none.weight_bytes)),
@@ -154,7 +154,7 @@ class Case:
                 return 0.0
             return self.steps(batch, text + step)[withdrawn].flops / self.device.flops_per_s
 
-        before = text + (0 if self._beside or withdrawn else self.vision_tokens)
+        before = text + (0 if self._cross_attention or withdrawn else self.vision_tokens)
         windows = {layer.window for layer in self.shape.layers if layer.window is not None}
         # Where a window is full, what it adds with each step changes to nothing.
         bends = sorted({size - before - off for size in windows for off in (1, 0)})
@@ -180,10 +180,10 @@ class Case:
         if self.device is None:
             return None
         fewest = self.vision_tokens if read is None else min(read, default=0)
-        sequence = self.question_tokens + (0 if self._beside else fewest)
+        sequence = self.question_tokens + (0 if self._cross_attention else fewest)
         weights = self.shape.weights
         passed = weights.read(sequence) + (weights.vision if self.vision_tokens else 0)
-        if read is not None and self._beside:
+        if read is not None and self._cross_attention:
             skipped = weights.cross_attention if self.keep_mlp else weights.cross
             passed -= skipped * sum(not states for states in read) / len(read)
         part = passed / weights.total  # what is read is taken to be as much quantised as the rest
@@ -191,8 +191,8 @@ class Case:
         return max(moving, self.prefill_flops(read) / self.device.flops_per_s)
 
     @property
-    def _beside(self) -> bool:
-        """Whether vision lies beside the sequence."""
+    def _cross_attention(self) -> bool:
+        """Whether cross-attention layers hold the vision."""
         return any(layer.cross for layer in self.shape.layers)
 
 

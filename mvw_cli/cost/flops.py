@@ -97,12 +97,12 @@ class Flops:
         """
         if read is not None and vision:
             return self._prefill_by_layer(text, vision, read, keep_mlp)
-        beside = self._beside(vision)
-        sequence = text + vision - beside
+        cross_vision = self._cross_vision(vision)
+        sequence = text + vision - cross_vision
         looked = self.tower.flops(vision) if self.tower is not None else 0.0
-        states = self.tower.made(beside) if self.tower is not None else beside
+        states = self.tower.made(cross_vision) if self.tower is not None else cross_vision
         linear = self.token * sequence + self.head + self.cross_states * states
-        if beside:
+        if cross_vision:
             linear += self.cross * sequence
         pairs = sum(_pairs(layer, sequence, states) for layer in self.shape.layers)
         return looked + 2.0 * linear + float(self.heads.pair * pairs)
@@ -113,7 +113,7 @@ class Flops:
         layers = self.shape.layers
         looked = self.tower.flops(vision) if self.tower is not None else 0.0
         linear, pairs = float(self.head), 0
-        if self._beside(vision):
+        if self._cross_vision(vision):
             made = self.tower.made(vision) if self.tower is not None else vision
             linear += self.token * text
             pairs += sum(_pairs(layer, text, 0) for layer in layers if not layer.cross)
@@ -147,15 +147,16 @@ class Flops:
             keep_mlp: whether cross-attention layers without vision keep their gated MLP.
             latent: how MLA is computed.
         """
-        beside = self._beside(vision)
+        cross_vision = self._cross_vision(vision)
         linear = self.token + self.head
-        if beside:
+        if cross_vision:
             linear += self.cross
         elif keep_mlp:
             linear += self.cross - self.cross_attention
-        sequence = text + vision - beside
+        sequence = text + vision - cross_vision
         seen = sum(
-            beside if layer.cross else layer.kept(sequence - 1) + 1 for layer in self.shape.layers
+            cross_vision if layer.cross else layer.kept(sequence - 1) + 1
+            for layer in self.shape.layers
         )
         if latent == "compressed":
             attention = self.heads.folded * seen
@@ -168,8 +169,8 @@ class Flops:
         """Count the numbers that MLA's latents of one sequence expand to; 0 for other models."""
         return self.heads.expanded * len(self.shape.layers) * (text + vision)
 
-    def _beside(self, vision: int) -> int:
-        """Say how many vision states lie beside the sequence."""
+    def _cross_vision(self, vision: int) -> int:
+        """Say how many vision states cross-attention layers hold."""
         return vision if any(layer.cross for layer in self.shape.layers) else 0
 
 

@@ -17,8 +17,7 @@ from transformers.cache_utils import Cache
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import ran_out
-from mvw_cli.engine.parked import Parked
-from mvw_cli.engine.rows import ROW_CHUNK, Memo
+from mvw_cli.engine.rows import ROW_CHUNK, Memo, Offloaded
 from mvw_cli.engine.slot_layer import SlotLayer
 
 
@@ -42,14 +41,14 @@ class SlotCache(Cache):  # type: ignore[misc]
                 for number, window in enumerate(windows)
             ]
         )
-        self._blind: list[int] = []
-        self._seeing: list[int] = []
+        self._withdrawn: list[int] = []
+        self._with_vision: list[int] = []
         self._before: list[tuple[list[int], list[int]]] = []
 
     @property
     def order(self) -> list[int]:
         """The slots in use, in the order of the rows of a batch."""
-        return [*self._blind, *self._seeing]
+        return [*self._withdrawn, *self._with_vision]
 
     def load(
         self,
@@ -85,9 +84,9 @@ class SlotCache(Cache):  # type: ignore[misc]
                 layer.unload(vision)
             self.trim()
             raise
-        used = {*self._blind, *self._seeing}
+        used = {*self._withdrawn, *self._with_vision}
         slot = next(number for number in count() if number not in used)
-        (self._seeing if vision else self._blind).append(slot)
+        (self._with_vision if vision else self._withdrawn).append(slot)
         return slot
 
     def release(self, slot: int) -> None:
@@ -95,7 +94,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         row, vision = self._find(slot)
         for layer in self.layers:
             layer.remove(row, vision)
-        _fill(self._seeing if vision else self._blind, row)
+        _fill(self._with_vision if vision else self._withdrawn, row)
         self.trim()
 
     def withdraw(self, slot: int, indices: Sequence[Tensor], *, complete: bool = True) -> int:
@@ -110,7 +109,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         row, vision = self._find(slot)
         pairs = list(zip(self.layers, indices, strict=True))
         if not vision or not complete:
-            gone: int = sum(layer.thin_out(row, one, vision) for layer, one in pairs)
+            gone: int = sum(layer.prune(row, one, vision) for layer, one in pairs)
             self.trim()
             return gone
         gone, done = 0, []
@@ -125,18 +124,18 @@ class SlotCache(Cache):  # type: ignore[misc]
             raise
         for layer in self.layers:
             layer.remove(row, vision=True)
-        _fill(self._seeing, row)
-        self._blind.append(slot)
+        _fill(self._with_vision, row)
+        self._withdrawn.append(slot)
         self.trim()
         return gone
 
-    def copied(self, slot: int, indices: Sequence[Tensor]) -> list[Parked]:
+    def copied(self, slot: int, indices: Sequence[Tensor]) -> list[Offloaded]:
         """Copy entries of a slot to the host; arguments as in `withdraw`."""
         row, vision = self._find(slot)
         pairs = zip(self.layers, indices, strict=True)
         return [layer.copied(row, one, vision) for layer, one in pairs]
 
-    def bring_back(self, slot: int, back: Sequence[Parked]) -> int:
+    def restore(self, slot: int, back: Sequence[Offloaded]) -> int:
         """Put entries that `copied` has copied back into a slot, which sees from here on.
 
         Returns their number, summed over the layers. If memory runs out, nothing has changed.
@@ -146,7 +145,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         came = 0
         try:
             for layer, one in zip(self.layers, back, strict=True):
-                came += layer.bring_back(row, one, vision)
+                came += layer.restore(row, one, vision)
                 done.append(layer)
         except BaseException:
             for layer in done:
@@ -155,8 +154,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             raise
         for layer in self.layers:
             layer.remove(row, vision)
-        self._seeing.append(slot)
-        _fill(self._seeing if vision else self._blind, row)
+        self._with_vision.append(slot)
+        _fill(self._with_vision if vision else self._withdrawn, row)
         self.trim()
         return came
 
@@ -176,7 +175,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def undo_step(self) -> None:
         """Forget what a step that failed has appended."""
         for layer, lengths in zip(self.layers, self._before, strict=True):
-            layer.take_back(lengths)
+            layer.rollback(lengths)
 
     def trim(self, exactly: bool = False) -> None:
         """Give back room that no slot needs, layer by layer, with new storages.
@@ -222,8 +221,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             text: the longest that a sequence with vision would be without it. Where given, the
                 answer is the most that the storages take while one after the other is withdrawn.
         """
-        seeing = len(self._seeing) + (vision and prompt > 0)
-        counts = [0] if text is None else _turning_points(seeing)
+        with_vision = len(self._with_vision) + (vision and prompt > 0)
+        counts = [0] if text is None else _turning_points(with_vision)
         rooms: list[list[int]] = [
             layer.room_bytes(prompt, cross, vision, ahead, counts, text or 0)
             for layer in self.layers
@@ -242,17 +241,17 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def _find(self, slot: int) -> tuple[int, bool]:
         """Say in which row a slot lies, and whether among those with vision."""
-        if slot in self._seeing:
-            return self._seeing.index(slot), True
-        return self._blind.index(slot), False
+        if slot in self._with_vision:
+            return self._with_vision.index(slot), True
+        return self._withdrawn.index(slot), False
 
 
-def _turning_points(seeing: int) -> list[int]:
+def _turning_points(with_vision: int) -> list[int]:
     """Say after how many withdrawals the room may be largest: it goes up and down evenly between.
 
     Storages hold rows in steps of `ROW_CHUNK`, and trim them in such steps.
     """
-    counts = range(seeing + 1)
+    counts = range(with_vision + 1)
     edge = 2 * ROW_CHUNK + 1
     return [*counts] if len(counts) <= 2 * edge else [*counts[:edge], *counts[-edge:]]
 

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.sequence import Running
+from mvw_cli.engine.sequence import SequenceState
 from mvw_cli.engine.types import Restored, Withdrawn
 from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import Withdraw
 
 
-def withdraw(cache: SlotCache, sequence: Running, decision: Withdraw) -> Withdrawn:
+def withdraw(cache: SlotCache, sequence: SequenceState, decision: Withdraw) -> Withdrawn:
     """Take vision tokens out of a sequence's slot."""
     slot = sequence.slot
     start = perf_counter()
     before = cache.slot_bytes(slot)
     leaving = sequence.leaving(decision)
     gone = _by_cache_layer(cache, sequence.vision, leaving)
-    if decision.park:
+    if decision.offload:
         copies = cache.copied(slot, gone)
-        held = sequence.parked
-        sequence.parked = (
+        held = sequence.offloaded
+        sequence.offloaded = (
             copies
             if held is None
             else [old.with_more(new) for old, new in zip(held, copies, strict=True)]
@@ -51,19 +51,19 @@ def withdraw(cache: SlotCache, sequence: Running, decision: Withdraw) -> Withdra
         kv_bytes_after=cache.slot_bytes(slot),
         duration_s=at - start,
         complete=not stays,
-        parked_bytes=sequence.parked_bytes,
+        offloaded_bytes=sequence.offloaded_bytes,
     )
 
 
-def restore(cache: SlotCache, sequence: Running) -> Restored:
-    """Bring what a sequence has parked back into its slot."""
-    slot, back = sequence.slot, sequence.parked
+def restore(cache: SlotCache, sequence: SequenceState) -> Restored:
+    """Bring what a sequence has offloaded back into its slot."""
+    slot, back = sequence.slot, sequence.offloaded
     assert back is not None
     start = perf_counter()
     before = cache.slot_bytes(slot)
-    entries = cache.bring_back(slot, back)
+    entries = cache.restore(slot, back)
     sequence.regain(back)
-    sequence.parked = None
+    sequence.offloaded = None
     _synchronise(sequence.position.device)
     at = perf_counter()
     return Restored(

@@ -49,7 +49,7 @@ class Withdrawal:
 
 
 @dataclass(frozen=True, slots=True)
-class VisionUse:
+class VisionStats:
     """What there was to see, over the whole output."""
 
     entries_prefill: int
@@ -61,7 +61,7 @@ class VisionUse:
     """How often vision was taken, all of it or a part."""
     restores: int
     """How often it came back."""
-    parked_bytes_most: int
+    offloaded_bytes_peak: int
     """Largest size of the copies in host memory."""
 
 
@@ -76,7 +76,7 @@ class Completion:
     vision_tokens: int
     generated_tokens: int
     withdrawal: Withdrawal | None
-    vision: VisionUse
+    vision: VisionStats
     timings: Timings
     kv_bytes_prefill: int
     kv_bytes_end: int
@@ -116,12 +116,12 @@ def summarise(events: Iterable[Event]) -> Completion:
         vision_tokens=prefilled.vision_tokens,
         generated_tokens=len(finished.token_ids),
         withdrawal=None if withdrawn is None else _withdrawal(withdrawn),
-        vision=VisionUse(
+        vision=VisionStats(
             entries_prefill=sum(prefilled.vision_by_layer),
             attended_per_token=sum(token.vision_attended for token in tokens) / len(tokens),
             withdrawals=len(taken),
             restores=len(changes) - len(taken),
-            parked_bytes_most=max((event.parked_bytes for event in taken), default=0),
+            offloaded_bytes_peak=max((event.offloaded_bytes for event in taken), default=0),
         ),
         timings=_timings(
             admitted.at,

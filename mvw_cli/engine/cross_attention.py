@@ -23,9 +23,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.looking import Look
-from mvw_cli.engine.parked import Parked, parked
 from mvw_cli.engine.prefill_weights import note_added
-from mvw_cli.engine.rows import Entries, Memo, Part, Rows
+from mvw_cli.engine.rows import Entries, Memo, Offloaded, Part, Rows, offload
 
 CrossAttention = Literal["skip", "mlp"]
 
@@ -33,7 +32,7 @@ CrossAttention = Literal["skip", "mlp"]
 class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
     """One cross-attention layer: only the slots that see hold anything here.
 
-    transformers reads `keys` and `values`,  # (seeing, H, longest, D), and skips the layer where
+    transformers reads `keys` and `values`,  # (rows, H, longest, D), and skips the layer where
     `keys` has no element.
     """
 
@@ -47,7 +46,7 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized: bool = False
         self.keep_mlp = keep_mlp
         """Whether the gated MLP of a withdrawn slot still runs."""
-        self.seeing = Rows(None, memo)
+        self.with_vision = Rows(None, memo)
         self._saw: list[bool] = []
         """Whether the slots without vision have ever held some; without it, a layer is always
         skipped."""
@@ -66,10 +65,10 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         raise NotExact("it reads an image in a decode step")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seeing.longest, 0
+        return self.with_vision.longest, 0
 
     def get_seq_length(self) -> int:
-        return self.seeing.longest
+        return self.with_vision.longest
 
     def get_max_length(self) -> int:
         return -1
@@ -78,9 +77,9 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def parts(self, key: Tensor, value: Tensor) -> list[Part]:
         """Say which rows of the batch attend to anything: those that see."""
-        if not self.seeing.longest:
+        if not self.with_vision.longest:
             return []
-        return [Part(len(self._saw), key, value, self.seeing)]
+        return [Part(len(self._saw), key, value, self.with_vision)]
 
     def skipped(self) -> Tensor | None:
         """Say for which slots the whole layer must have no effect, or None for none.
@@ -88,7 +87,7 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         # (n,) bool
         """
         without = [not (self.keep_mlp and saw) for saw in self._saw]
-        without += [not (self.keep_mlp or length) for length in self.seeing.lengths]
+        without += [not (self.keep_mlp or length) for length in self.with_vision.lengths]
         return torch.tensor(without, device=self.keys.device) if any(without) else None
 
     # -- what the cache calls ---------------------------------------------------------------
@@ -130,7 +129,7 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
             self._measure(source)
             length = len(kept)
             keys, values = source.keys[0][:, kept], source.values[0][:, kept]  # (H, K, D)
-            self.seeing.load(keys, values, Entries(torch.arange(length), length, length))
+            self.with_vision.load(keys, values, Entries(torch.arange(length), length, length))
             self.is_initialized = True
         self._show()
 
@@ -154,11 +153,11 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         if not vision:
             self._saw.append(True)
         elif not states:
-            self.seeing.load_nothing()
+            self.with_vision.load_nothing()
         else:
             kept = kept.to(source.keys.device)
             keys, values = source.keys[0][:, kept], source.values[0][:, kept]
-            self.seeing.load(keys, values, Entries(held, 0, length))
+            self.with_vision.load(keys, values, Entries(held, 0, length))
         self._show()
 
     def _measure(self, source: CacheLayerMixin) -> None:
@@ -168,72 +167,72 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def unload(self, vision: bool) -> None:
         """Take the row back that was loaded last."""
-        self.remove(len(self.seeing if vision else self._saw) - 1, vision)
+        self.remove(len(self.with_vision if vision else self._saw) - 1, vision)
 
     def keep_without(self, row: int, indices: Tensor) -> int:
-        """Append what is left of a seeing row, nothing, to the rows without vision.
+        """Append what is left of a with-vision row, nothing, to the rows without vision.
 
         indices: not looked at. Returns the number of vision states that go.
         """
         self._saw.append(True)
         self._show()
-        return self.seeing.entries[row].length
+        return self.with_vision.entries[row].length
 
-    def thin_out(self, row: int, indices: Tensor, vision: bool) -> int:
+    def prune(self, row: int, indices: Tensor, vision: bool) -> int:
         """Take vision tokens out of a row, in place; without vision there are none.
 
         indices: # (N,) bool, True where the token goes
         """
         if not vision:
             return 0
-        entry = self.seeing.entries[row]
+        entry = self.with_vision.entries[row]
         staying = (~indices[entry.kept]).nonzero()[:, 0]
         if len(staying) == entry.length:
             return 0
-        gone = self.seeing.thin_out(row, staying)
+        gone = self.with_vision.prune(row, staying)
         self._show()
         return gone
 
-    def copied(self, row: int, indices: Tensor, vision: bool) -> Parked:
-        """Copy vision tokens of a row to the host.  indices: as in `thin_out`."""
-        if not vision or not self.seeing.entries[row].length:
-            return self._no_parked()
-        keys, values, entry = self.seeing.row(row)
-        return parked(keys, values, entry, indices[entry.kept].nonzero()[:, 0])
+    def copied(self, row: int, indices: Tensor, vision: bool) -> Offloaded:
+        """Copy vision tokens of a row to the host.  indices: as in `prune`."""
+        if not vision or not self.with_vision.entries[row].length:
+            return self._no_offloaded()
+        keys, values, entry = self.with_vision.row(row)
+        return offload(keys, values, entry, indices[entry.kept].nonzero()[:, 0])
 
-    def bring_back(self, row: int, back: Parked, vision: bool) -> int:
-        """Append a copy of a row to the seeing rows, with vision tokens that were parked."""
-        held = vision and self.seeing.entries[row].length > 0
+    def restore(self, row: int, back: Offloaded, vision: bool) -> int:
+        """Append a copy of a row, with its offloaded vision tokens, to the with-vision rows."""
+        held = vision and self.with_vision.entries[row].length > 0
         if not held and not len(back.indices):
-            self.seeing.load_nothing()
+            self.with_vision.load_nothing()
             return 0
         device = self.keys.device
         keys, values, indices = back.keys.to(device), back.values.to(device), back.indices
         if held:
-            old_keys, old_values, entry = self.seeing.row(row)
+            old_keys, old_values, entry = self.with_vision.row(row)
             keys = torch.cat([old_keys, keys], dim=1)
             values = torch.cat([old_values, values], dim=1)
             indices = torch.cat([entry.kept, back.indices])
-        self.seeing.load(keys, values, Entries(indices, 0, len(indices)))
+        self.with_vision.load(keys, values, Entries(indices, 0, len(indices)))
         self.is_initialized = True
         self._show()
         return len(back.indices)
 
     def indices(self, row: int, vision: bool) -> Tensor:
         """Which vision tokens a row holds: # (K,) long."""
-        return self.seeing.entries[row].kept if vision else torch.zeros(0, dtype=torch.long)
+        return self.with_vision.entries[row].kept if vision else torch.zeros(0, dtype=torch.long)
 
-    def _no_parked(self) -> Parked:
+    def _no_offloaded(self) -> Offloaded:
         nothing = torch.zeros(0, dtype=torch.long)
         if self._nothing is None:
-            return Parked(torch.zeros(0, 0, 0), torch.zeros(0, 0, 0), nothing)
+            return Offloaded(torch.zeros(0, 0, 0), torch.zeros(0, 0, 0), nothing)
         keys, values = (one.new_zeros(one.shape[1], 0, one.shape[3]) for one in self._nothing)
-        return Parked(keys.cpu(), values.cpu(), nothing)
+        return Offloaded(keys.cpu(), values.cpu(), nothing)
 
     def remove(self, row: int, vision: bool) -> None:
         """Take a row out; the last of its kind fills the hole."""
         if vision:
-            self.seeing.remove(row)
+            self.with_vision.remove(row)
         else:
             self._saw[row] = self._saw[-1]
             self._saw.pop()
@@ -244,41 +243,42 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def trim(self, exactly: bool) -> None:
         """Give back room that no slot needs."""
-        self.seeing.trim(exactly)
+        self.with_vision.trim(exactly)
         self._show()
 
     def lengths(self) -> tuple[list[int], list[int]]:
-        return [], self.seeing.lengths
+        return [], self.with_vision.lengths
 
-    def take_back(self, lengths: tuple[list[int], list[int]]) -> None:
+    def rollback(self, lengths: tuple[list[int], list[int]]) -> None:
         """Do nothing: a step adds no entry."""
 
     def row_bytes(self, row: int, vision: bool) -> int:
         """Bytes of the vision states that a row uses."""
-        return self.seeing.entries[row].length * self._entry_bytes if vision else 0
+        return self.with_vision.entries[row].length * self._entry_bytes if vision else 0
 
     def room_bytes(
         self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
     ) -> list[int]:
         """Bytes that the storages would take; arguments as in `SlotLayer.room_bytes`."""
-        rows, longest = len(self.seeing), self.seeing.longest
+        rows, longest = len(self.with_vision), self.with_vision.longest
         if prompt and vision:
             rows, longest = rows + 1, max(longest, cross)
         return [
-            self.seeing.room_for(rows, longest + 1, gone=max(0, withdrawn - 1)) * self._entry_bytes
-            for withdrawn in counts
+            self.with_vision.room_for(rows, longest + 1, gone=max(0, more - 1))
+            * self._entry_bytes
+            for more in counts
         ]
 
     def allocated_bytes(self) -> int:
-        return self.seeing.allocated_bytes()
+        return self.with_vision.allocated_bytes()
 
     def _show(self) -> None:
         """Let transformers see what is held."""
-        if self.seeing.longest:
-            self.keys, self.values = self.seeing.seen()
+        if self.with_vision.longest:
+            self.keys, self.values = self.with_vision.seen()
         elif self._nothing is not None:
             # One empty state keeps transformers from skipping a layer whose MLP has to run.
-            states = 1 if self.keep_mlp and (any(self._saw) or len(self.seeing)) else 0
+            states = 1 if self.keep_mlp and (any(self._saw) or len(self.with_vision)) else 0
             self.keys, self.values = (
                 one.new_zeros(states, one.shape[1], states, one.shape[3]) for one in self._nothing
             )

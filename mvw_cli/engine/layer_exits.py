@@ -52,7 +52,7 @@ class Selection:
         self._layers = layers
         self._weights = weights
         places = torch.arange(vision.prompt)
-        if vision.beside:
+        if vision.cross_attention:
             self._text, self._image_end = places, 0
         else:
             self._text = places[vision.numbers < 0]
@@ -108,7 +108,9 @@ class Selection:
             if id(present) not in known:
                 tokens = present.nonzero()[:, 0]
                 gone = self.vision.entries(~present)
-                known[id(present)] = tokens if self.vision.beside else (~gone).nonzero()[:, 0]
+                known[id(present)] = (
+                    tokens if self.vision.cross_attention else (~gone).nonzero()[:, 0]
+                )
             found[layer] = known[id(present)]
         return found
 
@@ -137,7 +139,7 @@ def selecting(
         raise NotExact("its decoder has no list of layers")
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
-            if selection.vision.beside:
+            if selection.vision.cross_attention:
                 if number in cross_layers:
                     stack.enter_context(_crossing(layer, number, selection, keep_mlp))
                 else:

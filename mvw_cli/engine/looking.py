@@ -95,7 +95,7 @@ class Looker:
         """Mean over layers: the weights' sum, or beside the sequence what the layers add."""
         if not layers:
             return 0.0
-        if self.vision.beside:
+        if self.vision.cross_attention:
             return sum(float(self.added.get(layer, 0.0)) for layer in layers) / len(layers)
         sums = [float(self.found[layer].sum()) for layer in layers if layer in self.found]
         return sum(sums) / len(layers)

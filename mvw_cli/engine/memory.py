@@ -1,4 +1,4 @@
-"""Running out of memory: how it is told from other errors, and what can be given back first.
+"""SequenceState out of memory: how it is told from other errors, and what can be given back first.
 
 It does not decide what to do without.
 """

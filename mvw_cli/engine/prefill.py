@@ -88,7 +88,7 @@ def present_in(
     for layer in layers:
         held = indices[layer]
         if id(held) not in known:
-            numbers = held if vision.beside else vision.of(held)
+            numbers = held if vision.cross_attention else vision.of(held)
             present = torch.zeros(vision.tokens, dtype=torch.bool)
             present[numbers[numbers >= 0]] = True
             known[id(held)] = present
@@ -99,7 +99,7 @@ def _holding(vision: Vision, depth: int, cross_layers: Sequence[int]) -> tuple[i
     """List the layers that hold vision without any withdrawal."""
     if not vision.tokens:
         return ()
-    if vision.beside:
+    if vision.cross_attention:
         return tuple(cross_layers)
     return tuple(one for one in range(depth) if one not in cross_layers)
 

@@ -64,7 +64,7 @@ class PrefillWeights:
         present = self.present
         if present is None:
             present = torch.ones(vision.tokens, dtype=torch.bool)
-        if vision.beside:
+        if vision.cross_attention:
             numbers = present.nonzero()[:, 0]
             columns = (vision.places - (~present).cumsum(0))[numbers]  # the layer's states close up
         else:

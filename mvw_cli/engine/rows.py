@@ -156,7 +156,7 @@ class Rows:
             self._describe(row)
         self.entries.pop()
 
-    def thin_out(self, row: int, places: Tensor) -> int:
+    def prune(self, row: int, places: Tensor) -> int:
         """Keep only the given places of a row, in order, moved together; return how many went.
 
         places: # (K,) long, on the host
@@ -194,7 +194,7 @@ class Rows:
         for entry in self.entries:
             entry.length += 1
 
-    def take_back(self, lengths: list[int]) -> None:
+    def rollback(self, lengths: list[int]) -> None:
         """Go back to shorter rows, as after a step that failed half way."""
         for entry, length in zip(self.entries, lengths, strict=True):
             entry.length = length
@@ -304,6 +304,50 @@ class Rows:
     def _describe(self, row: int) -> None:
         if self._index is not None:
             self._index[row] = self.entries[row].indices(self.capacity).to(self._index.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offloaded:
+    """Entries of one row at one layer, copied to host memory so that they can be restored."""
+
+    keys: Tensor
+    """# (H, K, D), on the host"""
+    values: Tensor
+    indices: Tensor
+    """Index in the sequence of each.  # (K,) long, on the host"""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of keys and values."""
+        return int(self.keys.nbytes + self.values.nbytes)
+
+    def with_more(self, other: Offloaded) -> Offloaded:
+        """Add entries that were offloaded later."""
+        if not len(self.indices) or not len(other.indices):
+            return self if len(self.indices) else other
+        return Offloaded(
+            torch.cat([self.keys, other.keys], dim=1),
+            torch.cat([self.values, other.values], dim=1),
+            torch.cat([self.indices, other.indices]),
+        )
+
+
+def offload(keys: Tensor, values: Tensor, entry: Entries, places: Tensor) -> Offloaded:
+    """Copy some places of a row to the host.
+
+    keys, values: # (H, T, D); places: # (K,) long, on the host
+    """
+    indices = entry.indices(entry.length)[places]
+    return Offloaded(_on_host(keys, places), _on_host(values, places), indices)
+
+
+def _on_host(states: Tensor, places: Tensor) -> Tensor:
+    taken = states[:, places.to(states.device)]
+    # Pinned where there is a CUDA device, so that it comes back by a direct transfer.
+    if states.device.type != "cuda":
+        return taken.to("cpu")
+    host = torch.empty(taken.shape, dtype=taken.dtype, pin_memory=True)
+    return host.copy_(taken)
 
 
 def _room(length: int) -> int:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mvw_cli.engine.detokenize import Detokenizer
 from mvw_cli.engine.looking import Looker
-from mvw_cli.engine.parked import Parked
 from mvw_cli.engine.prefill_weights import PrefillWeights
+from mvw_cli.engine.rows import Offloaded
 from mvw_cli.engine.sampling import Sampler
 from mvw_cli.engine.types import FinishReason, Request
 from mvw_cli.engine.vision import Vision
@@ -22,7 +22,7 @@ from mvw_cli.policy import Decide, Signals, StepView, Withdraw
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class SequenceState:
     """One request while it has a slot."""
 
     request: Request
@@ -42,14 +42,14 @@ class Running:
     """Those that held vision after the prefill."""
     signals: Signals = field(default_factory=Signals)
     looker: Looker | None = None
-    parked: list[Parked] | None = None
+    offloaded: list[Offloaded] | None = None
     """By layer of the cache, what waits in host memory."""
     ids: list[int] = field(default_factory=list)
 
     @property
-    def parked_bytes(self) -> int:
+    def offloaded_bytes(self) -> int:
         """Bytes that wait in host memory."""
-        return sum(one.bytes for one in self.parked or ())
+        return sum(one.bytes for one in self.offloaded or ())
 
     @property
     def gone(self) -> int:
@@ -167,11 +167,11 @@ class Running:
             layer: left[id(self.present[layer]), id(tokens)] for layer, tokens in gone.items()
         }
 
-    def regain(self, back: Sequence[Parked]) -> None:
-        """Take in that parked entries are back.  back: by layer of the cache"""
+    def regain(self, back: Sequence[Offloaded]) -> None:
+        """Take in that offloaded entries are back.  back: by layer of the cache"""
         for layer, present in self.present.items():
             indices = back[layer].indices
-            numbers = indices if self.vision.beside else self.vision.of(indices)
+            numbers = indices if self.vision.cross_attention else self.vision.of(indices)
             found = present.clone()
             found[numbers] = True
             self.present[layer] = found

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.parked import Parked, parked
-from mvw_cli.engine.rows import Entries, Memo, Part, Rows
+from mvw_cli.engine.rows import Entries, Memo, Offloaded, Part, Rows, offload
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -29,8 +28,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Sliding-window size in tokens, or None for full attention."""
         self.is_sliding = window is not None
         self.is_initialized = False  # transformers looks at `keys` otherwise, and there are none
-        self.blind = Rows(window, memo)
-        self.seeing = Rows(window, memo)
+        self.withdrawn = Rows(window, memo)
+        self.with_vision = Rows(window, memo)
         self.unattended = False
         """Set by `update`, cleared by the attention function: it must see every update."""
         self._entry_bytes = 0
@@ -52,25 +51,25 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         key_states, value_states: # (n, H, 1, D). Returned: # (n, H, longest, D), or something that
         stands for it, where the attention function is known to get it as it is.
         """
-        blind, first = self.blind, len(self.blind)
+        withdrawn, first = self.withdrawn, len(self.withdrawn)
         if first:
-            blind.append(key_states[:first], value_states[:first])
-        if len(self.seeing):
-            self.seeing.append(key_states[first:], value_states[first:])
+            withdrawn.append(key_states[:first], value_states[:first])
+        if len(self.with_vision):
+            self.with_vision.append(key_states[first:], value_states[first:])
         self.unattended = True
-        if not first or not len(self.seeing):
-            self._handed = (blind if first else self.seeing).seen()
+        if not first or not len(self.with_vision):
+            self._handed = (withdrawn if first else self.with_vision).seen()
         elif self._handed_on:
-            self._handed = blind.seen()
+            self._handed = withdrawn.seen()
         else:
-            self._handed = joined(blind.seen(), self.seeing.seen())
+            self._handed = joined(withdrawn.seen(), self.with_vision.seen())
         return self._handed
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return max(self.blind.longest, self.seeing.longest) + query_length, 0
+        return max(self.withdrawn.longest, self.with_vision.longest) + query_length, 0
 
     def get_seq_length(self) -> int:
-        entries = (*self.blind.entries, *self.seeing.entries)
+        entries = (*self.withdrawn.entries, *self.with_vision.entries)
         return max((entry.next_index for entry in entries), default=0)
 
     def get_max_length(self) -> int:
@@ -88,21 +87,24 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             NotExact: the model, which handed on what `update` returns, no longer does.
         """
         self.unattended = False
-        blind, seeing, first = self.blind, self.seeing, len(self.blind)
+        withdrawn, with_vision, first = self.withdrawn, self.with_vision, len(self.withdrawn)
         handed, self._handed = self._handed, None
-        if not first or not len(seeing):
-            return [Part(0, key, value, blind if first else seeing)]
+        if not first or not len(with_vision):
+            return [Part(0, key, value, withdrawn if first else with_vision)]
         as_it_is = handed is not None and key is handed[0] and value is handed[1]
         if self._handed_on and not as_it_is:
             raise NotExact("it changes its way through the cache from step to step")
         if self._handed_on is None:
             self._handed_on = as_it_is
         if as_it_is:
-            return [Part(0, *blind.seen(), blind), Part(first, *seeing.seen(), seeing)]
-        ends = (blind.longest, seeing.longest)
+            return [
+                Part(0, *withdrawn.seen(), withdrawn),
+                Part(first, *with_vision.seen(), with_vision),
+            ]
+        ends = (withdrawn.longest, with_vision.longest)
         return [
-            Part(0, key[:first, :, : ends[0]], value[:first, :, : ends[0]], blind),
-            Part(first, key[first:, :, : ends[1]], value[first:, :, : ends[1]], seeing),
+            Part(0, key[:first, :, : ends[0]], value[:first, :, : ends[0]], withdrawn),
+            Part(first, key[first:, :, : ends[1]], value[first:, :, : ends[1]], with_vision),
         ]
 
     # -- what the cache calls ---------------------------------------------------------------
@@ -125,81 +127,81 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         length = keys.shape[1]  # below K where a sliding layer let go of the start
         entry = Entries(held if length == len(held) else held[-length:], prompt, length)
         self._entry_bytes = keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
-        (self.seeing if vision else self.blind).load(keys, values, entry)
+        (self.with_vision if vision else self.withdrawn).load(keys, values, entry)
 
     def unload(self, vision: bool) -> None:
         """Take the row back that was loaded last."""
-        group = self.seeing if vision else self.blind
+        group = self.with_vision if vision else self.withdrawn
         group.remove(len(group) - 1)
 
     def keep_without(self, row: int, indices: Tensor) -> int:
-        """Append a copy of a seeing row, without some sequence indices, to the blind rows.
+        """Append a copy of a with-vision row, without some sequence indices, to the withdrawn rows.
 
         indices: # (P,) bool, True where the entry goes; tokens past P stay. Returns the number of
         entries that went. If memory runs out, nothing has changed.
         """
-        keys, values, entry = self.seeing.row(row)
+        keys, values, entry = self.with_vision.row(row)
         places = _staying(entry, indices)
         on_device = places.to(keys.device)
         kept = Entries(entry.indices(entry.length)[places], entry.next_index, len(places))
-        self.blind.load(keys[:, on_device], values[:, on_device], kept)
+        self.withdrawn.load(keys[:, on_device], values[:, on_device], kept)
         return entry.length - len(places)
 
-    def thin_out(self, row: int, indices: Tensor, vision: bool) -> int:
+    def prune(self, row: int, indices: Tensor, vision: bool) -> int:
         """Take entries out of a row, in place.  indices: as in `keep_without`."""
-        group = self.seeing if vision else self.blind
-        return group.thin_out(row, _staying(group.entries[row], indices))
+        group = self.with_vision if vision else self.withdrawn
+        return group.prune(row, _staying(group.entries[row], indices))
 
-    def copied(self, row: int, indices: Tensor, vision: bool) -> Parked:
+    def copied(self, row: int, indices: Tensor, vision: bool) -> Offloaded:
         """Copy entries of a row to the host.  indices: as in `keep_without`."""
-        group = self.seeing if vision else self.blind
+        group = self.with_vision if vision else self.withdrawn
         keys, values, entry = group.row(row)
-        return parked(keys, values, entry, _leaving(entry, indices))
+        return offload(keys, values, entry, _leaving(entry, indices))
 
-    def bring_back(self, row: int, back: Parked, vision: bool) -> int:
-        """Append a copy of a row to the seeing rows, with entries that were parked.
+    def restore(self, row: int, back: Offloaded, vision: bool) -> int:
+        """Append a copy of a row to the with-vision rows, with entries that were offloaded.
 
         Returns their number. If memory runs out, nothing has changed.
         """
-        keys, values, entry = (self.seeing if vision else self.blind).row(row)
+        keys, values, entry = (self.with_vision if vision else self.withdrawn).row(row)
         keys, values = (
             torch.cat([old, new.to(old.device, non_blocking=True)], dim=1)
             for old, new in ((keys, back.keys), (values, back.values))
         )
         indices = torch.cat([entry.indices(entry.length), back.indices])
-        self.seeing.load(keys, values, Entries(indices, entry.next_index, len(indices)))
+        self.with_vision.load(keys, values, Entries(indices, entry.next_index, len(indices)))
         return len(back.indices)
 
     def indices(self, row: int, vision: bool) -> Tensor:
         """Index in the sequence of each entry that was loaded or kept: # (K,) long."""
-        return (self.seeing if vision else self.blind).entries[row].kept
+        return (self.with_vision if vision else self.withdrawn).entries[row].kept
 
     def remove(self, row: int, vision: bool) -> None:
         """Take a row out; the last of its rectangle fills the hole."""
-        (self.seeing if vision else self.blind).remove(row)
+        (self.with_vision if vision else self.withdrawn).remove(row)
 
     def reserve_step(self) -> None:
         """Make room for one more entry in every slot."""
-        self.blind.reserve_step()
-        self.seeing.reserve_step()
+        self.withdrawn.reserve_step()
+        self.with_vision.reserve_step()
 
     def trim(self, exactly: bool) -> None:
         """Give back room that no slot needs."""
-        self.blind.trim(exactly)
-        self.seeing.trim(exactly)
+        self.withdrawn.trim(exactly)
+        self.with_vision.trim(exactly)
 
     def lengths(self) -> tuple[list[int], list[int]]:
-        return self.blind.lengths, self.seeing.lengths
+        return self.withdrawn.lengths, self.with_vision.lengths
 
-    def take_back(self, lengths: tuple[list[int], list[int]]) -> None:
+    def rollback(self, lengths: tuple[list[int], list[int]]) -> None:
         """Go back to lengths that the rows had before a step that failed."""
-        self.blind.take_back(lengths[0])
-        self.seeing.take_back(lengths[1])
+        self.withdrawn.rollback(lengths[0])
+        self.with_vision.rollback(lengths[1])
         self.unattended, self._handed = False, None
 
     def row_bytes(self, row: int, vision: bool) -> int:
         """Bytes of the entries that a row uses."""
-        group = self.seeing if vision else self.blind
+        group = self.with_vision if vision else self.withdrawn
         return group.entries[row].length * self._entry_bytes
 
     def room_bytes(
@@ -211,23 +213,23 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             counts: how many have been withdrawn, the last of them just now; one answer for each.
         """
         kept = prompt if self.window is None else min(prompt, self.window - 1)
-        blind, seeing = len(self.blind), len(self.seeing)
-        ends = [self.blind.longest, self.seeing.longest]
+        withdrawn, with_vision = len(self.withdrawn), len(self.with_vision)
+        ends = [self.withdrawn.longest, self.with_vision.longest]
         if prompt:
-            blind, seeing = blind + (not vision), seeing + vision
+            withdrawn, with_vision = withdrawn + (not vision), with_vision + vision
             ends[vision] = max(ends[vision], kept)
         # One more than a step needs: a row is loaded with room for its next entry.
         joined_end = max(ends[0], min(text, ends[1])) + 1
         rooms = []
-        for withdrawn in counts:
-            end = joined_end if withdrawn else ends[0]
-            places = self.blind.room_for(blind + withdrawn, end + ahead)
-            places += self.seeing.room_for(seeing, ends[1] + ahead, gone=max(0, withdrawn - 1))
+        for more in counts:
+            end = joined_end if more else ends[0]
+            places = self.withdrawn.room_for(withdrawn + more, end + ahead)
+            places += self.with_vision.room_for(with_vision, ends[1] + ahead, gone=max(0, more - 1))
             rooms.append(places * self._entry_bytes)
         return rooms
 
     def allocated_bytes(self) -> int:
-        return self.blind.allocated_bytes() + self.seeing.allocated_bytes()
+        return self.withdrawn.allocated_bytes() + self.with_vision.allocated_bytes()
 
 
 def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from mvw_cli.engine.looking import Look
 from mvw_cli.engine.prefill import present_in, read_prompt
 from mvw_cli.engine.prepare import prepare
 from mvw_cli.engine.sampling import Sampler, choose_tokens
-from mvw_cli.engine.sequence import Running
+from mvw_cli.engine.sequence import SequenceState
 from mvw_cli.engine.types import (
     Admitted,
     Event,
@@ -62,7 +62,7 @@ class Slots:
         self._keep_mlp = cross_attention == "mlp"
         self._observe = observe
         self._cache: SlotCache | None = None
-        self._sequences: dict[int, Running] = {}
+        self._sequences: dict[int, SequenceState] = {}
         """By slot, the earliest admitted first."""
 
     # -- how things stand -------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Slots:
         """Bytes that the cache's storages would take `ahead` steps from now.
 
         Exact for what is in the slots now, if none ends or is withdrawn until then; 0 before the
-        first request has shown how wide an entry is. What is parked counts as if it were back. A
+        first request has shown how wide an entry is. What is offloaded counts as if it were back. A
         request counts in full, though its policy may take vision tokens in the prefill.
 
         Args:
@@ -98,14 +98,14 @@ class Slots:
         """
         if self._cache is None:
             return 0
-        parked = sum(one.parked_bytes for one in self._sequences.values())
+        offloaded = sum(one.offloaded_bytes for one in self._sequences.values())
         text = [one.request.text_tokens + len(one.ids) for one in self._sequences.values()]
         if request is None:
-            return parked + self._cache.room_bytes(
+            return offloaded + self._cache.room_bytes(
                 ahead=ahead, text=max(text, default=0) if withdrawing else None
             )
         layout, crossed = request.layout, request.layout.cross_entries
-        return parked + self._cache.room_bytes(
+        return offloaded + self._cache.room_bytes(
             prompt=int(request.inputs["input_ids"].shape[1]),
             cross=0 if crossed is None else int(crossed.sum()),
             vision=layout.vision_tokens > 0,
@@ -159,7 +159,7 @@ class Slots:
             held=read.held,
         )
         try:
-            sequence = self._sequences[slot] = Running(
+            sequence = self._sequences[slot] = SequenceState(
                 request=request,
                 slot=slot,
                 sampler=sampler,
@@ -238,7 +238,9 @@ class Slots:
 
     # -- the parts --------------------------------------------------------------------------
 
-    def _accept(self, sequence: Running, token: int, logits: Tensor, at: float) -> list[Event]:
+    def _accept(
+        self, sequence: SequenceState, token: int, logits: Tensor, at: float
+    ) -> list[Event]:
         """Take a chosen token in; then finish the sequence, or ask its policy."""
         request = sequence.request
         if sequence.looker is not None and sequence.looker.error is not None:
@@ -269,11 +271,11 @@ class Slots:
         for decision in decisions(sequence.decide(sequence.view(logits))):
             if isinstance(decision, Withdraw):
                 events.append(withdraw(cache, sequence, decision))
-            elif sequence.parked is not None:
+            elif sequence.offloaded is not None:
                 events.append(restore(cache, sequence))
         return events
 
-    def _finish(self, sequence: Running, reason: FinishReason) -> Finished:
+    def _finish(self, sequence: SequenceState, reason: FinishReason) -> Finished:
         cache, slot = self._cache, sequence.slot
         assert cache is not None
         event = Finished(
@@ -288,7 +290,7 @@ class Slots:
         self._release(slot)
         return event
 
-    def _fail(self, sequence: Running, error: Exception) -> Failed:
+    def _fail(self, sequence: SequenceState, error: Exception) -> Failed:
         self._release(sequence.slot)
         return Failed(sequence.request.id, perf_counter(), error)
 

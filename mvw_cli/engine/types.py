@@ -119,13 +119,13 @@ class Withdrawn:
     """Seconds the withdrawal itself took."""
     complete: bool = True
     """Whether no layer holds any vision token now."""
-    parked_bytes: int = 0
+    offloaded_bytes: int = 0
     """Bytes of the copies in host memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """Vision tokens that were parked are back in the KV cache."""
+    """Vision tokens that were offloaded are back in the KV cache."""
 
     request: str
     at: float

@@ -1,4 +1,4 @@
-"""Where the vision tokens of one request lie: their places in the prompt, or beside it.
+"""Where the vision tokens of one request lie: in the prompt, or among cross-attention states.
 
 Vision tokens are counted 0…N-1. A layer of the cache tells the sequence index of each entry that it
 holds; this module turns one into the other. It does not know which entries are held now.
@@ -24,13 +24,13 @@ class Vision:
     """N."""
     prompt: int
     """P, entries of the prompt in the sequence."""
-    beside: bool
+    cross_attention: bool
     """Whether cross-attention layers hold the vision, next to the sequence."""
     places: Tensor
     """In the prompt, or among the vision states that the model makes.  # (N,) long, on the host"""
     numbers: Tensor
-    """Which vision token an index of a layer's entries stands for; -1 for text. A layer beside the
-    sequence counts the vision tokens themselves.  # (P,) or (N,) long, on the host"""
+    """Which vision token an index of a layer's entries stands for; -1 for text. A cross-attention
+    layer counts the vision tokens themselves.  # (P,) or (N,) long, on the host"""
     images: tuple[int, ...]
     grids: tuple[tuple[int, int], ...] | None
 
@@ -44,9 +44,9 @@ class Vision:
     def entries(self, tokens: Tensor) -> Tensor:
         """Say which indices of a layer stand for some vision tokens.
 
-        tokens: # (N,) bool. Returned: # (P,) bool, or (N,) bool beside the sequence.
+        tokens: # (N,) bool. Returned: # (P,) bool, or (N,) bool with cross-attention.
         """
-        if self.beside:
+        if self.cross_attention:
             return tokens
         found = torch.zeros(self.prompt, dtype=torch.bool)
         found[self.places[tokens]] = True
@@ -57,29 +57,29 @@ def vision_of(layout: VisionLayout, prompt: int) -> Vision:
     """Number the vision tokens of a layout.
 
     Raises:
-        NotExact: the model holds vision in the sequence and beside it.
+        NotExact: the model holds vision in the sequence and by cross-attention.
     """
     entries = layout.entries.cpu()
     crossed = None if layout.cross_entries is None else layout.cross_entries.cpu()
-    beside = crossed is not None and bool(crossed.any())
-    if beside and bool(entries.any()):
-        raise NotExact("it holds vision both in the sequence and beside it")
-    held = crossed if beside and crossed is not None else entries
+    cross_attention = crossed is not None and bool(crossed.any())
+    if cross_attention and bool(entries.any()):
+        raise NotExact("it holds vision both in the sequence and by cross-attention")
+    held = crossed if cross_attention and crossed is not None else entries
     places = held.nonzero()[:, 0]
     count = len(places)
-    if beside:
+    if cross_attention:
         numbers = torch.arange(count)
     else:
         numbers = torch.full((prompt,), -1, dtype=torch.long)
         numbers[places] = torch.arange(count)
     images = layout.images
     if images is None:
-        images = (count,) if beside else _runs(places)
+        images = (count,) if cross_attention else _runs(places)
     elif sum(images) != count:
         raise NotExact(
             f"its adapter tells of {sum(images)} vision tokens by image, of {count} else"
         )
-    return Vision(count, prompt, beside, places, numbers, images, layout.grids)
+    return Vision(count, prompt, cross_attention, places, numbers, images, layout.grids)
 
 
 def _runs(places: Tensor) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ class Record:
     """One run, as it went. 2 bytes are kept for each token, watched layer and vision token."""
 
     measure: Literal["attention", "cross-attention"]
-    """`cross-attention`: the vision lies beside the sequence, where all attention goes to it. There
+    """`cross-attention`: the vision is read by layers where all attention goes to it. There
     `Step.mass` is ‖added‖ / (‖stream‖ + ‖added‖), with all that such a layer adds to the newest
     token's hidden state."""
     vision_tokens: int

@@ -41,12 +41,14 @@ class _Pass:
 
     hidden: Mapping[int, Tensor]  # (rows, N) bool
     places: Tensor  # (N,) long: columns of the vision tokens at the layers that hold them
-    across: frozenset[int]  # the cross-attention layers; empty where vision is in the sequence
+    cross_layers: frozenset[
+        int
+    ]  # the cross-attention layers; empty where vision is in the sequence
     watch: Watch | None
-    blind: dict[int, Tensor] = field(default_factory=dict)  # (rows,) bool, by cross layer
+    hidden_rows: dict[int, Tensor] = field(default_factory=dict)  # (rows,) bool, by cross layer
 
     def holds(self, layer: int) -> bool:
-        return not self.across or layer in self.across
+        return not self.cross_layers or layer in self.cross_layers
 
 
 _running: ContextVar[_Pass] = ContextVar("oracle")
@@ -70,8 +72,8 @@ def forward(
     for layer, rows in hidden.items():
         if layer not in range(text.num_hidden_layers) or tuple(rows.shape) != shape:
             raise ValueError(f"{tuple(rows.shape)} hidden at layer {layer}, not {shape} at a layer")
-    across = frozenset(getattr(text, "cross_attention_layers", None) or ())
-    run = _Pass(hidden, vision_columns(layout), across, watch)
+    cross_layers = frozenset(getattr(text, "cross_attention_layers", None) or ())
+    run = _Pass(hidden, vision_columns(layout), cross_layers, watch)
     with _masked(model, run), _blind(model, run, cross_attention):
         logits: Tensor = model(**inputs, use_cache=False).logits
     return logits[0]
@@ -89,17 +91,17 @@ def _blind(model: Any, run: _Pass, keep: CrossAttention) -> Iterator[None]:
     handles = []
 
     def pass_by(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        rows = run.blind.get(layer.layer_idx)
+        rows = run.hidden_rows.get(layer.layer_idx)
         return output if rows is None else torch.where(rows[None, :, None], args[0], output)
 
     def nothing(attention: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        rows = run.blind.get(attention.layer_idx)
+        rows = run.hidden_rows.get(attention.layer_idx)
         if rows is None:
             return output
         return output[0].masked_fill(rows[None, :, None], 0), output[1]
 
     try:
-        for number in run.across:
+        for number in run.cross_layers:
             layer = model.get_decoder().layers[number]
             if keep == "mlp":
                 handles.append(layer.cross_attn.register_forward_hook(nothing))
@@ -158,9 +160,9 @@ def _visible(run: _Pass, layer: int, query: Tensor, key: Tensor, mask: Tensor | 
     hidden, places = hidden.to(own.device), run.places.to(own.device)
     visible = own.clone()
     visible[:, places] &= ~hidden
-    if run.across:
-        run.blind[layer] = hidden.all(dim=1) | ~visible.any(dim=1)
-        visible |= run.blind[layer][:, None]  # whatever comes out of them, it is not used
+    if run.cross_layers:
+        run.hidden_rows[layer] = hidden.all(dim=1) | ~visible.any(dim=1)
+        visible |= run.hidden_rows[layer][:, None]  # whatever comes out of them, it is not used
     return visible
 
 
@@ -173,8 +175,8 @@ def _scores(
     keys = key.float().repeat_interleave(query.shape[0] // key.shape[0], dim=0)
     scores = scale * query[:, rows].float() @ keys.transpose(1, 2)
     seen = visible[rows]
-    if layer in run.blind:
-        seen = seen & ~run.blind[layer][rows, None]
+    if layer in run.hidden_rows:
+        seen = seen & ~run.hidden_rows[layer][rows, None]
     return scores.masked_fill(~seen, -torch.inf).cpu()
 
 

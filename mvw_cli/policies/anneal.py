@@ -86,7 +86,7 @@ class Anneal(WithdrawalPolicy):
         pruned = max(step - self.start, 0) // self.every * self.every
         return max(0.0, 1 - pruned / ((self.end - self.start) * (1 - self.depth * place)))
 
-    def gone_after(self) -> int | None:
+    def withdrawal_step(self) -> int | None:
         return self.end
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
@@ -136,10 +136,10 @@ class Anneal(WithdrawalPolicy):
             fewer[layer][ranks[:count]] = True
         return fewer
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         if self.by == "attention" and any(other.name == "pulse" for other in before):
             return "pulse leaves most tokens out of a step, so anneal can't rank them; give by=even"
-        return super().objection(before)
+        return super().conflict(before)
 
     def describe(self) -> str:
         return f"prunes by {self.by} from {self.start} to {self.end} tokens"

@@ -78,13 +78,13 @@ class AtLayer(WithdrawalPolicy):
             hint=f"mvw infer IMAGE QUESTION --policy {_spelled(at_half)}",
         )
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         for other in before:
             if isinstance(other, AtLayer) and other.name != self.name:
                 reason = _clash(other, self)
                 if reason is not None:
                     return reason
-        return super().objection(before)
+        return super().conflict(before)
 
 
 class KeepPart(AtLayer):

@@ -26,9 +26,9 @@ from mvw_cli.policy import (
 
 @dataclass(frozen=True)
 class LookBack(WithdrawalPolicy):
-    """Park what the policies before it withdraw; restore it when a trigger fires.
+    """Offload what the policies before it withdraw; restore it when a trigger fires.
 
-    The triggers are looked at after each token while something is parked, that of the withdrawal
+    The triggers are looked at after each token while something is offloaded, that of the withdrawal
     itself included. What comes back stays for `steps` tokens: it goes again after that many, or, if
     a trigger fires at that very token, after `steps` more. Meanwhile the policies before it
     are heard, and what they withdraw goes along with it.
@@ -84,13 +84,13 @@ class LookBack(WithdrawalPolicy):
         away: Withdraw | None = None
         back_since: int | None = None
 
-        def parking(view: StepView) -> list[Decision]:
+        def offloading(view: StepView) -> list[Decision]:
             nonlocal away, back_since
             fired = fires(view)
             said: list[Decision] = []
             for decision in decisions(decide(view)):
                 if isinstance(decision, Withdraw):
-                    decision = replace(decision, park=True)
+                    decision = replace(decision, offload=True)
                     away = decision if away is None else _both(away, decision)
                 said.append(decision)
             if away is None:
@@ -103,7 +103,7 @@ class LookBack(WithdrawalPolicy):
             back_since = view.step if fired else None
             return [] if fired else [away]
 
-        return parking
+        return offloading
 
     def _trigger(self) -> Callable[[StepView], bool]:
         """Start a request: return what says, after each of its tokens, whether a trigger fires."""
@@ -129,11 +129,11 @@ class LookBack(WithdrawalPolicy):
         # The entropy of a sure token may come out a little below 0.
         return max(view.entropy, 0.0) >= self.entropy
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         deciding = [type(other).begin is not WithdrawalPolicy.begin for other in before]
         if not any(deciding):
             return f"{self.name} needs a policy before it that withdraws while decoding, as mvw"
-        return super().objection(before)
+        return super().conflict(before)
 
     def describe(self) -> str:
         parts = [] if self.entropy is None else [f"an entropy of {self.entropy:g}"]

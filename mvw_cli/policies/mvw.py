@@ -122,7 +122,7 @@ class Mvw(WithdrawalPolicy):
             if view.text.count(tags[number]) >= tags[: number + 1].count(tags[number])
         }
 
-    def gone_after(self) -> int | None:
+    def withdrawal_step(self) -> int | None:
         return self.max if self.m is None else self.m
 
     def describe(self) -> str:

@@ -99,11 +99,11 @@ class Pulse(WithdrawalPolicy):
         nothing = ~vision.isfinite().any()
         return torch.where(nothing, present, chosen & present)
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         ranking = (other for other in before if getattr(other, "by", None) == "attention")
         if any(other.name == "anneal" for other in ranking):
             return "pulse leaves most tokens out of a step, so anneal can't rank them; give by=even"
-        return super().objection(before)
+        return super().conflict(before)
 
     def describe(self) -> str:
         low, high = 100 * self.min_ratio, 100 * self.max_ratio

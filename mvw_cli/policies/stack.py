@@ -40,7 +40,7 @@ class Stack(WithdrawalPolicy):
 
     def __post_init__(self) -> None:
         for number, policy in enumerate(self.policies):
-            reason = policy.objection(self.policies[:number])
+            reason = policy.conflict(self.policies[:number])
             if reason is not None:
                 raise ValueError(reason)
         if sum(policy.begin_attending() is not None for policy in self.policies) > 1:
@@ -92,10 +92,10 @@ class Stack(WithdrawalPolicy):
         found = [policy.attending_layer(layers) for policy in self.policies]
         return next((one for one in found if one is not None), None)
 
-    def gone_after(self) -> int | None:
+    def withdrawal_step(self) -> int | None:
         if any(policy.modifies for policy in self.policies):
             return None
-        known = [policy.gone_after() for policy in self.policies]
+        known = [policy.withdrawal_step() for policy in self.policies]
         return min((one for one in known if one is not None), default=None)
 
     def describe(self) -> str:

@@ -42,10 +42,10 @@ class Vtw(AtLayer):
 
         return torch.zeros_like(view.present)
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         if any(other.name == "dyvte" for other in before):
             return "dyvte and vtw both choose the layer at which the vision leaves"
-        return super().objection(before)
+        return super().conflict(before)
 
     def describe(self) -> str:
         return f"no vision from layer {self.layer}"

@@ -72,9 +72,9 @@ class PolicyContract:
     def test_its_objections_are_clauses(self) -> None:
         for policy in self.policies:
             for before in ((), (policy,)):
-                reason = policy.objection(before)
+                reason = policy.conflict(before)
                 assert reason is None or (reason.strip() and "\n" not in reason), (
-                    "objection() must return a clause on one line, or None"
+                    "conflict() must return a clause on one line, or None"
                 )
 
     # -- after each token -------------------------------------------------------------------
@@ -85,15 +85,15 @@ class PolicyContract:
                 for view, answer in said(policy, situation, self.layers):
                     check_decisions(answer, view)
 
-    def test_it_restores_only_what_was_parked(self) -> None:
+    def test_it_restores_only_what_was_offloaded(self) -> None:
         for policy in self.policies:
             for situation in SITUATIONS:
-                parked = False
+                offloaded = False
                 for view, answer in said(policy, situation, self.layers):
                     for one in heard(answer):
                         if isinstance(one, Restore):
-                            assert parked, f"after token {view.step} there is nothing to restore"
-                        parked = isinstance(one, Withdraw) and (parked or one.park)
+                            assert offloaded, f"after token {view.step} there is nothing to restore"
+                        offloaded = isinstance(one, Withdraw) and (offloaded or one.offload)
 
     def test_the_same_output_gets_the_same_decisions(self) -> None:
         for policy in self.policies:

@@ -41,7 +41,7 @@ class Situation:
     grids: tuple[tuple[int, int], ...] | None = None
     gone: tuple[int, ...] = ()
     """Vision tokens that another policy has taken away before the first layer."""
-    beside: bool = False
+    cross_attention: bool = False
     """Whether cross-attention layers hold the vision: every fifth, from the fourth on."""
     output: Sequence[str] = field(default=OUTPUT)
 
@@ -53,7 +53,7 @@ class Situation:
         """Which of a model's layers hold vision after the prefill."""
         if not self.tokens:
             return ()
-        return tuple(range(3, layers, 5)) if self.beside else tuple(range(layers))
+        return tuple(range(3, layers, 5)) if self.cross_attention else tuple(range(layers))
 
     def present(self) -> Tensor:
         """Vision tokens that are there when the prefill begins: # (N,) bool."""
@@ -67,7 +67,7 @@ class Situation:
 SITUATIONS = (
     Situation("one image", images=(12,), grids=((3, 4),)),
     Situation("two images, with no grid and tokens gone", images=(7, 6), gone=(0, 3, 9)),
-    Situation("two images beside the sequence", images=(5, 5), beside=True),
+    Situation("two images read by cross-attention", images=(5, 5), cross_attention=True),
     Situation("one vision token", images=(1,), grids=((1, 1),)),
     Situation("no image"),
 )
@@ -80,7 +80,7 @@ def said(
     held = situation.layers_of(layers)
     asked = policy.signals(held)
     there = {layer: situation.present() for layer in held}
-    parked: dict[int, Tensor] = {}
+    offloaded: dict[int, Tensor] = {}
     decide = saying(policy)
     for step in range(1, len(situation.output) + 1):
         weights = {
@@ -102,20 +102,20 @@ def said(
         answer = decide(view)
         yield view, answer
         for one in heard(answer):
-            _carry_out(one, there, parked)
+            _carry_out(one, there, offloaded)
 
 
-def _carry_out(one: Decision, there: dict[int, Tensor], parked: dict[int, Tensor]) -> None:
+def _carry_out(one: Decision, there: dict[int, Tensor], offloaded: dict[int, Tensor]) -> None:
     if isinstance(one, Restore):
-        there.update(parked)
-        parked.clear()
+        there.update(offloaded)
+        offloaded.clear()
         return
     for layer, present in there.items():
         if one.keep is not None and layer not in one.keep:
             continue
         left = ~present if one.keep is None else one.keep[layer]
-        if one.park:
-            parked.setdefault(layer, present)
+        if one.offload:
+            offloaded.setdefault(layer, present)
         if left.shape == present.shape:  # what is wrong is found elsewhere
             there[layer] = present & left
 
@@ -132,7 +132,7 @@ def layer_view(
     import torch
 
     generator = torch.Generator().manual_seed(layer)
-    tokens = 0 if situation.beside else situation.tokens
+    tokens = 0 if situation.cross_attention else situation.tokens
     length = _TEXT + tokens
     places = torch.arange(length)
     before = [held for held in situation.layers_of(layers) if held < layer]
@@ -165,7 +165,7 @@ def prefill(
         try:
             chosen = select(view) if select else None
         except MvwError:
-            if situation.beside:
+            if situation.cross_attention:
                 return
             raise
         yield view, chosen
@@ -181,7 +181,9 @@ def attend_views(situation: Situation, steps: int = 4) -> Iterator[AttendView]:
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         vision = 3 * torch.randn(_HEADS, situation.tokens, generator=generator)
-        text = torch.randn(_HEADS, 0 if situation.beside else _TEXT + step, generator=generator)
+        text = torch.randn(
+            _HEADS, 0 if situation.cross_attention else _TEXT + step, generator=generator
+        )
         yield AttendView(vision.masked_fill(~present, -torch.inf), text, present.clone())
 
 
@@ -206,7 +208,7 @@ def comparable(answer: object) -> object:
     for one in heard(answer):
         masks = one.keep if isinstance(one, Withdraw) else None
         lists = None if masks is None else {layer: masks[layer].tolist() for layer in masks}
-        found.append((type(one), getattr(one, "park", None), lists))
+        found.append((type(one), getattr(one, "offload", None), lists))
     return found or answer
 
 

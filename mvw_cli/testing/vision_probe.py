@@ -48,8 +48,8 @@ def vision_changes(
 
     At the first layer that holds vision: # (N,) float.
     """
-    crossing = _cross_layers(model)
-    layer = crossing[0] if crossing else 0
+    cross_layers = _cross_layers(model)
+    layer = cross_layers[0] if cross_layers else 0
     one, other = (_whole(model, inputs).layers[layer].keys[0] for inputs in (first, second))
     marked = layout.entries if layout.cross_entries is None else layout.cross_entries
     moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))  # (P,)

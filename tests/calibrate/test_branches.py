@@ -15,8 +15,8 @@ from mvw_cli.engine.exact import NotExact
 
 def starts_of(model: Any) -> list[int]:
     text = model.config.get_text_config()
-    crossing = getattr(text, "cross_attention_layers", None)
-    return list(crossing or range(text.num_hidden_layers))
+    cross_layers = getattr(text, "cross_attention_layers", None)
+    return list(cross_layers or range(text.num_hidden_layers))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)

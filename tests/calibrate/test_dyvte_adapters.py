@@ -52,7 +52,7 @@ def scenes(folder: Path) -> list[ItemSpec]:
 )
 def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Path) -> None:
     session = tiny(name, cross_attention=keep)
-    crossing = cross_attention_layers(session.loaded.model)
+    cross_layers = cross_attention_layers(session.loaded.model)
     items = scenes(tmp_path)
     store = Store(tmp_path / "work", {})
     done = label(session, items, store, cross_attention=keep)
@@ -68,7 +68,7 @@ def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Pa
         for one in table.entries
     ]
     truth = labels(table.agreement, table.loss, table.full_loss[:, None])
-    found = evaluate(said, table, truth, truth, costs, crossing=crossing)
+    found = evaluate(said, table, truth, truth, costs, cross_layers=cross_layers)
     shares = []
     for row, entry in enumerate(table.entries):
         item = next(one for one in items if Path(one.images[0]).name == entry.names[0])
@@ -77,7 +77,7 @@ def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Pa
         write_gates([planted(table, number == gate) for number in range(gates)], {}, path)
         agreement, prefilled = seen(session, item, Dyvte(str(path)))
         assert agreement == pytest.approx(float(table.agreement[row, gate]), abs=1e-6)
-        reading = crossing or tuple(range(gates + 1))
+        reading = cross_layers or tuple(range(gates + 1))
         held = [count > 0 for count in prefilled.vision_by_layer]
         assert held == [layer <= gate for layer in reading]
         shares.append(1 - sum(held) / len(held))

@@ -26,7 +26,7 @@ def family(name: str) -> Family:
 @contextmanager
 def blind_from(model: Any, exit_layer: int, vision: Tensor, keep_mlp: bool) -> Iterator[None]:
     """Hide the vision columns from every row, from a layer on, by the layers' own masks."""
-    crossing = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
+    cross_layers = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
     hooks = []
 
     def hide(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -52,12 +52,12 @@ def blind_from(model: Any, exit_layer: int, vision: Tensor, keep_mlp: bool) -> I
     for number, layer in enumerate(model.get_decoder().layers):
         if number < exit_layer:
             continue
-        if number in crossing:
+        if number in cross_layers:
             if keep_mlp:
                 hooks.append(layer.cross_attn.register_forward_hook(nothing))
             else:
                 hooks.append(layer.register_forward_hook(pass_by, with_kwargs=True))
-        elif not crossing:
+        elif not cross_layers:
             hooks.append(layer.register_forward_pre_hook(hide, with_kwargs=True))
     try:
         yield

@@ -10,7 +10,7 @@ import torch
 from sessions import tiny
 
 from mvw_cli.bench.quality.proportions import wilson
-from mvw_cli.calibrate.dyvte.cost import Prefill, blind_share, prefill
+from mvw_cli.calibrate.dyvte.cost import Prefill, prefill, withdrawn_share
 from mvw_cli.calibrate.dyvte.report import Found, Report, evaluate, verdict
 from mvw_cli.calibrate.dyvte.store import Entry, Table
 from mvw_cli.calibrate.dyvte.words import pictures, sections
@@ -79,13 +79,13 @@ def test_what_cant_be_counted_is_not_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("exit_layer", "crossing", "share"),
+    ("exit_layer", "cross_layers", "share"),
     [(None, (), 0.0), (1, (), 0.75), (3, (), 0.25), (1, (1, 3), 1.0), (2, (1, 3), 0.5)],
 )
 def test_share_of_the_layers_past_an_exit(
-    exit_layer: int | None, crossing: tuple[int, ...], share: float
+    exit_layer: int | None, cross_layers: tuple[int, ...], share: float
 ) -> None:
-    assert blind_share(exit_layer, 4, crossing) == share
+    assert withdrawn_share(exit_layer, 4, cross_layers) == share
 
 
 @pytest.mark.parametrize("name", ["hf", "llava-cot"])

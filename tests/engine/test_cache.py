@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.parked import Parked
-from mvw_cli.engine.rows import CHUNK, Rows
+from mvw_cli.engine.rows import CHUNK, Offloaded, Rows
 
 SLOTS, WINDOWS, HEADS, KEY, VALUE = 3, (None, 5), 2, 4, 3
 
@@ -24,7 +23,7 @@ class Model:
         self.slots: dict[int, list[list[int]]] = {}
         self.names: dict[int, int] = {}
         self.lengths: dict[int, int] = {}
-        self.parked: dict[int, tuple[list[Parked], list[list[int]]]] = {}
+        self.offloaded: dict[int, tuple[list[Offloaded], list[list[int]]]] = {}
         self.count = 0
 
     def load(self, prompt: int, vision: bool = True) -> None:
@@ -80,9 +79,9 @@ class Model:
             for one, held in zip(by_layer, self.slots[slot], strict=True)
         ]
 
-    def park(self, slot: int, gone: set[int], complete: bool, other: set[int]) -> None:
+    def offload(self, slot: int, gone: set[int], complete: bool, other: set[int]) -> None:
         """Copy entries to the host, then take them out."""
-        if slot not in self.slots or slot in self.parked:
+        if slot not in self.slots or slot in self.offloaded:
             return
         copies = self.cache.copied(slot, [mask_of(gone), mask_of(other)])
         lists = [
@@ -90,13 +89,13 @@ class Model:
             for one, held in zip((gone, other), self.slots[slot], strict=True)
         ]
         self.withdraw(slot, gone, complete, other)
-        self.parked[slot] = copies, lists
+        self.offloaded[slot] = copies, lists
 
-    def bring_back(self, slot: int) -> None:
-        if slot not in self.parked:
+    def restore(self, slot: int) -> None:
+        if slot not in self.offloaded:
             return
-        copies, lists = self.parked.pop(slot)
-        assert self.cache.bring_back(slot, copies) == sum(map(len, lists))
+        copies, lists = self.offloaded.pop(slot)
+        assert self.cache.restore(slot, copies) == sum(map(len, lists))
         self.slots[slot] = [held + back for held, back in zip(self.slots[slot], lists, strict=True)]
 
     def release(self, slot: int) -> None:
@@ -105,14 +104,16 @@ class Model:
         self.cache.release(slot)
         for items in (self.slots, self.names, self.lengths):
             del items[slot]  # type: ignore[attr-defined]
-        self.parked.pop(slot, None)
+        self.offloaded.pop(slot, None)
 
     def check(self) -> None:
         order = self.cache.order
         assert sorted(order) == sorted(self.slots)
         for number, layer in enumerate(self.cache.layers):
             rows = [
-                (group, row) for group in (layer.blind, layer.seeing) for row in range(len(group))
+                (group, row)
+                for group in (layer.withdrawn, layer.with_vision)
+                for row in range(len(group))
             ]
             for slot, (group, row) in zip(order, rows, strict=True):
                 held = self.slots[slot][number]
@@ -131,7 +132,7 @@ class Model:
         layer = self.cache.layers[number]
         seen: list[list[int]] = []
         held = [self.slots[slot][number] for slot in self.cache.order]
-        for group in (layer.blind, layer.seeing):
+        for group in (layer.withdrawn, layer.with_vision):
             rows = held[len(seen) : len(seen) + len(group)]
             mask = group.attendable() if rows else None
             if mask is None:
@@ -178,8 +179,8 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("step"), st.just(True)),
     st.tuples(st.just("step")),
     st.tuples(st.just("withdraw"), SLOT, INDICES, st.booleans(), INDICES),
-    st.tuples(st.just("park"), SLOT, INDICES, st.booleans(), INDICES),
-    st.tuples(st.just("bring_back"), SLOT),
+    st.tuples(st.just("offload"), SLOT, INDICES, st.booleans(), INDICES),
+    st.tuples(st.just("restore"), SLOT),
     st.tuples(st.just("release"), SLOT),
     st.tuples(st.just("trim")),
 )
@@ -201,15 +202,15 @@ def test_capacity_follows_the_need_in_chunks() -> None:
     model = Model()
     model.load(3 * CHUNK)
     full = model.cache.layers[0]
-    assert (full.seeing.capacity, full.blind.capacity) == (4 * CHUNK, 0)
+    assert (full.with_vision.capacity, full.withdrawn.capacity) == (4 * CHUNK, 0)
     before = model.cache.allocated_bytes()
     model.withdraw(0, set(range(1, 3 * CHUNK)))
-    assert (full.seeing.capacity, full.blind.capacity) == (0, CHUNK)
-    assert full.blind.keys.untyped_storage().nbytes() == HEADS * CHUNK * KEY * 4
+    assert (full.with_vision.capacity, full.withdrawn.capacity) == (0, CHUNK)
+    assert full.withdrawn.keys.untyped_storage().nbytes() == HEADS * CHUNK * KEY * 4
     assert model.cache.allocated_bytes() < before
     for _ in range(CHUNK):
         model.step()
-    assert full.blind.capacity == 2 * CHUNK
+    assert full.withdrawn.capacity == 2 * CHUNK
     model.check()
 
 

@@ -45,8 +45,8 @@ class Again(WithdrawalPolicy):
     steps: int = 8
     on: str = "wait"
 
-    def objection(self, before):
-        return super().objection(before) or (None if before else "again has nothing to bring back")
+    def conflict(self, before):
+        return super().conflict(before) or (None if before else "again has nothing to bring back")
 
     def describe(self):
         return f"back for {self.steps}"

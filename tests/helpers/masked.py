@@ -21,7 +21,7 @@ def masked_logits(
 ) -> Tensor:
     """Logits of the last rows, vision hidden from a layer on: # (tokens, V)."""
     layers = model.get_decoder().layers
-    crossing = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
+    cross_layers = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
     vision = layout.entries
 
     def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -40,9 +40,9 @@ def masked_logits(
     with ExitStack() as stack:
         for number in range(layer, len(layers)):
             one = layers[number]
-            if number in crossing:
+            if number in cross_layers:
                 hook = one.register_forward_hook(pass_by, with_kwargs=True)
-            elif not crossing:
+            elif not cross_layers:
                 hook = one.register_forward_pre_hook(hide, with_kwargs=True)
             else:
                 continue

@@ -234,15 +234,15 @@ def look_back(
         back: list[int] = []
 
         def gone(step: int, masks: Masks) -> Gone:
-            parked = asks(step, masks)
+            offloaded = asks(step, masks)
             fired = fires(served, step, masks)
             if back and (steps is None or step < back[-1] + steps):
                 return {}
-            if fired and any(bool(one.any()) for one in parked.values()):
+            if fired and any(bool(one.any()) for one in offloaded.values()):
                 back.append(step)
                 return {}
             back.clear()
-            return parked
+            return offloaded
 
         return gone
 

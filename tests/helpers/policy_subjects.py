@@ -121,7 +121,7 @@ class Served:
         return self.request.layout.vision_tokens
 
     @property
-    def beside(self) -> bool:
+    def cross_attention(self) -> bool:
         return self.request.layout.cross_entries is not None
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -158,8 +158,8 @@ class Served:
         return float(-(logs.exp() * logs).sum())
 
     def mass(self, masks: Masks, layers: Sequence[int], step: int) -> float:
-        """Attention on vision; beside the sequence, what the layers add to the stream."""
-        if not self.beside:
+        """Attention on vision; with cross-attention, what the layers add to the stream."""
+        if not self.cross_attention:
             found = self.weights(masks, layers, step)
             return sum(float(weights.sum()) for weights in found.values()) / len(layers)
         shares = {}

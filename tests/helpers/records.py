@@ -12,7 +12,7 @@ from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.store.fingerprint import Fingerprint
 from mvw_cli.batch.store.record import dumps, failure, success
-from mvw_cli.engine.completion import Completion, Timings, VisionUse, Withdrawal
+from mvw_cli.engine.completion import Completion, Timings, VisionStats, Withdrawal
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
 
@@ -51,7 +51,7 @@ def completion(text: str = "three") -> Completion:
         vision_tokens=20,
         generated_tokens=3,
         withdrawal=Withdrawal(2, 20, 80, 4000, 1500),
-        vision=VisionUse(80, 6.5, 1, 0, 0),
+        vision=VisionStats(80, 6.5, 1, 0, 0),
         timings=Timings(5.0, 7.0, 100.0, 90.0, None, 0.5),
         kv_bytes_prefill=3000,
         kv_bytes_end=1600,

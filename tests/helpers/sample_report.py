@@ -97,13 +97,13 @@ def layerwise() -> Report:
     whole = PrefillBound(2.3e13, 1.0, 0.033, 1.0)
     cut = PrefillBound(1.15e13, 0.5, 0.0165, 2.0)
 
-    def arm(one: Arm, name: str, seen: Vision, prefill: PrefillBound, parked: int = 0) -> Arm:
+    def arm(one: Arm, name: str, seen: Vision, prefill: PrefillBound, offloaded: int = 0) -> Arm:
         bound = None if one.bound is None else replace(one.bound, prefill=prefill)
         entries = PROMPT * 4 - 4 * VISION + int(seen.entries_held)
         memory = replace(
             one.memory,
             kv_bytes_prefilled=entries * KV_PER_TOKEN // 4,
-            host_parked_peak_bytes=parked,
+            host_offloaded_peak_bytes=offloaded,
         )
         return replace(one, name=name, vision=seen, bound=bound, memory=memory)
 
@@ -117,7 +117,7 @@ def layerwise() -> Report:
             "mvw:m=64+look-back",
             _vision([VISION] * 4, [VISION] * 64 + [0.0] * 100 + [VISION] * 92, 2.0, 1.0),
             whole,
-            parked=VISION * KV_PER_TOKEN,
+            offloaded=VISION * KV_PER_TOKEN,
         ),
     ]
     return replace(full, cells=[replace(full.cells[0], arms=arms)])

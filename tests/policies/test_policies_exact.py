@@ -216,7 +216,7 @@ def _exit(served: Served, gates: Sequence[tuple[Tensor, Tensor, Tensor]]) -> int
     states = model(**extended(request.inputs, []), output_hidden_states=True).hidden_states
     places = torch.arange(served.prompt)
     text = places[~request.layout.entries]
-    image_end = 0 if served.beside else int(request.layout.entries.nonzero().max()) + 1
+    image_end = 0 if served.cross_attention else int(request.layout.entries.nonzero().max()) + 1
     asked_for = text[text >= image_end]
     for layer in range(1, served.subject.layers):
         own = states[layer][0]
@@ -342,7 +342,7 @@ def test_anneal_evenly(name: str) -> None:
 @each_kernel
 @each_subject
 def test_looking_back_at_once_and_for_ever_is_no_withdrawal(name: str, kernel: str) -> None:
-    """Token for token; but it was really parked, and has really come back."""
+    """Token for token; but it was really offloaded, and has really come back."""
     policy = stacked([Mvw(m=4), LookBack(entropy=0, steps=None)])
     served = one(name, policy, attention=kernel)
     plain = one(name, NoWithdrawal(), attention=kernel)
@@ -353,7 +353,7 @@ def test_looking_back_at_once_and_for_ever_is_no_withdrawal(name: str, kernel: s
     assert (withdrawn.step, restored.step) == (4, 4)
     assert withdrawn.entries == restored.entries == entries
     freed = withdrawn.kv_bytes_before - withdrawn.kv_bytes_after
-    assert withdrawn.complete and withdrawn.parked_bytes == freed > 0
+    assert withdrawn.complete and withdrawn.offloaded_bytes == freed > 0
     assert restored.kv_bytes_before == withdrawn.kv_bytes_after
     assert restored.kv_bytes_after == withdrawn.kv_bytes_before
 

@@ -211,19 +211,21 @@ def test_each_withdrawal_frees_what_it_says(name: str) -> None:
         served = serve(chosen, [asked(chosen, policy, 2)])["2"]
         seen |= {(type(event), getattr(event, "complete", None)) for event in served.events}
         [prefilled] = served.of(Prefilled)
-        held, parked = sum(prefilled.vision_by_layer), 0
+        held, offloaded = sum(prefilled.vision_by_layer), 0
         for event in served.events:
             if isinstance(event, Withdrawn):
                 assert event.kv_bytes_before - event.kv_bytes_after == event.entries * each
                 held -= event.entries
                 assert event.complete == (held == 0)
-                parked = parked + event.entries * each if event.parked_bytes else 0
-                assert event.parked_bytes == parked
+                offloaded = offloaded + event.entries * each if event.offloaded_bytes else 0
+                assert event.offloaded_bytes == offloaded
             elif isinstance(event, Restored):
                 assert (
-                    event.kv_bytes_after - event.kv_bytes_before == event.entries * each == parked
+                    event.kv_bytes_after - event.kv_bytes_before
+                    == event.entries * each
+                    == offloaded
                 )
-                held, parked = held + event.entries, 0
+                held, offloaded = held + event.entries, 0
         assert held >= 0
     assert {(Withdrawn, True), (Withdrawn, False), (Restored, None)} <= seen
 
@@ -232,7 +234,7 @@ def storages(slots: Slots) -> int:
     """Bytes behind every tensor of the cache, each storage once."""
     found = {}
     for layer in slots._cache.layers:  # type: ignore[union-attr]
-        for group in (layer.seeing, getattr(layer, "blind", None)):
+        for group in (layer.with_vision, getattr(layer, "withdrawn", None)):
             for one in (None, None) if group is None else (group.keys, group.values):
                 if one is not None:
                     found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
@@ -277,13 +279,13 @@ def test_storages_shrink_and_grow(name: str, monkeypatch: pytest.MonkeyPatch) ->
         assert withdrawn.kv_bytes_before - slots.kv_bytes == entries * each
         assert full - storages(slots) >= (entries - 2 * chosen.layers) * each
         [running] = slots._sequences.values()
-        kept = [tensor for one in running.parked or [] for tensor in (one.keys, one.values)]
-        assert sum(tensor.nbytes for tensor in kept) == withdrawn.parked_bytes == entries * each
+        kept = [tensor for one in running.offloaded or [] for tensor in (one.keys, one.values)]
+        assert sum(tensor.nbytes for tensor in kept) == withdrawn.offloaded_bytes == entries * each
         assert all(tensor.device.type == "cpu" for tensor in kept)
         of_cache = {
             group.keys.untyped_storage().data_ptr()
             for layer in slots._cache.layers  # type: ignore[union-attr]
-            for group in (layer.seeing, getattr(layer, "blind", layer.seeing))
+            for group in (layer.with_vision, getattr(layer, "withdrawn", layer.with_vision))
             if group.keys is not None
         }
         assert not of_cache & {one.untyped_storage().data_ptr() for one in kept if one.nbytes}

@@ -1,4 +1,4 @@
-"""`look-back`: parking, the triggers, and how it goes with policies that withdraw step by step."""
+"""`look-back`: offloading, the triggers, and policies that withdraw step by step before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import Decision, Restore, Signals, Withdraw, WithdrawalPolicy
 from mvw_cli.testing import PolicyContract
 
-PARK, BACK = Withdraw(park=True), Restore()
+OFFLOAD, BACK = Withdraw(offload=True), Restore()
 
 
 class TestContract(PolicyContract):
@@ -44,47 +44,47 @@ def unsure(modifier: LookBack, entropies: Sequence[float | None], m: int = 2) ->
     return walk([Mvw(m=m), modifier], ["a "] * len(entropies), each)
 
 
-def test_without_a_trigger_it_only_parks() -> None:
-    assert unsure(LookBack(entropy=2.0), [0.5] * 6) == {2: [PARK]}
+def test_without_a_trigger_it_only_offloads() -> None:
+    assert unsure(LookBack(entropy=2.0), [0.5] * 6) == {2: [OFFLOAD]}
 
 
 def test_it_comes_back_for_so_many_tokens_and_goes_again() -> None:
     said = unsure(LookBack(entropy=2.0, steps=3), [9, 0, 0, 2.0, 0, 9, 0, 0, 0, 3, 0, 0, 0])
-    assert said == {2: [PARK], 4: [BACK], 7: [PARK], 10: [BACK], 13: [PARK]}
+    assert said == {2: [OFFLOAD], 4: [BACK], 7: [OFFLOAD], 10: [BACK], 13: [OFFLOAD]}
     said = unsure(LookBack(entropy=2.0, steps=1), [0, 0, 3, 0, 3, 0])
-    assert said == {2: [PARK], 3: [BACK], 4: [PARK], 5: [BACK], 6: [PARK]}
+    assert said == {2: [OFFLOAD], 3: [BACK], 4: [OFFLOAD], 5: [BACK], 6: [OFFLOAD]}
 
 
 def test_a_trigger_at_the_token_where_it_would_go_again_starts_the_time_anew() -> None:
     said = unsure(LookBack(entropy=2.0, steps=2), [0, 0, 3, 0, 3, 0, 0, 0])
-    assert said == {2: [PARK], 3: [BACK], 7: [PARK]}
+    assert said == {2: [OFFLOAD], 3: [BACK], 7: [OFFLOAD]}
 
 
 def test_null_is_for_good() -> None:
     said = unsure(LookBack(entropy=2.0, steps=None), [0, 0, 3, *[0] * 20])
-    assert said == {2: [PARK], 3: [BACK]}
+    assert said == {2: [OFFLOAD], 3: [BACK]}
 
 
 def test_entropy_0_and_null_fire_at_the_withdrawal_itself() -> None:
     never = LookBack(entropy=0, steps=None)
-    assert unsure(never, [0.0] * 8) == {2: [PARK, BACK]}
-    assert unsure(never, [-1e-7] * 8) == {2: [PARK, BACK]}  # rounding
+    assert unsure(never, [0.0] * 8) == {2: [OFFLOAD, BACK]}
+    assert unsure(never, [-1e-7] * 8) == {2: [OFFLOAD, BACK]}  # rounding
     each = [{"entropy": 0.0}] * 9
     annealed = walk([Anneal(end=8, by="even"), never], ["a"] * 9, each)
-    assert annealed == {8: [PARK, BACK]}
+    assert annealed == {8: [OFFLOAD, BACK]}
 
 
 def test_an_entropy_that_is_not_told_fires_nothing() -> None:
-    assert unsure(LookBack(entropy=0), [None] * 4) == {2: [PARK]}
+    assert unsure(LookBack(entropy=0), [None] * 4) == {2: [OFFLOAD]}
 
 
 def test_a_tag_fires_at_each_new_occurrence() -> None:
     texts = ["<L>", "a", "b", "<", "L", ">", "c", "d", "<L>", "e", "f"]
     said = look(LookBack(tag="<L>", steps=2), texts)
-    assert said == {2: [PARK], 6: [BACK], 8: [PARK], 9: [BACK], 11: [PARK]}
+    assert said == {2: [OFFLOAD], 6: [BACK], 8: [OFFLOAD], 9: [BACK], 11: [OFFLOAD]}
     assert look(LookBack(tag="<L>", steps=2), ["a", "<L>", "b", "c"]) == {
-        2: [PARK, BACK],
-        4: [PARK],
+        2: [OFFLOAD, BACK],
+        4: [OFFLOAD],
     }
 
 
@@ -114,11 +114,11 @@ def test_words_fire_once_when_they_have_surely_ended(texts: list[str], steps: li
 
 def test_words_are_found_however_long_the_text_is() -> None:
     texts = ["a ", "b ", *["word "] * 500, "wait", " ", "x"]
-    assert look(LookBack(words=["wait"]), texts) == {2: [PARK], 504: [BACK]}
-    assert look(LookBack(words=["word"], steps=None), texts) == {2: [PARK], 3: [BACK]}
+    assert look(LookBack(words=["wait"]), texts) == {2: [OFFLOAD], 504: [BACK]}
+    assert look(LookBack(words=["word"], steps=None), texts) == {2: [OFFLOAD], 3: [BACK]}
 
 
-def test_partial_withdrawals_are_parked_and_go_again_with_what_was_said_meanwhile() -> None:
+def test_partial_withdrawals_are_offloaded_and_go_again_with_what_was_said_meanwhile() -> None:
     pair = [Anneal(end=8, every=2, depth=0.5, by="even"), LookBack(entropy=2.0, steps=3)]
     entropies = [0, 0, 3, 0, 0, 0, 0, 0, 0, 0]
     each = [{"entropy": entropy} for entropy in entropies]
@@ -128,8 +128,8 @@ def test_partial_withdrawals_are_parked_and_go_again_with_what_was_said_meanwhil
     assert said[3] == [BACK]
     # At 4 it thinned again, unseen: what goes at 6 is all of 2, 4 and 6.
     assert kept(said[6][0]) == {0: [0, 4], 2: []}
-    assert all(isinstance(one, Withdraw) and one.park for one in (said[2][0], said[6][0]))
-    assert said[8] == [PARK]
+    assert all(isinstance(one, Withdraw) and one.offload for one in (said[2][0], said[6][0]))
+    assert said[8] == [OFFLOAD]
 
 
 def test_a_whole_withdrawal_during_a_look_back_waits_for_its_end() -> None:
@@ -139,7 +139,7 @@ def test_a_whole_withdrawal_during_a_look_back_waits_for_its_end() -> None:
     said = walk([tags, LookBack(tag="<L>", steps=3)], texts, **half)
     assert list(said) == [2, 3, 6, 7]
     assert kept(said[2][0]) == {0: [2, 3]}
-    assert (said[3], said[6], said[7]) == ([BACK], [PARK], [BACK])
+    assert (said[3], said[6], said[7]) == ([BACK], [OFFLOAD], [BACK])
     forever = walk([tags, LookBack(tag="<L>", steps=None)], texts, **half)
     assert list(forever) == [2, 3]
 

@@ -27,7 +27,7 @@ from mvw_cli import (
 
 @dataclass(frozen=True)
 class Right(Simple):
-    """Thins out at layer 0, attends to the first half, parks and restores."""
+    """Thins out at layer 0, attends to the first half, offloads and restores."""
 
     def begin_prefill(self) -> Select | None:
         def select(view: LayerView) -> Tensor | None:
@@ -42,7 +42,7 @@ class Right(Simple):
         return lambda view: view.present & (view.vision.mean(0) > 0)
 
     def begin(self) -> Decide:
-        said = {3: Withdraw(park=True), 6: Restore()}
+        said = {3: Withdraw(offload=True), 6: Restore()}
         return lambda view: said.get(view.step)
 
 
@@ -166,7 +166,7 @@ class CountsEveryStep(Right):
 
 @dataclass(frozen=True)
 class Grumbles(Right):
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str:
         return ""
 
 
@@ -175,7 +175,7 @@ SAME = "the_same_prefill_gets_the_same_choices"
 APART = "prefills_do_not_share_state"
 FEWER = "a_model_with_fewer_layers_is_refused_with_a_reason"
 DECISIONS = "its_decisions_are_decisions"
-RESTORES = "it_restores_only_what_was_parked"
+RESTORES = "it_restores_only_what_was_offloaded"
 ATTENDS = "it_attends_to_vision_tokens_that_are_there"
 
 

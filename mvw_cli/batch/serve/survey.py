@@ -86,7 +86,7 @@ def survey(
             text_tokens=question,
             vision_tokens=median,
             new_tokens=generation_settings(profile).max_new_tokens,
-            withdrawn_after=policy.gone_after(),
+            withdrawn_after=policy.withdrawal_step(),
         ),
         dtype if dtype in DTYPE_BYTES else "float32",
     )

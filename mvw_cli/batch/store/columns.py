@@ -50,7 +50,7 @@ COLUMNS: tuple[Column, ...] = (
     *_columns("int", *(field.name for field in fields(Withdrawal)), below=("withdrawal",)),
     *_columns("float", "attended_per_token", below=("vision",)),
     *_columns("int", "entries_prefill", "withdrawals", "restores", below=("vision",)),
-    *_columns("int", "parked_bytes_most", below=("vision",)),
+    *_columns("int", "offloaded_bytes_peak", below=("vision",)),
     *_columns("float", *TIMINGS, below=("timings",)),
     *_columns("int", "kv_bytes_prefill", "kv_bytes_end", below=("memory",)),
     *_columns("json", "remarks"),

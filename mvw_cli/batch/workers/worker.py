@@ -118,7 +118,7 @@ class Worker:
             text_tokens=request.text_tokens,
             vision_tokens=request.layout.vision_tokens,
             new_tokens=request.settings.max_new_tokens,
-            withdrawn_after=session.policy.gone_after(),
+            withdrawn_after=session.policy.withdrawal_step(),
         )
         dtype = str(model.dtype).removeprefix("torch.")
         try:

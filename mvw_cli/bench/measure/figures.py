@@ -31,8 +31,8 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
     """
     steps = [step for run in runs for step in run.steps]
     # What the withdrawal itself takes falls into the step that follows it, and has its own phase.
-    before = [step.seconds - step.withdrawal_s for step in steps if not step.blind]
-    after = [step.seconds - step.withdrawal_s for step in steps if step.blind]
+    before = [step.seconds - step.withdrawal_s for step in steps if not step.withdrawn]
+    after = [step.seconds - step.withdrawal_s for step in steps if step.withdrawn]
     return Arm(
         name=name,
         withdrawn_after=withdrawn_after(runs[0]),
@@ -60,9 +60,9 @@ def phases(runs: Sequence[Run]) -> Phases:
         preprocess_ms=_ms(run.preprocess_s for run in runs),
         vision_ms=_known_ms(run.vision_s for run in runs),
         prefill_ms=_ms(run.prefill_s for run in runs),
-        decode_before_ms=_known_ms(_spent(run, lambda step: not step.blind) for run in runs),
+        decode_before_ms=_known_ms(_spent(run, lambda step: not step.withdrawn) for run in runs),
         withdrawal_ms=_known_ms(run.withdrawal_s for run in runs),
-        decode_after_ms=_known_ms(_spent(run, lambda step: step.blind) for run in runs),
+        decode_after_ms=_known_ms(_spent(run, lambda step: step.withdrawn) for run in runs),
         detokenise_ms=_ms(run.detokenise_s for run in runs),
     )
 

@@ -40,16 +40,16 @@ def prefilled_bytes(events: Sequence[Event]) -> int:
     return sum(event.kv_bytes for event in events if isinstance(event, Prefilled))
 
 
-def parked_peak_bytes(events: Sequence[Event]) -> int:
+def offloaded_peak_bytes(events: Sequence[Event]) -> int:
     """Count the most that waits in host memory at one moment, all sequences together."""
-    parked: dict[str, int] = {}
+    offloaded: dict[str, int] = {}
     peak = 0
     for event in events:
         if isinstance(event, Withdrawn):
-            parked[event.request] = event.parked_bytes
+            offloaded[event.request] = event.offloaded_bytes
         elif isinstance(event, Restored | Finished):
-            parked.pop(event.request, None)
-        peak = max(peak, sum(parked.values()))
+            offloaded.pop(event.request, None)
+        peak = max(peak, sum(offloaded.values()))
     return peak
 
 
@@ -106,16 +106,16 @@ def held_layers(shape: Shape, request: Request, by_layer: Sequence[int] = ()) ->
             `Prefilled.vision_by_layer`; empty for all of them.
     """
     entries, crossed = request.layout.entries, request.layout.cross_entries
-    inside, beside = int(entries.sum()), 0 if crossed is None else int(crossed.sum())
+    inside, cross_vision = int(entries.sum()), 0 if crossed is None else int(crossed.sum())
     told = iter(by_layer)
     found = []
     for layer in shape.layers:
         if layer.cross:
-            found.append(Held(layer.elements, 0, next(told, beside), cross=True))
+            found.append(Held(layer.elements, 0, next(told, cross_vision), cross=True))
             continue
         kept = layer.kept(len(entries))
         vision = int(entries[len(entries) - kept :].sum())
-        if not beside:
+        if not cross_vision:
             vision = next(told, vision)
         # Where the window has cut, it is full: text and vision in it are as many as it holds.
         kept = layer.kept(len(entries) - inside + vision)

@@ -152,7 +152,7 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         timeline=watch.timeline(changes(run.events)),
         device_process_bytes=None if runner.gpus is None else runner.gpus.process_bytes(),
         kv_bytes_prefilled=kv_bytes.prefilled_bytes(run.events),
-        host_parked_peak_bytes=kv_bytes.parked_peak_bytes(run.events),
+        host_offloaded_peak_bytes=kv_bytes.offloaded_peak_bytes(run.events),
     )
 
 

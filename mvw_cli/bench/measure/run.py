@@ -18,7 +18,7 @@ from mvw_cli.bench.measure.energy import Nvml, Window
 from mvw_cli.bench.measure.job import ItemSpec
 from mvw_cli.bench.measure.memory import Watch
 from mvw_cli.bench.measure.phases import VisionTime, detokenise, watched_vision
-from mvw_cli.bench.quality.moments import note_blind
+from mvw_cli.bench.quality.moments import note_withdrawn
 from mvw_cli.engine.types import (
     Admitted,
     Event,
@@ -53,7 +53,7 @@ class Step:
     withdrawal_s: float
     """What these withdrawals took of it, and what brought vision back."""
     tokens: int
-    blind: bool
+    withdrawn: bool
     """Whether no sequence in it has any vision left."""
 
 
@@ -176,8 +176,8 @@ class Runner:
     ) -> tuple[list[Step], float]:
         """Decode to the end; add what happens to `events`; return the steps and the last moment."""
         last = max(event.at for event in events if isinstance(event, Prefilled))
-        blind: set[str] = set()
-        note_blind(blind, events)
+        withdrawn: set[str] = set()
+        note_withdrawn(withdrawn, events)
         # Withdrawals at the first token of the last sequence; those of the others were earlier.
         took = _withdrawal_s(event for event in events if event.at > last)
         steps: list[Step] = []
@@ -185,14 +185,14 @@ class Runner:
             watch.look(1, slots)
         while slots.active:
             self._check()
-            all_blind = blind.issuperset(slots.active)
+            all_withdrawn = withdrawn.issuperset(slots.active)
             news = slots.step()
             events += news
             at = _time(news)
             tokens = sum(isinstance(event, Token) for event in news)
-            steps.append(Step(at - last, took, tokens, all_blind))
+            steps.append(Step(at - last, took, tokens, all_withdrawn))
             last, took = at, _withdrawal_s(news)
-            note_blind(blind, news)
+            note_withdrawn(withdrawn, news)
             if watch is not None and slots.active:
                 watch.look(len(steps) + 1, slots)
         return steps, last

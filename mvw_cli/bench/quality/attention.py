@@ -79,15 +79,15 @@ def mass_of(
     if not request.layout.vision_tokens:
         raise ValueError("the request holds no vision tokens")
     model = session.loaded.model
-    crossing = cross_attention_layers(model) if request.layout.cross_entries is not None else ()
-    holding = crossing or tuple(range(model.config.get_text_config().num_hidden_layers))
+    cross_layers = cross_attention_layers(model) if request.layout.cross_entries is not None else ()
+    holding = cross_layers or tuple(range(model.config.get_text_config().num_hidden_layers))
     chosen = spread(holding) if layers is None else list(layers)
     if not chosen or not set(chosen) <= set(holding):
         raise ValueError(f"layers {chosen} are not all among those that hold vision, {holding}")
     tokens = len(request.forced) if request.forced else request.settings.max_new_tokens
     watch = Watch(chosen, tokens, request.layout.entries, model.get_decoder())
     with session.serving() as slots, ExitStack() as stack:
-        if crossing:
+        if cross_layers:
             stack.enter_context(_adding(model, chosen, watch))
         else:
             stack.enter_context(beside(model, watch.see))
@@ -103,8 +103,8 @@ def mass_of(
         layers=chosen,
         mass=_mean(by_layer),
         by_layer=by_layer,
-        vision_share_of_entries=[] if crossing else _mean(uniform),
-        measure="cross-attention" if crossing else "attention",
+        vision_share_of_entries=[] if cross_layers else _mean(uniform),
+        measure="cross-attention" if cross_layers else "attention",
     )
 
 

@@ -61,7 +61,7 @@ class Watch:
             entry, visible = None, None if mask is None else mask[0, :, -1, : key.shape[2]]
         else:
             held = cache.layers[layer]
-            rows = held.seeing if len(held.seeing) else held.blind
+            rows = held.with_vision if len(held.with_vision) else held.withdrawn
             entry, attendable = rows.entries[0], rows.attendable()
             visible = None if attendable is None else attendable[0, 0]  # (1, L)
         places = self._vision_places(layer, entry, key.device)

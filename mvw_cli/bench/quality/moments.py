@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from mvw_cli.engine.types import Event, Prefilled, Restored, Withdrawn
 
 
-def note_blind(blind: set[str], events: Iterable[Event]) -> None:
+def note_withdrawn(withdrawn: set[str], events: Iterable[Event]) -> None:
     """Keep up to date which requests have no vision left, at any layer."""
     for event in events:
         gone = _gone(event)
         if gone:
-            blind.add(event.request)
+            withdrawn.add(event.request)
         elif gone is not None:
-            blind.discard(event.request)
+            withdrawn.discard(event.request)
 
 
 def withdrawn_after(events: Iterable[Event], request: str) -> int | None:

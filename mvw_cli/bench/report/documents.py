@@ -126,7 +126,7 @@ class Memory:
     """Device memory of the process at the end, by NVML: allocator and CUDA's own needs."""
     kv_bytes_prefilled: int | None = None
     """Entries after the prefills, without what was withdrawn in them."""
-    host_parked_peak_bytes: int = 0
+    host_offloaded_peak_bytes: int = 0
     """The most that waits in host memory at one moment, to come back to the KV cache."""
 
 

@@ -175,18 +175,18 @@ def _attention(found: AttentionMass, arms: Sequence[Arm]) -> Picture:
         first,
         _next(first),
     )
-    crossing = found.measure == "cross-attention"
+    cross_attention = found.measure == "cross-attention"
     layers = f"{len(found.layers)} layer{'' if len(found.layers) == 1 else 's'}"
     says = (
         f"What {layers} of cross-attention add to the stream, as a share of its size"
-        if crossing
+        if cross_attention
         else f"The share of the attention that goes to vision tokens, mean over heads and {layers}"
     )
     return Picture(
         "attention",
-        "What vision adds to each token" if crossing else "Attention on vision tokens",
+        "What vision adds to each token" if cross_attention else "Attention on vision tokens",
         TOKENS,
-        "share added" if crossing else "share of attention",
+        "share added" if cross_attention else "share of attention",
         "%",
         f"{says}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
         [line] if found.mass else [],

@@ -19,7 +19,10 @@ _COLUMNS: list[Column] = [
     ("KV AFTER THE PREFILL", lambda arm, seen: _bytes(arm.memory.kv_bytes_prefilled)),
     ("WITHDRAWALS", lambda arm, seen: words.count(round(seen.withdrawals, 2))),
     ("LOOK-BACKS", lambda arm, seen: words.count(round(seen.look_backs, 2))),
-    ("PARKED ON THE HOST", lambda arm, seen: readable_bytes(arm.memory.host_parked_peak_bytes)),
+    (
+        "OFFLOADED TO THE HOST",
+        lambda arm, seen: readable_bytes(arm.memory.host_offloaded_peak_bytes),
+    ),
 ]
 """Left out where all arms have the same."""
 

@@ -42,7 +42,7 @@ def vision_verdicts(where: str, arm: Arm, never: Arm, room: float) -> Iterator[s
         yield _prefill(where, arm, never, room)
         yield _held(where, arm, never)
     yield _kept(where, arm, never)
-    yield _parked(where, arm)
+    yield _offloaded(where, arm)
 
 
 def _looks_less(arm: Arm, never: Arm) -> bool:
@@ -97,10 +97,10 @@ def _kept(where: str, arm: Arm, never: Arm) -> str | None:
     )
 
 
-def _parked(where: str, arm: Arm) -> str | None:
-    parked = arm.memory.host_parked_peak_bytes
-    if not parked:
+def _offloaded(where: str, arm: Arm) -> str | None:
+    offloaded = arm.memory.host_offloaded_peak_bytes
+    if not offloaded:
         return None
     looks = arm.vision.look_backs if arm.vision else 0.0
     how = f"{looks:.2f} times an answer, on average" if looks else "in no answer"
-    return f"{where} looks back {how}; up to {readable_bytes(parked)} wait for that on the host."
+    return f"{where} looks back {how}; up to {readable_bytes(offloaded)} wait for that on the host."

@@ -51,14 +51,14 @@ def prefill(flops: Flops, text: int, vision: int, *, keep_mlp: bool = False) -> 
     return Prefill(flops.prefill(text, vision) - encoder, blind, encoder)
 
 
-def blind_share(exit_layer: int | None, layers: int, crossing: tuple[int, ...]) -> float:
+def withdrawn_share(exit_layer: int | None, layers: int, cross_layers: tuple[int, ...]) -> float:
     """Say which part of the layers that read vision is past the exit.
 
     Args:
         exit_layer: the first layer without vision; None where it stays.
-        crossing: cross-attention layers, where vision lies beside the sequence.
+        cross_layers: cross-attention layers, if they read the vision.
     """
     if exit_layer is None:
         return 0.0
-    reading = crossing or tuple(range(layers))
+    reading = cross_layers or tuple(range(layers))
     return sum(layer >= exit_layer for layer in reading) / len(reading)

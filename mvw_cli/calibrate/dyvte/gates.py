@@ -44,7 +44,7 @@ def features(hidden: Tensor, text: Tensor, image_end: int) -> Tensor:
     Args:
         hidden: output of a layer.  # (P, H)
         text: places of the prompt that hold no vision token.  # (T,) long
-        image_end: place after the last vision token; 0 where vision lies beside the sequence.
+        image_end: place after the last vision token; 0 where it is read by cross-attention.
 
     Where a single text token follows the image, its state stands for the mean as well.
 

@@ -86,9 +86,11 @@ def look(
         NotExact: the model's layers can't be run this way.
     """
     layers = model.get_decoder().layers
-    crossing = cross_attention_layers(model) if layout.cross_entries is not None else ()
+    cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
     # Between two cross-attention layers there is nothing to exit from: one branch tells of all.
-    starts = [layer for layer in crossing if layer > 0] if crossing else range(1, len(layers))
+    starts = (
+        [layer for layer in cross_layers if layer > 0] if cross_layers else range(1, len(layers))
+    )
     told = [next((start for start in starts if start >= gate), None) for gate in _exits(layers)]
     longer = extended(inputs, output_ids[:-1])  # nothing is asked of what follows the last token
     more = layout.entries.new_zeros(len(output_ids) - 1)

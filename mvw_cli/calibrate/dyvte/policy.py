@@ -70,10 +70,10 @@ class Dyvte(WithdrawalPolicy):
 
         return select
 
-    def objection(self, before: Sequence[WithdrawalPolicy]) -> str | None:
+    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         if any(other.name == "vtw" for other in before):
             return "vtw and dyvte both choose the layer at which the vision leaves"
-        return super().objection(before)
+        return super().conflict(before)
 
     def describe(self) -> str:
         least = "" if self.min_layer is None else f", not before layer {self.min_layer}"

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.bench.quality.proportions import wilson
-from mvw_cli.calibrate.dyvte.cost import Prefill, blind_share
+from mvw_cli.calibrate.dyvte.cost import Prefill, withdrawn_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +128,7 @@ def evaluate(
     training_labels: Tensor,
     costs: Sequence[Prefill] | None,
     *,
-    crossing: tuple[int, ...] = (),
+    cross_layers: tuple[int, ...] = (),
 ) -> Found:
     """Compute the figures.
 
@@ -142,7 +142,7 @@ def evaluate(
     layers = gates + 1
 
     def exits(chosen: Tensor) -> Exits:
-        return _exits(chosen, held_out, labels, costs, layers, crossing)
+        return _exits(chosen, held_out, labels, costs, layers, cross_layers)
 
     found = []
     for gate in range(gates):
@@ -176,7 +176,7 @@ def _exits(
     labels: Tensor,
     costs: Sequence[Prefill] | None,
     layers: int,
-    crossing: tuple[int, ...],
+    cross_layers: tuple[int, ...],
 ) -> Exits:
     """Follow each question to its first exit."""
     histogram: dict[str, int] = {}
@@ -188,7 +188,7 @@ def _exits(
         agreement.append(1.0 if gate is None else float(table.agreement[row, gate]))
         loss.append(float(table.full_loss[row] if gate is None else table.loss[row, gate]))
         allowed.append(gate is None or bool(labels[row, gate]))
-        blind.append(blind_share(None if gate is None else gate + 1, layers, crossing))
+        blind.append(withdrawn_share(None if gate is None else gate + 1, layers, cross_layers))
     pairs = None if costs is None else list(zip(costs, blind, strict=True))
     return Exits(
         layers=dict(sorted(histogram.items(), key=_by_layer)),

@@ -40,7 +40,7 @@ class Known:
     model: dict[str, Any]
     device: str
     dtype: str
-    crossing: tuple[int, ...]
+    cross_layers: tuple[int, ...]
     """Cross-attention layers."""
     costs: dict[str, Prefill] | None
     """By question; None where they can't be counted."""
@@ -98,14 +98,16 @@ def label_all(
 
     table = store.table(done.keys)
     remarks = [f"Left out: {reason}" for reason in done.left_out[:3]]
-    costs, crossing = None, cross_attention_layers(session.loaded.model)
+    costs, cross_layers = None, cross_attention_layers(session.loaded.model)
     try:
         costs = _costs(session, table, keep_mlp=profile.cross_attention == "mlp")
     except MvwError as error:
         remarks.append(f"FLOPs can't be counted: {error.message}")
     model = session.loaded.model
     dtype = str(model.dtype).removeprefix("torch.")
-    return Known(table, facts, str(model.device), dtype, crossing, costs, done.left_out, remarks)
+    return Known(
+        table, facts, str(model.device), dtype, cross_layers, costs, done.left_out, remarks
+    )
 
 
 def trained(
@@ -179,7 +181,7 @@ def figures(
         parts.labels[rows],
         parts.labels[parts.training],
         costs,
-        crossing=known.crossing,
+        cross_layers=known.cross_layers,
     )
     return Report(
         environment=describe_environment(known.device),

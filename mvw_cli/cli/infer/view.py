@@ -76,10 +76,11 @@ def withdrawal_line(event: Withdrawn) -> str:
     gone = f"{event.entries} cache entries), {readable_bytes(freed)} of {before} freed"
     if not event.complete:
         return f"vision thinned out after token {event.step} ({gone}"
-    parked = f", {readable_bytes(event.parked_bytes)} parked" if event.parked_bytes else ""
+    size = readable_bytes(event.offloaded_bytes)
+    offloaded = f", {size} offloaded" if event.offloaded_bytes else ""
     return (
         f"vision withdrawn after token {event.step}: {event.vision_tokens} vision tokens "
-        f"({gone}{parked}"
+        f"({gone}{offloaded}"
     )
 
 

@@ -1,4 +1,4 @@
-"""From what `mvw profile` is asked for, or has measured, to the bounds beside it."""
+"""From what `mvw profile` is asked for, or has measured, to the bounds cross_attention it."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def _measured_case(begun: Begun, found: Workload) -> Case:
         vision_tokens=found.vision_tokens,
         new_tokens=found.new_tokens,
     )
-    beside = any(layer.cross for layer in case.shape.layers)
-    inside = 0 if beside else found.vision_tokens
+    cross_attention = any(layer.cross for layer in case.shape.layers)
+    inside = 0 if cross_attention else found.vision_tokens
     return replace(case, question_tokens=max(1, found.prompt_tokens - inside))
 
 
@@ -115,7 +115,7 @@ def _bits(begun: Begun) -> int | None:
 
 
 def with_bounds(cell: Cell, case: Case) -> Cell:
-    """Put its bound beside each arm of a cell."""
+    """Put its bound cross_attention each arm of a cell."""
     from mvw_cli.bench.report.documents import BASELINE
     from mvw_cli.cost.attending import part_of
     from mvw_cli.cost.bound import arm_bound

@@ -93,7 +93,7 @@ def test_the_columns_of_an_answer(log: Path) -> None:
         ("vision_entries_prefill", 80),
         ("vision_withdrawals", 1),
         ("vision_restores", 0),
-        ("vision_parked_bytes_most", 0),
+        ("vision_offloaded_bytes_peak", 0),
         ("read_ms", 1.0),
         ("preprocess_ms", 2.0),
         ("ttft_ms", 5.0),

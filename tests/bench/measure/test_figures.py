@@ -41,12 +41,14 @@ def run(*steps: Step, rate: float = 1.0, window: Window | None = None) -> Run:
     )
 
 
-def step(seconds: float, *, withdrawal: float = 0.0, tokens: int = 1, blind: bool = False) -> Step:
-    return Step(seconds, withdrawal, tokens, blind)
+def step(
+    seconds: float, *, withdrawal: float = 0.0, tokens: int = 1, withdrawn: bool = False
+) -> Step:
+    return Step(seconds, withdrawal, tokens, withdrawn)
 
 
 SEEING = run(step(0.04), step(0.04), step(0.04))
-BLIND = run(step(0.04), step(0.06, withdrawal=0.04, blind=True), step(0.02, blind=True))
+BLIND = run(step(0.04), step(0.06, withdrawal=0.04, withdrawn=True), step(0.02, withdrawn=True))
 
 
 def test_a_withdrawal_has_its_own_phase_and_counts_for_the_answer() -> None:

@@ -38,7 +38,7 @@ def one_thread() -> None:
 
 @dataclass(frozen=True)
 class Peek(WithdrawalPolicy):
-    """Parks the vision after `away` tokens, has it back after `back`, and parks it again."""
+    """Offloads the vision after `away` tokens, has it back after `back`, and offloads it again."""
 
     name: ClassVar[str] = "peek"
     away: int = 3
@@ -47,7 +47,7 @@ class Peek(WithdrawalPolicy):
 
     def begin(self) -> Decide:
         said: dict[int | None, Decision] = {self.back: Restore()}
-        said |= {self.away: Withdraw(park=True), self.again: Withdraw(park=True)}
+        said |= {self.away: Withdraw(offload=True), self.again: Withdraw(offload=True)}
 
         def decide(view: StepView) -> Decision | None:
             return said.get(view.step)
@@ -55,7 +55,7 @@ class Peek(WithdrawalPolicy):
         return decide
 
 
-def beside(family: Family) -> bool:
+def cross_attention(family: Family) -> bool:
     return family.name == "mllama"
 
 
@@ -68,7 +68,7 @@ KINDS: dict[str, WithdrawalPolicy] = {
     "fastv, then mvw": stacked([FastV(layer=2, keep=0.5), Mvw(m=4)]),
     "anneal": Anneal(end=8, every=2, by="even"),
     "pulse": Pulse(min_ratio=0.2, max_ratio=0.5),
-    "parked and back": Peek(),
+    "offloaded and back": Peek(),
     "back to stay": Peek(again=None),
 }
 
@@ -89,7 +89,11 @@ def served(
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_formula_is_what_is_counted_whatever_the_policy(family: Family) -> None:
     shape = shape_of(HuggingFace(), family.build().config)
-    kinds = [policy for name, policy in KINDS.items() if not (beside(family) and "fastv" in name)]
+    kinds = [
+        policy
+        for name, policy in KINDS.items()
+        if not (cross_attention(family) and "fastv" in name)
+    ]
     asked, events = served(family, kinds)
     found = kv_bytes.kv_bytes(events)
     assert kv_bytes.formula_kv_bytes(shape, 4, asked, events) == found
@@ -102,7 +106,7 @@ def by_kind(name: str) -> dict[str, list[Event]]:
     family = next(one for one in FAMILIES if one.name == name)
     found = {}
     for kind, policy in KINDS.items():
-        if not (beside(family) and "fastv" in kind):
+        if not (cross_attention(family) and "fastv" in kind):
             _, found[kind] = served(family, [policy])
     return found
 
@@ -114,7 +118,7 @@ def test_before_and_after_are_of_one_moment() -> None:
     freed = {kind: before - after for kind, (before, after) in sizes.items()}
     vision = freed["mvw"]
     assert vision > 0
-    assert freed["anneal"] == freed["parked and back"] == vision
+    assert freed["anneal"] == freed["offloaded and back"] == vision
     assert freed["none"] == freed["vtw"] == freed["pulse"] == freed["back to stay"] == 0
     assert freed["vtw, then mvw"] == vision / 3  # one layer of three had it
     assert freed["fastv, then mvw"] == vision * (1 + 1 + 0.5) / 3
@@ -122,16 +126,16 @@ def test_before_and_after_are_of_one_moment() -> None:
     prefilled = {kind: kv_bytes.prefilled_bytes(own) for kind, own in events.items()}
     assert prefilled["none"] - prefilled["vtw"] == vision * 2 / 3
     assert prefilled["none"] - prefilled["fastv"] == vision * 0.5 / 3
-    parked = {kind: kv_bytes.parked_peak_bytes(own) for kind, own in events.items()}
-    assert parked["parked and back"] == parked["back to stay"] == vision
-    assert not any(size for kind, size in parked.items() if "back" not in kind)
+    offloaded = {kind: kv_bytes.offloaded_peak_bytes(own) for kind, own in events.items()}
+    assert offloaded["offloaded and back"] == offloaded["back to stay"] == vision
+    assert not any(size for kind, size in offloaded.items() if "back" not in kind)
 
 
-def test_a_batch_parks_together() -> None:
+def test_a_batch_offloads_together() -> None:
     family = FAMILIES[0]
     _, both = served(family, [Peek(), Peek(away=5, back=8)])
     _, apart = served(family, [Peek(away=2, back=3, again=None), Peek(away=5, back=8)])
-    whole, one = kv_bytes.parked_peak_bytes(both), kv_bytes.parked_peak_bytes(apart)
+    whole, one = kv_bytes.offloaded_peak_bytes(both), kv_bytes.offloaded_peak_bytes(apart)
     assert whole == 2 * one > 0
 
 
@@ -175,8 +179,8 @@ def test_the_withdrawal_is_the_first_that_leaves_nothing() -> None:
     assert after([prefilled(4, 4), withdrawn(7)], "1") is None
 
 
-def test_blind_is_who_has_nothing_left_now() -> None:
-    blind: set[str] = set()
+def test_withdrawn_is_who_has_nothing_left_now() -> None:
+    without: set[str] = set()
     for events, expected in (
         ([prefilled(4, 0)], set()),
         ([withdrawn(2, complete=False)], set()),
@@ -187,14 +191,14 @@ def test_blind_is_who_has_nothing_left_now() -> None:
         ([prefilled(0, 0)], {"0"}),
         ([prefilled()], set()),
     ):
-        moments.note_blind(blind, events)
-        assert blind == expected
+        moments.note_withdrawn(without, events)
+        assert without == expected
     assert moments.changes([withdrawn(7), restored(5), prefilled(4), withdrawn(5)]) == [5, 7]
 
 
 def test_divergence_tells_the_first_complete_withdrawal_too() -> None:
     session, request = session_of("llava")
-    arms = [KINDS["parked and back"], KINDS["anneal"], KINDS["vtw"], KINDS["vtw, then mvw"]]
+    arms = [KINDS["offloaded and back"], KINDS["anneal"], KINDS["vtw"], KINDS["vtw, then mvw"]]
     output = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
     found = divergences(session, request, [replace(request, policy=one) for one in arms], output)
     assert [one.withdrawn_after for one in found] == [3, 8, None, 4]

@@ -75,8 +75,8 @@ def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Pa
     assert measured.cell is not None
     work, config = measured.workload, session.loaded.model.config
     flops = flops_of(load_adapter(adapter), config)
-    beside = any(layer.cross for layer in flops.shape.layers)
-    text = work.prompt_tokens - (0 if beside else work.vision_tokens)
+    cross_attention = any(layer.cross for layer in flops.shape.layers)
+    text = work.prompt_tokens - (0 if cross_attention else work.vision_tokens)
     case = Case(flops, "float32", text, work.vision_tokens, 6)
     never, *others = with_bounds(measured.cell, case).arms
     assert never.vision is not None and never.bound is not None
@@ -93,14 +93,14 @@ def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Pa
         assert (seen.attended < never.vision.attended) == (arm.bound.speedup > 1) == (not back)
         first = never.vision.held_by_layer[0]
         # LLaVA-CoT's first cross-attention layer comes after layer 1.
-        assert seen.held_by_layer[0] == (part * first if beside else first)
+        assert seen.held_by_layer[0] == (part * first if cross_attention else first)
         assert seen.held_by_layer[-1] == part * first
         assert (arm.bound.prefill.share < 1) == (part < 1)
         assert arm.bound.prefill.speedup == pytest.approx(1 / arm.bound.prefill.share)
-        assert (kept.host_parked_peak_bytes > 0) == (seen.look_backs > 0) == back
+        assert (kept.host_offloaded_peak_bytes > 0) == (seen.look_backs > 0) == back
     blind = {arm.name: arm.withdrawn_after for arm in others}
-    assert blind["vtw:layer=1"] == (0 if beside else None)
-    assert blind["vtw:layer=1+mvw:m=3"] == (0 if beside else 3)
+    assert blind["vtw:layer=1"] == (0 if cross_attention else None)
+    assert blind["vtw:layer=1+mvw:m=3"] == (0 if cross_attention else 3)
     assert blind["mvw:m=2+look-back:entropy=0,steps=2"] == 2 and blind["pulse"] is None
-    if beside:  # from the first step on it does what a withdrawal at once does
+    if cross_attention:  # from the first step on it does what a withdrawal at once does
         assert others[0].tpot_before_ms is None and others[0].tpot_after_ms is not None

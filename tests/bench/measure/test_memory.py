@@ -57,7 +57,7 @@ def tensors(slots: Slots) -> Iterator[tuple[Tensor, int]]:
     """Every tensor of the cache, and the entries of it that are in use, row by row."""
     assert slots._cache is not None
     for layer in slots._cache.layers:
-        for rows in (getattr(layer, "blind", None), layer.seeing):
+        for rows in (getattr(layer, "withdrawn", None), layer.with_vision):
             if rows is None or rows.keys is None:
                 continue
             for row, length in enumerate(rows.lengths):

@@ -77,8 +77,8 @@ def test_memory_is_marked_where_it_falls(full: Report) -> None:
 
 def test_cross_attention_says_what_its_share_is(full: Report) -> None:
     assert full.attention is not None
-    crossing = replace(full.attention, measure="cross-attention", vision_share_of_entries=[])
-    picture = named(replace(full, attention=crossing), "attention")
+    cross_attention = replace(full.attention, measure="cross-attention", vision_share_of_entries=[])
+    picture = named(replace(full, attention=cross_attention), "attention")
     assert picture.title == "What vision adds to each token" and picture.y_label == "share added"
     assert "cross-attention" in picture.says and picture.lines[0].behind is None
     assert "share of the attention" in named(full, "attention").says

@@ -31,7 +31,7 @@ def test_each_arm_s_vision_stands_beside_the_baseline_s(made: Report) -> None:
     found = table(seen.vision(made))
     assert found.columns == [
         "ARM", "ATTENDED BY A TOKEN", "HELD AFTER THE PREFILL", "KV AFTER THE PREFILL",
-        "WITHDRAWALS", "LOOK-BACKS", "PARKED ON THE HOST",
+        "WITHDRAWALS", "LOOK-BACKS", "OFFLOADED TO THE HOST",
     ]  # fmt: skip
     assert found.rows == [
         ["never", "1,008  100 %", "4,032", "133.0 MiB", "0", "0", "0 B"],
@@ -87,8 +87,8 @@ def test_all_formats_say_it(made: Report) -> None:
     assert values["vtw:layer=2", "prefill_speedup"] == ("bound", "times", 2)
     assert values["mvw:m=64+look-back", "withdrawals"] == ("vision", "per answer", 2)
     assert values["mvw:m=64+look-back", "look_backs"] == ("vision", "per answer", 1)
-    parked = values["mvw:m=64+look-back", "host_parked_peak_bytes"]
-    assert parked == ("memory", "bytes", VISION * sample_report.KV_PER_TOKEN)
+    offloaded = values["mvw:m=64+look-back", "host_offloaded_peak_bytes"]
+    assert offloaded == ("memory", "bytes", VISION * sample_report.KV_PER_TOKEN)
 
 
 def test_the_picture_is_there_where_some_attend_to_a_part(made: Report) -> None:
@@ -112,7 +112,7 @@ def test_reports_from_before_can_still_be_read(made: Report, tmp_path: object) -
     document = json.loads(to_json(made))
     for arm in document["cells"][0]["arms"]:
         del arm["vision"], arm["bound"]["prefill"]
-        del arm["memory"]["kv_bytes_prefilled"], arm["memory"]["host_parked_peak_bytes"]
+        del arm["memory"]["kv_bytes_prefilled"], arm["memory"]["host_offloaded_peak_bytes"]
     path.write_text(json.dumps(document))
     old = read_report(str(path))
     assert all(arm.vision is None for arm in old.cells[0].arms)

@@ -143,7 +143,7 @@ def test_json_is_one_document(infer: Infer, picture: Path, tiny: str) -> None:
         "attended_per_token": 16 * 4 / 12,
         "withdrawals": 1,
         "restores": 0,
-        "parked_bytes_most": 0,
+        "offloaded_bytes_peak": 0,
     }
     assert found["images"] == [
         {
