@@ -264,8 +264,7 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
         if prompt and vision:
             rows, longest = rows + 1, max(longest, cross)
         return [
-            self.with_vision.room_for(rows, longest + 1, gone=max(0, more - 1))
-            * self._entry_bytes
+            self.with_vision.room_for(rows, longest + 1, gone=max(0, more - 1)) * self._entry_bytes
             for more in counts
         ]
 
