@@ -470,7 +470,7 @@ def test_a_withdrawal_from_another_item_than_the_first_is_one() -> None:
     [(1.5, "looks back 1.50 times an answer, on average"), (0.0, "looks back in no answer")],
 )
 def test_what_waits_on_the_host(looks: float, said: str) -> None:
-    memory = replace(of(None).cells[0].arms[1].memory, host_parked_peak_bytes=3 << 20)
+    memory = replace(of(None).cells[0].arms[1].memory, host_offloaded_peak_bytes=3 << 20)
     found = verdicts(of(vision(60, 400, 1.0, looks), memory=memory))
     assert found == [f"own at batch 1 {said}; up to 3.0 MiB wait for that on the host."]
 
