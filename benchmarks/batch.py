@@ -269,7 +269,7 @@ class _Noted:
 @click.option("--slots", default=16, show_default=True)
 @click.option("--typical", default=64, show_default=True, help="Median length in tokens.")
 @click.option("--seed", default=1, show_default=True, help="Of the lengths.")
-@click.option("--pairs", default=3, show_default=True)
+@click.option("--pairs", default=6, show_default=True)
 @click.option("--budget-slots", default=8, show_default=True, help="Caches that the budget holds.")
 @click.option("--sweep", is_flag=True, help="Measure numbers of slots instead.")
 @click.option("--threads", default=0, help="Torch threads; 0 leaves torch's own choice.")

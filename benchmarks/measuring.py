@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mvw_cli.bench.measure.stats import Ratio, Summary, paired_ratio, summarise
+from mvw_cli.bench.measure.stats import FEWEST_PAIRS, Ratio, Summary, paired_ratio, summarise
 
 __all__ = ["Ratio", "Summary", "interleaved", "paired_ratio", "say_ratio", "summarise",
            "write_result"]  # fmt: skip
@@ -60,7 +60,9 @@ def _plain(value: Any) -> Any:
 
 
 def say_ratio(what: str, ratio: Ratio) -> str:
-    """One line for the reader: no "faster" where the interval covers 1."""
+    """One line for the reader: no "faster" where the interval covers 1, or pairs are too few."""
+    if ratio.pairs < FEWEST_PAIRS:
+        return f"{what}: {ratio.median:.3f} x, {ratio.pairs} pairs, too few to show a difference"
     low, high = ratio.interval_95
     verdict = "" if ratio.shown in ("faster", "slower") else f"  ({ratio.shown})"
     return f"{what}: {ratio.median:.3f} x  [{low:.3f}, {high:.3f}], {ratio.pairs} pairs{verdict}"

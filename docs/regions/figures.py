@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mvw_cli.bench.measure.stats import FEWEST_PAIRS
 from regions.reference import table
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -327,6 +328,9 @@ def _interval(point: dict[str, Any]) -> str:
 
 
 def ratio(one: dict[str, Any]) -> str:
+    """A ratio with its interval; over fewer pairs than the reports ask for, without one."""
+    if one["pairs"] < FEWEST_PAIRS:
+        return f"{one['median']:.2f} × in {one['pairs']} pairs, too few to show a difference"
     low, high = one["interval_95"]
     shown = "" if low > 1 or high < 1 else ", no difference shown"
     return f"{one['median']:.2f} × [{low:.2f}, {high:.2f}]{shown}"

@@ -175,6 +175,15 @@ def test_a_ratio_whose_interval_covers_one_shows_no_difference(results: Any) -> 
     assert "[1.25, 1.75], no difference" not in results.measured()
 
 
+def test_too_few_pairs_print_no_interval(results: Any, tmp_path: Path) -> None:
+    document = {**BATCH, "ratios": {n: {**r, "pairs": 5} for n, r in BATCH["ratios"].items()}}
+    (tmp_path / "batch.json").write_text(json.dumps({**document, "environment": WHERE}))
+    results.result.cache_clear()
+    shown = results.measured()
+    assert "1.50 × in 5 pairs, too few to show a difference" in shown
+    assert "[1.25, 1.75], bound 9" not in shown
+
+
 def test_a_missing_result_is_said_to_be_missing(results: Any, tmp_path: Path) -> None:
     for name in ("curve", "decode", "cross_check"):
         (tmp_path / f"{name}.json").unlink()
