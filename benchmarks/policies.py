@@ -140,7 +140,7 @@ def requests_of(session: Session, samples: Sequence[Sample], *, blind: bool) -> 
 
 def answer(session: Session, samples: Sequence[Sample], *, blind: bool = False) -> list[Answered]:
     """Answer every question under the session's policy."""
-    from mvw_cli.bench.quality.judging import same
+    from mvw_cli.bench.quality.judging import answers_match
     from mvw_cli.engine import Engine, Finished, summarise
 
     known = {sample.id: sample for sample in samples}
@@ -155,7 +155,7 @@ def answer(session: Session, samples: Sequence[Sample], *, blind: bool = False) 
             completion = summarise(own)
             told = session.adapter.parse(completion.text).answer
             found[event.request] = _answered(
-                completion, own, same(told, known[event.request].answer)
+                completion, own, answers_match(told, known[event.request].answer)
             )
     return [found[sample.id] for sample in samples]
 

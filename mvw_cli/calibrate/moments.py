@@ -14,7 +14,7 @@ from typing import Any
 
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.quality.judging import same
+from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
 from mvw_cli.calibrate.report import Outcome
@@ -35,7 +35,7 @@ def row_from_dict(values: Mapping[str, Any], reference: str | None) -> Row:
             token_ids=tuple(one["token_ids"]),
             answer=one["answer"],
             seconds=one["seconds"],
-            correct=None if reference is None else same(one["answer"], reference),
+            correct=None if reference is None else answers_match(one["answer"], reference),
         )
         for arm, one in values["given"].items()
     }

@@ -116,10 +116,10 @@ class Case:
         if withdrawn_after is None or last < 1:
             return 1.0
         seen = max(0, min(withdrawn_after - 1, last))
-        never = self._total(batch, 1, last, withdrawn=False)
+        baseline = self._total(batch, 1, last, withdrawn=False)
         withdrawn = self._total(batch, 1, seen, withdrawn=False)
         withdrawn += self._total(batch, seen + 1, last, withdrawn=True)
-        return ratio(never, withdrawn)
+        return ratio(baseline, withdrawn)
 
     def speedup_with_parts(
         self, batch: int, parts: Sequence[float], layers: float | None = None

@@ -113,7 +113,7 @@ def test_the_command_writes_a_profile_that_withdraws(
     ran = mvw(*WORDS)
     assert ran.code == 0, ran.err
     report = json.loads((here / "mvw.report.json").read_text())
-    arms = ["never", "m=8", "m=64", "until </CAPTION>", "no image"]
+    arms = ["baseline", "m=8", "m=64", "until </CAPTION>", "no image"]
     assert [one["arm"] for one in report["outcome"]["curve"]] == arms
     policy = withdrawal_policy(resolve("./mvw.yaml", {}).profile)
     assert policy.describe() in ("at </CAPTION>", "m=64")  # the embedded model reads, then thinks

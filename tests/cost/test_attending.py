@@ -51,12 +51,12 @@ def test_a_part_is_of_what_the_baseline_sees_just_then() -> None:
     def seen(*attended: float, held: tuple[int, ...] = (16, 8, 0, 16)) -> Any:
         return attending.vision([answer("0", list(attended), held)])
 
-    never = seen(10.0, 10.0, 8.0)
+    baseline = seen(10.0, 10.0, 8.0)
     arm = seen(5.0, 10.0, 2.0, 4.0, held=(16, 4, 0, 0))
     # Beyond the baseline's end counts what it saw last; a layer whose window has let go of the
     # image is taken for the one before it.
-    assert part_of(arm, never) == Part((0.5, 1.0, 0.25, 0.5), (1.0, 0.5, 0.5, 0.0), False)
-    assert part_of(never, never) == Part((1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), False)
+    assert part_of(arm, baseline) == Part((0.5, 1.0, 0.25, 0.5), (1.0, 0.5, 0.5, 0.0), False)
+    assert part_of(baseline, baseline) == Part((1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), False)
 
 
 WHOLE = (1.0, 1.0)
@@ -83,10 +83,10 @@ def test_all_or_none_is_bounded_as_a_withdrawal(name: str, on: str) -> None:
 def test_what_is_attended_to_bounds_each_step(name: str, on: str) -> None:
     one = replace(CASES[name], device=DEVICES[on])
     steps = tuple(1 - place / 80 for place in range(40))
-    never = sum(cost(one.steps(2, 20 + step)[0]) for step in range(1, 40))
+    baseline = sum(cost(one.steps(2, 20 + step)[0]) for step in range(1, 40))
     arm = sum(cost(one.step_with_part(2, 20 + step, steps[step])) for step in range(1, 40))
     bound = arm_bound(one, 2, None, Part(steps, WHOLE, True))
-    assert bound.speedup == pytest.approx(never / arm, rel=1e-9)
+    assert bound.speedup == pytest.approx(baseline / arm, rel=1e-9)
     assert bound.after == one.step_with_part(2, one.middle, steps[-1])
     assert 1 <= bound.speedup <= one.answer_speedup(2, 1)
 

@@ -61,10 +61,10 @@ def test_an_answer_is_the_sum_of_its_steps(name: str, on: str, batch: int) -> No
     def total(steps: range, withdrawn: bool) -> float:
         return sum(cost(one.steps(batch, 20 + step)[withdrawn]) for step in steps)
 
-    never = total(range(1, 40), False)
+    baseline = total(range(1, 40), False)
     for m in (1, 2, 9, 39):
         mixed = total(range(1, m), False) + total(range(m, 40), True)
-        assert one.answer_speedup(batch, m) == pytest.approx(never / mixed, rel=1e-9)
+        assert one.answer_speedup(batch, m) == pytest.approx(baseline / mixed, rel=1e-9)
     for m in (None, 40, 41, 1000):  # nothing is left to read once the last token is there
         assert one.answer_speedup(batch, m) == 1
 

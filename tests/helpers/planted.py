@@ -135,12 +135,12 @@ def planted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Session:
 
 
 def job(folder: Path, moments: Sequence[int] = (4,), items: int = 1, **given: Any) -> Job:
-    """A job on pictures of noise: `never`, and withdrawal at each of the moments."""
+    """A job on pictures of noise: `baseline`, and withdrawal at each of the moments."""
     paths = [folder / f"{number}.png" for number in range(items)]
     for path in paths:
         noise(40, 30).save(path)
     profile = resolve(None, {"generation.temperature": 0.0}, env={}).to_dict()["values"]
-    arms = [ArmSpec("never", {"policy": "none"})]
+    arms = [ArmSpec("baseline", {"policy": "none"})]
     arms += [ArmSpec(f"m={m}", {"policy": "mvw", "m": m}) for m in moments]
     asked = tuple(ItemSpec((str(path),), "w1 w2 w3") for path in paths)
     options = {"runs": 3, "min_time_s": 0.0, "warm_up": 0, "new_tokens": 12, **given}

@@ -93,7 +93,7 @@ def bare() -> Report:
 def layerwise() -> Report:
     """Make a report on arms that act in the prefill, only look away, and look back."""
     full = report(batches=(8,))
-    never, early, late = full.cells[0].arms
+    baseline, early, late = full.cells[0].arms
     whole = PrefillBound(2.3e13, 1.0, 0.033, 1.0)
     cut = PrefillBound(1.15e13, 0.5, 0.0165, 2.0)
 
@@ -109,7 +109,7 @@ def layerwise() -> Report:
 
     keeps = replace(early, withdrawn_after=None)
     arms = [
-        arm(never, "never", _vision([VISION] * 4, [VISION] * NEW_TOKENS), whole),
+        arm(baseline, "baseline", _vision([VISION] * 4, [VISION] * NEW_TOKENS), whole),
         arm(keeps, "vtw:layer=2", _vision([VISION, VISION, 0, 0], [VISION / 2] * NEW_TOKENS), cut),
         arm(keeps, "pulse", _vision([VISION] * 4, [VISION, *[40.25] * (NEW_TOKENS - 1)]), whole),
         arm(
@@ -142,13 +142,13 @@ def environment() -> Environment:
 def cell(batch: int, seed: int = 0) -> Cell:
     rng = random.Random(f"{seed} {batch}")
     arms: list[Arm] = []
-    for name, m in (("never", None), ("m=16", 16), ("m=64", 64)):
+    for name, m in (("baseline", None), ("m=16", 16), ("m=64", 64)):
         arms.append(_arm(rng, batch, name, m, arms[0] if arms else None))
     unstable = ["ttft_ms of m=64 spreads by 31 %: close other programs, or use --runs 30."]
     return Cell(batch, RUNS, "own", arms, unstable if batch == 8 else [])
 
 
-def _arm(rng: random.Random, batch: int, name: str, m: int | None, never: Arm | None) -> Arm:
+def _arm(rng: random.Random, batch: int, name: str, m: int | None, baseline: Arm | None) -> Arm:
     runs = [[_step(rng, batch, token, m) for token in range(2, NEW_TOKENS + 1)]
             for _ in range(RUNS)]  # fmt: skip
     ttft = [118.0 + 2 * batch + rng.gauss(0, 2) for _ in runs]
@@ -158,12 +158,12 @@ def _arm(rng: random.Random, batch: int, name: str, m: int | None, never: Arm | 
     split = (m or NEW_TOKENS) - 1
     tpot = [sum(run) / len(run) for run in runs]
     ratios = {}
-    if never is not None:
+    if baseline is not None:
         ratios = {
-            "ttft": paired_ratio(never.ttft_ms.samples, ttft),
-            "tpot": paired_ratio([1000 * batch / r for r in never.tokens_per_s.samples], tpot),
-            "tokens_per_s": paired_ratio(rate, never.tokens_per_s.samples),
-            "answer": paired_ratio(never.answer_s.samples, answer),
+            "ttft": paired_ratio(baseline.ttft_ms.samples, ttft),
+            "tpot": paired_ratio([1000 * batch / r for r in baseline.tokens_per_s.samples], tpot),
+            "tokens_per_s": paired_ratio(rate, baseline.tokens_per_s.samples),
+            "answer": paired_ratio(baseline.answer_s.samples, answer),
         }
     return Arm(
         name=name,
@@ -274,7 +274,7 @@ def answers() -> Answers:
             drop_interval_95=None if whole else (-0.05, 0.27),
         )
 
-    arms = [arm("never", 20, 17, None), arm("m=16", 11, 15, 0.5), arm("m=64", 18, 17, 1.0),
+    arms = [arm("baseline", 20, 17, None), arm("m=16", 11, 15, 0.5), arm("m=64", 18, 17, 1.0),
             arm("no image", 0, 6, 0.0034)]  # fmt: skip
     return Answers(
         20,

@@ -338,7 +338,7 @@ def test_the_fingerprint_tells_orders_fields_and_distributions() -> None:
 def test_arms_of_a_measurement() -> None:
     names = (LINE, "mvw:m=16", "none", "layered:layer=3")
     arms = choose_arms("shapes", {}, policies=names)
-    assert [arm.name for arm in arms] == ["never", LINE, "mvw:m=16", "layered:layer=3"]
+    assert [arm.name for arm in arms] == ["baseline", LINE, "mvw:m=16", "layered:layer=3"]
     job = Job(
         profile=arms[0].profile.model_dump(exclude={"extends"}),
         arms=tuple(ArmSpec(arm.name, arm.profile.withdrawal.model_dump()) for arm in arms),
@@ -353,7 +353,7 @@ def test_arms_of_a_measurement() -> None:
         "from layer 3",
     ]
     own = choose_arms(written(STACKED), {"model": "org/name"})
-    assert [arm.name for arm in own] == ["never", "from layer 2, then after 16 tokens"]
+    assert [arm.name for arm in own] == ["baseline", "from layer 2, then after 16 tokens"]
 
 
 def test_doctor_repeats_what_flags_gave() -> None:

@@ -1,4 +1,4 @@
-"""Which policies a measurement compares: `never` first, then what the user names.
+"""Which policies a measurement compares: `baseline` first, then what the user names.
 
 Each arm is the user's own profile with another withdrawal, resolved like any other. It does not
 know how arms are run.
@@ -58,7 +58,7 @@ def choose_arms(
     arms += [arm(f"m={m}", policy="mvw", m=m) for m in moments if isinstance(m, int)]
     arms += [arm(f"until {tag}", policy="mvw", until=tag) for tag in until]
     arms += [arm(name, policy=name) for name in policies if name != "none"]
-    if len(arms) == 1 and BASELINE not in moments:
+    if len(arms) == 1 and not moments:
         own = resolve(profile, flags).profile
         if own.withdrawal.policy == "none":
             arms.append(arm(f"m={USUAL_M}", policy="mvw", m=USUAL_M))

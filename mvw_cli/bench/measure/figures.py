@@ -26,7 +26,7 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
 
     Args:
         runs: at least one, of which at least one has made a step.
-        baseline: the runs of `never` in the same turns; None for that arm itself, and where
+        baseline: the runs of the baseline in the same turns; None for that arm itself, and where
             there is none.
     """
     steps = [step for run in runs for step in run.steps]

@@ -210,10 +210,10 @@ def _cell(
     unstable = figures.unstable(job.batch, job.mode, len(job.items), pairs, arms)
     if ended is not None:
         unstable.append(f"Batch {job.batch} ended early, with {pairs} whole pairs: {ended}.")
-    never = next((arm for arm in arms if arm.name == BASELINE), None)
+    first = next((arm for arm in arms if arm.name == BASELINE), None)
     busy: float | None = None
-    if kernel_s is not None and never is not None:
-        busy = min(1.0, kernel_s * 1e3 / never.tpot_ms.median)
+    if kernel_s is not None and first is not None:
+        busy = min(1.0, kernel_s * 1e3 / first.tpot_ms.median)
     return Cell(job.batch, pairs, "shared", arms, unstable, busy)
 
 

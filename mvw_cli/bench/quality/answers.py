@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mvw_cli.bench.quality.asking import ask
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import divergences
-from mvw_cli.bench.quality.judging import same
+from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers
 from mvw_cli.engine.types import Admitted, Finished, GenerationSettings, Request
 from mvw_cli.errors import BadImage, OutOfMemory
@@ -81,9 +81,9 @@ def compare_answers(
 ) -> Answers:
     """Answer every item under every arm, and compare with the baseline.
 
-    The baseline `never` is always among the arms, and so is `no image`, the same question asked
+    The baseline is always among the arms, and so is `no image`, the same question asked
     without its images, which shows how much the answers need them; where the adapter or the model
-    can't do that, a remark says so. An answer is right where `judging.same` says that it is the
+    can't do that, a remark says so. An answer is right where `answers_match` says that it is the
     item's reference.
 
     Args:
@@ -224,7 +224,7 @@ def _answer(run: Comparing, request: Request, reference: str | None) -> Given:
                 token_ids=event.token_ids,
                 answer=answer,
                 seconds=event.at - started,
-                correct=None if reference is None else same(answer, reference),
+                correct=None if reference is None else answers_match(answer, reference),
             )
     raise AssertionError("the engine ended without an answer")
 

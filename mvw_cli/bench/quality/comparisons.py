@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mvw_cli.bench.measure.stats import summarise
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.quality.judging import same
+from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
 from mvw_cli.bench.report.documents import BASELINE, Comparison
 
@@ -78,7 +78,7 @@ def compared(name: str, rows: Sequence[Row]) -> Comparison:
         agreement=agreement(found),
         kl_nats=summarise([one.mean_kl_nats for one in found]),
         p_value=mcnemar(lost, won) if judged else None,
-        same_answer=sum(same(one.answer, other.answer) for one, other in pairs),
+        same_answer=sum(answers_match(one.answer, other.answer) for one, other in pairs),
         agreement_interval_95=agreement_interval(found),
         lost=lost if judged else None,
         won=won if judged else None,

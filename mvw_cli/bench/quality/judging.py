@@ -15,7 +15,7 @@ from decimal import Decimal
 _NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")
 
 
-def same(one: str, other: str) -> bool:
+def answers_match(one: str, other: str) -> bool:
     """Say whether two answers are the same."""
     left, right = _plain(one), _plain(other)
     if left == right:

@@ -24,12 +24,12 @@ COLUMNS = (
     "p99",
     "spread",
     "samples",
-    "ratio_to_never",
+    "ratio_to_baseline",
     "ratio_low_95",
     "ratio_high_95",
     "shown",
 )
-"""`value` is the median where there are samples; `ratio_to_never` is a rate, above 1 is better."""
+"""`value` is the median of samples; `ratio_to_baseline` is a rate, above 1 is better."""
 
 Row = dict[str, object]
 _SPEED = {
@@ -161,7 +161,7 @@ def _ratio(ratio: Ratio | None) -> Row:
         return {}
     low, high = ratio.interval_95
     return {
-        "ratio_to_never": ratio.median,
+        "ratio_to_baseline": ratio.median,
         "ratio_low_95": low,
         "ratio_high_95": high,
         "shown": ratio.shown,

@@ -16,7 +16,7 @@ from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
 
 SCHEMA_VERSION = 1
-BASELINE = "never"
+BASELINE = "baseline"
 """Name of the arm that keeps the vision tokens to the end."""
 NO_IMAGE = "no image"
 """Name of the control that is asked without any image."""
@@ -172,12 +172,12 @@ class PrefillBound:
     flops: float
     """Of one prompt, vision encoder included."""
     share: float
-    """Of the FLOPs of `never`."""
+    """Of the FLOPs of the baseline."""
     seconds: float | None
     """As in `StepBound`."""
     speedup: float
-    """The largest speed-up of the time to first token against `never`: of the seconds, or of the
-    FLOPs without a calibration."""
+    """The largest speed-up of the time to first token against the baseline: of the seconds, or of
+    the FLOPs without a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class ArmBound:
     """A step without them; where an arm attends to some of them throughout, with the fewest that it
     does."""
     speedup: float
-    """The largest speed-up of all decode steps of the answer against `never`, by these bounds."""
+    """The largest speed-up of all decode steps against the baseline, by these bounds."""
     prefill: PrefillBound | None = None
 
 
@@ -199,7 +199,7 @@ class Arm:
     """One policy at one batch size."""
 
     name: str
-    """`never`, `m=16`, `no image`, or the policy as `--policy` has it."""
+    """`baseline`, `m=16`, `no image`, or the policy as `--policy` has it."""
     withdrawn_after: int | None
     """Tokens generated before no layer held vision any more, of the first item: 0 where the prefill
     has left none, None where some was left to the end."""
@@ -225,7 +225,7 @@ class Arm:
     joules_per_token: Summary | None
     """Over the whole answer, prefill included."""
     ratios: dict[str, Ratio]
-    """Against `never`, as rates, so that above 1 is better: `ttft`, `tpot`, `tokens_per_s`,
+    """Against the baseline, as rates, so that above 1 is better: `ttft`, `tpot`, `tokens_per_s`,
     `answer`; empty for the baseline itself. Of `tpot` the medians of each run are compared, of
     `tokens_per_s` the means."""
     bound: ArmBound | None
@@ -244,8 +244,8 @@ class Cell:
     unstable: list[str]
     """Sentences: which figure spreads how much, and what to do."""
     device_busy: float | None = None
-    """Part of the time of a step of `never` in which the device ran kernels; None where that can't
-    be told."""
+    """Part of the time of a step of the baseline in which the device ran kernels; None where that
+    can't be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answers of one arm beside those of `never`."""
+    """The answers of one arm beside those of the baseline."""
 
     name: str
     items: int
@@ -323,18 +323,18 @@ class Comparison:
     accuracy_interval_95: tuple[float, float] | None
     """Wilson's."""
     p_value: float | None
-    """McNemar's exact test against `never`."""
+    """McNemar's exact test against the baseline."""
     same_answer: int | None = None
-    """Answers that come out as those of `never`, once the reasoning is taken off and judged as a
-    right answer is; None for `never` itself, as in what follows."""
+    """Answers that come out as those of the baseline, once the reasoning is taken off and judged
+    as a right answer is; None for the baseline itself, as in what follows."""
     agreement_interval_95: tuple[float, float] | None = None
     """Bootstrap over the answers."""
     lost: int | None = None
-    """Items that `never` has right and this arm wrong, where they have a reference."""
+    """Items that the baseline has right and this arm wrong, where they have a reference."""
     won: int | None = None
     """The reverse."""
     drop_interval_95: tuple[float, float] | None = None
-    """Of the accuracy against that of `never`, as a share; above 0 is worse. Tango's."""
+    """Of the accuracy against that of the baseline, as a share; above 0 is worse. Tango's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,11 +83,11 @@ def _baseline(cell: Cell) -> Vision | None:
     return next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
 
 
-def _attended(seen: Vision, never: Vision | None) -> str:
+def _attended(seen: Vision, baseline: Vision | None) -> str:
     count = words.count(round(seen.attended, 2))
-    if never is None or not never.attended:
+    if baseline is None or not baseline.attended:
         return count
-    return f"{count}  {words.percent(seen.attended / never.attended)}"
+    return f"{count}  {words.percent(seen.attended / baseline.attended)}"
 
 
 def _bytes(amount: int | None) -> str:

@@ -1,9 +1,9 @@
 """The smallest m whose answers stay within a tolerance, and the profile that uses it.
 
-The loss of an arm is the drop of its accuracy against `never`, where the items have references;
-else the part of the answers that come out differently from those of `never`, reasoning left off:
-the baseline stands in for the reference. Agreement of next tokens decides nothing here: most words
-of an answer need no image, so even answers given blind agree in most of them. It is told.
+The loss of an arm is the drop of its accuracy against the baseline, where the items have
+references; else the part of the answers that come out differently from those of the baseline,
+reasoning left off: the baseline stands in for the reference. Agreement of next tokens decides
+nothing here: most words of an answer need no image, so even answers without one agree in most.
 
 The tolerance is one on the user's own items. Whether these are enough to show as much for others is
 said with it, from the interval. It does not know how answers come about.
@@ -34,7 +34,7 @@ _Z_SQUARE = 1.959964**2
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What an arm's answers lose against `never`, as a share of the items."""
+    """What an arm's answers lose against the baseline, as a share of the items."""
 
     share: float
     interval_95: tuple[float, float]
@@ -120,7 +120,7 @@ def suggest_tag(
 
 
 def loss_of(answers: Answers, arm: str) -> tuple[float, tuple[float, float]]:
-    """Compute what an arm loses against `never`, as a share of the items, with its interval."""
+    """Compute the share of the items that an arm loses against the baseline, with its interval."""
     arms = {one.name: one for one in answers.arms}
     loss = _loss(answers, arms[BASELINE], arms[arm])
     return loss.share, loss.interval_95

@@ -33,13 +33,13 @@ def verdicts(report: Report) -> list[str]:
     """Say what the measured figures mean; empty where nothing was measured."""
     found: list[str | None] = []
     for cell in report.cells:
-        never = next((arm for arm in cell.arms if arm.name == BASELINE), None)
-        if never is not None:
-            found += [_prefill(cell, never), _idle(cell) or _explained(cell, never)]
-            found.append(_too_fast(cell, never))
+        baseline = next((arm for arm in cell.arms if arm.name == BASELINE), None)
+        if baseline is not None:
+            found += [_prefill(cell, baseline), _idle(cell) or _explained(cell, baseline)]
+            found.append(_too_fast(cell, baseline))
         for arm in cell.arms:
-            if never is not None and arm.name not in (BASELINE, NO_IMAGE):
-                found += _of_arm(report.workload, cell, arm, never)
+            if baseline is not None and arm.name not in (BASELINE, NO_IMAGE):
+                found += _of_arm(report.workload, cell, arm, baseline)
         found += [_formula(cell, arm) for arm in cell.arms]
     found.append(_cost(report.profiler_cost))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
@@ -48,9 +48,9 @@ def verdicts(report: Report) -> list[str]:
 # -- of a measurement -----------------------------------------------------------------------
 
 
-def _of_arm(workload: Workload, cell: Cell, arm: Arm, never: Arm) -> Iterator[str | None]:
+def _of_arm(workload: Workload, cell: Cell, arm: Arm, baseline: Arm) -> Iterator[str | None]:
     where = f"{arm.name} at batch {cell.batch}"
-    if not acts(arm, never):
+    if not acts(arm, baseline):
         yield f"{where} withdrew nothing from its first item: nothing is concluded from it."
         return
     speed = arm.ratios.get("tokens_per_s") or arm.ratios.get("tpot")
@@ -59,9 +59,9 @@ def _of_arm(workload: Workload, cell: Cell, arm: Arm, never: Arm) -> Iterator[st
         bound = arm.bound.speedup if arm.bound and workload.mode == "fixed" else None
         yield _speed(where, speed, bound)
     if workload.mode == "natural":
-        yield _length(where, arm, never, speed)
+        yield _length(where, arm, baseline, speed)
     yield _freed(where, arm)
-    yield from vision_verdicts(where, arm, never, CLOSE)
+    yield from vision_verdicts(where, arm, baseline, CLOSE)
 
 
 def _speed(where: str, ratio: Ratio, bound: float | None) -> str:
@@ -79,8 +79,8 @@ def _speed(where: str, ratio: Ratio, bound: float | None) -> str:
     return f"{where} decodes faster: {measured}{most}."
 
 
-def _length(where: str, arm: Arm, never: Arm, speed: Ratio | None) -> str | None:
-    mine, theirs = arm.generated_tokens.median, never.generated_tokens.median
+def _length(where: str, arm: Arm, baseline: Arm, speed: Ratio | None) -> str | None:
+    mine, theirs = arm.generated_tokens.median, baseline.generated_tokens.median
     answer = arm.ratios.get("answer")
     if not theirs or abs(mine / theirs - 1) < OTHER_LENGTH or answer is None:
         return None
@@ -107,15 +107,15 @@ def _freed(where: str, arm: Arm) -> str | None:
     )
 
 
-def _prefill(cell: Cell, never: Arm) -> str | None:
-    spent, whole = never.phases.prefill_ms, never.answer_s.median
+def _prefill(cell: Cell, baseline: Arm) -> str | None:
+    spent, whole = baseline.phases.prefill_ms, baseline.answer_s.median
     if spent is None or not whole:
         return None
     share = min(1.0, spent.median / 1000 / whole)
     if share < PREFILL_MATTERS:
         return None
     said = f"The prefill is {percent(share)} of your request at batch {cell.batch}: "
-    if any(reads_less(arm, never) for arm in cell.arms):
+    if any(reads_less(arm, baseline) for arm in cell.arms):
         return (
             f"{said}withdrawal while decoding can't help there, vision tokens that leave in the "
             "prefill or are not there from the start can."
@@ -132,8 +132,8 @@ def _idle(cell: Cell) -> str | None:
     )
 
 
-def _explained(cell: Cell, never: Arm) -> str | None:
-    share = _share(never)
+def _explained(cell: Cell, baseline: Arm) -> str | None:
+    share = _share(baseline)
     if share is None or share >= EXPLAINED:
         return None
     return (
@@ -143,8 +143,8 @@ def _explained(cell: Cell, never: Arm) -> str | None:
     )
 
 
-def _too_fast(cell: Cell, never: Arm) -> str | None:
-    share = _share(never)
+def _too_fast(cell: Cell, baseline: Arm) -> str | None:
+    share = _share(baseline)
     if share is None or share <= 1 + 5 * CLOSE:
         return None
     return (
@@ -153,12 +153,12 @@ def _too_fast(cell: Cell, never: Arm) -> str | None:
     )
 
 
-def _share(never: Arm) -> float | None:
+def _share(baseline: Arm) -> float | None:
     """What its bound is of the time that a step took; None where either is not known."""
-    measured = never.tpot_ms.median / 1000
-    if never.bound is None or never.bound.before.seconds is None or not measured:
+    measured = baseline.tpot_ms.median / 1000
+    if baseline.bound is None or baseline.bound.before.seconds is None or not measured:
         return None
-    return never.bound.before.seconds / measured
+    return baseline.bound.before.seconds / measured
 
 
 def _formula(cell: Cell, arm: Arm) -> str | None:

@@ -15,44 +15,44 @@ _SAME = 1e-9
 """Relative difference up to which means of counts are the same."""
 
 
-def acts(arm: Arm, never: Arm) -> bool:
+def acts(arm: Arm, baseline: Arm) -> bool:
     """Whether an arm has withdrawn anything, or looked at less than all."""
     if arm.withdrawn_after is not None:
         return True
-    if arm.vision is None or never.vision is None:
+    if arm.vision is None or baseline.vision is None:
         return False
-    return arm.vision.withdrawals > 0 or reads_less(arm, never) or _looks_less(arm, never)
+    return arm.vision.withdrawals > 0 or reads_less(arm, baseline) or _looks_less(arm, baseline)
 
 
-def reads_less(arm: Arm, never: Arm) -> bool:
+def reads_less(arm: Arm, baseline: Arm) -> bool:
     """Whether vision tokens have gone in an arm's prefill."""
-    if arm.vision is None or never.vision is None:
+    if arm.vision is None or baseline.vision is None:
         return False
-    return arm.vision.entries_held < never.vision.entries_held * (1 - _SAME)
+    return arm.vision.entries_held < baseline.vision.entries_held * (1 - _SAME)
 
 
-def vision_verdicts(where: str, arm: Arm, never: Arm, room: float) -> Iterator[str | None]:
+def vision_verdicts(where: str, arm: Arm, baseline: Arm, room: float) -> Iterator[str | None]:
     """Say what an arm does otherwise than take all vision at once while decoding.
 
     Args:
         where: how a sentence names the arm.
         room: relative, for rounding and calibration, before two figures contradict.
     """
-    if reads_less(arm, never):
-        yield _prefill(where, arm, never, room)
-        yield _held(where, arm, never)
-    yield _kept(where, arm, never)
+    if reads_less(arm, baseline):
+        yield _prefill(where, arm, baseline, room)
+        yield _held(where, arm, baseline)
+    yield _kept(where, arm, baseline)
     yield _offloaded(where, arm)
 
 
-def _looks_less(arm: Arm, never: Arm) -> bool:
-    assert arm.vision is not None and never.vision is not None
-    return arm.vision.attended < never.vision.attended * (1 - _SAME)
+def _looks_less(arm: Arm, baseline: Arm) -> bool:
+    assert arm.vision is not None and baseline.vision is not None
+    return arm.vision.attended < baseline.vision.attended * (1 - _SAME)
 
 
-def _prefill(where: str, arm: Arm, never: Arm, room: float) -> str:
-    assert arm.vision is not None and never.vision is not None
-    fewer = 1 - arm.vision.entries_held / never.vision.entries_held
+def _prefill(where: str, arm: Arm, baseline: Arm, room: float) -> str:
+    assert arm.vision is not None and baseline.vision is not None
+    fewer = 1 - arm.vision.entries_held / baseline.vision.entries_held
     said = f"{where}: the prefill reads {percent(fewer)} fewer vision entries over its layers"
     bound = arm.bound.prefill if arm.bound else None
     ratio = arm.ratios.get("ttft")
@@ -74,8 +74,8 @@ def _exceeds(ratio: Ratio, most: float) -> bool:
     return ratio.interval_95[0] > most
 
 
-def _held(where: str, arm: Arm, never: Arm) -> str | None:
-    mine, theirs = arm.memory.kv_bytes_prefilled, never.memory.kv_bytes_prefilled
+def _held(where: str, arm: Arm, baseline: Arm) -> str | None:
+    mine, theirs = arm.memory.kv_bytes_prefilled, baseline.memory.kv_bytes_prefilled
     if not mine or not theirs or mine >= theirs:
         return None
     return (
@@ -84,13 +84,13 @@ def _held(where: str, arm: Arm, never: Arm) -> str | None:
     )
 
 
-def _kept(where: str, arm: Arm, never: Arm) -> str | None:
+def _kept(where: str, arm: Arm, baseline: Arm) -> str | None:
     """Say of an arm that only looks away that nothing is freed by that."""
-    if arm.vision is None or never.vision is None or arm.vision.withdrawals:
+    if arm.vision is None or baseline.vision is None or arm.vision.withdrawals:
         return None
-    if reads_less(arm, never) or not _looks_less(arm, never):
+    if reads_less(arm, baseline) or not _looks_less(arm, baseline):
         return None
-    mine, theirs = arm.vision.attended, never.vision.attended
+    mine, theirs = arm.vision.attended, baseline.vision.attended
     return (
         f"{where} attends to {percent(mine / theirs)} of the vision tokens in a step, mean over "
         "the layers, and frees nothing: what it does not look at stays in the KV cache."

@@ -107,7 +107,7 @@ def answered(
     otherwise.
     """
     from mvw_cli.bench.quality.comparisons import Given, Row
-    from mvw_cli.bench.quality.judging import same
+    from mvw_cli.bench.quality.judging import answers_match
     from mvw_cli.bench.report.documents import BASELINE
     from mvw_cli.bench.verdict.suggest import loss_in_words
     from mvw_cli.calibrate.moments import answers_of
@@ -125,7 +125,9 @@ def answered(
                 token_ids=tuple(one["token_ids"]),
                 answer=one["answer"],
                 seconds=one["seconds"],
-                correct=None if item.reference is None else same(one["answer"], item.reference),
+                correct=None
+                if item.reference is None
+                else answers_match(one["answer"], item.reference),
             )
             for name, one in ((BASELINE, sample), (_ARM, own))
         }

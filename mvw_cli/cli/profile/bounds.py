@@ -120,10 +120,10 @@ def with_bounds(cell: Cell, case: Case) -> Cell:
     from mvw_cli.cost.attending import part_of
     from mvw_cli.cost.bound import arm_bound
 
-    never = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
+    baseline = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
     arms = []
     for arm in cell.arms:
-        part = part_of(arm.vision, never) if arm.vision and never else None
+        part = part_of(arm.vision, baseline) if arm.vision and baseline else None
         bound = arm_bound(case, cell.batch, arm.withdrawn_after, part)
         arms.append(replace(arm, bound=bound))
     return replace(cell, arms=arms)

@@ -1,4 +1,4 @@
-"""What is compared: `never` first, then what was named, each the user's own profile otherwise."""
+"""What is compared: the baseline first, then what was named, else the user's own profile."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def named(*args: object, **more: object) -> dict[str, tuple[str, object, object]
 
 def test_the_profiles_own_withdrawal_beside_none() -> None:
     assert named(None, {}) == {
-        "never": ("none", None, None),
+        "baseline": ("none", None, None),
         "at </CAPTION>": ("mvw", None, "</CAPTION>"),
     }
 
 
 def test_a_profile_without_withdrawal_gets_the_usual_moment() -> None:
-    assert list(named("hf", {"model": "org/name"})) == ["never", "m=16"]
+    assert list(named("hf", {"model": "org/name"})) == ["baseline", "m=16"]
 
 
 def test_moments_replace_what_the_profile_has() -> None:
     assert named("shapes", {}, moments=(4, "never", 8), until=("</SUMMARY>",)) == {
-        "never": ("none", None, None),
+        "baseline": ("none", None, None),
         "m=4": ("mvw", 4, None),
         "m=8": ("mvw", 8, None),
         "until </SUMMARY>": ("mvw", None, "</SUMMARY>"),
@@ -37,7 +37,7 @@ def test_moments_replace_what_the_profile_has() -> None:
 
 
 def test_never_alone_is_a_measurement_of_the_baseline() -> None:
-    assert list(named("shapes", {}, moments=("never",))) == ["never"]
+    assert list(named("shapes", {}, moments=("never",))) == ["baseline"]
 
 
 def test_other_flags_hold_for_every_arm() -> None:

@@ -92,8 +92,8 @@ def test_a_cell_says_how_busy_the_device_is(
     pretend(monkeypatch, 6000.0)
     measured = measure(job(tmp_path), session=session)
     assert measured.cell is not None and measured.cell.device_busy is not None
-    never = measured.cell.arms[0]
-    assert measured.cell.device_busy == pytest.approx(6 / never.tpot_ms.median)
+    baseline = measured.cell.arms[0]
+    assert measured.cell.device_busy == pytest.approx(6 / baseline.tpot_ms.median)
     assert 0.02 < measured.cell.device_busy <= 0.2
 
 

@@ -64,9 +64,9 @@ def test_a_withdrawal_has_its_own_phase_and_counts_for_the_answer() -> None:
     assert arm.tpot_ms.samples == [40.0, 60.0, 20.0]
     assert arm.tokens_per_s.median == pytest.approx(3 / 0.12)
     assert phases.vision_ms is None and arm.joules_per_token is None and arm.bound is None
-    never = figures.arm("never", [SEEING], None, MEMORY)
-    assert never.ratios == {} and never.withdrawn_after is None
-    assert (never.phases.withdrawal_ms, never.phases.decode_after_ms) == (None, None)
+    baseline = figures.arm("baseline", [SEEING], None, MEMORY)
+    assert baseline.ratios == {} and baseline.withdrawn_after is None
+    assert (baseline.phases.withdrawal_ms, baseline.phases.decode_after_ms) == (None, None)
 
 
 def test_ratios_are_taken_within_a_turn() -> None:
@@ -97,12 +97,12 @@ def test_answers_of_one_token_are_left_out_of_what_is_said_of_steps() -> None:
 def test_a_step_of_a_batch_counts_each_token_and_its_time_once() -> None:
     batch = run(step(0.04, tokens=8), step(0.04, tokens=8), step(0.02, tokens=3))
     assert figures.tokens_per_s(batch) == pytest.approx(19 / 0.1)
-    assert figures.arm("never", [batch], None, MEMORY).tpot_ms.samples == [40.0, 40.0, 20.0]
+    assert figures.arm("baseline", [batch], None, MEMORY).tpot_ms.samples == [40.0, 40.0, 20.0]
 
 
 def test_energy_is_that_of_whole_answers_by_token() -> None:
     runs = [replace(SEEING, window=Window(12.0, 0.6, 4)) for _ in range(4)]
-    arm = figures.arm("never", runs, None, MEMORY)
+    arm = figures.arm("baseline", runs, None, MEMORY)
     assert arm.joules_per_token is not None
     assert arm.joules_per_token.samples == [3.0, 3.0]  # two runs last a second
 
@@ -110,17 +110,17 @@ def test_energy_is_that_of_whole_answers_by_token() -> None:
 def test_unstable_figures_are_named_with_their_spread_and_a_way_out() -> None:
     rates = (1.0, 1.0, 2.0, 2.0)
     runs = [run(step(0.05), step(0.05), rate=rate) for rate in rates]
-    arms = [figures.arm("never", runs, None, MEMORY)]
+    arms = [figures.arm("baseline", runs, None, MEMORY)]
     lines = figures.unstable(8, "fixed", 8, 4, arms)
     assert lines == [
-        "Batch 8, never: time to first token spreads by 67 % (quartiles over median). Leave the "
+        "Batch 8, baseline: time to first token spreads by 67 % (quartiles over median). Leave the "
         "machine to it, fix its clock rate, or measure more with --runs 12.",
-        "Batch 8, never: time of an answer spreads by 43 % (quartiles over median). Leave the "
+        "Batch 8, baseline: time of an answer spreads by 43 % (quartiles over median). Leave the "
         "machine to it, fix its clock rate, or measure more with --runs 12.",
     ]
     [natural] = figures.unstable(1, "natural", 20, 4, arms)
     assert "time to first token" in natural and "items may differ in size" in natural
-    steady = [figures.arm("never", [SEEING] * 4, None, MEMORY)]
+    steady = [figures.arm("baseline", [SEEING] * 4, None, MEMORY)]
     assert figures.unstable(8, "fixed", 8, 4, steady) == []
 
 

@@ -23,7 +23,7 @@ from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.resolution import resolve
 
-NEVER = ArmSpec("never", {"policy": "none"})
+NEVER = ArmSpec("baseline", {"policy": "none"})
 LATER = ArmSpec("m=16", {"policy": "mvw", "m": 16, "until": None})
 ITEMS = tuple(ItemSpec((f"{name}.png",), f"what is in {name}?", None) for name in "abc")
 

@@ -56,31 +56,31 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 
 def test_each_planted_cost_is_found_where_it_lies(known: Measured) -> None:
-    never, later = arms(known)["never"], arms(known)["m=3"]
-    for arm in (never, later):
+    baseline, later = arms(known)["baseline"], arms(known)["m=3"]
+    for arm in (baseline, later):
         assert near(arm.phases.read_ms, PLANNED.read)
         assert near(arm.phases.preprocess_ms, PLANNED.preprocess)
         assert near(arm.phases.vision_ms, PLANNED.vision)
         assert near(arm.phases.prefill_ms, PLANNED.vision + PLANNED.prefill)
         assert near(arm.ttft_ms, PLANNED.vision + PLANNED.prefill)
-    assert near(never.phases.decode_before_ms, STEPS * PLANNED.before, STEPS)
-    assert never.phases.withdrawal_ms is None and never.phases.decode_after_ms is None
+    assert near(baseline.phases.decode_before_ms, STEPS * PLANNED.before, STEPS)
+    assert baseline.phases.withdrawal_ms is None and baseline.phases.decode_after_ms is None
     assert near(later.phases.decode_before_ms, 2 * PLANNED.before, 2)
     assert near(later.phases.withdrawal_ms, PLANNED.withdrawal)
     assert near(later.phases.decode_after_ms, 5 * PLANNED.after, 5)
     assert near(later.tpot_before_ms, PLANNED.before)
     assert near(later.tpot_after_ms, PLANNED.after)
-    assert never.tpot_after_ms is None and len(never.tpot_ms.samples) == PAIRS * STEPS
+    assert baseline.tpot_after_ms is None and len(baseline.tpot_ms.samples) == PAIRS * STEPS
     # The step after the withdrawal bears it; the others of both kinds lie apart.
     assert len(later.step_ms) == STEPS
     assert max(later.step_ms) == later.step_ms[2] >= 1e3 * (PLANNED.withdrawal + PLANNED.after)
     assert min(later.step_ms[:2]) >= 1e3 * PLANNED.before > max(later.step_ms[3:])
-    assert (never.withdrawn_after, later.withdrawn_after) == (None, 3)
+    assert (baseline.withdrawn_after, later.withdrawn_after) == (None, 3)
 
 
 def test_the_ratio_s_interval_holds_the_planted_gain(known: Measured) -> None:
-    never, later = arms(known)["never"], arms(known)["m=3"]
-    assert never.ratios == {}
+    baseline, later = arms(known)["baseline"], arms(known)["m=3"]
+    assert baseline.ratios == {}
     assert set(later.ratios) == {"ttft", "tpot", "tokens_per_s", "answer"}
     # By plan 5 and 210 / (60 + 40 + 30) = 1.6; the tiny model's own steps make both smaller.
     for name, least, most in (("tpot", 1.5, 5.2), ("tokens_per_s", 1.1, 1.8)):
@@ -88,8 +88,8 @@ def test_the_ratio_s_interval_holds_the_planted_gain(known: Measured) -> None:
         assert least < low <= high < most
         assert later.ratios[name].shown == "faster"
     assert all(ratio.pairs == PAIRS for ratio in later.ratios.values())
-    assert never.tokens_per_s.median <= 1 / PLANNED.before
-    assert len(never.tokens_per_s.samples) == PAIRS
+    assert baseline.tokens_per_s.median <= 1 / PLANNED.before
+    assert len(baseline.tokens_per_s.samples) == PAIRS
     assert later.generated_tokens.samples == [STEPS + 1.0] * PAIRS
 
 
@@ -103,7 +103,7 @@ def test_planted_bytes_are_found_when_they_are_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan(transient=160 * MIB, holds={5: 48 * MIB, 8: 0})
-    arm = arms(measure(job(tmp_path, runs=1), session=planted(plan, monkeypatch)))["never"]
+    arm = arms(measure(job(tmp_path, runs=1), session=planted(plan, monkeypatch)))["baseline"]
     line = {point.token: point.process_bytes for point in arm.memory.timeline}
     assert list(line) == list(range(1, 12))  # the last token takes the sequence with it
     assert all(size is not None for size in line.values())
@@ -126,7 +126,7 @@ def test_memory_agrees_with_the_configuration(
     one = 2 * 2 * 8 * 4  # layers, keys and values, width, bytes of a float32
     layout = measure(job(tmp_path, runs=1), session=session).workload
     prompt, vision = layout.prompt_tokens, layout.vision_tokens
-    for name, read, gone in (("never", 11, 0), ("m=1", 0, vision), ("m=4", 3, vision),
+    for name, read, gone in (("baseline", 11, 0), ("m=1", 0, vision), ("m=4", 3, vision),
                              ("m=99", 11, 0)):  # fmt: skip
         kept = found[name].memory
         assert kept.kv_bytes_before == 2 * (prompt + read) * one
@@ -137,7 +137,7 @@ def test_memory_agrees_with_the_configuration(
     assert line[:3] == [2 * (prompt + read) * one for read in range(3)]
     assert line[3] == found["m=4"].memory.kv_bytes_after
     model = session.loaded.model
-    assert found["never"].memory.weight_bytes >= sum(p.nbytes for p in model.parameters())
+    assert found["baseline"].memory.weight_bytes >= sum(p.nbytes for p in model.parameters())
 
 
 def test_a_batch_is_prefilled_in_turn_and_decodes_together(
@@ -154,17 +154,17 @@ def test_a_batch_is_prefilled_in_turn_and_decodes_together(
         assert len(arm.step_ms) == 11
         assert len(arm.tpot_ms.samples) == 2 * 11  # a step of three tokens counts once
         assert arm.generated_tokens.samples == [12.0] * 6
-        if name != "never":
+        if name != "baseline":
             assert near(arm.phases.withdrawal_ms, 3 * plan.withdrawal)
             assert len(arm.tpot_before_ms.samples if arm.tpot_before_ms else []) == (
                 2 * 3 if name == "m=4" else 0
             )
-    never = arms(measured)["never"]
-    assert near(never.phases.decode_before_ms, 11 * plan.before, 11)
-    rate = never.tokens_per_s.median
+    baseline = arms(measured)["baseline"]
+    assert near(baseline.phases.decode_before_ms, 11 * plan.before, 11)
+    rate = baseline.tokens_per_s.median
     assert rate <= 3 / plan.before
-    assert rate == pytest.approx(33 / (never.phases.decode_before_ms or never.ttft_ms).median * 1e3,
-                                 rel=0.2)  # fmt: skip
+    decode_ms = (baseline.phases.decode_before_ms or baseline.ttft_ms).median
+    assert rate == pytest.approx(33 / decode_ms * 1e3, rel=0.2)
     # At m=1 the last sequence's withdrawal falls between its first token and its second.
     first = arms(measured)["m=1"].step_ms[0]
     assert first >= 1e3 * plan.withdrawal
@@ -206,12 +206,15 @@ def test_pairs_go_on_for_the_time_that_was_asked_for(
     assert measured.profiler_cost is not None and measured.profiler_cost.pairs == 2
     assert not measured.stopped
     texts = [text for text, _, _ in said]
-    assert texts[:6] == ["never: warm-up", "m=4: warm-up"] * 2 + ["never: memory", "m=4: memory"]
+    assert texts[:6] == ["baseline: warm-up", "m=4: warm-up"] * 2 + [
+        "baseline: memory",
+        "m=4: memory",
+    ]
     assert texts[6:12] == [
-        "never: pair 1 of 2", "never, unmarked: pair 1 of 2", "m=4: pair 1 of 2",
-        "m=4: pair 2 of 2", "never, unmarked: pair 2 of 2", "never: pair 2 of 2",
+        "baseline: pair 1 of 2", "baseline, unmarked: pair 1 of 2", "m=4: pair 1 of 2",
+        "m=4: pair 2 of 2", "baseline, unmarked: pair 2 of 2", "baseline: pair 2 of 2",
     ]  # fmt: skip
-    assert texts[12:14] == ["never: pair 3", "m=4: pair 3"]
+    assert texts[12:14] == ["baseline: pair 3", "m=4: pair 3"]
     assert [done for _, done, _ in said] == list(range(len(said)))
     assert said[0][2] == 2 * 2 + 2 + 2 * 2 + 2
     assert all(done < total for _, done, total in said)
@@ -292,7 +295,7 @@ def test_answers_that_end_at_once_can_t_be_measured(
         measure(job(tmp_path, runs=2, mode="natural"), session=session)
     check_hint(error.value.hint or "")
     fixed = arms(measure(job(tmp_path, runs=1), session=session))
-    assert fixed["never"].generated_tokens.samples == [12.0]  # the end is not taken for one
+    assert fixed["baseline"].generated_tokens.samples == [12.0]  # the end is not taken for one
 
 
 class Gpus:
@@ -313,12 +316,12 @@ def test_energy_is_taken_over_whole_answers(
     monkeypatch.setattr(module, "nvml", lambda devices: nullcontext(Gpus()))
     plan = Plan(preprocess=0.2, prefill=0.3)
     found = arms(measure(job(tmp_path, runs=2), session=planted(plan, monkeypatch)))
-    energy = found["never"].joules_per_token
+    energy = found["baseline"].joules_per_token
     assert energy is not None
-    seconds = found["never"].answer_s.median
+    seconds = found["baseline"].answer_s.median
     assert seconds >= 0.5
     assert energy.median == pytest.approx(100 * seconds / 12, rel=0.3)
-    assert found["never"].memory.device_process_bytes == 7
+    assert found["baseline"].memory.device_process_bytes == 7
 
 
 @pytest.mark.gpu

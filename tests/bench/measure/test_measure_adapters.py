@@ -78,10 +78,13 @@ def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Pa
     cross_attention = any(layer.cross for layer in flops.shape.layers)
     text = work.prompt_tokens - (0 if cross_attention else work.vision_tokens)
     case = Case(flops, "float32", text, work.vision_tokens, 6)
-    never, *others = with_bounds(measured.cell, case).arms
-    assert never.vision is not None and never.bound is not None
-    assert never.vision.attended_along == [work.vision_tokens] * 6
-    assert (never.bound.speedup, never.bound.prefill and never.bound.prefill.share) == (1, 1)
+    baseline, *others = with_bounds(measured.cell, case).arms
+    assert baseline.vision is not None and baseline.bound is not None
+    assert baseline.vision.attended_along == [work.vision_tokens] * 6
+    assert (baseline.bound.speedup, baseline.bound.prefill and baseline.bound.prefill.share) == (
+        1,
+        1,
+    )
     for arm, part in zip(others, POLICIES.values(), strict=True):
         kept, seen = arm.memory, arm.vision
         assert (kept.kv_bytes_before, kept.kv_bytes_after) == (
@@ -90,8 +93,8 @@ def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Pa
         assert seen is not None and arm.bound is not None and arm.bound.prefill is not None
         # At an entropy of 0 it looks back at once, and so it does whenever its time is over.
         back = "look-back" in arm.name
-        assert (seen.attended < never.vision.attended) == (arm.bound.speedup > 1) == (not back)
-        first = never.vision.held_by_layer[0]
+        assert (seen.attended < baseline.vision.attended) == (arm.bound.speedup > 1) == (not back)
+        first = baseline.vision.held_by_layer[0]
         # LLaVA-CoT's first cross-attention layer comes after layer 1.
         assert seen.held_by_layer[0] == (part * first if cross_attention else first)
         assert seen.held_by_layer[-1] == part * first

@@ -51,7 +51,7 @@ def test_a_cell_comes_back_from_a_fresh_process(tmp_path: Path) -> None:
     assert measured.cell is not None
     assert (measured.cell.process, measured.cell.pairs) == ("own", 2)
     assert (measured.model.adapter, measured.model.device) == ("shapes", "cpu")
-    assert [arm.name for arm in measured.cell.arms] == ["never", "m=4"]
+    assert [arm.name for arm in measured.cell.arms] == ["baseline", "m=4"]
     later = measured.cell.arms[1]
     assert later.withdrawn_after == 4 and later.generated_tokens.samples == [12.0, 12.0]
     assert later.memory.kv_bytes_after == later.memory.kv_formula_bytes_after

@@ -47,18 +47,18 @@ def by_name(answers: Answers) -> dict[str, Comparison]:
 def test_they_are_the_engines_own(items: list[ItemSpec]) -> None:
     session = tiny("hf")
     answers = compare_answers(session, items, ARMS)
-    assert [arm.name for arm in answers.arms] == ["never", "m=2", "m=12", "no image"]
+    assert [arm.name for arm in answers.arms] == ["baseline", "m=2", "m=12", "no image"]
     assert (answers.items, answers.references, answers.remarks) == (4, 3, [])
     from mvw_cli.images.reading import open_image
 
-    for name, policy in {"never": at(None), **ARMS}.items():
+    for name, policy in {"baseline": at(None), **ARMS}.items():
         written = []
         for item in items:
             request = session.request([open_image(item.images[0]).image], item.question)
             written.append(answered(session, replace(request, policy=policy, settings=NATURAL)))
         own = by_name(answers)[name]
         assert own.generated_tokens.samples == [len(tokens) for tokens in written]
-        if name == "never":
+        if name == "baseline":
             base = written
         assert own.identical == sum(a == b for a, b in zip(base, written, strict=True))
     without = by_name(answers)["no image"]
@@ -79,7 +79,7 @@ def test_the_end_token_counts_whatever_the_session_says(items: list[ItemSpec]) -
     free = answered(session, session.request([noise(40, 30)], "w1 w0"))
     session.loaded.model.generation_config.eos_token_id = free[3]
     answers = compare_answers(session, items[:1], {})
-    assert by_name(answers)["never"].generated_tokens.samples == [free.index(free[3]) + 1]
+    assert by_name(answers)["baseline"].generated_tokens.samples == [free.index(free[3]) + 1]
 
 
 def test_all_arms_of_an_item_before_the_next_in_a_turning_order(items: list[ItemSpec]) -> None:
@@ -91,9 +91,9 @@ def test_all_arms_of_an_item_before_the_next_in_a_turning_order(items: list[Item
         progress=lambda item, doing: calls.append((item, doing)),
     )
     assert calls == [
-        *((1, name) for name in ("never", "m=2", "no image", ALONG)),
-        *((2, name) for name in ("m=2", "no image", "never", ALONG)),
-        *((3, name) for name in ("no image", "never", "m=2", ALONG)),
+        *((1, name) for name in ("baseline", "m=2", "no image", ALONG)),
+        *((2, name) for name in ("m=2", "no image", "baseline", ALONG)),
+        *((3, name) for name in ("no image", "baseline", "m=2", ALONG)),
     ]
 
 
@@ -196,7 +196,7 @@ def test_where_there_is_no_control_a_remark_says_why(
     session = tiny("hf")
     session = opened(adapter(), session.loaded)
     answers = compare_answers(session, items[:2], {"m=2": at(2)})
-    assert [arm.name for arm in answers.arms] == ["never", "m=2"]
+    assert [arm.name for arm in answers.arms] == ["baseline", "m=2"]
     [remark] = answers.remarks
     assert remark.startswith(f"The control without an image is left out: {reason}")
 
@@ -204,7 +204,7 @@ def test_where_there_is_no_control_a_remark_says_why(
 @pytest.mark.parametrize("adapter", ["llava-cot", "kimi-vl"])
 def test_other_families_have_the_control_too(items: list[ItemSpec], adapter: str) -> None:
     answers = compare_answers(tiny(adapter), items[:1], {"m=2": at(2)})
-    assert [arm.name for arm in answers.arms] == ["never", "m=2", "no image"]
+    assert [arm.name for arm in answers.arms] == ["baseline", "m=2", "no image"]
     assert answers.remarks == []
     kl = {arm.name: arm.kl_nats.median for arm in answers.arms if arm.kl_nats is not None}
     assert kl["m=2"] > 1e-4 and kl["no image"] > 1e-4
@@ -223,13 +223,15 @@ def test_the_embedded_model_needs_its_image_at_first_and_not_later(
         ItemSpec((str(tmp_path / one["image"]),), one["question"], one["answer"]) for one in records
     ]
     answers = compare_answers(embedded, scenes, {"m=1": at(1), "m=64": at(64)})
-    never, early, late, blind = (by_name(answers)[n] for n in ("never", "m=1", "m=64", "no image"))
-    assert never.correct is not None and never.correct >= 7
+    baseline, early, late, blind = (
+        by_name(answers)[n] for n in ("baseline", "m=1", "m=64", "no image")
+    )
+    assert baseline.correct is not None and baseline.correct >= 7
     assert late.agreement is not None and late.agreement > 0.99
-    assert late.correct == never.correct and late.same_answer == 8
+    assert late.correct == baseline.correct and late.same_answer == 8
     assert late.kl_nats is not None and late.kl_nats.median < 0.001
     for arm in (early, blind):
-        assert arm.correct is not None and arm.correct <= never.correct - 3
+        assert arm.correct is not None and arm.correct <= baseline.correct - 3
         assert arm.agreement is not None and arm.agreement < 0.95
         assert arm.kl_nats is not None and arm.kl_nats.median > 0.1
         assert arm.identical == 0 and arm.lost is not None and arm.lost >= 3

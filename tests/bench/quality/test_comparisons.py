@@ -15,7 +15,7 @@ def given(tokens: str, answer: str, correct: bool | None, seconds: float = 1.0) 
 
 def row(base: Given, arm: Given, agrees: str, kl: list[float]) -> Row:
     found = Divergence(kl, [letter == "y" for letter in agrees], 2)
-    return Row({"never": base, "m=2": arm}, {"m=2": found}, base.correct is not None)
+    return Row({"baseline": base, "m=2": arm}, {"m=2": found}, base.correct is not None)
 
 
 ROWS = [
@@ -44,7 +44,7 @@ def test_every_figure() -> None:
 
 
 def test_the_baseline_is_not_compared_with_itself() -> None:
-    base = compared("never", ROWS)
+    base = compared("baseline", ROWS)
     assert (base.items, base.identical, base.correct) == (5, 5, 2)
     assert base.first_difference is None
     nothing = (base.agreement, base.kl_nats, base.p_value, base.same_answer, base.drop_interval_95)

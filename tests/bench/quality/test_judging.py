@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.quality.judging import same
+from mvw_cli.bench.quality.judging import answers_match
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from mvw_cli.bench.quality.judging import same
     ],
 )
 def test_the_same(one: str, other: str) -> None:
-    assert same(one, other) and same(other, one)
+    assert answers_match(one, other) and answers_match(other, one)
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_the_same(one: str, other: str) -> None:
     ],
 )
 def test_not_the_same(one: str, other: str) -> None:
-    assert not same(one, other) and not same(other, one)
+    assert not answers_match(one, other) and not answers_match(other, one)

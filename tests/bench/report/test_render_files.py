@@ -94,7 +94,7 @@ def test_csv_holds_each_figure_with_its_unit_and_interval(full: Report) -> None:
         "p99": str(arm.tpot_ms.p99),
         "spread": str(arm.tpot_ms.spread),
         "samples": str(len(arm.tpot_ms.samples)),
-        "ratio_to_never": str(ratio.median),
+        "ratio_to_baseline": str(ratio.median),
         "ratio_low_95": str(ratio.interval_95[0]),
         "ratio_high_95": str(ratio.interval_95[1]),
         "shown": "faster",

@@ -33,9 +33,9 @@ EVIL = "<script>alert(1)</script>\"' onload=x & \x1b[2J </style>"
 def many_arms() -> Report:
     """Nine arms, long names: what a sweep over policies makes."""
     full = sample_report.report(batches=(8,))
-    never, arm, _ = full.cells[0].arms
+    baseline, arm, _ = full.cells[0].arms
     names = [f"a policy with a very long name that says m={m}" for m in (1, 2, 4, 8, 16, 32, 64)]
-    arms = [never, *(replace(arm, name=name, withdrawn_after=17) for name in names)]
+    arms = [baseline, *(replace(arm, name=name, withdrawn_after=17) for name in names)]
     return replace(
         full,
         model=replace(full.model, name="an-organisation/" + "a-very-long-model-name" * 5),

@@ -25,9 +25,9 @@ def named(report: Report, name: str) -> Picture:
 
 
 def steps(**change: object) -> Picture:
-    never = Line("never", 0, [2.0, 3.0, 4.0, 5.0], [8.0, 8.0, 8.0, 8.0])
+    baseline = Line("baseline", 0, [2.0, 3.0, 4.0, 5.0], [8.0, 8.0, 8.0, 8.0])
     m = Line("m=3", 1, [2.0, 3.0, 4.0, 5.0], [8.0, 8.0, 4.0, 4.0], withdrawn_after=3, mark=3.5)
-    picture = Picture("p", "Time", "tokens", "time", "ms", "A sentence.", [never, m])
+    picture = Picture("p", "Time", "tokens", "time", "ms", "A sentence.", [baseline, m])
     return replace(picture, **change)  # type: ignore[arg-type]
 
 
@@ -108,7 +108,7 @@ def test_without_a_device_the_process_is_shown(full: Report) -> None:
 def test_quality_is_accuracy_where_there_are_references(full: Report) -> None:
     picture = named(full, "quality-speed-batch-8")
     ratio = full.cells[1].arms[1].ratios["tokens_per_s"]
-    assert picture.points[0] == Point("never", 0, 1.0, 85.0, None, picture.points[0].y_interval)
+    assert picture.points[0] == Point("baseline", 0, 1.0, 85.0, None, picture.points[0].y_interval)
     sixteen = picture.points[1]
     assert (sixteen.x, sixteen.x_interval, sixteen.y) == (ratio.median, ratio.interval_95, 75.0)
     assert picture.level == ("no image", 30.0)
@@ -145,7 +145,7 @@ def test_quality_without_references_is_how_much_stays_the_same(full: Report) -> 
 def test_blocks_share_a_scale_and_mark_the_withdrawal() -> None:
     assert drawn(steps()) == [
         "Time (ms)",
-        "          │ never",
+        "          │ baseline",
         "     8.00 │████",
         "          │████",
         "        0 │████",
@@ -197,7 +197,7 @@ def test_a_withdrawal_anywhere_is_told(full: Report, after: int) -> None:
 
 
 def test_what_lies_between_points_is_not_left_empty() -> None:
-    thin = Line("never", 0, [1.0, 21.0, 41.0], [8.0, 8.0, 4.0])
+    thin = Line("baseline", 0, [1.0, 21.0, 41.0], [8.0, 8.0, 4.0])
     short = Line("m=3", 1, [1.0, 21.0], [8.0, 8.0])
     rows = drawn(steps(lines=[thin, short]))
     assert rows[4] == "        0 │" + "█" * 41
@@ -205,7 +205,7 @@ def test_what_lies_between_points_is_not_left_empty() -> None:
 
 
 def test_nothing_but_zeros_is_drawn_as_nothing() -> None:
-    flat = Line("never", 0, [1.0, 2.0], [0.0, 0.0])
+    flat = Line("baseline", 0, [1.0, 2.0], [0.0, 0.0])
     assert "█" not in "".join(drawn(steps(lines=[flat])))
 
 

@@ -34,7 +34,7 @@ def test_each_arm_s_vision_stands_beside_the_baseline_s(made: Report) -> None:
         "WITHDRAWALS", "LOOK-BACKS", "OFFLOADED TO THE HOST",
     ]  # fmt: skip
     assert found.rows == [
-        ["never", "1,008  100 %", "4,032", "133.0 MiB", "0", "0", "0 B"],
+        ["baseline", "1,008  100 %", "4,032", "133.0 MiB", "0", "0", "0 B"],
         ["vtw:layer=2", "504  50 %", "2,016", "70.0 MiB", "0", "0", "0 B"],
         ["pulse", "44.0  4.4 %", "4,032", "133.0 MiB", "0", "0", "0 B"],
         ["mvw:m=64+look-back", "614  60.9 %", "4,032", "133.0 MiB", "2", "1", "126.0 MiB"],
@@ -42,15 +42,15 @@ def test_each_arm_s_vision_stands_beside_the_baseline_s(made: Report) -> None:
 
 
 def test_what_all_arms_share_is_left_out(made: Report) -> None:
-    never, vtw, pulse, _ = made.cells[0].arms
-    cell = replace(made.cells[0], arms=[never, pulse])
+    baseline, vtw, pulse, _ = made.cells[0].arms
+    cell = replace(made.cells[0], arms=[baseline, pulse])
     assert table(seen.vision(replace(made, cells=[cell]))).columns == ["ARM", "ATTENDED BY A TOKEN"]
-    alike = [never, replace(never, name="as never")]
+    alike = [baseline, replace(baseline, name="as baseline")]
     same = replace(made, cells=[replace(cell, arms=alike)])
     assert seen.vision(same).parts == [] == seen.prefill_bounds(same)
     assert "vision" not in [section.name for section in sections(same)]
     assert seen.vision(sample_report.report()).parts == []
-    blind = replace(made, cells=[replace(cell, arms=[never, replace(vtw, vision=None)])])
+    blind = replace(made, cells=[replace(cell, arms=[baseline, replace(vtw, vision=None)])])
     assert seen.vision(blind).parts == []
 
 
@@ -59,11 +59,11 @@ def test_the_prefill_is_set_beside_its_bound(made: Report) -> None:
     assert isinstance(found, Table)
     rows = {row[1]: row for row in found.rows}
     assert list(rows) == ["vtw:layer=2", "pulse", "mvw:m=64+look-back"]
-    assert rows["vtw:layer=2"][2:5] == ["11.5 TFLOP  50 % of never's", "16.5 ms", "2.00 ×"]
-    assert rows["pulse"][2:5] == ["23.0 TFLOP  100 % of never's", "33.0 ms", "1.00 ×"]
+    assert rows["vtw:layer=2"][2:5] == ["11.5 TFLOP  50 % of baseline's", "16.5 ms", "2.00 ×"]
+    assert rows["pulse"][2:5] == ["23.0 TFLOP  100 % of baseline's", "33.0 ms", "1.00 ×"]
     assert rows["vtw:layer=2"][5].endswith("no difference shown")
-    never, _, pulse, _ = made.cells[0].arms
-    cell = replace(made.cells[0], arms=[never, pulse])
+    baseline, _, pulse, _ = made.cells[0].arms
+    cell = replace(made.cells[0], arms=[baseline, pulse])
     assert seen.prefill_bounds(replace(made, cells=[cell])) == []
 
 
@@ -99,8 +99,8 @@ def test_the_picture_is_there_where_some_attend_to_a_part(made: Report) -> None:
     assert picture.lines[2].ys[:2] == [VISION, 40.25]
     assert picture.lines[3].withdrawn_after == 64 and picture.lines[1].withdrawn_after is None
     assert html.page(made).count(picture.title) > 0
-    never, _, _, back = made.cells[0].arms
-    cell = replace(made.cells[0], arms=[never, back])  # all or nothing: the other pictures tell
+    baseline, _, _, back = made.cells[0].arms
+    cell = replace(made.cells[0], arms=[baseline, back])  # all or nothing: the other pictures tell
     assert not [one for one in pictures(replace(made, cells=[cell])) if "vision" in one.name]
 
 

@@ -33,13 +33,13 @@ def with_ratio(report: Report, ratio: Ratio) -> Report:
 
 def test_each_figure_stands_beside_the_baseline_with_its_interval(full: Report) -> None:
     plain = text.plain(full)
-    never, sixteen = full.cells[1].arms[:2]
+    unmarked, sixteen = full.cells[1].arms[:2]
     found = row(plain, "time per output token", "m=16", place=1)
     for value in (sixteen.tpot_ms.median, sixteen.tpot_ms.p90, sixteen.tpot_ms.p99):
         assert words.milliseconds(value) in found
     assert found.endswith(words.ratio(sixteen.ratios["tpot"])) and found.endswith(" faster")
-    baseline = row(plain, "time per output token", "never", place=1)
-    assert words.milliseconds(never.tpot_ms.median) in baseline and baseline.endswith(" -")
+    baseline = row(plain, "time per output token", "baseline", place=1)
+    assert words.milliseconds(unmarked.tpot_ms.median) in baseline and baseline.endswith(" -")
     for figure in ("time to first token", "tokens per second", "seconds per answer"):
         assert "× [" in row(plain, figure, "m=64")
 
@@ -62,16 +62,16 @@ def test_nothing_is_faster_whose_interval_covers_one(
 
 def test_what_is_unstable_says_so_with_its_remedy(full: Report) -> None:
     wild = replace(full.cells[0].arms[0], ttft_ms=summarise([10.0, 20.0, 30.0, 40.0]))
-    sentence = "ttft_ms of never spreads by 60 %: close other programs."
+    sentence = "ttft_ms of baseline spreads by 60 %: close other programs."
     cell = replace(full.cells[0], arms=[wild], unstable=[sentence])
     plain = text.plain(replace(full, cells=[cell]))
-    assert row(plain, "time to first token", "never").split("  ")[-2].strip() == "60 % unstable"
+    assert row(plain, "time to first token", "baseline").split("  ")[-2].strip() == "60 % unstable"
     assert f"Unstable: {sentence}" in plain
     # Steps of one run differ by nature: their spread is told, and not judged.
     uneven = replace(wild, tpot_ms=summarise([10.0, 20.0, 30.0, 40.0]))
     cell = replace(cell, arms=[uneven])
     plain = text.plain(replace(full, cells=[cell]))
-    assert "  60 %  " in row(plain, "time per output token", "never")
+    assert "  60 %  " in row(plain, "time per output token", "baseline")
 
 
 def test_phases_are_shares_of_the_whole_answer(full: Report) -> None:

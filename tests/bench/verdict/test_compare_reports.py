@@ -82,7 +82,7 @@ def environment(**change: Any) -> Change:
         (lambda r: replace(r, cells=[replace(c, batch=64) for c in r.cells]), "no batch size in"),
         (
             lambda r: replace(r, cells=[replace(c, arms=c.arms[:0]) for c in r.cells]),
-            "no arm in common: never, m=16, m=64 and ",
+            "no arm in common: baseline, m=16, m=64 and ",
         ),
     ],
 )

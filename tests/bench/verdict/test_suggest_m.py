@@ -29,7 +29,7 @@ def arm(name: str, items: int, **figures: Any) -> Comparison:
         items=items,
         identical=0,
         first_difference=None,
-        agreement=None if name == "never" else 0.97,
+        agreement=None if name == "baseline" else 0.97,
         kl_nats=None,
         generated_tokens=summarise([100.0] * items),
         seconds=summarise([1.0] * items),
@@ -41,7 +41,7 @@ def arm(name: str, items: int, **figures: Any) -> Comparison:
 
 def judged(items: int, right: int, lost: dict[str, int], won: int = 0) -> Answers:
     """Answers with references: how many each arm loses."""
-    arms = [arm("never", items, correct=right)]
+    arms = [arm("baseline", items, correct=right)]
     arms += [
         arm(name, items, correct=right - gone + won, lost=gone, won=won)
         for name, gone in lost.items()
@@ -50,8 +50,8 @@ def judged(items: int, right: int, lost: dict[str, int], won: int = 0) -> Answer
 
 
 def free(items: int, same: dict[str, int]) -> Answers:
-    """Answers without references: how many come out as those of `never`."""
-    arms = [arm("never", items), *(arm(name, items, same_answer=n) for name, n in same.items())]
+    """Answers without references: how many come out as those of the baseline."""
+    arms = [arm("baseline", items), *(arm(name, items, same_answer=n) for name, n in same.items())]
     return Answers(items, 0, arms)
 
 

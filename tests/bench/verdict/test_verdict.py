@@ -152,8 +152,8 @@ def test_a_planned_prefill_is_named_from_one_half_on() -> None:
 # -- measured -------------------------------------------------------------------------------
 
 
-def measured(never: dict[str, Any] | None = None, mode: str = "fixed", **arm: Any) -> Report:
-    """One batch with `never` and `m=16`, with nothing to be said about unless changed."""
+def measured(baseline: dict[str, Any] | None = None, mode: str = "fixed", **arm: Any) -> Report:
+    """One batch with `baseline` and `m=16`, with nothing to be said about unless changed."""
     full = report(batches=(1,))
     cell = full.cells[0]
     quiet: dict[str, Any] = {
@@ -171,7 +171,7 @@ def measured(never: dict[str, Any] | None = None, mode: str = "fixed", **arm: An
         return replace(one, phases=phases, memory=memory, **quiet)
 
     first, second = (silent(one) for one in cell.arms[:2])
-    first, second = replace(first, **(never or {})), replace(second, **{"ratios": {}, **arm})
+    first, second = replace(first, **(baseline or {})), replace(second, **{"ratios": {}, **arm})
     cell = replace(cell, arms=[first, second])
     workload = replace(full.workload, mode=mode)
     return replace(full, cells=[cell], workload=workload, profiler_cost=None)
@@ -248,7 +248,7 @@ def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
 )  # fmt: skip
 def test_length_is_told_from_speed(count: int, answer: Ratio, speed: Ratio, said: str) -> None:
     made = measured(
-        never={"generated_tokens": tokens(120)},
+        baseline={"generated_tokens": tokens(120)},
         mode="natural",
         generated_tokens=tokens(count),
         ratios={"answer": answer, "tokens_per_s": speed},
@@ -259,7 +259,7 @@ def test_length_is_told_from_speed(count: int, answer: Ratio, speed: Ratio, said
 
 def test_answers_of_about_the_same_length_are_not_called_shorter() -> None:
     made = measured(
-        never={"generated_tokens": tokens(120)},
+        baseline={"generated_tokens": tokens(120)},
         mode="natural",
         generated_tokens=tokens(119),
         ratios={"answer": FASTER},
@@ -307,26 +307,26 @@ def test_a_cache_that_is_not_as_counted(field: str, when: str) -> None:
 
 def test_a_prefill_that_is_most_of_the_request() -> None:
     phases = replace(measured().cells[0].arms[0].phases, prefill_ms=summarise([8000.0]))
-    assert verdicts(measured(never={"phases": phases})) == [
+    assert verdicts(measured(baseline={"phases": phases})) == [
         "The prefill is 80 % of your request at batch 1: withdrawal can't help there, fewer vision "
         "tokens from the start can."
     ]
     for quiet in (summarise([4900.0]), None):
         phases = replace(phases, prefill_ms=quiet)
-        assert verdicts(measured(never={"phases": phases})) == []
+        assert verdicts(measured(baseline={"phases": phases})) == []
 
 
 def test_time_that_neither_bytes_nor_arithmetic_explain() -> None:
-    assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.0022)})) == [
+    assert verdicts(measured(baseline={"bound": bounded(1.2, seconds=0.0022)})) == [
         "Bytes and arithmetic account for 22 % of a step's time at batch 1: the rest is launches, "
         "the host's work or kernels below the device's rates, and withdrawal does not shorten it."
     ]
     for quiet in (bounded(1.2, seconds=0.0051), bounded(1.2), None):
-        assert verdicts(measured(never={"bound": quiet})) == []
+        assert verdicts(measured(baseline={"bound": quiet})) == []
 
 
 def test_a_device_that_waits_for_the_host() -> None:
-    made = measured(never={"bound": bounded(1.2, seconds=0.002)})
+    made = measured(baseline={"bound": bounded(1.2, seconds=0.002)})
     idle = replace(made.cells[0], device_busy=0.22)
     assert verdicts(replace(made, cells=[idle])) == [
         "Launch-bound: the device is busy 22 % of a step's time at batch 1. The rest is the host's "
@@ -338,11 +338,11 @@ def test_a_device_that_waits_for_the_host() -> None:
 
 
 def test_a_step_faster_than_the_device() -> None:
-    assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.02)})) == [
+    assert verdicts(measured(baseline={"bound": bounded(1.2, seconds=0.02)})) == [
         "A step at batch 1 takes 50 % of the time that its bytes and arithmetic need at the "
         "device's rates: suspect these rates, or caches that hold it all."
     ]
-    assert verdicts(measured(never={"bound": bounded(1.2, seconds=0.0108)})) == []
+    assert verdicts(measured(baseline={"bound": bounded(1.2, seconds=0.0108)})) == []
 
 
 def test_marks_that_cost_too_much() -> None:
@@ -387,10 +387,10 @@ def prefill_bounded(share: float, speedup: float) -> ArmBound:
     return ArmBound(one, one, 1.2, PrefillBound(share * 1e9, share, None, speedup))
 
 
-def of(arm: Vision | None, never: Vision | None = NEVER, **changes: Any) -> Report:
+def of(arm: Vision | None, baseline: Vision | None = NEVER, **changes: Any) -> Report:
     """An arm that has withdrawn nothing while decoding, unless it is said."""
     made = {"withdrawn_after": None, "name": "own", **changes}
-    return measured(never={"vision": never}, vision=arm, **made)
+    return measured(baseline={"vision": baseline}, vision=arm, **made)
 
 
 def test_a_prefill_that_reads_less_is_bounded_in_its_first_token() -> None:
@@ -429,7 +429,11 @@ def test_less_in_the_cache_from_the_start() -> None:
     memory = measured().cells[0].arms[1].memory
     less, all_ = (replace(memory, kv_bytes_prefilled=size) for size in (2048, 8192))
     made = measured(
-        never={"vision": NEVER, "memory": all_}, vision=THINNER, memory=less, bound=None, name="own"
+        baseline={"vision": NEVER, "memory": all_},
+        vision=THINNER,
+        memory=less,
+        bound=None,
+        name="own",
     )
     assert verdicts(made)[1] == (
         "own at batch 1 has 75 % less in the KV cache from the first token on: 2.0 KiB instead of "
@@ -451,10 +455,10 @@ def test_an_arm_that_thins_out_is_no_such_arm() -> None:
     assert verdicts(of(vision(50, 400, withdrawals=3.0))) == []
 
 
-@pytest.mark.parametrize("never", [NEVER, None])
-def test_what_changes_nothing_is_not_judged(never: Vision | None) -> None:
+@pytest.mark.parametrize("baseline", [NEVER, None])
+def test_what_changes_nothing_is_not_judged(baseline: Vision | None) -> None:
     for same in (NEVER, None):
-        found = verdicts(of(same, never, ratios={"tokens_per_s": FASTER}))
+        found = verdicts(of(same, baseline, ratios={"tokens_per_s": FASTER}))
         assert found == [
             "own at batch 1 withdrew nothing from its first item: nothing is concluded from it."
         ]
@@ -483,6 +487,6 @@ def test_a_long_prefill_names_the_arms_that_help() -> None:
                                "can."),
     ):  # fmt: skip
         made = measured(
-            never={"vision": NEVER, "answer_s": summarise([0.1])}, vision=arm, bound=None
+            baseline={"vision": NEVER, "answer_s": summarise([0.1])}, vision=arm, bound=None
         )
         assert verdicts(made)[0] == f"The prefill is 100 % of your request at batch 1: {said}"

@@ -60,7 +60,7 @@ def test_a_report_goes_to_files_and_the_terminal_and_comes_back(
     assert ran.code == 0, ran.err
     report = read_report("report.json")
     [cell] = report.cells
-    assert [arm.name for arm in cell.arms] == ["never", "m=2", "m=4"]
+    assert [arm.name for arm in cell.arms] == ["baseline", "m=2", "m=4"]
     assert [arm.withdrawn_after for arm in cell.arms] == [None, 2, 4]
     assert report.workload.new_tokens == 6 and report.workload.vision_tokens == 144
     assert all(arm.generated_tokens.median == 6 for arm in cell.arms)
@@ -86,8 +86,8 @@ def test_answers_and_attention_on_the_embedded_models_own_pictures(
     report = read_report("report.json")
     assert report.answers is not None and report.attention is not None
     found = {arm.name: arm for arm in report.answers.arms}
-    assert set(found) == {"never", "m=1", "m=64", "no image"}
-    assert found["never"].items == 2 and report.answers.references == 2
+    assert set(found) == {"baseline", "m=1", "m=64", "no image"}
+    assert found["baseline"].items == 2 and report.answers.references == 2
     assert found["m=1"].agreement is not None and found["m=1"].agreement < 1
     assert 0 < report.attention.mass[0] < 1
     if report.answers.suggestion is None:

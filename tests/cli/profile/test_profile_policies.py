@@ -30,7 +30,7 @@ def test_a_report_on_policies_of_every_kind(
     report = read_report("report.json")
     [cell] = report.cells
     arms = {arm.name: arm for arm in cell.arms}
-    assert list(arms) == ["never", *names]
+    assert list(arms) == ["baseline", *names]
     assert [arm.withdrawn_after for arm in cell.arms] == [None, None, 4, 6, None]
     for arm in cell.arms:
         assert arm.memory.kv_bytes_before == arm.memory.kv_formula_bytes_before
@@ -38,9 +38,9 @@ def test_a_report_on_policies_of_every_kind(
         assert arm.vision is not None and arm.bound is not None and arm.bound.prefill is not None
         assert len(arm.vision.attended_along) == 8
     seen = {name: arm.vision.entries_held for name, arm in arms.items() if arm.vision}
-    assert seen["vtw:layer=2"] == seen["never"] / 2 == 2 * 144  # 4 layers
+    assert seen["vtw:layer=2"] == seen["baseline"] / 2 == 2 * 144  # 4 layers
     speedups = {name: arm.bound.speedup for name, arm in arms.items() if arm.bound}
-    assert speedups["never"] == 1 and min(speedups[name] for name in names) > 1
+    assert speedups["baseline"] == 1 and min(speedups[name] for name in names) > 1
     assert speedups["vtw:layer=2+mvw:m=4"] > speedups["vtw:layer=2"]
     said = "\n".join(report.verdicts)
     for name in names:
