@@ -248,3 +248,48 @@ def test_what_a_command_leaves_alone(command: str, absent: set[str]) -> None:
     code_and_modules = json.loads(done.stderr.splitlines()[-1])
     assert code_and_modules[0] == 0, done.stderr
     assert {top(name) for name in code_and_modules[1:]} & absent == set()
+
+
+FILES_THAT_RUN = """
+import json, sys, threading
+from pathlib import Path
+
+ran = set()
+
+def called(frame, event, arg):
+    code = frame.f_code
+    if event == "call" and code.co_flags & 1:  # a function, not the body of a module or a class
+        ran.add(code.co_filename)
+
+threading.setprofile(called)
+sys.setprofile(called)
+from mvw_cli.__main__ import main
+
+code = main(sys.argv[2:])
+sys.setprofile(None)
+own = (Path(sys.argv[1], "mvw_cli"), Path(sys.argv[1], "adapters"))
+files = sorted(f for f in ran if any(folder in Path(f).parents for folder in own))
+print(json.dumps([code, *files]), file=sys.stderr)
+"""
+
+
+@PENDING
+@pytest.mark.parametrize(("command", "most"), [("infer", 45), ("batch", 65)])
+def test_few_files_run_on_the_way_to_an_answer(command: str, most: int, tmp_path: Path) -> None:
+    """A newcomer who follows one answer from argv to its token opens so many files."""
+    from mvw_shapes.samples import write_samples
+
+    write_samples(tmp_path / "samples", 1, seed=0)
+    image = tmp_path / "samples" / "scene-0001.png"
+    words = [str(image), "How many red circles are there?", "--max-new-tokens", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", FILES_THAT_RUN, str(ROOT), command, *words],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "MVW_LOAD_PLUGINS": "", "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        check=True,
+    )
+    code, *files = json.loads(done.stderr.splitlines()[-1])
+    assert code == 0, done.stderr
+    assert 20 < len(files) <= most, "\n".join(files)
