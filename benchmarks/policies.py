@@ -108,8 +108,8 @@ def main_arms(thresholds: Mapping[str, str]) -> dict[str, str]:
 
 def sessions_for(arms: Mapping[str, str]) -> dict[str, Session]:
     """Open the embedded model once, and serve it as `mvw infer --policy …` would."""
-    from mvw_cli.profiles.policy_fields import withdrawal_policy
     from mvw_cli.profiles.resolution import resolve
+    from mvw_cli.profiles.withdrawal import withdrawal_policy
     from mvw_cli.session import open_session
 
     flags: dict[str, object] = {

@@ -17,8 +17,8 @@ from mvw_cli.errors import OutOfMemory
 from mvw_cli.machine.fit import check_fit
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,11 +84,17 @@ class Session:
 
 
 def open_session(
-    profile: Profile, *, slots: int = 1, allow_pickle: bool = False, random_weights: bool = False
+    profile: Profile,
+    *,
+    policy: WithdrawalPolicy | None = None,
+    slots: int = 1,
+    allow_pickle: bool = False,
+    random_weights: bool = False,
 ) -> Session:
     """Load what a resolved profile names; this imports PyTorch and reads the weights.
 
     Args:
+        policy: that of the profile, where it has been made already (`Resolved.policy`).
         allow_pickle: whether weights may be read from pickles, where there is nothing else.
         random_weights: whether to make weights up instead of reading any.
 
@@ -99,7 +105,7 @@ def open_session(
         OutOfMemory: the weights do not fit.
     """
     # What is wrong with the settings shows before the weights are read, which may take minutes.
-    policy, settings = withdrawal_policy(profile), generation_settings(profile)
+    policy, settings = policy or withdrawal_policy(profile), generation_settings(profile)
     spec = replace(model_spec(profile), allow_pickle=allow_pickle, random_weights=random_weights)
     adapter = load_adapter(profile.adapter)
     if random_weights and type(adapter).build is Adapter.build:

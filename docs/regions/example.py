@@ -65,7 +65,7 @@ def _run(command: str, folder: str) -> str:
     run = subprocess.run(
         [str(Path(sys.executable).parent / program), *arguments],
         cwd=folder,
-        env={**os.environ, "MVW_DEVICE": "cpu", "MVW_HOME": folder},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "MVW_HOME": folder},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",

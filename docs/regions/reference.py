@@ -12,9 +12,9 @@ from mvw_cli.cli import cli
 from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.plugins.loading import load_plugins
 from mvw_cli.plugins.lookup import load_policy
-from mvw_cli.profiles.layers import CONTROLS, settable
-from mvw_cli.profiles.policy_fields import policy_model
-from mvw_cli.profiles.schema import SECTIONS, Profile
+from mvw_cli.profiles.layers import VARIABLES
+from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.profiles.withdrawal import policy_model
 
 _WIDTH = 90
 
@@ -28,13 +28,14 @@ _CODES = {
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
 }
 
-_CONTROLS = {
+_VARIABLES = {
     "MVW_DEBUG": "`1` shows the traceback of an error, as `--debug` does.",
     "MVW_HOME": "Folder of your own settings, instead of the platform's; profiles lie in its "
     "`profiles/`, and what `mvw profile` has measured of the device in its "
     "`cache/`.",
     "MVW_LOAD_PLUGINS": "Loads only these plugins, by entry-point or distribution name, separated "
     "by commas, besides mvw's own. Empty: mvw's own only.",
+    "MVW_MODEL": "The key `model`, where no `--model` gives it.",
     "MVW_OFFLINE": "`1` asks no network, as `--offline` does.",
     "MVW_PROFILE": "The profile to run where no `--profile` names one.",
     "MVW_STRICT_PLUGINS": "`1` makes a broken plugin an error instead of a warning, for plugin "
@@ -88,15 +89,14 @@ def profile_keys() -> str:
     options = _options_by_key()
     rows = []
     for key, schema in _key_schemas():
-        variable = f"`{variable_of(key)}`" if key in settable() else "-"
         option = ", ".join(f"`{name}`" for name in options.get(key, ())) or "-"
         given = schema.get("default")
         # Two defaults depend on other keys; their descriptions say how.
         plain = given is not None and "Without it:" not in schema["description"]
         default = f"`{_plain(given)}`" if plain else "-"
         kind = _kind(schema)
-        rows.append((f"`{key}`", kind, default, variable, option, schema["description"]))
-    return table(("Key", "Value", "Default", "Variable", "Option", "Meaning"), rows)
+        rows.append((f"`{key}`", kind, default, option, schema["description"]))
+    return table(("Key", "Value", "Default", "Option", "Meaning"), rows)
 
 
 def policies() -> str:
@@ -105,27 +105,20 @@ def policies() -> str:
     rows = []
     for entry in load_plugins().policies:
         name = f"`{entry.info.name}`"
-        fields = policy_model(load_policy(entry.qualified)).model_json_schema()["properties"]
-        if not fields:
-            rows.append((name, "-", "-", "-", "-", entry.info.summary))
-        for field, schema in fields.items():
+        own = policy_model(load_policy(entry.qualified)).model_json_schema()["properties"]
+        if not own:
+            rows.append((name, "-", "-", "-", entry.info.summary))
+        for field, schema in own.items():
             key = f"withdrawal.{field}"
             option = ", ".join(f"`{one}`" for one in options.get(key, ())) or "-"
-            cells = (f"`{key}`", _kind(schema), f"`{variable_of(key)}`", option)
-            rows.append((name, *cells, schema.get("description", "")))
-    return table(("Policy", "Key", "Value", "Variable", "Option", "Meaning"), rows)
+            row = (name, f"`{key}`", _kind(schema), option, schema.get("description", ""))
+            rows.append(row)
+    return table(("Policy", "Key", "Value", "Option", "Meaning"), rows)
 
 
 def control_variables() -> str:
-    """Write the table of the variables that are no profile keys."""
-    return table(
-        ("Variable", "Meaning"), [(f"`{name}`", _CONTROLS[name]) for name in sorted(CONTROLS)]
-    )
-
-
-def variable_of(key: str) -> str:
-    """Name the environment variable of a profile key."""
-    return "MVW_" + key.upper().replace(".", "_")
+    """Write the table of the environment variables."""
+    return table(("Variable", "Meaning"), [(f"`{name}`", _VARIABLES[name]) for name in VARIABLES])
 
 
 def _cell(text: str) -> str:
@@ -139,7 +132,7 @@ def _options_by_key() -> dict[str, list[str]]:
     for parameter in infer.params if infer else ():
         if isinstance(parameter, click.Option) and parameter.name:
             found[parameter.name] = [*parameter.opts, *parameter.secondary_opts]
-    keys = [*settable(), "withdrawal.m", "withdrawal.until"]
+    keys = [*fields(), "withdrawal.m", "withdrawal.until"]
     return {key: found.get(key.replace(".", "_"), []) for key in keys}
 
 

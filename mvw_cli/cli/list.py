@@ -82,14 +82,14 @@ def _profile(name: str, files: list[ProfileFile]) -> dict[str, Any]:
     import os
 
     from mvw_cli.errors import MvwError
-    from mvw_cli.profiles.checking import shown
+    from mvw_cli.profiles.layers import shown
     from mvw_cli.profiles.resolution import chain
 
     values: dict[str, Any] = {}
     cause = None
     try:
         for layer in reversed(chain(files, os.environ)):
-            values.update(layer.values)
+            values.update({key: one.value for key, one in layer.values.items()})
     except MvwError as error:
         cause = error.message
     return {

@@ -13,8 +13,8 @@ from mvw_cli.machine.facts import Facts, Gpu
 from mvw_cli.machine.fit import Placement, installed_first, missing_extras, smallest_change
 from mvw_cli.machine.weights import locate_weights, on_the_hub
 from mvw_cli.plugins.lookup import find_adapter, load_adapter
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import Resolved, model_spec
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 from mvw_cli.text import readable_bytes
 
 IMAGE = (1024, 768)

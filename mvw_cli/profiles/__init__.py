@@ -3,8 +3,7 @@
 Each key is taken from the highest layer that gives it:
 
 1. **flag** — `--m 16`, `--set generation.top_p=0.9`;
-2. **environment** — `MVW_` and the key in capitals, dots as underscores: `MVW_WITHDRAWAL_M=16`,
-   `MVW_GENERATION_TEMPERATURE=0`. An empty variable counts as unset, a misspelled one is an error;
+2. **environment** — `MVW_MODEL`, where it is not empty;
 3. **profile** — a file named by its path: `--profile ./mine.yaml`;
 4. **user** — a profile of this name in the user directory, `$MVW_HOME/profiles` or the platform's
    own place for it (`~/.config/mvw/profiles`);

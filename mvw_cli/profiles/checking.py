@@ -1,13 +1,11 @@
-"""Check plain data against the schema, and say what is wrong, where, and what to do.
+"""Where values of a profile come from, and plain data checked against the schema.
 
-The one place that words the complaints about profile keys. It does not know where data come
-from: the caller hands in a function that tells the origin of a key.
+The one place that words the complaints about profile keys.
 """
 
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -18,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.document import Path
-from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.profiles.schema import SECTIONS, PolicyStep, Profile, fields
 from mvw_cli.text import closest
 
 OriginKind = Literal["flag", "environment", "profile", "user", "packaged", "default"]
@@ -37,12 +35,12 @@ class Origin:
         return self.where if self.line is None else f"{self.where}, line {self.line}"
 
 
-def shown(path: pathlib.Path) -> str:
-    """Write a path as a person would type it: relative where it lies below this folder."""
-    try:
-        return str(path.resolve().relative_to(pathlib.Path.cwd().resolve()))
-    except (ValueError, OSError):
-        return str(path)
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as one layer gives it, and where."""
+
+    value: Any
+    origin: Origin
 
 
 SCHEMA_HINT = "mvw show --schema"
@@ -61,6 +59,7 @@ _KINDS = {
     "model_type": "a group of keys",
     "model_attributes_type": "a group of keys",
     "string_too_short": "more than an empty text",
+    "too_short": "a list of one or more",
     "finite_number": "a finite number",
 }
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -72,7 +71,8 @@ def check_profile(values: Mapping[str, Any], locate: Locate) -> Profile:
     Raises:
         UsageProblem: an unknown key, a wrong type or a wrong range, with its file and line.
     """
-    return check(Profile, values, locate, (), fields())
+    step = {"withdrawal.policy.policy": PolicyStep.model_fields["policy"]}
+    return check(Profile, values, locate, (), fields() | step)
 
 
 def check(
@@ -92,7 +92,8 @@ def check(
             path = (*prefix, *_place(values, detail["loc"]))
             found.setdefault(path, []).append(detail)
         # Of what is wrong with one value, the innermost says most.
-        path = min(found, key=lambda path: (locate(path).line or 0, -len(path)))
+        inner = [p for p in found if not any(q[: len(p)] == p for q in found if q != p)]
+        path = min(inner, key=lambda path: locate(path).line or 0)
         raise _problem(locate(path), found[path], path, describe) from None
 
 

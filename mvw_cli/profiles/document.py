@@ -2,7 +2,7 @@
 
 The safe part of YAML and no more: text, numbers, true/false, null, lists and mappings, read by
 the rules of YAML 1.2 (`no` is text, `1e-3` is a number) as editors do. No tags that name code,
-no key given twice, and bounds on size, depth and aliases. It does not know what a profile is.
+no key given twice, and bounds on size, depth and aliases.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
-from yaml.composer import Composer
-from yaml.parser import Parser
-from yaml.reader import Reader, ReaderError
-from yaml.resolver import BaseResolver
-from yaml.scanner import Scanner
+from yaml.reader import ReaderError
 
 MAX_BYTES = 256 * 1024
 _MAX_NODES = 10_000
@@ -45,7 +41,7 @@ class Document:
     lines: dict[Path, int] = field(default_factory=dict)
 
 
-class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
+class _Loader(yaml.SafeLoader):
     """Compose nodes only; tags are told by the YAML 1.2 core schema."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the base class' own interface
@@ -63,13 +59,6 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
             )
         ]
     }
-
-    def __init__(self, text: str) -> None:
-        Reader.__init__(self, text)
-        Scanner.__init__(self)
-        Parser.__init__(self)
-        Composer.__init__(self)
-        BaseResolver.__init__(self)
 
 
 def read(text: str) -> Document:

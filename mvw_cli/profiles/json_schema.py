@@ -10,8 +10,8 @@ from typing import Any
 
 from mvw_cli.plugins.loading import OWN, load_plugins
 from mvw_cli.plugins.lookup import load_policy
-from mvw_cli.profiles.policy_fields import policy_model
 from mvw_cli.profiles.schema import SECTIONS, Profile
+from mvw_cli.profiles.withdrawal import policy_model
 
 
 def json_schema() -> dict[str, Any]:
@@ -27,6 +27,7 @@ def json_schema() -> dict[str, Any]:
     for definition in (schema, *definitions.values()):
         for field in definition["properties"].values():
             field.pop("title", None)  # pydantic's title is the key again
+    del definitions["PolicyStep"]
     withdrawal = definitions.pop("Withdrawal")
     definitions.update(_withdrawal(withdrawal["properties"]["policy"]))
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}

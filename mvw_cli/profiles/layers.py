@@ -1,49 +1,42 @@
 """Layers: one source of values each - a file, the environment, the flags - already checked.
 
-A layer holds values by dotted key, and the origin of each. Fields of withdrawal policies are
-let through unchecked: only the final policies know them. This module does not know which layer
-outranks which (`resolution.py`).
+Fields of withdrawal policies are let through unchecked: only the final policies know them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.profiles.checking import SCHEMA_HINT, Origin, check_profile, shown, unknown_key
-from mvw_cli.profiles.composition import in_one_form, listed_below
-from mvw_cli.profiles.document import (
-    MAX_BYTES,
-    Document,
-    DocumentError,
-    Path,
-    RawText,
-    interpret,
-    read,
-)
-from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.profiles.checking import SCHEMA_HINT, Given, Locate, Origin, check_profile, unknown_key
+from mvw_cli.profiles.document import MAX_BYTES, Document, DocumentError, Path, RawText, interpret
+from mvw_cli.profiles.document import read as read_yaml
+from mvw_cli.profiles.schema import SECTIONS, Profile, fields, flatten, nested
 from mvw_cli.profiles.store import ProfileFile
+from mvw_cli.profiles.withdrawal import POLICY, LayerWithdrawal, as_steps
 from mvw_cli.text import did_you_mean
 
-CONTROLS = (
+VARIABLES = (
     "MVW_DEBUG",
     "MVW_HOME",
     "MVW_LOAD_PLUGINS",
+    "MVW_MODEL",
     "MVW_OFFLINE",
     "MVW_PROFILE",
     "MVW_STRICT_PLUGINS",
 )
-"""Variables that are no profile keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values by dotted key, from one source; the withdrawal as `composition.py` leaves it."""
+    """What one source gives."""
 
-    values: Mapping[str, Any]
-    origins: Mapping[str, Origin]
+    values: Mapping[str, Given]
+    """By dotted key, without the withdrawal."""
+    withdrawal: LayerWithdrawal
     distribution: str | None = None
     """Whose packaged profile this is; its names of adapters and policies mean its own."""
     extends: str | None = None
@@ -66,44 +59,41 @@ def file_layer(file: ProfileFile) -> Layer:
         )
     # A group whose keys are all commented out reads as null.
     values = {k: v for k, v in values.items() if not (k in SECTIONS and v is None)}
+    lines = document.lines
+    if isinstance(values.get("withdrawal"), list):
+        values["withdrawal"] = {"policy": values["withdrawal"]}
+        lines = {
+            (path[0], "policy", *path[1:]) if path[:1] == ("withdrawal",) else path: line
+            for path, line in lines.items()
+        }
 
     def locate(path: Path) -> Origin:
-        while path and path not in document.lines:
+        while path and path not in lines:
             path = path[:-1]
-        return Origin(file.kind, where, document.lines.get(path))
+        return Origin(file.kind, where, lines.get(path))
 
-    values, locate_in = listed_below(values, locate)
-    profile = check_profile(values, locate_in)
-    flat = _flatten(profile)
-    extends = flat.pop("extends", None)
-    origins = {key: locate_in(tuple(key.split(".", 1))) for key in flat}
-    flat, origins = in_one_form(flat, origins, locate_in)
-    return Layer(flat, origins, file.distribution, extends)
+    return _layer(check_profile(values, locate), {}, locate, file.distribution)
 
 
 def environment_layer(env: Mapping[str, str]) -> Layer:
-    """Read the `MVW_*` variables that name profile keys; an empty one counts as unset.
+    """Take the model from `MVW_MODEL`; an empty variable counts as unset.
 
     Raises:
-        UsageProblem: a variable that names no key, or a wrong value.
+        UsageProblem: there is a variable `MVW_*` that means nothing.
     """
-    known = {"MVW_" + key.upper().replace(".", "_"): key for key in settable()}
-    values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
     for name in sorted(env):
-        if not name.startswith("MVW_") or name in CONTROLS or not env[name]:
-            continue
-        key = known.get(name)
-        if key is None and name.startswith("MVW_WITHDRAWAL_"):
-            key = "withdrawal." + name.removeprefix("MVW_WITHDRAWAL_").lower()
-        if key is None:
-            guess = did_you_mean(
-                name, [*known, *CONTROLS], otherwise="the variables are named after profile keys"
+        if name.startswith("MVW_") and env[name] and name not in VARIABLES:
+            raise UsageProblem(
+                f"there is no variable {name}",
+                cause=did_you_mean(
+                    name, VARIABLES, otherwise="keys of a profile are set by --set KEY=VALUE"
+                ),
+                hint=f"unset {name}",
             )
-            raise UsageProblem(f"there is no variable {name}", cause=guess, hint=f"unset {name}")
-        values[key] = RawText(env[name])
-        origins[key] = Origin("environment", name)
-    return _checked(values, origins)
+    model = env.get("MVW_MODEL")
+    return _checked(
+        {"model": model} if model else {}, {"model": Origin("environment", "MVW_MODEL")}
+    )
 
 
 def flag_layer(flags: Mapping[str, object]) -> Layer:
@@ -135,9 +125,12 @@ def parse_set(pairs: Sequence[str]) -> dict[str, RawText]:
     return values
 
 
-def settable() -> list[str]:
-    """List the dotted keys that flags and variables can give, without the policies' own."""
-    return [key for key in fields() if key != "extends"]
+def shown(path: FilePath) -> str:
+    """Write a path as a person would type it: relative where it lies below this folder."""
+    try:
+        return str(path.resolve().relative_to(FilePath.cwd().resolve()))
+    except (ValueError, OSError):
+        return str(path)
 
 
 def _read(file: ProfileFile, where: str) -> Document:
@@ -152,7 +145,7 @@ def _read(file: ProfileFile, where: str) -> Document:
                 hint="mvw list profiles",
             )
         text = data.decode("utf-8-sig")
-        return read(text)
+        return read_yaml(text)
     except OSError as error:
         cause = error.strerror or str(error)
         if isinstance(error, FileNotFoundError):
@@ -175,10 +168,11 @@ def _read(file: ProfileFile, where: str) -> Document:
 
 
 def _checked(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Layer:
-    infos = fields()
-    nested: dict[str, Any] = {}
+    """Check values by dotted key; texts are read as YAML where their key wants no text."""
+    infos = {key: info for key, info in fields().items() if key != "extends"}
+    found: dict[str, Any] = {}
+    policy_fields: dict[str, Any] = {}
     for key, value in values.items():
-        section, _, field = key.rpartition(".")
         if not _is_text(f"{key}{value}"):
             raise UsageProblem(
                 f"{origins[key]}: not UTF-8 text",
@@ -191,29 +185,40 @@ def _checked(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Layer:
                 cause=f"its keys: {', '.join(f'{key}.{k}' for k in SECTIONS[key].model_fields)}",
                 hint=SCHEMA_HINT,
             )
-        if key in infos and key != "extends":
-            value = interpret(value, infos[key].annotation)
-        elif section != "withdrawal":
-            raise unknown_key(origins[key], key, [*settable(), *SECTIONS])
-        (nested.setdefault(section, {}) if section else nested)[field] = value
+        if key == POLICY and str(value).lstrip().startswith("["):
+            found[key] = interpret(value, list)
+        elif key in infos:
+            found[key] = interpret(value, infos[key].annotation)
+        elif key.startswith("withdrawal.") and key.count(".") == 1:
+            policy_fields[key.removeprefix("withdrawal.")] = value
+        else:
+            raise unknown_key(origins[key], key, [*infos, *SECTIONS])
 
     def locate(path: Path) -> Origin:
-        return origins[".".join(str(part) for part in path if isinstance(part, str))]
+        words = [part for part in path if isinstance(part, str)]
+        return origins.get(".".join(words[:2])) or origins[words[0]]
 
-    flat = _flatten(check_profile(nested, locate))
-    # Checking goes through JSON, which makes ordinary text of what is still to be read.
-    raw = {k: v for k, v in values.items() if k not in infos}
-    return Layer(*in_one_form({**flat, **raw}, origins, locate))
+    return _layer(check_profile(nested(found), locate), policy_fields, locate)
 
 
-def _flatten(profile: Profile) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in profile.model_dump(exclude_unset=True).items():
-        if name in SECTIONS:
-            flat.update({f"{name}.{inner}": one for inner, one in value.items()})
-        else:
-            flat[name] = value
-    return flat
+def _layer(
+    profile: Profile,
+    policy_fields: dict[str, Any],
+    locate: Locate,
+    distribution: str | None = None,
+) -> Layer:
+    flat = flatten(profile, given_only=True)
+    withdrawal = nested(flat).get("withdrawal", {}) | policy_fields
+    return Layer(
+        {
+            key: Given(value, locate(tuple(key.split("."))))
+            for key, value in flat.items()
+            if key != "extends" and not key.startswith("withdrawal.")
+        },
+        as_steps(withdrawal, locate, distribution),
+        distribution,
+        flat.get("extends"),
+    )
 
 
 def _is_text(value: str) -> bool:

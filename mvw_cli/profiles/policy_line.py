@@ -1,20 +1,18 @@
-"""Withdrawal policies in one line: `vtw:layer=12+mvw:m=16`, as `--policy` and variables have it.
+"""Withdrawal policies in one line: `vtw:layer=12+mvw:m=16`, as `--policy` has it.
 
 NAME, or NAME:KEY=VALUE,KEY=VALUE; several joined by "+" act in that order. A value is read as
 YAML later, once the type of its field is known; one that holds "," or "+" stands in quotes or
-brackets. It does not know which fields a policy has (`withdrawal.py`).
+brackets.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mvw_cli.errors import UsageProblem
+from mvw_cli.plugins.loading import load_plugins
 
-HINT = "mvw list policies"
+_HINT = "mvw list policies"
 _SEPARATOR = re.compile(r",|\+(?=\s*[A-Za-z_])")  # 1e+5 and C++ hold no separator
 _ENCLOSED = re.compile(
     r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\[[^\[\]]*\])(?=\s*(?:,|\+|$))""", re.DOTALL
@@ -22,16 +20,8 @@ _ENCLOSED = re.compile(
 _FIELD = re.compile(r"\s*([^:=,+]*?)\s*=(.*)\Z", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One policy of the line: its name, and its fields as they were typed."""
-
-    name: str
-    fields: Mapping[str, str]
-
-
-def parse(text: str, where: str) -> tuple[Part, ...]:
-    """Read the policies of one line, in order.
+def parse(text: str, where: str) -> list[tuple[str, dict[str, str]]]:
+    """Read the policies of one line, in order: each its name, and its fields as they were typed.
 
     Args:
         where: what the line comes from, for the message.
@@ -41,17 +31,22 @@ def parse(text: str, where: str) -> tuple[Part, ...]:
     """
     found: list[tuple[str, list[str]]] = []
     for separator, piece in _pieces(text):
-        if separator == "," and _FIELD.match(piece):
-            found[-1][1].append(piece)
-        elif separator == ",":
-            raise _comma(text, piece, where)
-        else:
+        if separator != ",":
             name, field = _head(piece, where)
             found.append((name, [] if field is None else [field]))
-    return tuple(Part(name, _fields(name, fields, where)) for name, fields in found)
+        elif _FIELD.match(piece):
+            found[-1][1].append(piece)
+        else:
+            raise UsageProblem(
+                f"{where}: `{piece}` is not KEY=VALUE",
+                cause='policies that act in order are joined by "+"; a value that holds a comma '
+                "stands in quotes, as in mvw:until='a,b'",
+                hint=_HINT,
+            )
+    return [(name, _fields(name, fields, where)) for name, fields in found]
 
 
-def sweep(text: str) -> tuple[str, ...]:
+def split_compositions(text: str) -> tuple[str, ...]:
     """Split a line at the commas that begin another composition: `a:k=1,l=2+b,c` is two of them."""
     found: list[str] = []
     for separator, piece in _pieces(text):
@@ -86,7 +81,7 @@ def _head(piece: str, where: str) -> tuple[str, str | None]:
         raise UsageProblem(
             f"{where}: no policy is named before `{piece}`" if piece else f"{where}: no policy",
             cause="a policy is written NAME or NAME:KEY=VALUE, for instance mvw:m=16",
-            hint=HINT,
+            hint=_HINT,
         )
     name, colon, rest = piece.partition(":")
     name = name.strip()
@@ -110,49 +105,21 @@ def _fields(name: str, pieces: list[str], where: str) -> dict[str, str]:
             raise UsageProblem(
                 f"{where}: `{key}` of policy `{name}` is given twice",
                 cause=f"{key}={fields[key]} and {key}={value}: give one of them",
-                hint=HINT,
+                hint=_HINT,
             )
         fields[key] = value
     return fields
 
 
 def _is_policy(name: str) -> bool:
-    from mvw_cli.plugins.loading import load_plugins
-
     return any(name in (entry.info.name, entry.qualified) for entry in load_plugins().policies)
 
 
 def _no_value(name: str, word: str, where: str) -> UsageProblem:
-    what = f"`{word}` of policy `{name}` has no value" if word else f"no field after `{name}:`"
     return UsageProblem(
-        f"{where}: {what}",
+        f"{where}: `{word}` of policy `{name}` has no value"
+        if word
+        else f"{where}: no field after `{name}:`",
         cause=f"fields are written {name}:KEY=VALUE,KEY=VALUE",
-        hint=HINT,
+        hint=_HINT,
     )
-
-
-def _comma(text: str, piece: str, where: str) -> UsageProblem:
-    parts = [part for one in sweep(text) for part in _joined(one)]
-    if all(_is_policy(part.partition(":")[0]) for part in parts):
-        options = " ".join(f"--policy {shlex.quote(part)}" for part in parts)
-        return UsageProblem(
-            f'{where}: policies that act in order are joined by "+", not by a comma',
-            cause=f"{'+'.join(parts)} is one line for them",
-            hint=f"mvw infer IMAGE QUESTION {options}",
-        )
-    return UsageProblem(
-        f"{where}: `{piece}` is not KEY=VALUE",
-        cause="a value that holds a comma stands in quotes, as in mvw:until='a,b'",
-        hint=HINT,
-    )
-
-
-def _joined(text: str) -> list[str]:
-    """Split one composition into its policies, each with its fields."""
-    found: list[str] = []
-    for separator, piece in _pieces(text):
-        if separator == ",":
-            found[-1] += separator + piece
-        else:
-            found.append(piece)
-    return found

@@ -1,6 +1,6 @@
 """Put the layers of a profile together, and remember where each value came from.
 
-It does not read files or check values (`layers.py`), nor does it load models.
+What comes out says which model to load, how tokens are chosen, and when the vision tokens go.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugins.loading import OWN
 from mvw_cli.plugins.lookup import canonical, find_adapter
-from mvw_cli.profiles.checking import Origin
-from mvw_cli.profiles.composition import POLICY, place
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles.checking import Given, Origin
 from mvw_cli.profiles.layers import Layer, environment_layer, file_layer, flag_layer
-from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.profiles.schema import Profile, fields, flatten, nested
 from mvw_cli.profiles.store import DEFAULT, ProfileFile, default_files, find, is_path
-from mvw_cli.profiles.withdrawal import choose
+from mvw_cli.profiles.withdrawal import POLICY, field_key, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,14 @@ class Resolved:
     name: str | None
     """Name or path of the profile; None where flags alone say what runs."""
     profile: Profile
+    policy: WithdrawalPolicy
     origins: Mapping[str, Origin]
     is_default: bool = False
     """No profile, adapter or model was named: the embedded model answers."""
 
     def values(self) -> dict[str, Any]:
         """List the values by dotted key, in the order of the schema."""
-        flat: dict[str, Any] = {}
-        for name, value in self.profile.model_dump(exclude={"extends"}).items():
-            if name in SECTIONS:
-                flat.update({f"{name}.{inner}": one for inner, one in value.items()})
-            else:
-                flat[name] = value
-        return flat
+        return {key: one for key, one in flatten(self.profile).items() if key != "extends"}
 
     def rows(self) -> Iterator[tuple[str, Any, Origin]]:
         """List key, value and origin for people; of several policies each field once more."""
@@ -56,7 +51,7 @@ class Resolved:
             if key == POLICY and isinstance(value, list):
                 for number, step in enumerate(value):
                     for name, one in step.items():
-                        inner = place(number, name)
+                        inner = field_key(number, name)
                         yield inner, one, self.origins[inner]
 
     def by_flag(self) -> dict[str, Any]:
@@ -101,10 +96,9 @@ def resolve(
     layers = [*reversed(chain(files, env)), *above]
     values, origins = _merge(layers)
     _adapter(values, origins, layers)
-    chosen = choose(layers)
-    values.update(chosen.values)
-    origins.update(chosen.origins)
-    return Resolved(name, _profile(values), origins, is_default)
+    policy, withdrawal, where = merge([layer.withdrawal for layer in layers])
+    profile = Profile.model_validate(nested(values | withdrawal))
+    return Resolved(name, profile, policy, origins | where, is_default)
 
 
 def chain(files: list[ProfileFile], env: Mapping[str, str]) -> list[Layer]:
@@ -150,18 +144,17 @@ def _parent(
 
 
 def _merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, Origin]]:
-    values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
+    """Take each key but those of the withdrawal from the highest layer that gives it."""
+    default = Origin("default", "mvw")
+    given = {
+        key: Given(info.get_default(call_default_factory=True), default)
+        for key, info in fields().items()
+        if key != "extends" and not key.startswith("withdrawal.")
+    }
     for layer in layers:
-        for key, value in layer.values.items():
-            if not key.startswith("withdrawal."):
-                values[key] = value
-                origins[key] = layer.origins[key]
-    for key, info in fields().items():
-        if key != "extends" and not key.startswith("withdrawal.") and key not in values:
-            values[key] = info.get_default(call_default_factory=True)
-            origins[key] = Origin("default", "mvw")
-    return values, origins
+        given |= layer.values
+    values = {key: one.value for key, one in given.items()}
+    return values, {key: one.origin for key, one in given.items()}
 
 
 def _adapter(values: dict[str, Any], origins: dict[str, Origin], layers: list[Layer]) -> None:
@@ -182,16 +175,8 @@ def _adapter(values: dict[str, Any], origins: dict[str, Origin], layers: list[La
         origins["model"] = Origin("default", f"adapter {values['adapter']}")
 
 
-def _profile(values: Mapping[str, Any]) -> Profile:
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        section, _, field = key.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[field] = value
-    return Profile.model_validate(nested)
-
-
 def model_spec(profile: Profile) -> ModelSpec:
-    """Say which weights to load, and how.
+    """Make what an adapter is told: which weights to load, and how.
 
     Raises:
         UsageProblem: no model is named and the adapter has none of its own, or two keys contradict
@@ -231,6 +216,6 @@ def model_spec(profile: Profile) -> ModelSpec:
 
 
 def generation_settings(profile: Profile) -> GenerationSettings:
-    """Say how tokens are chosen and when to stop."""
+    """Make what the engine is told: how tokens are chosen and when to stop."""
     generation = profile.generation.model_dump()
     return GenerationSettings(**{**generation, "stop": tuple(generation["stop"])})

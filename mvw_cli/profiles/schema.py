@@ -1,13 +1,14 @@
 """What a profile may say: its keys, their types and ranges, each with a description.
 
-The names here are the YAML keys, the `--set` keys and the JSON keys. Which fields a withdrawal
-policy has is that policy's own matter; they are checked once it is known (`withdrawal.py`).
+The names here are the YAML keys, the `--set` keys and the JSON keys. The fields of a withdrawal
+policy are checked once it is known (`withdrawal.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,8 +17,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
-    WithJsonSchema,
 )
 from pydantic.fields import FieldInfo
 
@@ -66,30 +65,14 @@ class PolicyStep(Section):
     policy: str = Field(min_length=1, description="Name of the withdrawal policy.")
 
 
-def _policies(value: object) -> object:
-    if isinstance(value, str):
-        if not value:
-            raise ValueError("must be more than an empty text")
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a name, or a list of policies")
-    if not value:
-        raise ValueError("must name one policy at least")
-    if not all(isinstance(one, dict) for one in value):
-        raise ValueError("must be a list of mappings, as [{policy: mvw, m: 16}]")
-    return value
-
-
 class Withdrawal(Section):
     """When the vision tokens go. The further keys are the fields of the policy."""
 
     model_config = ConfigDict(extra="allow")
 
-    policy: Annotated[
-        str | list[dict[str, Any]],
-        PlainValidator(_policies),
-        WithJsonSchema({"type": "string", "minLength": 1}),
-    ] = Field(
+    policy: (
+        Annotated[str, Field(min_length=1)] | Annotated[list[PolicyStep], Field(min_length=1)]
+    ) = Field(
         default="none",
         description="Withdrawal policy; `mvw list policies` shows them. Several act in order: "
         "vtw:layer=12+mvw:m=16 on one line, or a list in YAML. Without it: mvw where one of its "
@@ -101,10 +84,7 @@ class Withdrawal(Section):
         """The policies in order, each with its fields."""
         if isinstance(self.policy, str):
             return [(self.policy, dict(self.model_extra or {}))]
-        return [
-            (step["policy"], {key: value for key, value in step.items() if key != "policy"})
-            for step in self.policy
-        ]
+        return [(step.policy, dict(step.model_extra or {})) for step in self.policy]
 
 
 class Prompt(Section):
@@ -259,3 +239,23 @@ def fields() -> dict[str, FieldInfo]:
         else:
             found[name] = info
     return found
+
+
+def flatten(profile: Profile, *, given_only: bool = False) -> dict[str, Any]:
+    """List the values of a profile by dotted key, in the order of the schema."""
+    flat: dict[str, Any] = {}
+    for name, value in profile.model_dump(exclude_unset=given_only).items():
+        if name in SECTIONS:
+            flat.update({f"{name}.{inner}": one for inner, one in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Put values by dotted key back into their groups."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, field = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[field] = value
+    return values

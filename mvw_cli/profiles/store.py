@@ -1,7 +1,6 @@
 """Where profiles lie, and which files a name stands for.
 
-Looks at file names only: neither yaml nor pydantic is needed. It does not know what a profile
-says.
+Looks at file names only: neither yaml nor pydantic is needed.
 """
 
 from __future__ import annotations

@@ -1,200 +1,271 @@
-"""The withdrawal part of a profile: find the final policies, then merge and check their fields.
+"""The withdrawal of a profile: steps in order, each a policy with its fields.
 
-The rules of merging are those in the docstring of this package; nothing here knows a policy by
-what it does.
+Whatever form a layer gives it in becomes steps on entry. The layers are then merged by the rules in
+the docstring of this package, and the policies built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mvw_cli.errors import UsageProblem
+from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
+
+from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugins.loading import OWN
-from mvw_cli.plugins.lookup import canonical
+from mvw_cli.plugins.lookup import canonical, load_policy
+from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.checking import SCHEMA_HINT, Origin, unknown_key
-from mvw_cli.profiles.composition import GROUP, POLICY, given_twice, place
-from mvw_cli.profiles.document import interpret
-from mvw_cli.profiles.layers import Layer
-from mvw_cli.profiles.policy_fields import NOTHING, Described, build, combined, describe
-from mvw_cli.text import did_you_mean
+from mvw_cli.profiles.checking import SCHEMA_HINT, Given, Locate, Origin, check, unknown_key
+from mvw_cli.profiles.document import Path, RawText, interpret
+from mvw_cli.profiles.policy_line import parse
+from mvw_cli.profiles.schema import Profile, Section
+from mvw_cli.text import did_you_mean, error_line
 
-_USUAL = f"{OWN}:mvw"
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The final policies with all their fields, and where each value came from."""
-
-    policy: WithdrawalPolicy
-    values: Mapping[str, Any]
-    """By dotted key, `withdrawal.policy` among them: a name, or several policies as mappings."""
-    origins: Mapping[str, Origin]
-    """By the same keys, and of several policies by those of `composition.place`, too."""
+POLICY = "withdrawal.policy"
+_NOTHING, _USUAL = f"{OWN}:none", f"{OWN}:mvw"
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """The policies in force at a layer, and the layer that named them: -1 for none."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One policy of a layer, and the fields that the layer gives it."""
 
-    names: tuple[str, ...]
-    origin: Origin
-    layer: int = -1
+    policy: str
+    fields: Mapping[str, Given]
 
 
-@dataclass(slots=True)
-class _Part:
-    """One of the final policies, and what the layers give it."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerWithdrawal:
+    """What one layer says about the withdrawal."""
 
-    described: Described
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, Origin] = field(default_factory=dict)
+    loose: Mapping[str, Given]
+    """Fields that it gives without a policy, or beside several."""
+    steps: tuple[Step, ...] = ()
+    """Empty where it names no policy."""
+    origin: Origin | None = None
+    """Of the policies' names."""
 
-    def take(self, given: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
+
+@dataclasses.dataclass(slots=True)
+class _Policy:
+    """One of the final policies, and what the layers have given it so far."""
+
+    name: str
+    kind: type[WithdrawalPolicy]
+    model: type[Section]
+    given: dict[str, Given] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fields(self) -> Mapping[str, FieldInfo]:
+        return self.model.model_fields
+
+    def take(self, given: Mapping[str, Given]) -> None:
         """Lay what a higher layer gives over what is there; a trigger replaces all triggers."""
-        all_triggers = self.described.kind.triggers
-        triggers = {key for key in all_triggers if given.get(key) is not None}
-        for key in set(all_triggers) - triggers if triggers else ():
-            self.values.pop(key, None)
-            self.origins.pop(key, None)
-        for key, value in given.items():
-            self.values[key] = interpret(value, self.described.fields[key].annotation)
-            self.origins[key] = origins[key]
+        triggers = {
+            key for key in self.kind.triggers if key in given and given[key].value is not None
+        }
+        for key in set(self.kind.triggers) - triggers if triggers else ():
+            self.given.pop(key, None)
+        for key, one in given.items():
+            value = interpret(one.value, self.fields[key].annotation)
+            self.given[key] = Given(value, one.origin)
 
 
-def choose(layers: Sequence[Layer]) -> Chosen:
+# -- a layer's withdrawal as steps --------------------------------------------------------------
+
+
+def field_key(number: int, key: str) -> str:
+    """Write the dotted key of a field of the policy of this number (from 0), of several."""
+    return f"{POLICY}[{number}].{key}"
+
+
+def as_steps(
+    given: Mapping[str, Any], locate: Locate, distribution: str | None = None
+) -> LayerWithdrawal:
+    """Make steps of what a layer gives below `withdrawal`, once its shape has been checked.
+
+    Args:
+        given: `policy`, a line of policies or a list of mappings, and fields beside it.
+        distribution: whose policies the names mean where several bring one.
+
+    Raises:
+        UsageProblem: a line that is none, or a field that is given twice.
+    """
+    loose = {
+        key: Given(value, locate(("withdrawal", key)))
+        for key, value in given.items()
+        if key != "policy"
+    }
+    if "policy" not in given:
+        return LayerWithdrawal(loose)
+    origin, policies = locate(("withdrawal", "policy")), given["policy"]
+    if isinstance(policies, str):
+        steps = _of_line(policies, origin)
+    else:
+        steps = [
+            _of_mapping(item, ("withdrawal", "policy", number), locate)
+            for number, item in enumerate(policies)
+        ]
+    if len(steps) == 1:
+        steps = [Step(steps[0].policy, _once(steps[0].fields, loose))]
+        loose = {}
+    named = (Step(_short(step.policy, distribution), step.fields) for step in steps)
+    return LayerWithdrawal(loose, tuple(named), origin)
+
+
+def _of_line(line: str, origin: Origin) -> list[Step]:
+    return [
+        Step(name, {key: Given(RawText(value), origin) for key, value in fields.items()})
+        for name, fields in parse(line, str(origin))
+    ]
+
+
+def _of_mapping(item: Mapping[str, Any], path: Path, locate: Locate) -> Step:
+    origin = locate((*path, "policy"))
+    steps = _of_line(item["policy"], origin)
+    if len(steps) > 1:
+        raise UsageProblem(
+            f"{origin}: `{item['policy']}` is more than one policy",
+            cause="each item of the list is one",
+            hint=SCHEMA_HINT,
+        )
+    beside = {key: Given(item[key], locate((*path, key))) for key in item if key != "policy"}
+    return Step(steps[0].policy, _once(steps[0].fields, beside))
+
+
+def _once(fields: Mapping[str, Given], more: Mapping[str, Given]) -> dict[str, Given]:
+    """Put the fields of one policy together; none may be given twice in one layer."""
+    for key in fields.keys() & more.keys():
+        one, other = str(fields[key].origin), str(more[key].origin)
+        raise UsageProblem(
+            f"{one if one == other else f'{one} and {other}'}: `{key}` is given twice",
+            cause="as a field of a policy, and on its own: give one of them",
+            hint=SCHEMA_HINT,
+        )
+    return {**fields, **more}
+
+
+def _short(name: str, distribution: str | None) -> str:
+    # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
+    return canonical("policy", name, OWN if name == "none" else distribution)
+
+
+# -- all layers together ------------------------------------------------------------------------
+
+
+def merge(
+    layers: Sequence[LayerWithdrawal],
+) -> tuple[WithdrawalPolicy, dict[str, Any], dict[str, Origin]]:
     """Merge the withdrawal of all layers, the lowest first.
+
+    Returns:
+        The policy; all values by dotted key, where several policies are a list of mappings; and the
+        origins by the same keys, and of several policies by those of `field_key`, too.
 
     Raises:
         UsageProblem: a field that the policies lack or that two of them have, a wrong value, or a
             combination of policies that makes no sense.
         PluginProblem: a policy can't be used.
     """
-    in_force = _in_force(layers)
-    final = in_force[-1]
-    parts = [_Part(describe(name, str(final.origin))) for name in final.names]
-    for number in _counted(layers, in_force):
-        above = in_force[number].names == final.names
-        given, origins = _given(layers[number], parts, number == final.layer, above)
-        for part, values, where in zip(parts, given, origins, strict=True):
-            part.take(values, where)
-    built = [_build(parts, number, final.origin) for number in range(len(parts))]
-    policy = combined(final.names, built, str(final.origin))
-    merged: dict[str, Any] = {POLICY: final.names[0]}
-    origins_by_key = {POLICY: final.origin}
-    steps = []
-    for number, (part, one) in enumerate(zip(parts, built, strict=True)):
-        default = Origin("default", f"policy {part.described.name}")
-        fields = {key: getattr(one, key) for key in part.described.fields}
-        where = {key: part.origins.get(key, default) for key in fields}
-        if len(parts) == 1:
-            merged |= {GROUP + key: value for key, value in fields.items()}
-            origins_by_key |= {GROUP + key: origin for key, origin in where.items()}
-        else:
-            steps.append({"policy": part.described.name, **fields})
-            where = {"policy": final.origin, **where}
-            origins_by_key |= {place(number, key): origin for key, origin in where.items()}
-    return Chosen(policy, merged | ({POLICY: steps} if steps else {}), origins_by_key)
+    names: tuple[str, ...] = (canonical("policy", _NOTHING),)
+    origin, naming = Origin("default", "no withdrawal is asked for"), -1
+    in_force = []
+    for number, layer in enumerate(layers):
+        given = [one for one in layer.loose.values() if one.value is not None]
+        if layer.steps and layer.origin is not None:
+            names, origin, naming = tuple(s.policy for s in layer.steps), layer.origin, number
+        elif given and names == (canonical("policy", _NOTHING),):
+            names, origin, naming = (canonical("policy", _USUAL),), given[0].origin, number
+        in_force.append(names)
+    policies = [_load(name, str(origin)) for name in names]
+    # Layers that name other policies do not count, nor does what lies below them.
+    others = [
+        number
+        for number, layer in enumerate(layers[: max(naming, 0)])
+        if layer.steps and (len(names) > 1 or in_force[number] != names)
+    ]
+    for number in range(max(others, default=-1) + 1, len(layers)):
+        _deal(layers[number], policies, strict=in_force[number] == names)
+    built = [
+        _build(
+            one, origin, ("withdrawal",) if len(names) == 1 else ("withdrawal", "policy", number)
+        )
+        for number, one in enumerate(policies)
+    ]
+    policy = _combined(names, built, str(origin))
+    return policy, *_written(policies, built, origin)
 
 
-def _build(parts: Sequence[_Part], number: int, policy_origin: Origin) -> WithdrawalPolicy:
-    part = parts[number]
-    path = ("withdrawal",) if len(parts) == 1 else ("withdrawal", "policy", number)
-    return build(
-        part.described, part.values, lambda key: part.origins.get(key, policy_origin), path
+def _deal(layer: LayerWithdrawal, policies: Sequence[_Policy], *, strict: bool) -> None:
+    """Give the policies what a layer says of them.
+
+    Args:
+        strict: whether the final policies are in force at this layer, so that a field that none of
+            them has is wrong, and one that two have.
+    """
+    dealt: list[dict[str, Given]] = [{} for _ in policies]
+    for step, policy, fields in zip(layer.steps, policies, dealt, strict=False):
+        for key, one in step.fields.items():
+            if key not in policy.fields:
+                raise _no_field(one.origin, policy, key)
+            fields[key] = one
+    for key, one in layer.loose.items():
+        owners = [n for n, policy in enumerate(policies) if key in policy.fields]
+        if strict and not owners:
+            raise _nobodys(one.origin, policies, key)
+        if strict and len(owners) > 1:
+            names = list(dict.fromkeys(policies[n].name for n in owners))
+            raise UsageProblem(
+                f"{one.origin}: `{key}` is a field of {' and of '.join(names)}",
+                cause="give it with its policy, as "
+                + "+".join(f"{name}:{key}=VALUE" for name in names),
+                hint=SCHEMA_HINT,
+            )
+        if len(owners) == 1:
+            dealt[owners[0]] = _once(dealt[owners[0]], {key: one})
+    for policy, fields in zip(policies, dealt, strict=True):
+        policy.take(fields)
+
+
+def _written(
+    policies: Sequence[_Policy], built: Sequence[WithdrawalPolicy], origin: Origin
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Write all fields of the policies with their origins, as a profile has them."""
+    steps, origins = [], {POLICY: origin}
+    for number, (one, policy) in enumerate(zip(policies, built, strict=True)):
+        default = Given(None, Origin("default", f"policy {one.name}"))
+        steps.append({key: getattr(policy, key) for key in one.fields})
+        for key in one.fields:
+            place = f"withdrawal.{key}" if len(policies) == 1 else field_key(number, key)
+            origins[place] = one.given.get(key, default).origin
+        if len(policies) > 1:
+            origins[field_key(number, "policy")] = origin
+    if len(policies) == 1:
+        fields = {f"withdrawal.{key}": value for key, value in steps[0].items()}
+        return {POLICY: policies[0].name, **fields}, origins
+    named = [{"policy": one.name, **step} for one, step in zip(policies, steps, strict=True)]
+    return {POLICY: named}, origins
+
+
+def _no_field(origin: Origin, policy: _Policy, key: str) -> UsageProblem:
+    listing = f"its fields: {', '.join(policy.fields)}" if policy.fields else "it has none"
+    return UsageProblem(
+        f"{origin}: policy `{policy.name}` has no field `{key}`",
+        cause=did_you_mean(key, policy.fields, otherwise=listing),
+        hint=SCHEMA_HINT,
     )
 
 
-def _in_force(layers: Sequence[Layer]) -> list[_Named]:
-    """Name the policies in force at each layer."""
-    nothing = canonical("policy", NOTHING)
-    current = _Named((nothing,), Origin("default", "no withdrawal is asked for"))
-    found = []
-    for number, layer in enumerate(layers):
-        given = [key for key, value in _alone(layer).items() if value is not None]
-        if POLICY in layer.values:
-            names = tuple(_canonical(name, layer) for name in _names(layer))
-            current = _Named(names, layer.origins[POLICY], number)
-        elif given and current.names == (nothing,):
-            usual = canonical("policy", _USUAL)
-            current = _Named((usual,), layer.origins[GROUP + given[0]], number)
-        found.append(current)
-    return found
-
-
-def _counted(layers: Sequence[Layer], in_force: Sequence[_Named]) -> Iterator[int]:
-    """List the layers whose fields count, the lowest first.
-
-    Not those that name other policies than the final ones, nor what lies below such a layer.
-    """
-    final = in_force[-1]
-    lowest = 0
-    for number in range(final.layer - 1, -1, -1):
-        same = len(final.names) == 1 and in_force[number].names == final.names
-        if POLICY in layers[number].values and not same:
-            lowest = number + 1
-            break
-    yield from range(lowest, len(layers))
-
-
-def _given(
-    layer: Layer, parts: Sequence[_Part], names_them: bool, above: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Origin]]]:
-    """Deal what a layer gives out to the policies.
-
-    Args:
-        names_them: whether this is the layer that names the final policies.
-        above: whether those are in force at this layer, so that what none of them has is wrong.
-    """
-    given: list[dict[str, Any]] = [{} for _ in parts]
-    origins: list[dict[str, Origin]] = [{} for _ in parts]
-    if names_them and len(parts) > 1:
-        for number, (part, step) in enumerate(zip(parts, layer.values[POLICY], strict=True)):
-            for key in step.keys() - {"policy"}:
-                origin = layer.origins[place(number, key)]
-                if key not in part.described.fields:
-                    raise _no_field(origin, part.described, key)
-                given[number][key], origins[number][key] = step[key], origin
-    for key, value in _alone(layer).items():
-        owners = [n for n, part in enumerate(parts) if key in part.described.fields]
-        origin = layer.origins[GROUP + key]
-        if above and not owners:
-            raise _nobodys(origin, [part.described for part in parts], key)
-        if above and len(owners) > 1:
-            raise _whose(origin, [parts[n].described.name for n in owners], key)
-        if len(owners) == 1:
-            if key in given[owners[0]]:
-                raise given_twice(key, origins[owners[0]][key], origin)
-            given[owners[0]][key], origins[owners[0]][key] = value, origin
-    return given, origins
-
-
-def _names(layer: Layer) -> list[str]:
-    given = layer.values[POLICY]
-    return [given] if isinstance(given, str) else [step["policy"] for step in given]
-
-
-def _canonical(name: str, layer: Layer) -> str:
-    # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
-    return canonical("policy", name, OWN if name == "none" else layer.distribution)
-
-
-def _alone(layer: Layer) -> dict[str, Any]:
-    """List the fields that a layer gives beside its policies."""
-    return {
-        key.removeprefix(GROUP): value
-        for key, value in layer.values.items()
-        if key.startswith(GROUP) and key != POLICY
-    }
-
-
-def _nobodys(origin: Origin, described: Sequence[Described], key: str) -> UsageProblem:
-    fields = [known for one in described for known in one.fields]
-    if len(described) == 1:
-        return unknown_key(origin, GROUP + key, [POLICY, *(GROUP + known for known in fields)])
-    listing = "; ".join(f"{one.name} has {', '.join(one.fields) or 'none'}" for one in described)
+def _nobodys(origin: Origin, policies: Sequence[_Policy], key: str) -> UsageProblem:
+    fields = [known for one in policies for known in one.fields]
+    if len(policies) == 1:
+        return unknown_key(
+            origin, f"withdrawal.{key}", [POLICY, *(f"withdrawal.{f}" for f in fields)]
+        )
+    listing = "; ".join(f"{one.name} has {', '.join(one.fields) or 'none'}" for one in policies)
     return UsageProblem(
         f"{origin}: none of the policies has a field `{key}`",
         cause=did_you_mean(key, fields, otherwise=listing),
@@ -202,20 +273,97 @@ def _nobodys(origin: Origin, described: Sequence[Described], key: str) -> UsageP
     )
 
 
-def _no_field(origin: Origin, described: Described, key: str) -> UsageProblem:
-    known = ", ".join(described.fields)
-    listing = f"its fields: {known}" if known else "it has none"
-    return UsageProblem(
-        f"{origin}: policy `{described.name}` has no field `{key}`",
-        cause=did_you_mean(key, described.fields, otherwise=listing),
-        hint=SCHEMA_HINT,
-    )
+# -- policies out of values ---------------------------------------------------------------------
 
 
-def _whose(origin: Origin, names: Sequence[str], key: str) -> UsageProblem:
-    return UsageProblem(
-        f"{origin}: `{key}` is a field of {' and of '.join(names)}",
-        cause="give it with its policy, as "
-        + "+".join(f"{name}:{key}=VALUE" for name in dict.fromkeys(names)),
-        hint=SCHEMA_HINT,
-    )
+def withdrawal_policy(profile: Profile) -> WithdrawalPolicy:
+    """Make the withdrawal policy of a profile: several become one that asks each.
+
+    Raises:
+        UsageProblem: a field that is wrong, or a combination that makes no sense.
+        PluginProblem: a policy can't be used.
+    """
+    return merge([as_steps(profile.withdrawal.model_dump(), lambda path: _PROFILE)])[0]
+
+
+_PROFILE = Origin("profile", "the profile")
+
+
+def policy_model(kind: type[WithdrawalPolicy]) -> type[Section]:
+    """Make a pydantic model of a policy's fields: the dataclass is their only description."""
+    hints = typing.get_type_hints(kind)
+    definitions: dict[str, Any] = {}
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        if not field.init:
+            continue
+        told = field.metadata.get("description")
+        if field.default_factory is not dataclasses.MISSING:
+            info = Field(default_factory=field.default_factory, description=told)
+        elif field.default is not dataclasses.MISSING:
+            info = Field(default=field.default, description=told)
+        else:
+            info = Field(description=told)
+        definitions[field.name] = (hints[field.name], info)
+    return create_model(kind.__name__, __base__=Section, **definitions)
+
+
+def _load(name: str, where: str) -> _Policy:
+    """Load a policy's class and describe its fields.
+
+    Args:
+        where: what the name comes from, for the message.
+    """
+    try:
+        kind = load_policy(name)
+    except PluginProblem as error:
+        what = f"{where}: {error.message}"
+        raise PluginProblem(what, cause=error.cause, hint=error.hint) from error
+    try:
+        return _Policy(name, kind, policy_model(kind))
+    except Exception as error:  # annotations that can't be resolved, or that pydantic can't check
+        raise PluginProblem(
+            f"the fields of policy `{name}` can't be checked",
+            cause=error_line(error),
+            hint="mvw plugins",
+        ) from error
+
+
+def _build(policy: _Policy, origin: Origin, path: Path) -> WithdrawalPolicy:
+    """Make a policy of what it was given, once that is checked; `path` is its place."""
+
+    def origin_of(key: str) -> Origin:
+        return policy.given[key].origin if key in policy.given else origin
+
+    words = [part for part in path if isinstance(part, str)]
+    infos = {".".join([*words, key]): info for key, info in policy.fields.items()}
+    values = {key: one.value for key, one in policy.given.items()}
+    locate: Callable[[Path], Origin] = lambda place: origin_of(str(place[len(path)]))  # noqa: E731
+    checked = check(policy.model, values, locate, path, infos)
+    try:
+        return policy.kind(**{key: getattr(checked, key) for key in checked.model_fields_set})
+    except ValueError as error:
+        text = str(error)
+        named = [key for key in values if key in text.split()]
+        group = "withdrawal" if len(path) == 1 else f"withdrawal: policy `{policy.name}`"
+        raise UsageProblem(
+            f"{origin_of(named[-1] if named else '')}: {group}: {text}",
+            cause=f"fields of policy `{policy.name}`: {', '.join(policy.fields) or 'none'}",
+            hint=SCHEMA_HINT,
+        ) from error
+
+
+def _combined(
+    names: Sequence[str], policies: Sequence[WithdrawalPolicy], where: str
+) -> WithdrawalPolicy:
+    """Put policies in a row."""
+    try:
+        if len(policies) > 1 and canonical("policy", _NOTHING) in names:
+            raise ValueError("none keeps every vision token, and the others withdraw")
+        return stacked(policies)
+    except ValueError as error:
+        order = f"asked for, in this order: {', then '.join(names)}"
+        raise UsageProblem(
+            f"{where}: withdrawal: {error}",
+            cause=order if len(names) > 1 else f"asked for: {names[0]} alone",
+            hint="mvw list policies",
+        ) from error

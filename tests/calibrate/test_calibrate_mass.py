@@ -28,8 +28,8 @@ from mvw_cli.calibrate.mass import (
 )
 from mvw_cli.engine.types import Finished, Withdrawn
 from mvw_cli.policies.mass import Mass
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import resolve
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 LIKE = Mass(threshold=1.0, patience=2, smoothing=0.5)
 

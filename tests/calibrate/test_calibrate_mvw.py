@@ -15,8 +15,8 @@ from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE
 from mvw_cli.bench.verdict.suggest import suggest
 from mvw_cli.calibrate.moments import answers_of, choose, row_from_dict, row_to_dict, seen_tokens
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import resolve
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 LENGTH = 40
 

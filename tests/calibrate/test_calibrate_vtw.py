@@ -14,8 +14,8 @@ from processes import Ran
 from mvw_cli.calibrate import vtw
 from mvw_cli.cli.calibrate import samples as calibrate_samples
 from mvw_cli.policies.vtw import Vtw
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import resolve
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 Run = Callable[..., Ran]
 

@@ -62,7 +62,7 @@ def test_infer_composes_in_order_and_m_goes_to_the_policy_that_has_it(
         ("--policy mvw:m=3 --m 4", "--policy and --m: `m` is given twice"),
         ("--policy again", "--policy: withdrawal: again has nothing to bring back"),
         ("--policy none --policy mvw:m=2", "--policy: withdrawal: none keeps every vision token"),
-        ("--policy layered:layer=1 --m 4", "--m: unknown key `withdrawal.m`"),
+        ("--policy layered:layer=1 --m 4", "--m: policy `layered` has no field `m`"),
         (
             "--policy layered:layer=1+again --m 4",
             "--m: none of the policies has a field `m`",

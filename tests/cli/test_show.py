@@ -13,13 +13,12 @@ Run = Callable[..., Ran]
 
 
 def test_values_with_their_origins(mvw: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MVW_DEVICE", "cpu")
+    monkeypatch.setenv("MVW_MODEL", "org/name")
     ran = mvw("show", "shapes", "--set", "withdrawal.m=16")
     rows = {line.split()[0]: line.split(None, 1)[1] for line in ran.out.splitlines()}
     assert (ran.code, ran.err) == (0, "")
-    assert rows["device"].split(None, 1) == ["cpu", "environment: MVW_DEVICE"]
     assert rows["withdrawal.m"].split(None, 1) == ["16", "flag: --set withdrawal.m"]
-    assert rows["model"].split(None, 1) == ["embedded", "default: adapter shapes"]
+    assert rows["model"].split(None, 1) == ["org/name", "environment: MVW_MODEL"]
     assert rows["adapter"].split(None, 2)[:2] == ["shapes", "packaged:"]
     assert "shapes.yaml, line " in rows["adapter"]
     assert rows["generation.stop"].split()[0] == "[]"
@@ -79,7 +78,7 @@ def test_a_policy_of_a_plugin_is_checked_by_its_own_fields(installed: Run, tmp_p
         ("{share: 0.5}", "`withdrawal.budget` is missing"),
         ("{budget: 1.5}", "`withdrawal.budget` must be a whole number, not 1.5"),
         ("{budget: 1, tags: [a, 2]}", "`withdrawal.tags[1]` must be text, not 2"),
-        ("{bugdet: 1}", "unknown key `withdrawal.bugdet`"),
+        ("{bugdet: 1}", "policy `fraction` has no field `bugdet`"),
     ):
         path = tmp_path / "x.yaml"
         path.write_text("withdrawal: " + fields.replace("{", "{policy: fraction, ") + "\n")

@@ -9,7 +9,7 @@ from walking import kept, walk
 
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policy import Withdraw, WithdrawalPolicy
-from mvw_cli.profiles.policy_fields import policy_model
+from mvw_cli.profiles.withdrawal import policy_model
 from mvw_cli.testing import PolicyContract
 
 OUTPUT = ["I ", "see", "</CAP", "TION>", " and", " then", "</CAPTION>", "</END>"]

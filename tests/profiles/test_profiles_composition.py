@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,13 @@ from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, from_json, policy_
 from mvw_cli.doctor.findings import again
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.layers import parse_set
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.profiles.schema import Profile
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 LINE = "layered:layer=2+mvw:m=16"
 
@@ -40,8 +40,10 @@ def written(text: str, name: str = "x.yaml") -> str:
     return name
 
 
-def policy(profile: str | None, flags: dict[str, object], **env: str) -> WithdrawalPolicy:
-    return withdrawal_policy(resolve(profile, flags, {**os.environ, **env}).profile)
+def policy(profile: str | None, flags: dict[str, object]) -> WithdrawalPolicy:
+    resolved = resolve(profile, flags)
+    assert withdrawal_policy(resolved.profile) == resolved.policy
+    return resolved.policy
 
 
 def said(found: WithdrawalPolicy) -> str:
@@ -52,9 +54,9 @@ def origin(resolved: Resolved, key: str) -> str:
     return str(resolved.origins[key])
 
 
-def complaint(profile: str | None, flags: dict[str, object], **env: str) -> tuple[str, str]:
+def complaint(profile: str | None, flags: dict[str, object]) -> tuple[str, str]:
     with pytest.raises(UsageProblem) as caught:
-        policy(profile, flags, **env)
+        policy(profile, flags)
     return caught.value.message, caught.value.cause or ""
 
 
@@ -81,10 +83,9 @@ def test_forms_of_a_file(form: str) -> None:
     check_stack(policy(written(FORMS[form]), {}))
 
 
-def test_forms_of_flags_and_variables() -> None:
+def test_forms_of_flags() -> None:
     check_stack(policy("shapes", {"withdrawal.policy": LINE}))
     check_stack(policy("shapes", dict(parse_set([f"withdrawal.policy={LINE}"]))))
-    check_stack(policy("shapes", {}, MVW_WITHDRAWAL_POLICY=LINE))
     listed = '[{"policy": "layered", "layer": 2}, {"policy": "mvw", "m": 16}]'
     check_stack(policy("shapes", dict(parse_set([f"withdrawal.policy={listed}"]))))
 
@@ -136,18 +137,16 @@ def test_every_layer_may_give_a_field_of_the_policies_below() -> None:
     written(STACKED, "parent.yaml")
     child = written("extends: ./parent.yaml\nwithdrawal: {until: </X>}\n")
     assert said(policy(child, {})) == "from layer 2, then at </X>"
-    assert said(policy(child, {}, MVW_WITHDRAWAL_M="4")) == "from layer 2, then after 4 tokens"
-    assert said(policy(child, {"withdrawal.layer": 1}, MVW_WITHDRAWAL_M="4")) == (
-        "from layer 1, then after 4 tokens"
-    )
+    assert said(policy(child, {"withdrawal.m": 4})) == "from layer 2, then after 4 tokens"
+    both: dict[str, object] = {"withdrawal.m": 4, "withdrawal.layer": 1}
+    assert said(policy(child, both)) == "from layer 1, then after 4 tokens"
 
 
 def test_a_layer_that_names_policies_replaces_those_below_with_their_fields() -> None:
     written("withdrawal: {policy: layered, layer: 2, share: 0.5}\n", "parent.yaml")
     child = written("extends: ./parent.yaml\nwithdrawal: {policy: deeper}\n")
     assert complaint(child, {})[0] == "x.yaml, line 2: `withdrawal.layer` is missing"
-    flags: dict[str, object] = {"withdrawal.policy": "layered+mvw:m=3"}
-    over = policy("./parent.yaml", flags, MVW_WITHDRAWAL_LAYER="4")
+    over = policy("./parent.yaml", {"withdrawal.policy": "layered+mvw:m=3", "withdrawal.layer": 4})
     assert isinstance(over, Stack)
     assert vars(over.policies[0]) == {"layer": 4, "tags": (), "share": 1.0}
 
@@ -159,10 +158,12 @@ def test_what_was_replaced_does_not_come_back() -> None:
     assert "give m" in complaint(high, {})[0]
 
 
-def test_a_variable_without_a_policy_waits_for_the_one_that_has_the_field() -> None:
-    flags: dict[str, object] = {"withdrawal.policy": "layered"}
-    assert said(policy("shapes", flags, MVW_WITHDRAWAL_LAYER="3")) == "from layer 3"
-    assert said(policy("hf", flags, MVW_WITHDRAWAL_LAYER="3")) == "from layer 3"
+def test_a_field_without_a_policy_waits_for_the_one_that_has_it() -> None:
+    written("withdrawal: {layer: 3}\n", "parent.yaml")
+    child = written("extends: ./parent.yaml\nwithdrawal: {policy: layered}\n")
+    assert said(policy(child, {})) == "from layer 3"
+    written("withdrawal: {m: 3}\n", "parent.yaml")
+    assert resolve(child, {"withdrawal.policy": "none"}).policy == NoWithdrawal()
 
 
 # What is refused.
@@ -201,9 +202,13 @@ def test_a_variable_without_a_policy_waits_for_the_one_that_has_the_field() -> N
             "x.yaml, line 2 and x.yaml, line 3: `m` is given twice",
             "give one of them",
         ),
-        ("withdrawal: []\n", "x.yaml, line 1: `withdrawal.policy` must name one policy", ""),
-        ("withdrawal: [mvw]\n", "x.yaml, line 1: `withdrawal.policy` must be a list of map", ""),
-        ("withdrawal: {policy: 3}\n", "x.yaml, line 1: `withdrawal.policy` must be a name", ""),
+        ("withdrawal: []\n", "x.yaml, line 1: `withdrawal.policy` must be text or a", ""),
+        ("withdrawal: [mvw]\n", "x.yaml, line 1: `withdrawal.policy[0]` must be a group of", ""),
+        (
+            "withdrawal: {policy: 3}\n",
+            "x.yaml, line 1: `withdrawal.policy` must be text or a list, not 3",
+            "",
+        ),
         (
             "withdrawal:\n  - {policy: mvw, m: 3}\n  - {policy: mvw, m: 4}\n",
             "x.yaml, line 1: withdrawal: mvw is given twice",

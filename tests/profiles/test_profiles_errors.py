@@ -50,13 +50,13 @@ FILES: dict[str, Message] = {
         SCHEMA,
     ),
     "adapter: shapes\nwithdrawal:\n  policy: mvw\n  untill: X\n": (
-        "x.yaml, line 4: unknown key `withdrawal.untill`",
-        "did you mean `withdrawal.until`?",
+        "x.yaml, line 4: policy `mvw` has no field `untill`",
+        "did you mean `until`?",
         SCHEMA,
     ),
     "adapter: shapes\nwithdrawal: {policy: none, m: 3}\n": (
-        "x.yaml, line 2: unknown key `withdrawal.m`",
-        "known here: policy",
+        "x.yaml, line 2: policy `none` has no field `m`",
+        "it has none",
         SCHEMA,
     ),
     "adapter: shapes\ngeneration:\n  temperature: hot\n": (
@@ -272,26 +272,17 @@ def test_set_without_a_value() -> None:
     ("name", "text", "expected"),
     [
         (
-            "MVW_DEVCE",
-            "cpu",
-            ("there is no variable MVW_DEVCE", "did you mean `MVW_DEVICE`?", "unset MVW_DEVCE"),
+            "MVW_MODL",
+            "org/name",
+            ("there is no variable MVW_MODL", "did you mean `MVW_MODEL`?", "unset MVW_MODL"),
         ),
         (
-            "MVW_GENERATION_SEED",
-            "x",
+            "MVW_WITHDRAWAL_UNTIL",
+            "</X>",
             (
-                'MVW_GENERATION_SEED: `generation.seed` must be a whole number, not "x"',
-                "Seed of the sampling, for each image.",
-                SCHEMA,
-            ),
-        ),
-        (
-            "MVW_WITHDRAWAL_N",
-            "3",
-            (
-                "MVW_WITHDRAWAL_N: unknown key `withdrawal.n`",
-                "known here: policy, m, until, min, max",
-                SCHEMA,
+                "there is no variable MVW_WITHDRAWAL_UNTIL",
+                "keys of a profile are set by --set KEY=VALUE",
+                "unset MVW_WITHDRAWAL_UNTIL",
             ),
         ),
         (

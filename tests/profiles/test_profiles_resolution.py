@@ -14,8 +14,8 @@ from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.layers import parse_set
-from mvw_cli.profiles.policy_fields import withdrawal_policy
 from mvw_cli.profiles.resolution import Resolved, generation_settings, model_spec, resolve
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 Write = Callable[[str, str], Path]
 
@@ -44,9 +44,15 @@ def test_each_layer_hides_those_below(tmp_path: Path, user_profile: Write) -> No
     assert value(resolve("shapes", {}), key) == (11, "user")
     mine = write(tmp_path / "mine.yaml", "extends: shapes\ngeneration: {max_new_tokens: 12}\n")
     assert value(resolve(str(mine), {}), key) == (12, "profile")
-    variable = env(MVW_GENERATION_MAX_NEW_TOKENS="13")
-    assert value(resolve(str(mine), {}, variable), key) == (13, "environment")
-    assert value(resolve(str(mine), {key: 14}, variable), key) == (14, "flag")
+    assert value(resolve(str(mine), {key: 14}), key) == (14, "flag")
+
+
+def test_a_model_may_come_from_the_environment(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "adapter: hf\nmodel: org/mine\n")
+    variable = env(MVW_MODEL="org/theirs")
+    assert value(resolve(str(mine), {}, variable), "model") == ("org/theirs", "environment")
+    flags: dict[str, object] = {"model": "org/flag"}
+    assert value(resolve(str(mine), flags, variable), "model") == ("org/flag", "flag")
 
 
 def test_a_user_profile_leaves_the_packaged_keys_that_it_does_not_give(user_profile: Write) -> None:
@@ -105,7 +111,7 @@ def test_a_variable_names_the_profile_where_no_flag_does() -> None:
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    assert value(resolve(None, {}, env(MVW_DEVICE="", MVW_PROFILE="")), "device")[1] == "default"
+    assert value(resolve(None, {}, env(MVW_MODEL="", MVW_PROFILE="")), "model")[1] == "default"
 
 
 # extends
@@ -171,13 +177,12 @@ def test_withdrawal_flags_over_a_profile(flags: dict[str, object], expected: obj
 def test_triggers_replace_each_other_in_every_layer(tmp_path: Path) -> None:
     child = write(tmp_path / "child.yaml", "extends: shapes\nwithdrawal: {m: 8}\n")
     assert withdrawal_policy(resolve(str(child), {}).profile) == Mvw(m=8)
-    variable = env(MVW_WITHDRAWAL_UNTIL="</REASONING>")
-    assert withdrawal_policy(resolve(str(child), {}, variable).profile) == Mvw(until="</REASONING>")
+    flags: dict[str, object] = {"withdrawal.until": "</REASONING>"}
+    assert withdrawal_policy(resolve(str(child), flags).profile) == Mvw(until="</REASONING>")
 
 
 def test_fields_that_the_final_policy_lacks_are_dropped() -> None:
-    variable = env(MVW_WITHDRAWAL_M="16")
-    resolved = resolve("shapes", {"withdrawal.policy": "none"}, variable)
+    resolved = resolve("shapes", {"withdrawal.policy": "none"})
     assert resolved.to_dict()["values"]["withdrawal"] == {"policy": "none"}
 
 
@@ -213,17 +218,6 @@ def test_a_field_over_no_withdrawal_means_mvw() -> None:
 )
 def test_set_reads_text_as_the_key_wants_it(pair: str, key: str, expected: object) -> None:
     assert resolve("shapes", parse_set([pair])).values()[key] == expected
-
-
-def test_variables_are_read_in_the_same_way() -> None:
-    resolved = resolve(
-        "shapes",
-        {},
-        env(MVW_REVISION="123", MVW_IMAGES_MAX_PIXELS="1000", MVW_WITHDRAWAL_UNTIL="7"),
-    )
-    assert resolved.profile.revision == "123"
-    assert resolved.profile.images.max_pixels == 1000
-    assert withdrawal_policy(resolved.profile) == Mvw(until="7")
 
 
 # What comes out.

@@ -58,8 +58,8 @@ def survey(
     from mvw_cli.machine.facts import free_memory, gather
     from mvw_cli.plugins.lookup import load_adapter
     from mvw_cli.policies.none import NoWithdrawal
-    from mvw_cli.profiles.policy_fields import withdrawal_policy
     from mvw_cli.profiles.resolution import generation_settings, model_spec
+    from mvw_cli.profiles.withdrawal import withdrawal_policy
 
     policy, spec = withdrawal_policy(profile), model_spec(profile)
     adapter = load_adapter(profile.adapter)

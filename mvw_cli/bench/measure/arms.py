@@ -47,8 +47,8 @@ def choose_arms(
         UsageProblem: a profile, key or value that is wrong.
         PluginProblem: an adapter or policy can't be used.
     """
-    from mvw_cli.profiles.policy_fields import withdrawal_policy
     from mvw_cli.profiles.resolution import resolve
+    from mvw_cli.profiles.withdrawal import withdrawal_policy
 
     def arm(name: str, **withdrawal: object) -> NamedArm:
         changed = {f"withdrawal.{key}": value for key, value in withdrawal.items()}

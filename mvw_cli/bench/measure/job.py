@@ -119,8 +119,8 @@ def policy_of(job: Job, arm: ArmSpec) -> WithdrawalPolicy:
         PluginProblem: the policy can't be used.
         ValueError: its fields don't suit it.
     """
-    from mvw_cli.profiles.policy_fields import withdrawal_policy
     from mvw_cli.profiles.schema import Profile
+    from mvw_cli.profiles.withdrawal import withdrawal_policy
 
     profile = Profile.model_validate({**job.profile, "withdrawal": arm.withdrawal})
     return withdrawal_policy(profile)

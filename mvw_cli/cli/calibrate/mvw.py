@@ -98,7 +98,7 @@ def _search(work: Work, arms: dict[str, Any], tolerance: float) -> Report:
     from mvw_cli.cli.calibrate.samples import Tick, measured, report_of
     from mvw_cli.engine.types import Request
     from mvw_cli.policies.none import NoWithdrawal
-    from mvw_cli.profiles.policy_fields import withdrawal_policy
+    from mvw_cli.profiles.withdrawal import withdrawal_policy
 
     named = choose_arms(work.task.profile, work.task.flags, moments=arms["m"], until=arms["tags"])
     policies = {arm.name: withdrawal_policy(arm.profile) for arm in named}

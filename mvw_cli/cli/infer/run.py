@@ -208,7 +208,10 @@ def _open(resolved: Resolved, task: Task) -> Session:
 
     try:
         return open_session(
-            resolved.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
+            resolved.profile,
+            policy=resolved.policy,
+            allow_pickle=task.allow_pickle,
+            random_weights=task.random_weights,
         )
     except DoesNotFit as error:
         error.retried(partial(retry, task))

@@ -20,9 +20,11 @@ class _Compositions(click.ParamType[Any, Any]):
     name = "policies"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from mvw_cli.profiles.policy_line import sweep
+        from mvw_cli.profiles.policy_line import split_compositions
 
-        return value if isinstance(value, tuple) else sweep(str(value)) or self._empty(param, ctx)
+        if isinstance(value, tuple):
+            return value
+        return split_compositions(str(value)) or self._empty(param, ctx)
 
     def _empty(self, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         self.fail("it is empty.", param, ctx)

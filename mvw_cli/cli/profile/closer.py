@@ -58,7 +58,7 @@ def _answers(
 ) -> Answers:
     from mvw_cli.bench.quality.answers import compare_answers
     from mvw_cli.bench.report.documents import BASELINE
-    from mvw_cli.profiles.policy_fields import withdrawal_policy
+    from mvw_cli.profiles.withdrawal import withdrawal_policy
 
     items = begun.items.items
     arms = [arm for arm in begun.arms if arm.name != BASELINE]
