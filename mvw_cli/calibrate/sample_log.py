@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mvw_cli.batch.store.repair import open_locked
+from mvw_cli.batch.store.jsonl import open_locked
 from mvw_cli.errors import MvwError, UsageProblem
 
 SCHEMA_VERSION = 1

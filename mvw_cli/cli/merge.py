@@ -10,9 +10,7 @@ from mvw_cli import console
 from mvw_cli.cli.options import common_options
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.store.gaps import Gap
-    from mvw_cli.batch.store.merge import Merged
-    from mvw_cli.batch.store.shards import Shard
+    from mvw_cli.batch.store.merge import Gap, Merged, Shard
     from mvw_cli.errors import MvwError
 
 SCHEMA_VERSION = 1
@@ -47,7 +45,7 @@ def merge(shards: tuple[str, ...], output: str, overwrite: bool, as_json: bool) 
     Examples:
       mvw merge part-*.jsonl -o all.jsonl
       mvw merge part-*.jsonl -o all.parquet --overwrite
-      mvw merge results.jsonl rescued.jsonl -o results.jsonl
+      mvw merge results.jsonl more.jsonl -o results.jsonl
     """
     from mvw_cli.batch.store.merge import merge as join
 
@@ -56,9 +54,8 @@ def merge(shards: tuple[str, ...], output: str, overwrite: bool, as_json: bool) 
         console.write_json(_document(merged, output))
     else:
         _show(merged, output)
-    problem = _problem(merged, output)
-    if problem is not None:
-        raise problem
+    if merged.gaps or merged.failed:
+        raise _problem(merged, output)
 
 
 def _document(merged: Merged, output: str) -> dict[str, Any]:
@@ -70,7 +67,17 @@ def _document(merged: Merged, output: str) -> dict[str, Any]:
         "answered": merged.answered,
         "failed": merged.failed,
         "duplicates": merged.duplicates,
-        "shards": [_shard(shard) for shard in merged.shards],
+        "shards": [
+            {
+                "log": shard.name,
+                "parts": [
+                    {"shard": _name(part.shard), "listed": part.listed} for part in shard.parts
+                ],
+                "answered": shard.answered,
+                "failed": shard.failed,
+            }
+            for shard in merged.shards
+        ],
         "gaps": [
             {
                 "shard": _name(gap.shard),
@@ -84,33 +91,19 @@ def _document(merged: Merged, output: str) -> dict[str, Any]:
     }
 
 
-def _shard(shard: Shard) -> dict[str, Any]:
-    parts = [{"shard": _name(part.shard), "listed": part.listed} for part in shard.parts]
-    return {
-        "log": shard.name,
-        "parts": parts,
-        "answered": shard.answered,
-        "failed": shard.failed,
-    }
-
-
 def _name(shard: tuple[int, int] | None) -> str | None:
     return None if shard is None else "{}/{}".format(*shard)
 
 
 def _show(merged: Merged, output: str) -> None:
-    rows = [_row(shard) for shard in merged.shards]
-    if len(rows) > _SHOWN:
+    shown = merged.shards
+    if len(shown) > _SHOWN:
         short = {gap.shard for gap in merged.gaps}
-        rows = [
-            _row(shard)
-            for shard in merged.shards
-            if shard.failed or short & {part.shard for part in shard.parts}
-        ]
-        console.write(
-            f"{len(merged.shards) - len(rows):,} of {len(merged.shards):,} logs are whole."
-        )
-    if rows:
+        shown = [one for one in shown if one.failed or short & {part.shard for part in one.parts}]
+        whole = len(merged.shards) - len(shown)
+        console.write(f"{whole:,} of {len(merged.shards):,} logs are whole.")
+    if shown:
+        rows = [_row(shard) for shard in shown]
         console.table(["LOG", "SHARD", "LISTED", "ANSWERED", "FAILED"], rows)
     counts = [f"{merged.answered:,} answered", f"{merged.failed:,} failed"]
     if merged.duplicates:
@@ -127,27 +120,23 @@ def _row(shard: Shard) -> list[str]:
     return [shard.name, name or "-", listed, f"{shard.answered:,}", f"{shard.failed:,}"]
 
 
-def _problem(merged: Merged, output: str) -> MvwError | None:
-    """Put into an error what keeps the result from being the whole work."""
+def _problem(merged: Merged, output: str) -> MvwError:
+    """Return what keeps the result from being the whole work."""
     import shlex
 
     from mvw_cli.errors import ExitCode, MvwError
 
-    words = ["mvw", "batch", "IMAGES", "QUESTION", "-o", output]
+    command = ["mvw", "batch", "IMAGES", "QUESTION", "-o", output]
     if merged.gaps:
         causes = [_cause(gap) for gap in merged.gaps[:_TOLD]]
         if len(merged.gaps) > _TOLD:
             causes.append(f"and {len(merged.gaps) - _TOLD:,} more")
-        error = MvwError("Records are missing", cause="; ".join(causes), hint=shlex.join(words))
-    elif merged.failed:
-        items = "1 item" if merged.failed == 1 else f"{merged.failed:,} items"
-        error = MvwError(
-            f"{items} failed",
-            cause="their records say why, under `error`",
-            hint=shlex.join([*words, "--retry-failed"]),
-        )
+        what, cause = "Records are missing", "; ".join(causes)
     else:
-        return None
+        items = "1 item" if merged.failed == 1 else f"{merged.failed:,} items"
+        what, cause = f"{items} failed", "their records say why, under `error`"
+        command.append("--retry-failed")
+    error = MvwError(what, cause=cause, hint=shlex.join(command))
     error.exit_code = ExitCode.ITEMS_FAILED
     return error
 

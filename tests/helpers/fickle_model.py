@@ -38,7 +38,7 @@ class _Plan:
     unlink: str | None = None
     """File that disappears once the model is loaded."""
     fill: str | None = None
-    """File that takes all the space there is, once the model is loaded."""
+    """File that takes all the space there is but for a few records, once the model is loaded."""
     rewrite: tuple[str, str] | None = None
     """File that gets the content of another one once the model is loaded."""
 
@@ -78,9 +78,11 @@ class Fickle(HuggingFace):
 
 
 def _fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1024))
+    with path.open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(1024))
+        file.truncate(file.tell() - 3 * 4096)
 
 
 class _Hook:

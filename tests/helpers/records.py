@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.store.fingerprint import Fingerprint
 from mvw_cli.batch.store.record import dumps, failure, success
+from mvw_cli.batch.store.worklist import WorkList
 from mvw_cli.engine.completion import Completion, Timings, VisionStats, Withdrawal
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
@@ -35,6 +37,11 @@ def digest(content: str) -> str:
 
 def item(id: str, question: str = QUESTION, *, path: str | None = None) -> Item:
     return Item(id, (ImageRef(path or id),), question)
+
+
+def listed(*ids: str) -> Callable[[bytes], bool]:
+    """What a log asks of a work list with items of these ids."""
+    return WorkList(map(item, ids)).holds
 
 
 def image(content: str, path: str = "picture.png") -> ImageFile:

@@ -1,22 +1,25 @@
 """What answers depend on: answers of one log come from the same model, settings and code.
 
-Not the device nor the attention kernel, so that another machine may go on with a log. It does
-not know where fingerprints are kept.
+Not the device nor the attention kernel, so that another machine may go on with a log. The file
+`<log>.run.json` has it, and which part of the work the log is for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import __version__
+from mvw_cli.files import replacing
 
 if TYPE_CHECKING:
     from mvw_cli.profiles.resolution import Resolved
+
+_SIDECAR_VERSION = 1
 
 _IRRELEVANT = (
     *("device", "device_map", "attention", "description", "extends"),
@@ -162,6 +165,87 @@ def folder_digest(folder: Path) -> str:
         for window in _windows(path, size):
             digest.update(window)
     return f"sha256:{digest.hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one run had to do."""
+
+    shard: tuple[int, int] | None
+    """`(i, n)` with 0 ≤ i < n; None for the whole."""
+    listed: int
+    """Items of its work list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """The content of `<log>.run.json`."""
+
+    fingerprint: Fingerprint
+    parts: tuple[Part, ...] = ()
+    """One for a log that `mvw batch` wrote, several for a merged one."""
+
+
+def sidecar_path(log: Path) -> Path:
+    """Name the file that goes with a log."""
+    return log.with_name(f"{log.name}.run.json")
+
+
+def read_sidecar(log: Path) -> Sidecar | None:
+    """Read the file that goes with a log; None where it is missing or can't be read."""
+    try:
+        content = json.loads(sidecar_path(log).read_bytes())
+        if content["schema_version"] != _SIDECAR_VERSION:
+            return None
+        shards = [(one["shard"], one["listed"]) for one in content["parts"]]
+        parts = [
+            Part(None if shard is None else (shard[0], shard[1]), listed)
+            for shard, listed in shards
+        ]
+        return Sidecar(Fingerprint.from_dict(content["fingerprint"]), tuple(parts))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def write_sidecar(log: Path, sidecar: Sidecar) -> None:
+    """Write the file that goes with a log, whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    content = {
+        "schema_version": _SIDECAR_VERSION,
+        "run": sidecar.fingerprint.short,
+        "fingerprint": sidecar.fingerprint.to_dict(),
+        "parts": [asdict(part) for part in sidecar.parts],
+    }
+    with replacing(sidecar_path(log)) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def mismatch(sidecar: Sidecar | None, runs: Set[str], fingerprint: Fingerprint) -> str | None:
+    """Return why records can't stand in one log with those of a run; None where they can.
+
+    Args:
+        sidecar: of the records' log.
+        runs: short hashes that the records carry; without records there is nothing to contradict.
+        fingerprint: of the run.
+    """
+    if not runs:
+        return None
+    known = fingerprint
+    if sidecar is not None:
+        known = sidecar.fingerprint
+        difference = known.difference(fingerprint)
+        if difference:
+            return describe_difference(difference)
+    elif not fingerprint.settled:
+        return None  # told once the model is loaded
+    others = sorted(runs - {known.short})
+    if not others:
+        return None
+    missing = "" if sidecar else "; the .run.json file that would tell the difference is missing"
+    return f"records of run {others[0]} are in it, this is run {known.short}{missing}"
 
 
 def _windows(path: Path, size: int) -> Iterator[bytes]:

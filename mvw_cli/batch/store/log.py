@@ -1,31 +1,115 @@
 """The log of a batch: its records on disk, safe from the moment that `append` returns.
 
 One process writes it, anybody may read it meanwhile. Nothing on disk is changed before the first
-record comes, but for damage that is mended: a run that fails on loading leaves all as it was. It
-does not know where items come from or what their answers mean.
+record comes, but for damage that is repaired: a run that fails on loading leaves all as it was.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from mvw_cli.batch.items import Item, item_key
-from mvw_cli.batch.store.durable import DurableFile
-from mvw_cli.batch.store.fingerprint import Fingerprint
-from mvw_cli.batch.store.index import Index
-from mvw_cli.batch.store.record import dumps
-from mvw_cli.batch.store.repair import inspect, mend, open_locked, rewrite
-from mvw_cli.batch.store.reserve import FULL, CannotRecord, Reserve
-from mvw_cli.batch.store.reserve import DiskFull as DiskFull
-from mvw_cli.batch.store.sidecar import Part, Sidecar, mismatch, read_sidecar, write_sidecar
-from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.files import check_writable, is_special, sync_folder, unwritable
+from mvw_cli.batch.store.fingerprint import (
+    Fingerprint,
+    Part,
+    Sidecar,
+    mismatch,
+    read_sidecar,
+    write_sidecar,
+)
+from mvw_cli.batch.store.jsonl import JsonlFile, cannot_write
+from mvw_cli.batch.store.reader import LogReader, repair, whole_lines
+from mvw_cli.batch.store.record import clean, digest, dumps
+from mvw_cli.errors import UsageProblem
+from mvw_cli.files import check_writable, is_special, unwritable
+
+
+class RecordIndex:
+    """Which items have a record, each once: an answer counts before a failure.
+
+    Items are known by digests of 16 bytes, so that one takes some 200 bytes of memory, however long
+    its name and its answer are. Any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self.answered = 0
+        """Answered items, by content and id."""
+        # By id and question: the digest of the id, then that of each content that has an answer.
+        self._answers: dict[bytes, bytes] = {}
+        # The same of items that failed and have no answer; the content is b"" where none was read.
+        self._failures: dict[bytes, bytes] = {}
+        self._taken: set[bytes] = set()
+        self._unclaimed: Counter[bytes] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def failed(self) -> int:
+        """Items that failed and have no answer, by id and question."""
+        return len(self._failures)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record in."""
+        name = _name(record["id"], record["question"])
+        key = b"" if record["key"] is None else digest(record["key"])
+        with self._lock:
+            known = self._answers.get(name)
+            if record["status"] != "ok":
+                if known is None:
+                    self._failures.setdefault(name, digest(clean(record["id"])) + key)
+                return
+            self._failures.pop(name, None)
+            if known is None:
+                known = digest(clean(record["id"]))
+            elif key in _keys(known):
+                return
+            self._answers[name] = known + key
+            self.answered += 1
+
+    def take(self, record: Mapping[str, Any]) -> bool:
+        """Return whether to keep this record of its item's: True once for each."""
+        name = _name(record["id"], record["question"])
+        if record["status"] == "ok":
+            key = digest(record["key"])
+            wanted, name = key in _keys(self._answers.get(name, b"")), name + key
+        else:
+            wanted = name in self._failures
+        if not wanted or name in self._taken:
+            return False
+        self._taken.add(name)
+        return True
+
+    def is_done(self, item: Item, key: str, listed: Callable[[bytes], bool]) -> bool:
+        """Whether an item needs no work; a record of a renamed file is claimed for it."""
+        name, wanted = _name(item.id, item.question), digest(key)
+        with self._lock:
+            for known in (self._answers.get(name), self._failures.get(name)):
+                if known is not None and wanted in _keys(known):
+                    return True
+            if self._unclaimed is None:
+                self._unclaimed = self._of_unlisted(listed)
+            if not self._unclaimed[wanted]:
+                return False
+            self._unclaimed[wanted] -= 1
+            return True
+
+    def has_failed(self, id: str, question: str) -> bool:
+        """Whether an item of this id and question failed, and was not answered since."""
+        return _name(id, question) in self._failures
+
+    def _of_unlisted(self, listed: Callable[[bytes], bool]) -> Counter[bytes]:
+        """Count by content the records whose own item is not in the work list any more."""
+        found: Counter[bytes] = Counter()
+        for known in (*self._answers.values(), *self._failures.values()):
+            if not listed(known[:16]):
+                found.update(_keys(known))
+        return found
 
 
 class RecordLog:
@@ -36,19 +120,18 @@ class RecordLog:
     recovered: list[str]
     """What was done to the file on opening it, one line each, for the user to know."""
 
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         path: Path,
         fingerprint: Fingerprint,
         *,
         overwrite: bool = False,
         retry_failed: bool = False,
         hint_overwrite: str = "mvw batch --help",
-    ) -> Self:
+    ) -> None:
         """Open a log to go on with it, or start one.
 
-        What a crash left is mended: a last line that was cut is taken off, other damage goes to
+        What a crash left is repaired: a last line that was cut is taken off, other damage goes to
         `<log>.damaged`.
 
         Args:
@@ -62,53 +145,41 @@ class RecordLog:
                 something else, or its records were made with other settings.
             DiskFull: there is no room to begin with.
         """
-        return cls(path, fingerprint, overwrite, retry_failed, hint_overwrite)
-
-    def __init__(
-        self,
-        path: Path,
-        fingerprint: Fingerprint,
-        overwrite: bool,
-        retry_failed: bool,
-        hint_overwrite: str,
-    ) -> None:
         self.path = Path(os.path.realpath(path))
         self.recovered = []
         self._name = str(path)
         self._hint_overwrite = hint_overwrite
         self._overwrite, self._retry_failed = overwrite, retry_failed
+        self._fingerprint = fingerprint
         self._part: Part | None = None
-        self._begun = False
+        self._begun = self._drops_failed = False
+        self._runs: set[str] = set()
+        self._index = RecordIndex()
         check_writable(self._name, "mvw batch --help")
         if is_special(self.path):
-            raise unwritable(
-                self._name, "it is no regular file", f"ls -l {shlex.quote(self._name)}"
-            )
-        self._is_new = not self.path.exists()
-        self._index = Index()
-        self._reserve = Reserve(self.path.with_name(f".{self.path.name}.reserve"))
-        self._descriptor, locks = open_locked(self.path, self._name)
+            hint = f"ls -l {shlex.quote(self._name)}"
+            raise unwritable(self._name, "it is no regular file", hint)
+        self._file = JsonlFile(self.path, self._name)
         try:
             self._sidecar = None if overwrite else read_sidecar(self.path)
-            self._read()
+            if not overwrite:
+                self._read()
             self._check(fingerprint)
-            self._fingerprint = fingerprint
-            self._reserve.lay()
-            self._file = DurableFile(self._name, self._descriptor, self._reserve)
+            self._file.check_room()
         except OSError as error:
-            self._let_go()
-            raise self._unready(error) from None
+            self._file.close()
+            raise cannot_write(self._name, error) from None
         except BaseException:
-            self._let_go()
+            self._file.close()
             raise
-        if not locks:
+        if not self._file.has_lock:
             warning = "this file system has no locks: let no other process write to this file"
             self.recovered.append(f"{self._name}: {warning}")
 
     @property
     def done(self) -> int:
         """Answered items in the log."""
-        return self._index.done
+        return self._index.answered
 
     @property
     def failed(self) -> int:
@@ -116,17 +187,12 @@ class RecordLog:
         return self._index.failed
 
     @property
-    def nearly_full(self) -> bool:
-        """Whether the disk is full and the space kept in reserve is in use: begin nothing new."""
-        return self._reserve.used
-
-    @property
     def run(self) -> str:
         """What records must carry under `run`; final once `settle` was called."""
         return self._fingerprint.short
 
     def settle(self, fingerprint: Fingerprint) -> None:
-        """Say with what the model was really loaded; to be called before the first record.
+        """Tell with what the model was really loaded; to be called before the first record.
 
         Raises:
             UsageProblem: the records in the log were made with something else.
@@ -135,7 +201,7 @@ class RecordLog:
         self._fingerprint = fingerprint
 
     def describe(self, shard: tuple[int, int] | None, listed: int) -> None:
-        """Say which part of the work this log is for; `mvw merge` finds gaps by it.
+        """Tell which part of the work this log is for; `mvw merge` finds gaps by it.
 
         Args:
             shard: `(i, n)` with 0 ≤ i < n, or None for the whole.
@@ -143,20 +209,21 @@ class RecordLog:
         """
         self._part = Part(shard, listed)
 
-    def is_done(self, item: Item, sha256: Sequence[str], listed: Callable[[str], bool]) -> bool:
-        """Say whether the log holds a record of this item, failed ones included.
+    def is_done(self, item: Item, sha256: Sequence[str], listed: Callable[[bytes], bool]) -> bool:
+        """Whether the log holds a record of this item, failed ones included.
 
         A record of the same content and question whose own item is not listed any more is that
         of a file that was renamed: it counts for one item, and is claimed for it here.
 
         Args:
             sha256: of the bytes of each image.
-            listed: whether the present work list has an item of this id.
+            listed: whether the work list has an item of the id with this digest, see
+                `WorkList.holds`; the same at each call.
         """
-        return self._index.is_done(item_key(sha256, item.question), item.id, listed)
+        return self._index.is_done(item, item_key(sha256, item.question), listed)
 
     def has_failed(self, item: Item) -> bool:
-        """Say whether an item of this id and question has failed before."""
+        """Whether an item of this id and question has failed before."""
         return self._index.has_failed(item.id, item.question)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -165,23 +232,25 @@ class RecordLog:
         It outlives a power cut within 64 records or a second, and once `flush` has returned.
 
         Raises:
-            DiskFull: no space is left; the record is in a temporary file that the message names.
+            DiskFull: no space is left. The record is not in the log, which ends with a whole one.
             CannotRecord: anything else is wrong with the file; the same.
         """
         if record["run"] != self.run:
             raise ValueError(f"a record of run {record['run']} for a log of run {self.run}")
-        line = dumps(record)
+        what = f"the record of {record['id']}"
         if not self._begun:
-            self._begin(line)
-        self._file.append(line)
-        with suppress(MvwError):  # the index is of use only to who asks again
-            self._index.add(record)
+            try:
+                self._begin()
+            except OSError as error:
+                raise cannot_write(self._name, error, f"{what} is not in it") from None
+        self._file.append(dumps(record), what=what)
+        self._index.add(record)
 
     def flush(self) -> None:
         """Sync: what was appended outlives a power cut.
 
         Raises:
-            CannotRecord: as `append`.
+            CannotRecord: as `append`, unless that has told it.
         """
         self._file.flush()
 
@@ -189,20 +258,23 @@ class RecordLog:
         """Sync and let go of the file. A file that got no record is not left behind.
 
         Raises:
-            CannotRecord: as `append`, unless that was raised before.
+            CannotRecord: as `flush`.
         """
-        if self._descriptor < 0:
+        if self._file.descriptor < 0:
             return
+        is_empty_shard = not self._file.keep and self._part is not None and not self._part.listed
         try:
-            self._file.close()
-            self._leave_described()
+            if self._begun or self._runs or is_empty_shard:  # a merge is to know of such a shard
+                self._file.keep = True
+                self._write_sidecar()
+        except OSError as error:
+            raise cannot_write(self._name, error) from None
         finally:
-            self._let_go()
+            self._file.close()
 
     def leave(self) -> None:
         """Take away what nobody needs, at once: for who ends the process without `close`."""
-        self._reserve.drop()
-        self._drop_if_empty()
+        self._file.discard_if_empty()
 
     def __enter__(self) -> Self:
         return self
@@ -216,21 +288,15 @@ class RecordLog:
         self.close()
 
     def _read(self) -> None:
-        self._runs: set[str] = set()
-        self._drops_failed = False
-        if self._overwrite:
-            return
-
-        def see(record: dict[str, Any]) -> None:
+        """Learn what is in the file, and repair it."""
+        records = LogReader(self.path, self._name)
+        for record, _ in records:
             self._runs.add(record["run"])
             if self._retry_failed and record["status"] == "failed":
                 self._drops_failed = True
             else:
                 self._index.add(record)
-
-        with self._index.many():
-            damage = inspect(self.path, self._name, see)
-        self._descriptor, self.recovered = mend(self.path, self._descriptor, damage, self._name)
+        self.recovered = repair(self._file, records)
 
     def _check(self, fingerprint: Fingerprint) -> None:
         """Refuse to mix answers of different settings in one log."""
@@ -239,68 +305,35 @@ class RecordLog:
             what = f"{self._name} holds answers of other settings"
             raise UsageProblem(what, cause=cause, hint=self._hint_overwrite)
 
-    def _begin(self, line: bytes) -> None:
-        """Do what was put off until there is a record; `line` is that record."""
-        self._begun = True
-        try:
-            self._prepare()
-        except OSError as error:
-            if error.errno not in FULL or not self._reserve.spend():
-                self._file.give_up(error, line)
-            try:
-                self._prepare()
-            except OSError as again:
-                self._file.give_up(again, line)
-
-    def _prepare(self) -> None:
+    def _begin(self) -> None:
+        """Do what was put off until there is a record."""
         if self._overwrite:
-            os.ftruncate(self._descriptor, 0)
+            self._file.truncate(0)
         elif self._drops_failed:
-            self._descriptor = rewrite(
-                self.path, self._descriptor, self._name, keep=lambda one: one["status"] == "ok"
-            )
-        self._file.restart(self._descriptor)
+            kept = whole_lines(self.path, self._name, lambda record: record["status"] == "ok")
+            self._file.rewrite(kept)
         self._write_sidecar()
-        if self._is_new:
-            sync_folder(self.path.parent)
+        self._begun = True
 
     def _write_sidecar(self) -> None:
-        before = self._sidecar
+        before, fingerprint = self._sidecar, self._fingerprint
         parts = () if before is None else before.parts
         if self._part is not None:
             parts = (self._part,)
-        fingerprint = self._fingerprint
-        if before is not None and self._runs and not fingerprint.settled:
+        if self._runs and not fingerprint.settled:
+            if before is None:
+                return  # what the records were made with is not known
             fingerprint = before.fingerprint  # it may know more, and it does not contradict
         now = Sidecar(fingerprint, parts)
         if now != before:
             write_sidecar(self.path, now)
             self._sidecar = now
 
-    def _leave_described(self) -> None:
-        """Bring the sidecar up to date where no record came, or the work was described late."""
-        has_records = self._begun or (self._runs and not self._overwrite)
-        if has_records or (self._is_new and self._part is not None and not self._part.listed):
-            self._is_new = False  # a shard without items leaves its empty log
-            try:
-                self._write_sidecar()
-            except OSError as error:
-                raise self._unready(error) from None
 
-    def _let_go(self) -> None:
-        self._index.close()
-        self._reserve.drop()
-        self._drop_if_empty()
-        os.close(self._descriptor)
-        self._descriptor = -1
+def _name(id: str, question: str) -> bytes:
+    return digest(clean(id), clean(question))
 
-    def _drop_if_empty(self) -> None:
-        with suppress(OSError):
-            if self._is_new and not self._begun:
-                self.path.unlink()
 
-    def _unready(self, error: OSError) -> CannotRecord:
-        kind = DiskFull if error.errno in FULL else CannotRecord
-        folder = shlex.quote(str(self.path.parent))
-        cause = error.strerror or str(error)
-        return kind(f"Cannot write {self._name}", cause=cause, hint=f"df -h {folder}")
+def _keys(known: bytes) -> list[bytes]:
+    """Return the digests of contents that follow that of the id."""
+    return [known[start : start + 16] for start in range(16, len(known), 16)]

@@ -1,41 +1,99 @@
-"""Logs of shards joined to one: each item once, an answer before a failure.
+"""Logs of shards joined to one: each item once, an answer before a failure, and what is missing.
 
 Logs are read from front to back, twice, and the result is written as a whole or not at all: memory
-stays flat and nothing is lost. What is added to one of the logs is appended, so that a disk that
-was full need not hold it twice. Which items there should be is not known here; `gaps.py` knows how
-many.
+stays flat and nothing is lost. What is missing is known by numbers alone: each run notes how many
+items its part of the work has, and an item's id tells which shard it belongs to.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-from mvw_cli.batch.store.export import check_table, export, is_table, log_of
-from mvw_cli.batch.store.gaps import Coverage, Gap
-from mvw_cli.batch.store.index import Index
-from mvw_cli.batch.store.output import LOG, TABLES
-from mvw_cli.batch.store.repair import mend, open_locked
-from mvw_cli.batch.store.reserve import FULL, CannotRecord, DiskFull
-from mvw_cli.batch.store.shards import (
-    Shard,
-    all_parts,
-    common_fingerprint,
-    common_run,
-    merge_command,
-    open_shards,
-    survey,
+from mvw_cli.batch.store.export import check_table, export
+from mvw_cli.batch.store.fingerprint import (
+    Fingerprint,
+    Part,
+    Sidecar,
+    describe_difference,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
 )
-from mvw_cli.batch.store.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
+from mvw_cli.batch.store.jsonl import JsonlFile, cannot_write
+from mvw_cli.batch.store.log import RecordIndex
+from mvw_cli.batch.store.output import LOG, check_name, is_table, log_of
+from mvw_cli.batch.store.reader import LogReader, cannot_read, repair
+from mvw_cli.batch.store.worklist import shard_of
 from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.files import check_writable, is_special, replacing, unwritable
+from mvw_cli.files import check_writable, is_special, unwritable
 
 _HELP = "mvw merge --help"
+_NAMED = 8
+"""Logs that a hint names at most: with more of them it could not be read."""
+_ESCAPE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+
+
+@dataclass(slots=True)
+class Shard:
+    """One of the logs; the counts are those of the first reading."""
+
+    reader: LogReader
+    sidecar: Sidecar | None
+    answered: int = 0
+    failed: int = 0
+    """Items that failed and have no answer in this log."""
+    records: int = 0
+    """Records in it, repeated ones included."""
+    new: int = 0
+    """Items that the logs before did not have."""
+    runs: set[str] = field(default_factory=set)
+    """Short hashes of the settings that its records were made with."""
+
+    @property
+    def name(self) -> str:
+        """The log, as the user calls it."""
+        return self.reader.name
+
+    @property
+    def path(self) -> Path:
+        """The log, symbolic links resolved."""
+        return self.reader.path
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Which part of the work it is for; empty where nothing tells it."""
+        return () if self.sidecar is None else self.sidecar.parts
+
+    @property
+    def is_being_written(self) -> bool:
+        """Whether another process has it open for writing, as far as locks tell."""
+        with self.path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks
+                return False
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Records that should be there."""
+
+    shard: tuple[int, int] | None
+    """`(i, n)` with 0 ≤ i < n; None where the work was not divided."""
+    listed: int | None
+    """Items that it has; None where no log of this shard was given."""
+    found: int
+    """Records of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,45 +129,109 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
             settings, or the output can't be written or is in the way.
         CannotRecord: the result can't be written; what was there is as it was.
     """
-    shards = open_shards(names)
+    shards = _find(names)
     target = Path(output)
     _check_output(names, shards, target, overwrite)
     name = str(log_of(target))
     log = Path(os.path.realpath(name))
     ordered = sorted(shards, key=lambda shard: shard.path != log)
-    with closing(Index()) as total:
+    index = RecordIndex()
+    # The lock keeps other writers off; an empty file that was made for it does not stay.
+    with closing(JsonlFile(log, name)) as file:
         try:
-            with _writer_of(log, name) as lock:
-                survey(ordered, total)
-                run = common_run(shards, output)
-                remarks = _mend(shards, log, lock)
-                coverage = _write(ordered, total, log, lock, merge_command(names, output))
-                _describe(log, name, _sidecar(shards, run, coverage))
+            _read(ordered, index)
+            run = _common_run(shards, output)
+            remarks = _remarks(shards, log)
+            for shard in shards:
+                if shard.path == log:
+                    remarks = [*repair(file, shard.reader), *remarks]
+            coverage = Coverage(_joined_parts(ordered))
+            file.rewrite(_kept_lines(ordered, index, coverage, _command(names, output)))
         except OSError as error:
-            raise _unwritten(output, error, "the logs are as they were") from None
+            raise cannot_write(output, error, "the logs are as they were") from None
+        fingerprint = _common_fingerprint(shards, run)
+        sidecar = None if fingerprint is None else Sidecar(fingerprint, coverage.parts)
+        _describe(log, name, sidecar)
     if is_table(target):
         export(log_of(target), target)
+    kept = index.answered + index.failed
     return Merged(
         log_of(target),
         run,
         shards,
-        total.done,
-        total.failed,
-        duplicates=sum(shard.records for shard in shards) - total.done - total.failed,
+        index.answered,
+        index.failed,
+        duplicates=sum(shard.records for shard in shards) - kept,
         gaps=coverage.gaps(),
-        remarks=[*remarks, *_remarks(shards, log)],
+        remarks=remarks,
     )
+
+
+class Coverage:
+    """Counts records by shard, for each number of shards that the work was divided into."""
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        """Take in what there should be.
+
+        Args:
+            parts: of one list of items, divided or not, or of several undivided ones. Of a shard
+                that comes twice the longer one counts: a folder may have grown between two runs.
+        """
+        undivided = []
+        self._listed: dict[tuple[int, int], int] = {}
+        for part in parts:
+            if part.shard is None:
+                undivided.append(part)
+            else:
+                self._listed[part.shard] = max(part.listed, self._listed.get(part.shard, 0))
+        divided = sorted(self._listed, key=lambda shard: (shard[1], shard[0]))
+        self.parts = (*undivided, *(Part(shard, self._listed[shard]) for shard in divided))
+        self._undivided = sum(part.listed for part in undivided)
+        self._found = {n: [0] * n for n in sorted({n for _, n in divided})}
+        self._total = 0
+
+    def see(self, id: str) -> None:
+        """Count the record of an item."""
+        self._total += 1
+        # The id of the file, which need not be UTF-8: undoes `clean`.
+        id = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), id)
+        for n, found in self._found.items():
+            found[shard_of(id, n)] += 1
+
+    def gaps(self) -> list[Gap]:
+        """List what is missing, whole shards included."""
+        gaps = []
+        if self._total < self._undivided:
+            gaps.append(Gap(None, self._undivided, self._total))
+        for n, found in self._found.items():
+            for i, count in enumerate(found):
+                wanted = self._listed.get((i, n))
+                if wanted is None or count < wanted:
+                    gaps.append(Gap((i, n), wanted, count))
+        return gaps
+
+
+def _find(names: Iterable[str]) -> list[Shard]:
+    """Find logs, each once; a table stands for the log beside it."""
+    shards: dict[Path, Shard] = {}
+    for name in names:
+        log = log_of(Path(name))
+        try:
+            path = Path(os.path.realpath(log))
+            if is_special(path):
+                raise cannot_read(str(log), "it is no regular file")
+            with path.open("rb"):
+                shards.setdefault(path, Shard(LogReader(path, str(log)), read_sidecar(path)))
+        except OSError as error:
+            raise cannot_read(str(log), error.strerror or str(error)) from None
+    return list(shards.values())
 
 
 def _check_output(
     names: Sequence[str], shards: Sequence[Shard], target: Path, overwrite: bool
 ) -> None:
-    if target.suffix.lower() not in (LOG, *TABLES):
-        raise UsageProblem(
-            f"-o {target}: records go to a .jsonl, .csv or .parquet file",
-            cause=f"its name ends in {target.suffix}" if target.suffix else "its name has no end",
-            hint=merge_command(names, str(target.with_suffix(LOG))),
-        )
+    better = target.with_suffix(LOG) if target.name else Path(f"all{LOG}")
+    check_name(str(target), _command(names, str(better)))
     log = log_of(target)
     check_writable(str(log), _HELP)
     if is_special(log):
@@ -123,87 +245,110 @@ def _check_output(
             raise UsageProblem(
                 f"{path} exists, and is none of the logs to be joined",
                 cause="it would be replaced",
-                hint=f"{merge_command(names, str(target))} --overwrite",
+                hint=f"{_command(names, str(target))} --overwrite",
             )
 
 
-class _Lock:
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+def _read(shards: Sequence[Shard], total: RecordIndex) -> None:
+    """Read all logs and count."""
+    # What no run has described comes last: it adds to what has been.
+    for shard in sorted(shards, key=lambda one: not one.parts):
+        before = total.answered + total.failed
+        own = RecordIndex()
+        for record, _ in shard.reader:
+            shard.runs.add(record["run"])
+            shard.records += 1
+            own.add(record)
+            total.add(record)
+        shard.answered, shard.failed = own.answered, own.failed
+        shard.new = total.answered + total.failed - before
 
 
-@contextmanager
-def _writer_of(log: Path, name: str) -> Iterator[_Lock]:
-    """Keep other writers off; the empty file that this may take does not stay."""
-    was_there = log.exists()
-    lock = _Lock(open_locked(log, name)[0])
-    made = os.fstat(lock.descriptor)
-    try:
-        yield lock
-    finally:
-        with suppress(OSError):
-            if not was_there and os.path.samestat(made, log.stat()):
-                log.unlink()
-        os.close(lock.descriptor)
-
-
-def _mend(shards: Sequence[Shard], log: Path, lock: _Lock) -> list[str]:
-    """Put aside what is damaged in the log that is going to be replaced."""
-    told: list[str] = []
+def _kept_lines(
+    shards: Sequence[Shard], index: RecordIndex, coverage: Coverage, again: str
+) -> Iterator[bytes]:
+    """Yield the lines of the result, counted by `coverage`."""
+    missing = index.answered + index.failed
     for shard in shards:
-        if shard.path == log:
-            lock.descriptor, told = mend(log, lock.descriptor, shard.damage, shard.name)
-    return told
+        for record, line in shard.reader:
+            if index.take(record):
+                coverage.see(record["id"])
+                missing -= 1
+                yield line
+    if missing:  # a run that tries failed items again replaces its log
+        raise MvwError(
+            "The logs have changed while they were read",
+            cause=f"records that are gone: {missing}",
+            hint=again,
+        )
 
 
-def _keeps_all(shards: Sequence[Shard], total: Index, log: Path) -> bool:
-    """Say whether the output is one of the logs, of which every record is to be kept."""
-    first = shards[0]
-    if first.path != log:
-        return False
-    kept = all(total.take(line.record) for line in first.lines() if line.record is not None)
-    total.put_back()
-    return kept
+def _command(names: Sequence[str], output: str) -> str:
+    """Write the command that joins logs, for a hint."""
+    logs = names if len(names) <= _NAMED else ["SHARDS"]
+    return shlex.join(["mvw", "merge", *logs, "-o", output])
 
 
-@contextmanager
-def _appending(lock: _Lock) -> Iterator[BinaryIO]:
-    """Add to the log, or leave it as it was."""
-    size = os.fstat(lock.descriptor).st_size
-    try:
-        with open(lock.descriptor, "ab", closefd=False) as file:
-            yield file
-        os.fsync(lock.descriptor)
-    except BaseException:
-        os.ftruncate(lock.descriptor, size)
-        raise
-
-
-def _write(shards: Sequence[Shard], total: Index, log: Path, lock: _Lock, again: str) -> Coverage:
-    """Write what is to be kept; return what that covers."""
-    coverage = Coverage(all_parts(shards))
-    missing = total.done + total.failed
-    there = shards[0] if _keeps_all(shards, total, log) else None
-    with replacing(log) if there is None else _appending(lock) as result:
-        for shard in shards:
-            for line in shard.lines():
-                if line.record is not None and total.take(line.record):
-                    coverage.see(line.record["id"])
-                    missing -= 1
-                    if shard is not there:
-                        result.write(line.text)
-        if missing:  # a run that tries failed items again replaces its log
-            raise MvwError(
-                "The logs have changed while they were read",
-                cause=f"records that are gone: {missing}",
-                hint=again,
+def _common_run(shards: Sequence[Shard], output: str) -> str | None:
+    """Return the short hash of the settings of all records; refuse several."""
+    filled = [shard for shard in shards if shard.runs]
+    if not filled:
+        return None
+    first = filled[0]
+    run = min(first.runs)
+    for shard in filled:
+        others = sorted(shard.runs - {run})
+        if not others:
+            continue
+        if shard is first:
+            what = f"{shard.name} holds answers of different settings"
+            cause = f"there are records of run {run} and of run {others[0]}"
+        else:
+            what = f"{shard.name} holds answers of other settings than {first.name}"
+            cause = _difference(first, shard) or (
+                f"records of run {others[0]} are in it, of run {run} in {first.name}; "
+                "a .run.json file that would tell the difference is missing"
             )
-    return coverage
+        fitting = [one.name for one in shards if one.runs <= {run}] or [first.name]
+        raise UsageProblem(what, cause=cause, hint=_command(fitting, output))
+    return run
 
 
-def _sidecar(shards: Sequence[Shard], run: str | None, coverage: Coverage) -> Sidecar | None:
-    fingerprint = common_fingerprint(shards, run)
-    return None if fingerprint is None else Sidecar(fingerprint, coverage.parts)
+def _difference(first: Shard, other: Shard) -> str | None:
+    if first.sidecar is None or other.sidecar is None:
+        return None
+    difference = first.sidecar.fingerprint.difference(other.sidecar.fingerprint)
+    sides = (f"in {first.name}", f"in {other.name}")
+    return describe_difference(difference, sides=sides) if difference else None
+
+
+def _common_fingerprint(shards: Sequence[Shard], run: str | None) -> Fingerprint | None:
+    """Return the settings of all records; None where no log has them beside it."""
+    known = [shard.sidecar.fingerprint for shard in shards if shard.sidecar is not None]
+    fitting = [one for one in known if run is None or one.short == run]
+    return max(fitting, key=lambda one: one.settled, default=None)
+
+
+def _joined_parts(shards: Sequence[Shard]) -> list[Part]:
+    """Collect what the runs had to do.
+
+    Two logs of undivided work that have items in common are taken for runs of the same list, of
+    which the longer one counts.
+    """
+    undivided: list[int] = []
+    divided = []
+    for shard in sorted(shards, key=lambda one: not one.parts):
+        divided += [part for part in shard.parts if part.shard is not None]
+        whole = [part.listed for part in shard.parts if part.shard is None]
+        if not whole:
+            continue
+        listed = sum(whole)
+        if undivided and shard.new < shard.answered + shard.failed:
+            same = min(range(len(undivided)), key=lambda at: abs(undivided[at] - listed))
+            undivided[same] = max(undivided[same], listed)
+        else:
+            undivided.append(listed)
+    return [*(Part(None, listed) for listed in undivided), *divided]
 
 
 def _describe(log: Path, name: str, sidecar: Sidecar | None) -> None:
@@ -217,7 +362,7 @@ def _describe(log: Path, name: str, sidecar: Sidecar | None) -> None:
     except OSError as error:
         sidecar_path(log).unlink(missing_ok=True)
         where = str(sidecar_path(Path(name)))
-        raise _unwritten(where, error, f"the records are safe in {name}") from None
+        raise cannot_write(where, error, f"the records are safe in {name}") from None
     sidecar_path(log).unlink(missing_ok=True)
 
 
@@ -226,21 +371,13 @@ def _remarks(shards: Sequence[Shard], log: Path) -> list[str]:
     for shard in shards:
         if shard.path == log:
             continue
-        tail = shard.damage.tail
-        cut = tail is not None and tail.record is None
+        is_cut = shard.reader.cut_at is not None
         if shard.is_being_written:
             told.append(f"{shard.name} is still being written; what comes now is left out")
-            cut = False
-        if count := shard.damage.junk + cut:
+            is_cut = False
+        if count := shard.reader.junk + is_cut:
             lines = "1 damaged line is" if count == 1 else f"{count} damaged lines are"
             told.append(f"{shard.name}: {lines} left out")
     if not any(shard.parts for shard in shards):
         told.append("nothing tells how many items there should be: no log has its .run.json file")
     return told
-
-
-def _unwritten(output: str, error: OSError, consolation: str) -> CannotRecord:
-    kind = DiskFull if error.errno in FULL else CannotRecord
-    folder = shlex.quote(os.path.dirname(os.path.realpath(output)))
-    cause = f"{error.strerror or error}; {consolation}"
-    return kind(f"Cannot write {output}", cause=cause, hint=f"df -h {folder}")

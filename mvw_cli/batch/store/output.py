@@ -1,7 +1,7 @@
 """Where the records of a run end up: always in a log on this machine, and from there elsewhere.
 
 A table is made of the log when a run ends, and so is the copy at an address of fsspec: neither can
-be appended to safely. It does not know how records are made.
+be appended to safely.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvw_cli.batch.source.remote import fetch_file, is_address, store_file
-from mvw_cli.batch.store.sidecar import sidecar_path
+from mvw_cli.batch.store.export import TABLES, export
+from mvw_cli.batch.store.fingerprint import sidecar_path
 from mvw_cli.errors import UsageProblem
 
 LOG = ".jsonl"
-TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Output:
         return self.table or self.log
 
     def fetch(self) -> bool:
-        """Bring a log that another machine has left at the address; say whether there was one.
+        """Bring a log that another machine has left at the address; return whether there was one.
 
         A log that is here is newer, and stays.
 
@@ -46,10 +46,10 @@ class Output:
         """
         if self.address is None or self.log.exists():
             return False
-        there = self._log_address
-        if not fetch_file(there, self.log):
+        log, sidecar = self._addresses(self.address)
+        if not fetch_file(log, self.log):
             return False
-        fetch_file(f"{there}{_sidecar_ending(self.log)}", sidecar_path(self.log))
+        fetch_file(sidecar, sidecar_path(self.log))
         return True
 
     def publish(self) -> None:
@@ -61,22 +61,48 @@ class Output:
         if not self.log.exists():
             return
         if self.table is not None:
-            from mvw_cli.batch.store.export import export
-
             export(self.log, self.table)
         if self.address is None:
             return
-        store_file(self.log, self._log_address)
+        log, sidecar = self._addresses(self.address)
+        store_file(self.log, log)
         if sidecar_path(self.log).exists():
-            ending = _sidecar_ending(self.log)
-            store_file(sidecar_path(self.log), f"{self._log_address}{ending}")
+            store_file(sidecar_path(self.log), sidecar)
         if self.table is not None:
             store_file(self.table, self.address)
 
-    @property
-    def _log_address(self) -> str:
-        assert self.address is not None
-        return self.address if self.table is None else f"{self.address}{LOG}"
+    def _addresses(self, address: str) -> tuple[str, str]:
+        """Return where the log goes, and its sidecar."""
+        log = address if self.table is None else f"{address}{LOG}"
+        return log, log + sidecar_path(self.log).name.removeprefix(self.log.name)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file of this name is a table."""
+    return path.suffix.lower() in TABLES
+
+
+def log_of(output: Path) -> Path:
+    """Name the log of an output: itself, or the file beside a table, as `answers.csv.jsonl`."""
+    return output.with_name(f"{output.name}{LOG}") if is_table(output) else output
+
+
+def check_name(name: str, command: str) -> None:
+    """Refuse an output whose name does not tell what it is.
+
+    Args:
+        command: that does the same with a name that does.
+
+    Raises:
+        UsageProblem: it ends in something else than .jsonl, .csv or .parquet.
+    """
+    suffix = "" if name.endswith("/") else Path(name).suffix
+    if suffix.lower() not in (LOG, *TABLES):
+        raise UsageProblem(
+            f"-o {name}: records go to a .jsonl, .csv or .parquet file",
+            cause=f"its name ends in {suffix}" if suffix else "its name has no such ending",
+            hint=command,
+        )
 
 
 def plan_output(given: str | None, default: str) -> Output:
@@ -89,24 +115,12 @@ def plan_output(given: str | None, default: str) -> Output:
         UsageProblem: it ends in something else.
     """
     name = given or default
-    suffix = "" if name.endswith("/") else Path(name).suffix
-    ending = suffix.lower()
-    if ending not in (LOG, *TABLES):
-        folder, slash, last = name.rpartition("/")
-        known = f"{folder}{slash}{default}"
-        if last.strip("-") and not last.startswith("."):
-            known = f"{name.removesuffix(suffix)}{LOG}"
-        raise UsageProblem(
-            f"-o {name}: records go to a .jsonl, .csv or .parquet file",
-            cause=f"its name ends in {ending}" if ending else "its name has no such ending",
-            hint=shlex.join(["mvw", "batch", "IMAGES", "QUESTION", "-o", known]),
-        )
+    folder, slash, last = name.rpartition("/")
+    better = f"{folder}{slash}{default}"
+    if last.strip("-") and not last.startswith("."):
+        better = f"{name.removesuffix(Path(name).suffix)}{LOG}"
+    check_name(name, shlex.join(["mvw", "batch", "IMAGES", "QUESTION", "-o", better]))
     address = name if is_address(name) else None
-    local = Path(name.rpartition("/")[2]) if address else Path(name)
-    if ending == LOG:
-        return Output(name, local, address=address)
-    return Output(name, local.with_name(f"{local.name}{LOG}"), table=local, address=address)
-
-
-def _sidecar_ending(log: Path) -> str:
-    return sidecar_path(log).name.removeprefix(log.name)
+    local = Path(last) if address else Path(name)
+    log = log_of(local)
+    return Output(name, log, table=local if log != local else None, address=address)

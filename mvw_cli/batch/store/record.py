@@ -1,17 +1,18 @@
 """One record: what came of one item, as one line of JSON.
 
 The keys are a promise, described in docs/json.md: the same ones in the same order, whatever
-happened; what is not known is null or empty. It does not know where records are kept.
+happened; what is not known is null or empty.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item, item_key
@@ -54,12 +55,9 @@ def success(
         run: short hash of the fingerprint of the settings that gave it.
         timings: any of `OWN_TIMINGS`.
     """
-    withdrawal = completion.withdrawal
-    return _record(
-        item,
-        images,
+    record = _blank(item, images, run, attempts, timings, asdict(completion.timings))
+    record.update(
         status="ok",
-        run=run,
         answer=answer.answer,
         reasoning=answer.reasoning,
         stages=dict(answer.stages),
@@ -68,14 +66,15 @@ def success(
         prompt_tokens=completion.prompt_tokens,
         vision_tokens=completion.vision_tokens,
         generated_tokens=completion.generated_tokens,
-        withdrawal=None if withdrawal is None else asdict(withdrawal),
+        withdrawal=None if completion.withdrawal is None else asdict(completion.withdrawal),
         vision=asdict(completion.vision),
-        timings=_timings(timings, asdict(completion.timings)),
-        kv_bytes_prefill=completion.kv_bytes_prefill,
-        kv_bytes_end=completion.kv_bytes_end,
+        memory={
+            "kv_bytes_prefill": completion.kv_bytes_prefill,
+            "kv_bytes_end": completion.kv_bytes_end,
+        },
         remarks=list(remarks),
-        attempts=attempts,
     )
+    return record
 
 
 def failure(
@@ -93,15 +92,17 @@ def failure(
         images: those that could be read, the first ones of the item.
         timings: any of `OWN_TIMINGS`.
     """
-    return _record(
-        item,
-        images,
-        status="failed",
-        run=run,
-        timings=_timings(timings, {}),
-        attempts=attempts,
-        error=_error(error),
-    )
+    message, cause, hint = next(iter(str(error).splitlines()), ""), None, None
+    if isinstance(error, MvwError):
+        message, cause, hint = error.message, error.cause, error.hint
+    record = _blank(item, images, run, attempts, timings, {})
+    record["error"] = {
+        "type": type(error).__name__,
+        "message": message,
+        "cause": cause,
+        "hint": hint,
+    }
+    return record
 
 
 def dumps(record: Mapping[str, Any]) -> bytes:
@@ -119,56 +120,53 @@ def clean(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _record(
+def digest(*texts: str) -> bytes:
+    """Return 16 bytes that stand for texts in memory, halves of characters included."""
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    # Lengths keep ("ab", "c") and ("a", "bc") apart.
+    head = b"".join(len(part).to_bytes(8) for part in parts)
+    return hashlib.blake2b(head + b"".join(parts), digest_size=16).digest()
+
+
+def _blank(
     item: Item,
     images: Sequence[ImageFile],
-    *,
-    status: Literal["ok", "failed"],
     run: str,
-    timings: dict[str, float | None],
     attempts: int,
-    answer: str = "",
-    reasoning: str = "",
-    stages: Mapping[str, str] | None = None,
-    text: str = "",
-    finish_reason: str | None = None,
-    prompt_tokens: int | None = None,
-    vision_tokens: int | None = None,
-    generated_tokens: int | None = None,
-    withdrawal: Mapping[str, int] | None = None,
-    vision: Mapping[str, float] | None = None,
-    kv_bytes_prefill: int | None = None,
-    kv_bytes_end: int | None = None,
-    remarks: Sequence[str] = (),
-    error: Mapping[str, str | None] | None = None,
+    own_timings: Mapping[str, float],
+    engine_timings: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Put a record together: the one place that orders its keys."""
+    """Put together the record of an item without an answer: the one place that orders the keys."""
+    unknown = own_timings.keys() - set(OWN_TIMINGS)
+    if unknown:
+        raise ValueError(f"timings that no record has: {', '.join(sorted(unknown))}")
+    measured = {**engine_timings, **own_timings}
     read = [*images, *[None] * (len(item.images) - len(images))]
     hashes = [image.sha256 for image in images]
     return {
         "schema_version": SCHEMA_VERSION,
         "id": item.id,
-        "status": status,
+        "status": "failed",
         "key": item_key(hashes, item.question) if len(hashes) == len(item.images) else None,
         "run": run,
         "images": [_image(ref, file) for ref, file in zip(item.images, read, strict=True)],
         "question": item.question,
         "reference": item.reference,
-        "answer": answer,
-        "reasoning": reasoning,
-        "stages": dict(stages or {}),
-        "text": text,
-        "finish_reason": finish_reason,
-        "prompt_tokens": prompt_tokens,
-        "vision_tokens": vision_tokens,
-        "generated_tokens": generated_tokens,
-        "withdrawal": withdrawal,
-        "vision": vision,
-        "timings": timings,
-        "memory": {"kv_bytes_prefill": kv_bytes_prefill, "kv_bytes_end": kv_bytes_end},
-        "remarks": list(remarks),
+        "answer": "",
+        "reasoning": "",
+        "stages": {},
+        "text": "",
+        "finish_reason": None,
+        "prompt_tokens": None,
+        "vision_tokens": None,
+        "generated_tokens": None,
+        "withdrawal": None,
+        "vision": None,
+        "timings": {name: measured.get(name) for name in TIMINGS},
+        "memory": {"kv_bytes_prefill": None, "kv_bytes_end": None},
+        "remarks": [],
         "attempts": attempts,
-        "error": error,
+        "error": None,
     }
 
 
@@ -187,22 +185,6 @@ def _image(ref: ImageRef, file: ImageFile | None) -> dict[str, Any]:
     if ref.row is not None:
         facts.update(row=ref.row, column=ref.column)
     return facts
-
-
-def _timings(own: Mapping[str, float], engine: Mapping[str, float]) -> dict[str, float | None]:
-    unknown = own.keys() - set(OWN_TIMINGS)
-    if unknown:
-        raise ValueError(f"timings that no record has: {', '.join(sorted(unknown))}")
-    measured = {**engine, **own}
-    return {name: measured.get(name) for name in TIMINGS}
-
-
-def _error(error: BaseException) -> dict[str, str | None]:
-    if isinstance(error, MvwError):
-        message, cause, hint = error.message, error.cause, error.hint
-    else:
-        message, cause, hint = next(iter(str(error).splitlines()), ""), None, None
-    return {"type": type(error).__name__, "message": message, "cause": cause, "hint": hint}
 
 
 def _sound(value: Any) -> Any:

@@ -1,44 +1,38 @@
-"""The items of one run, each once, in the order in which they were listed.
-
-They lie in a temporary database, so that 100,000 items take no more memory than 100. The list
-does not know where items come from, nor which of them are done.
-"""
+"""The items of one run, each once and in order, and which of them the log has no record of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Self
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.store.scratch import no_room, scratch, to_bytes, to_text
-from mvw_cli.errors import UsageProblem
+from mvw_cli.batch.source.reading import hash_images
+from mvw_cli.batch.store.log import RecordLog
+from mvw_cli.batch.store.record import clean, digest
+from mvw_cli.errors import BadImage, UsageProblem
 
-_SCHEMA = "CREATE TABLE item (place INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, body BLOB)"
 _PAGE = 256
+"""Items that are packed together: paths are much alike, and take a tenth of their length."""
+_WINDOW = 4
+"""Items hashed ahead, for each thread."""
 
 
 class WorkList:
-    """What is to be done. Any number of threads may iterate, count and ask at the same time."""
+    """What is to be done. Once made, any number of threads may iterate, count and ask."""
 
-    def __init__(self) -> None:
-        self._database = scratch(_SCHEMA)
-        self._lock = threading.Lock()
-        self._length = 0
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         items: Iterable[Item],
         *,
         limit: int | None = None,
         shard: tuple[int, int] | None = None,
-    ) -> Self:
+    ) -> None:
         """List the items.
 
         Args:
@@ -48,115 +42,170 @@ class WorkList:
 
         Raises:
             UsageProblem: two different items share an id.
-            MvwError: the folder for temporary files is full or read-only.
         """
-        worklist = cls()
-        try:
-            worklist._fill(items, limit, shard)
-        except sqlite3.Error as error:
-            worklist.close()
-            raise no_room(error) from None
-        except BaseException:
-            worklist.close()
-            raise
-        return worklist
-
-    def _fill(
-        self, items: Iterable[Item], limit: int | None, shard: tuple[int, int] | None
-    ) -> None:
-        listed = 0
+        self._pages: list[bytes] = []
+        self._page: list[Item] = []
+        self._length = 0
+        # By digest of the id: the number of its page; None for items of other shards.
+        self._ids: dict[bytes, int | None] = {}
+        # Ids as records have them, where they differ: see `clean`.
+        self._cleaned: set[bytes] = set()
         if limit == 0:
             return
         for item in items:
-            if not self._add(item, shard is None or shard_of(item.id, shard[1]) == shard[0]):
-                continue
-            listed += 1
-            if listed == limit:
+            self._add(item, shard is None or shard_of(item.id, shard[1]) == shard[0])
+            if len(self._ids) == limit:
                 break
-
-    def _add(self, item: Item, ours: bool) -> bool:
-        """Store an item; of another shard's only where it was found, for `holds` and repeats."""
-        body = _dump(item)
-        row = (to_bytes(item.id), body if ours else None)
-        try:
-            self._database.execute("INSERT INTO item (id, body) VALUES (?, ?)", row)
-        except sqlite3.IntegrityError:
-            self._check_repeat(item, body)
-            return False
-        self._length += ours
-        return True
-
-    def _check_repeat(self, item: Item, body: bytes) -> None:
-        """Let the same item pass a second time, and refuse another of the same name."""
-        (known,) = self._database.execute(
-            "SELECT body FROM item WHERE id = ?", (to_bytes(item.id),)
-        ).fetchone()
-        if known is None or known == body:
-            return
-        other = _load(known)
-        if item.question == other.question and _real(item) == _real(other):
-            return
-        places = (", ".join(map(str, one.images)) for one in (other, item))
-        raise UsageProblem(
-            f"Two items have the id {item.id}",
-            cause="one is {}, the other {}".format(*places),
-            hint="mvw batch --help",
-        )
+        self._pack()
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        place = 0
-        while True:
-            with self._lock:
-                page = self._database.execute(
-                    "SELECT place, body FROM item WHERE place > ? AND body IS NOT NULL"
-                    f" ORDER BY place LIMIT {_PAGE}",
-                    (place,),
-                ).fetchall()
-            if not page:
-                return
-            place = page[-1][0]
-            for _, body in page:
-                yield _load(body)
+        for page in self._pages:
+            yield from _unpacked(page)
 
-    def holds(self, id: str) -> bool:
-        """Say whether an item of that id was listed, in this shard or in another."""
-        with self._lock:
-            found = self._database.execute("SELECT 1 FROM item WHERE id = ?", (to_bytes(id),))
-            return found.fetchone() is not None
+    def holds(self, id: bytes) -> bool:
+        """Whether an item was listed, in this shard or in another, by the `digest` of its id."""
+        return id in self._ids or id in self._cleaned
 
-    def close(self) -> None:
-        """Forget the items."""
-        with self._lock:
-            self._database.close()
+    def _add(self, item: Item, ours: bool) -> None:
+        """Store an item; of another shard's only that it is there."""
+        name = digest(item.id)
+        if name in self._ids:
+            self._check_repeat(item, self._ids[name])
+            return
+        self._ids[name] = len(self._pages) if ours else None
+        cleaned = clean(item.id)
+        if cleaned != item.id:
+            self._cleaned.add(digest(cleaned))
+        if ours:
+            self._length += 1
+            self._page.append(item)
+            if len(self._page) == _PAGE:
+                self._pack()
 
-    def __enter__(self) -> Self:
-        return self
+    def _pack(self) -> None:
+        rows = [
+            [one.id, [[i.path, i.row, i.column] for i in one.images], one.question, one.reference]
+            for one in self._page
+        ]
+        self._pages.append(zlib.compress(json.dumps(rows).encode(), level=1))
+        self._page.clear()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _check_repeat(self, item: Item, page: int | None) -> None:
+        """Let the same item pass a second time, and refuse another of the same name."""
+        if page is None:
+            return
+        listed = self._page if page == len(self._pages) else _unpacked(self._pages[page])
+        other = next(one for one in listed if one.id == item.id)
+        if item.question == other.question and _real(item) == _real(other):
+            return
+        one, two = (", ".join(map(str, images)) for images in (other.images, item.images))
+        raise UsageProblem(
+            f"Two items have the id {item.id}",
+            cause=f"one is {one}, the other {two}",
+            hint="mvw batch --help",
+        )
 
 
 def shard_of(id: str, shards: int) -> int:
-    """Say which of 0 … shards - 1 an item belongs to: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(to_bytes(id)).digest()) % shards
+    """Return which of 0 … shards - 1 an item belongs to: the same on every machine."""
+    name = hashlib.sha256(id.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(name.digest()) % shards
 
 
-def _dump(item: Item) -> bytes:
-    images = [[image.path, image.row, image.column] for image in item.images]
-    return to_bytes(json.dumps([item.id, images, item.question, item.reference]))
+def pending(
+    worklist: WorkList,
+    log: RecordLog,
+    *,
+    threads: int,
+    timeout_s: float,
+    skipped: Callable[[], None],
+) -> Iterator[Item]:
+    """Yield the items that have no record, in order.
+
+    Content decides: images are hashed ahead, by threads of their own. What can't be read in time
+    is left to who reads it for good, and tells what is wrong.
+
+    Args:
+        skipped: called for each of the others.
+    """
+    if not (log.done or log.failed):
+        yield from worklist
+        return
+
+    def unsure() -> Iterator[Item]:
+        for item in worklist:
+            if log.has_failed(item):
+                skipped()
+            else:
+                yield item
+
+    for item, hashes in _hashed(unsure(), threads, timeout_s):
+        if hashes is not None and log.is_done(item, hashes, worklist.holds):
+            skipped()
+        else:
+            yield item
 
 
-def _load(body: bytes) -> Item:
-    id, images, question, reference = json.loads(to_text(body))
-    return Item(id, tuple(ImageRef(*image) for image in images), question, reference)
+class _Hashing:
+    """One item, and what its images' hashes turn out to be."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.hashes: list[str] | None = None
+        self.done = threading.Event()
+
+    def work(self) -> None:
+        try:
+            self.hashes = hash_images(self.item)
+        except BadImage:
+            self.hashes = None
+        finally:
+            self.done.set()
+
+
+def _hashed(
+    items: Iterable[Item], threads: int, timeout_s: float
+) -> Iterator[tuple[Item, list[str] | None]]:
+    """Yield items with the SHA-256 of each image; None where they can't be had in time."""
+    todo: SimpleQueue[_Hashing | None] = SimpleQueue()
+    window: deque[_Hashing] = deque()
+    workers = 0
+
+    def work() -> None:
+        while (one := todo.get()) is not None:
+            one.work()
+
+    def start() -> None:
+        nonlocal workers
+        workers += 1
+        # Not a pool of the library: it would wait for a thread that hangs when Python ends.
+        threading.Thread(target=work, name="mvw-hash", daemon=True).start()
+
+    for _ in range(threads):
+        start()
+    try:
+        source = iter(items)
+        while True:
+            while len(window) < _WINDOW * threads and (item := next(source, None)) is not None:
+                window.append(_Hashing(item))
+                todo.put(window[-1])
+            if not window:
+                return
+            oldest = window.popleft()
+            if not oldest.done.wait(timeout_s):
+                start()  # one that hangs works no more
+            yield oldest.item, oldest.hashes
+    finally:
+        for _ in range(workers):
+            todo.put(None)
+
+
+def _unpacked(page: bytes) -> Iterator[Item]:
+    for id, images, question, reference in json.loads(zlib.decompress(page)):
+        yield Item(id, tuple(ImageRef(*image) for image in images), question, reference)
 
 
 def _real(item: Item) -> list[ImageRef]:

@@ -60,24 +60,21 @@ def run(task: Task) -> int:
 
 def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Begun:
     view.listing(task.paths[0] if task.paths else task.questions or "")
-    # pydantic and SQLite come after the first sign of life.
+    # pydantic comes after the first sign of life.
     from mvw_cli.batch.store.fingerprint import fingerprint
     from mvw_cli.batch.store.log import RecordLog
-    from mvw_cli.batch.store.pending import pending
-    from mvw_cli.batch.store.worklist import WorkList
+    from mvw_cli.batch.store.worklist import WorkList, pending
     from mvw_cli.profiles.resolution import resolve
 
     mute_libraries(progress=False)
     resolved = resolve(task.profile, task.flags)
     source = task.source(resolved.profile.prompt.question)
-    worklist = held.enter_context(
-        WorkList.of(list_items(source), limit=task.limit, shard=task.shard)
-    )
+    worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
     if output.fetch():
         view.note(f"The records at {output.name} were fetched: {output.log}")
     print_ = fingerprint(resolved, random_weights=task.random_weights)
     log = held.enter_context(
-        RecordLog.open(
+        RecordLog(
             output.log,
             print_,
             overwrite=task.overwrite,
@@ -158,8 +155,6 @@ def _serve(task: Task, begun: Begun, view: BatchView) -> int:
     _tell(task, summary, view)
     if stopped is not None:
         raise stopped
-    if begun.log.nearly_full and begun.tally.remaining:
-        raise _full(task, begun)
     return _exit_code(summary)
 
 
@@ -185,10 +180,10 @@ def _record(
     """Bring records to the log as they come."""
 
     def draining() -> bool:
-        return shutdown.requested or begun.log.nearly_full
+        return shutdown.requested
 
     begun.tally.begin()
-    with view.following(begun.tally, lambda: executor.state, lambda: shutdown.requested):
+    with view.following(begun.tally, lambda: executor.state, draining):
         records = executor.records(items, run=begun.log.run, draining=draining)
         for record in records:
             begun.log.append(record)
@@ -244,14 +239,6 @@ def _lost(task: Task, begun: Begun, error: RuntimeError) -> MvwError:
     return MvwError(
         "The accelerator has failed, and this process can't use it any more",
         cause=f"{said}; {begun.tally.served:,} records were written, none is lost",
-        hint=again(task.words),
-    )
-
-
-def _full(task: Task, begun: Begun) -> MvwError:
-    return MvwError(
-        f"No space is left for {begun.output.log}",
-        cause=f"{begun.tally.served:,} records were written, none is lost; make room and go on",
         hint=again(task.words),
     )
 

@@ -120,8 +120,8 @@ def test_what_is_given_twice_is_listed_once(
 ) -> None:
     touch(tmp_path, "a/1.png", "a/b/2.png")
     monkeypatch.chdir(tmp_path)
-    with WorkList.of(list_items(Source(order, Q, recursive=True))) as worklist:
-        assert sorted(item.id for item in worklist) == ["a/1.png", "a/b/2.png"]
+    worklist = WorkList(list_items(Source(order, Q, recursive=True)))
+    assert sorted(item.id for item in worklist) == ["a/1.png", "a/b/2.png"]
 
 
 def test_a_file_in_a_folder_under_another_spelling_is_listed_once(
@@ -135,8 +135,7 @@ def test_a_file_in_a_folder_under_another_spelling_is_listed_once(
 def test_names_that_are_no_utf8_survive_the_work_list(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / name).touch()
-    with WorkList.of(list_items(Source((str(tmp_path),), Q))) as worklist:
-        [item] = worklist
+    [item] = WorkList(list_items(Source((str(tmp_path),), Q)))
     assert item.id == name
     assert os.path.exists(item.images[0].path)
 
@@ -151,10 +150,10 @@ from mvw_cli.batch.source.spec import Source
 from mvw_cli.batch.store.worklist import WorkList
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source = Source((sys.argv[1],), "?")
-with WorkList.of(list_items(source), limit=1):
-    before = peak()
-    with WorkList.of(list_items(source)) as worklist:
-        assert [item.id[-9:] for item in worklist] == [f"{n:05}.png" for n in range(20_000)]
+WorkList(list_items(source), limit=1)
+before = peak()
+worklist = WorkList(list_items(source))
+assert [item.id[-9:] for item in worklist] == [f"{n:05}.png" for n in range(20_000)]
 print(peak() - before)
 """
     done = subprocess.run(

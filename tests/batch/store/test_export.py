@@ -20,8 +20,9 @@ from records import QUESTION, RUN, completion, digest, failed, image, ok, write
 from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item, item_key
 from mvw_cli.batch.store import export as module
-from mvw_cli.batch.store.columns import COLUMNS
-from mvw_cli.batch.store.export import check_table, export, is_table, log_of
+from mvw_cli.batch.store.export import COLUMNS, check_table, export
+from mvw_cli.batch.store.jsonl import DiskFull
+from mvw_cli.batch.store.output import is_table, log_of
 from mvw_cli.batch.store.record import dumps, success
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
@@ -344,7 +345,7 @@ def test_a_full_disk_leaves_the_table_as_it_was(
 
     monkeypatch.setattr(os, "fsync", full)
     error = refused(log, table)
-    assert type(error) is module.DiskFull
+    assert type(error) is DiskFull
     assert error.message == f"Cannot write {table}"
     assert error.cause == f"No space left on device; the records are safe in {log}"
     assert error.hint == f"df -h {log.parent}"
@@ -356,7 +357,7 @@ def test_a_device_that_takes_nothing(log: Path, suffix: str) -> None:
     table = log.with_name(f"t{suffix}")
     table.symlink_to("/dev/full")
     write(log, *(ok(f"{number}", text=os.urandom(40_000).hex()) for number in range(5)))
-    with pytest.raises(module.DiskFull) as caught:
+    with pytest.raises(DiskFull) as caught:
         export(log, table)
     assert caught.value.hint == "df -h /dev"
 

@@ -34,7 +34,7 @@ def memory() -> Iterator[str]:
 
 
 def record(output: Output, *ids: str) -> None:
-    with RecordLog.open(output.log, fingerprint()) as log:
+    with RecordLog(output.log, fingerprint()) as log:
         for id in ids:
             log.append(ok(id))
 
@@ -145,10 +145,10 @@ def test_a_run_goes_on_from_another_folder(
     second = plan_output(name, "d.jsonl")
     assert second.fetch() is True
     assert {*os.listdir(".")} == {log, f"{log}.run.json"}
-    with RecordLog.open(second.log, fingerprint()) as opened:
+    with RecordLog(second.log, fingerprint()) as opened:
         assert opened.done == 2
     with pytest.raises(UsageProblem, match="other settings"):  # the sidecar came, too
-        RecordLog.open(second.log, fingerprint(m=3))
+        RecordLog(second.log, fingerprint(m=3))
     record(second, "c")
     second.publish()
     with fsspec.open(f"{address}/{log}", "rb") as file:

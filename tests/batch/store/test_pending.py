@@ -16,8 +16,7 @@ from records import QUESTION, failed, fingerprint, ok
 
 from mvw_cli.batch.items import ImageRef, Item, item_key
 from mvw_cli.batch.store.log import RecordLog
-from mvw_cli.batch.store.pending import pending
-from mvw_cli.batch.store.worklist import WorkList
+from mvw_cli.batch.store.worklist import WorkList, pending
 
 
 class Work:
@@ -35,7 +34,7 @@ class Work:
 
     def record(self, *names: str, **more: Any) -> None:
         """Answer these, with the content that their files have now."""
-        with RecordLog.open(self.log, fingerprint()) as log:
+        with RecordLog(self.log, fingerprint()) as log:
             for one in self.items(*names, **more):
                 digest = hashlib.sha256(Path(one.images[0].path).read_bytes()).hexdigest()
                 record = ok(one.id, question=one.question)
@@ -44,7 +43,7 @@ class Work:
                 log.append(record)
 
     def fail(self, *names: str) -> None:
-        with RecordLog.open(self.log, fingerprint()) as log:
+        with RecordLog(self.log, fingerprint()) as log:
             for name in names:
                 log.append(failed(name))
 
@@ -54,10 +53,8 @@ class Work:
         def skip() -> None:
             self.skipped += 1
 
-        with (
-            WorkList.of(items) as worklist,
-            RecordLog.open(self.log, fingerprint()) as log,
-        ):
+        worklist = WorkList(items)
+        with RecordLog(self.log, fingerprint()) as log:
             found = pending(worklist, log, threads=threads, timeout_s=timeout_s, skipped=skip)
             return [item.id for item in found]
 
@@ -144,7 +141,7 @@ def test_a_missing_file_is_left_to_whoever_reads_it(work: Work) -> None:
 
 def test_hashing_that_hangs_is_given_up(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that hangs takes a thread with it; there are always others for the rest."""
-    from mvw_cli.batch.store import pending as module
+    from mvw_cli.batch.store import worklist as module
 
     released, hash_images = threading.Event(), module.hash_images
 
@@ -167,7 +164,7 @@ def test_hashing_that_hangs_is_given_up(work: Work, monkeypatch: pytest.MonkeyPa
 def test_files_are_hashed_ahead_but_not_all_at_once(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvw_cli.batch.store import pending as module
+    from mvw_cli.batch.store import worklist as module
 
     hashed: list[str] = []
     hash_images = module.hash_images
@@ -180,10 +177,8 @@ def test_files_are_hashed_ahead_but_not_all_at_once(
     names = [f"{number}.png" for number in range(60)]
     work.put(*names)
     work.record("59.png")
-    with (
-        WorkList.of(work.items(*names)) as worklist,
-        RecordLog.open(work.log, fingerprint()) as log,
-    ):
+    worklist = WorkList(work.items(*names))
+    with RecordLog(work.log, fingerprint()) as log:
         found = pending(worklist, log, threads=2, timeout_s=5, skipped=lambda: None)
         assert next(found).id == "0.png"
         time.sleep(0.2)
@@ -197,7 +192,7 @@ def test_an_image_of_several_needs_all_of_its_hashes(work: Work) -> None:
     images = tuple(one.images[0] for one in work.items("1.png", "2.png"))
     pair = Item("pair", images, QUESTION)
     digests = [hashlib.sha256(noise(n)).hexdigest() for n in (1, 2)]
-    with RecordLog.open(work.log, fingerprint()) as log:
+    with RecordLog(work.log, fingerprint()) as log:
         record = ok("pair")
 
         record["key"] = item_key(digests, QUESTION)

@@ -14,7 +14,7 @@ from workers import RUN
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
-from mvw_cli.batch.store.reserve import DiskFull
+from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.workers.messages import (
     Begin,
     Broken,

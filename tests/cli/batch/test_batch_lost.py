@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -188,7 +189,9 @@ def test_a_full_disk(batch: Batch, log: Path, undisturbed: dict[str, object]) ->
     if "mount:" in done.stderr or "unshare:" in done.stderr:
         pytest.skip("no mounts here")
     assert f"codes {ExitCode.FAILURE} 0" in done.stderr, done.stderr
-    assert "No space is left for out/results.jsonl" in done.stderr
+    assert "Error: Cannot write out/results.jsonl" in done.stderr
+    told = r"  No space left on device; the record of \d+\.png is not in it"
+    assert re.search(told, done.stderr)
     assert 0 < len(records(folder / "half.jsonl")) < ITEMS
     assert answers(folder / "whole.jsonl") == undisturbed
 
