@@ -16,9 +16,10 @@ import click
 import torch
 from decode import Stamps, tpot_ms
 from measuring import interleaved, paired_ratio, say_ratio, summarise, write_result
+from mvw_hf.loading import read_published
 from mvw_kimi_vl.absorbed import absorbed
+from mvw_kimi_vl.model import CHECKPOINT, KimiVL
 from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub
-from mvw_kimi_vl.published import published
 
 from mvw_cli import LoadedModel, ModelSpec, VisionLayout
 from mvw_cli.adapter import unchanged
@@ -31,7 +32,8 @@ GRID = 64  # patches a side, so 1,024 vision tokens
 
 def build(layers: int, width: int) -> Any:
     torch.manual_seed(0)
-    told = published()
+    told = read_published(KimiVL.published, CHECKPOINT)
+    assert told is not None
     told["torch_dtype"] = "float32"
     told["media_placeholder_token_id"] = 31_999
     told["text_config"] |= {

@@ -1,16 +1,18 @@
 """The adapter for any decoder-only VLM of transformers.
 
 Everything is read off the checkpoint: the architecture, the image token, the chat template, the
-generation settings. It knows no model by name; adapters for one family override what differs.
+generation settings. Adapters for one family override what differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mvw_cli import (
     Adapter,
@@ -22,29 +24,26 @@ from mvw_cli import (
     VisionLayout,
     parse_thinking,
 )
-from mvw_hf.hub_problems import disk_is_full, http_error, of_the_hub
-from mvw_hf.image_tokens import image_tokens
-from mvw_hf.loading import NO_CODE, build_random, complete
-from mvw_hf.patches import areas_of, grids_of
-from mvw_hf.placement import (
+from mvw_hf.loading import (
+    NO_CODE,
+    build_random,
     check_placement,
     choose_device,
+    complete,
     device_map_of,
+    explained,
     input_device,
     offloaded,
     place,
+    read_published,
 )
-from mvw_hf.problems import explained
-from mvw_hf.processor_files import processor_lacks
-from mvw_hf.published import published
-from mvw_hf.stand_in import is_stand_in
-from mvw_hf.stand_in_processor import stand_in_processor
-from mvw_hf.tiny import tiny_llava
+from mvw_hf.vision_grids import areas_of, grids_of
 
-__all__ = ["HuggingFace", "choose_device", "complete", "explained", "place"]
+# Classes of transformers are imported where they are used: each brings modules of its own, and
+# adapters for one family need others.
 
-STAND_IN = (
-    "The model's processor can't be had: a stand-in takes its place. Vision tokens are counted as "
+FALLBACK = (
+    "The model's processor can't be had: a fallback takes its place. Vision tokens are counted as "
     "its own would be, tokens of text are guessed at four characters each."
 )
 
@@ -55,6 +54,10 @@ class HuggingFace(Adapter):
     name = "hf"
     kinds: ClassVar[tuple[str, ...]] = ()
     """Values of `model_type` that transformers does not know and the adapter serves."""
+    published: ClassVar[Path] = Path(__file__).parent / "published"
+    """The `config.json` of checkpoints, by hub id, that are known without a network."""
+    checkpoint: ClassVar[str | None] = None
+    """The hub id whose configuration is meant where a spec names no model."""
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         if spec.model is None:
@@ -72,7 +75,7 @@ class HuggingFace(Adapter):
                 model = self.load_model(spec)
             else:
                 config = self.shape(spec)
-                processor = self._processor_or_stand_in(spec, config)
+                processor = self._processor_or_fallback(spec, config)
                 model = build_random(self.build, config, spec.dtype, device)
         if getattr(model.config, "image_token_id", None) is None:
             raise ModelProblem(
@@ -95,31 +98,32 @@ class HuggingFace(Adapter):
 
         return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
-    def _processor_or_stand_in(self, spec: ModelSpec, config: Any) -> Any:
+    def _processor_or_fallback(self, spec: ModelSpec, config: PreTrainedConfig) -> Any:
         try:
             return self.load_processor(spec)
-        except (OSError, ValueError, http_error()) as error:
-            name = str(spec.model)
-            if of_the_hub(error, name, spec.revision) is None and not processor_lacks(
-                name, spec.revision
-            ):
+        except Exception as error:
+            from mvw_hf.problems import processor_is_missing
+
+            if not processor_is_missing(error, str(spec.model), spec.revision):
                 raise  # it is there, and damaged
-            made = None if disk_is_full(error) else self.stand_in(config)
+            made = self.fallback_processor(config)
             if made is None:
                 raise
             return made
 
-    def stand_in(self, config: Any) -> Any:
+    def fallback_processor(self, config: PreTrainedConfig) -> Any:
         """Make a processor for random weights, where the checkpoint's own can't be had.
 
         It has to prepare images and count their tokens as the checkpoint's does. Its `tokenizer`
-        is one of `stand_in.py`. None where that can't be done from the configuration.
+        is one of `fallback.py`. None where that can't be done from the configuration.
         """
         if type(self).tokenize is not HuggingFace.tokenize:
             return None  # it calls a processor of its own kind
-        return stand_in_processor(config)
+        from mvw_hf.fallback import fallback_processor
 
-    def load_model(self, spec: ModelSpec) -> Any:
+        return fallback_processor(config)
+
+    def load_model(self, spec: ModelSpec) -> PreTrainedModel:
         """Load the checkpoint's model, on the CPU or where the spec spreads it."""
         from transformers import AutoModelForImageTextToText
 
@@ -175,7 +179,7 @@ class HuggingFace(Adapter):
     def grids(
         self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int
     ) -> tuple[tuple[int, int], ...] | None:
-        """Tell rows and columns of each image's vision tokens, of so many in all.
+        """Return rows and columns of each image's vision tokens, of so many in all.
 
         None where they form no such grids, or that is not known.
         """
@@ -189,26 +193,33 @@ class HuggingFace(Adapter):
     def parse(self, text: str) -> Answer:
         return parse_thinking(text)
 
-    def shape(self, spec: ModelSpec) -> Any:
+    def shape(self, spec: ModelSpec) -> PreTrainedConfig:
         from transformers import AutoConfig
 
-        assert spec.model is not None
-        known = published(spec.model) if spec.revision is None else None
+        known = self.published_config(spec)
         if known is not None:
-            return known
-        with explained(spec.model, spec.revision, kinds=self.kinds):
+            return AutoConfig.for_model(known.pop("model_type"), **known)
+        with explained(str(spec.model), spec.revision, kinds=self.kinds):
             return AutoConfig.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
-    def build(self, config: Any) -> Any:
+    def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """Return the content of a checkpoint's `config.json` where it is known by heart."""
+        name = spec.model or self.checkpoint
+        return None if name is None or spec.revision else read_published(self.published, name)
+
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         from transformers import AutoModelForImageTextToText
 
         return AutoModelForImageTextToText.from_config(config)
 
-    def image_tokens(self, config: Any, width: int, height: int) -> int:
+    def image_tokens(self, config: PreTrainedConfig, width: int, height: int) -> int:
+        from mvw_hf.image_processing import image_tokens
+
         return image_tokens(config, width, height)
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
-        remarks = [STAND_IN] if is_stand_in(loaded.processor) else []
+        tokenizer = getattr(loaded.processor, "tokenizer", None)
+        remarks = [FALLBACK] if getattr(tokenizer, "is_fallback", False) else []
         parts = offloaded(loaded.model).get("cpu", 0)
         if parts:
             remarks.append(
@@ -218,5 +229,7 @@ class HuggingFace(Adapter):
         return remarks
 
     def tiny(self) -> LoadedModel:
+        from mvw_hf.tiny import tiny_llava
+
         model, processor = tiny_llava()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))

@@ -1,114 +1,180 @@
 """What went wrong while a checkpoint was loaded, told in three lines.
 
-Errors are told apart by their types, those of the hub in `hub_problems.py`; where transformers
-raises a plain OSError, by looking at the files themselves. It loads nothing.
+Errors are told apart by their types, a full disk by its number; where transformers raises a plain
+OSError, by looking at the files themselves.
 """
 
 from __future__ import annotations
 
+import errno
 import shlex
+import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
 
-from mvw_cli import ModelProblem, MvwError, locate_weights, on_the_hub
-from mvw_hf.hub_problems import OTHERS, disk_is_full, download, http_error, no_space, of_the_hub
-from mvw_hf.processor_files import lack_of_a_processor
+import transformers
+from huggingface_hub import constants, errors, is_offline_mode
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers.utils import cached_file
+
+from mvw_cli import ModelProblem, NotFetched, locate_weights, on_the_hub
+from mvw_hf.loading import model_type, read_config, served_types
+
+OTHERS = "mvw list profiles"
+# What the HTTP library raises on which this version of the hub is built: it has been renamed once.
+_HTTP_ERROR: type[Exception] = vars(errors)["HTTPError"]
+_OF_LOADING = (OSError, ValueError, KeyError, ImportError, SafetensorError, _HTTP_ERROR)
+_OF_PROCESSORS = (
+    ("preprocessor_config.json", "processor_config.json"),
+    ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json"),
+)
 
 
-@contextmanager
-def explained(
+def problem_of(
+    error: Exception,
     name: str,
-    revision: str | None = None,
+    revision: str | None,
     *,
     kinds: Collection[str] = (),
     weights: bool = True,
-) -> Iterator[None]:
-    """Turn what transformers and the hub raise while loading into three lines.
+) -> ModelProblem | None:
+    """Explain an error that transformers or the hub raised while loading; None for any other.
 
     Args:
         kinds: model types that are served without transformers knowing them.
-        weights: whether any are read, so that theirs may be the fault.
-
-    Raises:
-        ModelProblem: the checkpoint is gated, missing, unreachable, damaged, or not of a kind that
-            is served.
+        weights: whether any were read, so that theirs may be the fault.
     """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except MvwError:
-        raise
-    except UnpicklingError as error:
-        raise ModelProblem(
+    if isinstance(error, UnpicklingError):
+        return ModelProblem(
             f"{name} holds more than weights in its pickle.",
             cause="It asks for code to be run, or is damaged; it was not read.",
             hint=OTHERS,
-        ) from error
-    except RuntimeError as error:
+        )
+    if isinstance(error, RuntimeError):
         if disk_is_full(error):
-            raise no_space(name) from error
+            return _no_space(name)
         if "PytorchStreamReader" not in str(error):  # a cut archive; the type is all too common
-            raise
-        raise ModelProblem(
+            return None
+        return ModelProblem(
             f"{name} is damaged.",
             cause="Its pickled weights are cut, or no archive of PyTorch.",
             hint=OTHERS,
-        ) from error
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, http_error()) as error:
-        problem = (
-            of_the_hub(error, name, revision)
-            or _of_the_configuration(name, revision, kinds)
-            or (_of_the_files(name, revision) if weights else None)
-            or ModelProblem(
-                f"{name} can't be loaded.",
-                cause=lack_of_a_processor(name, revision) or _first_line(error),
-                hint=download(name),
-            )
         )
-        raise problem from error
+    if not isinstance(error, _OF_LOADING):
+        return None
+    return (
+        _of_the_hub(error, name, revision)
+        or _of_the_configuration(name, revision, kinds)
+        or (_of_the_files(name, revision) if weights else None)
+        or ModelProblem(
+            f"{name} can't be loaded.",
+            cause=_lack_of_a_processor(name, revision) or _first_line(error),
+            hint=_download(name),
+        )
+    )
 
 
-def check_kind(model_class: Any, name: str, revision: str | None = None) -> None:
-    """Compare a checkpoint's `model_type` with the class that is to hold it.
+def processor_is_missing(error: Exception, name: str, revision: str | None) -> bool:
+    """Whether a processor could not be loaded because it can't be had, rather than for a fault."""
+    if not isinstance(error, (OSError, ValueError, _HTTP_ERROR)) or disk_is_full(error):
+        return False
+    return _of_the_hub(error, name, revision) is not None or bool(_processor_lacks(name, revision))
 
-    Args:
-        model_class: a class of transformers that has `from_pretrained`: an auto class or a model.
 
-    Raises:
-        ModelProblem: another architecture, or one that this transformers does not know.
-        OSError: there is no configuration.
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error comes from a write for which the disk had no room.
+
+    What downloads may be written in Rust, which tells the number in its text only.
     """
-    kind = _model_type(name, revision)
-    if kind is None:
-        return
-    served = _served(model_class)
-    if served is None or kind in served:
-        return
-    if len(served) > 1:
-        raise _unknown(name, revision, kind) or _no_vision(name, kind)
-    raise ModelProblem(
-        f"{name} is not of an architecture that this adapter serves.",
-        cause=f"Its model_type is {kind}, and {next(iter(served))} is needed.",
-        hint="mvw list adapters",
+    return any(
+        (isinstance(one, OSError) and one.errno == errno.ENOSPC)
+        or f"(os error {errno.ENOSPC})" in str(one)
+        for one in _chain(error)
     )
 
 
-def pickled(name: str) -> ModelProblem:
-    """Say that a checkpoint has nothing but pickled weights."""
+def no_vision(name: str, kind: str) -> ModelProblem:
+    """Refuse a model that transformers knows as something other than image-text-to-text."""
     return ModelProblem(
-        f"{name} has no weights as safetensors.",
-        cause="It has pickled weights only, and reading a pickle can run any code in it.",
-        hint=_with_pickle(name),
+        f"{name} is not a vision-language model.",
+        cause=f"transformers has {kind} as another kind of model.",
+        hint=OTHERS,
     )
 
 
-def _with_pickle(name: str) -> str:
-    return shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"])
+def unknown_architecture(name: str, revision: str | None, kind: str) -> ModelProblem | None:
+    """Refuse a model type that this transformers does not know; None for one that it knows."""
+    if kind in CONFIG_MAPPING:
+        return None
+    if "auto_map" in read_config(name, revision):
+        return ModelProblem(
+            f"{name} is of an architecture that transformers does not know.",
+            cause=f"Its model_type is {kind}; code of its own lies beside it, which is not run.",
+            hint="mvw list adapters",
+        )
+    return ModelProblem(
+        f"{name} is of an architecture that transformers does not know.",
+        cause=f"Its model_type is {kind}, and transformers {transformers.__version__} has no such.",
+        hint="pip install --upgrade transformers",
+    )
+
+
+def _of_the_hub(error: BaseException, name: str, revision: str | None) -> NotFetched | None:
+    """Explain what the hub, or the way to it, did not give; None where it was something else."""
+    if disk_is_full(error):
+        return _no_space(name)
+    causes = list(_chain(error))
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in causes)
+
+    if is_a(errors.GatedRepoError):
+        return NotFetched(
+            f"{name} is gated, and this machine has no access to it.",
+            cause="Its owners want the terms accepted on its page, by a logged-in user.",
+            hint="hf auth login",
+        )
+    if is_a(errors.RepositoryNotFoundError):
+        return NotFetched(
+            f"There is no model {name} on the hub.",
+            cause="The name is wrong, or it is private and this machine is not logged in.",
+            hint=OTHERS,
+        )
+    if is_a(errors.RevisionNotFoundError):
+        command = ["mvw", "infer", "scene.png", "QUESTION", "--model", name]
+        return NotFetched(
+            f"{name} has no revision {revision}.",
+            cause="The hub knows no branch, tag or commit of that name for it.",
+            hint=shlex.join([*command, "--set", "revision=main"]),
+        )
+    not_held = is_a(errors.LocalEntryNotFoundError)
+    if is_a(errors.OfflineModeIsEnabled) or (not_held and is_offline_mode()):
+        return NotFetched(
+            f"{name} is not on this machine.",
+            cause="The hub is not asked: offline mode is on.",
+            hint=_download(name),
+        )
+    if not_held or is_a(_HTTP_ERROR, ConnectionError):
+        return NotFetched(
+            f"{name} can't be fetched: the hub does not answer.",
+            cause="There is no network or the hub is down, and the model is not on this machine.",
+            hint=_download(name),
+        )
+    return None
+
+
+def _no_space(name: str) -> NotFetched:
+    left = ""
+    with suppress(OSError):
+        left = f", which has {shutil.disk_usage(constants.HF_HUB_CACHE).free / 2**30:.1f} GiB left"
+    return NotFetched(
+        f"{name} can't be stored: the disk is full.",
+        cause=f"It was being written to {constants.HF_HUB_CACHE}{left}.",
+        hint="hf cache ls",
+    )
 
 
 def _of_the_configuration(
@@ -129,23 +195,14 @@ def _of_the_configuration(
         )
     kind = None
     with suppress(OSError, ValueError):
-        kind = _model_type(name, revision)
+        kind = model_type(name, revision)
     if kind is None or kind in kinds:
         return None
-    unknown = _unknown(name, revision, kind)
+    unknown = unknown_architecture(name, revision, kind)
     if unknown is not None:
         return unknown
-    from transformers import AutoModelForImageTextToText
-
-    return None if kind in (_served(AutoModelForImageTextToText) or ()) else _no_vision(name, kind)
-
-
-def _no_vision(name: str, kind: str) -> ModelProblem:
-    return ModelProblem(
-        f"{name} is not a vision-language model.",
-        cause=f"transformers has {kind} as another kind of model.",
-        hint=OTHERS,
-    )
+    served = served_types(AutoModelForImageTextToText) or ()
+    return None if kind in served else no_vision(name, kind)
 
 
 def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
@@ -157,16 +214,20 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
         return ModelProblem(
             f"{name} is incomplete.",
             cause=f"{len(held.missing)} of {of} files of weights missing: {held.missing[0]}.",
-            hint=download(name),
+            hint=_download(name),
         )
     if held.damaged:
         return ModelProblem(
             f"{name} is damaged.",
             cause=f"{held.damaged[0]} is cut, or no safetensors file.",
-            hint=f"{download(name)} --force-download" if on_the_hub(name) else OTHERS,
+            hint=f"{_download(name)} --force-download" if on_the_hub(name) else OTHERS,
         )
     if held.only_pickle:
-        return pickled(name)
+        return ModelProblem(
+            f"{name} has no weights as safetensors.",
+            cause="It has pickled weights only, and reading a pickle can run any code in it.",
+            hint=_with_pickle(name),
+        )
     if not held.files and on_the_hub(name):
         # Only the configuration has been fetched: what else the repository has is not known.
         return ModelProblem(
@@ -178,54 +239,53 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
         return ModelProblem(
             f"{name} has no weights.",
             cause="There is no safetensors file.",
-            hint=download(name),
+            hint=_download(name),
         )
     return None
 
 
-def _raw(name: str, revision: str | None) -> dict[str, Any]:
-    """Read `config.json` as it is; classes take any other's configuration with a warning.
+def _with_pickle(name: str) -> str:
+    return shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"])
 
-    Raises:
-        OSError: there is none.
+
+def _download(name: str) -> str:
+    """Write the command that fetches a model, where it is one of the hub's."""
+    return f"hf download {shlex.quote(name)}" if on_the_hub(name) else OTHERS
+
+
+def _processor_lacks(name: str, revision: str | None) -> list[tuple[str, ...]]:
+    """List the files that no processor can do without and that can't be had.
+
+    Each of them may go by several names, of which one would be enough.
     """
-    from transformers import PretrainedConfig
 
-    raw: dict[str, Any] = PretrainedConfig.get_config_dict(name, revision=revision)[0]
-    return raw
-
-
-def _model_type(name: str, revision: str | None) -> str | None:
-    kind = _raw(name, revision).get("model_type")
-    return kind if isinstance(kind, str) else None
-
-
-def _served(model_class: Any) -> set[str] | None:
-    mapping = getattr(model_class, "_model_mapping", None)
-    if mapping is not None:
-        return {config_class.model_type for config_class in mapping}
-    config_class = getattr(model_class, "config_class", None)
-    return None if config_class is None else {config_class.model_type}
-
-
-def _unknown(name: str, revision: str | None, kind: str) -> ModelProblem | None:
-    import transformers
-    from transformers import CONFIG_MAPPING
-
-    if kind in CONFIG_MAPPING:
-        return None
-    if "auto_map" in _raw(name, revision):
-        return ModelProblem(
-            f"{name} is of an architecture that transformers does not know.",
-            cause=f"Its model_type is {kind}; code of its own lies beside it, which is not run.",
-            hint="mvw list adapters",
+    def is_there(file: str) -> bool:
+        found = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
         )
-    return ModelProblem(
-        f"{name} is of an architecture that transformers does not know.",
-        cause=f"Its model_type is {kind}, and transformers {transformers.__version__} has no such.",
-        hint="pip install --upgrade transformers",
-    )
+        return found is not None
+
+    return [files for files in _OF_PROCESSORS if not any(map(is_there, files))]
+
+
+def _lack_of_a_processor(name: str, revision: str | None) -> str | None:
+    """Name the missing files in a sentence; None where none is missing, or that can't be told."""
+    with suppress(OSError, ValueError):
+        lacking = [" or ".join(files) for files in _processor_lacks(name, revision)]
+        return f"There is no {', and no '.join(lacking)}." if lacking else None
+    return None
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

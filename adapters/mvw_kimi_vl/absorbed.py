@@ -3,10 +3,8 @@
 transformers caches DeepSeek-V3's latents compressed, and at every step expands all of them to keys
 and values of all heads (`DeepseekV3Attention.expand_kv`). For one new token it is cheaper to fold
 the key half of `kv_b_proj` into the query and the value half behind the attention (DeepSeek-V2,
-arXiv 2405.04434, section 2.1.2): the cache is then attended to as one key head, as it is.
-
-It knows the attention module of transformers and nothing of slots: these come in through the
-attention function that is registered, as for any other model.
+arXiv 2405.04434, section 2.1.2): the cache is then attended to as one key head, as it is. The
+engine's slots come in through the attention function that is registered, as for any other model.
 """
 
 from __future__ import annotations
@@ -119,7 +117,7 @@ def _projected(
 
 @contextmanager
 def _one_key_head(module: Any) -> Iterator[None]:
-    """Say that all query heads read one key head, while the attention function looks."""
+    """Let all query heads read one key head while the attention function runs."""
     groups = module.num_key_value_groups
     module.num_key_value_groups = module.num_heads
     try:

@@ -10,25 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mvw_hf.model import HuggingFace, complete, explained
-from mvw_hf.patches import merged
-from mvw_hf.problems import check_kind
+from mvw_hf.loading import check_kind, complete, explained
+from mvw_hf.model import HuggingFace
+from mvw_hf.vision_grids import merged_grids
 from PIL.Image import Image
 from torch import Tensor
+from transformers.utils import cached_file
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
 from mvw_kimi_vl.absorbed import absorbed
-from mvw_kimi_vl.images import MOST_PATCHES, ImagePreparation, read_preparation
 from mvw_kimi_vl.modeling import (
+    DEFAULT_PATCHES,
     MODEL_TYPE,
+    KimiVLConfig,
     KimiVLForConditionalGeneration,
     config_from_hub,
     load_config,
 )
-from mvw_kimi_vl.processor import KimiProcessor
-from mvw_kimi_vl.published import IN_TOKEN_LIMIT, published
-from mvw_kimi_vl.stand_in import stand_in_processor
-from mvw_kimi_vl.tiny import tiny_kimi
+from mvw_kimi_vl.processing import (
+    MAX_PATCHES,
+    ImageProcessor,
+    KimiProcessor,
+    fallback_processor,
+    read_image_processor,
+)
 from mvw_kimi_vl.tokenizer import read_tokenizer
 
 CHECKPOINT = "moonshotai/Kimi-VL-A3B-Thinking-2506"
@@ -41,6 +46,8 @@ class KimiVL(HuggingFace):
 
     name = "kimi-vl"
     kinds = (MODEL_TYPE,)
+    published = Path(__file__).parent / "published"
+    checkpoint = CHECKPOINT
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         return replace(super().load(spec), serving=absorbed)
@@ -48,18 +55,19 @@ class KimiVL(HuggingFace):
     def load_processor(self, spec: ModelSpec) -> KimiProcessor:
         check_kind(KimiVLForConditionalGeneration, str(spec.model), spec.revision)
         folder = _folder(spec)
-        return KimiProcessor(read_tokenizer(folder), read_preparation(folder))
+        return KimiProcessor(read_tokenizer(folder), read_image_processor(folder))
 
-    def stand_in(self, config: Any) -> Any:
-        return stand_in_processor(config)
+    def fallback_processor(self, config: KimiVLConfig) -> KimiProcessor | None:
+        return fallback_processor(config)
 
-    def load_model(self, spec: ModelSpec) -> Any:
-        return complete(KimiVLForConditionalGeneration, spec)
+    def load_model(self, spec: ModelSpec) -> KimiVLForConditionalGeneration:
+        model: KimiVLForConditionalGeneration = complete(KimiVLForConditionalGeneration, spec)
+        return model
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
         processor: KimiProcessor = loaded.processor
         for image in images:
-            _tokens(processor.images, *image.size)
+            _tokens(processor.image_processor, *image.size)
         content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         if loaded.spec.system is not None:
@@ -78,36 +86,41 @@ class KimiVL(HuggingFace):
     ) -> tuple[tuple[int, int], ...] | None:
         if not tokens:
             return ()
-        return merged(inputs["image_grid_thw"], loaded.processor.images.merge_kernel_size)
+        return merged_grids(
+            inputs["image_grid_thw"], loaded.processor.image_processor.merge_kernel_size
+        )
 
     def areas(
         self, loaded: LoadedModel, images: Sequence[Image]
     ) -> Sequence[tuple[float, float, float, float]]:
-        return [loaded.processor.images.area(*image.size) for image in images]
+        return [loaded.processor.image_processor.area(*image.size) for image in images]
 
     def parse(self, text: str) -> Answer:
         return parse_thinking(text, opening="◁think▷", closing="◁/think▷")
 
     def tiny(self) -> LoadedModel:
+        from mvw_kimi_vl.tiny import tiny_kimi
+
         model, processor = tiny_kimi()
         spec = ModelSpec(model="tiny")
         return LoadedModel(self.name, "tiny", model, processor, spec, serving=absorbed)
 
-    def shape(self, spec: ModelSpec) -> Any:
-        if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():
-            return config_from_hub(published(), in_token_limit=IN_TOKEN_LIMIT)
+    def shape(self, spec: ModelSpec) -> KimiVLConfig:
+        known = self.published_config(spec)
+        if known is not None:
+            return config_from_hub(known)
         with explained(str(spec.model), spec.revision, kinds=self.kinds):
             return load_config(str(spec.model), revision=spec.revision)
 
-    def build(self, config: Any) -> Any:
+    def build(self, config: KimiVLConfig) -> KimiVLForConditionalGeneration:
         return KimiVLForConditionalGeneration(config)
 
-    def image_tokens(self, config: Any, width: int, height: int) -> int:
-        limit = getattr(config, "in_token_limit", ImagePreparation().in_token_limit)
-        return _tokens(ImagePreparation(in_token_limit=limit), width, height)
+    def image_tokens(self, config: KimiVLConfig, width: int, height: int) -> int:
+        limit = getattr(config, "in_token_limit", DEFAULT_PATCHES)
+        return _tokens(ImageProcessor(in_token_limit=limit), width, height)
 
 
-def _tokens(images: ImagePreparation, width: int, height: int) -> int:
+def _tokens(images: ImageProcessor, width: int, height: int) -> int:
     """Count the vision tokens of an image.
 
     Raises:
@@ -116,7 +129,7 @@ def _tokens(images: ImagePreparation, width: int, height: int) -> int:
     try:
         return images.vision_tokens(width, height)
     except ValueError as error:
-        longest = (MOST_PATCHES - max(images.merge_kernel_size)) * images.patch_size
+        longest = (MAX_PATCHES - max(images.merge_kernel_size)) * images.patch_size
         pixels = int(width * height * (longest / max(width, height)) ** 2)
         raise BadImage(
             "An image can't be read by Kimi-VL.",
@@ -131,8 +144,6 @@ def _folder(spec: ModelSpec) -> Path:
     Raises:
         OSError: a file is missing, or the hub can't be reached.
     """
-    from transformers.utils import cached_file
-
     found = [cached_file(str(spec.model), name, revision=spec.revision) for name in _FILES]
     for name in _OPTIONAL:
         cached_file(

@@ -2,11 +2,13 @@
 
 Kimi-VL (https://arxiv.org/abs/2504.07491) has the vision tower, the projector and the text model
 that transformers has for Kimi-K2.5 (`models/kimi_k25`, `models/deepseek_v3`), for images only. What
-differs is how the hub's `config.json` and safetensors name things, and that is all that is here.
+differs is how the hub's `config.json` and safetensors name things.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -16,10 +18,11 @@ from transformers.conversion_mapping import (
 )
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.kimi_k25 import Kimi_K25Config, Kimi_K25ForConditionalGeneration
-
-from mvw_kimi_vl.images import ImagePreparation, limit_of
+from transformers.utils import cached_file
 
 MODEL_TYPE = "kimi_vl"
+DEFAULT_PATCHES = 4096
+"""Most patches of an image before merging, by the checkpoints' own code."""
 _NO_TOKEN = -1  # Kimi-VL reads no videos
 _VISION_NAMES = {
     "init_pos_emb_height": "pos_emb_height",
@@ -62,20 +65,17 @@ def load_config(name: str, *, revision: str | None = None) -> KimiVLConfig:
     told, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
     if told.get("model_type") != MODEL_TYPE:
         raise ValueError(f"its config.json is of model type {told.get('model_type')!r}")
-    if "in_token_limit" in told:
-        return config_from_hub(told)
-    return config_from_hub(told, in_token_limit=limit_of(name, revision))
+    if "in_token_limit" not in told:
+        told["in_token_limit"] = _patch_limit(name, revision)
+    return config_from_hub(told)
 
 
-def config_from_hub(told: dict[str, Any], *, in_token_limit: int | None = None) -> KimiVLConfig:
+def config_from_hub(told: dict[str, Any]) -> KimiVLConfig:
     """Turn the content of the hub's `config.json` into transformers' names.
 
-    Args:
-        in_token_limit: most patches of an image, from `preprocessor_config.json`. It travels with
-            the configuration, so that vision tokens can be counted from that alone.
+    `in_token_limit`, the most patches of an image, is of `preprocessor_config.json`. It travels
+    with the configuration, so that vision tokens can be counted from that alone.
     """
-    if in_token_limit is not None:
-        told = {**told, "in_token_limit": in_token_limit}
     if "media_placeholder_token_id" not in told:
         return KimiVLConfig(**told)  # one that transformers has saved
     vision = told["vision_config"]
@@ -93,8 +93,25 @@ def config_from_hub(told: dict[str, Any], *, in_token_limit: int | None = None) 
         video_token_id=_NO_TOKEN,
         tie_word_embeddings=bool(tied),
         dtype=told.get("torch_dtype", told.get("dtype")),
-        in_token_limit=told.get("in_token_limit", ImagePreparation().in_token_limit),
+        in_token_limit=told.get("in_token_limit", DEFAULT_PATCHES),
     )
+
+
+def _patch_limit(name: str, revision: str | None) -> int:
+    """Read how many patches of an image a checkpoint allows; asks the hub for one small file.
+
+    The default where its `preprocessor_config.json` can't be had or does not tell.
+    """
+    found = cached_file(
+        name,
+        "preprocessor_config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    told = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    return int(told.get("in_token_limit", DEFAULT_PATCHES))
 
 
 def _register_names() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from mvw_hf.loading import read_published
 
-from mvw_kimi_vl.images import ImagePreparation
-from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub
-from mvw_kimi_vl.processor import PLACEHOLDER, KimiProcessor
-from mvw_kimi_vl.published import published
+from mvw_kimi_vl.model import CHECKPOINT, KimiVL
+from mvw_kimi_vl.modeling import KimiVLConfig, KimiVLForConditionalGeneration, config_from_hub
+from mvw_kimi_vl.processing import PLACEHOLDER, ImageProcessor, KimiProcessor
 from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer
 
 _SPECIAL = (
@@ -31,14 +29,12 @@ _IDS = {name: 256 + number for number, name in enumerate(_SPECIAL)}
 _LIMIT = 64
 
 
-def tiny_kimi() -> tuple[Any, KimiProcessor]:
+def tiny_kimi() -> tuple[KimiVLForConditionalGeneration, KimiProcessor]:
     """Build model and processor; the same weights each time."""
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(0)
-        model = KimiVLForConditionalGeneration(
-            config_from_hub(_config(), in_token_limit=_LIMIT)
-        ).eval()
+        model = KimiVLForConditionalGeneration(_config()).eval()
     finally:
         torch.random.set_rng_state(state)
     tokenizer = build_tokenizer(
@@ -47,11 +43,13 @@ def tiny_kimi() -> tuple[Any, KimiProcessor]:
         template=TEMPLATE,
         names={"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"},
     )
-    return model, KimiProcessor(tokenizer, ImagePreparation(in_token_limit=_LIMIT))
+    return model, KimiProcessor(tokenizer, ImageProcessor(in_token_limit=_LIMIT))
 
 
-def _config() -> dict[str, Any]:
-    told = published()
+def _config() -> KimiVLConfig:
+    told = read_published(KimiVL.published, CHECKPOINT)
+    assert told is not None
+    told["in_token_limit"] = _LIMIT
     told["media_placeholder_token_id"] = _IDS[PLACEHOLDER]
     told["torch_dtype"] = "float32"
     told["text_config"] |= {
@@ -83,4 +81,4 @@ def _config() -> dict[str, Any]:
         "hidden_size": 32,
         "intermediate_size": 48,
     }
-    return told
+    return config_from_hub(told)

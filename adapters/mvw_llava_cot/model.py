@@ -4,9 +4,7 @@ Prompt and settings are those of the model's own inference script
 (PKU-YuanGroup/LLaVA-CoT, inference/demo/simple_inference.py): one user message, image first, and
 the processor called on the text of the chat template. That script lets the model judge several
 candidates for each stage; this adapter writes one answer, as a plain call of `generate` does.
-
-Vision lies in cross-attention here. What becomes of those layers once it has been withdrawn is the
-engine's business.
+Vision lies in cross-attention.
 """
 
 from __future__ import annotations
@@ -16,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mvw_hf.model import HuggingFace, complete
-from mvw_hf.problems import check_kind
+from mvw_hf.loading import check_kind, complete
+from mvw_hf.model import HuggingFace
 from PIL.Image import Image
 from torch import Tensor
+from transformers import MllamaConfig, MllamaForConditionalGeneration
+from transformers.models.mllama.configuration_mllama import MllamaVisionConfig
+from transformers.models.mllama.image_processing_pil_mllama import (
+    get_image_size_fit_to_canvas,
+    get_optimal_tiled_canvas,
+)
 
-from mvw_cli import Answer, LoadedModel, ModelSpec, Patch, VisionLayout, parse_stages
-from mvw_llava_cot.patches import tile_patches
-from mvw_llava_cot.published import published_config
-from mvw_llava_cot.stand_in import stand_in_processor
-from mvw_llava_cot.tiny import tiny_mllama
+from mvw_cli import Answer, LoadedModel, ModelSpec, Patch, VisionLayout, clipped_patch, parse_stages
 
 CHECKPOINT = "Xkev/Llama-3.2V-11B-cot"
 
@@ -34,19 +34,19 @@ class LlavaCot(HuggingFace):
     """Mllama with the four stages of LLaVA-CoT; the answer is its CONCLUSION."""
 
     name = "llava-cot"
+    published = Path(__file__).parent / "published"
+    checkpoint = CHECKPOINT
 
     def load_processor(self, spec: ModelSpec) -> Any:
-        from transformers import MllamaForConditionalGeneration
-
         check_kind(MllamaForConditionalGeneration, str(spec.model), spec.revision)
         return super().load_processor(spec)
 
-    def stand_in(self, config: Any) -> Any:
-        return stand_in_processor(config)
+    def fallback_processor(self, config: MllamaConfig) -> Any:
+        from mvw_llava_cot.fallback import fallback_processor
 
-    def load_model(self, spec: ModelSpec) -> Any:
-        from transformers import MllamaForConditionalGeneration
+        return fallback_processor(config)
 
+    def load_model(self, spec: ModelSpec) -> MllamaForConditionalGeneration:
         return complete(MllamaForConditionalGeneration, spec)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
@@ -90,33 +90,63 @@ class LlavaCot(HuggingFace):
         return parse_stages(text)
 
     def tiny(self) -> LoadedModel:
+        from mvw_llava_cot.tiny import tiny_mllama
+
         model, processor = tiny_mllama()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
 
-    def shape(self, spec: ModelSpec) -> Any:
-        if spec.model in (None, CHECKPOINT) and not Path(CHECKPOINT).exists():
-            return published_config()
-        return super().shape(spec)
-
-    def build(self, config: Any) -> Any:
-        from transformers import MllamaForConditionalGeneration
-
+    def build(self, config: MllamaConfig) -> MllamaForConditionalGeneration:
         return MllamaForConditionalGeneration(config)
 
-    def image_tokens(self, config: Any, width: int, height: int) -> int:
+    def image_tokens(self, config: MllamaConfig, width: int, height: int) -> int:
         """Count the vision states of one image: its tiles, each with a class token.
 
         Tiles are chosen as `MllamaImageProcessor` does; those of padding are not held.
         """
-        from transformers.models.mllama.image_processing_pil_mllama import get_optimal_tiled_canvas
-
         vision = config.vision_config
         canvas = get_optimal_tiled_canvas(height, width, vision.max_num_tiles, vision.image_size)
         tiles = (canvas[0] // vision.image_size) * (canvas[1] // vision.image_size)
         return int(tiles) * states_per_tile(config)
 
 
-def states_per_tile(config: Any) -> int:
+def states_per_tile(config: MllamaConfig) -> int:
     """Count the vision states that one tile becomes: its patches and a class token."""
     vision = config.vision_config
     return int((vision.image_size // vision.patch_size) ** 2 + 1)
+
+
+def tile_patches(
+    vision: MllamaVisionConfig, image: int, size: tuple[int, int], tile: int
+) -> list[Patch | None]:
+    """List the patches of one tile; the first state is its class token, which has no place.
+
+    Tiles are chosen, and the picture fitted into their canvas, as `MllamaImageProcessor` does.
+
+    Args:
+        vision: configuration of the vision tower.
+        image: number of the picture; size: its width and height in pixels.
+        tile: number of the tile; they go row by row.
+    """
+    width, height = size
+    side = vision.image_size
+    canvas_height, canvas_width = get_optimal_tiled_canvas(
+        height, width, vision.max_num_tiles, side
+    )
+    fitted_height, fitted_width = get_image_size_fit_to_canvas(
+        height, width, canvas_height, canvas_width, side
+    )
+    row, column = divmod(tile, canvas_width // side)
+    found: list[Patch | None] = [None]
+    for y in range(row * side, (row + 1) * side, vision.patch_size):
+        for x in range(column * side, (column + 1) * side, vision.patch_size):
+            right, bottom = x + vision.patch_size, y + vision.patch_size
+            found.append(
+                clipped_patch(
+                    image,
+                    x / int(fitted_width),
+                    y / int(fitted_height),
+                    right / int(fitted_width),
+                    bottom / int(fitted_height),
+                )
+            )
+    return found

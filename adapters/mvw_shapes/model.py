@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mvw_hf.model import HuggingFace, complete
+from mvw_hf.loading import complete
+from mvw_hf.model import HuggingFace
 from PIL.Image import Image
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, parse_stages

@@ -14,8 +14,8 @@ import pytest
 import torch
 from kimi_checkpoint import BASE, CONFIG, IDS, ranks, write_checkpoint
 from kimi_reference import Reference
-from mvw_kimi_vl.images import ImagePreparation
 from mvw_kimi_vl.model import KimiVL
+from mvw_kimi_vl.processing import ImageProcessor
 from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer, read_ranks
 from PIL import Image
 from processes import Ran
@@ -47,7 +47,7 @@ def reference(checkpoint: tuple[Path, dict[str, Tensor]]) -> Reference:
 
 def prepared(*sizes: tuple[int, int]) -> dict[str, Tensor]:
     images = [noise(*size, seed=number) for number, size in enumerate(sizes)]
-    return ImagePreparation(in_token_limit=64)(images)
+    return ImageProcessor(in_token_limit=64)(images)
 
 
 @pytest.mark.parametrize("size", [(56, 56), (30, 90), (15, 20)])
@@ -128,7 +128,7 @@ def test_engine_equals_oracle_and_generate(loaded: LoadedModel) -> None:
     ],
 )
 def test_vision_tokens_of_an_image(size: tuple[int, int], limit: int, tokens: int) -> None:
-    preparation = ImagePreparation(in_token_limit=limit)
+    preparation = ImageProcessor(in_token_limit=limit)
     assert preparation.vision_tokens(*size) == tokens
     inputs = preparation([Image.new("RGB", size)])
     assert len(inputs["pixel_values"]) == 4 * tokens
@@ -138,7 +138,7 @@ def test_vision_tokens_of_an_image(size: tuple[int, int], limit: int, tokens: in
 
 def test_pixels_are_those_of_the_image_padded_with_black() -> None:
     image = noise(30, 20)
-    inputs = ImagePreparation()([image])
+    inputs = ImageProcessor()([image])
     _, rows, columns = inputs["image_grid_thw"][0].tolist()
     assert (rows, columns) == (2, 4)
     patches = inputs["pixel_values"].view(rows, columns, 3, 14, 14)
@@ -152,7 +152,7 @@ def test_pixels_are_those_of_the_image_padded_with_black() -> None:
 
 def test_without_padding_the_middle_is_kept() -> None:
     image = noise(60, 31)
-    inputs = ImagePreparation(pad_input=False)([image])
+    inputs = ImageProcessor(pad_input=False)([image])
     assert inputs["image_grid_thw"].tolist() == [[1, 2, 4]]
     first = torch.tensor(image.getpixel((2, 1))) / 255 * 2 - 1
     assert (inputs["pixel_values"][0, :, 0, 0] - first).abs().max() < 1e-6
@@ -327,7 +327,7 @@ def test_each_checkpoint_has_its_own_limit_of_patches(
     loaded = KimiVL().load(spec)
     for config in (KimiVL().shape(spec), loaded.model.config):
         assert KimiVL().image_tokens(config, 2000, 2000) == tokens
-    assert loaded.processor.images.vision_tokens(2000, 2000) == tokens
+    assert loaded.processor.image_processor.vision_tokens(2000, 2000) == tokens
     loaded.model.config.save_pretrained(tmp_path / "saved")
     saved = KimiVL().shape(ModelSpec(model=str(tmp_path / "saved")))
     assert KimiVL().image_tokens(saved, 2000, 2000) == tokens

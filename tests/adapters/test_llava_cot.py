@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from mvw_llava_cot.model import LlavaCot
-from mvw_llava_cot.published import published_config
 from PIL import Image
 from processes import Ran
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
@@ -99,7 +98,7 @@ def test_vision_is_the_tiles_that_hold_an_image(
 def test_tiles_are_counted_as_the_processor_cuts_them() -> None:
     """At the published sizes, for images of any shape."""
     processor = MllamaImageProcessorPil(size={"height": 560, "width": 560}, max_image_tiles=4)
-    config = published_config()
+    config = LlavaCot().shape(ModelSpec())
     draw = random.Random(0)
     for _ in range(25):
         width, height = draw.randint(1, 1800), draw.randint(1, 1800)

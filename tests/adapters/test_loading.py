@@ -232,7 +232,7 @@ def test_no_space_left_on_the_disk(
 
 
 def test_another_error_of_the_system_is_not_a_full_disk(folder: Path) -> None:
-    from mvw_hf.hub_problems import disk_is_full
+    from mvw_hf.problems import disk_is_full
 
     assert not disk_is_full(OSError(13, "Permission denied"))
     assert not disk_is_full(RuntimeError("os error 2"))

@@ -17,7 +17,7 @@ import torch
 from accelerate import dispatch_model
 from broken import write_checkpoint
 from hints import parse_hint
-from mvw_hf import placement
+from mvw_hf import loading
 from mvw_hf.model import HuggingFace
 from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import LlavaCot
@@ -96,7 +96,7 @@ def test_a_spread_model_answers_as_the_whole_one(
         force_hooks=True,
     )
     assert {p.device.type for p in apart.model.parameters()} == {"cpu", "meta"}
-    assert placement.place(apart.model, torch.device("cpu"), "x") is apart.model
+    assert loading.place(apart.model, torch.device("cpu"), "x") is apart.model
     for one, other in zip(expected, answers(adapter, apart, slots=slots), strict=True):
         assert one.token_ids == other.token_ids
         assert (one.logits - other.logits).abs().max() <= 1e-5
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_spread_while_it_is_read(folder: Path) -> None:
         folder, device_map=spread(tiny.model, "disk"), use_safetensors=True
     )
     assert model.device.type == "meta"
-    assert placement.input_device(model) == torch.device("cpu")
+    assert loading.input_device(model) == torch.device("cpu")
     for one, other in zip(expected, answers(adapter, replace(tiny, model=model)), strict=True):
         assert one.token_ids == other.token_ids
         assert (one.logits - other.logits).abs().max() <= 1e-5
@@ -137,14 +137,14 @@ def test_the_device_map_of_the_spec_is_handed_on(
 
 def test_inputs_go_where_the_outermost_hook_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = HuggingFace().tiny()
-    assert placement.input_device(loaded.model) == torch.device("cpu")
+    assert loading.input_device(loaded.model) == torch.device("cpu")
 
     class Hook:
         execution_device = "meta"
 
     monkeypatch.setattr(loaded.model, "hf_device_map", {"model": 0, "lm_head": 1}, raising=False)
     monkeypatch.setattr(loaded.model, "_hf_hook", Hook(), raising=False)
-    assert placement.input_device(loaded.model) == torch.device("meta")
+    assert loading.input_device(loaded.model) == torch.device("meta")
 
 
 def test_a_withdrawn_cross_layer_takes_its_input_from_another_device() -> None:
@@ -199,20 +199,20 @@ def test_weights_on_the_disk_are_refused(folder: Path, monkeypatch: pytest.Monke
 def test_converted_weights_on_the_disk_are_refused(tmp_path: Path) -> None:
     tiny = KimiVL().tiny()
     tiny.model.save_pretrained(tmp_path)
-    with pytest.raises(OutOfMemory), placement.room_for("kimi"):
+    with pytest.raises(OutOfMemory), loading.room_for("kimi"):
         type(tiny.model).from_pretrained(tmp_path, device_map=spread(tiny.model))
 
 
 def test_a_gpu_that_runs_full_while_loading() -> None:
-    with pytest.raises(OutOfMemory) as raised, placement.room_for("a/b"):
+    with pytest.raises(OutOfMemory) as raised, loading.room_for("a/b"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
     assert raised.value.cause == "CUDA out of memory. Tried to allocate 2 GiB."
-    with pytest.raises(ValueError, match="else"), placement.room_for("a/b"):
+    with pytest.raises(ValueError, match="else"), loading.room_for("a/b"):
         raise ValueError("something else")
 
 
 def test_without_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_has_accelerate", lambda: False)
+    monkeypatch.setattr(loading, "is_accelerate_available", lambda: False)
     HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
     error = refused(UsageProblem, ModelSpec(model=str(folder), device_map="auto"))
     assert error.message == "device_map: auto needs accelerate."

@@ -13,7 +13,7 @@ import pytest
 import torch
 from broken import write_checkpoint
 from hints import parse_hint
-from mvw_hf import loading, placement
+from mvw_hf import loading
 from mvw_hf.model import HuggingFace
 from mvw_hf.tiny import tiny_llava
 from PIL import Image
@@ -49,8 +49,8 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make believe that there are two GPUs and every package."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(placement, "_has_accelerate", lambda: True)
-    monkeypatch.setattr(placement, "_has_bitsandbytes", lambda: True)
+    monkeypatch.setattr(loading, "is_accelerate_available", lambda: True)
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: True)
 
 
 def asked(folder: Path, **spec: Any) -> dict[str, Any]:
@@ -104,11 +104,11 @@ def test_a_quantised_model_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None
     moved: list[Any] = []
     monkeypatch.setattr(model, "to", moved.append)
     model.quantization_method = "bitsandbytes"
-    assert placement.place(model, torch.device("cpu"), "x") is model
+    assert loading.place(model, torch.device("cpu"), "x") is model
     assert not model.training
     assert not moved
     del model.quantization_method
-    placement.place(model, torch.device("cpu"), "x")
+    loading.place(model, torch.device("cpu"), "x")
     assert moved == [torch.device("cpu")]
 
 
@@ -128,9 +128,9 @@ def test_without_a_cuda_device(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("missing", "named"),
     [
-        (("_has_bitsandbytes",), "bitsandbytes"),
-        (("_has_accelerate",), "accelerate"),
-        (("_has_accelerate", "_has_bitsandbytes"), "accelerate and bitsandbytes"),
+        (("is_bitsandbytes_available",), "bitsandbytes"),
+        (("is_accelerate_available",), "accelerate"),
+        (("is_accelerate_available", "is_bitsandbytes_available"), "accelerate and bitsandbytes"),
     ],
 )
 def test_without_its_packages(
@@ -141,7 +141,7 @@ def test_without_its_packages(
     named: str,
 ) -> None:
     for name in missing:
-        monkeypatch.setattr(placement, name, lambda: False)
+        monkeypatch.setattr(loading, name, lambda: False)
     error = refused(folder)
     assert error.message == f"quantization: 4bit needs {named}."
     assert error.hint == 'pip install --upgrade "mvw[quantization]"'

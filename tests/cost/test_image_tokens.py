@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from mvw_hf.model import HuggingFace
-from mvw_hf.published import published
+from narrowed import published
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from mvw_hf.model import HuggingFace
-from mvw_hf.published import PUBLISHED
+from narrowed import PUBLISHED
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost import parameter_count, shape_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mvw_hf.model import HuggingFace
-from mvw_hf.patches import areas_of
+from mvw_hf.vision_grids import areas_of
 from PIL import Image
 from sessions import tiny
 from transformers import CLIPImageProcessorPil, LlavaConfig
@@ -83,9 +83,9 @@ def test_tiles_go_row_by_row() -> None:
 
 def test_kimi_pads_and_crops() -> None:
     session = tiny("kimi-vl")
-    images = session.loaded.processor.images
+    images = session.loaded.processor.image_processor
     assert images.area(28, 28) == (0, 0, 1, 1)
-    wide = session.loaded.processor.images.size(70, 30)
+    wide = session.loaded.processor.image_processor.size(70, 30)
     assert images.area(70, 30) == pytest.approx((0, 0, wide[2] / wide[0], wide[3] / wide[1]))
     cropping = replace(images, pad_input=False)
     processor = replace(session.loaded.processor, images=cropping)

@@ -1,9 +1,24 @@
-"""Configurations with fewer and narrower layers, and all that counts tokens as published."""
+"""Published configurations, and the same with fewer and narrower layers."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from typing import Any
+
+from mvw_hf.model import HuggingFace
+
+from mvw_cli import ModelSpec
+
+_FOLDER = HuggingFace.published
+PUBLISHED = sorted(
+    str(path.relative_to(_FOLDER).with_suffix("")) for path in _FOLDER.rglob("*.json")
+)
+"""Hub ids whose configuration the adapter `hf` knows."""
+
+
+def published(name: str) -> Any:
+    """Return the configuration of a hub id."""
+    return HuggingFace().shape(ModelSpec(model=name))
 
 
 def narrow(config: Any) -> Any:

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from broken import write_checkpoint
+from mvw_hf.fallback import FallbackProcessor
 from mvw_hf.model import HuggingFace
-from mvw_hf.published import PUBLISHED, published
-from mvw_hf.stand_in import is_stand_in
-from narrowed import narrow
+from narrowed import PUBLISHED, narrow, published
 from PIL import Image
 from processes import Ran
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec
 from mvw_cli.errors import ExitCode
+from mvw_cli.profiles import resolve
 from mvw_cli.testing.patch_probe import misplaced
 
 
@@ -42,7 +42,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_model_reads_what_it_is_given(loaded: LoadedModel) -> None:
     """Two images of unlike sizes: transformers compares the tokens with the features."""
     adapter = HuggingFace()
-    assert is_stand_in(loaded.processor)
+    assert isinstance(loaded.processor, FallbackProcessor)
     assert len(adapter.remarks(loaded, [], "How many?")) == 1
     sizes = [(100, 100), (300, 100)]
     images = [Image.effect_noise(size, 90).convert("RGB") for size in sizes]
@@ -88,6 +88,7 @@ def test_by_the_command_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # `--offline` sets these for the whole process
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    known = HuggingFace().shape(ModelSpec(model=resolve(profile, {}).profile.model))
     whole = HuggingFace.shape
     monkeypatch.setattr(HuggingFace, "shape", lambda self, spec: narrow(whole(self, spec)))
     picture = tmp_path / "picture.png"
@@ -98,13 +99,12 @@ def test_by_the_command_offline(
     )
     assert ran.code == ExitCode.OK, ran.err
     document = json.loads(ran.out)
-    known = published(document["model"]["name"])
     assert document["vision_tokens"] == HuggingFace().image_tokens(known, 300, 200)
     assert document["withdrawal"]["vision_tokens"] == document["vision_tokens"]
-    assert any("stand-in" in remark for remark in document["remarks"])
+    assert any("fallback" in remark for remark in document["remarks"])
 
 
-def test_an_adapter_with_a_prompt_of_its_own_gets_no_stand_in_that_it_did_not_make(
+def test_an_adapter_with_a_prompt_of_its_own_gets_no_fallback_that_it_did_not_make(
     tmp_path: Path,
 ) -> None:
     class Own(HuggingFace):
@@ -116,7 +116,7 @@ def test_an_adapter_with_a_prompt_of_its_own_gets_no_stand_in_that_it_did_not_ma
         Own().load(spec_of(tmp_path))
 
 
-def test_what_is_missing_is_named_where_no_stand_in_is_known(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_where_no_fallback_is_known(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     for file in folder.iterdir():
         if file.name != "config.json":

@@ -1,18 +1,14 @@
-"""Where the vision tokens of a request lie in its pictures, for the families that tell.
-
-Read off the model's inputs and the settings of its image processor. A family that cuts pictures
-into tiles, or puts other tokens among the patches, is not told of here.
-"""
+"""Where the vision tokens of a request lie in its pictures, for the families that tell."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
+from PIL.Image import Image
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 Grids = tuple[tuple[int, int], ...]
 
@@ -27,19 +23,19 @@ _RESIZERS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"
 
 
 def grids_of(
-    config: Any, processor: Any, inputs: Mapping[str, Tensor], tokens: int
+    config: PreTrainedConfig, processor: Any, inputs: Mapping[str, Tensor], tokens: int
 ) -> Grids | None:
-    """Tell rows and columns of each image's vision tokens; None where that is not known.
+    """Return rows and columns of each image's vision tokens; None where that is not known.
 
     Args:
         tokens: vision tokens in the prompt.
     """
-    settings = _settings(processor)
+    settings = getattr(processor, "image_processor", None)
     if not tokens:
         return ()
     if config.model_type in _MERGED and "image_grid_thw" in inputs:
         merge = config.vision_config.spatial_merge_size
-        found = merged(inputs["image_grid_thw"], (merge, merge))
+        found = merged_grids(inputs["image_grid_thw"], (merge, merge))
     elif config.model_type == "llava" and "pixel_values" in inputs:
         found = _squares(config, len(inputs["pixel_values"]))
     elif config.model_type == "gemma3" and not getattr(settings, "do_pan_and_scan", True):
@@ -51,14 +47,14 @@ def grids_of(
     return found if sum(rows * columns for rows, columns in found) == tokens else None
 
 
-def merged(grid: Tensor, merge: tuple[int, int]) -> Grids:
+def merged_grids(grid: Tensor, merge: tuple[int, int]) -> Grids:
     """Turn frames, rows and columns of patches, # (images, 3), into those of merged tokens."""
     return tuple(
         (frames * rows // merge[0], columns // merge[1]) for frames, rows, columns in grid.tolist()
     )
 
 
-def _squares(config: Any, images: int) -> Grids:
+def _squares(config: PreTrainedConfig, images: int) -> Grids:
     vision = config.vision_config
     if _SQUARE.get(vision.model_type) != config.vision_feature_select_strategy:
         return ()
@@ -67,12 +63,12 @@ def _squares(config: Any, images: int) -> Grids:
 
 
 def areas_of(
-    config: Any, processor: Any, images: Sequence[Image]
+    config: PreTrainedConfig, processor: Any, images: Sequence[Image]
 ) -> list[tuple[float, float, float, float]] | None:
-    """Tell which part of each picture its grid covers; None where that is not known."""
+    """Return which part of each picture its grid covers; None where that is not known."""
     if config.model_type != "llava":
         return [(0.0, 0.0, 1.0, 1.0)] * len(images)  # scaled to whole patches, each side for itself
-    settings = _settings(processor)
+    settings: Any = getattr(processor, "image_processor", None)
     if not type(settings).__name__.startswith(_RESIZERS) or not settings.do_resize:
         return None
     return [_resized(settings, *image.size) for image in images]
@@ -96,11 +92,6 @@ def _resized(settings: Any, width: int, height: int) -> tuple[float, float, floa
         left, top = (left + right - wide) / 2, (top + bottom - high) / 2
         right, bottom = left + wide, top + high
     return left / width, top / height, right / width, bottom / height
-
-
-def _settings(processor: Any) -> Any:
-    """Find the image processor: of transformers' processors, or of a stand-in."""
-    return getattr(processor, "image_processor", None) or getattr(processor, "images", None)
 
 
 def _side(size: Any, name: str) -> int | None:

@@ -6,9 +6,8 @@ meta-llama/Llama-3.2-11B-Vision-Instruct, which Xkev/Llama-3.2V-11B-cot was tune
 
 from __future__ import annotations
 
-from typing import Any
-
-from mvw_hf.stand_in import stand_in_tokenizer
+from mvw_hf.fallback import fallback_tokenizer
+from transformers import MllamaConfig
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import MllamaProcessor
 
@@ -34,7 +33,7 @@ _TEMPLATE = (
 )
 
 
-def stand_in_processor(config: Any) -> MllamaProcessor | None:
+def fallback_processor(config: MllamaConfig) -> MllamaProcessor | None:
     """Make the processor; None for a vocabulary without Llama 3's special tokens.
 
     Args:
@@ -51,7 +50,7 @@ def stand_in_processor(config: Any) -> MllamaProcessor | None:
             image_mean=[0.48145466, 0.4578275, 0.40821073],
             image_std=[0.26862954, 0.26130258, 0.27577711],
         ),
-        tokenizer=stand_in_tokenizer(
+        tokenizer=fallback_tokenizer(
             text.vocab_size,
             {**_SPECIAL, _IMAGE: config.image_token_id},
             bos_token="<|begin_of_text|>",

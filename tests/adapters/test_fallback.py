@@ -1,4 +1,4 @@
-"""`--random-weights` where a model's processor can't be had: a stand-in, with its counts of tokens.
+"""`--random-weights` where a model's processor can't be had: a fallback, with its counts of tokens.
 
 The models have their published vocabulary, token ids and images, in fewer and narrower layers.
 """
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 from broken import write_checkpoint
+from mvw_hf.fallback import FallbackTokenizer, fallback_tokenizer
 from mvw_hf.model import HuggingFace
-from mvw_hf.stand_in import is_stand_in, stand_in_tokenizer
 from mvw_kimi_vl.model import CHECKPOINT as KIMI
 from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import CHECKPOINT as COT
@@ -70,13 +70,13 @@ def narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def stand_in_for(name: str) -> tuple[Any, LoadedModel]:
+def fallback_for(name: str) -> tuple[Any, LoadedModel]:
     """Make an adapter, and what its `tokenize` and `vision` need of a loaded model."""
     adapter, checkpoint = PUBLISHED[name][0](), PUBLISHED[name][1]
     spec = ModelSpec(model=checkpoint, random_weights=True)
     config = adapter.shape(spec)
     model = SimpleNamespace(config=config)
-    return adapter, LoadedModel(name, checkpoint, model, adapter.stand_in(config), spec)
+    return adapter, LoadedModel(name, checkpoint, model, adapter.fallback_processor(config), spec)
 
 
 @pytest.mark.usefixtures("narrowed")
@@ -103,8 +103,8 @@ def test_by_the_command_without_a_network(
     assert document["vision_tokens"] == wanted
     assert document["withdrawal"]["vision_tokens"] == wanted
     assert document["generated_tokens"] == 6
-    assert sum("stand-in" in remark for remark in document["remarks"]) == 1
-    assert "stand-in" in ran.err
+    assert sum("fallback" in remark for remark in document["remarks"]) == 1
+    assert "fallback" in ran.err
     ran = mvw(*command)
     assert ran.code == ExitCode.MODEL  # real weights have no use for it
 
@@ -112,7 +112,7 @@ def test_by_the_command_without_a_network(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_vision_tokens_are_the_published_ones(name: str, size: tuple[int, int]) -> None:
-    adapter, loaded = stand_in_for(name)
+    adapter, loaded = fallback_for(name)
     inputs = adapter.tokenize(loaded, [Image.new("RGB", size), Image.new("RGB", (90, 60))], "How?")
     config = loaded.model.config
     counted = [adapter.image_tokens(config, *one) for one in (size, (90, 60))]
@@ -123,7 +123,7 @@ def test_vision_tokens_are_the_published_ones(name: str, size: tuple[int, int]) 
 
 def test_images_are_prepared_as_published() -> None:
     """Figures of `preprocessor_config.json`; Mllama's class has others as defaults."""
-    _, loaded = stand_in_for("llava-cot")
+    _, loaded = fallback_for("llava-cot")
     images = loaded.processor.image_processor
     assert (images.size["height"], images.size["width"], images.max_image_tiles) == (560, 560, 4)
     pixels = loaded.processor(images=[Image.new("RGB", (560, 560), "white")], text="<|image|>")
@@ -132,8 +132,8 @@ def test_images_are_prepared_as_published() -> None:
         [0.26862954, 0.26130258, 0.27577711]
     )
     torch.testing.assert_close(white, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)
-    _, loaded = stand_in_for("kimi-vl")
-    assert loaded.processor.images.in_token_limit == 16384
+    _, loaded = fallback_for("kimi-vl")
+    assert loaded.processor.image_processor.in_token_limit == 16384
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_images_are_prepared_as_published() -> None:
     ],
 )
 def test_ids_are_those_of_the_model(name: str, known: dict[str, int]) -> None:
-    _, loaded = stand_in_for(name)
+    _, loaded = fallback_for(name)
     tokenizer, text = loaded.processor.tokenizer, loaded.model.config.get_text_config()
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in known} == known
     assert tokenizer.bos_token_id == text.bos_token_id
@@ -161,7 +161,7 @@ def test_ids_are_those_of_the_model(name: str, known: dict[str, int]) -> None:
 
 
 def test_the_prompt_has_the_published_frame() -> None:
-    adapter, loaded = stand_in_for("llava-cot")
+    adapter, loaded = fallback_for("llava-cot")
     ids = adapter.tokenize(loaded, [Image.new("RGB", (9, 9))], "How many?")["input_ids"][0].tolist()
     header, close, end, image = 128006, 128007, 128009, 128256
     assert ids[0] == 128000
@@ -173,7 +173,7 @@ def test_the_prompt_has_the_published_frame() -> None:
         header,
         close,
     ]
-    adapter, loaded = stand_in_for("kimi-vl")
+    adapter, loaded = fallback_for("kimi-vl")
     ids = adapter.tokenize(loaded, [Image.new("RGB", (9, 9))], "How?")["input_ids"][0].tolist()
     assert [number for number in ids if number > 163585] == [
         *(163594, 163601, 163586),  # the default system prompt
@@ -183,7 +183,7 @@ def test_the_prompt_has_the_published_frame() -> None:
 
 
 def test_a_small_vocabulary_with_special_tokens_within_and_beyond() -> None:
-    tokenizer = stand_in_tokenizer(5, {"<a>": 0, "<b>": 3, "<c>": 9}, eos_token="<b>")
+    tokenizer = fallback_tokenizer(5, {"<a>": 0, "<b>": 3, "<c>": 9}, eos_token="<b>")
     assert tokenizer.decode(list(range(5)), skip_special_tokens=True) == " aaa aab aac"
     assert tokenizer("<c>x<a>")["input_ids"] == [9, 1, 0]
     assert tokenizer.eos_token_id == 3
@@ -199,7 +199,7 @@ def test_a_processor_that_is_there_is_taken(adapter: type[HuggingFace], tmp_path
     tiny.model.config.save_pretrained(tmp_path)
     tiny.processor.save_pretrained(tmp_path)
     loaded = adapter().load(spec_of(tmp_path))
-    assert not is_stand_in(loaded.processor)
+    assert not isinstance(loaded.processor.tokenizer, FallbackTokenizer)
     assert adapter().remarks(loaded, [], "w1") == []
 
 
@@ -220,14 +220,14 @@ def test_another_architecture_is_refused_without_a_processor_too(tmp_path: Path)
         LlavaCot().load(spec_of(folder))
 
 
-def test_a_stand_in_for_the_folder_of_a_configuration(tmp_path: Path) -> None:
+def test_a_fallback_for_the_folder_of_a_configuration(tmp_path: Path) -> None:
     """The tiles are those of its own configuration."""
     config = narrow(LlavaCot().shape(ModelSpec(model=COT)))
     config.vision_config.image_size = 280
     config.save_pretrained(tmp_path)
     adapter = LlavaCot()
     loaded = adapter.load(spec_of(tmp_path))
-    assert is_stand_in(loaded.processor)
+    assert isinstance(loaded.processor.tokenizer, FallbackTokenizer)
     assert len(adapter.remarks(loaded, [], "w1")) == 1
     inputs = adapter.encode(loaded, [Image.new("RGB", (500, 200))], "How?")
     assert adapter.vision(loaded, inputs).vision_tokens == 2 * (20 * 20 + 1)

@@ -1,4 +1,4 @@
-"""Kimi-VL's image preparation: scale, pad, cut into patches; with PIL and torch alone.
+"""Kimi-VL's processor: images are scaled, padded and cut into patches; with PIL and torch alone.
 
 As the checkpoint's `image_processing_kimi_vl.py` does it, whose code is not run. An image keeps its
 resolution: only one of more patches than the limit is scaled down.
@@ -16,26 +16,47 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-MOST_PATCHES = 512
+from mvw_kimi_vl.modeling import DEFAULT_PATCHES, KimiVLConfig
+from mvw_kimi_vl.tokenizer import TEMPLATE
+
+PLACEHOLDER = "<|media_pad|>"
+MAX_PATCHES = 512
 """Per side; the rotary embedding of the vision tower is made for fewer."""
+_SPECIAL_TOKENS = {
+    "[BOS]": 163584,
+    "[EOS]": 163585,
+    "<|im_end|>": 163586,
+    "<|im_user|>": 163587,
+    "<|im_assistant|>": 163588,
+    "<|im_system|>": 163594,
+    "<|im_middle|>": 163601,
+    "<|media_start|>": 163602,
+    "<|media_content|>": 163603,
+    "<|media_end|>": 163604,
+    "[UNK]": 163838,
+    "[PAD]": 163839,
+}
+"""Source: `tokenizer_config.json` of Kimi-VL-A3B-Thinking-2506; the image token is the
+configuration's."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePreparation:
+class ImageProcessor:
     """The settings of `preprocessor_config.json`."""
 
     patch_size: int = 14
     merge_kernel_size: tuple[int, int] = (2, 2)
-    in_token_limit: int = 4096
-    """Most patches of an image before merging. The default is that of the checkpoints' own code."""
+    in_token_limit: int = DEFAULT_PATCHES
+    """Most patches of an image before merging."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pad_input: bool = True
     """Pad right and below to whole merged patches; else crop around the centre."""
 
     def size(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Tell how an image is scaled, then padded or cropped: two times width and height, in px.
+        """Return how an image is scaled, then padded or cropped: two times width and height, in px.
 
         Raises:
             ValueError: a side has too many patches, or none.
@@ -54,17 +75,17 @@ class ImagePreparation:
             final_width = scaled_width - scaled_width % across
             final_height = scaled_height - scaled_height % down
         sides = (final_width // patch, final_height // patch)
-        if not min(sides) > 0 or max(sides) >= MOST_PATCHES:
+        if not min(sides) > 0 or max(sides) >= MAX_PATCHES:
             raise ValueError(
                 f"an image of {width} x {height} px becomes {sides[0]} x {sides[1]} "
-                f"patches; 1 to {MOST_PATCHES - 1} a side can be read"
+                f"patches; 1 to {MAX_PATCHES - 1} a side can be read"
             )
         return scaled_width, scaled_height, final_width, final_height
 
     def area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Tell where the patches lie over a picture: left, top, right, bottom edge, in parts of it.
+        """Return where the patches lie over a picture: left, top, right and bottom edge.
 
-        Past 1 where they cover padding too.
+        In parts of its width and height, past 1 where they cover padding too.
         """
         wide, high, final_width, final_height = self.size(width, height)
         if self.pad_input:
@@ -117,36 +138,74 @@ class ImagePreparation:
         return patches.permute(1, 3, 0, 2, 4).flatten(0, 1), rows, columns
 
 
-def limit_of(name: str, revision: str | None = None) -> int:
-    """Say how many patches of an image a checkpoint allows; asks the hub for one small file.
-
-    Where its `preprocessor_config.json` can't be had or does not tell: the default.
-    """
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        name,
-        "preprocessor_config.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    told = ImagePreparation() if found is None else read_preparation(Path(found).parent)
-    return told.in_token_limit
-
-
-def read_preparation(folder: Path) -> ImagePreparation:
+def read_image_processor(folder: Path) -> ImageProcessor:
     """Read the settings of a checkpoint folder.
 
     Raises:
         OSError: `preprocessor_config.json` is missing.
     """
     told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    names = {field.name for field in fields(ImagePreparation)}
+    names = {field.name for field in fields(ImageProcessor)}
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in told.items()
         if name in names
     }
-    return ImagePreparation(**known)
+    return ImageProcessor(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class KimiProcessor:
+    """Tokenizer and image preparation of one checkpoint."""
+
+    tokenizer: PreTrainedTokenizerFast
+    image_processor: ImageProcessor
+
+    def __call__(
+        self, messages: list[dict[str, Any]], images: Sequence[Image.Image]
+    ) -> dict[str, Tensor]:
+        """Encode a conversation; each image's placeholder is repeated for its vision tokens.
+
+        Raises:
+            ValueError: the text has more placeholders than there are images.
+        """
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        pieces = text.split(PLACEHOLDER)
+        if len(pieces) != len(images) + 1:
+            raise ValueError(
+                f"the prompt has {len(pieces) - 1} image placeholders for {len(images)} images"
+            )
+        written = pieces[0]
+        for image, piece in zip(images, pieces[1:], strict=True):
+            written += PLACEHOLDER * self.image_processor.vision_tokens(*image.size) + piece
+        encoded = self.tokenizer(written, return_tensors="pt", add_special_tokens=False)
+        inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        return {**inputs, **(self.image_processor(images) if images else {})}
+
+
+def fallback_processor(config: KimiVLConfig) -> KimiProcessor | None:
+    """Make a processor for random weights; None for a vocabulary without the special tokens."""
+    from mvw_hf.fallback import fallback_tokenizer
+
+    size = config.get_text_config().vocab_size
+    if size <= max(_SPECIAL_TOKENS.values()):
+        return None
+    tokenizer = fallback_tokenizer(
+        size,
+        {**_SPECIAL_TOKENS, PLACEHOLDER: config.image_token_id},
+        template=TEMPLATE,
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        pad_token="[PAD]",
+    )
+    vision = config.vision_config
+    return KimiProcessor(
+        tokenizer,
+        ImageProcessor(
+            patch_size=vision.patch_size,
+            merge_kernel_size=tuple(vision.merge_kernel_size),
+            in_token_limit=config.in_token_limit,
+        ),
+    )

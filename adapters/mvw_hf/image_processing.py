@@ -1,0 +1,199 @@
+"""How a model's family prepares images, and how many vision tokens one becomes.
+
+Image processors of transformers with the settings of each family's published checkpoints. Limits on
+the number of pixels or tiles are no part of a model's configuration: they are those that these
+checkpoints carry in `preprocessor_config.json`. A checkpoint with other limits, or a processor that
+was told others, gives other counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers.image_processing_utils import select_best_resolution
+
+from mvw_cli import BadImage, ModelProblem
+
+_QWEN3_LIMITS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
+"""Source: `preprocessor_config.json` of the Qwen3-VL and Qwen3.5 checkpoints."""
+_QWEN2_LIMITS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
+"""Source: `preprocessor_config.json` of the Qwen2-VL and Qwen2.5-VL checkpoints."""
+_GLM_LIMITS = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 12288}
+"""Source: `preprocessor_config.json` of zai-org/GLM-4.1V-9B-Thinking. The upper limit counts both
+frames that a still image is doubled to."""
+_INTERNVL_TILES = 12
+"""Source: `max_patches` in `preprocessor_config.json` of the InternVL3 -hf checkpoints."""
+_HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
+    """Make the image processor of a model's family; None where the family is not known here."""
+    make = _PROCESSORS.get(config.model_type)
+    return None if make is None else make(config)
+
+
+def _qwen2(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN2_LIMITS)
+
+
+def _qwen3(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN3_LIMITS, **_HALVES)
+
+
+def _glm4v(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+    return Glm4vImageProcessorPil(**_patches(config), size=_GLM_LIMITS)
+
+
+def _patches(config: PreTrainedConfig) -> dict[str, int]:
+    vision = config.vision_config
+    return {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+
+
+def _internvl(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    height, width = config.vision_config.image_size
+    return GotOcr2ImageProcessorPil(
+        size={"height": height, "width": width},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=_INTERNVL_TILES,
+        **_IMAGENET,
+    )
+
+
+def _gemma3(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    return Gemma3ImageProcessorPil(size=_square(config), **_HALVES)
+
+
+def _llava(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers import CLIPImageProcessorPil
+
+    side = config.vision_config.image_size
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=_square(config))
+
+
+def _llava_onevision(config: PreTrainedConfig) -> BaseImageProcessor:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    return LlavaOnevisionImageProcessorPil(
+        size=_square(config), image_grid_pinpoints=config.image_grid_pinpoints, **_HALVES
+    )
+
+
+def _square(config: PreTrainedConfig) -> dict[str, int]:
+    side = config.vision_config.image_size
+    return {"height": side, "width": side}
+
+
+_PROCESSORS: dict[str, Callable[[PreTrainedConfig], BaseImageProcessor]] = {
+    "gemma3": _gemma3,
+    "glm4v": _glm4v,
+    "internvl": _internvl,
+    "llava": _llava,
+    "llava_onevision": _llava_onevision,
+    "qwen2_vl": _qwen2,
+    "qwen2_5_vl": _qwen2,
+    "qwen3_vl": _qwen3,
+    "qwen3_vl_moe": _qwen3,
+}
+
+
+def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
+    """Count the vision tokens of one image.
+
+    Raises:
+        ModelProblem: the family's rule is not known here.
+        BadImage: it refuses the image.
+    """
+    rule = _RULES.get(config.model_type)
+    if rule is None:
+        raise ModelProblem(
+            f"How many vision tokens {config.model_type} makes of an image is not known here.",
+            cause=f"known: {', '.join(sorted(_RULES))}",
+            hint="mvw list profiles",
+        )
+    try:
+        return rule(config, width, height)
+    except ValueError as error:
+        raise BadImage(
+            f"{config.model_type} takes no image of {width} x {height} pixels.",
+            cause=str(error),
+            hint="mvw list profiles",
+        ) from error
+
+
+def _fixed_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
+    """CLIP and its like: every image is resized and cropped to one size."""
+    vision = config.vision_config
+    patches = int((vision.image_size // vision.patch_size) ** 2)
+    with_class = config.vision_feature_select_strategy == "full"
+    return patches + int(with_class)
+
+
+def _merged_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
+    """Patches of a size that keeps the aspect ratio, merged into tokens side by side."""
+    patches = _PROCESSORS[config.model_type](config).get_number_of_image_patches(height, width, {})
+    return int(patches // config.vision_config.spatial_merge_size**2)
+
+
+def _internvl_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
+    """Tiles of one size, and a thumbnail where there is more than one."""
+    tiles = _PROCESSORS[config.model_type](config).get_number_of_image_patches(height, width, {})
+    return int(tiles * config.image_seq_length)
+
+
+def _gemma3_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
+    """Every image is resized to one size; pan-and-scan is off in the published checkpoints."""
+    return int(config.mm_tokens_per_image)
+
+
+def _llava_onevision_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
+    """A base view, and a grid of crops with the padding taken off and a newline after each row.
+
+    LLaVA-OneVision (arXiv:2408.03326), section 3.2; `anyres_max_9` bounds the grid's features to
+    those of 9 crops by scaling it down.
+    """
+    side = config.vision_config.image_size
+    patches = side // config.vision_config.patch_size
+    best_height, best_width = select_best_resolution((height, width), config.image_grid_pinpoints)
+    rows, columns = patches * (best_height // side), patches * (best_width // side)
+    if width / height > columns / rows:
+        rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    max_crops = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    ratio = math.sqrt(rows * columns / (max_crops * patches**2))
+    if ratio > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
+    return int(patches**2 + rows * (columns + 1))
+
+
+_RULES: dict[str, Callable[[PreTrainedConfig, int, int], int]] = {
+    "gemma3": _gemma3_tokens,
+    "glm4v": _merged_tokens,
+    "internvl": _internvl_tokens,
+    "llava": _fixed_tokens,
+    "llava_onevision": _llava_onevision_tokens,
+    "qwen2_vl": _merged_tokens,
+    "qwen2_5_vl": _merged_tokens,
+    "qwen3_vl": _merged_tokens,
+    "qwen3_vl_moe": _merged_tokens,
+}
