@@ -75,6 +75,10 @@ class StepView:
     mass: float | None = None
     """Part of the newest query's attention that went to vision tokens, mean over the heads and the
     layers asked for; 0 where no vision is left. None if not asked for."""
+    masses: Mapping[int, float] | None = None
+    """By layer asked for, what `mass` is the mean of. At a cross-attention layer, where all of the
+    attention goes to vision, it is ‖added‖ / (‖stream‖ + ‖added‖) of the newest token: how much
+    the layer changes its hidden state."""
     weights: Mapping[int, Tensor] | None = None
     """By layer, the newest query's attention weight on each vision token, mean over the heads;
     0 for those that are gone.  # (N,) float32"""

@@ -1,8 +1,8 @@
-"""Attention over the slots: the functions registered with transformers' attention interfaces.
+"""The attention kernels: which one serves a model, and the functions registered with transformers.
 
-For a decode step over a `SlotCache` each layer masks by its own slots' lengths and windows; for
-anything else (a prefill) the call goes on to the normal kernel. Beside it, `looking.py` sees what a
-policy has asked for. It does not know policies or vision tokens.
+In a decode step over a `SlotCache` each layer masks by its own slots' lengths and windows; anything
+else (a prefill) goes on to the normal kernel. Next to the kernel, `attention_probe.py` sees what a
+policy has asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,11 +21,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from mvw_cli.engine.attention_probe import StepProbes, record_prefill
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.looking import Look
-from mvw_cli.engine.prefill_weights import looked_at
 from mvw_cli.engine.rows import Part
 from mvw_cli.engine.slot_layer import SlotLayer
 
@@ -32,19 +33,69 @@ _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
 for one of its own, which would keep it from making the masks that are needed here."""
 
 _decoding: ContextVar[SlotCache | None] = ContextVar("decoding", default=None)
-_look: ContextVar[Look | None] = ContextVar("look", default=None)
+_probes: ContextVar[StepProbes | None] = ContextVar("probes", default=None)
 
 Attended = tuple[Tensor, Tensor | None]
+"""What comes out, # (n, T, H, D), and the weights where the kernel makes them: # (n, H, T, L)."""
+Forward = Callable[..., Attended]
+
+
+def choose_kernel(model: Any, requested: str) -> str:
+    """Choose the attention kernel: the requested one, or for `auto` the fastest that fits.
+
+    flash-attn is taken where it can be imported, the model runs in half precision on a GPU that
+    it serves, and supports it; else SDPA; `eager` where the model caps its attention logits.
+
+    Raises:
+        NotExact: the requested kernel can't serve this model on this device.
+    """
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    obstacle = "it caps its attention logits" if capped else _flash_obstacle(model)
+    if requested == "auto":
+        if obstacle is None:
+            return "flash"
+        return "sdpa" if model._supports_sdpa and not capped else "eager"
+    if requested == "flash" and obstacle is not None:
+        raise NotExact(obstacle)
+    if requested == "sdpa" and capped:
+        raise NotExact("it caps its attention logits, which SDPA can't do")
+    return requested
+
+
+def _flash_obstacle(model: Any) -> str | None:
+    """Return why flash-attn can't be used, or None."""
+    if find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    if model.device.type != "cuda":
+        return f"flash-attn needs a CUDA device, this is {model.device.type}"
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return f"flash-attn needs float16 or bfloat16, this is {model.dtype}"
+    if not model._supports_flash_attn:
+        return "the model does not support flash-attn"
+    # FlashAttention-2 is made for Ampere and later (its README); on AMD there is no such number.
+    if torch.version.hip is None and torch.cuda.get_device_capability(model.device) < (8, 0):
+        return "flash-attn needs a GPU of compute capability 8.0 or later"
+    return _import_problem()
+
+
+def _import_problem() -> str | None:
+    """Return why flash-attn can't be imported, or None; built for another PyTorch, it can't."""
+    try:
+        import_module("flash_attn")
+    except Exception as error:  # it fails in many ways
+        first = next(iter(str(error).strip().splitlines()), "")
+        return f"flash-attn can't be imported: {type(error).__name__}: {first}"
+    return None
 
 
 @contextmanager
-def decoding(cache: SlotCache, look: Look | None = None) -> Iterator[None]:
-    """Let attention calls inside read the slots' lengths from `cache`, and be seen by `look`."""
-    token, looking = _decoding.set(cache), _look.set(look)
+def decoding(cache: SlotCache, probes: StepProbes | None = None) -> Iterator[None]:
+    """Let attention calls inside read the slots' lengths from `cache`, and be seen by `probes`."""
+    token, probing = _decoding.set(cache), _probes.set(probes)
     try:
         yield
     finally:
-        _look.reset(looking)
+        _probes.reset(probing)
         _decoding.reset(token)
 
 
@@ -53,9 +104,9 @@ def decoded_cache() -> SlotCache | None:
     return _decoding.get()
 
 
-def decode_look() -> Look | None:
-    """Return who looks at the decode step that is running, or None."""
-    return _look.get()
+def decode_probes() -> StepProbes | None:
+    """Return the probes of the decode step that is running, or None."""
+    return _probes.get()
 
 
 @contextmanager
@@ -109,7 +160,7 @@ def _decode_layer(
 
 
 def _by_parts(
-    module: nn.Module,
+    module: Any,
     layer: SlotLayer | CrossLayer,
     query: Tensor,
     key: Tensor,
@@ -121,19 +172,19 @@ def _by_parts(
 
     query: # (n, H, 1, D); returned: # (n, 1, H, D)
     """
-    look, number = _look.get(), _number(module)
+    probes, number = _probes.get(), int(module.layer_idx)
     parts = layer.parts(key, value)
     rows = query.shape[0]
     output: Tensor | None = None
     for part in parts:
         end = part.first + len(part.rows)
         queries = query[part.first : end]
-        if look is not None:
-            part = look.narrowed(number, part)
+        if probes is not None:
+            part = probes.narrowed(number, part)
         attended, weights = attend(queries, part)
-        if look is not None:
-            look.see(number, queries, part, weights, scaling)
-        lengths = part.rows.lengths
+        if probes is not None:
+            probes.record(number, queries, part, weights, scaling)
+        lengths = part.lengths
         if 0 in lengths:  # a row of which a policy has left this cross-attention layer nothing
             empty = part.rows.on_device(lengths) == 0
             attended = attended.masked_fill(empty[:, None, None, None], 0.0)
@@ -147,40 +198,36 @@ def _by_parts(
     return output, None
 
 
-def _number(module: Any) -> int:
-    return int(module.layer_idx)
-
-
-def _seen(
+def _masked(
+    forward: Forward,
+    additive: bool,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
+    value: Tensor,
     mask: Tensor | None,
-    weights: Tensor | None,
-    scaling: float | None,
-) -> None:
-    """Let whoever looks at a prefill see one attention call of it."""
-    looker = looked_at(module)
-    if looker is not None:
-        looker.see(_number(module), query, key, mask, weights, scaling)
+    kw: dict[str, Any],
+) -> Attended:
+    """Attend by a function that takes a mask: bool, True where attended, or `additive`."""
+
+    def attend(rows: Tensor, part: Part) -> Attended:
+        visible = part.attendable()
+        if visible is not None and additive:
+            visible = _additive(visible, query.dtype)
+        return forward(module, rows, part.keys, part.values, visible, **kw)
+
+    layer = _decode_layer(module, query, kw)
+    if layer is not None:
+        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
+    attended = forward(module, query, key, value, mask, **kw)
+    record_prefill(module, query, key, mask, attended[1], kw.get("scaling"))
+    return attended
 
 
 def _sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> Attended:
-    def attend(rows: Tensor, part: Part) -> Attended:
-        visible = part.rows.attendable()
-        attended: Attended = sdpa_attention_forward(
-            module, rows, part.keys, part.values, visible, **kw
-        )
-        return attended
-
-    layer = _decode_layer(module, query, kw)
-    if layer is not None:
-        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
-    attended: Attended = sdpa_attention_forward(module, query, key, value, mask, **kw)
-    _seen(module, query, key, mask, attended[1], kw.get("scaling"))
-    return attended
+    return _masked(sdpa_attention_forward, False, module, query, key, value, mask, kw)
 
 
 def _eager(
@@ -190,19 +237,7 @@ def _eager(
     forward = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if forward is None:
         raise NotExact("its file has no eager attention function")
-
-    def attend(rows: Tensor, part: Part) -> Attended:
-        visible = part.rows.attendable()
-        added = None if visible is None else _additive(visible, query.dtype)
-        attended: Attended = forward(module, rows, part.keys, part.values, added, **kw)
-        return attended
-
-    layer = _decode_layer(module, query, kw)
-    if layer is not None:
-        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
-    attended: Attended = forward(module, query, key, value, mask, **kw)
-    _seen(module, query, key, mask, attended[1], kw.get("scaling"))
-    return attended
+    return _masked(forward, True, module, query, key, value, mask, kw)
 
 
 def _flash(
@@ -218,7 +253,7 @@ def _flash(
     if layer is not None and plain and layer.window is None:
         return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
     if layer is None and plain and _is_causal_prefill(module, query, key, kw):
-        _seen(module, query, key, None, None, kw.get("scaling"))
+        record_prefill(module, query, key, None, None, kw.get("scaling"))
         return _flash_prefill(query, key, value, kw.get("scaling")), None
     return _sdpa(module, query, key, value, mask, **kw)
 
@@ -247,7 +282,7 @@ def _flash_decode(query: Tensor, part: Part, scale: float | None) -> Tensor:
 
     attended: Tensor = flash_attn_with_kvcache(
         *(states.transpose(1, 2) for states in (query, part.keys, part.values)),
-        cache_seqlens=part.rows.on_device(part.rows.lengths).int(),
+        cache_seqlens=part.rows.on_device(part.lengths).int(),
         softmax_scale=scale,
     )
     return attended

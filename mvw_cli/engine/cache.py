@@ -1,8 +1,7 @@
 """The KV cache of the engine: slots, each with its own length at every layer.
 
-It knows in which row a slot lies; the layers (`slot_layer.py`, `cross_attention.py`) store, grow,
-compact and count bytes. It does not attend (`attention.py`), and it does not know which entries are
-vision tokens until it is told which to withdraw.
+Here is in which row a slot lies; the layers (`slot_layer.py`, `cross_attention.py`) store, grow,
+compact and count bytes. Which entries are vision tokens is told with each withdrawal.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import ran_out
 from mvw_cli.engine.rows import ROW_CHUNK, Memo, Offloaded
-from mvw_cli.engine.slot_layer import SlotLayer
+from mvw_cli.engine.slot_layer import KVLayer, SlotLayer
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -69,7 +68,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 are not named.  # (K,) long
         """
         done = []
-        everything = torch.arange(prompt)  # one for all layers: see `Look`
+        everything = torch.arange(prompt)  # one tensor for all layers: `present_in` tells by it
         try:
             for number, (layer, source) in enumerate(
                 zip(self.layers, prefilled.layers, strict=True)
@@ -109,13 +108,17 @@ class SlotCache(Cache):  # type: ignore[misc]
         row, vision = self._find(slot)
         pairs = list(zip(self.layers, indices, strict=True))
         if not vision or not complete:
+            # In place: the row stays among its own, with or without vision.
             gone: int = sum(layer.prune(row, one, vision) for layer, one in pairs)
             self.trim()
             return gone
+        # What stays is copied over to the rows without vision before the row goes, layer by layer,
+        # so that a lack of memory at any layer can be undone. Layers need not agree on what they
+        # hold: each masks by its own lengths.
         gone, done = 0, []
         try:
             for layer, one in pairs:
-                gone += layer.keep_without(row, one)
+                gone += layer.withdraw(row, one)
                 done.append(layer)
         except BaseException:
             for layer in done:
@@ -129,19 +132,19 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.trim()
         return gone
 
-    def copied(self, slot: int, indices: Sequence[Tensor]) -> list[Offloaded]:
+    def offload(self, slot: int, indices: Sequence[Tensor]) -> list[Offloaded]:
         """Copy entries of a slot to the host; arguments as in `withdraw`."""
         row, vision = self._find(slot)
         pairs = zip(self.layers, indices, strict=True)
-        return [layer.copied(row, one, vision) for layer, one in pairs]
+        return [layer.offload(row, one, vision) for layer, one in pairs]
 
     def restore(self, slot: int, back: Sequence[Offloaded]) -> int:
-        """Put entries that `copied` has copied back into a slot, which sees from here on.
+        """Put entries that `offload` has copied back into a slot, which has vision from here on.
 
         Returns their number, summed over the layers. If memory runs out, nothing has changed.
         """
         row, vision = self._find(slot)
-        done: list[SlotLayer | CrossLayer] = []
+        done: list[KVLayer] = []
         came = 0
         try:
             for layer, one in zip(self.layers, back, strict=True):
@@ -240,14 +243,14 @@ class SlotCache(Cache):  # type: ignore[misc]
             raise NotExact(f"layers {missed} do not use transformers' attention interface")
 
     def _find(self, slot: int) -> tuple[int, bool]:
-        """Say in which row a slot lies, and whether among those with vision."""
+        """Return in which row a slot lies, and whether among those with vision."""
         if slot in self._with_vision:
             return self._with_vision.index(slot), True
         return self._withdrawn.index(slot), False
 
 
 def _turning_points(with_vision: int) -> list[int]:
-    """Say after how many withdrawals the room may be largest: it goes up and down evenly between.
+    """List after how many withdrawals the room may be largest: it changes evenly in between.
 
     Storages hold rows in steps of `ROW_CHUNK`, and trim them in such steps.
     """

@@ -1,19 +1,24 @@
-"""A loaded model, ready to serve requests: checks that it can be exactly, and patches it for that.
-
-One loop serves one image and a thousand; what happens in it is in `slots.py`. It does not know
-adapters, profiles or terminals.
-"""
+"""A loaded model, ready to serve requests: checked that it can be exactly, and patched for that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.engine.attention import attention_kernel, decode_look, decoded_cache
-from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers, skipping
+from mvw_cli.engine.attention import (
+    attention_kernel,
+    choose_kernel,
+    decode_probes,
+    decoded_cache,
+)
+from mvw_cli.engine.attention_probe import record_prefill_added
+from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers
 from mvw_cli.engine.exact import NotExact, check_architecture
-from mvw_cli.engine.kernels import choose_kernel
 from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, Failed, Request
 from mvw_cli.errors import ModelProblem
@@ -94,9 +99,7 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(self._refusing())
             stack.enter_context(attention_kernel(self._model, self.attention))
-            stack.enter_context(
-                skipping(self._model, self._cross_layers, decoded_cache, decode_look)
-            )
+            stack.enter_context(_skipping(self._model, self._cross_layers))
             stack.enter_context(self._loaded.serving(self._model))
             yield Slots(
                 self._model,
@@ -117,3 +120,42 @@ class Engine:
                 cause=f"In {self._loaded.name}: {error}.",
                 hint="mvw list adapters",
             ) from error
+
+
+@contextmanager
+def _skipping(model: Any, layers: Sequence[int]) -> Iterator[None]:
+    """Let cross-attention layers leave the rows of withdrawn slots as they are in decode steps.
+
+    Where all slots are withdrawn, transformers skips the layer itself. The hooks are removed on the
+    way out.
+
+    Raises:
+        NotExact: the decoder's layers aren't where transformers has them.
+    """
+    with ExitStack() as stack:
+        for number in layers:
+            decoder = model.get_decoder()
+            if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+                raise NotExact("its decoder has no list of layers")
+            hook = partial(_after_cross_layer, number)
+            handle = decoder.layers[number].register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _after_cross_layer(
+    number: int,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
+    cache, probes = decoded_cache(), decode_probes()
+    before = args[0] if args else kwargs["hidden_states"]  # (n, 1, D), or (1, P, D)
+    if cache is None:
+        record_prefill_added(number, before, output)
+        return output
+    output = cache.layers[number].without_skipped(before, output)
+    if probes is not None:
+        probes.record_added(number, before, output)
+    return output

@@ -3,10 +3,9 @@
 The rows of those that have left are cut out of what a decoder layer reads, by hooks on unmodified
 layers, and what it returns is laid back among them, so that whatever the model does between its
 layers finds the length that it expects. A layer's cache gets the rows that the layer has read.
-Positions stay as they are: rotary phases come with the rows.
 
-Cross-attention layers get fewer vision states; without any they are passed by, or keep their gated
-MLP. Nothing here knows what a policy looks at.
+Cross-attention layers get fewer vision states; without any they are skipped, or keep their gated
+MLP.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mvw_cli.engine.attention_probe import PrefillProbe, check_choice
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.prefill_weights import PrefillWeights
 from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import LayerView, Select
 
@@ -34,14 +33,15 @@ _ALONG = {
     "per_layer_input": (-2,),
 }
 """Arguments of decoder layers that run along the sequence, and their dimensions that do."""
-_BESIDE = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
+_NOT_ALONG = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
+"""Arguments that belong to cross-attention, and are cut in `_fewer_states` where at all."""
 
 
 class Selection:
     """What a policy has chosen during one prefill."""
 
     def __init__(
-        self, vision: Vision, select: Select, layers: int, weights: PrefillWeights | None
+        self, vision: Vision, select: Select, layers: int, probe: PrefillProbe | None
     ) -> None:
         self.vision = vision
         self.present = torch.ones(vision.tokens, dtype=torch.bool)
@@ -50,7 +50,7 @@ class Selection:
         """What each layer has read.  # (N,) bool"""
         self._select = select
         self._layers = layers
-        self._weights = weights
+        self._probe = probe
         places = torch.arange(vision.prompt)
         if vision.cross_attention:
             self._text, self._image_end = places, 0
@@ -66,7 +66,7 @@ class Selection:
         Raises:
             ValueError: the policy's answer is no choice among the vision tokens.
         """
-        weights = None if self._weights is None else self._weights.before(number)
+        weights = None if self._probe is None else self._probe.before(number)
         view = LayerView(
             layer=number,
             layers=self._layers,
@@ -80,16 +80,12 @@ class Selection:
         )
         chosen = self._select(view)
         if chosen is not None:
-            if chosen.shape != self.present.shape or chosen.dtype != torch.bool:
-                raise ValueError(
-                    f"a policy chose among {self.vision.tokens} vision tokens by a tensor "
-                    f"{tuple(chosen.shape)} of {chosen.dtype}"
-                )
+            check_choice(chosen, self.vision.tokens, "chose among")
             left = self.present & chosen.cpu()
             # The same object as long as nothing changes: who reads it later tells by that.
             self.present = self.present if torch.equal(left, self.present) else left
-            if self._weights is not None:
-                self._weights.present = self.present
+            if self._probe is not None:
+                self._probe.present = self.present
         self.by_layer[number] = self.present
         return self.present
 
@@ -98,7 +94,7 @@ class Selection:
         return any(bool(self.by_layer[layer].any()) for layer in layers)
 
     def held(self, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Say what these layers have read, for `SlotCache.load`: # (K,) long each."""
+        """Return what these layers have read, for `SlotCache.load`: # (K,) long each."""
         known: dict[int, Tensor] = {}
         found = {}
         for layer in layers:
@@ -141,7 +137,7 @@ def selecting(
         for number, layer in enumerate(layers):
             if selection.vision.cross_attention:
                 if number in cross_layers:
-                    stack.enter_context(_crossing(layer, number, selection, keep_mlp))
+                    stack.enter_context(_cross_layer(layer, number, selection, keep_mlp))
                 else:
                     before = partial(_asked, number, selection)
                     hook = layer.register_forward_pre_hook(before, with_kwargs=True)
@@ -174,8 +170,11 @@ class _Cut:
         if bool(present.all()):
             self._whole = None
             return None
+        # Positions are not renumbered: ids, rotary phases and mask are cut to the same rows as the
+        # hidden states, so that each row that stays is read as if the others were masked.
         self._whole, self._rows = hidden, selection.rows().to(hidden.device)
         if int(self._rows[-1]) != length - 1:
+            # The first token comes out of the last row.
             raise NotExact("its prompt ends with a vision token")
         shorter = {
             name: value
@@ -218,7 +217,7 @@ def cut_rows(number: int, name: str, value: Any, rows: Tensor, length: int) -> A
     """Cut an argument of a layer to the rows that it reads."""
     if isinstance(value, tuple | list):
         return type(value)(cut_rows(number, name, one, rows, length) for one in value)
-    if not isinstance(value, Tensor) or name in _BESIDE:
+    if not isinstance(value, Tensor) or name in _NOT_ALONG:
         return value
     dimensions = _ALONG.get(name)
     if dimensions is None:
@@ -232,7 +231,7 @@ def cut_rows(number: int, name: str, value: Any, rows: Tensor, length: int) -> A
 
 
 @contextmanager
-def _crossing(layer: Any, number: int, selection: Selection, keep_mlp: bool) -> Iterator[None]:
+def _cross_layer(layer: Any, number: int, selection: Selection, keep_mlp: bool) -> Iterator[None]:
     """Let one cross-attention layer read the chosen vision states only, or none."""
     plain = layer.forward
     own = "forward" in vars(layer)
@@ -286,7 +285,7 @@ def _fewer_states(kwargs: dict[str, Any], gone: Tensor) -> dict[str, Any]:
 
 
 def _lost(mask: Tensor | None) -> Tensor | None:
-    """Say which rows have none of the states left that they may attend to; None for none.
+    """Mark the rows that have none of the states left that they may attend to; None for no row.
 
     A softmax over nothing would be one over everything. Rows that see no image by themselves are
     not meant: transformers leaves their part of the mask at 0.

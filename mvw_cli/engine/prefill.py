@@ -1,6 +1,7 @@
-"""The prefill of one request: what its policy lets the layers read, and what there is to see.
+"""The prefill of one request: prepared as `generate` would, run once, with what its policy drops.
 
-It runs the model once. What becomes of the cache that comes out is up to `slots.py`.
+Logits processors, stop tokens, position ids and the fresh cache come out of transformers' own
+preparation, so that each model is served by its own rules.
 """
 
 from __future__ import annotations
@@ -12,41 +13,111 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.cache_utils import Cache
 
+from mvw_cli.engine.attention_probe import PrefillProbe, probing_prefill
 from mvw_cli.engine.layer_exits import Selection, selecting
-from mvw_cli.engine.prefill_weights import PrefillWeights, looking
-from mvw_cli.engine.prepare import Prepared
-from mvw_cli.engine.types import Request
+from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.engine.vision import Vision, vision_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """A prompt that has been read."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as `generate` would start it."""
 
-    cache: Any
-    """transformers' cache of it, each layer as long as what it has read."""
+    input_ids: Tensor  # (1, P)
+    processors: LogitsProcessorList
+    """Sampling warpers included."""
+    config: GenerationConfig
+    model_kwargs: dict[str, Any]
+    """Everything for `prepare_inputs_for_generation`, fresh cache and position ids included."""
+
+    @property
+    def next_position(self) -> Tensor:
+        """Position ids of the token after the prompt.  # (1, 1), or (C, 1, 1) for M-RoPE"""
+        # The model's own ids, plus one for each step from here on. An image may take up fewer
+        # positions than it has tokens (M-RoPE), so the prompt's length would be wrong.
+        position: Tensor = self.model_kwargs["position_ids"][..., -1:]
+        return position + 1
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids of the tokens that end the output."""
+        ids = self.config.eos_token_id
+        if ids is None:
+            return frozenset()
+        return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+@torch.inference_mode()
+def prepare(model: Any, inputs: Mapping[str, Tensor], settings: GenerationSettings) -> Prepared:
+    """Let the model's own `generate` prepare a request, and stop before the first forward."""
+
+    def capture(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: object,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Prepared:
+        return Prepared(input_ids, logits_processor, generation_config, model_kwargs)
+
+    prepared = model.generate(**inputs, custom_generate=capture, **_overrides(settings))
+    assert isinstance(prepared, Prepared)
+    return prepared
+
+
+def _overrides(settings: GenerationSettings) -> dict[str, Any]:
+    """Turn settings into `generate` arguments; what is None is left to the model."""
+    options: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "num_beams": 1,
+        "use_cache": True,
+        "return_dict_in_generate": False,
+    }
+    if settings.temperature == 0:
+        options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    else:
+        chosen = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        options |= {"do_sample": True, **given} if given else {}
+    if settings.repetition_penalty is not None:
+        options["repetition_penalty"] = settings.repetition_penalty
+    if settings.ignore_eos:
+        # transformers' own way to a fixed length: the end token is suppressed up to the minimum.
+        options["min_new_tokens"] = settings.max_new_tokens
+    return options
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefillOutput:
+    """What a prefill leaves behind."""
+
+    cache: Cache
+    """transformers' cache of the prompt, each layer as long as what it has read."""
     logits: Tensor
     """Of the first token.  # (1, V)"""
     vision: Vision
-    holding: tuple[int, ...]
-    """Layers that hold vision where no policy takes it."""
-    weights: PrefillWeights | None
+    layers: tuple[int, ...]
+    """Those that hold vision where no policy takes it."""
+    probe: PrefillProbe | None
     """What was seen of the attention; None if the policy asks for nothing."""
-    sees: bool
+    with_vision: bool
     """Whether any layer holds vision."""
     held: Mapping[int, Tensor] | None
     """As `SlotCache.load` takes it; None where all was read everywhere."""
 
 
-def read_prompt(
+def run_prefill(
     model: Any,
     prepared: Prepared,
     request: Request,
     cross_layers: Sequence[int],
     *,
     keep_mlp: bool,
-) -> Read:
+) -> PrefillOutput:
     """Run the prefill of a request, its policy choosing among the vision tokens.
 
     Raises:
@@ -54,33 +125,33 @@ def read_prompt(
     """
     depth = int(model.config.get_text_config().num_hidden_layers)
     vision = vision_of(request.layout, int(prepared.input_ids.shape[1]))
-    holding = _holding(vision, depth, cross_layers)
-    weights = _watched(request, vision, holding, depth)
+    layers = _vision_layers(vision, depth, cross_layers)
+    probe = _probe_of(request, vision, layers, depth)
     select = request.policy.begin_prefill() if vision.tokens else None
-    selection = None if select is None else Selection(vision, select, depth, weights)
+    selection = None if select is None else Selection(vision, select, depth, probe)
     model_inputs = model.prepare_inputs_for_generation(
         prepared.input_ids, is_first_iteration=True, **prepared.model_kwargs
     )
     with ExitStack() as stack:
-        stack.enter_context(looking(weights))
+        stack.enter_context(probing_prefill(probe))
         if selection is not None:
             stack.enter_context(selecting(model, selection, cross_layers, keep_mlp=keep_mlp))
         output = model(**model_inputs, return_dict=True)
-    return Read(
+    return PrefillOutput(
         cache=output.past_key_values,
         logits=output.logits[:, -1],
         vision=vision,
-        holding=holding,
-        weights=weights,
-        sees=vision.tokens > 0 and (selection is None or selection.left(holding)),
-        held=None if selection is None else selection.held(holding),
+        layers=layers,
+        probe=probe,
+        with_vision=vision.tokens > 0 and (selection is None or selection.left(layers)),
+        held=None if selection is None else selection.held(layers),
     )
 
 
 def present_in(
     indices: Sequence[Tensor], vision: Vision, layers: Sequence[int]
 ) -> dict[int, Tensor]:
-    """Say which vision tokens some layers of the cache hold: # (N,) bool each.
+    """Return which vision tokens some layers of the cache hold: # (N,) bool each.
 
     indices: by layer, as `SlotCache.indices` gives them.
     """
@@ -95,7 +166,7 @@ def present_in(
     return {layer: known[id(indices[layer])] for layer in layers}
 
 
-def _holding(vision: Vision, depth: int, cross_layers: Sequence[int]) -> tuple[int, ...]:
+def _vision_layers(vision: Vision, depth: int, cross_layers: Sequence[int]) -> tuple[int, ...]:
     """List the layers that hold vision without any withdrawal."""
     if not vision.tokens:
         return ()
@@ -104,14 +175,14 @@ def _holding(vision: Vision, depth: int, cross_layers: Sequence[int]) -> tuple[i
     return tuple(one for one in range(depth) if one not in cross_layers)
 
 
-def _watched(
-    request: Request, vision: Vision, holding: tuple[int, ...], depth: int
-) -> PrefillWeights | None:
-    """Say what is looked at in a prefill."""
-    signals = request.policy.signals(holding)
+def _probe_of(
+    request: Request, vision: Vision, layers: tuple[int, ...], depth: int
+) -> PrefillProbe | None:
+    """Make the probe of a prefill; None if the policy asks for nothing."""
+    signals = request.policy.signals(layers)
     # Which layers will hold vision is known after the prefill, and one query costs little.
-    layers = set(holding) if signals.mass or signals.weights else set()
+    wanted = set(layers) if signals.mass or signals.weights else set()
     for asked in request.policy.prefill_weights(depth):
-        earlier = [layer for layer in holding if layer < asked]
-        layers |= {max(earlier)} if earlier else set()
-    return PrefillWeights(vision, tuple(layers)) if layers else None
+        earlier = [layer for layer in layers if layer < asked]
+        wanted |= {max(earlier)} if earlier else set()
+    return PrefillProbe(vision, tuple(wanted)) if wanted else None

@@ -6,6 +6,7 @@ counts its bytes. It does not know requests, layers or vision tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,7 +54,17 @@ class Entries:
         return torch.cat([self.kept, after])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """Places of some rows that a policy has left to attend to."""
+
+    places: Sequence[Tensor]
+    """By row.  # (K,) long, on the host"""
+    visible: Tensor | None
+    """As `Rows.attendable`, of these places."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """The rows of a batched attention call that lie in one rectangle."""
 
@@ -63,7 +74,20 @@ class Part:
     """# (rows, H, longest, D)"""
     values: Tensor
     rows: Rows
-    """Tells the lengths and who may attend to what."""
+    gathered: Gathered | None = None
+    """Where `keys` and `values` hold some of the rows' places only."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Entries that are attended to, row by row."""
+        return self.rows.lengths if self.gathered is None else list(map(len, self.gathered.places))
+
+    def attendable(self) -> Tensor | None:
+        """Mark which entries each row's newest token may attend to; None for all.
+
+        # (rows, 1, 1, longest) bool
+        """
+        return self.rows.attendable() if self.gathered is None else self.gathered.visible
 
 
 class Rows:

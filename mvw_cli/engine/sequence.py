@@ -1,29 +1,70 @@
-"""One request while it has a slot: what it has written, and what its policy may look at.
-
-It does not know the cache; which vision tokens each layer holds is told to it.
-"""
+"""One request while it has a slot: what it has written, and what its policy may see."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mvw_cli.engine.detokenize import Detokenizer
-from mvw_cli.engine.looking import Looker
-from mvw_cli.engine.prefill_weights import PrefillWeights
+from mvw_cli.engine.attention_probe import AttentionProbe, PrefillProbe, check_choice
 from mvw_cli.engine.rows import Offloaded
 from mvw_cli.engine.sampling import Sampler
 from mvw_cli.engine.types import FinishReason, Request
 from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw
 
+_INCOMPLETE = "�"
+
+
+class Detokenizer:
+    """The text of one output, grown token by token and never by half a character.
+
+    A short tail of the ids is decoded with and without the new token, and the difference is emitted
+    once it is complete.
+    """
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # of the window that is decoded again
+        self._done = 0  # ids whose text has been emitted
+        self.text = ""
+
+    def add(self, token_id: int) -> str:
+        """Take one more token; return the text that became readable with it, maybe empty."""
+        self._ids.append(token_id)
+        return self._emit(final=False)
+
+    def finish(self) -> str:
+        """Return what is left, an incomplete character at the very end included."""
+        return self._emit(final=True)
+
+    def _emit(self, *, final: bool) -> str:
+        if self._tokenizer is None:
+            return ""
+        known = self._decode(self._ids[self._start : self._done])
+        grown = self._decode(self._ids[self._start :])
+        if len(grown) <= len(known) or (grown.endswith(_INCOMPLETE) and not final):
+            return ""
+        piece = grown[len(known) :]
+        self._start, self._done = self._done, len(self._ids)
+        self.text += piece
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        assert self._tokenizer is not None
+        text = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """One request while it has a slot."""
+    """The state of one request in a slot of the cache."""
 
     request: Request
     slot: int
@@ -41,14 +82,14 @@ class SequenceState:
     layers: tuple[int, ...] = ()
     """Those that held vision after the prefill."""
     signals: Signals = field(default_factory=Signals)
-    looker: Looker | None = None
+    probe: AttentionProbe | None = None
     offloaded: list[Offloaded] | None = None
-    """By layer of the cache, what waits in host memory."""
+    """By layer of the cache, what a policy may restore."""
     ids: list[int] = field(default_factory=list)
 
     @property
     def offloaded_bytes(self) -> int:
-        """Bytes that wait in host memory."""
+        """Bytes of the copies in host memory."""
         return sum(one.bytes for one in self.offloaded or ())
 
     @property
@@ -59,10 +100,10 @@ class SequenceState:
             held |= present
         return int((~held).sum())
 
-    def look(self, weights: PrefillWeights | None) -> None:
+    def attach_probe(self, prefill: PrefillProbe | None) -> None:
         """Arrange that the policy sees what it asks for, from the first token on.
 
-        weights: what was seen of the prefill.
+        prefill: what was seen there; the first token comes out of it.
         """
         policy = self.request.policy
         self.layers = tuple(layer for layer, one in self.present.items() if bool(one.any()))
@@ -73,23 +114,24 @@ class SequenceState:
         wanted = frozenset((*self.signals.mass, *self.signals.weights))
         if not wanted and attend is None:
             return
-        self.looker = Looker(
+        self.probe = AttentionProbe(
             self.vision,
             holding=frozenset(self.present),
             layers=wanted,
             attend=attend,
             attend_layer=None if attend is None else policy.attending_layer(self.layers),
         )
-        if weights is not None:
-            self.looker.found, self.looker.added = dict(weights.found), dict(weights.added)
+        if prefill is not None:
+            self.probe.found, self.probe.added = dict(prefill.found), dict(prefill.added)
 
     def finish_reason(self) -> FinishReason | None:
-        """Say why the output is complete, or None."""
+        """Return why the output is complete, or None."""
         settings, forced = self.request.settings, self.request.forced
         if forced is not None:
             return "length" if len(self.ids) == len(forced) else None
         if self.ids[-1] in self.stop_ids and not settings.ignore_eos:
             return "eos"
+        # Anywhere in the text, not only at its end: a token may go on past the stop string.
         if any(stop in self.detokenizer.text for stop in settings.stop):
             return "stop"
         return "length" if len(self.ids) >= settings.max_new_tokens else None
@@ -98,17 +140,20 @@ class SequenceState:
         """Count the vision tokens that the newest query attended to, mean over the layers."""
         if not self.present:
             return 0.0
+        # The newest token has been chosen and not read: the query was the token before it, or the
+        # prompt's last for the first token.
         newest = self.vision.prompt + len(self.ids) - 2
-        chosen = None if self.looker is None else self.looker.chosen
+        chosen = None if self.probe is None else self.probe.chosen
         counts: dict[tuple[int, int | None, bool], int] = {}
         total = 0
         for layer, present in self.present.items():
             window = self.windows[layer]
-            limited = self.looker is not None and self.looker.limits(layer)
+            limited = self.probe is not None and self.probe.limits(layer)
             key = (id(present), window, limited)
             if key not in counts:
                 seen = present & chosen if limited and chosen is not None else present
                 if window is not None:
+                    # A window of w holds the query and the w - 1 positions before it.
                     seen = seen & (self.vision.places > newest - window)
                 counts[key] = int(seen.sum())
             total += counts[key]
@@ -119,10 +164,11 @@ class SequenceState:
 
         logits: those that the newest token was chosen from.  # (V,)
         """
-        looker, signals = self.looker, self.signals
+        probe, signals = self.probe, self.signals
         entropy = None
         if signals.entropy:
             entropy = float(torch.special.entr(logits.float().softmax(-1)).sum())
+        masses = probe.masses(signals.mass) if probe and signals.mass else None
         return StepView(
             step=len(self.ids),
             token_ids=self.ids,
@@ -131,12 +177,13 @@ class SequenceState:
             layers=self.layers,
             images=self.vision.images,
             entropy=entropy,
-            mass=looker.mass(signals.mass) if looker and signals.mass else None,
-            weights=looker.weights(signals.weights) if looker and signals.weights else None,
+            mass=None if masses is None else sum(masses.values()) / len(masses),
+            masses=masses,
+            weights=probe.weights(signals.weights) if probe and signals.weights else None,
         )
 
-    def leaving(self, withdraw: Withdraw) -> dict[int, Tensor]:
-        """Say which vision tokens a withdrawal takes, by layer: # (N,) bool.
+    def withdrawn_by(self, withdraw: Withdraw) -> dict[int, Tensor]:
+        """Return which vision tokens a withdrawal takes, by layer: # (N,) bool.
 
         Raises:
             ValueError: what it keeps is no choice among the vision tokens.
@@ -145,17 +192,13 @@ class SequenceState:
             return dict(self.present)
         gone = {}
         for layer, keep in withdraw.keep.items():
-            if keep.shape != (self.vision.tokens,) or keep.dtype != torch.bool:
-                raise ValueError(
-                    f"a policy keeps some of {self.vision.tokens} vision tokens by a tensor "
-                    f"{tuple(keep.shape)} of {keep.dtype}"
-                )
+            check_choice(keep, self.vision.tokens, "keeps some of")
             if layer in self.present:
                 gone[layer] = self.present[layer] & ~keep.cpu()
         return gone
 
-    def lose(self, gone: Mapping[int, Tensor]) -> None:
-        """Take in that vision tokens have left layers."""
+    def remove(self, gone: Mapping[int, Tensor]) -> None:
+        """Note that vision tokens have left layers.  gone: # (N,) bool, by layer"""
         # Layers that lose the same go on sharing one tensor: `attended` counts it once.
         left: dict[tuple[int, int], Tensor] = {}
         for layer, tokens in gone.items():
@@ -167,11 +210,12 @@ class SequenceState:
             layer: left[id(self.present[layer]), id(tokens)] for layer, tokens in gone.items()
         }
 
-    def regain(self, back: Sequence[Offloaded]) -> None:
-        """Take in that offloaded entries are back.  back: by layer of the cache"""
+    def restore(self, back: Sequence[Offloaded]) -> None:
+        """Note that offloaded entries are back.  back: by layer of the cache"""
         for layer, present in self.present.items():
             indices = back[layer].indices
             numbers = indices if self.vision.cross_attention else self.vision.of(indices)
             found = present.clone()
             found[numbers] = True
             self.present[layer] = found
+        self.offloaded = None

@@ -1,8 +1,7 @@
-"""One layer of the KV cache that holds sequences.
+"""One layer of the KV cache: rows with vision and rows without are held apart.
 
-Rows with vision and rows without are held apart, in one rectangle each: next to a row that still
-sees its image, a row that was withdrawn must not keep the width of one. In a batch the rows without
-vision come first. It does not know slots, nor which entries are vision tokens until it is told.
+They lie in one rectangle each, because a withdrawn row next to one with vision must not keep the
+width of an image. In a batch the rows without vision come first.
 """
 
 from __future__ import annotations
@@ -17,22 +16,81 @@ from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.rows import Entries, Memo, Offloaded, Part, Rows, offload
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer that holds sequences: the slots without vision, and those with it."""
+class KVLayer(CacheLayerMixin):  # type: ignore[misc]
+    """What every layer of a `SlotCache` has: two groups of rows, one row for each slot in use."""
 
     is_compileable = False
+    unattended = False
 
     def __init__(self, window: int | None, memo: Memo) -> None:
         super().__init__()
         self.window = window
         """Sliding-window size in tokens, or None for full attention."""
         self.is_sliding = window is not None
-        self.is_initialized = False  # transformers looks at `keys` otherwise, and there are none
+        self.is_initialized: bool = False  # transformers looks at `keys` otherwise
         self.withdrawn = Rows(window, memo)
         self.with_vision = Rows(window, memo)
+        self._entry_bytes = 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def group(self, vision: bool) -> Rows:
+        """Return the rows with vision, or those without."""
+        return self.with_vision if vision else self.withdrawn
+
+    def unload(self, vision: bool) -> None:
+        """Take the row out that was loaded last."""
+        self.remove(len(self.group(vision)) - 1, vision)
+
+    def remove(self, row: int, vision: bool) -> None:
+        """Take a row out; the last of its group fills the hole."""
+        self.group(vision).remove(row)
+
+    def indices(self, row: int, vision: bool) -> Tensor:
+        """Return what each entry that was loaded or kept stands for: # (K,) long.
+
+        Its index in the sequence, or at a cross-attention layer its number as a vision token.
+        """
+        return self.group(vision).entries[row].kept
+
+    def reserve_step(self) -> None:
+        """Make room for one more entry in every slot."""
+        self.withdrawn.reserve_step()
+        self.with_vision.reserve_step()
+
+    def lengths(self) -> tuple[list[int], list[int]]:
+        return self.withdrawn.lengths, self.with_vision.lengths
+
+    def rollback(self, lengths: tuple[list[int], list[int]]) -> None:
+        """Go back to lengths that the rows had before a step that failed."""
+        self.withdrawn.rollback(lengths[0])
+        self.with_vision.rollback(lengths[1])
+
+    def trim(self, exactly: bool) -> None:
+        """Give back room that no slot needs."""
+        self.withdrawn.trim(exactly)
+        self.with_vision.trim(exactly)
+
+    def row_bytes(self, row: int, vision: bool) -> int:
+        """Bytes of the entries that a row uses."""
+        return self.group(vision).entries[row].length * self._entry_bytes
+
+    def allocated_bytes(self) -> int:
+        return self.withdrawn.allocated_bytes() + self.with_vision.allocated_bytes()
+
+    def _measure(self, keys: Tensor, values: Tensor) -> None:
+        """Note how wide an entry is.  keys, values: # (1, H, T, D)"""
+        self._entry_bytes = keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size()
+
+
+class SlotLayer(KVLayer):
+    """One self-attention layer."""
+
+    def __init__(self, window: int | None, memo: Memo) -> None:
+        super().__init__(window, memo)
         self.unattended = False
         """Set by `update`, cleared by the attention function: it must see every update."""
-        self._entry_bytes = 0
         self._handed: tuple[Tensor, Tensor] | None = None
         """What the last update returned."""
         self._handed_on: bool | None = None
@@ -72,9 +130,6 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         entries = (*self.withdrawn.entries, *self.with_vision.entries)
         return max((entry.next_index for entry in entries), default=0)
 
-    def get_max_length(self) -> int:
-        return -1
-
     # -- what the attention calls -----------------------------------------------------------
 
     def parts(self, key: Tensor, value: Tensor) -> list[Part]:
@@ -112,7 +167,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def load(
         self,
         source: CacheLayerMixin,
-        held: Tensor,
+        held: Tensor | None,
         prompt: int,
         vision: bool,
         cross_entries: Tensor | None,
@@ -123,47 +178,43 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             held: index in the sequence of the entries that the prefill has read here: # (K,) long.
             cross_entries: not for this kind of layer.
         """
+        assert held is not None
         keys, values = source.keys[0], source.values[0]  # (H, T, D)
         length = keys.shape[1]  # below K where a sliding layer let go of the start
         entry = Entries(held if length == len(held) else held[-length:], prompt, length)
-        self._entry_bytes = keys.shape[0] * (keys.shape[2] + values.shape[2]) * keys.element_size()
-        (self.with_vision if vision else self.withdrawn).load(keys, values, entry)
+        self._measure(source.keys, source.values)
+        self.group(vision).load(keys, values, entry)
 
-    def unload(self, vision: bool) -> None:
-        """Take the row back that was loaded last."""
-        group = self.with_vision if vision else self.withdrawn
-        group.remove(len(group) - 1)
+    def withdraw(self, row: int, leaving: Tensor) -> int:
+        """Append a copy of a with-vision row, without some entries, to the withdrawn rows.
 
-    def keep_without(self, row: int, indices: Tensor) -> int:
-        """Append a copy of a with-vision row, without some sequence indices, to the withdrawn rows.
-
-        indices: # (P,) bool, True where the entry goes; tokens past P stay. Returns the number of
+        leaving: by index in the sequence, # (P,) bool; tokens past P stay. Returns the number of
         entries that went. If memory runs out, nothing has changed.
         """
         keys, values, entry = self.with_vision.row(row)
-        places = _staying(entry, indices)
+        places = (~_leave(entry, leaving)).nonzero()[:, 0]
         on_device = places.to(keys.device)
         kept = Entries(entry.indices(entry.length)[places], entry.next_index, len(places))
         self.withdrawn.load(keys[:, on_device], values[:, on_device], kept)
         return entry.length - len(places)
 
-    def prune(self, row: int, indices: Tensor, vision: bool) -> int:
-        """Take entries out of a row, in place.  indices: as in `keep_without`."""
-        group = self.with_vision if vision else self.withdrawn
-        return group.prune(row, _staying(group.entries[row], indices))
+    def prune(self, row: int, leaving: Tensor, vision: bool) -> int:
+        """Take entries out of a row, in place.  leaving: as in `withdraw`"""
+        group = self.group(vision)
+        return group.prune(row, (~_leave(group.entries[row], leaving)).nonzero()[:, 0])
 
-    def copied(self, row: int, indices: Tensor, vision: bool) -> Offloaded:
-        """Copy entries of a row to the host.  indices: as in `keep_without`."""
-        group = self.with_vision if vision else self.withdrawn
-        keys, values, entry = group.row(row)
-        return offload(keys, values, entry, _leaving(entry, indices))
+    def offload(self, row: int, leaving: Tensor, vision: bool) -> Offloaded:
+        """Copy entries of a row to the host.  leaving: as in `withdraw`"""
+        keys, values, entry = self.group(vision).row(row)
+        return offload(keys, values, entry, _leave(entry, leaving).nonzero()[:, 0])
 
     def restore(self, row: int, back: Offloaded, vision: bool) -> int:
-        """Append a copy of a row to the with-vision rows, with entries that were offloaded.
+        """Append a copy of a row, with its offloaded entries, to the with-vision rows.
 
         Returns their number. If memory runs out, nothing has changed.
         """
-        keys, values, entry = (self.with_vision if vision else self.withdrawn).row(row)
+        keys, values, entry = self.group(vision).row(row)
+        # Behind the text that they once stood before; see `Entries` on why that is the same.
         keys, values = (
             torch.cat([old, new.to(old.device, non_blocking=True)], dim=1)
             for old, new in ((keys, back.keys), (values, back.values))
@@ -172,37 +223,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.with_vision.load(keys, values, Entries(indices, entry.next_index, len(indices)))
         return len(back.indices)
 
-    def indices(self, row: int, vision: bool) -> Tensor:
-        """Index in the sequence of each entry that was loaded or kept: # (K,) long."""
-        return (self.with_vision if vision else self.withdrawn).entries[row].kept
-
-    def remove(self, row: int, vision: bool) -> None:
-        """Take a row out; the last of its rectangle fills the hole."""
-        (self.with_vision if vision else self.withdrawn).remove(row)
-
-    def reserve_step(self) -> None:
-        """Make room for one more entry in every slot."""
-        self.withdrawn.reserve_step()
-        self.with_vision.reserve_step()
-
-    def trim(self, exactly: bool) -> None:
-        """Give back room that no slot needs."""
-        self.withdrawn.trim(exactly)
-        self.with_vision.trim(exactly)
-
-    def lengths(self) -> tuple[list[int], list[int]]:
-        return self.withdrawn.lengths, self.with_vision.lengths
-
     def rollback(self, lengths: tuple[list[int], list[int]]) -> None:
-        """Go back to lengths that the rows had before a step that failed."""
-        self.withdrawn.rollback(lengths[0])
-        self.with_vision.rollback(lengths[1])
+        super().rollback(lengths)
         self.unattended, self._handed = False, None
-
-    def row_bytes(self, row: int, vision: bool) -> int:
-        """Bytes of the entries that a row uses."""
-        group = self.with_vision if vision else self.withdrawn
-        return group.entries[row].length * self._entry_bytes
 
     def room_bytes(
         self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
@@ -228,38 +251,24 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             rooms.append(places * self._entry_bytes)
         return rooms
 
-    def allocated_bytes(self) -> int:
-        return self.withdrawn.allocated_bytes() + self.with_vision.allocated_bytes()
-
 
 def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Put two rectangles into one, as wide as the wider.  # (n, H, T, D) each"""
     width = max(one[0].shape[2], other[0].shape[2])
+    # Zeros, not garbage: a masked NaN would still poison the sum over the values.
     keys, values = (
-        torch.cat([_widened(states, width) for states in pair])
+        torch.cat(
+            [torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[2])) for states in pair]
+        )
         for pair in zip(one, other, strict=True)
     )
     return keys, values
 
 
-def _widened(states: Tensor, width: int) -> Tensor:
-    # Zeros, not garbage: a masked NaN would still poison the sum over the values.
-    return torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[2]))
-
-
-def _leaving(entry: Entries, indices: Tensor) -> Tensor:
-    """Say which places of a row go, if some sequence indices go: # (K,) long."""
-    return _goes(entry, indices).nonzero()[:, 0]
-
-
-def _staying(entry: Entries, indices: Tensor) -> Tensor:
-    """Say which places of a row stay, if some sequence indices go: # (K,) long."""
-    return (~_goes(entry, indices)).nonzero()[:, 0]
-
-
-def _goes(entry: Entries, indices: Tensor) -> Tensor:
+def _leave(entry: Entries, leaving: Tensor) -> Tensor:
+    """Mark which entries of a row go, if some sequence indices go: # (length,) bool."""
     present = entry.indices(entry.length)
-    prompt = present < len(indices)
+    prompt = present < len(leaving)
     leaves = torch.zeros(entry.length, dtype=torch.bool)
-    leaves[prompt] = indices[present[prompt]]
+    leaves[prompt] = leaving[present[prompt]]
     return leaves

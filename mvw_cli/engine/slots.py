@@ -1,16 +1,15 @@
-"""The sequences that are being decoded: one is admitted, all make a step, one is dropped.
+"""The decode loop: sequences are admitted into slots, all of them make a step, one is dropped.
 
-Whoever drives it decides who comes in when (`engine.py` for plain runs, `batch/serve.py` for many
-images). It does not know adapters, profiles or files, and what a policy looks at is up to the
-policy.
+Whoever drives the slots decides who comes in when: `Engine.run`, or the server of `mvw batch`.
 
-What withdrawal means, exactly: tokens 1…m come from forward passes that see every vision token;
-the pass that reads token m, and each later one, sees none. Positions are never renumbered.
+What withdrawal after m tokens means, exactly: tokens 1…m are chosen by forward passes that see
+every vision token; the pass that reads token m, and each later one, sees none. Nothing else changes:
+no position is renumbered, and no other entry of the cache is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -18,16 +17,13 @@ import torch
 from torch import Tensor
 
 from mvw_cli.engine.attention import decoding
+from mvw_cli.engine.attention_probe import StepProbes
 from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.changes import restore, withdraw
 from mvw_cli.engine.cross_attention import CrossAttention
-from mvw_cli.engine.detokenize import Detokenizer
 from mvw_cli.engine.exact import NotExact, sliding_windows
-from mvw_cli.engine.looking import Look
-from mvw_cli.engine.prefill import present_in, read_prompt
-from mvw_cli.engine.prepare import prepare
+from mvw_cli.engine.prefill import prepare, present_in, run_prefill
 from mvw_cli.engine.sampling import Sampler, choose_tokens
-from mvw_cli.engine.sequence import SequenceState
+from mvw_cli.engine.sequence import Detokenizer, SequenceState
 from mvw_cli.engine.types import (
     Admitted,
     Event,
@@ -36,8 +32,11 @@ from mvw_cli.engine.types import (
     FinishReason,
     Prefilled,
     Request,
+    Restored,
     Token,
+    Withdrawn,
 )
+from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import Withdraw, decisions
 
 Observe = Callable[[str, int, Tensor], None]
@@ -65,7 +64,7 @@ class Slots:
         self._sequences: dict[int, SequenceState] = {}
         """By slot, the earliest admitted first."""
 
-    # -- how things stand -------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------
 
     @property
     def active(self) -> list[str]:
@@ -93,8 +92,8 @@ class Slots:
 
         Args:
             request: one that is admitted as well.
-            withdrawing: count the most that they may take meanwhile instead, whenever those that
-                see are withdrawn. A withdrawal copies what stays before the rest goes.
+            withdrawing: count the most that they may take meanwhile instead, whenever those with
+                vision are withdrawn. A withdrawal copies what stays before the rest goes.
         """
         if self._cache is None:
             return 0
@@ -119,7 +118,7 @@ class Slots:
         if self._cache is not None:
             self._cache.trim(exactly=True)
 
-    # -- what happens -----------------------------------------------------------------------
+    # -- admit, step, drop ------------------------------------------------------------------
 
     @torch.inference_mode()
     def admit(self, request: Request) -> list[Event]:
@@ -130,7 +129,9 @@ class Slots:
         admitted = Admitted(request.id, perf_counter())
         prepared = prepare(self._model, request.inputs, request.settings)
         prompt = int(prepared.input_ids.shape[1])
-        read = read_prompt(
+        # Alone, not padded into a batch with others: a request's numbers must not depend on what
+        # else is being served, and its policy may drop rows in the middle of the pass.
+        prefill = run_prefill(
             self._model, prepared, request, self._cross_layers, keep_mlp=self._keep_mlp
         )
         sampler = Sampler(
@@ -140,23 +141,26 @@ class Slots:
             ids=prepared.input_ids,
             forced=None if request.forced is None else iter(request.forced),
         )
-        [token] = choose_tokens(read.logits, [sampler])
+        # The first token comes out of the prefill, whose last row has just read the whole prompt:
+        # step 1 costs no decode pass, and withdrawal can't come before it.
+        [token] = choose_tokens(prefill.logits, [sampler])
         if isinstance(token, Exception):
             raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
         decide = request.policy.begin()  # may raise, and nothing is loaded yet
         if self._cache is None:
+            # Made from the first prefill: only now is it known how transformers caches each layer.
             self._cache = SlotCache(
-                sliding_windows(read.cache),
+                sliding_windows(prefill.cache),
                 cross_layers=self._cross_layers,
                 keep_mlp=self._keep_mlp,
             )
         slot = self._cache.load(
-            read.cache,
+            prefill.cache,
             prompt,
-            vision=read.sees,
+            vision=prefill.with_vision,
             cross_entries=request.layout.cross_entries,
-            held=read.held,
+            held=prefill.held,
         )
         try:
             sequence = self._sequences[slot] = SequenceState(
@@ -167,21 +171,21 @@ class Slots:
                 decide=decide,
                 position=prepared.next_position,
                 detokenizer=Detokenizer(self._tokenizer),
-                vision=read.vision,
-                windows={layer: self._cache.layers[layer].window for layer in read.holding},
-                present=present_in(self._cache.indices(slot), read.vision, read.holding),
+                vision=prefill.vision,
+                windows={layer: self._cache.layers[layer].window for layer in prefill.layers},
+                present=present_in(self._cache.indices(slot), prefill.vision, prefill.layers),
             )
-            sequence.look(read.weights)
+            sequence.attach_probe(prefill.probe)
             prefilled = Prefilled(
                 request.id,
                 at,
                 prompt_tokens=prompt,
-                vision_tokens=read.vision.tokens,
+                vision_tokens=prefill.vision.tokens,
                 kv_bytes=self._cache.slot_bytes(slot),
                 vision_by_layer=tuple(int(one.sum()) for one in sequence.present.values()),
             )
-            logits = read.logits[0]
-            del read  # and its cache, before a withdrawal counts bytes
+            logits = prefill.logits[0]
+            del prefill  # and its cache, before a withdrawal counts bytes
             return [admitted, prefilled, *self._accept(sequence, token, logits, at)]
         except BaseException:
             self._release(slot)
@@ -196,15 +200,20 @@ class Slots:
         """
         cache = self._cache
         assert cache is not None
+        # In the cache's order, which is not that of admission: rows without vision come first, so
+        # that rows with and without it lie in one rectangle each.
         sequences = [self._sequences[slot] for slot in cache.order]
         device = sequences[0].position.device
-        lookers = [one.looker for one in sequences]
-        look = Look(lookers) if any(one is not None for one in lookers) else None
+        probes = [one.probe for one in sequences]
+        step_probes = StepProbes(probes) if any(one is not None for one in probes) else None
         cache.reserve_step()
         try:
-            with decoding(cache, look):
+            with decoding(cache, step_probes):
                 output = self._model(
                     input_ids=torch.tensor([[s.ids[-1]] for s in sequences], device=device),
+                    # Each row's own position, counted on from its prompt whatever has left its
+                    # cache since: the keys that remain were rotated by the positions they had, so
+                    # the distance to them is right only if nobody is renumbered.
                     position_ids=torch.cat([s.position for s in sequences], dim=-2),
                     past_key_values=cache,
                     use_cache=True,
@@ -213,7 +222,7 @@ class Slots:
             cache.check_attended()
             logits = output.logits[:, -1]  # (n, V)
         except BaseException:
-            cache.undo_step()
+            cache.undo_step()  # some layers may have appended their entry, others not
             raise
         tokens = choose_tokens(logits, [s.sampler for s in sequences])
         at = perf_counter()
@@ -236,15 +245,15 @@ class Slots:
         """Take a request out of its slot, whatever it has generated."""
         self._release(next(s.slot for s in self._sequences.values() if s.request.id == request))
 
-    # -- the parts --------------------------------------------------------------------------
+    # -- one sequence -----------------------------------------------------------------------
 
     def _accept(
         self, sequence: SequenceState, token: int, logits: Tensor, at: float
     ) -> list[Event]:
-        """Take a chosen token in; then finish the sequence, or ask its policy."""
+        """Take a chosen token in; then finish the sequence, or do what its policy decides."""
         request = sequence.request
-        if sequence.looker is not None and sequence.looker.error is not None:
-            raise sequence.looker.error
+        if sequence.probe is not None and sequence.probe.error is not None:
+            raise sequence.probe.error
         sequence.ids.append(token)
         step = len(sequence.ids)
         if self._observe is not None:
@@ -253,7 +262,7 @@ class Slots:
         reason = sequence.finish_reason()
         if reason is not None:
             piece += sequence.detokenizer.finish()
-        came = Token(
+        generated = Token(
             request.id,
             at,
             step=step,
@@ -264,16 +273,72 @@ class Slots:
         if reason is not None:
             if sequence.signals.last:
                 sequence.decide(sequence.view(logits))
-            return [came, self._finish(sequence, reason)]
-        events: list[Event] = [came]
-        cache = self._cache
-        assert cache is not None
+            return [generated, self._finish(sequence, reason)]
+        # The newest token has been chosen but not read. What leaves now is gone from the pass that
+        # reads it: a policy that withdraws at step m keeps vision for exactly m tokens.
+        events: list[Event] = [generated]
         for decision in decisions(sequence.decide(sequence.view(logits))):
             if isinstance(decision, Withdraw):
-                events.append(withdraw(cache, sequence, decision))
+                events.append(self._withdraw(sequence, decision))
             elif sequence.offloaded is not None:
-                events.append(restore(cache, sequence))
+                events.append(self._restore(sequence))
         return events
+
+    def _withdraw(self, sequence: SequenceState, decision: Withdraw) -> Withdrawn:
+        """Take vision tokens out of a sequence's slot."""
+        cache, slot = self._cache, sequence.slot
+        assert cache is not None
+        start = perf_counter()
+        before = cache.slot_bytes(slot)
+        taken = sequence.withdrawn_by(decision)
+        masks = _by_cache_layer(cache, sequence.vision, taken)
+        if decision.offload:
+            copies, held = cache.offload(slot, masks), sequence.offloaded
+            if held is not None:
+                copies = [old.with_more(new) for old, new in zip(held, copies, strict=True)]
+            sequence.offloaded = copies
+        complete = not any(
+            bool((present & ~taken[layer]).any() if layer in taken else present.any())
+            for layer, present in sequence.present.items()
+        )
+        entries = cache.withdraw(slot, masks, complete=complete)
+        sequence.remove(taken)
+        _synchronise(sequence.position.device)
+        at = perf_counter()
+        return Withdrawn(
+            sequence.request.id,
+            at,
+            step=len(sequence.ids),
+            vision_tokens=sequence.gone if entries else 0,
+            entries=entries,
+            kv_bytes_before=before,
+            kv_bytes_after=cache.slot_bytes(slot),
+            duration_s=at - start,
+            complete=complete,
+            offloaded_bytes=sequence.offloaded_bytes,
+        )
+
+    def _restore(self, sequence: SequenceState) -> Restored:
+        """Bring what was offloaded back into a sequence's slot."""
+        cache, slot, back = self._cache, sequence.slot, sequence.offloaded
+        assert cache is not None and back is not None
+        start = perf_counter()
+        before = cache.slot_bytes(slot)
+        # Appended behind the text they once stood before: attention is a sum over the entries, and
+        # each key carries its position in its rotation, so their order in the buffer is nothing.
+        entries = cache.restore(slot, back)
+        sequence.restore(back)
+        _synchronise(sequence.position.device)
+        at = perf_counter()
+        return Restored(
+            sequence.request.id,
+            at,
+            step=len(sequence.ids),
+            entries=entries,
+            kv_bytes_before=before,
+            kv_bytes_after=cache.slot_bytes(slot),
+            duration_s=at - start,
+        )
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> Finished:
         cache, slot = self._cache, sequence.slot
@@ -298,3 +363,24 @@ class Slots:
         assert self._cache is not None
         self._cache.release(slot)
         self._sequences.pop(slot, None)
+
+
+def _by_cache_layer(cache: SlotCache, vision: Vision, tokens: Mapping[int, Tensor]) -> list[Tensor]:
+    """Turn vision tokens by layer into what `SlotCache.withdraw` takes.  tokens: # (N,) bool"""
+    nothing = torch.zeros(vision.tokens, dtype=torch.bool)
+    known: dict[int, Tensor] = {}
+    for one in tokens.values():
+        if id(one) not in known:
+            known[id(one)] = vision.entries(one)
+    return [
+        known[id(tokens[layer])] if layer in tokens else nothing
+        for layer in range(len(cache.layers))
+    ]
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a duration covers the work and not only its launch."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -39,7 +39,7 @@ def half_of(adapter: Adapter, device: str, dtype: Literal["float16", "bfloat16"]
 
 def takes_flash(model: Any) -> bool:
     """Whether the engine would serve a model by flash-attn if it were free to choose."""
-    from mvw_cli.engine.kernels import choose_kernel
+    from mvw_cli.engine.attention import choose_kernel
 
     return choose_kernel(model, "auto") == "flash"
 
@@ -60,8 +60,8 @@ def flash_equivalence(
     Raises:
         ModelProblem: flash-attn can't serve this model here, or has served no call of it.
     """
+    from mvw_cli.engine.attention import choose_kernel
     from mvw_cli.engine.exact import NotExact
-    from mvw_cli.engine.kernels import choose_kernel
     from mvw_cli.oracle import oracle_logits
 
     try:

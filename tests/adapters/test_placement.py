@@ -27,7 +27,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicLayer
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
-from mvw_cli.engine.cross_attention import CrossLayer, _restore_skipped
+from mvw_cli.engine.cross_attention import CrossLayer
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.machine import fit
 from mvw_cli.oracle.equivalence import noise, question_of, run
@@ -154,14 +154,10 @@ def test_a_withdrawn_cross_layer_takes_its_input_from_another_device() -> None:
     prefilled.update(states, states)
     for _ in range(2):
         layer.load(prefilled, None, 1, True, torch.ones(3, dtype=torch.bool))
-    layer.keep_without(1, torch.arange(0))
+    layer.withdraw(1, torch.arange(0))
     layer.remove(1, True)
-
-    class Layers:
-        layers = (layer,)
-
     before, output = torch.zeros(2, 1, 8), torch.zeros(2, 1, 8, device="meta")
-    merged = _restore_skipped(0, Layers, lambda: None, torch.nn.Identity(), (before,), {}, output)  # type: ignore[arg-type]
+    merged = layer.without_skipped(before, output)
     assert (merged.device.type, merged.shape) == ("meta", output.shape)
 
 

@@ -83,7 +83,7 @@ class Model:
         """Copy entries to the host, then take them out."""
         if slot not in self.slots or slot in self.offloaded:
             return
-        copies = self.cache.copied(slot, [mask_of(gone), mask_of(other)])
+        copies = self.cache.offload(slot, [mask_of(gone), mask_of(other)])
         lists = [
             [i for i in held if i in one]
             for one, held in zip((gone, other), self.slots[slot], strict=True)

@@ -15,7 +15,7 @@ from families import FAMILIES, IMAGE, Family, build
 from running import request, run
 from torch import Tensor
 
-from mvw_cli.engine import kernels
+from mvw_cli.engine import attention
 from mvw_cli.oracle import oracle_logits
 
 
@@ -67,7 +67,7 @@ class StandIn(ModuleType):
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     module = StandIn()
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    monkeypatch.setattr(kernels, "_flash_obstacle", lambda model: None)
+    monkeypatch.setattr(attention, "_flash_obstacle", lambda model: None)
     return module
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from mvw_cli.engine.attention import choose_kernel
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.kernels import choose_kernel
 
 
 def model(**differences: Any) -> Any:
@@ -79,14 +79,14 @@ def test_a_flash_attn_that_was_built_for_another_pytorch(
     def fail(name: str) -> ModuleType:
         raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c10\nmore")
 
-    monkeypatch.setattr("mvw_cli.engine.kernels.import_module", fail)
+    monkeypatch.setattr("mvw_cli.engine.attention.import_module", fail)
     assert refusal(model()).endswith(
         "can't be imported: ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10"
     )
 
 
 def test_without_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvw_cli.engine.kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("mvw_cli.engine.attention.find_spec", lambda name: None)
     assert "not installed" in refusal(model())
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mvw_cli.engine.detokenize import Detokenizer
+from mvw_cli.engine.sequence import Detokenizer
 
 
 def _bytes_tokenizer() -> PreTrainedTokenizerFast:

@@ -18,7 +18,7 @@ from hints import parse_hint
 from processes import Ran
 from torch import Tensor
 
-from mvw_cli.engine import kernels
+from mvw_cli.engine import attention
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.machine import facts as facts_module
 from mvw_cli.oracle.half_precision import ALLOWED, flash_equivalence, half_of
@@ -78,7 +78,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
         return None if model._supports_flash_attn else "the model does not support flash-attn"
 
     monkeypatch.setitem(sys.modules, "flash_attn", made)
-    monkeypatch.setattr(kernels, "_flash_obstacle", on_this_device)
+    monkeypatch.setattr(attention, "_flash_obstacle", on_this_device)
     return made
 
 

@@ -69,7 +69,7 @@ def detokenise(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> float:
 
     While decoding it is done between the steps, where it can't be told apart.
     """
-    from mvw_cli.engine.detokenize import Detokenizer
+    from mvw_cli.engine.sequence import Detokenizer
 
     start = perf_counter()
     for ids in outputs:

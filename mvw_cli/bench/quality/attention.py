@@ -158,7 +158,7 @@ def _adding(model: Any, layers: Sequence[int], watch: Watch) -> Iterator[None]:
 def _added(
     number: int, watch: Watch, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
 ) -> None:
-    from mvw_cli.engine.weights import share_added
+    from mvw_cli.engine.attention_probe import share_added
 
     before = args[0] if args else kwargs["hidden_states"]  # (1, T, D)
     watch.note(number, share_added(before[0, -1], out[0, -1]), 0.0)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mvw_cli.engine.attention import decoded_cache
+from mvw_cli.engine.attention_probe import attention_scores
 from mvw_cli.engine.rows import Entries
-from mvw_cli.engine.weights import attention_scores
 
 
 class Watch:
