@@ -3,8 +3,8 @@
 Whoever drives the slots decides who comes in when: `Engine.run`, or the server of `mvw batch`.
 
 What withdrawal after m tokens means, exactly: tokens 1…m are chosen by forward passes that see
-every vision token; the pass that reads token m, and each later one, sees none. Nothing else changes:
-no position is renumbered, and no other entry of the cache is touched.
+every vision token; the pass that reads token m, and each later one, sees none. Nothing else is
+changed: no position is renumbered, and no other entry of the cache is touched.
 """
 
 from __future__ import annotations
