@@ -39,6 +39,10 @@ def readable_bytes(amount: float) -> str:
     return f"{amount / 1024:.2f} GiB"
 
 
+MISSING = "-"
+"""Stands where nothing was measured."""
+
+
 def number(value: float) -> str:
     """Write a number with three significant digits, whole from 1,000 on."""
     if not math.isfinite(value):

@@ -34,6 +34,6 @@ def compare(a: str, b: str, as_json: bool) -> None:
         console.write_json(to_dict(side))
         return
     from mvw_cli.bench.report.comparison import sections
-    from mvw_cli.bench.report.text import show
+    from mvw_cli.render.terminal import show
 
     show(f"{a} and {b}", sections(side))

@@ -1,1 +1,1 @@
-"""SVG charts and the blocks that reports are made of."""
+"""Sections and charts as people read them: terminal, Markdown, SVG, HTML."""

@@ -1,17 +1,24 @@
-"""A picture as inline SVG whose colours are CSS variables, so that a dark page has a dark one.
+"""A chart as SVG whose colours are CSS variables, so that a dark page has a dark one.
 
-The page defines the classes `.c0` … `.c6`, `.grid`, `.axis`. It does not know reports.
+`svg` is for a page, which defines the classes of `style.css`: `.c0` … `.c6`, `.grid`, `.axis`.
+`svg_file` is a document of its own. No library is needed; the same chart gives the same text.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from math import log10
+from pathlib import Path
 from statistics import median
 
-from mvw_cli.render.axis import Range, decades, ranges, tick_text, ticks
-from mvw_cli.render.picture import Line, Picture, Point
+from mvw_cli.errors import MvwError
+from mvw_cli.files import replacing
+from mvw_cli.render.chart import Chart, Line, Point, Range, decades, ranges, tick_text, ticks
 from mvw_cli.text import printable
 
 COLOURS = 7
@@ -32,12 +39,14 @@ def colour(place: int) -> str:
 
 
 def dash(place: int) -> str:
-    """Say how a line is dashed: neighbours differ in more than their colour."""
+    """Return how a line is dashed: neighbours differ in more than their colour."""
     return DASHES[place % len(DASHES)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
+    """The box of the axes, and what they cover."""
+
     width: int
     height: int
     xs: Range
@@ -56,37 +65,30 @@ class _Frame:
         return round(self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM), 1)
 
 
-def svg(picture: Picture, width: int, height: int) -> str:
-    """Draw a picture; `width` and `height` are in CSS pixels, at which its text is 12 px."""
-    frame = _Frame(width, height, *ranges(picture), picture.logarithmic)
-    drawn = (
-        _grid(picture, frame)
-        if picture.as_grid
-        else [
-            *_axes(picture, frame),
-            *_marks(picture, frame),
-            *(
-                shape
-                for place, line in enumerate(picture.lines)
-                for shape in _line(line, place, frame)
-            ),
-            *_points(picture, frame),
-        ]
-    )
-    label = f"{picture.title}. {picture.says}"
+def svg(chart: Chart, width: int, height: int) -> str:
+    """Draw a chart; `width` and `height` are in CSS pixels, at which its text is 12 px."""
+    frame = _Frame(width, height, *ranges(chart), chart.logarithmic)
+    if chart.heatmap:
+        drawn = _heatmap(chart, frame)
+    else:
+        drawn = [*_axes(chart, frame), *_marks(chart, frame)]
+        for place, line in enumerate(chart.lines):
+            drawn += _line(line, place, frame)
+        drawn += _points(chart, frame)
+    label = f"{chart.title}. {chart.caption}"
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{safe(label)}">'
         f"{''.join(drawn)}</svg>"
     )
 
 
-def _grid(picture: Picture, frame: _Frame) -> list[str]:
+def _heatmap(chart: Chart, frame: _Frame) -> list[str]:
     """Draw each line as a row of cells, whose opacity is the median of what falls into them."""
-    top = max(max(line.ys) for line in picture.lines) or 1.0
+    top = max(max(line.ys) for line in chart.lines) or 1.0
     left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
-    high = (bottom - _TOP) / len(picture.lines)
-    drawn = [*_x_axis(picture, frame)]
-    for row, line in enumerate(picture.lines):
+    high = (bottom - _TOP) / len(chart.lines)
+    drawn = [*_x_axis(chart, frame)]
+    for row, line in enumerate(chart.lines):
         count = min(len(line.xs), MOST_CELLS)
         wide, y = (right - left) / count, round(_TOP + row * high, 1)
         start, shade = 0, None
@@ -115,7 +117,7 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "")
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{safe(text)}</text>'
 
 
-def _axes(picture: Picture, frame: _Frame) -> list[str]:
+def _axes(chart: Chart, frame: _Frame) -> list[str]:
     left, right = _LEFT, frame.width - _RIGHT
     ys = decades(*frame.ys, most=6) if frame.logarithmic else ticks(*frame.ys, most=5)
     drawn = []
@@ -124,11 +126,11 @@ def _axes(picture: Picture, frame: _Frame) -> list[str]:
         drawn.append(f'<path class="grid" d="M{left} {y}H{right}"/>')
         named = f"{value:g}" if frame.logarithmic else tick_text(value, ys)
         drawn.append(_text(left - 7, y + 4, named, "end"))
-    drawn.append(_text(4, 14, f"{picture.y_label}, {picture.unit}", "start"))
-    return [*drawn, *_x_axis(picture, frame)]
+    drawn.append(_text(4, 14, f"{chart.y_label}, {chart.unit}", "start"))
+    return [*drawn, *_x_axis(chart, frame)]
 
 
-def _x_axis(picture: Picture, frame: _Frame) -> list[str]:
+def _x_axis(chart: Chart, frame: _Frame) -> list[str]:
     left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
     xs = ticks(*frame.xs, most=max(3, frame.width // 90))
     drawn = []
@@ -137,22 +139,22 @@ def _x_axis(picture: Picture, frame: _Frame) -> list[str]:
         drawn.append(f'<path class="axis" d="M{x} {bottom}v4"/>')
         drawn.append(_text(x, bottom + 17, tick_text(value, xs)))
     drawn.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
-    drawn.append(_text((left + right) / 2, frame.height - 8, picture.x_label))
+    drawn.append(_text((left + right) / 2, frame.height - 8, chart.x_label))
     return drawn
 
 
-def _marks(picture: Picture, frame: _Frame) -> list[str]:
+def _marks(chart: Chart, frame: _Frame) -> list[str]:
     """Mark withdrawals; labels that would lie over one another take lines of their own."""
     drawn: list[str] = []
     ends: list[float] = []
     marked: dict[int, Line] = {}
-    for line in picture.lines:
+    for line in chart.lines:
         if line.withdrawn_after is not None:
             marked.setdefault(line.withdrawn_after, line)
     for _, line in sorted(marked.items()):
-        if not frame.xs[0] <= line.mark <= frame.xs[1]:
+        if not frame.xs[0] <= line.withdrawn_x <= frame.xs[1]:
             continue
-        x = frame.x(line.mark)
+        x = frame.x(line.withdrawn_x)
         text = f"{line.withdrawn_after}"
         row = next((i for i, end in enumerate(ends) if end < x), len(ends))
         ends[row : row + 1] = [x + 12 + 7 * len(text)]
@@ -169,8 +171,10 @@ def _line(line: Line, place: int, frame: _Frame) -> list[str]:
     kind, dashes = colour(line.colour), dash(place)
     style = f' stroke-dasharray="{dashes}"' if dashes else ""
     drawn = []
-    if line.behind is not None:
-        drawn.append(f'<path class="line behind {kind}" d="{_path(line.xs, line.behind, frame)}"/>')
+    if line.faint is not None:
+        drawn.append(
+            f'<path class="line faint-line {kind}" d="{_path(line.xs, line.faint, frame)}"/>'
+        )
     drawn.append(f'<path class="line {kind}"{style} d="{_path(line.xs, line.ys, frame)}"/>')
     if len(line.xs) == 1:
         drawn.append(f'<circle class="dot {kind}" cx="{frame.x(line.xs[0])}" '
@@ -189,19 +193,19 @@ def _path(xs: list[float], ys: list[float], frame: _Frame) -> str:
     return "M" + "L".join(f"{frame.x(xs[i])} {frame.y(ys[i])}" for i in kept)
 
 
-def _points(picture: Picture, frame: _Frame) -> list[str]:
+def _points(chart: Chart, frame: _Frame) -> list[str]:
     drawn = []
-    if picture.points:
+    if chart.points:
         x = frame.x(1.0)
         drawn.append(f'<path class="axis faint" d="M{x} {_TOP}V{frame.height - _BOTTOM}"/>')
-    if picture.level is not None:
-        name, value = picture.level
+    if chart.reference is not None:
+        name, value = chart.reference
         y = frame.y(value)
         drawn.append(f'<path class="axis faint" d="M{_LEFT} {y}H{frame.width - _RIGHT}"/>')
         drawn.append(_text(frame.width - _RIGHT, y - 5, name, "end"))
     taken = [(frame.x(p.x) - 5, frame.y(p.y) - 5, frame.x(p.x) + 5, frame.y(p.y) + 5)
-             for p in picture.points]  # fmt: skip
-    for point in sorted(picture.points, key=lambda point: point.x):
+             for p in chart.points]  # fmt: skip
+    for point in sorted(chart.points, key=lambda point: point.x):
         drawn += _point(point, frame)
         drawn.append(_label(point, frame, taken))
     return drawn
@@ -242,3 +246,90 @@ def _point(point: Point, frame: _Frame) -> list[str]:
         low, high = (frame.y(value) for value in point.y_interval)
         drawn.append(f'<path class="whisker {kind}" d="M{x} {low}V{high}"/>')
     return [*drawn, f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="5"/>']
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a legend."""
+
+    name: str
+    kind: str
+    """CSS classes of its stroke."""
+    dashes: str = ""
+    single: bool = False
+    """A line of one point, which is drawn as a dot."""
+
+
+def legend(chart: Chart) -> list[Entry]:
+    """Name the lines of a chart; those of a heatmap are named at its rows."""
+    if chart.heatmap:
+        return []
+    found = []
+    for place, line in enumerate(chart.lines):
+        mark = f" (▾ withdrawn after {line.withdrawn_after})"
+        name = line.name + (mark if line.withdrawn_after is not None else "")
+        found.append(Entry(name, colour(line.colour), dash(place), len(line.xs) == 1))
+    if chart.faint_label and any(line.faint for line in chart.lines):
+        found.append(Entry(chart.faint_label, "faint-line c0"))
+    return found
+
+
+WIDTH, HEIGHT = 760, 380
+_TITLE, _ROW = 30, 20
+_STYLED = (":root", "@media (prefers", "svg text", "svg rect", ".grid", ".line", ".mark",
+           "path.", "circle.")  # fmt: skip
+
+
+def svg_file(chart: Chart, width: int = WIDTH, height: int = HEIGHT) -> str:
+    """Draw a chart as a whole SVG document; sizes in CSS pixels are those of the axes' box."""
+    named = legend(chart)
+    plain = len(named) == 1 and "withdrawn after" not in named[0].name
+    named = [] if plain else named  # the title says what the only line is
+    total = _TITLE + height + _ROW * len(named)
+    inner = svg(chart, width, height).replace(
+        "<svg ", f'<svg y="{_TITLE}" width="{width}" height="{height}" ', 1
+    )
+    rows = []
+    for row, entry in enumerate(named):
+        y = _TITLE + height + _ROW * row + 6
+        dashes = f' stroke-dasharray="{entry.dashes}"' if entry.dashes else ""
+        rows.append(
+            f'<circle class="dot {entry.kind}" cx="66" cy="{y}" r="3"/>'
+            if entry.single
+            else f'<path class="line {entry.kind}"{dashes} d="M52 {y}h28"/>'
+        )
+        rows.append(f'<text x="88" y="{y + 4}">{safe(entry.name)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" '
+        f'width="{width}" height="{total}"><style>{_style()}</style>'
+        f'<rect class="page" width="{width}" height="{total}"/>'
+        f'<text class="title" x="4" y="19">{safe(chart.title)}</text>'
+        f"{inner}{''.join(rows)}</svg>\n"
+    )
+
+
+def _style() -> str:
+    sheet = files("mvw_cli.render").joinpath("templates/style.css").read_text("utf-8")
+    chosen = [line for line in sheet.splitlines() if line.startswith(_STYLED)]
+    return "".join(
+        [*chosen, "svg rect.page{fill:var(--bg)}svg text.title{font-weight:600;fill:var(--ink)}"]
+    )
+
+
+def write_charts(charts: Mapping[Path, Chart]) -> list[Path]:
+    """Write each chart to its file, as SVG.
+
+    Raises:
+        MvwError: a file can't be written.
+    """
+    for path, chart in charts.items():
+        try:
+            with replacing(Path(os.path.realpath(path))) as file:
+                file.write(svg_file(chart).encode())
+        except OSError as error:
+            raise MvwError(
+                f"Cannot write {path}",
+                cause=error.strerror or str(error),
+                hint=f"ls -ld {shlex.quote(str(path.parent))}",
+            ) from None
+    return list(charts)

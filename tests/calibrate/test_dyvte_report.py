@@ -17,8 +17,8 @@ from mvw_cli.calibrate.dyvte.words import pictures, sections
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.environment import describe_environment
 from mvw_cli.plugins.lookup import load_adapter
-from mvw_cli.render.content import Sentence
-from mvw_cli.render.svg_file import svg_file
+from mvw_cli.render.sections import Sentence
+from mvw_cli.render.svg import svg_file
 
 # Four questions, three gates: four layers.
 LABELS = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]])

@@ -1,215 +1,294 @@
-"""The pictures of a report as SVG and PNG files, drawn by matplotlib (the extra `plot`).
-
-The same report gives the same files: no dates, no random names within. It does not know what the
-pictures mean.
-"""
+"""The charts of a report: what they show, with their units."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
 
-from mvw_cli.bench.report.documents import Report
-from mvw_cli.bench.report.pictures import pictures
-from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.files import replacing
-from mvw_cli.render.axis import ranges
-from mvw_cli.render.picture import Line, Picture, Point
-from mvw_cli.text import one_line
+from mvw_cli.bench.measure.stats import Ratio
+from mvw_cli.bench.report.documents import (
+    BASELINE,
+    Answers,
+    Arm,
+    AttentionMass,
+    Cell,
+    Comparison,
+    MemoryPoint,
+    Mode,
+    Report,
+)
+from mvw_cli.render.chart import Chart, Line, Point
+from mvw_cli.text import plural
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Format = Literal["svg", "png"]
-FORMATS: tuple[Format, ...] = ("svg", "png")
-PALETTE = ("#59616b", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Grey for the baseline, then Okabe and Ito's colours, told apart by most colour-blind people."""
-DASHES = ("-", (0, (6, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)))
-"""Neighbours differ in more than their colour."""
-_SIZE_INCHES = (7.2, 3.8)
-_DPI = 160
-_STYLE = {
-    "svg.hashsalt": "mvw",  # the same picture from the same figures
-    "svg.fonttype": "none",  # text that can be read, searched and copied
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#d9dde3",
-    "legend.frameon": False,
-    "text.usetex": False,
-    "text.parse_math": False,  # names of arms may hold a $
-}
+TOKENS = "generated tokens"
+_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
-def check_library() -> None:
-    """Refuse pictures where nothing can draw them.
-
-    Raises:
-        UsageProblem: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageProblem(
-            "Cannot draw pictures",
-            cause="that needs the package matplotlib, which is not installed",
-            hint='pip install "mvw[plot]"',
-        ) from None
-
-
-def write_charts(report: Report, folder: Path) -> list[Path]:
-    """Write every picture of a report into a folder, which is made if need be.
-
-    Raises:
-        UsageProblem: matplotlib is not installed.
-        MvwError: a file can't be written.
-    """
-    check_library()
-    written = []
-    try:
-        folder.mkdir(exist_ok=True)
-        for picture in pictures(report):
-            for kind in FORMATS:
-                path = folder / f"{picture.name}.{kind}"
-                with replacing(path) as file:
-                    file.write(chart(picture, kind))
-                written.append(path)
-    except OSError as error:
-        raise MvwError(
-            f"Cannot write the pictures into {folder}",
-            cause=error.strerror or str(error),
-            hint=f"ls -ld {shlex.quote(str(folder))}",
-        ) from None
-    return written
+def charts(report: Report) -> list[Chart]:
+    """Make all charts that the report has figures for."""
+    found = [_time(cell) for cell in report.cells]
+    found += [_attended(cell) for cell in report.cells if _attends_to_part(cell.arms)]
+    for cell in report.cells:
+        found += [_kv_cache(cell), _device_memory(cell)]
+    if report.attention is not None:
+        arms = report.cells[0].arms if report.cells else []
+        found += [_attention(report.attention, arms), _by_layer(report.attention)]
+    if report.answers is not None:
+        mode = report.workload.mode
+        found += [_quality(cell, report.answers, mode) for cell in report.cells]
+    return [chart for chart in found if chart.lines or chart.points]
 
 
-def chart(picture: Picture, kind: Format) -> bytes:
-    """Draw one picture; `matplotlib` has to be there."""
-    from io import BytesIO
-
-    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    with _drawing(picture) as figure:
-        buffer = BytesIO()
-        figure.savefig(buffer, format=kind, dpi=_DPI, bbox_inches="tight", metadata=metadata)
-    return buffer.getvalue()
+def _line(arm: Arm, colour: int, first: int, ys: list[float]) -> Line:
+    """Draw values by token; the mark stands where the next token is the first without vision."""
+    xs = [float(token) for token in range(first, len(ys) + first)]
+    after = arm.withdrawn_after
+    return Line(arm.name, colour, xs, ys, withdrawn_after=after, withdrawn_x=(after or 0) + 0.5)
 
 
-@contextmanager
-def _drawing(picture: Picture) -> Iterator[Figure]:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):  # restored on leaving: others may use the library too
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-        if picture.as_grid:
-            _grid(figure, axes, picture)
-            yield figure
-            return
-        for place, line in enumerate(picture.lines):
-            _line(axes, line, place)
-        if picture.behind and any(line.behind for line in picture.lines):
-            axes.plot([], [], color=PALETTE[0], alpha=0.5, linewidth=1, label=picture.behind)
-        _marks(axes, picture)
-        for point in picture.points:
-            _point(axes, point)
-        if picture.level is not None:
-            _level(axes, *picture.level)
-        _finish(axes, picture)
-        yield figure
+def _time(cell: Cell) -> Chart:
+    arms = [(colour, arm) for colour, arm in enumerate(cell.arms) if arm.step_ms]
+    return Chart(
+        f"time-per-token-batch-{cell.batch}",
+        f"Time per token along the output, batch {cell.batch}",
+        TOKENS,
+        "time per token",
+        "ms",
+        "The median time of each decode step over all runs; a mark shows the withdrawal.",
+        [_line(arm, colour, 2, arm.step_ms) for colour, arm in arms],
+    )
 
 
-def _colour(place: int) -> str:
-    return PALETTE[0 if place == 0 else 1 + (place - 1) % (len(PALETTE) - 1)]
+def _attends_to_part(arms: Sequence[Arm]) -> bool:
+    """Whether some arm attends to part of the vision: neither to all of it, nor to none."""
+    found = [arm.vision for arm in arms if arm.vision is not None]
+    most = max((max(one.attended_along, default=0.0) for one in found), default=0.0)
+    return any(0 < value < most * (1 - 1e-9) for one in found for value in one.attended_along)
 
 
-def _line(axes: Axes, line: Line, place: int) -> None:
-    shade = _colour(line.colour)
-    if line.behind is not None:
-        axes.plot(line.xs, line.behind, color=shade, alpha=0.5, linewidth=1)
-    marker = "o" if len(line.xs) == 1 else None
-    axes.plot(line.xs, line.ys, color=shade, linestyle=DASHES[place % len(DASHES)],
-              linewidth=1.8, marker=marker, label=one_line(line.name))  # fmt: skip
+def _attended(cell: Cell) -> Chart:
+    return Chart(
+        f"vision-attended-batch-{cell.batch}",
+        f"Vision tokens that each token attends to, batch {cell.batch}",
+        TOKENS,
+        "attended",
+        "vision tokens",
+        "Mean over the layers that hold vision where nothing is withdrawn, and over the answers.",
+        [
+            _line(arm, colour, 1, arm.vision.attended_along)
+            for colour, arm in enumerate(cell.arms)
+            if arm.vision is not None
+        ],
+    )
 
 
-def _grid(figure: Figure, axes: Axes, picture: Picture) -> None:
-    length = min(len(line.ys) for line in picture.lines)
-    shown = axes.imshow(
-        [line.ys[:length] for line in picture.lines], aspect="auto", interpolation="nearest",
-        cmap="cividis", vmin=0,
-        extent=(0.5, length + 0.5, len(picture.lines) - 0.5, -0.5),
-    )  # fmt: skip
-    axes.set_yticks(range(len(picture.lines)), [one_line(line.name) for line in picture.lines])
-    axes.set(title=picture.title, xlabel=picture.x_label)
-    axes.grid(False)
-    figure.colorbar(shown, ax=axes, label=f"{picture.y_label}, {picture.unit}")
+# -- memory -----------------------------------------------------------------------------------
+
+_Read = Callable[[MemoryPoint], int | None]
 
 
-def _marks(axes: Axes, picture: Picture) -> None:
-    marked: dict[int, Line] = {}
-    for line in picture.lines:
-        if line.withdrawn_after is not None:
-            marked.setdefault(line.withdrawn_after, line)
-    for row, (after, line) in enumerate(sorted(marked.items())):
-        (low, high), _ = ranges(picture)
-        if not low <= line.mark <= high:
+def _kv_cache(cell: Cell) -> Chart:
+    return _memory(
+        cell,
+        ("kv-cache", "KV cache"),
+        "Entries of the KV cache that are in use; behind them the storages that hold them.",
+        "storages",
+        lambda point: point.kv_bytes,
+        lambda point: point.kv_allocated_bytes,
+    )
+
+
+def _device_memory(cell: Cell) -> Chart:
+    points = [point for arm in cell.arms for point in arm.memory.timeline]
+    if all(point.device_allocated_bytes is None for point in points):
+        return _memory(
+            cell,
+            ("process-memory", "Memory of the process"),
+            "Resident memory of the process.",
+            "",
+            lambda point: point.process_bytes,
+            lambda point: None,
+        )
+    return _memory(
+        cell,
+        ("device-memory", "Memory of the device"),
+        "Memory that is allocated on the device; behind it what the allocator has reserved.",
+        "reserved",
+        lambda point: point.device_allocated_bytes,
+        lambda point: point.device_reserved_bytes,
+    )
+
+
+def _memory(
+    cell: Cell,
+    names: tuple[str, str],
+    caption: str,
+    faint_label: str,
+    read: _Read,
+    read_faint: _Read,
+) -> Chart:
+    lines: list[Line] = []
+    for colour, arm in enumerate(cell.arms):
+        points = [point for point in arm.memory.timeline if read(point) is not None]
+        faint = [float(value) for point in points if (value := read_faint(point))]
+        if points:
+            lines.append(
+                Line(
+                    arm.name,
+                    colour,
+                    [float(point.token) for point in points],
+                    [float(read(point) or 0) for point in points],
+                    faint if len(faint) == len(points) else None,
+                    arm.withdrawn_after,
+                    # What is withdrawn after a token is gone at its point already.
+                    (arm.withdrawn_after or 0) - 0.5,
+                )
+            )
+    largest = max((max(*line.ys, *(line.faint or [0.0])) for line in lines), default=0.0)
+    unit, size = next((pair for pair in _UNITS if largest >= pair[1]), _UNITS[-1])
+    for line in lines:
+        for values in (line.ys, line.faint or []):
+            values[:] = [value / size for value in values]
+    return Chart(
+        f"{names[0]}-batch-{cell.batch}",
+        f"{names[1]} along the output, batch {cell.batch}",
+        TOKENS,
+        "memory",
+        unit,
+        caption,
+        lines,
+        faint_label,
+    )
+
+
+# -- attention --------------------------------------------------------------------------------
+
+
+def _attention(found: AttentionMass, arms: Sequence[Arm]) -> Chart:
+    first = next((arm.withdrawn_after for arm in arms if arm.withdrawn_after is not None), None)
+    uniform = found.vision_share_of_entries
+    line = Line(
+        "vision tokens",
+        1,
+        [float(token) for token in range(1, len(found.mass) + 1)],
+        [100 * share for share in found.mass],
+        [100 * share for share in uniform] if len(uniform) == len(found.mass) else None,
+        first,
+        (first or 0) + 0.5,
+    )
+    cross = found.measure == "cross-attention"
+    layers = plural(len(found.layers), "layer")
+    what = (
+        f"What {layers} of cross-attention add to the stream, as a share of its size"
+        if cross
+        else f"The share of the attention that goes to vision tokens, mean over heads and {layers}"
+    )
+    return Chart(
+        "attention",
+        "What vision adds to each token" if cross else "Attention on vision tokens",
+        TOKENS,
+        "share added" if cross else "share of attention",
+        "%",
+        f"{what}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
+        [line] if found.mass else [],
+        "what uniform attention would give",
+    )
+
+
+def _by_layer(found: AttentionMass) -> Chart:
+    # A report with layers that have no figures does not tell which they are.
+    complete = len(found.layers) == len(found.by_layer) > 1
+    pairs = list(zip(found.layers, found.by_layer, strict=True)) if complete else []
+    lines = [
+        Line(
+            f"layer {layer}",
+            1 + place,
+            [float(token) for token in range(1, len(mass) + 1)],
+            [100 * share for share in mass],
+        )
+        for place, (layer, mass) in enumerate(pairs)
+        if mass
+    ]
+    whole = _attention(found, [])
+    return Chart(
+        "attention-by-layer",
+        f"{whole.title}, by layer",
+        TOKENS,
+        whole.y_label,
+        whole.unit,
+        "The same for each layer that was watched: the stronger the colour, the larger the "
+        f"share, up to {max((max(line.ys) for line in lines), default=0.0):.0f} %.",
+        lines,
+        heatmap=True,
+    )
+
+
+# -- quality against speed --------------------------------------------------------------------
+
+
+def _quality(cell: Cell, answers: Answers, mode: Mode) -> Chart:
+    """Set the answers of each arm against its speed; the chart is empty without two arms."""
+    key = "answer" if mode == "natural" else "tokens_per_s"
+    name, read, interval = quality_measure(answers)
+    compared = {arm.name: arm for arm in answers.arms}
+    points = []
+    for colour, arm in enumerate(cell.arms):
+        baseline = arm.name == BASELINE
+        found = compared.get(arm.name)
+        ratio = Ratio(1.0, (1.0, 1.0), 0) if baseline else arm.ratios.get(key)
+        reached = None if found is None else read(found)
+        if baseline and reached is None and not answers.references:
+            reached = 1.0  # it is the same as itself
+        if ratio is None or reached is None:
             continue
-        axes.axvline(line.mark, color=_colour(line.colour), linewidth=1, linestyle=":")
-        axes.annotate(
-            f"withdrawn after {after}" if row == 0 else str(after),
-            (line.mark, 1.0), (4, -10 - 12 * (row % 4)), xycoords=("data", "axes fraction"),
-            textcoords="offset points", color=_colour(line.colour), fontsize=9,
-        )  # fmt: skip
-
-
-def _point(axes: Axes, point: Point) -> None:
-    def reach(value: float, ends: tuple[float, float] | None) -> tuple[list[float], list[float]]:
-        low, high = ends or (value, value)
-        return [max(0.0, value - low)], [max(0.0, high - value)]
-
-    axes.errorbar(
-        [point.x], [point.y], xerr=reach(point.x, point.x_interval),
-        yerr=reach(point.y, point.y_interval), color=_colour(point.colour), marker="o", capsize=3,
-        linestyle="none", label=one_line(point.name),
-    )  # fmt: skip
-
-
-def _level(axes: Axes, name: str, value: float) -> None:
-    axes.axhline(value, color=PALETTE[0], linewidth=1, linestyle=":")
-    axes.annotate(one_line(name), (1.0, value), (-2, 4), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", color=PALETTE[0], fontsize=9)  # fmt: skip
-
-
-def _finish(axes: Axes, picture: Picture) -> None:
-    xs, ys = ranges(picture)
-    if picture.logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")  # no mathtext
-    axes.set(
-        title=picture.title,
-        xlabel=picture.x_label,
-        ylabel=f"{picture.y_label}, {picture.unit}",
-        xlim=xs,
-        ylim=ys,
+        ends = None if found is None else interval(found)
+        points.append(
+            Point(
+                arm.name,
+                colour,
+                ratio.median,
+                100 * reached,
+                None if baseline else ratio.interval_95,
+                None if ends is None else (100 * ends[0], 100 * ends[1]),
+            )
+        )
+    shown = {arm.name for arm in cell.arms}
+    others = [(arm.name, read(arm)) for arm in answers.arms if arm.name not in shown]
+    speed = "answers per second" if key == "answer" else "tokens per second"
+    return Chart(
+        f"quality-speed-batch-{cell.batch}",
+        f"Quality against speed, batch {cell.batch}",
+        f"{speed}, × {BASELINE}",
+        name,
+        "%",
+        f"Each arm by its speed against {BASELINE} and by its answers, with 95 % intervals.",
+        points=points if len(points) > 1 else [],
+        reference=next(((arm, 100 * value) for arm, value in others if value is not None), None),
     )
-    if picture.points:
-        axes.axvline(1.0, color=PALETTE[0], linewidth=1, linestyle=":")
-    named: list[Line | Point] = [*picture.lines, *picture.points]
-    longest = max(len(picture.behind), *(len(item.name) for item in named))
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(0, -0.16),
-        ncols=max(1, min(4, 80 // (longest + 6))),
-        fontsize=9,
-        borderaxespad=0,
+
+
+_Share = Callable[[Comparison], float | None]
+_Interval = Callable[[Comparison], tuple[float, float] | None]
+
+
+def quality_measure(answers: Answers) -> tuple[str, _Share, _Interval]:
+    """Choose what quality is: right answers, or the same answers, next tokens or texts."""
+    if answers.references:
+        total = answers.references
+        return (
+            "right answers",
+            lambda arm: None if arm.correct is None else arm.correct / total,
+            lambda arm: arm.accuracy_interval_95,
+        )
+    if any(arm.same_answer is not None for arm in answers.arms):
+        return "same answer", _same_answer, lambda arm: None
+    if any(arm.agreement is not None for arm in answers.arms):
+        return "same next token", lambda arm: arm.agreement, lambda arm: arm.agreement_interval_95
+    return (
+        "identical answers",
+        lambda arm: arm.identical / arm.items if arm.items else None,
+        lambda arm: None,
     )
+
+
+def _same_answer(arm: Comparison) -> float | None:
+    return arm.same_answer / arm.items if arm.same_answer is not None and arm.items else None

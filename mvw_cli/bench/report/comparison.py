@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from mvw_cli.bench.report import words
 from mvw_cli.bench.report.documents import BASELINE
 from mvw_cli.bench.verdict.compare import Figure, SideBySide, Unpaired
-from mvw_cli.render.content import Section, Sentence, Table
-from mvw_cli.text import readable_bytes
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.text import (
+    MISSING,
+    factor,
+    milliseconds,
+    number,
+    percent,
+    plural,
+    readable_bytes,
+    seconds,
+)
 
 NAMES = {
     "ttft_ms": "time to first token",
@@ -60,32 +68,32 @@ def _values(figure: Figure) -> list[str]:
     return [
         NAMES[figure.name],
         figure.arm,
-        *(words.NONE if v is None else _value(figure.name, v) for v in (figure.a, figure.b)),
+        *(MISSING if v is None else _value(figure.name, v) for v in (figure.a, figure.b)),
     ]
 
 
 def _value(name: str, value: float) -> str:
     if name.endswith("_ms"):
-        return words.milliseconds(value)
+        return milliseconds(value)
     if name.endswith("_bytes") or name.startswith("kv_bytes"):
         return readable_bytes(value)
     if name == "answer_s":
-        return words.seconds(value)
-    return words.number(value) if name == "tokens_per_s" else words.percent(value)
+        return seconds(value)
+    return number(value) if name == "tokens_per_s" else percent(value)
 
 
 def _against(found: Unpaired | None) -> str:
     if found is None:
-        return words.NONE
+        return MISSING
     if found.interval_95 is None:
-        fewest = words.plural(min(found.samples), "run")
-        return f"{words.factor(found.ratio)}, too few for an interval ({fewest})"
-    return f"{words.factor(found.ratio, found.interval_95)} {found.shown}"
+        fewest = plural(min(found.samples), "run")
+        return f"{factor(found.ratio)}, too few for an interval ({fewest})"
+    return f"{factor(found.ratio, found.interval_95)} {found.shown}"
 
 
 def _change(figure: Figure) -> str:
     if figure.a is None or figure.b is None:
-        return words.NONE
+        return MISSING
     if figure.a == figure.b:
         return "the same"
     difference = figure.b - figure.a

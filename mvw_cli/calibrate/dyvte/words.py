@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mvw_cli.render.content import Section, Sentence, Table
-from mvw_cli.render.picture import Line, Picture
+from mvw_cli.render.chart import Chart, Line
+from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.text import number, percent
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def pictures(report: Report) -> list[Picture]:
+def pictures(report: Report) -> list[Chart]:
     """Draw the gates' accuracy, and where vision leaves, against the layer."""
     gates = report.found.gates
     xs = [float(one.layer) for one in gates]
-    accuracy = Picture(
+    accuracy = Chart(
         "accuracy",
         "Accuracy of the gates on held-out images",
         "first layer without vision",
@@ -87,7 +87,7 @@ def pictures(report: Report) -> list[Picture]:
             Line("label 1: the vision may go", 3, xs, [100 * g.may_exit for g in gates]),
         ],
     )
-    chosen = Picture(
+    chosen = Chart(
         "exits",
         "Vision gone, by layer, and what it changes",
         "layer",

@@ -32,11 +32,11 @@ def deliver_gates(task: Task, report: Report, gates: Sequence[Gate]) -> None:
     Raises:
         MvwError: a file can't be written.
     """
-    from mvw_cli.bench.report import text
     from mvw_cli.bench.verdict.derived_profile import write_derived
     from mvw_cli.calibrate.dyvte.about import about
     from mvw_cli.calibrate.dyvte.gates import write_gates
     from mvw_cli.calibrate.dyvte.words import pictures, sections
+    from mvw_cli.render.terminal import show
 
     path = task.beside(GATES)
     try:
@@ -60,7 +60,7 @@ def deliver_gates(task: Task, report: Report, gates: Sequence[Gate]) -> None:
     if task.as_json:
         console.write(document)
     else:
-        text.show("mvw calibrate dyvte", sections(report), drawn)
+        show("mvw calibrate dyvte", sections(report))
     for name in written:
         console.note(f"wrote {name}")
     for remark in report.remarks:

@@ -13,8 +13,8 @@ from mvw_cli.cli.remembering import ARGUMENTS, Remembering
 if TYPE_CHECKING:
     from mvw_cli.calibrate.report import Report
     from mvw_cli.cli.calibrate.samples import Work
-    from mvw_cli.render.content import Section
-    from mvw_cli.render.picture import Picture
+    from mvw_cli.render.chart import Chart
+    from mvw_cli.render.sections import Section
 
 
 @click.command(cls=Remembering, short_help="Find the threshold for policy mass.")
@@ -153,7 +153,7 @@ def _search(
 
 def sections(report: Report) -> list[Section]:
     """Put a report into words."""
-    from mvw_cli.render.content import Section, Sentence, Table
+    from mvw_cli.render.sections import Section, Sentence, Table
     from mvw_cli.text import number, percent, percents, plural
 
     rows = []
@@ -181,17 +181,17 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def pictures(report: Report) -> list[Picture]:
+def pictures(report: Report) -> list[Chart]:
     """Draw agreement against the threshold, and the mass along the answers."""
     from statistics import fmean
 
-    from mvw_cli.render.picture import Line, Picture
+    from mvw_cli.render.chart import Chart, Line
 
     points = report.outcome.curve
     xs = [point["threshold"] for point in points]
     blind = report.settings["blind_agreement"]
     shares = [100 * point["tokens_with_vision"] / point["tokens"] for point in points]
-    agreement = Picture(
+    agreement = Chart(
         "agreement-by-threshold",
         "What a threshold of the mass leaves, and what it lets go",
         "threshold",
@@ -203,7 +203,7 @@ def pictures(report: Report) -> list[Picture]:
             Line("next tokens that agree", 1, xs, [100 * one["agreement"] for one in points]),
             Line("generated with vision", 2, xs, shares),
         ],
-        level=None if blind is None else ("agreement without an image", 100 * blind),
+        reference=None if blind is None else ("agreement without an image", 100 * blind),
     )
     columns: list[list[float]] = []
     for sample in report.samples:
@@ -213,7 +213,7 @@ def pictures(report: Report) -> list[Picture]:
             columns[place].extend([] if value is None else [value])
     told = [(float(place), fmean(one)) for place, one in enumerate(columns, start=1) if one]
     chosen = (report.outcome.withdrawal or {}).get("threshold")
-    along = Picture(
+    along = Chart(
         "mass-along-answer",
         "Vision attention mass along the answers",
         "generated tokens",
@@ -221,6 +221,6 @@ def pictures(report: Report) -> list[Picture]:
         "%",
         "What the policy sees after each token: mean over the answers that are so long.",
         [Line("mean over the answers", 1, [x for x, _ in told], [100 * y for _, y in told])],
-        level=None if chosen is None else (f"threshold {chosen:g}", 100 * chosen),
+        reference=None if chosen is None else (f"threshold {chosen:g}", 100 * chosen),
     )
     return [agreement, along]

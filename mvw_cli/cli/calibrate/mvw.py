@@ -13,8 +13,8 @@ from mvw_cli.cli.remembering import ARGUMENTS, Remembering
 if TYPE_CHECKING:
     from mvw_cli.calibrate.report import Report
     from mvw_cli.cli.calibrate.samples import Work
-    from mvw_cli.render.content import Section
-    from mvw_cli.render.picture import Line, Picture
+    from mvw_cli.render.chart import Chart, Line
+    from mvw_cli.render.sections import Section
 
 _ROW = ("given", "divergence")
 """Of a sample: every token of every answer. The report has their sums, the log has them whole."""
@@ -137,7 +137,7 @@ def _search(work: Work, arms: dict[str, Any], tolerance: float) -> Report:
 
 def sections(report: Report) -> list[Section]:
     """Put a report into words."""
-    from mvw_cli.render.content import Section, Sentence, Table
+    from mvw_cli.render.sections import Section, Sentence, Table
     from mvw_cli.text import count, number, percent, percents, plural
 
     rows = []
@@ -166,17 +166,17 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def pictures(report: Report) -> list[Picture]:
+def pictures(report: Report) -> list[Chart]:
     """Draw agreement and loss, and KL, against the tokens that are generated with vision."""
     from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE
-    from mvw_cli.render.picture import Picture
+    from mvw_cli.render.chart import Chart
 
     arms = [one for one in report.outcome.curve if one["arm"] not in (BASELINE, NO_IMAGE)]
     control = next((one for one in report.outcome.curve if one["arm"] == NO_IMAGE), None)
     floor = max(_FEW, min((one["kl_nats_mean"] for one in arms if one["kl_nats_mean"]), default=1))
     label = "tokens generated with vision, mean"
     return [
-        Picture(
+        Chart(
             "answers-by-m",
             "What withdrawal after m tokens leaves of the answers",
             label,
@@ -189,7 +189,7 @@ def pictures(report: Report) -> list[Picture]:
                 *_lines(arms, "answers kept", 2, lambda one: 100 * min(1.0, 1 - one["loss"])),
             ],
         ),
-        Picture(
+        Chart(
             "kl-by-m",
             "How far the next token's distribution moves",
             label,
@@ -197,7 +197,9 @@ def pictures(report: Report) -> list[Picture]:
             "nats",
             "KL divergence of the next token's distribution, mean over the answers.",
             _lines(arms, "m", 1, lambda one: max(floor, one["kl_nats_mean"])),
-            level=None if control is None else ("no image", max(floor, control["kl_nats_mean"])),
+            reference=None
+            if control is None
+            else ("no image", max(floor, control["kl_nats_mean"])),
             logarithmic=True,
         ),
     ]
@@ -206,7 +208,7 @@ def pictures(report: Report) -> list[Picture]:
 def _lines(arms: list[dict[str, Any]], name: str, colour: int, read: Any) -> list[Line]:
     """Make a line of the m, and a dot of each tag."""
     from mvw_cli.bench.verdict.suggest import TAG_ARM
-    from mvw_cli.render.picture import Line
+    from mvw_cli.render.chart import Line
 
     counted = [one for one in arms if not one["arm"].startswith(TAG_ARM)]
     counted.sort(key=lambda one: one["tokens_with_vision"])

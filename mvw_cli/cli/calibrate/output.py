@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +11,11 @@ from mvw_cli import console
 from mvw_cli.cli.calibrate.task import Task
 from mvw_cli.cli.destination import deliver
 from mvw_cli.errors import ExitCode, MvwError
-from mvw_cli.files import replacing
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.report import Report
-    from mvw_cli.render.content import Section
-    from mvw_cli.render.picture import Picture
+    from mvw_cli.render.chart import Chart
+    from mvw_cli.render.sections import Section
 
 
 def deliver_outcome(
@@ -26,7 +23,7 @@ def deliver_outcome(
     report: Report,
     description: str,
     parts: Sequence[Section],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Chart],
 ) -> int:
     """Write everything; files first.
 
@@ -36,9 +33,9 @@ def deliver_outcome(
     Raises:
         MvwError: a file can't be written, or no candidate qualifies: after all else is there.
     """
-    from mvw_cli.bench.report import text
     from mvw_cli.bench.verdict.derived_profile import write_derived
     from mvw_cli.calibrate.report import to_json
+    from mvw_cli.render.terminal import show
 
     outcome = report.outcome
     document = to_json(report)
@@ -61,7 +58,7 @@ def deliver_outcome(
     if task.as_json:
         console.write(document)
     else:
-        text.show(f"mvw calibrate {task.method}", parts, pictures)
+        show(f"mvw calibrate {task.method}", parts)
     for path in written:
         console.note(f"wrote {path}")
     for remark in outcome.remarks:
@@ -71,23 +68,8 @@ def deliver_outcome(
     return ExitCode.ITEMS_FAILED if report.failed else ExitCode.OK
 
 
-def draw(task: Task, picture: Picture) -> list[str]:
-    """Write a picture as SVG, and as PNG where matplotlib is installed."""
-    from mvw_cli.render.svg_file import svg_file
+def draw(task: Task, picture: Chart) -> list[str]:
+    """Write a chart as SVG."""
+    from mvw_cli.render.svg import write_charts
 
-    files = {task.beside(f".{picture.name}.svg"): svg_file(picture).encode()}
-    if find_spec("matplotlib") is not None:
-        from mvw_cli.bench.report.charts import chart
-
-        files[task.beside(f".{picture.name}.png")] = chart(picture, "png")
-    for path, content in files.items():
-        try:
-            with replacing(Path(os.path.realpath(path))) as file:
-                file.write(content)
-        except OSError as error:
-            raise MvwError(
-                f"Cannot write {path}",
-                cause=error.strerror or str(error),
-                hint=f"ls -ld {shlex.quote(str(path.parent))}",
-            ) from None
-    return [str(path) for path in files]
+    return [str(path) for path in write_charts({task.beside(f".{picture.name}.svg"): picture})]

@@ -13,8 +13,8 @@ from mvw_cli.cli.remembering import ARGUMENTS, Remembering
 if TYPE_CHECKING:
     from mvw_cli.calibrate.report import Report
     from mvw_cli.cli.calibrate.samples import Work
-    from mvw_cli.render.content import Section
-    from mvw_cli.render.picture import Picture
+    from mvw_cli.render.chart import Chart
+    from mvw_cli.render.sections import Section
 
 _FEW = 1e-9
 """Nats; where a curve is lower, its picture ends here."""
@@ -125,7 +125,7 @@ def _search(work: Work, eta: float, first: int, tokens: int) -> Report:
 
 def sections(report: Report) -> list[Section]:
     """Put a report into words."""
-    from mvw_cli.render.content import Section, Sentence, Table
+    from mvw_cli.render.sections import Section, Sentence, Table
     from mvw_cli.text import number, plural
 
     outcome = report.outcome
@@ -152,9 +152,9 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def picture(report: Report) -> Picture:
+def picture(report: Report) -> Chart:
     """Draw KL against layer, with eta."""
-    from mvw_cli.render.picture import Line, Picture
+    from mvw_cli.render.chart import Chart, Line
 
     eta = report.settings["eta"]
     points = report.outcome.curve
@@ -167,7 +167,7 @@ def picture(report: Report) -> Picture:
         [float(point["layer"]) for point in points],
         [max(floor, point["kl_nats"]) for point in points],
     )
-    return Picture(
+    return Chart(
         "kl-by-layer",
         f"How far {compared} if vision leaves before layer K",
         "layer K",
@@ -176,6 +176,6 @@ def picture(report: Report) -> Picture:
         f"KL of the answer's distribution from the full model's, by layer; eta is {eta:g}. "
         "Layer 0 is without any vision.",
         [line],
-        level=(f"eta = {eta:g}", eta),
+        reference=(f"eta = {eta:g}", eta),
         logarithmic=True,
     )

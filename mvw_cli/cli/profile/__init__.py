@@ -123,9 +123,9 @@ _COUNT = click.IntRange(min=1)
     is_flag=True,
     help="Measure the model's shape without its weights. There are no answers to compare.",
 )
-@click.option("--plot", metavar="DIR", help="Write the pictures as SVG and PNG.")
+@click.option("--plot", metavar="DIR", help="Write the charts as SVG.")
 @click.option("--html", metavar="FILE", help="Write one page that opens offline.")
-@click.option("-o", "--output", metavar="FILE", help="Write the report: .json, .csv or .md.")
+@click.option("-o", "--output", metavar="FILE", help="Write the report: .json or .md.")
 @click.option("--from", "source", metavar="FILE", help="Show a report again; measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON to stdout.")
 @common_options

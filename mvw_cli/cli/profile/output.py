@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvw_cli import console
 from mvw_cli.cli.destination import deliver
-from mvw_cli.errors import UsageProblem
+from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import check_writable
 
 if TYPE_CHECKING:
     from mvw_cli.bench.report.documents import Report
     from mvw_cli.cli.profile.task import Task
 
-_FORMATS = (".json", ".csv", ".md")
+_FORMATS = (".json", ".md")
 _HELP = "mvw profile --help"
 
 
@@ -26,12 +27,11 @@ def check_outputs(
 
     Raises:
         UsageProblem: a path can't be written, or its ending is of no format.
-        MvwError: pictures are asked for, and their library is missing.
     """
     if output is not None:
         if Path(output).suffix.lower() not in _FORMATS:
             raise UsageProblem(
-                f"-o {output}: a report is written as .json, .csv or .md",
+                f"-o {output}: a report is written as .json or .md",
                 cause="its name has none of these endings",
                 hint="mvw profile --m 16 -o report.json",
             )
@@ -40,9 +40,6 @@ def check_outputs(
         if path is not None:
             check_writable(path, _HELP)
     if plot is not None:
-        from mvw_cli.bench.report.charts import check_library
-
-        check_library()
         check_writable(os.path.join(os.path.dirname(os.path.abspath(plot)), "mvw"), _HELP)
 
 
@@ -52,8 +49,9 @@ def deliver_report(report: Report, task: Task) -> None:
     Raises:
         MvwError: something could not be written; what is not on disk is on stdout.
     """
-    from mvw_cli.bench.report import text
     from mvw_cli.bench.report.documents import to_json
+    from mvw_cli.bench.report.tables import sections, title
+    from mvw_cli.render.terminal import show
 
     if task.output is not None:
         deliver(_document(report, task.output), task.output)
@@ -62,9 +60,7 @@ def deliver_report(report: Report, task: Task) -> None:
 
         deliver(page(report), task.html)
     if task.plot is not None:
-        from mvw_cli.bench.report.charts import write_charts
-
-        for path in write_charts(report, Path(task.plot)):
+        for path in _plot(report, Path(task.plot)):
             console.note(f"wrote {path}")
     if task.suggest is not None and report.answers is not None:
         from mvw_cli.bench.verdict.suggest import write_profile
@@ -77,19 +73,30 @@ def deliver_report(report: Report, task: Task) -> None:
     if task.as_json:
         console.write(to_json(report))
     else:
-        text.write(report)
+        show(title(report), sections(report))
+
+
+def _plot(report: Report, folder: Path) -> list[Path]:
+    from mvw_cli.bench.report.charts import charts
+    from mvw_cli.render.svg import write_charts
+
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MvwError(
+            f"Cannot write the charts into {folder}",
+            cause=error.strerror or str(error),
+            hint=f"ls -ld {shlex.quote(str(folder.parent))}",
+        ) from None
+    return write_charts({folder / f"{chart.name}.svg": chart for chart in charts(report)})
 
 
 def _document(report: Report, path: str) -> str:
-    match Path(path).suffix.lower():
-        case ".csv":
-            from mvw_cli.bench.report.csv import document as csv_document
+    if Path(path).suffix.lower() == ".md":
+        from mvw_cli.bench.report.tables import sections, title
+        from mvw_cli.render import markdown
 
-            return csv_document(report)
-        case ".md":
-            from mvw_cli.bench.report.markdown import document as markdown_document
-
-            return markdown_document(report)
+        return markdown.document(title(report), sections(report))
     from mvw_cli.bench.report.documents import to_json
 
     return to_json(report)

@@ -18,10 +18,10 @@ def deliver_plan(plan: Plan, name: str, *, as_json: bool, output: str | None) ->
     Raises:
         UsageProblem: a file of another format than JSON is asked for.
     """
-    from mvw_cli.bench.report import text
-    from mvw_cli.bench.report.reasons import plan_parts
+    from mvw_cli.bench.report.tables import plan_tables
     from mvw_cli.cli.destination import deliver
-    from mvw_cli.render.content import Section, Sentence
+    from mvw_cli.render.sections import Section, Sentence
+    from mvw_cli.render.terminal import show
 
     if output is not None:
         if Path(output).suffix.lower() != ".json":
@@ -35,7 +35,9 @@ def deliver_plan(plan: Plan, name: str, *, as_json: bool, output: str | None) ->
         console.write(_json(plan))
         return
     verdicts = [Sentence(sentence, "verdict") for sentence in plan.verdicts]
-    text.show(f"Plan for {name}", [Section("bound", "Bound", [*plan_parts(plan), *verdicts])])
+    parts = [Section("verdict", "Verdict", [*verdicts]),
+             Section("bound", "Bound", plan_tables(plan))]  # fmt: skip
+    show(f"Plan for {name}", parts)
 
 
 def _json(plan: Plan) -> str:

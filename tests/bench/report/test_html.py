@@ -15,12 +15,9 @@ from browser import Browser, find_browser, running
 
 from mvw_cli.bench.measure.stats import Ratio
 from mvw_cli.bench.report import html
+from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.documents import Report
-from mvw_cli.bench.report.pictures import pictures
-from mvw_cli.bench.report.sections import sections
-from mvw_cli.render import svg
-from mvw_cli.render.axis import tick_text, ticks
-from mvw_cli.render.picture import Line, Picture
+from mvw_cli.bench.report.tables import sections
 
 PROGRAM = find_browser()
 needs_browser = pytest.mark.skipif(
@@ -94,7 +91,7 @@ def test_the_page_is_well_formed_and_says_what_the_sections_say(name: str) -> No
                     assert " ".join(cell.split()) in said, cell
             assert " ".join(getattr(part, "text", "").split()) in said
     figures = [tag for tag, attributes in page.seen if tag == "svg" and "role" in attributes]
-    assert len(figures) == 2 * len(pictures(report))
+    assert len(figures) == 2 * len(charts(report))
 
 
 def test_speed_ups_come_first_and_never_without_their_interval() -> None:
@@ -143,51 +140,13 @@ def test_the_page_is_the_same_each_time() -> None:
     assert html.page(sample_report.report()) == html.page(sample_report.report())
 
 
-def test_a_spike_is_not_lost_among_many_tokens() -> None:
-    full = sample_report.report(batches=(1,))
-    steps = [10.0] * 9000
-    steps[4321] = 80.0
-    arm = replace(full.cells[0].arms[0], step_ms=steps)
-    page = html.page(replace(full, cells=[replace(full.cells[0], arms=[arm])]))
-    line = re.findall(r'class="line c0" d="M([^"]+)"', page)[0]
-    heights = [float(point.split()[1]) for point in line.split("L")]
-    assert len(heights) < 1500 and min(heights) < 50 < max(heights)
-
-
-def test_a_grid_is_strong_where_its_line_is_high() -> None:
-    lines = [
-        Line("layer 0", 1, [1.0, 2.0, 3.0, 4.0], [50.0, 50.0, 0.0, 100.0]),
-        Line("layer 7", 2, [1.0, 2.0, 3.0, 4.0], [100.0, 100.0, 100.0, 100.0]),
-    ]
-    picture = Picture("p", "P", "tokens", "share", "%", "A sentence.", lines, as_grid=True)
-    drawn = svg.svg(picture, 266, 274)  # 200 by 200 inside
-    cells = re.findall(
-        r'<rect x="(.*?)" y="(.*?)" height="(.*?)" width="(.*?)" fill-opacity="(.*?)"', drawn
-    )
-    assert cells == [
-        ("52.0", "30.0", "99.0", "100.0", "0.50"),
-        ("202.0", "30.0", "99.0", "50.0", "1.00"),
-        ("52.0", "130.0", "99.0", "200.0", "1.00"),
-    ]
-    assert ">7</text>" in drawn and ">layer</text>" in drawn
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [
-        (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (0, 59.3, ["0", "20", "40"]),
-        (2, 256, ["100", "200"]),
-        (0.98, 1.27, ["1.0", "1.1", "1.2"]),
-        (0, 0.012, ["0.0000", "0.0025", "0.0050", "0.0075", "0.0100"]),
-        (0, 12_000, ["0", "2,500", "5,000", "7,500", "10,000"]),
-    ],
-)
-def test_ticks_are_round_and_tell_themselves_apart(
-    low: float, high: float, said: list[str]
-) -> None:
-    values = ticks(low, high, 5)
-    assert [tick_text(value, values) for value in values] == said
+def test_the_first_token_is_told_where_an_arm_acts_in_the_prefill() -> None:
+    page = html.page(sample_report.layerwise())
+    assert '<h2 id="vision">What is read of the image</h2>' in page
+    vtw = page.partition("<h3>Batch 8, vtw:layer=2</h3>")[2].partition("</div>")[0]
+    assert "<p>first token " in vtw and "], at most 2.00 × by the bound: " in vtw
+    pulse = page.partition("<h3>Batch 8, pulse</h3>")[2].partition("</div>")[0]
+    assert "first token" not in pulse
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +204,7 @@ def test_a_browser_shows_it_without_a_flaw(
     assert found["wide"] == width
     assert found["content"] <= width, found["out"]
     assert found["out"] == []
-    assert len(found["pictures"]) == len(pictures(report))
+    assert len(found["pictures"]) == len(charts(report))
     for picture in found["pictures"]:
         assert picture["width"] > 300 and picture["height"] > 150 and picture["ink"] > 0
         assert 0.75 <= picture["scale"] <= 1.6  # of text that is 12 px

@@ -1,24 +1,21 @@
-"""A report as Markdown: what the terminal shows without its pictures, for an issue or a page."""
+"""Sections as Markdown, for an issue or a page."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from mvw_cli.bench.report.documents import Report
-from mvw_cli.bench.report.sections import sections, title
-from mvw_cli.bench.report.words import NONE
-from mvw_cli.render.content import Sentence, Table
-from mvw_cli.text import one_line
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.text import MISSING, one_line
 
-_MARKS = {"plain": "", "verdict": "**", "warning": ""}
+# What would be a mark. Brackets are none by themselves, nor is a line within a word.
 _SPECIAL = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^[#>]")
-"""What would be a mark. Brackets are none by themselves, nor is a line within a word."""
 
 
-def document(report: Report) -> str:
-    """Write a report as Markdown with tables as GitHub has them."""
-    blocks = [f"# {escape(title(report))}"]
-    for section in sections(report):
+def document(heading: str, sections: Sequence[Section]) -> str:
+    """Write sections as Markdown, with tables as GitHub has them."""
+    blocks = [f"# {escape(heading)}"]
+    for section in sections:
         blocks.append(f"## {escape(section.title)}")
         for part in section.parts:
             blocks += _table(part) if isinstance(part, Table) else [_sentence(part)]
@@ -34,9 +31,8 @@ def escape(text: str) -> str:
 
 
 def _sentence(sentence: Sentence) -> str:
-    mark = _MARKS[sentence.kind]
-    start = "> " if sentence.kind == "warning" else ""
-    return f"{start}{mark}{escape(sentence.text)}{mark}"
+    text = escape(sentence.text)
+    return {"plain": text, "verdict": f"**{text}**", "warning": f"> {text}"}[sentence.kind]
 
 
 def _table(table: Table) -> list[str]:
@@ -55,4 +51,4 @@ def _cell(cell: str) -> str:
     part = "– " if cell.startswith("  ") else ""
     figure, _, share = cell.strip().partition("  ")
     more = f" ({escape(share)})" if share else ""
-    return f"{part}{escape(figure) if figure != NONE else figure}{more}"
+    return f"{part}{escape(figure) if figure != MISSING else figure}{more}"

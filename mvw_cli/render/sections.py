@@ -8,15 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["plain", "verdict", "warning"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """A sentence, and how much it matters."""
 
     text: str
-    kind: Kind = "plain"
+    kind: Literal["plain", "verdict", "warning"] = "plain"
 
 
 @dataclass(frozen=True, slots=True)

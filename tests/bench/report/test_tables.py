@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import replace
-from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 import sample_report
-from rich.console import Console
 
 from mvw_cli.bench.measure.stats import Ratio, summarise
-from mvw_cli.bench.report import text, words
-from mvw_cli.bench.report.documents import Cell, Report
+from mvw_cli.bench.report.documents import Cell, Report, read_report, to_json
+from mvw_cli.bench.report.tables import judged_ratio, sections, title
+from mvw_cli.render import terminal
+from mvw_cli.render.sections import Table
+from mvw_cli.text import millions, milliseconds, number, percent, scaled
 
 
 @pytest.fixture(scope="module")
 def full() -> Report:
     return sample_report.report()
+
+
+def told(report: Report) -> str:
+    return terminal.plain(title(report), sections(report))
 
 
 def row(plain: str, first: str, arm: str, place: int = 0) -> str:
@@ -32,14 +38,14 @@ def with_ratio(report: Report, ratio: Ratio) -> Report:
 
 
 def test_each_figure_stands_beside_the_baseline_with_its_interval(full: Report) -> None:
-    plain = text.plain(full)
+    plain = told(full)
     unmarked, sixteen = full.cells[1].arms[:2]
     found = row(plain, "time per output token", "m=16", place=1)
     for value in (sixteen.tpot_ms.median, sixteen.tpot_ms.p90, sixteen.tpot_ms.p99):
-        assert words.milliseconds(value) in found
-    assert found.endswith(words.ratio(sixteen.ratios["tpot"])) and found.endswith(" faster")
+        assert milliseconds(value) in found
+    assert found.endswith(judged_ratio(sixteen.ratios["tpot"])) and found.endswith(" faster")
     baseline = row(plain, "time per output token", "baseline", place=1)
-    assert words.milliseconds(unmarked.tpot_ms.median) in baseline and baseline.endswith(" -")
+    assert milliseconds(unmarked.tpot_ms.median) in baseline and baseline.endswith(" -")
     for figure in ("time to first token", "tokens per second", "seconds per answer"):
         assert "× [" in row(plain, figure, "m=64")
 
@@ -56,7 +62,7 @@ def test_each_figure_stands_beside_the_baseline_with_its_interval(full: Report) 
 def test_nothing_is_faster_whose_interval_covers_one(
     full: Report, interval: tuple[float, float], said: str
 ) -> None:
-    plain = text.plain(with_ratio(full, Ratio(1.12, interval, 12)))
+    plain = told(with_ratio(full, Ratio(1.12, interval, 12)))
     assert row(plain, "time per output token", "m=16").endswith(said)
 
 
@@ -64,29 +70,29 @@ def test_what_is_unstable_says_so_with_its_remedy(full: Report) -> None:
     wild = replace(full.cells[0].arms[0], ttft_ms=summarise([10.0, 20.0, 30.0, 40.0]))
     sentence = "ttft_ms of baseline spreads by 60 %: close other programs."
     cell = replace(full.cells[0], arms=[wild], unstable=[sentence])
-    plain = text.plain(replace(full, cells=[cell]))
+    plain = told(replace(full, cells=[cell]))
     assert row(plain, "time to first token", "baseline").split("  ")[-2].strip() == "60 % unstable"
     assert f"Unstable: {sentence}" in plain
     # Steps of one run differ by nature: their spread is told, and not judged.
     uneven = replace(wild, tpot_ms=summarise([10.0, 20.0, 30.0, 40.0]))
     cell = replace(cell, arms=[uneven])
-    plain = text.plain(replace(full, cells=[cell]))
+    plain = told(replace(full, cells=[cell]))
     assert "  60 %  " in row(plain, "time per output token", "baseline")
 
 
 def test_phases_are_shares_of_the_whole_answer(full: Report) -> None:
-    plain = text.plain(full)
+    plain = told(full)
     line = next(line for line in plain.splitlines() if line.startswith("decode before withdrawal"))
     phases = full.cells[0].arms[0].phases
     parts = (phases.read_ms, phases.preprocess_ms, phases.prefill_ms, phases.decode_before_ms)
     whole = sum(part.median for part in parts if part)
     assert phases.decode_before_ms is not None
-    assert words.percent(phases.decode_before_ms.median / whole) in line
+    assert percent(phases.decode_before_ms.median / whole) in line
 
 
 def test_many_arms_are_split_over_tables_and_all_are_there(full: Report) -> None:
     arms = [replace(full.cells[0].arms[1], name=f"m={m}") for m in range(1, 8)]
-    plain = text.plain(replace(full, cells=[replace(full.cells[0], arms=arms)]))
+    plain = told(replace(full, cells=[replace(full.cells[0], arms=arms)]))
     heads = [line for line in plain.splitlines() if line.startswith("PHASE")]
     assert [head.split()[1:] for head in heads] == [
         ["m=1", "m=2", "m=3", "m=4"],
@@ -96,19 +102,19 @@ def test_many_arms_are_split_over_tables_and_all_are_there(full: Report) -> None
 
 def test_memory_says_whether_the_formula_agrees(full: Report) -> None:
     arm = full.cells[0].arms[1]
-    assert "  agrees  " in row(text.plain(full), "m=16", "16")
+    assert "  agrees  " in row(told(full), "m=16", "16")
     other = replace(arm.memory, kv_formula_bytes_after=arm.memory.kv_bytes_after + 1)
     cell = replace(full.cells[0], arms=[replace(arm, memory=other)])
-    plain = text.plain(replace(full, cells=[cell]))
+    plain = told(replace(full, cells=[cell]))
     assert "  differs  " in row(plain, "m=16", "16")
     assert f"{arm.memory.kv_bytes_after + 1:,}" in plain
     unknown = replace(arm.memory, kv_formula_bytes_before=None, kv_formula_bytes_after=None)
     cell = replace(full.cells[0], arms=[replace(arm, memory=unknown)])
-    assert "agrees" not in text.plain(replace(full, cells=[cell]))
+    assert "agrees" not in told(replace(full, cells=[cell]))
 
 
 def test_bounds_verdicts_and_answers_are_told(full: Report) -> None:
-    plain = text.plain(full)
+    plain = told(full)
     for sentence in full.verdicts:
         assert plain.count(sentence) == 1  # the plan says it too
     assert "351" in plain
@@ -131,79 +137,108 @@ def test_bounds_verdicts_and_answers_are_told(full: Report) -> None:
 @pytest.mark.parametrize("made", [sample_report.bare, sample_report.planned])
 def test_what_was_not_measured_is_left_out(made: object) -> None:
     report: Report = made()  # type: ignore[operator]
-    plain = text.plain(report)
+    plain = told(report)
     assert "None" not in plain and "nan" not in plain
     assert "WHAT CHANGED" not in plain and "faster" not in plain
     assert ("SPEED" in plain) == bool(report.cells)
     assert ("BOUND" in plain) == (report.plan is not None)
 
 
-@pytest.mark.parametrize("width", [60, 100, 160])
-def test_the_terminal_shows_what_the_plain_text_says(full: Report, width: int) -> None:
-    screen = Console(width=width, file=StringIO(), force_terminal=True, color_system=None)
-    for part in text.renderables(full, width):
-        screen.print(part)
-    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, drawn.splitlines())) <= width
-    assert "…" not in drawn
-    letters = "".join(drawn.split())
-    for cell in ("no difference shown", "NVIDIA H100 80GB HBM3", "of it the vision encoder"):
-        assert cell.split()[0] in letters
-    assert "─" in drawn
-
-
-def test_a_report_cannot_send_codes_to_the_terminal(full: Report) -> None:
-    evil = "\x1b]0;owned\x07\x1b[2J[bold]x[/bold]"
-    report = replace(
-        full,
-        model=replace(full.model, name=evil),
-        command=[evil],
-        verdicts=[evil],
-        cells=[replace(full.cells[0], unstable=[evil])],
-    )
-    assert "\x1b" not in text.plain(report)
-    screen = Console(file=StringIO(), force_terminal=True, color_system=None)
-    for part in text.renderables(report, 80):
-        screen.print(part)
-    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "\x1b" not in drawn and "[bold]x[/bold]" in drawn
-
-
-def test_write_is_plain_where_there_is_no_terminal(
-    full: Report, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text.write(full)
-    assert capsys.readouterr().out == text.plain(full) + "\n"
-
-
 def test_cells_are_told_apart(full: Report) -> None:
     cells: list[Cell] = [full.cells[0], replace(full.cells[1], process="shared")]
-    plain = text.plain(replace(full, cells=cells))
+    plain = told(replace(full, cells=cells))
     assert "Batch 1, 12 pairs, a process of its own" in plain
     assert "Batch 8, 12 pairs, a process shared with other cells" in plain
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_an_ascii_stream_gets_ascii(
-    full: Report, encoding: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = BytesIO()
-    monkeypatch.setattr("sys.stdout", TextIOWrapper(raw, encoding=encoding))
-    text.write(full)
-    sys.stdout.flush()
-    assert ("×" in raw.getvalue().decode("utf-8")) == (encoding == "utf-8")
+def test_numbers_have_three_digits() -> None:
+    assert [number(v) for v in (0, 0.01234, 0.9996, 9.996, 12.34, 999.6, 1234.5)] == [
+        "0", "0.0123", "1.00", "10.0", "12.3", "1,000", "1,234",
+    ]  # fmt: skip
+    assert [percent(v) for v in (0, 0.0004, 0.9999, 1, 0.123)] == [
+        "0 %", "< 0.1 %", "> 99.9 %", "100 %", "12.3 %",
+    ]  # fmt: skip
+    assert [scaled(v, "B/s") for v in (12, 3e10, 2.9e12)] == [
+        "12.0 B/s", "30.0 GB/s", "2.90 TB/s",
+    ]  # fmt: skip
+    assert [millions(v) for v in (512, 1_700_000, 10_670_000_000)] == [
+        "512", "1.70 million", "10.67 billion",
+    ]  # fmt: skip
+    assert [milliseconds(v) for v in (0.0042, 0.5, 999.4, 1500)] == [
+        "4.20 µs", "0.500 ms", "999 ms", "1.50 s",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_an_ascii_terminal_gets_ascii(
-    full: Report, encoding: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = BytesIO()
-    stream = TextIOWrapper(raw, encoding=encoding)
-    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stdout", stream)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    text.write(full)
-    sys.stdout.flush()
-    shown = raw.getvalue().decode("utf-8")
-    assert ("█" in shown, "─" in shown) == ((True, True) if encoding == "utf-8" else (False, False))
+# -- what is read of the image --------------------------------------------------------------------
+
+
+def table(report: Report, section: str, caption: str = "") -> Table | None:
+    """The first table of a section, or that of a caption."""
+    for one in sections(report):
+        for part in one.parts:
+            if one.name == section and isinstance(part, Table) and part.caption.startswith(caption):
+                return part
+    return None
+
+
+def of_arms(report: Report, *places: int) -> Report:
+    cell = report.cells[0]
+    return replace(report, cells=[replace(cell, arms=[cell.arms[place] for place in places])])
+
+
+@pytest.fixture(scope="module")
+def layerwise() -> Report:
+    return sample_report.layerwise()
+
+
+def test_each_arm_s_vision_stands_beside_the_baseline_s(layerwise: Report) -> None:
+    found = table(layerwise, "vision")
+    assert found is not None
+    assert found.columns == [
+        "ARM", "ATTENDED BY A TOKEN", "HELD AFTER THE PREFILL", "KV AFTER THE PREFILL",
+        "WITHDRAWALS", "LOOK-BACKS", "OFFLOADED TO THE HOST",
+    ]  # fmt: skip
+    assert found.rows == [
+        ["baseline", "1,008  100 %", "4,032", "133.0 MiB", "0", "0", "0 B"],
+        ["vtw:layer=2", "504  50 %", "2,016", "70.0 MiB", "0", "0", "0 B"],
+        ["pulse", "44.0  4.4 %", "4,032", "133.0 MiB", "0", "0", "0 B"],
+        ["mvw:m=64+look-back", "614  60.9 %", "4,032", "133.0 MiB", "2", "1", "126.0 MiB"],
+    ]
+
+
+def test_what_all_arms_share_is_left_out(full: Report, layerwise: Report) -> None:
+    some = table(of_arms(layerwise, 0, 2), "vision")
+    assert some is not None and some.columns == ["ARM", "ATTENDED BY A TOKEN"]
+    baseline, vtw = layerwise.cells[0].arms[:2]
+    for arms in (
+        [baseline, replace(baseline, name="as baseline")],
+        [baseline, replace(vtw, vision=None)],
+    ):
+        alike = replace(layerwise, cells=[replace(layerwise.cells[0], arms=arms)])
+        assert "vision" not in [section.name for section in sections(alike)]
+    assert table(full, "vision") is None
+
+
+def test_the_prefill_is_set_beside_its_bound(layerwise: Report) -> None:
+    found = table(layerwise, "bound", "Prefill")
+    assert found is not None
+    rows = {row[1]: row for row in found.rows}
+    assert list(rows) == ["vtw:layer=2", "pulse", "mvw:m=64+look-back"]
+    assert rows["vtw:layer=2"][2:5] == ["11.5 TFLOP  50 % of the baseline's", "16.5 ms", "2.00 ×"]
+    assert rows["pulse"][2:5] == ["23.0 TFLOP  100 % of the baseline's", "33.0 ms", "1.00 ×"]
+    assert rows["vtw:layer=2"][5].endswith("no difference shown")
+    assert table(of_arms(layerwise, 0, 2), "bound", "Prefill") is None
+
+
+def test_reports_from_before_can_still_be_read(layerwise: Report, tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    document = json.loads(to_json(layerwise))
+    for arm in document["cells"][0]["arms"]:
+        del arm["vision"], arm["bound"]["prefill"]
+        del arm["memory"]["kv_bytes_prefilled"], arm["memory"]["host_offloaded_peak_bytes"]
+    path.write_text(json.dumps(document))
+    old = read_report(str(path))
+    assert all(arm.vision is None for arm in old.cells[0].arms)
+    assert "WHAT IS READ" not in told(old)
+    path.write_text(to_json(layerwise))
+    assert read_report(str(path)) == layerwise

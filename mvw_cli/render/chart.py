@@ -1,0 +1,127 @@
+"""What a chart is made of: lines with their marks, points with their intervals, and two axes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve, and the moment of the withdrawal on it."""
+
+    name: str
+    colour: int
+    """Place in a palette; 0 is the baseline's."""
+    xs: list[float]
+    ys: list[float]
+    faint: list[float] | None = None
+    """A second curve at the same places, drawn more faintly."""
+    withdrawn_after: int | None = None
+    withdrawn_x: float = 0.0
+    """Where that is on the x axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A place with its 95 % intervals."""
+
+    name: str
+    colour: int
+    x: float
+    y: float
+    x_interval: Range | None = None
+    y_interval: Range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart. Both axes carry numbers; that of the curves' y starts at 0 or is logarithmic."""
+
+    name: str
+    """As a file would be called: `time-per-token-batch-8`."""
+    title: str
+    x_label: str
+    y_label: str
+    unit: str
+    """Of y."""
+    caption: str
+    """A sentence on what is to be seen, also for those who can't see it."""
+    lines: list[Line] = field(default_factory=list)
+    faint_label: str = ""
+    """What the faint curves are."""
+    points: list[Point] = field(default_factory=list)
+    reference: tuple[str, float] | None = None
+    """A name and the height of a line across the chart."""
+    heatmap: bool = False
+    """Too many lines to be told apart: each is a row, and its colour stands for y."""
+    logarithmic: bool = False
+    """Whether equal steps of y are equal factors; there are curves then, all above 0."""
+
+
+_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_MARKED = 1.15
+"""How far y goes beyond the curves where the names of marks stand above them."""
+_ROOM = 0.06
+"""Part of a range that is left free beside points."""
+
+
+def ranges(chart: Chart) -> tuple[Range, Range]:
+    """Return what x and y cover: curves from 0 on, points with some room around their intervals.
+
+    A logarithmic y covers whole powers of ten.
+    """
+    level = [] if chart.reference is None else [chart.reference[1]]
+    if chart.lines:
+        xs = [x for line in chart.lines for x in (line.xs[0], line.xs[-1])]
+        ys = [y for line in chart.lines for y in (*line.ys, *(line.faint or []))] + level
+        across = min(xs), max(xs)
+        if across[0] == across[1]:
+            across = across[0] - 0.5, across[1] + 0.5
+        if chart.logarithmic:
+            return across, _whole_decades(min(ys), max(ys))
+        marked = any(line.withdrawn_after is not None for line in chart.lines)
+        return across, (0.0, max(ys) * (_MARKED if marked else 1.05) or 1.0)
+    xs = [x for point in chart.points for x in (point.x, *(point.x_interval or ()))]
+    ys = [y for point in chart.points for y in (point.y, *(point.y_interval or ()))] + level
+    return _with_room(min(1.0, *xs), max(1.0, *xs)), _with_room(min(ys), max(ys))
+
+
+def _whole_decades(low: float, high: float) -> Range:
+    below, above = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return 10.0**below, 10.0 ** max(above, below + 1)
+
+
+def _with_room(low: float, high: float) -> Range:
+    size = high - low or abs(low) * 0.1 or 1.0
+    return low - _ROOM * size, high + _ROOM * size
+
+
+def decades(low: float, high: float, most: int) -> list[float]:
+    """Choose at most so many powers of ten of a range, the lowest among them."""
+    first, last = round(math.log10(low)), round(math.log10(high))
+    step = max(1, -(-(last - first + 1) // most))
+    return [10.0**power for power in range(first, last + 1, step)]
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Choose at most so many round numbers of a range."""
+    if high <= low or most < 1:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * step for step in _STEPS if power * step >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [place * step for place in range(first, last + 1)]
+
+
+def tick_text(value: float, values: list[float]) -> str:
+    """Write a tick with as many places as its neighbours need."""
+    step = min((b - a for a, b in pairwise(values)), default=1.0)
+    places = max(0, min(6, -math.floor(math.log10(step) + 1e-9))) if step > 0 else 0
+    if abs(step * 10**places - round(step * 10**places)) > 1e-6:  # steps of 2.5
+        places += 1
+    return f"{value:,.{places}f}"
