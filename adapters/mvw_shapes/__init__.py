@@ -1,15 +1,11 @@
-"""The embedded model `shapes`: a small real VLM, trained by this project on scenes it draws.
-
-Light on purpose: torch is imported in model.py only.
-"""
+"""The embedded model `shapes`: a small real VLM, trained by this project on scenes it draws."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import click
 
 from mvw_cli import AdapterInfo, hookimpl
-
-if TYPE_CHECKING:
-    import click
 
 
 @hookimpl
@@ -25,7 +21,23 @@ def mvw_register_adapters(register: Callable[[AdapterInfo], None]) -> None:
 
 
 @hookimpl
-def mvw_register_commands(cli: "click.Group") -> None:
-    from mvw_shapes.samples import samples
+def mvw_register_commands(cli: click.Group) -> None:
+    cli.add_command(samples_command)
 
-    cli.add_command(samples)
+
+@click.command("samples")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=True))
+@click.option(
+    "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many scenes."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other scenes.")
+@click.option("--overwrite", is_flag=True, help="Replace samples that are there already.")
+def samples_command(directory: Path, count: int, seed: int, overwrite: bool) -> None:
+    """Write sample scenes with questions and true answers into DIRECTORY.
+
+    The scenes are of the world that the embedded model reads, and none of them was in its
+    training. The path of the list of questions goes to stdout.
+    """
+    from mvw_shapes.samples import write_samples
+
+    click.echo(write_samples(directory, count, seed, overwrite=overwrite))

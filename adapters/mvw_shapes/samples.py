@@ -1,7 +1,4 @@
-"""`mvw samples DIR`: scenes that the embedded model has never seen, with questions about them.
-
-Light on purpose: the command is registered on every start of `mvw`, so PIL waits for its use.
-"""
+"""Scenes that the embedded model has never seen, with questions about them and true answers."""
 
 from __future__ import annotations
 
@@ -9,13 +6,16 @@ import json
 import os
 import random
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from mvw_cli import MvwError, UsageProblem
+from mvw_shapes.questions import QUESTION_KINDS, Question, Selection, phrase, with_article
+from mvw_shapes.scenes import COLOURS, KINDS, Scene, Shape, draw, sample_scene
 
 QUESTIONS = "questions.jsonl"
+COMPARISONS = {1: "more", 0: "equal", -1: "fewer"}
+_TRIES = 24  # draws of a question that gives the wanted answer before the scene is changed
 
 
 def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = False) -> Path:
@@ -28,9 +28,6 @@ def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = F
         UsageProblem: a file of one of these names is there already, and `overwrite` is off.
         MvwError: the directory cannot be made or written.
     """
-    from mvw_shapes.examples import sample_example
-    from mvw_shapes.scenes import draw
-
     names = [f"scene-{number:04d}.png" for number in range(1, count + 1)]
     if not overwrite:
         _refuse_existing(directory, [QUESTIONS, *names])
@@ -72,17 +69,190 @@ def _refuse_existing(directory: Path, names: list[str]) -> None:
             )
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=True))
-@click.option(
-    "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many scenes."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other scenes.")
-@click.option("--overwrite", is_flag=True, help="Replace samples that are there already.")
-def samples(directory: Path, count: int, seed: int, overwrite: bool) -> None:
-    """Write sample scenes with questions and true answers into DIRECTORY.
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Hold a scene, a question about it in words and in meaning, and its true answer."""
 
-    The scenes are of the world that the embedded model reads, and none of them was in its
-    training. The path of the list of questions goes to stdout.
+    scene: Scene
+    question: Question
+    text: str
+    answer: str
+
+
+def sample_example(
+    rng: random.Random,
+    *,
+    held_out: bool = False,
+    kind: str | None = None,
+    scene: Scene | None = None,
+) -> Example:
+    """Draw a scene and a question of one kind, or of a random kind, about it.
+
+    A scene that is handed in is kept; the wanted answer gives way if the scene does not allow it.
     """
-    click.echo(write_samples(directory, count, seed, overwrite=overwrite))
+    kind = kind or rng.choices(QUESTION_KINDS, weights=(28, 16, 16, 22, 18))[0]
+    wanted = rng.choice(("Yes", "No"))
+    if kind == "relation" and rng.random() < 0.12:
+        wanted = "There"  # the shape is missing or not the only one, and the answer says so
+    while True:
+        chosen = scene or sample_scene(rng, held_out=held_out)
+        for _ in range(_TRIES):
+            question = _MAKERS[kind](chosen, rng)
+            answer = true_answer(chosen, question)
+            if kind in ("count", "place") or answer.split()[0] == wanted:
+                break
+        else:
+            if scene is None:
+                continue
+        return Example(chosen, question, _punctuate(phrase(question, rng), rng), answer)
+
+
+def _punctuate(text: str, rng: random.Random) -> str:
+    mark = "." if text.startswith(("count", "tell")) else "?"
+    text = text[0].upper() + text[1:]
+    return text + mark if rng.random() < 0.75 else text
+
+
+def _present(scene: Scene, rng: random.Random) -> Shape:
+    return rng.choice([shape for shape in scene.cells if shape is not None])
+
+
+def _pair(scene: Scene, rng: random.Random) -> Selection:
+    """Take the colour and kind of one shape, or of two: near misses are the hard ones."""
+    shape = _present(scene, rng)
+    draw = rng.random()
+    if draw < 0.7:
+        return Selection(shape.colour, shape.kind)
+    if draw < 0.85:
+        return Selection(shape.colour, _present(scene, rng).kind)
+    return Selection(rng.choice(list(COLOURS)), rng.choice(KINDS))
+
+
+def _selection(scene: Scene, rng: random.Random, *, everything: bool) -> Selection:
+    draw = rng.random()
+    if everything and draw < 0.1:
+        return Selection()
+    absent = rng.random() < 0.15
+    if draw < 0.33:
+        return Selection(rng.choice(list(COLOURS)) if absent else _present(scene, rng).colour)
+    if draw < 0.55:
+        return Selection(None, rng.choice(KINDS) if absent else _present(scene, rng).kind)
+    return _pair(scene, rng)
+
+
+def _count(scene: Scene, rng: random.Random) -> Question:
+    return Question("count", "number", _selection(scene, rng, everything=True))
+
+
+def _place(scene: Scene, rng: random.Random) -> Question:
+    taken = places_of(scene, Selection())
+    place = rng.choice(taken) if rng.random() < 0.75 else rng.randrange(9)
+    return Question("place", rng.choice(("object", "colour", "shape")), place=place)
+
+
+def _existence(scene: Scene, rng: random.Random) -> Question:
+    if rng.random() < 0.7:
+        wide = rng.random() < 0.5
+        first = (
+            Selection(rng.choice(list(COLOURS)), rng.choice(KINDS))
+            if wide
+            else _selection(scene, rng, everything=False)
+        )
+        return Question("existence", "any", first)
+    taken = places_of(scene, Selection())
+    place = rng.choice(taken) if rng.random() < 0.75 else rng.randrange(9)
+    shape = scene.cells[place]
+    if shape is None or rng.random() < 0.5:
+        return Question("existence", "any", _selection(scene, rng, everything=True), place=place)
+    first = rng.choice(
+        (Selection(shape.colour), Selection(None, shape.kind), Selection(shape.colour, shape.kind))
+    )
+    return Question("existence", "any", first, place=place)
+
+
+def _comparison(scene: Scene, rng: random.Random) -> Question:
+    first = second = Selection()
+    while first == second or (first.colour is None) != (second.colour is None):
+        first = _selection(scene, rng, everything=False)
+        second = _selection(scene, rng, everything=False)
+    return Question("comparison", rng.choice(("more", "fewer", "equal")), first, second)
+
+
+def _relation(scene: Scene, rng: random.Random) -> Question:
+    direction = rng.choice(("left", "right", "above", "below"))
+    first = second = Selection()
+    while first == second:
+        first = _referent(scene, rng)
+        second = _referent(scene, rng)
+    return Question("relation", direction, first, second)
+
+
+def _referent(scene: Scene, rng: random.Random) -> Selection:
+    draw = rng.random()
+    if draw < 0.7:
+        shape = _present(scene, rng)
+        return Selection(shape.colour, shape.kind) if draw < 0.62 else _pair(scene, rng)
+    if draw < 0.85:
+        return Selection(_present(scene, rng).colour)
+    return Selection(None, _present(scene, rng).kind)
+
+
+_MAKERS = {
+    "count": _count,
+    "place": _place,
+    "existence": _existence,
+    "comparison": _comparison,
+    "relation": _relation,
+}
+
+
+def places_of(scene: Scene, selection: Selection) -> list[int]:
+    """List the places of the shapes that a selection picks, in reading order."""
+    return [place for place, shape in enumerate(scene.cells) if selection.matches(shape)]
+
+
+def true_answer(scene: Scene, question: Question) -> str:
+    """Answer a question from the scene itself."""
+    first = places_of(scene, question.first)
+    if question.kind == "count":
+        return str(len(first))
+    if question.kind == "place":
+        return _at_place(scene, question)
+    if question.kind == "existence":
+        return _yes(bool(first) if question.place is None else question.place in first)
+    assert question.second is not None
+    second = places_of(scene, question.second)
+    if question.kind == "comparison":
+        return _yes(COMPARISONS[sign(len(first) - len(second))] == question.asks)
+    for selection, places in ((question.first, first), (question.second, second)):
+        if not places:
+            return f"There is no {selection.singular}"
+        if len(places) > 1:
+            return f"There are {len(places)} {selection.plural}"
+    (row_a, column_a), (row_b, column_b) = divmod(first[0], 3), divmod(second[0], 3)
+    return _yes(
+        {
+            "left": column_a < column_b,
+            "right": column_a > column_b,
+            "above": row_a < row_b,
+            "below": row_a > row_b,
+        }[question.asks]
+    )
+
+
+def _at_place(scene: Scene, question: Question) -> str:
+    assert question.place is not None
+    shape = scene.cells[question.place]
+    if shape is None:
+        return "Nothing"
+    if question.asks == "object":
+        return with_article(f"{shape.colour} {shape.kind}").capitalize()
+    return (shape.colour if question.asks == "colour" else shape.kind).capitalize()
+
+
+def _yes(holds: bool) -> str:
+    return "Yes" if holds else "No"
+
+
+def sign(number: int) -> int:
+    return (number > 0) - (number < 0)

@@ -1,20 +1,17 @@
 """The world of the embedded model: coloured shapes on a 3x3 grid, and how to draw them.
 
-It knows nothing of questions, tokens or models. Every random choice comes from the `random.Random`
-that the caller hands in, so a seed fixes a scene and its picture.
+Every random choice comes from the `random.Random` that the caller hands in, so a seed fixes a scene
+and its picture.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import random
-
-    from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (218, 38, 42),
@@ -65,7 +62,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Say whether this layout is kept from training, by its content alone."""
+        """Whether this layout is kept from training, by its content alone."""
         digest = hashlib.sha256(self.layout.encode()).digest()
         return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
@@ -98,8 +95,6 @@ def _sample_layout(rng: random.Random) -> Scene:
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
     """Paint a scene as an RGB picture of SIDE x SIDE px, with size, place and tone varied."""
-    from PIL import Image, ImageDraw
-
     base = rng.randint(240, 254)
     background = tuple(min(255, base + rng.randint(-3, 3)) for _ in range(3))
     image = Image.new("RGB", (SIDE, SIDE), background)

@@ -39,7 +39,7 @@ def same_picture(one: bytes, other: bytes) -> bool:
 
 def terminal() -> str:
     """Run the commands in an empty folder and write down what the terminal shows."""
-    from mvw_shapes.checkpoint import WEIGHTS
+    from mvw_shapes.model import WEIGHTS
 
     if not (WEIGHTS / "model.safetensors").exists():
         return MISSING

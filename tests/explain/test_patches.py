@@ -88,7 +88,7 @@ def test_kimi_pads_and_crops() -> None:
     wide = session.loaded.processor.image_processor.size(70, 30)
     assert images.area(70, 30) == pytest.approx((0, 0, wide[2] / wide[0], wide[3] / wide[1]))
     cropping = replace(images, pad_input=False)
-    processor = replace(session.loaded.processor, images=cropping)
+    processor = replace(session.loaded.processor, image_processor=cropping)
     loaded = replace(session.loaded, processor=processor)
     assert misplaced(session.adapter, loaded, [(70, 45)]) is None
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import random
 
 import pytest
-from mvw_shapes.checkpoint import build_tokenizer
-from mvw_shapes.examples import sample_example
-from mvw_shapes.questions import QUESTION_KINDS, Question, phrase, recognise, unknown_words
+from mvw_shapes.model import Shapes
+from mvw_shapes.questions import (
+    QUESTION_KINDS,
+    TEMPLATES,
+    Question,
+    Selection,
+    phrase,
+    recognise,
+    unknown_words,
+)
+from mvw_shapes.samples import sample_example
 from mvw_shapes.scenes import PLACES
-from mvw_shapes.wordings import TEMPLATES, Selection
 
-TOKENIZER = build_tokenizer()
+TOKENIZER = Shapes().tiny().processor.tokenizer
 RED_CIRCLE = Selection("red", "circle")
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from mvw_shapes import samples_command
+from mvw_shapes.model import looks_like_scene
 from mvw_shapes.questions import QUESTION_KINDS, recognise
-from mvw_shapes.samples import samples, write_samples
-from mvw_shapes.world import looks_like_scene
+from mvw_shapes.samples import write_samples
 from PIL import Image
 
 from mvw_cli import MvwError, UsageProblem
@@ -63,16 +64,16 @@ def test_a_place_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path) 
 
 
 def test_the_command_writes_and_names_the_list(tmp_path: Path) -> None:
-    result = CliRunner().invoke(samples, [str(tmp_path), "--count", "2", "--seed", "7"])
+    result = CliRunner().invoke(samples_command, [str(tmp_path), "--count", "2", "--seed", "7"])
     assert result.exit_code == 0
     assert result.stdout.strip() == str(tmp_path / "questions.jsonl")
     assert len(_records(tmp_path / "questions.jsonl")) == 2
-    assert CliRunner().invoke(samples, [str(tmp_path), "--count", "0"]).exit_code == 2
+    assert CliRunner().invoke(samples_command, [str(tmp_path), "--count", "0"]).exit_code == 2
 
 
 def test_registering_the_command_is_light() -> None:
     code = (
-        "import sys, mvw_shapes.samples as s;"
+        "import sys, mvw_shapes;"
         "heavy = {'torch', 'PIL', 'numpy', 'transformers', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mvw_shapes.model import looks_like_scene
 from mvw_shapes.scenes import COLOURS, SIDE, draw, sample_scene
-from mvw_shapes.world import looks_like_scene
 from PIL import Image, ImageDraw, ImageFilter
 
 PALETTE = list(COLOURS.values())

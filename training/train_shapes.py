@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m mvw_shapes.train`, again after a kill to go on.
+"""Train the embedded model: `python training/train_shapes.py`, again after a kill to go on.
 
 Everything that decides the result is in `Settings`. As large models do, this one learns to see and
 to reason apart, pictures without text and text without pictures, and then to do both. No answer is
@@ -13,21 +13,21 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import click
+import fast_attention
 import torch
-
-from mvw_shapes import fast_attention
-from mvw_shapes.batches import IGNORED, Batch, Phase, make_batch
-from mvw_shapes.checkpoint import WEIGHTS, build_model, build_processor
-from mvw_shapes.seeing import build_head, make_sights, seeing_loss
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from accuracy import evaluate
+from batches import IGNORED, Batch, Phase, make_batch
+from mvw_shapes.model import WEIGHTS
+from network import build_model, build_processor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from vision_phase import build_head, make_sights, seeing_loss
 
 RECORD = "training.json"  # beside the weights: how they came about, and what they reach
 
@@ -87,8 +87,6 @@ def backward(
     The text runs `rows` at a time, sorted by length, which saves padding and keeps the tensors
     small; the pictures run once for all their questions.
     """
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16)
     with autocast:
         features = _features(model, batch)  # (pictures, vision tokens, D)
@@ -291,41 +289,34 @@ def export_state(run: Path, directory: Path) -> int:
     return int(state["step"])
 
 
-def main() -> None:
+@click.command()
+@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/shapes"))
+@click.option("--weights", type=click.Path(path_type=Path), default=WEIGHTS)
+@click.option("--bfloat16/--float32", default=True)
+@click.option("--threads", type=int, default=2)
+@click.option("--export-only", is_flag=True, help="Export the newest state and stop.")
+def main(run: Path, weights: Path, bfloat16: bool, threads: int, export_only: bool) -> None:
     """Train, export and evaluate with the settings that the packaged weights come from."""
-    import click
+    torch.set_num_threads(threads)
+    if export_only:
+        click.echo(f"step {export_state(run, weights)} -> {weights}")
+        return
+    run.mkdir(parents=True, exist_ok=True)
 
-    from mvw_shapes.evaluate import evaluate
+    def say(record: dict[str, Any]) -> None:
+        line = json.dumps(record)
+        click.echo(line)
+        with (run / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
 
-    @click.command()
-    @click.option("--run", type=click.Path(path_type=Path), default=Path("runs/shapes"))
-    @click.option("--weights", type=click.Path(path_type=Path), default=WEIGHTS)
-    @click.option("--bfloat16/--float32", default=True)
-    @click.option("--threads", type=int, default=2)
-    @click.option("--export-only", is_flag=True, help="Export the newest state and stop.")
-    def command(run: Path, weights: Path, bfloat16: bool, threads: int, export_only: bool) -> None:
-        torch.set_num_threads(threads)
-        if export_only:
-            click.echo(f"step {export_state(run, weights)} -> {weights}")
-            return
-        run.mkdir(parents=True, exist_ok=True)
-
-        def say(record: dict[str, Any]) -> None:
-            line = json.dumps(record)
-            click.echo(line)
-            with (run / "log.jsonl").open("a") as log:
-                log.write(line + "\n")
-
-        settings = Settings(bfloat16=bfloat16)
-        export(train(settings, run, say=say).eval(), weights)
-        record = {
-            "settings": asdict(settings),
-            "held_out": evaluate(weights, count=1000, seed=1),
-        }
-        (weights / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        say(record)
-
-    command()
+    settings = Settings(bfloat16=bfloat16)
+    export(train(settings, run, say=say).eval(), weights)
+    record = {
+        "settings": asdict(settings),
+        "held_out": evaluate(weights, count=1000, seed=1),
+    }
+    (weights / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    say(record)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
-from mvw_shapes.answers import TAGS, write
-from mvw_shapes.batches import prompt
-from mvw_shapes.checkpoint import VISION_TOKENS, build_processor, build_tokenizer
-from mvw_shapes.examples import sample_example
+from batches import prompt
+from mvw_shapes.model import WEIGHTS
+from mvw_shapes.samples import sample_example
 from mvw_shapes.scenes import draw
+from network import VISION_TOKENS, build_processor, build_tokenizer
+from reasoning import TAGS, write
 from transformers import AutoProcessor
 
 
@@ -18,6 +20,15 @@ def _answers(count: int = 200) -> list[str]:
     rng = random.Random(9)
     examples = [sample_example(rng) for _ in range(count)]
     return [write(example.scene, example.question) for example in examples]
+
+
+def test_the_packaged_tokenizer_is_the_one_that_is_built() -> None:
+    packaged = AutoProcessor.from_pretrained(WEIGHTS).tokenizer
+    built = build_tokenizer()
+    assert json.loads(packaged.backend_tokenizer.to_str()) == json.loads(
+        built.backend_tokenizer.to_str()
+    )
+    assert packaged.chat_template == built.chat_template
 
 
 def test_round_trip_with_english_spacing() -> None:

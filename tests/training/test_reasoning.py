@@ -7,12 +7,11 @@ import re
 from collections import Counter
 
 import pytest
-from mvw_shapes.answers import STAGES, true_answer, write
-from mvw_shapes.checkpoint import build_tokenizer
-from mvw_shapes.examples import Example, sample_example
-from mvw_shapes.questions import QUESTION_KINDS, Question
+from mvw_shapes.questions import QUESTION_KINDS, Question, Selection
+from mvw_shapes.samples import Example, sample_example, true_answer
 from mvw_shapes.scenes import Scene, Shape
-from mvw_shapes.wordings import Selection
+from network import build_tokenizer
+from reasoning import STAGES, write
 
 CAPTION = re.compile(
     r"(top left|top middle|top right|middle left|centre|middle right|bottom left|bottom middle"

@@ -6,15 +6,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import fast_attention
 import pytest
 import torch
-from mvw_shapes import fast_attention
-from mvw_shapes.batches import IGNORED, make_batch
-from mvw_shapes.checkpoint import VISION_TOKENS, build_model, build_processor
+from batches import IGNORED, make_batch
 from mvw_shapes.scenes import PLACES, Scene, Shape
-from mvw_shapes.seeing import build_head, make_sights, seeing_loss
-from mvw_shapes.train import Settings, backward, export, export_state, learning_rate, train
+from network import VISION_TOKENS, build_model, build_processor
+from train_shapes import Settings, backward, export, export_state, learning_rate, train
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+from vision_phase import build_head, make_sights, seeing_loss
 
 TINY = Settings(
     see_steps=2,

@@ -8,17 +8,15 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-
-from mvw_shapes.answers import caption
-from mvw_shapes.batches import prompt
-from mvw_shapes.examples import Example, sample_example
+from batches import prompt
+from mvw_shapes.samples import Example, sample_example
 from mvw_shapes.scenes import draw
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from reasoning import caption
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 _STAGE = r"<{0}>\s*(.*?)\s*</{0}>"
 
@@ -32,8 +30,6 @@ def stage(text: str, name: str) -> str:
 @torch.inference_mode()
 def evaluate(weights: Path, *, count: int, seed: int, rows: int = 50) -> dict[str, Any]:
     """Ask one question about each of `count` held-out scenes and compare the conclusions."""
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
-
     processor = AutoProcessor.from_pretrained(weights)
     model = LlavaForConditionalGeneration.from_pretrained(weights).eval()
     rng = random.Random(f"held-out/{seed}")
@@ -64,7 +60,12 @@ def _share(hits: list[bool]) -> float:
     return round(sum(hits) / len(hits), 4)
 
 
-def _answer(model: Any, processor: Any, examples: list[Example], rng: random.Random) -> list[str]:
+def _answer(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    examples: list[Example],
+    rng: random.Random,
+) -> list[str]:
     images = [draw(example.scene, rng) for example in examples]
     text = processor.tokenizer(
         [prompt(processor, example.text) for example in examples],

@@ -1,6 +1,6 @@
-"""The true answer to a question about a scene, and the four stages that lead to it.
+"""The four stages that lead to the true answer to a question about a scene.
 
-SUMMARY says what will be done and needs no look at the picture. CAPTION lists every shape in
+SUMMARY tells what will be done and needs no look at the picture. CAPTION lists every shape in
 reading order. REASONING and CONCLUSION follow from the question and the caption alone, which is
 what makes withdrawal after the caption free. The stage tags are those of LLaVA-CoT
 (https://arxiv.org/abs/2411.10440, section 3.1).
@@ -8,74 +8,15 @@ what makes withdrawal after the caption free. The stage tags are those of LLaVA-
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mvw_shapes.scenes import COLOURS, COLUMNS, KINDS, PLACES, ROWS
-from mvw_shapes.wordings import with_article
-
-if TYPE_CHECKING:
-    from mvw_shapes.questions import Question
-    from mvw_shapes.scenes import Scene
-    from mvw_shapes.wordings import Selection
+from mvw_shapes.questions import Question, Selection
+from mvw_shapes.samples import COMPARISONS, places_of, sign, true_answer
+from mvw_shapes.scenes import COLOURS, COLUMNS, KINDS, PLACES, ROWS, Scene
 
 STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 TAGS = tuple(tag for stage in STAGES for tag in (f"<{stage}>", f"</{stage}>"))
 
-COMPARISONS = {1: "more", 0: "equal", -1: "fewer"}
 DIRECTIONS = {"columns": ("left", "right"), "rows": ("above", "below")}
 MARKS = ("first", "second")
-
-
-def places_of(scene: Scene, selection: Selection) -> list[int]:
-    """List the places of the shapes that a selection picks, in reading order."""
-    return [place for place, shape in enumerate(scene.cells) if selection.matches(shape)]
-
-
-def true_answer(scene: Scene, question: Question) -> str:
-    """Answer a question from the scene itself."""
-    first = places_of(scene, question.first)
-    if question.kind == "count":
-        return str(len(first))
-    if question.kind == "place":
-        return _at_place(scene, question)
-    if question.kind == "existence":
-        return _yes(bool(first) if question.place is None else question.place in first)
-    assert question.second is not None
-    second = places_of(scene, question.second)
-    if question.kind == "comparison":
-        return _yes(COMPARISONS[_sign(len(first) - len(second))] == question.asks)
-    for selection, places in ((question.first, first), (question.second, second)):
-        if not places:
-            return f"There is no {selection.singular}"
-        if len(places) > 1:
-            return f"There are {len(places)} {selection.plural}"
-    (row_a, column_a), (row_b, column_b) = divmod(first[0], 3), divmod(second[0], 3)
-    return _yes(
-        {
-            "left": column_a < column_b,
-            "right": column_a > column_b,
-            "above": row_a < row_b,
-            "below": row_a > row_b,
-        }[question.asks]
-    )
-
-
-def _at_place(scene: Scene, question: Question) -> str:
-    assert question.place is not None
-    shape = scene.cells[question.place]
-    if shape is None:
-        return "Nothing"
-    if question.asks == "object":
-        return with_article(f"{shape.colour} {shape.kind}").capitalize()
-    return (shape.colour if question.asks == "colour" else shape.kind).capitalize()
-
-
-def _yes(holds: bool) -> str:
-    return "Yes" if holds else "No"
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
 
 
 def write(scene: Scene, question: Question) -> str:
@@ -89,6 +30,10 @@ def write(scene: Scene, question: Question) -> str:
     return " ".join(
         f"<{stage}> {text} </{stage}>" for stage, text in zip(STAGES, texts, strict=True)
     )
+
+
+def _yes(holds: bool) -> str:
+    return "Yes" if holds else "No"
 
 
 def caption(scene: Scene) -> str:
@@ -131,13 +76,13 @@ def _reasoning(scene: Scene, question: Question) -> str:
     told = _tally(scene, (first, second), marked=question.kind == "relation")
     mine, others = places_of(scene, first), places_of(scene, second)
     if question.kind == "comparison":
-        found = COMPARISONS[_sign(len(mine) - len(others))]
+        found = COMPARISONS[sign(len(mine) - len(others))]
         told += f" {len(mine)} and {len(others)}: {found}."
     elif len(mine) == len(others) == 1:
         axis = "columns" if question.asks in DIRECTIONS["columns"] else "rows"
         lines = [_line(axis, place) for place in (mine[0], others[0])]
         names = COLUMNS if axis == "columns" else ROWS
-        side = _sign(names.index(lines[0]) - names.index(lines[1]))
+        side = sign(names.index(lines[0]) - names.index(lines[1]))
         found = "same" if side == 0 else DIRECTIONS[axis][side > 0]
         told += f" first {PLACES[mine[0]]}, second {PLACES[others[0]]}."
         told += f" {axis} {lines[0]} and {lines[1]}: {found}."

@@ -1,26 +1,27 @@
 """Build the parts of the saved model: tokenizer, processor and an untrained network.
 
-The result is a plain transformers checkpoint. It knows the words of the shapes world and the
-sizes of the network, and nothing of training or of `mvw_cli`.
+The result is a plain transformers checkpoint.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mvw_shapes import answers, questions
-
-if TYPE_CHECKING:
-    from transformers import (
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )
-
-WEIGHTS = Path(__file__).parent / "weights"
+from mvw_shapes import questions
+from reasoning import TAGS, vocabulary_text
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>")
 IMAGE_SIDE = 84
@@ -52,17 +53,13 @@ CHAT_TEMPLATE = (
 @cache
 def vocabulary() -> tuple[str, ...]:
     """List the tokens in the order of their ids."""
-    words = set(questions.vocabulary()) | set(re.findall(r"\w+|[^\w\s]", answers.vocabulary_text()))
+    words = set(questions.vocabulary()) | set(re.findall(r"\w+|[^\w\s]", vocabulary_text()))
     words |= {"?", ".", ",", ":", "!", "'"}
-    return (*SPECIAL, *answers.TAGS, *sorted(words))
+    return (*SPECIAL, *TAGS, *sorted(words))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the word-level tokenizer of the shapes world."""
-    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
     ids = {word: number for number, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -77,7 +74,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     # The stage tags are text to whoever reads the answer, so they outlive skip_special_tokens.
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in answers.TAGS])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -93,8 +90,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> LlavaProcessor:
     """Build the processor: resize to IMAGE_SIDE x IMAGE_SIDE, and one tag per vision token."""
-    from transformers import CLIPImageProcessorPil, LlavaProcessor
-
     images = CLIPImageProcessorPil(
         size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
         crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
@@ -116,14 +111,6 @@ def build_model(
     *, vision_layers: int = 3, vision_width: int = 96, text_layers: int = 4, text_width: int = 160
 ) -> LlavaForConditionalGeneration:
     """Build the untrained network; the caller seeds torch."""
-    from transformers import (
-        CLIPVisionConfig,
-        GenerationConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=4 * vision_width,

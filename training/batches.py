@@ -1,25 +1,19 @@
-"""Turn drawn examples into training batches; batch k is a pure function of (seed, k).
-
-It knows the tokenizer, the processor and the world, and nothing of optimisers or checkpoints.
-"""
+"""Turn drawn examples into training batches; batch k is a pure function of (seed, k)."""
 
 from __future__ import annotations
 
 import io
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from PIL import Image
-
-from mvw_shapes.answers import write
-from mvw_shapes.checkpoint import VISION_TOKENS
-from mvw_shapes.examples import sample_example
+from mvw_shapes.samples import sample_example
 from mvw_shapes.scenes import Scene, draw
-
-if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+from network import VISION_TOKENS
+from PIL import Image
+from reasoning import write
+from transformers import LlavaProcessor
 
 Phase = Literal["language", "whole"]
 

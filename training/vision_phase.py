@@ -1,23 +1,19 @@
 """Teach the vision tower to see before anyone asks: what lies in each cell of the grid.
 
 As large models take a vision tower that has been trained by itself, so does this one. A linear
-head reads the patches of each cell; it is thrown away afterwards. It knows nothing of language.
+head reads the patches of each cell; it is thrown away afterwards.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-from mvw_shapes.batches import pixels_of
-from mvw_shapes.checkpoint import IMAGE_SIDE, PATCH
+from batches import pixels_of
 from mvw_shapes.scenes import COLOURS, KINDS, Scene, sample_scene
-
-if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from network import IMAGE_SIDE, PATCH
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 CELLS = 3  # per row and column
 PATCHES = IMAGE_SIDE // PATCH  # per row and column
