@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ def fingerprint(m: int = 16, **facts: Any) -> Fingerprint:
 RUN = fingerprint().short
 
 
-def digest(content: str) -> str:
-    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
+def digest(content: str | bytes) -> str:
+    data = content if isinstance(content, bytes) else content.encode(errors="surrogateescape")
+    return hashlib.sha256(data).hexdigest()
 
 
 def item(id: str, question: str = QUESTION, *, path: str | None = None) -> Item:
@@ -44,7 +45,7 @@ def listed(*ids: str) -> Callable[[bytes], bool]:
     return WorkList(map(item, ids)).holds
 
 
-def image(content: str, path: str = "picture.png") -> ImageFile:
+def image(content: str | bytes, path: str = "picture.png") -> ImageFile:
     """An image whose file would have this content."""
     return ImageFile(Image.new("RGB", (4, 3)), path, digest(content), (4, 3), (8, 6))
 
@@ -66,15 +67,17 @@ def completion(text: str = "three") -> Completion:
     )
 
 
+def answered(
+    item: Item, images: Sequence[ImageFile], text: str = "three", **more: Any
+) -> dict[str, Any]:
+    given = {"run": RUN, "timings": {}, "remarks": [], "attempts": 1, **more}
+    return success(item, images, completion(text), Answer(text), **given)
+
+
 def ok(id: str, content: str | None = None, *, text: str = "three", **more: Any) -> dict[str, Any]:
     """An answered item; without a content, the image's is its id."""
-    return success(
-        item(id, more.pop("question", QUESTION)),
-        [image(id if content is None else content)],
-        completion(text),
-        Answer(text),
-        **{"run": RUN, "timings": {}, "remarks": [], "attempts": 1, **more},
-    )
+    asked = item(id, more.pop("question", QUESTION))
+    return answered(asked, [image(id if content is None else content)], text, **more)
 
 
 def failed(id: str, content: str | None = None, **more: Any) -> dict[str, Any]:

@@ -331,7 +331,9 @@ class RecordLog:
 
 
 def _name(id: str, question: str) -> bytes:
-    return digest(clean(id), clean(question))
+    id = clean(id)
+    # With the length, ("ab", "c") and ("a", "bc") differ.
+    return digest(f"{len(id)} {id}{clean(question)}")
 
 
 def _keys(known: bytes) -> list[bytes]:

@@ -120,12 +120,9 @@ def clean(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def digest(*texts: str) -> bytes:
-    """Return 16 bytes that stand for texts in memory, halves of characters included."""
-    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-    # Lengths keep ("ab", "c") and ("a", "bc") apart.
-    head = b"".join(len(part).to_bytes(8) for part in parts)
-    return hashlib.blake2b(head + b"".join(parts), digest_size=16).digest()
+def digest(text: str) -> bytes:
+    """Return 16 bytes that stand for a text in memory, halves of characters included."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _blank(
