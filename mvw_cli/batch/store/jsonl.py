@@ -48,13 +48,6 @@ def cannot_write(name: str, error: OSError, consequence: str = "") -> CannotReco
 class JsonlFile:
     """An open file. `append` and `flush` may come from any thread."""
 
-    path: Path
-    descriptor: int
-    has_lock: bool
-    """False on a file system without locks."""
-    keep: bool
-    """Whether the file stays when it is closed. A new one stays once a line has been written."""
-
     def __init__(self, path: Path, name: str) -> None:
         """Open the file, or make it, as its only writer.
 
@@ -67,10 +60,11 @@ class JsonlFile:
         """
         self.path, self.name = path, name
         self.keep = path.exists()
+        """Whether the file stays when it is closed. A new one stays once it has a line."""
         self.descriptor, self.has_lock = open_locked(path, name)
-        self._state = threading.Condition()
-        self._disk = threading.Lock()
+        self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._syncer: threading.Thread | None = None
+        self._sync_due = threading.Event()
         self._unsynced = 0
         self._closed = False
         self._error: OSError | None = None
@@ -89,7 +83,7 @@ class JsonlFile:
             DiskFull: no space is left; the file ends with the line before.
             CannotRecord: anything else is wrong with the file. After either, no line is taken.
         """
-        with self._state:
+        with self._lock:
             if self._error is None:
                 try:
                     self._write(line)
@@ -99,31 +93,27 @@ class JsonlFile:
                 self._error_told = True
                 raise cannot_write(self.name, self._error, f"{what} is not in it") from None
             self._unsynced += 1
+            if self._unsynced >= GROUP:
+                self._sync_due.set()
             if self._syncer is None:
                 self._syncer = threading.Thread(
                     target=self._sync_groups, name="mvw-sync", daemon=True
                 )
                 self._syncer.start()
-            self._state.notify_all()
 
     def flush(self) -> None:
         """Sync: what was appended outlives a power cut.
 
         Raises:
-            CannotRecord: it does not, or may not.
+            CannotRecord: it does not, or may not; unless `append` has told it.
         """
         self._sync()
-        with self._state:
-            if self._error is not None and not self._error_told:
-                self._error_told = True
-                raise cannot_write(self.name, self._error, "its last lines may not be on disk")
+        if self._error is not None and not self._error_told:
+            self._error_told = True
+            raise cannot_write(self.name, self._error, "its last lines may not be on disk")
 
     def truncate(self, size: int) -> None:
-        """Drop what follows the first `size` bytes.
-
-        Raises:
-            OSError: the system does not allow it.
-        """
+        """Drop what follows the first `size` bytes; OSError where that can't be done."""
         os.ftruncate(self.descriptor, size)
         os.fsync(self.descriptor)
 
@@ -152,18 +142,14 @@ class JsonlFile:
         self.descriptor, self.keep = new, True
 
     def check_room(self) -> None:
-        """Refuse a disk that is full already, before anything expensive begins.
-
-        Raises:
-            DiskFull: it is.
-        """
+        """Refuse a disk that is full already, before anything expensive begins, with `DiskFull`."""
         found = os.fstatvfs(self.descriptor)
         # Some file systems tell nothing: they have no blocks at all.
         if found.f_blocks and found.f_bfree * found.f_frsize < _ROOM_BYTES:
             raise cannot_write(self.name, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def discard_if_empty(self) -> None:
-        """Delete a file that was made here and that no line has been written to."""
+        """Delete a file that was made here and has no line."""
         if not self.keep:
             with suppress(OSError):
                 self.path.unlink()
@@ -172,13 +158,12 @@ class JsonlFile:
         """Sync and let go of the file. A new file without a line is not left behind.
 
         Raises:
-            CannotRecord: as `flush`, unless that was raised before.
+            CannotRecord: as `flush`.
         """
         if self.descriptor < 0:
             return
-        with self._state:
-            self._closed = True
-            self._state.notify_all()
+        self._closed = True
+        self._sync_due.set()
         if self._syncer is not None:
             self._syncer.join()
         try:
@@ -203,29 +188,22 @@ class JsonlFile:
             sync_folder(self.path.parent)
 
     def _sync_groups(self) -> None:
-        while self._error is None:
-            with self._state:
-                self._state.wait_for(lambda: self._unsynced or self._closed)
-                self._state.wait_for(
-                    lambda: self._unsynced >= GROUP or self._closed, timeout=INTERVAL_S
-                )
-                if self._closed:
-                    return
+        while not self._closed and self._error is None:
+            self._sync_due.wait(INTERVAL_S)
+            self._sync_due.clear()
             self._sync()
 
     def _sync(self) -> None:
-        with self._disk:
+        with self._sync_lock:
             count = self._unsynced
             if not count:
                 return
             try:
                 os.fsync(self.descriptor)
             except OSError as error:
-                # Some file systems, as NFS, tell only now that there was no space.
-                self._error = error
-                count = self._unsynced
-            with self._state:
-                self._unsynced -= count
+                self._error = error  # some file systems, as NFS, tell only now of a full disk
+            with self._lock:
+                self._unsynced -= count if self._error is None else self._unsynced
 
 
 def open_locked(path: Path, name: str) -> tuple[int, bool]:

@@ -125,6 +125,7 @@ class RecordLog:
         path: Path,
         fingerprint: Fingerprint,
         *,
+        part: Part | None = None,
         overwrite: bool = False,
         retry_failed: bool = False,
         hint_overwrite: str = "mvw batch --help",
@@ -136,6 +137,7 @@ class RecordLog:
 
         Args:
             fingerprint: of the run; it may still lack the revision, see `settle`.
+            part: of the work that this log is for; `mvw merge` finds gaps by it.
             overwrite: start afresh. The old records go when the first new one comes.
             retry_failed: forget the failed records. They leave the file likewise.
             hint_overwrite: command that does the same with `overwrite`, for messages.
@@ -151,7 +153,7 @@ class RecordLog:
         self._hint_overwrite = hint_overwrite
         self._overwrite, self._retry_failed = overwrite, retry_failed
         self._fingerprint = fingerprint
-        self._part: Part | None = None
+        self._part = part
         self._begun = self._drops_failed = False
         self._runs: set[str] = set()
         self._index = RecordIndex()
@@ -199,15 +201,6 @@ class RecordLog:
         """
         self._check(fingerprint)
         self._fingerprint = fingerprint
-
-    def describe(self, shard: tuple[int, int] | None, listed: int) -> None:
-        """Tell which part of the work this log is for; `mvw merge` finds gaps by it.
-
-        Args:
-            shard: `(i, n)` with 0 ≤ i < n, or None for the whole.
-            listed: items of the work list.
-        """
-        self._part = Part(shard, listed)
 
     def is_done(self, item: Item, sha256: Sequence[str], listed: Callable[[bytes], bool]) -> bool:
         """Whether the log holds a record of this item, failed ones included.

@@ -61,7 +61,7 @@ def run(task: Task) -> int:
 def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Begun:
     view.listing(task.paths[0] if task.paths else task.questions or "")
     # pydantic comes after the first sign of life.
-    from mvw_cli.batch.store.fingerprint import fingerprint
+    from mvw_cli.batch.store.fingerprint import Part, fingerprint
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList, pending
     from mvw_cli.profiles.resolution import resolve
@@ -77,6 +77,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Be
         RecordLog(
             output.log,
             print_,
+            part=Part(task.shard, len(worklist)),
             overwrite=task.overwrite,
             retry_failed=task.retry_failed,
             hint_overwrite=again(task.words, "--overwrite"),
@@ -85,7 +86,6 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Be
     view.leaving(log.leave)
     for line in log.recovered:
         view.warn(line)
-    log.describe(task.shard, len(worklist))
     tally = Tally(listed=len(worklist))
     items = pending(
         worklist,

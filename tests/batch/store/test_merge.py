@@ -48,8 +48,8 @@ def log(
     made_with: Fingerprint | None = None,
 ) -> str:
     """A log as `mvw batch` leaves it."""
-    with RecordLog(Path(name), made_with or fingerprint()) as opened:
-        opened.describe(shard, len(records) if listed is None else listed)
+    part = Part(shard, len(records) if listed is None else listed)
+    with RecordLog(Path(name), made_with or fingerprint(), part=part) as opened:
         for record in records:
             opened.append({**record, "run": opened.run})
     return name
@@ -347,8 +347,7 @@ def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
 
 
 def test_a_shard_that_is_still_being_written() -> None:
-    with RecordLog(Path("a.jsonl"), fingerprint()) as opened:
-        opened.describe(None, 2)
+    with RecordLog(Path("a.jsonl"), fingerprint(), part=Part(None, 2)) as opened:
         opened.append(ok("x"))
         with open("a.jsonl", "ab") as file:
             file.write(dumps(ok("y"))[:20])
