@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mvw_cli.batch.store.export import check_table, export
@@ -40,31 +40,22 @@ _NAMED = 8
 _ESCAPE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
-@dataclass(slots=True)
-class Shard:
+class Shard(LogReader):
     """One of the logs; the counts are those of the first reading."""
 
-    reader: LogReader
-    sidecar: Sidecar | None
-    answered: int = 0
-    failed: int = 0
-    """Items that failed and have no answer in this log."""
-    records: int = 0
-    """Records in it, repeated ones included."""
-    new: int = 0
-    """Items that the logs before did not have."""
-    runs: set[str] = field(default_factory=set)
-    """Short hashes of the settings that its records were made with."""
-
-    @property
-    def name(self) -> str:
-        """The log, as the user calls it."""
-        return self.reader.name
-
-    @property
-    def path(self) -> Path:
-        """The log, symbolic links resolved."""
-        return self.reader.path
+    def __init__(self, path: Path, name: str) -> None:
+        """Take note of a log, and of what lies beside it."""
+        super().__init__(path, name)
+        self.sidecar = read_sidecar(path)
+        self.answered = 0
+        self.failed = 0
+        """Items that failed and have no answer in this log."""
+        self.records = 0
+        """Records in it, repeated ones included."""
+        self.new = 0
+        """Items that the logs before did not have."""
+        self.runs: set[str] = set()
+        """Short hashes of the settings that its records were made with."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -144,7 +135,7 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
             remarks = _remarks(shards, log)
             for shard in shards:
                 if shard.path == log:
-                    remarks = [*repair(file, shard.reader), *remarks]
+                    remarks = [*repair(file, shard), *remarks]
             coverage = Coverage(_joined_parts(ordered))
             file.rewrite(_kept_lines(ordered, index, coverage, _command(names, output)))
         except OSError as error:
@@ -221,7 +212,7 @@ def _find(names: Iterable[str]) -> list[Shard]:
             if is_special(path):
                 raise cannot_read(str(log), "it is no regular file")
             with path.open("rb"):
-                shards.setdefault(path, Shard(LogReader(path, str(log)), read_sidecar(path)))
+                shards.setdefault(path, Shard(path, str(log)))
         except OSError as error:
             raise cannot_read(str(log), error.strerror or str(error)) from None
     return list(shards.values())
@@ -255,7 +246,7 @@ def _read(shards: Sequence[Shard], total: RecordIndex) -> None:
     for shard in sorted(shards, key=lambda one: not one.parts):
         before = total.answered + total.failed
         own = RecordIndex()
-        for record, _ in shard.reader:
+        for record, _ in shard:
             shard.runs.add(record["run"])
             shard.records += 1
             own.add(record)
@@ -270,7 +261,7 @@ def _kept_lines(
     """Yield the lines of the result, counted by `coverage`."""
     missing = index.answered + index.failed
     for shard in shards:
-        for record, line in shard.reader:
+        for record, line in shard:
             if index.take(record):
                 coverage.see(record["id"])
                 missing -= 1
@@ -371,11 +362,11 @@ def _remarks(shards: Sequence[Shard], log: Path) -> list[str]:
     for shard in shards:
         if shard.path == log:
             continue
-        is_cut = shard.reader.cut_at is not None
+        is_cut = shard.cut_at is not None
         if shard.is_being_written:
             told.append(f"{shard.name} is still being written; what comes now is left out")
             is_cut = False
-        if count := shard.reader.junk + is_cut:
+        if count := shard.junk + is_cut:
             lines = "1 damaged line is" if count == 1 else f"{count} damaged lines are"
             told.append(f"{shard.name}: {lines} left out")
     if not any(shard.parts for shard in shards):

@@ -31,11 +31,6 @@ class Output:
     address: str | None = None
     """Where the result is copied to, at the end."""
 
-    @property
-    def local(self) -> Path:
-        """The result on this machine."""
-        return self.table or self.log
-
     def fetch(self) -> bool:
         """Bring a log that another machine has left at the address; return whether there was one.
 

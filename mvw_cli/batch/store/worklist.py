@@ -9,6 +9,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from queue import SimpleQueue
 
 from mvw_cli.batch.items import ImageRef, Item
@@ -149,34 +150,21 @@ def pending(
             yield item
 
 
-class _Hashing:
-    """One item, and what its images' hashes turn out to be."""
-
-    def __init__(self, item: Item) -> None:
-        self.item = item
-        self.hashes: list[str] | None = None
-        self.done = threading.Event()
-
-    def work(self) -> None:
-        try:
-            self.hashes = hash_images(self.item)
-        except BadImage:
-            self.hashes = None
-        finally:
-            self.done.set()
-
-
 def _hashed(
     items: Iterable[Item], threads: int, timeout_s: float
 ) -> Iterator[tuple[Item, list[str] | None]]:
     """Yield items with the SHA-256 of each image; None where they can't be had in time."""
-    todo: SimpleQueue[_Hashing | None] = SimpleQueue()
-    window: deque[_Hashing] = deque()
+    todo: SimpleQueue[tuple[Item, Future[list[str] | None]] | None] = SimpleQueue()
+    window: deque[tuple[Item, Future[list[str] | None]]] = deque()
     workers = 0
 
     def work() -> None:
         while (one := todo.get()) is not None:
-            one.work()
+            item, future = one
+            try:
+                future.set_result(hash_images(item))
+            except BadImage:
+                future.set_result(None)
 
     def start() -> None:
         nonlocal workers
@@ -190,14 +178,17 @@ def _hashed(
         source = iter(items)
         while True:
             while len(window) < _WINDOW * threads and (item := next(source, None)) is not None:
-                window.append(_Hashing(item))
+                window.append((item, Future()))
                 todo.put(window[-1])
             if not window:
                 return
-            oldest = window.popleft()
-            if not oldest.done.wait(timeout_s):
+            oldest, future = window.popleft()
+            try:
+                hashes = future.result(timeout_s)
+            except TimeoutError:
+                hashes = None
                 start()  # one that hangs works no more
-            yield oldest.item, oldest.hashes
+            yield oldest, hashes
     finally:
         for _ in range(workers):
             todo.put(None)
