@@ -21,7 +21,7 @@ from mvw_cli.calibrate.branches import branch_logits
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.types import Failed, Finished, Request
-from mvw_cli.oracle import extended
+from mvw_cli.oracle.masked import extended
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import WithdrawalPolicy

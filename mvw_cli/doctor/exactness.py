@@ -9,8 +9,13 @@ from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.doctor.profile import check_device
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts
-from mvw_cli.oracle.equivalence import Equivalence, equivalence
-from mvw_cli.oracle.half_precision import flash_equivalence, half_of, takes_flash
+from mvw_cli.oracle.equivalence import (
+    Equivalence,
+    equivalence,
+    flash_equivalence,
+    half_of,
+    takes_flash,
+)
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.profiles.resolution import Resolved
 

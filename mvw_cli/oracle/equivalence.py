@@ -1,27 +1,44 @@
 """Is the engine equal to the masked-attention oracle, for this adapter on this machine?
 
-One question about a made-up image, on the adapter's tiny model. It compares and reports; whether a
-difference is a failure is one property of the result. It does not know terminals.
+One question about a made-up image, on the adapter's tiny model. In float32 a fixed tolerance does.
+flash-attn computes in half precision only, where the oracle itself is off by rounding, so that no
+fixed tolerance would mean anything: there both are held against the oracle in float32, of the same
+weights, and the engine may be off by a little more than the oracle in the same half precision is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module
+from random import Random
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+import torch
+from PIL import Image
+from torch import Tensor
 
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from mvw_cli.adapter import Adapter, LoadedModel
-    from mvw_cli.engine import Event, Request
+from mvw_cli.adapter import Adapter, LoadedModel
+from mvw_cli.engine.attention import choose_kernel
+from mvw_cli.engine.cross_attention import CrossAttention
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.types import Event, GenerationSettings, Request, Token
+from mvw_cli.errors import ModelProblem
+from mvw_cli.oracle.masked import oracle_logits
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
 
 TOLERANCE = 1e-5
 """Largest absolute difference of logits in float32 that counts as equal."""
+ALLOWED = 3
+"""Times the oracle's own rounding error. FlashAttention's tests allow its decode kernel as much,
+beside attention in plain PyTorch (tests/test_flash_attn.py of Dao-AILab/flash-attention)."""
 QUESTION = "How many red circles are there in this picture?"
+_WITHOUT_FLASH = "mvw doctor --equivalence --set attention=sdpa"
+_FLASH_FUNCTIONS = ("flash_attn_func", "flash_attn_with_kvcache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,50 +91,144 @@ def equivalence(
     m: int = 3,
     new_tokens: int = 12,
     device: str = "cpu",
-    cross_attention: Literal["skip", "mlp"] = "skip",
+    cross_attention: CrossAttention = "skip",
 ) -> Equivalence:
     """Run engine and oracle on the adapter's tiny model, and compare every logit.
 
     Raises:
         ModelProblem: the engine refuses the model, or this attention kernel for it.
     """
-    from dataclasses import replace
-
-    from mvw_cli.oracle import oracle_logits
-
     tiny = adapter.tiny()
     loaded = replace(tiny, model=tiny.model.to(device))
     request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
-    engine_options = {"attention": attention, "cross_attention": cross_attention}
-    [trial], kernel = run(loaded, [request], **engine_options)
+    [trial], kernel = run(loaded, [request], attention=attention, cross_attention=cross_attention)
     expected, visible = (
-        oracle_logits(
-            loaded.model,
-            request.inputs,
-            trial.token_ids,
-            request.layout.entries,
-            at,
-            cross_attention=cross_attention,
-        )
+        _expected(loaded.model, request, request.inputs, trial, at, cross_attention)
         for at in (m, None)
     )
-    return Equivalence(
+    return _compared(
+        loaded,
+        request,
+        kernel,
+        m,
         difference=float((trial.logits - expected).abs().max()),
         tolerance=TOLERANCE,
         effect=float((visible - expected).abs().max()),
         tokens=len(trial.token_ids),
+    )
+
+
+def half_of(adapter: Adapter, device: str, dtype: Literal["float16", "bfloat16"]) -> LoadedModel:
+    """Build the adapter's tiny model in half precision on a device."""
+    tiny = adapter.tiny()
+    return replace(tiny, model=tiny.model.to(device, getattr(torch, dtype)))
+
+
+def takes_flash(model: Any) -> bool:
+    """Whether the engine would serve a model by flash-attn if it were free to choose."""
+    return choose_kernel(model, "auto") == "flash"
+
+
+def flash_equivalence(
+    adapter: Adapter,
+    loaded: LoadedModel,
+    *,
+    m: int = 3,
+    new_tokens: int = 12,
+    cross_attention: CrossAttention = "skip",
+) -> Equivalence:
+    """Run the engine with flash-attn and the oracle on a tiny model, and compare every logit.
+
+    Args:
+        loaded: as `half_of` makes it.
+
+    Raises:
+        ModelProblem: flash-attn can't serve this model here, or has served no call of it.
+    """
+    try:
+        choose_kernel(loaded.model, "flash")
+    except NotExact as error:
+        raise ModelProblem(
+            "flash-attn can't serve it.", cause=f"{error}", hint=_WITHOUT_FLASH
+        ) from error
+    request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
+    with _counted() as calls:
+        [trial], kernel = run(loaded, [request], attention="flash", cross_attention=cross_attention)
+    if not calls:
+        raise ModelProblem(
+            "flash-attn was not called.",
+            cause="The engine gives all of this model's attention to SDPA: it needs masks, or "
+            "keys and values of different width",
+            hint=_WITHOUT_FLASH,
+        )
+    difference, rounding, effect = against_float32(loaded.model, request, trial, m, cross_attention)
+    return _compared(
+        loaded,
+        request,
+        kernel,
+        m,
+        difference=difference,
+        tolerance=ALLOWED * rounding,
+        effect=effect,
+        tokens=len(trial.token_ids),
+        rounding=rounding,
+        flash_calls=len(calls),
+    )
+
+
+def against_float32(
+    model: Any, request: Request, trial: Trial, m: int, cross_attention: CrossAttention = "skip"
+) -> tuple[float, float, float]:
+    """Compare what a model in half precision came to with the oracle in float32 on the CPU.
+
+    Returns the largest absolute differences of logits that the engine makes, that rounding makes to
+    the oracle itself, and that the withdrawal makes.
+    """
+    rounded = _expected(model, request, request.inputs, trial, m, cross_attention).float().cpu()
+    inputs = {
+        name: value.cpu().float() if value.is_floating_point() else value.cpu()
+        for name, value in request.inputs.items()
+    }
+    wide = deepcopy(model).float().cpu()  # the weights as half precision has rounded them
+    exact, visible = (
+        _expected(wide, request, inputs, trial, at, cross_attention) for at in (m, None)
+    )
+    return (
+        float((trial.logits.float().cpu() - exact).abs().max()),
+        float((rounded - exact).abs().max()),
+        float((visible - exact).abs().max()),
+    )
+
+
+def _expected(
+    model: Any,
+    request: Request,
+    inputs: Mapping[str, Tensor],
+    trial: Trial,
+    m: int | None,
+    cross_attention: CrossAttention,
+) -> Tensor:
+    vision = request.layout.entries.to(inputs["input_ids"].device)
+    return oracle_logits(model, inputs, trial.token_ids, vision, m, cross_attention=cross_attention)
+
+
+def _compared(
+    loaded: LoadedModel, request: Request, kernel: str, m: int, **figures: Any
+) -> Equivalence:
+    return Equivalence(
         vision_tokens=request.layout.vision_tokens,
         m=m,
         attention=kernel,
         device=str(loaded.model.device),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
+        **figures,
     )
 
 
 def question_of(
     adapter: Adapter,
     loaded: LoadedModel,
-    images: Sequence[Image],
+    images: Sequence[Image.Image],
     *,
     m: int | None,
     name: str = "0",
@@ -126,10 +237,6 @@ def question_of(
     **settings: Any,
 ) -> Request:
     """Encode a question to be answered greedily over a fixed length; `m` None never withdraws."""
-    from mvw_cli.engine import GenerationSettings, Request
-    from mvw_cli.policies.mvw import Mvw
-    from mvw_cli.policies.none import NoWithdrawal
-
     inputs = adapter.encode(loaded, images, question)
     options = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True, **settings}
     return Request(
@@ -145,10 +252,6 @@ def run(
     loaded: LoadedModel, requests: Iterable[Request], **engine_options: Any
 ) -> tuple[list[Trial], str]:
     """Run requests to the end; return what each came to, in their order, and the kernel's name."""
-    import torch
-
-    from mvw_cli.engine import Engine, Token
-
     logits: dict[str, list[Tensor]] = {}
     events: dict[str, list[Event]] = {}
 
@@ -187,10 +290,29 @@ def writing_text_only(model: Any) -> Iterator[None]:
         config.suppress_tokens = before
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image:
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """Make a picture of random pixels: every patch differs from picture to picture."""
-    from random import Random
-
-    from PIL import Image
-
     return Image.frombytes("RGB", (width, height), Random(seed).randbytes(3 * width * height))
+
+
+@contextmanager
+def _counted() -> Iterator[list[str]]:
+    """Note each call of flash-attn's functions by its name; they are put back on the way out."""
+    library = import_module("flash_attn")
+    calls: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(name)
+            return function(*args, **options)
+
+        return call
+
+    before = {name: getattr(library, name) for name in _FLASH_FUNCTIONS}
+    try:
+        for name, function in before.items():
+            setattr(library, name, noted(name, function))
+        yield calls
+    finally:
+        for name, function in before.items():
+            setattr(library, name, function)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec, UsageProblem
 from mvw_cli.images.pixels import fit
-from mvw_cli.oracle import oracle_logits
 from mvw_cli.oracle.equivalence import noise, question_of, run
+from mvw_cli.oracle.masked import oracle_logits
 
 TOLERANCE = 1e-4
 

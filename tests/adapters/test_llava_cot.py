@@ -17,7 +17,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 from mvw_cli import LoadedModel, ModelSpec
 from mvw_cli.engine import Engine, Finished, GenerationSettings, Request, Token, Withdrawn
-from mvw_cli.oracle import oracle_logits
+from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.engine.rows import CHUNK
 from mvw_cli.errors import ModelProblem
-from mvw_cli.oracle import oracle_logits
+from mvw_cli.oracle.masked import oracle_logits
 
 TOLERANCE = 1e-5
 MLLAMA = next(family for family in FAMILIES if family.name == "mllama")

@@ -11,7 +11,7 @@ from families import FAMILIES, Family, build
 from running import Run, request, run
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.oracle import oracle_logits
+from mvw_cli.oracle.masked import oracle_logits
 
 TOLERANCE = 1e-5
 KERNELS = ["sdpa", "eager"]

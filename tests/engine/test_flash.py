@@ -16,7 +16,7 @@ from running import request, run
 from torch import Tensor
 
 from mvw_cli.engine import attention
-from mvw_cli.oracle import oracle_logits
+from mvw_cli.oracle.masked import oracle_logits
 
 
 class StandIn(ModuleType):

@@ -10,7 +10,7 @@ from families import FAMILIES, build
 from running import loaded, request, run
 
 from mvw_cli.engine import Engine, Finished
-from mvw_cli.oracle import oracle_logits
+from mvw_cli.oracle.masked import oracle_logits
 
 LLAVA = next(family for family in FAMILIES if family.name == "llava")
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from explaining import data_of, explained, run_watched, weights_of
 from families import FAMILIES
+from oracle_weights import attention_weights
 from sessions import answered, asked, at, family, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.engine import Request
 from mvw_cli.explain.page import page
 from mvw_cli.explain.record import look
-from mvw_cli.oracle import attention_weights, extended
+from mvw_cli.oracle.masked import extended
 from mvw_cli.policies.fastv import FastV
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.vtw import Vtw

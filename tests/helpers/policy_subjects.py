@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from families import FAMILIES, build
+from oracle_weights import attention_weights
 from running import request
 from torch import Tensor
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout, unchanged
 from mvw_cli.engine import Engine, Event, Finished, Request, Token
-from mvw_cli.oracle import attention_scores, attention_weights, masked_logits
 from mvw_cli.oracle.equivalence import noise, writing_text_only
+from mvw_cli.oracle.masked import attention_scores, masked_logits
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mvw_cli.engine import attention
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.machine import facts as facts_module
-from mvw_cli.oracle.half_precision import ALLOWED, flash_equivalence, half_of
+from mvw_cli.oracle.equivalence import ALLOWED, flash_equivalence, half_of
 from mvw_cli.plugins.lookup import load_adapter
 
 FLASH = ("--set", "device=cpu", "--set", "attention=flash")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, MLLAMA_STATES, Family, build
+from oracle_weights import attention_weights
 from torch import Tensor
 
-from mvw_cli.oracle import (
+from mvw_cli.oracle.masked import (
     attention_scores,
-    attention_weights,
     extended,
     masked_logits,
     oracle_logits,

@@ -24,7 +24,7 @@ from mvw_cli.adapter import VisionLayout
 from mvw_cli.calibrate.branches import branch_logits
 from mvw_cli.calibrate.dyvte.gates import features
 from mvw_cli.engine.cross_attention import cross_attention_layers
-from mvw_cli.oracle import extended
+from mvw_cli.oracle.masked import extended
 
 AGREEMENT, LOSS_RATIO = 0.99, 1.03
 """Bounds of the published labels (arXiv 2411.19628)."""

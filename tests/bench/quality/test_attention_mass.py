@@ -19,7 +19,7 @@ from mvw_cli.adapter import unchanged
 from mvw_cli.bench.measure.job import ItemSpec
 from mvw_cli.bench.quality.attention import attention_mass, beside, mass_of, spread
 from mvw_cli.engine import Request
-from mvw_cli.oracle import extended
+from mvw_cli.oracle.masked import extended
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.session import Session
 

@@ -12,7 +12,7 @@ from sessions import answered, asked, at, family, tiny
 from mvw_cli.bench.quality.divergence import Divergence, compared, divergences
 from mvw_cli.engine import Request
 from mvw_cli.errors import OutOfMemory
-from mvw_cli.oracle import oracle_logits
+from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.session import Session
 
