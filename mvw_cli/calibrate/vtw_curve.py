@@ -5,14 +5,11 @@ It does not know how a divergence is measured.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-FEWEST = 10
-"""Samples below which a bootstrap over them says nothing."""
-_DRAWS = 2000
+from mvw_cli.bench.measure.stats import FEWEST_ITEMS, bootstrap_interval, means
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +51,9 @@ def curve(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[P
 
 def mean_interval_95(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
     """Bootstrap a mean over its samples; None where they are too few."""
-    if len(values) < FEWEST:
+    if len(values) < FEWEST_ITEMS:
         return None
-    rng = random.Random(seed)
-    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(_DRAWS))
-    return means[int(0.025 * _DRAWS)], means[int(0.975 * _DRAWS)]
+    return bootstrap_interval(means, values, seed=seed)
 
 
 def search(points: Sequence[Point], eta: float, first: int) -> Found:

@@ -141,7 +141,7 @@ def test_words_and_pictures_hold_the_figures() -> None:
     text = repr(gates.parts)
     assert "'100 %'" in text and "4 questions on 4 images held out" in text
     assert Sentence("It is so.", "verdict") in exits.parts
-    assert "['the gates', '93.8 %', '75.0 %', '1.50', '43.8 %', '35.0 %', '17.5 %']" in repr(
+    assert "['the gates', '93.8 %', '75 %', '1.50', '43.8 %', '35 %', '17.5 %']" in repr(
         exits.parts
     )
     accuracy, chosen = pictures(report)

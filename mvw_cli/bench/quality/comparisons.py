@@ -5,19 +5,14 @@ It does not run anything.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mvw_cli.bench.measure.stats import summarise
+from mvw_cli.bench.measure.stats import FEWEST_ITEMS, bootstrap_interval, summarise
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
 from mvw_cli.bench.report.documents import BASELINE, Comparison
-
-_DRAWS = 2000
-FEWEST = 10
-"""Answers below which a bootstrap over them says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +96,9 @@ def agreement(found: Sequence[Divergence]) -> float:
 
 def agreement_interval(found: Sequence[Divergence]) -> tuple[float, float] | None:
     """Bootstrap the agreement over the answers: tokens of one answer go together."""
-    if len(found) < FEWEST:
+    if len(found) < FEWEST_ITEMS:
         return None
     counts = [(sum(one.agrees), len(one.agrees)) for one in found]
-    rng = random.Random(0)
-    drawn = []
-    for _ in range(_DRAWS):
-        chosen = rng.choices(counts, k=len(counts))
-        drawn.append(sum(agreed for agreed, _ in chosen) / sum(total for _, total in chosen))
-    drawn.sort()
-    return drawn[int(0.025 * _DRAWS)], drawn[int(0.975 * _DRAWS)]
+    return bootstrap_interval(
+        lambda drawn: drawn[..., 0].sum(axis=1) / drawn[..., 1].sum(axis=1), counts
+    )

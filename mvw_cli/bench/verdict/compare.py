@@ -1,27 +1,28 @@
-"""Two reports side by side, if what they measured is the same.
+"""Two reports side by side, if what they measured is the same, and what else differs between them.
 
 The two were not run in turn, so their samples are not paired: intervals are wider than those
-within one report, and a machine that has changed in between is not seen. It does not know how a
-comparison is drawn.
+within one report, and a machine that has changed in between is not seen.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from mvw_cli.bench.measure.stats import Shown, Summary
-from mvw_cli.bench.report.documents import Arm, Comparison, Report
-from mvw_cli.bench.verdict.comparable import common_arms, common_cells, differences, obstacles
+from mvw_cli.bench.measure.stats import (
+    FEWEST_PAIRS,
+    Shown,
+    Summary,
+    bootstrap_interval,
+    claim,
+    medians,
+)
+from mvw_cli.bench.report.documents import Arm, Cell, Comparison, Report
 from mvw_cli.errors import UsageProblem
 
 SCHEMA_VERSION = 1
-ENOUGH = 6
-"""Samples from which even the smallest and the largest enclose the median with 95 %: 1 - 2/2^n."""
-_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,7 @@ class Unpaired:
     @property
     def shown(self) -> Shown:
         """What the interval allows to say."""
-        if self.interval_95 is None:
-            return "no difference shown"
-        low, high = self.interval_95
-        return "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+        return claim(self.interval_95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +69,49 @@ class SideBySide:
     """What else differs between the two runs."""
 
 
+def _value(report: Report, key: str) -> object:
+    values = report.profile.get("values")
+    return values.get(key) if isinstance(values, dict) else None
+
+
+MUST_AGREE: dict[str, Callable[[Report], object]] = {
+    "other device": lambda r: f"{r.environment.device_name} ({r.model.device.partition(':')[0]})",
+    "other model": lambda r: f"{r.model.name} of {r.model.adapter}",
+    "other weights": lambda r: "random" if r.model.random_weights else "those of the checkpoint",
+    "other dtype": lambda r: r.model.dtype,
+    "other quantization": lambda r: _value(r, "quantization"),
+    "other mode": lambda r: r.workload.mode,
+    "other length of the output": lambda r: r.workload.new_tokens,
+    "other number of vision tokens": lambda r: r.workload.vision_tokens,
+    "other length of the prompt": lambda r: r.workload.prompt_tokens,
+}
+"""What has to be the same, and how it is read."""
+
+MAY_DIFFER: dict[str, Callable[[Report], object]] = {
+    "mvw": lambda r: r.environment.mvw,
+    "Python": lambda r: r.environment.python,
+    "torch": lambda r: r.environment.torch,
+    "transformers": lambda r: r.environment.transformers,
+    "flash-attn": lambda r: r.environment.flash_attn,
+    "platform": lambda r: r.environment.platform,
+    "CPU threads": lambda r: r.environment.threads,
+    "attention": lambda r: r.model.attention,
+    "cross_attention": lambda r: _value(r, "cross_attention"),
+    "revision": lambda r: r.model.revision,
+    "images": lambda r: f"{r.workload.image_width_px} x {r.workload.image_height_px} px",
+    "items": lambda r: f"{r.workload.items} ({r.workload.source})",
+    "seed": lambda r: r.workload.seed,
+}
+"""What a comparison may be about; a reader has to know of it."""
+
+
 def compare(a: Report, b: Report, *, names: tuple[str, str]) -> SideBySide:
     """Set two reports side by side.
 
     Raises:
         UsageProblem: they did not measure the same; the cause names all that differs.
     """
-    reasons = list(obstacles(a, b))
+    reasons = list(_obstacles(a, b))
     if reasons:
         raise UsageProblem(
             f"Cannot compare {names[0]} with {names[1]}",
@@ -85,12 +119,12 @@ def compare(a: Report, b: Report, *, names: tuple[str, str]) -> SideBySide:
             hint="mvw compare --help",
         )
     figures: list[Figure] = []
-    for one, other in common_cells(a, b):
-        for arm, its in common_arms(one, other):
+    for one, other in _common_cells(a, b):
+        for arm, its in _common_arms(one, other):
             figures += _speeds(one.batch, arm, its, fixed=a.workload.mode == "fixed")
             figures += _memory(one.batch, arm, its)
     figures += _answers(a, b)
-    return SideBySide(*names, figures, list(differences(a, b)))
+    return SideBySide(*names, figures, list(_differences(a, b)))
 
 
 def to_dict(side: SideBySide) -> dict[str, Any]:
@@ -113,12 +147,10 @@ def unpaired(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Unpair
     if not a or not b:
         raise ValueError("no samples")
     ratio, sizes = median(b) / median(a), (len(a), len(b))
-    if min(sizes) < ENOUGH:
+    if min(sizes) < FEWEST_PAIRS:
         return Unpaired(ratio, None, sizes)
-    rng = random.Random(seed)
-    one, other = sorted(a), sorted(b)
-    drawn = sorted(resampled(other, rng) / resampled(one, rng) for _ in range(_DRAWS))
-    return Unpaired(ratio, (drawn[int(0.025 * _DRAWS)], drawn[int(0.975 * _DRAWS)]), sizes)
+    interval = bootstrap_interval(lambda one, other: medians(other) / medians(one), a, b, seed=seed)
+    return Unpaired(ratio, interval, sizes)
 
 
 TIMES: dict[str, Callable[[Arm], Summary]] = {
@@ -126,22 +158,6 @@ TIMES: dict[str, Callable[[Arm], Summary]] = {
     "tpot_ms": lambda arm: arm.tpot_ms,
     "answer_s": lambda arm: arm.answer_s,
 }
-
-
-def resampled(ordered: Sequence[float], rng: random.Random) -> float:
-    """Draw the median of as many samples taken with replacement, without taking each of them.
-
-    Uniform places in the order have the middle ones distributed as Beta, so that one or two draws
-    do, however many samples there are.
-    """
-    count = len(ordered)
-    middle = (count + 1) // 2
-    place = rng.betavariate(middle, count - middle + 1)
-    low = ordered[min(count - 1, int(place * count))]
-    if count % 2:
-        return low
-    place += (1 - place) * rng.betavariate(1, count - middle)
-    return (low + ordered[min(count - 1, int(place * count))]) / 2
 
 
 def _speeds(batch: int, a: Arm, b: Arm, *, fixed: bool) -> Iterator[Figure]:
@@ -211,3 +227,66 @@ def _answers(a: Report, b: Report) -> Iterator[Figure]:
             other = read(others[arm.name], b.answers.references)
             if one is not None or other is not None:
                 yield Figure(None, arm.name, name, "answers", one, other, None)
+
+
+# -- whether the two measured the same ---------------------------------------------------------
+
+
+def _obstacles(a: Report, b: Report) -> Iterator[str]:
+    """Name what keeps the figures from being about the same thing."""
+    for what, read in MUST_AGREE.items():
+        one, other = read(a), read(b)
+        if one != other:
+            yield f"{what}: {_named(one)} and {_named(other)}"
+    revisions = a.model.revision, b.model.revision
+    if None not in revisions and revisions[0] != revisions[1]:
+        yield f"other revision of the model: {revisions[0]} and {revisions[1]}"
+    bare = [name for name, report in (("first", a), ("second", b)) if not report.cells]
+    if bare:
+        yield f"nothing was measured in the {' and in the '.join(bare)}"
+    elif not any(True for _ in _common_cells(a, b)):
+        one, other = (", ".join(str(cell.batch) for cell in r.cells) for r in (a, b))
+        yield f"no batch size in common: {one} and {other}"
+    elif not any(True for pair in _common_cells(a, b) for _ in _common_arms(*pair)):
+        one, other = (", ".join(_names(report)) for report in (a, b))
+        yield f"no arm in common: {one} and {other}"
+
+
+def _differences(a: Report, b: Report) -> Iterator[str]:
+    """Name what differs and may."""
+    for what, read in MAY_DIFFER.items():
+        one, other = read(a), read(b)
+        if one != other:
+            yield f"{what} differs: {_named(one)} and {_named(other)}"
+    batches = [{cell.batch for cell in report.cells} for report in (a, b)]
+    for batch in sorted(batches[0] ^ batches[1]):
+        yield f"batch {batch} is in one of them only"
+    for one_cell, other_cell in _common_cells(a, b):
+        if one_cell.process != other_cell.process:
+            yield (
+                f"batch {one_cell.batch}: a process that is {one_cell.process} and one that is "
+                f"{other_cell.process}"
+            )
+    arms = [set(_names(report)) for report in (a, b)]
+    for name in sorted(arms[0] ^ arms[1]):
+        yield f"the arm {name} is in one of them only"
+
+
+def _named(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _names(report: Report) -> list[str]:
+    return list(dict.fromkeys(arm.name for cell in report.cells for arm in cell.arms))
+
+
+def _common_cells(a: Report, b: Report) -> Iterator[tuple[Cell, Cell]]:
+    """Pair the cells of the same batch size."""
+    others = {cell.batch: cell for cell in b.cells}
+    yield from ((cell, others[cell.batch]) for cell in a.cells if cell.batch in others)
+
+
+def _common_arms(one: Cell, other: Cell) -> Iterator[tuple[Arm, Arm]]:
+    """Pair the arms of the same name."""
+    others = {arm.name: arm for arm in other.arms}
+    yield from ((arm, others[arm.name]) for arm in one.arms if arm.name in others)

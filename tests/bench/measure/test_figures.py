@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from mvw_cli.bench.measure import figures
 from mvw_cli.bench.measure.energy import Window
 from mvw_cli.bench.measure.run import Run, Step
-from mvw_cli.bench.measure.stats import Ratio, paired_ratio, summarise
 from mvw_cli.bench.report.documents import Memory
 from mvw_cli.engine.types import Admitted, Finished, Prefilled, Withdrawn
 
@@ -122,39 +120,3 @@ def test_unstable_figures_are_named_with_their_spread_and_a_way_out() -> None:
     assert "time to first token" in natural and "items may differ in size" in natural
     steady = [figures.arm("baseline", [SEEING] * 4, None, MEMORY)]
     assert figures.unstable(8, "fixed", 8, 4, steady) == []
-
-
-def test_a_summary_keeps_its_samples() -> None:
-    found = summarise([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert found.median == 3.0 and found.samples == [1.0, 2.0, 3.0, 4.0, 100.0]
-    assert found.spread == pytest.approx(2 / 3) and found.unstable
-    assert found.p90 == pytest.approx(61.6) and found.p99 == pytest.approx(96.16)
-    one = summarise([5.0])
-    assert (one.median, one.p99, one.spread, one.unstable) == (5.0, 5.0, 0.0, False)
-    with pytest.raises(ValueError):
-        summarise([])
-
-
-def test_an_interval_that_covers_1_shows_nothing() -> None:
-    assert Ratio(1.1, (0.99, 1.2), 9).shown == "no difference shown"
-    assert Ratio(1.1, (1.0, 1.2), 9).shown == "no difference shown"
-    assert Ratio(1.1, (1.01, 1.2), 9).shown == "faster"
-    assert Ratio(0.9, (0.8, 0.99), 9).shown == "slower"
-
-
-def test_the_bootstrap_s_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """100 experiments of 15 noisy pairs whose true ratio is 1.2."""
-    rng = random.Random(0)
-    covered = 0
-    for seed in range(100):
-        base = [rng.uniform(0.5, 2.0) for _ in range(15)]
-        other = [one * 1.2 * rng.lognormvariate(0, 0.1) for one in base]
-        ratio = paired_ratio(other, base, seed=seed)
-        low, high = ratio.interval_95
-        assert low <= ratio.median <= high
-        covered += low <= 1.2 <= high
-    assert 88 <= covered <= 100
-    with pytest.raises(ValueError):
-        paired_ratio([], [])
-    with pytest.raises(ValueError):
-        paired_ratio([1.0], [1.0, 2.0])

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 
 import pytest
+from processes import ROOT
 
-from mvw_cli.bench.measure.stats import FEWEST_PAIRS, paired_ratio, summarise
+from mvw_cli.bench.measure.stats import (
+    Ratio,
+    bootstrap_interval,
+    means,
+    medians,
+    paired_ratio,
+    summarise,
+)
 
 
 def test_a_summary() -> None:
@@ -43,10 +52,46 @@ def test_no_difference_is_shown_where_the_interval_covers_one() -> None:
     assert paired_ratio([0.8] * 10, [1.0] * 10).shown == "slower"
 
 
-def test_few_pairs_show_nothing() -> None:
-    assert paired_ratio([2.0] * FEWEST_PAIRS, [1.0] * FEWEST_PAIRS).shown == "faster"
-    few = FEWEST_PAIRS - 1
-    assert paired_ratio([2.0] * few, [1.0] * few).shown == "no difference shown"
+def test_fewer_than_six_pairs_claim_nothing() -> None:
+    """The number that the docs name, whatever the constant is called."""
+    for pairs in range(1, 6):
+        assert paired_ratio([2.0] * pairs, [1.0] * pairs).shown == "no difference shown"
+        assert paired_ratio([0.5] * pairs, [1.0] * pairs).shown == "no difference shown"
+    assert paired_ratio([2.0] * 6, [1.0] * 6).shown == "faster"
+    assert paired_ratio([0.5] * 6, [1.0] * 6).shown == "slower"
+    said = " ".join((ROOT / "docs" / "measuring.md").read_text(encoding="utf-8").split())
+    assert "six pairs" in said
+
+
+def test_an_interval_that_covers_1_shows_nothing() -> None:
+    assert Ratio(1.1, (0.99, 1.2), 9).shown == "no difference shown"
+    assert Ratio(1.1, (1.0, 1.2), 9).shown == "no difference shown"
+    assert Ratio(1.1, (1.01, 1.2), 9).shown == "faster"
+    assert Ratio(0.9, (0.8, 0.99), 9).shown == "slower"
+
+
+def test_the_bootstrap_is_that_of_the_plain_loop() -> None:
+    """Against resampling by hand, and the same each time; in several pieces as in one."""
+    rng = random.Random(1)
+    values = [rng.gauss(10, 2) for _ in range(15)]
+    found = bootstrap_interval(medians, values)
+    assert found == bootstrap_interval(medians, values)
+    by_hand = sorted(median(rng.choices(values, k=15)) for _ in range(20_000))
+    # As shares of the draws by hand, since a median takes few values.
+    for end, share in zip(found, (0.025, 0.975), strict=True):
+        below = sum(one < end for one in by_hand) / 20_000
+        upto = sum(one <= end for one in by_hand) / 20_000
+        assert below - 0.015 <= share <= upto + 0.015
+    many = [rng.gauss(10, 2) for _ in range(5000)]
+    low, high = bootstrap_interval(means, many)
+    assert high - low == pytest.approx(2 * 1.96 * 2 / 5000**0.5, rel=0.15)
+
+
+def test_two_samples_are_drawn_apart() -> None:
+    """Of the difference of equal samples: drawn together it would always be 0."""
+    values = [float(one) for one in range(20)]
+    low, high = bootstrap_interval(lambda a, b: means(a) - means(b), values, values)
+    assert low < -2 and high > 2
 
 
 def test_pairs_come_in_pairs() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.quality.comparisons import FEWEST, Given, Row, compared
+from mvw_cli.bench.measure.stats import FEWEST_ITEMS
+from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
 
@@ -59,7 +60,7 @@ def test_without_references_nothing_is_judged() -> None:
 
 def test_the_interval_of_the_agreement_draws_whole_answers() -> None:
     assert compared("m=2", ROWS).agreement_interval_95 is None  # too few
-    same = compared("m=2", [ROWS[0]] * FEWEST)
+    same = compared("m=2", [ROWS[0]] * FEWEST_ITEMS)
     assert same.agreement_interval_95 == (1, 1)
     mixed = compared("m=2", ROWS * 8)
     assert mixed.agreement_interval_95 is not None and mixed.agreement is not None

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from processes import ROOT, Ran
 
 from mvw_cli.bench.measure.stats import summarise
 from mvw_cli.bench.report.documents import Arm, Report, to_json
-from mvw_cli.bench.verdict.compare import SideBySide, compare, resampled, to_dict, unpaired
+from mvw_cli.bench.verdict.compare import SideBySide, compare, to_dict, unpaired
 from mvw_cli.errors import ExitCode, UsageProblem
 
 DOCS = ROOT / "docs"
@@ -150,23 +149,10 @@ def test_equal_machines_are_seldom_told_apart() -> None:
     assert told <= 6  # 2 of 40 are to be expected
 
 
-@pytest.mark.parametrize("count", [6, 7, 12, 25])
-def test_medians_are_drawn_as_if_each_sample_were(count: int) -> None:
-    rng = random.Random(3)
-    values = sorted(rng.lognormvariate(0, 1) for _ in range(count))
-    short = sorted(resampled(values, rng) for _ in range(20_000))
-    whole = sorted(median(rng.choices(values, k=count)) for _ in range(20_000))
-    for share in (0.025, 0.25, 0.5, 0.75, 0.975):
-        # As shares of the other's draws, since a median takes few values.
-        value = short[int(share * 20_000)]
-        below = sum(one < value for one in whole) / 20_000
-        upto = sum(one <= value for one in whole) / 20_000
-        assert below - 0.015 <= share <= upto + 0.015
-
-
 def test_too_few_samples_have_no_interval_and_no_claim() -> None:
     found = unpaired([1.0] * 5, [9.0] * 50)
     assert (found.ratio, found.interval_95, found.shown) == (9.0, None, "no difference shown")
+    assert unpaired([1.0] * 5, [9.0] * 6).interval_95 is None
     assert unpaired([1.0] * 6, [9.0] * 6).shown == "faster"
 
 
