@@ -14,7 +14,7 @@ from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
 from mvw_cli.text import readable_bytes
 
 if TYPE_CHECKING:
-    from mvw_cli.cost.decode_bound import DecodeBound
+    from mvw_cli.cost.case import Case
     from mvw_cli.profiles.resolution import Resolved
 
 DEFAULT_IMAGE = "1024x768"
@@ -35,53 +35,55 @@ class Report:
     """Width and height in pixels, as the processor gets it."""
     vision_tokens: int | None
     """None where the adapter can't tell."""
-    bound: DecodeBound
+    case: Case
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise; figures of an image are null where its vision tokens are not known."""
-        from mvw_cli.cost import DTYPE_BYTES, weight_bytes
+        from mvw_cli.cost.bounds import matters_from_batch
+        from mvw_cli.cost.case import ratio
+        from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
 
-        shape, weights = self.bound.shape, self.bound.shape.weights
-        size, known = DTYPE_BYTES[self.bound.dtype], self.vision_tokens is not None
-        one = self.bound.step(1)
+        shape, weights = self.case.shape, self.case.shape.weights
+        size, known = DTYPE_BYTES[self.case.dtype], self.vision_tokens is not None
+        before, after = self.case.steps(1, TEXT_TOKENS)
         image_bytes = shape.kv_elements_per_image(self.vision_tokens or 0) * size
-        freed = one.kv_bytes_before - one.kv_bytes_after
+        freed = before.kv_bytes - after.kv_bytes
         return {
             "profile": self.name,
             "adapter": self.adapter,
             "model": self.model,
-            "dtype": self.bound.dtype,
+            "dtype": self.case.dtype,
             "parameters": weights.total,
             "parameters_vision": weights.vision,
             "parameters_active": weights.active,
             "weight_bytes": {
                 **{dtype: weight_bytes(weights, dtype) for dtype in DTYPE_BYTES},
-                "8-bit": weight_bytes(weights, self.bound.dtype, 8),
-                "4-bit": weight_bytes(weights, self.bound.dtype, 4),
+                "8-bit": weight_bytes(weights, self.case.dtype, 8),
+                "4-bit": weight_bytes(weights, self.case.dtype, 4),
             },
             "kv_bytes_per_token": shape.kv_elements_per_token() * size,
             "image_width_px": self.image[0],
             "image_height_px": self.image[1],
             "vision_tokens": self.vision_tokens,
             "kv_bytes_per_image": image_bytes if known else None,
-            "text_tokens": self.bound.workload.text_tokens,
+            "text_tokens": TEXT_TOKENS,
             "kv_bytes_freed": freed if known else None,
             "decode_steps": [self._step(sequences) for sequences in SEQUENCES] if known else [],
-            "speedup_bound_limit": self.bound.limit if known else None,
-            "sequences_where_it_matters": self.bound.matters_from() if known else None,
+            "speedup_bound_limit": ratio(before.kv_bytes, after.kv_bytes) if known else None,
+            "sequences_where_it_matters": matters_from_batch(self.case) if known else None,
         }
 
     def _step(self, sequences: int) -> dict[str, Any]:
-        step = self.bound.step(sequences)
+        before, after = self.case.steps(sequences, TEXT_TOKENS)
         return {
             "sequences": sequences,
-            "weight_bytes_before": step.weight_bytes_before,
-            "weight_bytes_after": step.weight_bytes_after,
-            "kv_bytes_before": step.kv_bytes_before,
-            "kv_bytes_after": step.kv_bytes_after,
-            "kv_share_before": step.kv_bytes_before / step.before,
-            "kv_share_after": step.kv_bytes_after / step.after,
-            "speedup_bound": step.speedup,
+            "weight_bytes_before": before.weight_bytes,
+            "weight_bytes_after": after.weight_bytes,
+            "kv_bytes_before": before.kv_bytes,
+            "kv_bytes_after": after.kv_bytes,
+            "kv_share_before": before.kv_bytes / before.bytes_moved,
+            "kv_share_after": after.kv_bytes / after.bytes_moved,
+            "speedup_bound": self.case.step_speedup(sequences),
         }
 
 
@@ -102,11 +104,11 @@ def report(resolved: Resolved, image: str | None) -> Report:
     spec = model_spec(profile)
     width, height = image_size(image or DEFAULT_IMAGE, profile.images.max_pixels)
     adapter = load_adapter(profile.adapter)
-    from mvw_cli.cost import shape_of
-    from mvw_cli.cost.decode_bound import DecodeBound, Workload
+    from mvw_cli.cost.case import Case
+    from mvw_cli.cost.flops import flops_of
 
     config = adapter.shape(spec)
-    shape = shape_of(adapter, config)
+    flops = flops_of(adapter, config)
     tokens: int | None = None
     try:
         tokens = adapter.image_tokens(config, width, height)
@@ -118,10 +120,12 @@ def report(resolved: Resolved, image: str | None) -> Report:
         adapter=profile.adapter,
         image=(width, height),
         vision_tokens=tokens,
-        bound=DecodeBound(
-            shape,
-            Workload(tokens or 0, TEXT_TOKENS),
-            shape.dtype if profile.dtype == "auto" else profile.dtype,
+        case=Case(
+            flops,
+            flops.shape.dtype if profile.dtype == "auto" else profile.dtype,
+            question_tokens=TEXT_TOKENS,
+            vision_tokens=tokens or 0,
+            new_tokens=0,
             keep_mlp=profile.cross_attention == "mlp",
         ),
     )

@@ -1,19 +1,60 @@
 """One model under one workload: what its decode steps must move and compute, one by one and summed.
 
+A decode step at small batch is limited by memory bandwidth: it reads the active weights once and
+the whole KV cache of each sequence. Withdrawal leaves the weights and takes the vision tokens'
+part of the cache; the ratio of the bytes is the speed-up that no implementation can pass. What is
+left out (activations, launches, work between the kernels) only lowers it.
+
 Step `j` of an answer reads its token `j` and attends to the prompt and to tokens 1…j; the first
 token comes out of the prefill, so that `n` tokens take `n - 1` steps. Withdrawal after `m` tokens
-leaves `m - 1` steps with the vision. It does not know what is concluded from the bounds.
+leaves `m - 1` steps with the vision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from mvw_cli.bench.report.documents import Device, StepBound
-from mvw_cli.cost import Shape, weight_bytes
-from mvw_cli.cost.decode_bound import DecodeBound, Workload
 from mvw_cli.cost.flops import Flops, Latent
+from mvw_cli.cost.shape import DTYPE_BYTES, Shape, held_bytes, weight_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How fast a device is, measured or published."""
+
+    name: str
+    source: Literal["measured", "published"]
+    bandwidth_bytes_per_s: float
+    flops_per_s: float
+    """In the dtype of the model, dense."""
+    launch_s: float | None
+    """Time of the smallest kernel; None where it was not measured."""
+    memory_bytes: int | None
+    reference: str
+    """When it was measured, or where it was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBound:
+    """What a decode step must move and compute, and the time that this takes at the least."""
+
+    weight_bytes: int
+    kv_bytes: int
+    flops: float
+    seconds: float | None
+    """The larger of bytes over bandwidth and FLOPs over rate; None without a calibration."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Weights and cache together."""
+        return self.weight_bytes + self.kv_bytes
+
+    @property
+    def cost(self) -> float:
+        """What the step takes: seconds where there is a device, else bytes."""
+        return self.bytes_moved if self.seconds is None else self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +99,63 @@ class Case:
             batch: sequences in the step.
             text: entries besides the vision in each, the newest token's included.
         """
-        load = Workload(self.vision_tokens, text)
-        expanded = self.flops.expanded_elements(1, 0) if self.latent == "expanded" else 0
-        moved = DecodeBound(self.shape, load, self.dtype, self.keep_mlp, expanded, self.bits).step(
-            batch
-        )
+        read, gone = self._weight_bytes(batch)
+        size = DTYPE_BYTES[self.dtype] * batch
         keep = self.keep_mlp and self.vision_tokens > 0
         with_vision = self.flops.step(text, self.vision_tokens, batch, latent=self.latent)
         without = self.flops.step(text, 0, batch, keep_mlp=keep, latent=self.latent)
         return (
-            self._bound(moved.weight_bytes_before, moved.kv_bytes_before, with_vision),
-            self._bound(moved.weight_bytes_after, moved.kv_bytes_after, without),
+            self._bound(round(read), self._moved(text, self.vision_tokens) * size, with_vision),
+            self._bound(round(read - gone), self._moved(text, 0) * size, without),
         )
 
-    def step_with_part(
-        self, batch: int, text: int, part: float, layers: float | None = None
+    def _weight_bytes(self, batch: int) -> tuple[float, float]:
+        """Count the bytes of weights that a step reads, and those that withdrawal leaves out.
+
+        Cross-attention layers are skipped once no sequence holds vision.
+        """
+        weights = self.shape.weights
+        taken = weights.experts_taken(batch)
+        quantizable = weights.step_quantizable + weights.experts_quantizable * taken
+        read = held_bytes(weights.read(batch), quantizable, self.dtype, self.bits)
+        layers = held_bytes(weights.cross, weights.cross_quantizable, self.dtype, self.bits)
+        if not self.vision_tokens:  # a sequence that never had an image skips them as a whole
+            return read - layers, 0.0
+        if not self.keep_mlp:
+            return read, layers
+        attention = weights.cross_attention, weights.cross_attention_quantizable
+        return read, held_bytes(*attention, self.dtype, self.bits)
+
+    def _moved(self, text: int, vision: int) -> int:
+        """Count the numbers that a step moves for the cache of one sequence.
+
+        Latents that are expanded first are written once and read once more.
+        """
+        held = self.shape.kv_elements(text, vision)
+        if self.latent == "compressed":
+            return held
+        return held + 2 * self.flops.expanded_elements(text, vision)
+
+    def step_with_share(
+        self, batch: int, text: int, share: float, layers: float | None = None
     ) -> StepBound:
         """Bound a step that attends to a part of the vision, mean over the layers.
 
         Args:
-            part: 1 is all of it, 0 none.
+            share: 1 is all of it, 0 none.
             layers: part of the layers that hold any, which cross-attention layers' weights go by;
-                `part` itself without it, as it can't be less.
+                `share` itself without it, as it can't be less.
         """
         whole, none = self.steps(batch, text)
-        held = part if layers is None else layers
+        held = share if layers is None else layers
         gone = self.flops.cross_attention if self.keep_mlp else self.flops.cross
         # Where cross-attention layers hold the vision, one without any computes nothing else.
         fixed = 2.0 * batch * gone if self._cross_attention and self.vision_tokens else 0.0
         attended = whole.flops - none.flops - fixed
         return self._bound(
             round(none.weight_bytes + held * (whole.weight_bytes - none.weight_bytes)),
-            round(none.kv_bytes + part * (whole.kv_bytes - none.kv_bytes)),
-            none.flops + held * fixed + part * attended,
+            round(none.kv_bytes + share * (whole.kv_bytes - none.kv_bytes)),
+            none.flops + held * fixed + share * attended,
         )
 
     def _bound(self, weight_bytes: int, kv_bytes: int, flops: float) -> StepBound:
@@ -103,7 +168,7 @@ class Case:
     def step_speedup(self, batch: int, text: int | None = None) -> float:
         """Bound the speed-up of one step by the withdrawal: in time on a device, else in bytes."""
         before, after = self.steps(batch, self.middle if text is None else text)
-        return ratio(cost(before), cost(after))
+        return ratio(before.cost, after.cost)
 
     def answer_speedup(self, batch: int, withdrawn_after: int | None) -> float:
         """Bound the speed-up of all decode steps of an answer, those before the withdrawal too.
@@ -121,21 +186,21 @@ class Case:
         withdrawn += self._total(batch, seen + 1, last, withdrawn=True)
         return ratio(baseline, withdrawn)
 
-    def speedup_with_parts(
-        self, batch: int, parts: Sequence[float], layers: float | None = None
+    def speedup_with_shares(
+        self, batch: int, shares: Sequence[float], layers: float | None = None
     ) -> float:
         """Bound the speed-up of all decode steps of an answer that attends to part of the vision.
 
         Args:
-            parts: by generated token, as `step_with_part`; the first comes out of the prefill.
-            layers: as in `step_with_part`.
+            shares: by generated token, as `step_with_share`; the first comes out of the prefill.
+            layers: as in `step_with_share`.
         """
-        last = min(len(parts), self.new_tokens) - 1
+        last = min(len(shares), self.new_tokens) - 1
         if last < 1:
             return 1.0
         text = self.question_tokens
         taken = sum(
-            cost(self.step_with_part(batch, text + step, parts[step], layers))
+            self.step_with_share(batch, text + step, shares[step], layers).cost
             for step in range(1, last + 1)
         )
         return ratio(self._total(batch, 1, last, withdrawn=False), taken)
@@ -146,8 +211,7 @@ class Case:
 
         def moved(step: int) -> float:
             bound = self.steps(batch, text + step)[withdrawn]
-            bytes_moved = float(bound.weight_bytes + bound.kv_bytes)
-            return bytes_moved if self.device is None else bytes_moved / self._bandwidth
+            return bound.bytes_moved / self._bandwidth
 
         def computed(step: int) -> float:
             if self.device is None:
@@ -196,13 +260,8 @@ class Case:
         return any(layer.cross for layer in self.shape.layers)
 
 
-def cost(bound: StepBound) -> float:
-    """What a bound says of a step: seconds where there is a device, else bytes."""
-    return bound.seconds if bound.seconds is not None else bound.weight_bytes + bound.kv_bytes
-
-
 def ratio(before: float, after: float) -> float:
-    """Say how many times less `after` is; 1 where there is nothing to do."""
+    """Compute how many times less `after` is; 1 where there is nothing to do."""
     return before / after if after else 1.0
 
 

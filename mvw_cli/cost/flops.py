@@ -2,23 +2,27 @@
 
 A multiplication and an addition are 2 FLOPs. Counted are the products of matrices and those of
 the attention, over the entries that causality lets a token see; norms, softmax, rotations and
-lookups, below a hundredth in models of a billion weights, are not. It knows no device.
+lookups, below a hundredth in models of a billion weights, are not.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from mvw_cli.cost import CacheLayer, Shape, on_meta, shape_of
+from mvw_cli.adapter import Adapter
+from mvw_cli.cost.shape import (
+    CacheLayer,
+    Role,
+    Shape,
+    cross_layers,
+    language_parameters,
+    on_meta,
+    shape_of_model,
+)
 from mvw_cli.cost.tower import Tower, tower_of
 
-if TYPE_CHECKING:
-    from mvw_cli.adapter import Adapter
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
 Latent = Literal["compressed", "expanded"]
 """How a decode step reads the latents of MLA: as they lie in the cache, or expanded to keys and
 values of all heads first, as transformers does by itself."""
@@ -174,49 +178,37 @@ class Flops:
         return vision if any(layer.cross for layer in self.shape.layers) else 0
 
 
-def flops_of(adapter: Adapter, config: Any, shape: Shape | None = None) -> Flops:
+def flops_of(adapter: Adapter, config: Any) -> Flops:
     """Count the model of a configuration; nothing is downloaded or allocated.
-
-    Args:
-        shape: what `cost.shape_of` says of it, where that is there already.
 
     Raises:
         ModelProblem: the model can't be built or run on the meta device.
     """
-    shape = shape or shape_of(adapter, config)
     model = on_meta(adapter, config)
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    crossed = [f"layers.{number}." for number, layer in enumerate(shape.layers) if layer.cross]
-    looked_up = {id(p) for p in decoder.get_input_embeddings().parameters()}
-    token = cross = cross_attention = cross_states = 0
-    weights = shape.weights
+    text = model.config.get_text_config()
+    shape = shape_of_model(model)
+    matrices = [one for one in language_parameters(model, cross_layers(text)) if one.matrix]
+
+    def count(*roles: Role) -> int:
+        return sum(one.count for one in matrices if one.role in roles)
+
+    weights, layers = shape.weights, shape.layers
     taken = weights.experts_per_token / weights.experts_total
-    by_layer = [0.0] * len(shape.layers)
-    for name, parameter in decoder.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in looked_up:
-            continue
-        routed, number = ".experts." in f".{name}", _LAYER.match(name)
-        if number is not None:
-            by_layer[int(number[1])] += parameter.numel() * (taken if routed else 1)
-        if routed:
-            continue
-        if not name.startswith(tuple(crossed)):
-            token += parameter.numel()
-        elif ".k_proj." in name or ".v_proj." in name:
-            cross_states += parameter.numel()
-        else:
-            cross += parameter.numel()
-            cross_attention += parameter.numel() if ".cross_attn." in name else 0
+    by_layer = [0.0] * len(layers)
+    for one in matrices:
+        if one.layer is not None:
+            by_layer[one.layer] += one.count * (taken if one.role == "experts" else 1)
     return Flops(
         shape=shape,
         tower=tower_of(model) if getattr(model.config, "vision_config", None) else None,
-        heads=_heads(model.config.get_text_config()),
-        token=token + weights.experts * weights.experts_per_token // weights.experts_total,
-        head=head.weight.numel() if head is not None else 0,
-        cross=cross,
-        cross_attention=cross_attention,
-        cross_states=cross_states,
-        token_by_layer=() if crossed else tuple(map(round, by_layer)),
+        heads=_heads(text),
+        token=count("layers")
+        + weights.experts * weights.experts_per_token // weights.experts_total,
+        head=count("head"),
+        cross=count("cross_attention", "cross_mlp"),
+        cross_attention=count("cross_attention"),
+        cross_states=count("cross_states"),
+        token_by_layer=() if any(layer.cross for layer in layers) else tuple(map(round, by_layer)),
     )
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from mvw_cli.bench.report.documents import Device
+from mvw_cli.cost.case import Device
 from mvw_cli.errors import UsageProblem
 
 GIB = 1 << 30

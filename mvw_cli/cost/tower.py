@@ -1,7 +1,10 @@
 """FLOPs of looking at one image: vision tower and projector, from a model without weights.
 
 How many patches stand behind a vision token, and how far each of them looks, follows from the
-configuration as transformers' towers read it. It does not know the language model.
+configuration as transformers' towers read it. Running the tower on meta tensors under
+`FlopCounterMode` would not do: some towers choose their tiles by a mask, so that shapes depend on
+data, and a bound needs the FLOPs of any number of vision tokens. The tests hold it against that
+counter, for every family.
 """
 
 from __future__ import annotations

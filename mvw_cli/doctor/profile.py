@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cost import Shape, shape_of, weight_bytes
+from mvw_cli.cost.shape import Shape, shape_of, weight_bytes
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts, Gpu

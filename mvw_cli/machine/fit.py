@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mvw_cli.adapter import Adapter, ModelSpec
-from mvw_cli.cost import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
+from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
 from mvw_cli.errors import NotFetched, OutOfMemory
 from mvw_cli.machine.facts import OFFLOADED, Facts, free_memory, gather, gpu_count
 from mvw_cli.machine.weights import locate_weights

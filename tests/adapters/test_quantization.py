@@ -21,7 +21,7 @@ from processes import Ran
 from transformers import BitsAndBytesConfig
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cost import shape_of, weight_bytes
+from mvw_cli.cost.shape import shape_of, weight_bytes
 from mvw_cli.errors import ExitCode, OutOfMemory, UsageProblem
 from mvw_cli.machine import fit
 

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, Family, build
 from mvw_hf.model import HuggingFace
 
-from mvw_cli.cost import Weights, parameter_count, shape_of, weight_bytes
+from mvw_cli.cost.shape import Weights, shape_of, weight_bytes
 from mvw_cli.errors import ModelProblem
 
 
@@ -187,13 +187,6 @@ def test_tied_weights_are_counted_once_and_read_as_the_head() -> None:
     weights = shape_of(HuggingFace(), model.config).weights
     assert weights.total == sum(p.numel() for p in model.parameters())
     assert weights.step == sum(p.numel() for p in model.get_decoder().parameters())
-
-
-def test_parameters_alone() -> None:
-    model = HuggingFace().tiny().model
-    assert parameter_count(HuggingFace(), model.config) == sum(
-        p.numel() for p in model.parameters()
-    )
 
 
 def test_bytes_of_the_weights() -> None:

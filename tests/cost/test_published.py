@@ -9,7 +9,7 @@ from mvw_hf.model import HuggingFace
 from narrowed import PUBLISHED
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cost import parameter_count, shape_of
+from mvw_cli.cost.shape import shape_of
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.profiles.resolution import model_spec, resolve
 from mvw_cli.profiles.store import known_profiles
@@ -69,5 +69,5 @@ def test_a_packaged_profile_tells_its_shape_without_a_network(name: str, no_netw
         return
     adapter = load_adapter(profile.adapter)
     config = adapter.shape(model_spec(profile))
-    assert parameter_count(adapter, config) > 0
+    assert shape_of(adapter, config).weights.total > 0
     assert adapter.image_tokens(config, 640, 480) > 0

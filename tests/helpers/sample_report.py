@@ -11,23 +11,19 @@ from mvw_cli.bench.measure.stats import Ratio, Summary, paired_ratio, summarise
 from mvw_cli.bench.report.documents import (
     Answers,
     Arm,
-    ArmBound,
     AttentionMass,
-    BatchBound,
     Cell,
     Comparison,
-    Device,
     Memory,
     MemoryPoint,
     Model,
     Phases,
-    Plan,
-    PrefillBound,
     Report,
-    StepBound,
     Vision,
     Workload,
 )
+from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
+from mvw_cli.cost.case import Device, StepBound
 from mvw_cli.environment import Environment
 
 NEW_TOKENS, VISION, PROMPT, RUNS = 256, 1008, 1064, 12

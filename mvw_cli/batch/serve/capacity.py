@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvw_cli.cost import DTYPE_BYTES, Shape
+from mvw_cli.cost.shape import DTYPE_BYTES, Shape
 from mvw_cli.text import readable_bytes
 
 MARGIN = 0.2

@@ -54,7 +54,7 @@ def survey(
     Raises:
         UsageProblem: no model is named.
     """
-    from mvw_cli.cost import BITS, DTYPE_BYTES, shape_of, weight_bytes
+    from mvw_cli.cost.shape import BITS, DTYPE_BYTES, shape_of, weight_bytes
     from mvw_cli.machine.facts import free_memory, gather
     from mvw_cli.plugins.lookup import load_adapter
     from mvw_cli.policies.none import NoWithdrawal

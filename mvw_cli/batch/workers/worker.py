@@ -14,7 +14,7 @@ from mvw_cli.batch.serve.capacity import Limits, Load, choose_limits, slot_bytes
 from mvw_cli.batch.serve.encode import Encoded, Encoder
 from mvw_cli.batch.serve.prefetch import Prefetcher, Ready
 from mvw_cli.batch.serve.server import Record, Server, State
-from mvw_cli.cost import DTYPE_BYTES, shape_of
+from mvw_cli.cost.shape import DTYPE_BYTES, shape_of
 from mvw_cli.machine.facts import free_memory
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.schema import Profile

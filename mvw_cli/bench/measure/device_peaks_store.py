@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mvw_cli.bench.report.documents import Device
+from mvw_cli.cost.case import Device
 
 
 def cache_folder(env: Mapping[str, str] = os.environ) -> Path:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
+from mvw_cli.bench.measure import events
 from mvw_cli.bench.measure.energy import per_token
 from mvw_cli.bench.measure.run import Run, Step
 from mvw_cli.bench.measure.stats import Ratio, Summary, paired_ratio, summarise
-from mvw_cli.bench.quality import moments
 from mvw_cli.bench.report.documents import Arm, Memory, Mode, Phases
-from mvw_cli.cost import attending
 from mvw_cli.engine.types import Finished
 
 _DIGITS = 4
@@ -49,7 +48,7 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
         joules_per_token=_joules(runs),
         ratios={} if baseline is None else ratios(runs, baseline),
         bound=None,
-        vision=attending.vision([run.events for run in runs]),
+        vision=events.vision_statistics([run.events for run in runs]),
     )
 
 
@@ -107,7 +106,7 @@ def lengths(run: Run) -> list[int]:
 
 def withdrawn_after(run: Run) -> int | None:
     """Tokens that the first sequence had generated when it had no vision left."""
-    return moments.withdrawn_after(run.events, run.events[0].request)
+    return events.withdrawn_after(run.events, run.events[0].request)
 
 
 def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]) -> list[str]:

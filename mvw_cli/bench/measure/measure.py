@@ -12,13 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mvw_cli.bench.measure import figures, kv_bytes, memory
+from mvw_cli.bench.measure import events, figures, memory
 from mvw_cli.bench.measure.busy import kernel_seconds
 from mvw_cli.bench.measure.energy import nvml
 from mvw_cli.bench.measure.job import Job, policy_of, profile_of, settings_of
 from mvw_cli.bench.measure.stats import Ratio
 from mvw_cli.bench.measure.turns import Counter, Progress, Samples, run_turns
-from mvw_cli.bench.quality.moments import changes
 from mvw_cli.bench.report.documents import BASELINE, Arm, Cell, Memory, Model, Workload
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
@@ -26,7 +25,7 @@ from mvw_cli.text import error_line
 
 if TYPE_CHECKING:
     from mvw_cli.bench.measure.run import Runner
-    from mvw_cli.cost import Shape
+    from mvw_cli.cost.shape import Shape
     from mvw_cli.policy import WithdrawalPolicy
     from mvw_cli.session import Session
 
@@ -135,11 +134,11 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
     watch.begin()
     items = job.turn(0)
     run = runner.run(items, policy, watch)
-    before, after = kv_bytes.kv_bytes(run.events)
+    before, after = events.kv_bytes(run.events)
     formula: tuple[int, int] | None = None
     if shape is not None:
         requests = runner.encode(items, runner.read(items), policy)
-        formula = kv_bytes.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
+        formula = events.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
     return Memory(
         weight_bytes=memory.weight_bytes(model),
         kv_bytes_before=before,
@@ -149,16 +148,16 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         device_allocated_peak_bytes=watch.allocated_peak_bytes,
         device_reserved_peak_bytes=watch.reserved_peak_bytes,
         process_peak_bytes=watch.process_peak_bytes,
-        timeline=watch.timeline(changes(run.events)),
+        timeline=watch.timeline(events.change_steps(run.events)),
         device_process_bytes=None if runner.gpus is None else runner.gpus.process_bytes(),
-        kv_bytes_prefilled=kv_bytes.prefilled_bytes(run.events),
-        host_offloaded_peak_bytes=kv_bytes.offloaded_peak_bytes(run.events),
+        kv_bytes_prefilled=events.prefilled_bytes(run.events),
+        host_offloaded_peak_bytes=events.offloaded_peak_bytes(run.events),
     )
 
 
 def _shape(session: Session) -> Shape | None:
     """Count the model from its configuration; None of an adapter that can't be counted."""
-    from mvw_cli.cost import shape_of
+    from mvw_cli.cost.shape import shape_of
 
     try:
         return shape_of(session.adapter, session.loaded.model.config)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.bench.measure.clock import Clock
 from mvw_cli.bench.measure.energy import Nvml, Window
+from mvw_cli.bench.measure.events import note_withdrawn
 from mvw_cli.bench.measure.job import ItemSpec
 from mvw_cli.bench.measure.memory import Watch
 from mvw_cli.bench.measure.phases import VisionTime, detokenise, watched_vision
-from mvw_cli.bench.quality.moments import note_withdrawn
 from mvw_cli.engine.types import (
     Admitted,
     Event,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mvw_cli.bench.quality.moments import withdrawn_after
+from mvw_cli.bench.measure.events import withdrawn_after
 from mvw_cli.engine.types import Event, Failed, Request
 from mvw_cli.errors import OutOfMemory
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mvw_cli.bench.measure.stats import Ratio, Summary
+from mvw_cli.cost.bounds import ArmBound, Plan
 from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
 
@@ -155,46 +156,6 @@ class Vision:
 
 
 @dataclass(frozen=True, slots=True)
-class StepBound:
-    """What a decode step must move and compute, and the time that this takes at the least."""
-
-    weight_bytes: int
-    kv_bytes: int
-    flops: float
-    seconds: float | None
-    """The larger of bytes over bandwidth and FLOPs over rate; None without a calibration."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillBound:
-    """What reading a prompt must compute, by the vision tokens that each layer reads."""
-
-    flops: float
-    """Of one prompt, vision encoder included."""
-    share: float
-    """Of the FLOPs of the baseline."""
-    seconds: float | None
-    """As in `StepBound`."""
-    speedup: float
-    """The largest speed-up of the time to first token against the baseline: of the seconds, or of
-    the FLOPs without a device."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArmBound:
-    """Bounds of one arm at one batch, over its whole output."""
-
-    before: StepBound
-    """A step with all vision tokens, at the middle of the output."""
-    after: StepBound
-    """A step without them; where an arm attends to some of them throughout, with the fewest that it
-    does."""
-    speedup: float
-    """The largest speed-up of all decode steps against the baseline, by these bounds."""
-    prefill: PrefillBound | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Arm:
     """One policy at one batch size."""
 
@@ -246,60 +207,6 @@ class Cell:
     device_busy: float | None = None
     """Part of the time of a step of the baseline in which the device ran kernels; None where that
     can't be told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """How fast a device is, measured or published."""
-
-    name: str
-    source: Literal["measured", "published"]
-    bandwidth_bytes_per_s: float
-    flops_per_s: float
-    """In the dtype of the model, dense."""
-    launch_s: float | None
-    """Time of the smallest kernel; None where it was not measured."""
-    memory_bytes: int | None
-    reference: str
-    """When it was measured, or where it was published."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchBound:
-    """The bound of withdrawal at one batch size, at the middle of the output."""
-
-    batch: int
-    before: StepBound
-    after: StepBound
-    speedup: float
-    """Of a step after the withdrawal against one before."""
-    speedup_of_answer: float
-    """Of all decode steps of the answer, those before the withdrawal included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What can be said without running anything."""
-
-    device: Device | None
-    parameters: int
-    weight_bytes: int
-    vision_tokens: int
-    text_tokens: int
-    """Of question and half of the output."""
-    new_tokens: int
-    withdrawn_after: int
-    prefill_flops: float
-    prefill_s: float | None
-    batches: list[BatchBound]
-    matters_from_batch: int | None
-    """The smallest batch at which a step's bound exceeds 1.1."""
-    matters_from_vision_tokens: dict[int, int | None]
-    """By batch: the fewest vision tokens from which it does; None where no number does."""
-    largest_batch_before: int | None
-    """Sequences whose caches fit beside the weights."""
-    largest_batch_after: int | None
-    verdicts: list[str]
 
 
 @dataclass(frozen=True, slots=True)

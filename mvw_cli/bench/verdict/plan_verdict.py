@@ -5,8 +5,8 @@ One function for one kind of sentence; None where there is nothing to say.
 
 from __future__ import annotations
 
-from mvw_cli.bench.report.documents import Plan, StepBound
-from mvw_cli.cost.decode_bound import MATTERS
+from mvw_cli.cost.bounds import MATTERS, Plan
+from mvw_cli.cost.case import StepBound
 from mvw_cli.text import factor, percent, readable_bytes
 
 PREFILL_MATTERS = 0.5

@@ -1,4 +1,4 @@
-"""From what `mvw profile` is asked for, or has measured, to the bounds cross_attention it."""
+"""From what `mvw profile` is asked for, or has measured, to their bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli.cli.profile.task import Begun, Task
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.report.documents import Cell, Plan, Workload
+    from mvw_cli.bench.report.documents import Cell, Workload
+    from mvw_cli.cost.bounds import Plan
     from mvw_cli.cost.case import Case
 
 CHARACTERS_PER_TOKEN = 4
@@ -38,9 +39,11 @@ def bounded_case(
 
 def plan_for(task: Task, begun: Begun, case: Case) -> Plan:
     """Bound the batch sizes that are asked for."""
-    from mvw_cli.cost.bound import make_plan
+    from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
+    from mvw_cli.cost.bounds import make_plan
 
-    return make_plan(case, task.batches, _usual_moment(begun))
+    plan = make_plan(case, task.batches, _usual_moment(begun))
+    return replace(plan, verdicts=plan_verdicts(plan))
 
 
 def _case(task: Task, begun: Begun) -> Case:
@@ -109,21 +112,21 @@ def _usual_moment(begun: Begun) -> int:
 
 
 def _bits(begun: Begun) -> int | None:
-    from mvw_cli.cost import BITS
+    from mvw_cli.cost.shape import BITS
 
     return BITS[begun.resolved.profile.quantization]
 
 
 def with_bounds(cell: Cell, case: Case) -> Cell:
     """Put its bound cross_attention each arm of a cell."""
+    from mvw_cli.bench.measure.events import vision_share
     from mvw_cli.bench.report.documents import BASELINE
-    from mvw_cli.cost.attending import part_of
-    from mvw_cli.cost.bound import arm_bound
+    from mvw_cli.cost.bounds import arm_bound
 
     baseline = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
     arms = []
     for arm in cell.arms:
-        part = part_of(arm.vision, baseline) if arm.vision and baseline else None
-        bound = arm_bound(case, cell.batch, arm.withdrawn_after, part)
+        share = vision_share(arm.vision, baseline) if arm.vision and baseline else None
+        bound = arm_bound(case, cell.batch, arm.withdrawn_after, share)
         arms.append(replace(arm, bound=bound))
     return replace(cell, arms=arms)

@@ -9,7 +9,7 @@ from mvw_cli import console
 from mvw_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.report.documents import Plan
+    from mvw_cli.cost.bounds import Plan
 
 
 def deliver_plan(plan: Plan, name: str, *, as_json: bool, output: str | None) -> None:
@@ -45,7 +45,8 @@ def _json(plan: Plan) -> str:
 
     from pydantic import TypeAdapter
 
-    from mvw_cli.bench.report.documents import SCHEMA_VERSION, Plan
+    from mvw_cli.bench.report.documents import SCHEMA_VERSION
+    from mvw_cli.cost.bounds import Plan
 
     document: dict[str, Any] = TypeAdapter(Plan).dump_python(plan, mode="json")
     return json.dumps(

@@ -17,7 +17,7 @@ from mvw_cli.batch.serve.capacity import (
 )
 from mvw_cli.batch.serve.prefetch import Ready
 from mvw_cli.batch.workers.worker import Job, Worker
-from mvw_cli.cost import CacheLayer, Shape, Weights
+from mvw_cli.cost.shape import CacheLayer, Shape, Weights
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.schema import Profile

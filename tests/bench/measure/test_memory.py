@@ -15,9 +15,15 @@ from mvw_hf.model import HuggingFace
 from torch import Tensor
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
-from mvw_cli.bench.measure import kv_bytes, memory
+from mvw_cli.bench.measure import memory
+from mvw_cli.bench.measure.events import (
+    formula_kv_bytes,
+    held_layers,
+    kv_bytes,
+    text_elements,
+)
 from mvw_cli.bench.report.documents import MemoryPoint
-from mvw_cli.cost import shape_of
+from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
 from mvw_cli.engine.rows import Rows
 from mvw_cli.engine.slots import Slots
@@ -65,6 +71,13 @@ def tensors(slots: Slots) -> Iterator[tuple[Tensor, int]]:
                 yield rows.values[row], length
 
 
+def kv_elements(shape: Shape, request: Request, read: int, *, withdrawn: bool) -> int:
+    """Numbers that a sequence holds once `read` generated tokens have been read."""
+    layers = held_layers(shape, request)
+    vision = 0 if withdrawn else sum(layer.elements * layer.vision for layer in layers)
+    return text_elements(layers, read) + vision
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_formula_is_what_the_tensors_hold(family: Family) -> None:
     """GQA, MLA, cross-attention and sliding windows, in a batch that is withdrawn bit by bit."""
@@ -80,13 +93,12 @@ def test_the_formula_is_what_the_tensors_hold(family: Family) -> None:
             break
         held = sum(rows[:, :length].numel() * 4 for rows, length in tensors(slots))
         formula = sum(
-            kv_bytes.kv_elements(shape, request, step, withdrawn=request.id in gone) * 4
-            for request in asked
+            kv_elements(shape, request, step, withdrawn=request.id in gone) * 4 for request in asked
         )
         assert held == formula == slots.kv_bytes
     assert gone == {"0", "1"}
-    assert kv_bytes.kv_bytes(events) == kv_bytes.formula_kv_bytes(shape, 4, asked, events)
-    before, after = kv_bytes.kv_bytes(events)
+    assert kv_bytes(events) == formula_kv_bytes(shape, 4, asked, events)
+    before, after = kv_bytes(events)
     assert after < before
 
 
@@ -98,10 +110,8 @@ def test_without_windows_the_formula_is_that_of_the_shape(family: Family) -> Non
     vision = request.layout.vision_tokens
     inside = int(request.layout.entries.sum())
     text = len(request.layout.entries) - inside
-    assert kv_bytes.kv_elements(shape, request, 7, withdrawn=False) == shape.kv_elements(
-        text + 7, vision
-    )
-    assert kv_bytes.kv_elements(shape, request, 7, withdrawn=True) == shape.kv_elements(text + 7, 0)
+    assert kv_elements(shape, request, 7, withdrawn=False) == shape.kv_elements(text + 7, vision)
+    assert kv_elements(shape, request, 7, withdrawn=True) == shape.kv_elements(text + 7, 0)
 
 
 def large_image() -> tuple[Any, Request]:

@@ -9,20 +9,11 @@ import pytest
 from sample_report import report
 
 from mvw_cli.bench.measure.stats import Ratio, summarise
-from mvw_cli.bench.report.documents import (
-    Arm,
-    ArmBound,
-    BatchBound,
-    Cell,
-    Device,
-    Plan,
-    PrefillBound,
-    Report,
-    StepBound,
-    Vision,
-)
+from mvw_cli.bench.report.documents import Arm, Cell, Report, Vision
 from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
 from mvw_cli.bench.verdict.verdict import verdicts
+from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
+from mvw_cli.cost.case import Device, StepBound
 
 FASTER, SLOWER = Ratio(1.2, (1.1, 1.3), 12), Ratio(0.8, (0.7, 0.9), 12)
 SAME = Ratio(1.01, (0.98, 1.04), 12)

@@ -16,7 +16,8 @@ import pytest
 from hints import parse_hint
 from processes import Ran
 
-from mvw_cli.bench.report.documents import Device, read_report
+from mvw_cli.bench.report.documents import read_report
+from mvw_cli.cost.case import Device
 from mvw_cli.errors import ExitCode
 
 SHORT = ("--new-tokens", "6", "--runs", "2", "--min-time", "0", "--warmup", "0", "--in-process")

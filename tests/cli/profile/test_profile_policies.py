@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from processes import Ran
 
-from mvw_cli.bench.report.documents import Device, read_report
+from mvw_cli.bench.report.documents import read_report
+from mvw_cli.cost.case import Device
 
 SHORT = ("--new-tokens", "8", "--runs", "2", "--min-time", "0", "--warmup", "0", "--in-process",
          "--no-answers", "--no-attention-mass", "--limit", "1")  # fmt: skip

@@ -1,21 +1,18 @@
 """The largest speed-up that a withdrawal can give, and where it begins to matter.
 
-Everything follows from a `Case`: bytes that must be moved and products that must be computed. What
-is left out (activations, launches, work between the kernels) only makes a speed-up smaller.
+Everything follows from a `Case`: bytes that must be moved and products that must be computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
-from mvw_cli.bench.report.documents import ArmBound, BatchBound, Plan, PrefillBound
-from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
-from mvw_cli.cost import DTYPE_BYTES, weight_bytes
-from mvw_cli.cost.attending import Part
-from mvw_cli.cost.case import Case, ratio
-from mvw_cli.cost.decode_bound import MATTERS
+from mvw_cli.cost.case import Case, Device, StepBound, ratio
+from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
 
+MATTERS = 1.1
+"""A bound from which withdrawal is taken to matter for speed: a tenth."""
 _SAME = 1e-9
 """Relative difference up to which means of counts are the same."""
 _ONE_BY_ONE = 256
@@ -23,28 +20,107 @@ _MOST_SEQUENCES = 1 << 20
 _MOST_VISION = 1 << 24
 
 
+@dataclass(frozen=True, slots=True)
+class VisionShare:
+    """The share of the baseline's vision that an arm reads; 1 is all of it."""
+
+    steps: tuple[float, ...]
+    """Of each generated token's query, mean over the layers; the first is the prefill's."""
+    prefill: tuple[float, ...]
+    """Of what each layer reads in the prefill, layer by layer."""
+    withdraws: bool
+    """Whether any vision goes while decoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillBound:
+    """What reading a prompt must compute, by the vision tokens that each layer reads."""
+
+    flops: float
+    """Of one prompt, vision encoder included."""
+    share: float
+    """Of the FLOPs of the baseline."""
+    seconds: float | None
+    """As in `StepBound`."""
+    speedup: float
+    """The largest speed-up of the time to first token against the baseline: of the seconds, or of
+    the FLOPs without a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmBound:
+    """Bounds of one arm at one batch, over its whole output."""
+
+    before: StepBound
+    """A step with all vision tokens, at the middle of the output."""
+    after: StepBound
+    """A step without them; where an arm attends to some of them throughout, with the fewest that it
+    does."""
+    speedup: float
+    """The largest speed-up of all decode steps against the baseline, by these bounds."""
+    prefill: PrefillBound | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBound:
+    """The bound of withdrawal at one batch size, at the middle of the output."""
+
+    batch: int
+    before: StepBound
+    after: StepBound
+    speedup: float
+    """Of a step after the withdrawal against one before."""
+    speedup_of_answer: float
+    """Of all decode steps of the answer, those before the withdrawal included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What can be said without running anything."""
+
+    device: Device | None
+    parameters: int
+    weight_bytes: int
+    vision_tokens: int
+    text_tokens: int
+    """Of question and half of the output."""
+    new_tokens: int
+    withdrawn_after: int
+    prefill_flops: float
+    prefill_s: float | None
+    batches: list[BatchBound]
+    matters_from_batch: int | None
+    """The smallest batch at which a step's bound exceeds 1.1."""
+    matters_from_vision_tokens: dict[int, int | None]
+    """By batch: the fewest vision tokens from which it does; None where no number does."""
+    largest_batch_before: int | None
+    """Sequences whose caches fit beside the weights."""
+    largest_batch_after: int | None
+    verdicts: list[str]
+
+
 def arm_bound(
-    case: Case, batch: int, withdrawn_after: int | None, part: Part | None = None
+    case: Case, batch: int, withdrawn_after: int | None, share: VisionShare | None = None
 ) -> ArmBound:
     """Bound one arm of a measurement.
 
     Args:
         withdrawn_after: tokens generated before the withdrawal; None for an arm that keeps the
             vision to the end, whose speed-up is 1.
-        part: of the baseline's vision that the arm has read; where it is not told, all until the
+        share: of the baseline's vision that the arm has read; where it is not told, all until the
             withdrawal and none after it.
     """
     before, after = case.steps(batch, case.middle)
-    if part is None:
+    if share is None:
         return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after))
-    prefill = _prefill_bound(case, part)
-    if _all_or_none(part.steps, withdrawn_after):
+    prefill = _prefill_bound(case, share)
+    if _all_or_none(share.steps, withdrawn_after):
         return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after), prefill)
     # Which layers lose their last vision token while decoding, nobody tells.
-    layers = None if part.withdraws else sum(one > 0 for one in part.prefill) / len(part.prefill)
-    fewest = min(part.steps[1:], default=1.0)
-    after = case.step_with_part(batch, case.middle, fewest, layers)
-    return ArmBound(before, after, case.speedup_with_parts(batch, part.steps, layers), prefill)
+    layers = None if share.withdraws else sum(one > 0 for one in share.prefill) / len(share.prefill)
+    fewest = min(share.steps[1:], default=1.0)
+    after = case.step_with_share(batch, case.middle, fewest, layers)
+    return ArmBound(before, after, case.speedup_with_shares(batch, share.steps, layers), prefill)
 
 
 def _all_or_none(steps: Sequence[float], withdrawn_after: int | None) -> bool:
@@ -53,11 +129,11 @@ def _all_or_none(steps: Sequence[float], withdrawn_after: int | None) -> bool:
     return all(abs(one - (place < seen)) < _SAME for place, one in enumerate(steps[1:], start=1))
 
 
-def _prefill_bound(case: Case, part: Part) -> PrefillBound:
+def _prefill_bound(case: Case, share: VisionShare) -> PrefillBound:
     whole, seconds = case.prefill_flops(), case.prefill_seconds()
-    if min(part.prefill) >= 1 - _SAME:
+    if min(share.prefill) >= 1 - _SAME:
         return PrefillBound(whole, 1.0, seconds, 1.0)
-    read = [round(one * case.vision_tokens) for one in part.prefill]
+    read = [round(one * case.vision_tokens) for one in share.prefill]
     flops, own = case.prefill_flops(read), case.prefill_seconds(read)
     gain = ratio(whole, flops) if seconds is None or own is None else ratio(seconds, own)
     return PrefillBound(flops, flops / whole, own, gain)
@@ -70,7 +146,7 @@ def make_plan(
     *,
     memory_bytes: int | None = None,
 ) -> Plan:
-    """Say what can be said without running anything.
+    """Bound what can be bounded without running anything.
 
     Args:
         withdrawn_after: tokens generated before the withdrawal.
@@ -82,7 +158,7 @@ def make_plan(
         memory = device.memory_bytes
     held = weight_bytes(shape.weights, case.dtype, case.bits)
     fitting = (None, None) if memory is None else largest_batches(case, memory - held)
-    plan = Plan(
+    return Plan(
         device=device,
         parameters=shape.weights.total,
         weight_bytes=held,
@@ -101,7 +177,6 @@ def make_plan(
         largest_batch_after=fitting[1],
         verdicts=[],
     )
-    return replace(plan, verdicts=plan_verdicts(plan))
 
 
 def _at(case: Case, batch: int, withdrawn_after: int) -> BatchBound:
@@ -147,7 +222,7 @@ def first_reaching(reaches: Callable[[int], bool], most: int) -> int | None:
 
 
 def largest_batches(case: Case, free_bytes: int) -> tuple[int, int]:
-    """Say how many sequences' caches fit at the end of the answer: with the vision, and without.
+    """Compute how many sequences' caches fit at the end of the answer: with vision, and without.
 
     Activations and the allocator's own needs are not kept back. The second is reached where
     sequences come one after another, as in `mvw batch`: each has its vision for the first steps.

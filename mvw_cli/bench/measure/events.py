@@ -1,22 +1,131 @@
-"""Bytes of the KV cache, counted from a run's events, and once more from the configuration.
+"""What a run's events tell: when vision goes and comes back, what is attended to, and KV bytes.
 
-The two must agree: the bound rests on the configuration. Vision may go at once or bit by bit, in
-the prefill already, and it may come back; text comes with every token. It does not know policies.
+KV bytes are counted from the events, and once more from the configuration. The two must agree, as
+the bounds rest on the configuration. Policies differ: vision may go at once or bit by bit, in the
+prefill already, and it may come back; text comes with every token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import fmean
 
-from mvw_cli.engine.types import Event, Finished, Prefilled, Restored, Withdrawn
-
-if TYPE_CHECKING:
-    from mvw_cli.cost import Shape
-    from mvw_cli.engine.types import Request
+from mvw_cli.bench.report.documents import Vision
+from mvw_cli.cost.bounds import VisionShare
+from mvw_cli.cost.shape import Shape
+from mvw_cli.engine.types import Event, Finished, Prefilled, Request, Restored, Token, Withdrawn
 
 Change = Withdrawn | Restored
+
+
+def note_withdrawn(withdrawn: set[str], events: Iterable[Event]) -> None:
+    """Keep up to date which requests have no vision left, at any layer."""
+    for event in events:
+        gone = _gone(event)
+        if gone:
+            withdrawn.add(event.request)
+        elif gone is not None:
+            withdrawn.discard(event.request)
+
+
+def withdrawn_after(events: Iterable[Event], request: str) -> int | None:
+    """Count the tokens that a request had generated when no vision was left for the first time.
+
+    0 where the prefill has left none; None where some was left to the end.
+    """
+    for event in events:
+        if event.request == request and _gone(event):
+            return event.step if isinstance(event, Withdrawn) else 0
+    return None
+
+
+def _gone(event: Event) -> bool | None:
+    """Whether an event leaves a sequence without vision; None where it says nothing of it."""
+    if isinstance(event, Prefilled):
+        return (
+            event.vision_tokens > 0
+            and bool(event.vision_by_layer)
+            and not any(event.vision_by_layer)
+        )
+    if isinstance(event, Withdrawn):
+        return event.complete
+    return False if isinstance(event, Restored) else None
+
+
+def change_steps(events: Iterable[Event]) -> list[int]:
+    """List the numbers of tokens after which vision went or came back, in any sequence."""
+    return sorted({event.step for event in events if isinstance(event, Withdrawn | Restored)})
+
+
+# -- vision -----------------------------------------------------------------------------------
+
+
+def vision_statistics(runs: Sequence[Sequence[Event]]) -> Vision | None:
+    """Sum up what the answers of an arm attend to and hold; None without any vision tokens.
+
+    Args:
+        runs: the events of each run.
+    """
+    held: list[Sequence[int]] = []
+    answers: list[list[float]] = []
+    changes = looks = 0
+    for events in runs:
+        seeing = {
+            event.request: event
+            for event in events
+            if isinstance(event, Prefilled) and event.vision_tokens and event.vision_by_layer
+        }
+        held += [event.vision_by_layer for event in seeing.values()]
+        attended: dict[str, list[float]] = {request: [] for request in seeing}
+        for event in events:
+            if event.request not in seeing:
+                continue
+            if isinstance(event, Token):
+                attended[event.request].append(event.vision_attended)
+            changes += isinstance(event, Withdrawn) and event.entries > 0
+            looks += isinstance(event, Restored)
+        answers += [found for found in attended.values() if found]
+    if not answers:
+        return None
+    by_layer = [fmean(counts) for counts in zip(*held, strict=True)]
+    longest = max(map(len, answers))
+    return Vision(
+        attended=fmean(fmean(found) for found in answers),
+        attended_along=[
+            fmean(found[place] for found in answers if place < len(found))
+            for place in range(longest)
+        ],
+        held_by_layer=by_layer,
+        entries_held=sum(by_layer),
+        withdrawals=changes / len(held),
+        look_backs=looks / len(held),
+    )
+
+
+def vision_share(arm: Vision, baseline: Vision) -> VisionShare:
+    """Compute the share of the baseline's vision that an arm reads.
+
+    A sliding window that has let go of an image by the end of the prefill does not tell how much of
+    it the layer has read; the layer before does then.
+    """
+    along = baseline.attended_along
+    steps = (
+        _share(mine, along[min(place, len(along) - 1)])
+        for place, mine in enumerate(arm.attended_along)
+    )
+    prefill, last = [], 1.0
+    for mine, theirs in zip(arm.held_by_layer, baseline.held_by_layer, strict=True):
+        last = _share(mine, theirs) if theirs else last
+        prefill.append(last)
+    return VisionShare(tuple(steps), tuple(prefill), arm.withdrawals > 0)
+
+
+def _share(mine: float, theirs: float) -> float:
+    return min(1.0, mine / theirs) if theirs else 1.0
+
+
+# -- KV bytes ---------------------------------------------------------------------------------
 
 
 def kv_bytes(events: Sequence[Event]) -> tuple[int, int]:
@@ -126,19 +235,6 @@ def held_layers(shape: Shape, request: Request, by_layer: Sequence[int] = ()) ->
 def text_elements(layers: Sequence[Held], read: int) -> int:
     """Count the numbers of text, once `read` generated tokens have been read."""
     return sum(layer.elements * (layer.text + read) for layer in layers if not layer.cross)
-
-
-def kv_elements(shape: Shape, request: Request, read: int, *, withdrawn: bool) -> int:
-    """Count the numbers that a sequence holds once `read` generated tokens have been read.
-
-    `Shape.kv_elements`, and for sliding windows what the engine holds.
-
-    Args:
-        withdrawn: whether its vision is gone; else all of it is there.
-    """
-    layers = held_layers(shape, request)
-    vision = 0 if withdrawn else sum(layer.elements * layer.vision for layer in layers)
-    return text_elements(layers, read) + vision
 
 
 def _vision_elements(layers: Sequence[Held], found: Sequence[Change]) -> int | None:

@@ -1,4 +1,4 @@
-"""Bounds of steps and answers: against sums over every step."""
+"""Bounds of steps and answers: against sums over every step, and bytes counted by hand."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
-from mvw_cli.bench.report.documents import Device
-from mvw_cli.cost import CacheLayer, Shape, Weights
-from mvw_cli.cost.bound import arm_bound, first_reaching, largest_batches, make_plan
-from mvw_cli.cost.case import Case, cost, sum_of_larger
-from mvw_cli.cost.decode_bound import MATTERS, DecodeBound, Workload
+from mvw_cli.cost.bounds import (
+    MATTERS,
+    VisionShare,
+    arm_bound,
+    first_reaching,
+    largest_batches,
+    make_plan,
+    matters_from_batch,
+)
+from mvw_cli.cost.case import Case, Device, sum_of_larger
 from mvw_cli.cost.flops import Flops, Heads
+from mvw_cli.cost.shape import CacheLayer, Shape, Weights
 
 
 def device(bandwidth: float = 1e6, flops: float = 1e9, memory: int | None = None) -> Device:
@@ -59,7 +65,7 @@ def test_an_answer_is_the_sum_of_its_steps(name: str, on: str, batch: int) -> No
     one = replace(CASES[name], device=DEVICES[on])
 
     def total(steps: range, withdrawn: bool) -> float:
-        return sum(cost(one.steps(batch, 20 + step)[withdrawn]) for step in steps)
+        return sum(one.steps(batch, 20 + step)[withdrawn].cost for step in steps)
 
     baseline = total(range(1, 40), False)
     for m in (1, 2, 9, 39):
@@ -88,16 +94,15 @@ def test_sums_of_the_larger_of_two() -> None:
             assert found == pytest.approx(expected)
 
 
-def test_a_step_moves_what_decode_bound_says() -> None:
-    one = CASES["cross"]
-    before, after = one.steps(3, 35)
-    moved = DecodeBound(one.shape, Workload(60, 35), "float16").step(3)
-    assert before.weight_bytes == moved.weight_bytes_before == 1600
-    assert after.weight_bytes == moved.weight_bytes_after == 1000
-    assert (before.kv_bytes, after.kv_bytes) == (moved.kv_bytes_before, moved.kv_bytes_after)
+def test_a_step_moves_weights_and_cache_and_computes_products() -> None:
+    before, after = CASES["cross"].steps(3, 35)
+    assert (before.weight_bytes, after.weight_bytes) == (1600, 1000)
+    assert before.kv_bytes == 3 * 2 * (10 * 35 + 8 * 60)
+    assert after.kv_bytes == 3 * 2 * 10 * 35
     assert before.flops == 3 * (2 * 800 + 40 * (35 + 60))
     assert after.flops == 3 * (2 * 500 + 40 * 35)
     assert before.seconds is None
+    assert before.cost == before.bytes_moved == before.weight_bytes + before.kv_bytes
 
 
 def test_seconds_are_the_larger_of_moving_and_computing() -> None:
@@ -214,3 +219,159 @@ def test_memory_that_is_told_outweighs_the_devices() -> None:
     one = replace(CASES["full"], device=device(memory=10_000))
     assert make_plan(one, [1], 5, memory_bytes=2000 + 4760).largest_batch_before == 1
     assert make_plan(one, [1], 5, memory_bytes=2000 + 4759).largest_batch_before == 0
+
+
+# -- bytes of a step ------------------------------------------------------------------------
+
+
+def weights(step: int, *, cross: int = 0, attention: int = 0, experts: int = 0) -> Weights:
+    return Weights(step + experts, 0, 0, step, cross, attention, experts, 8 if experts else 1,
+                   2 if experts else 1)  # fmt: skip
+
+
+def moving(model: Weights, vision: int, *layers: CacheLayer, **changes: Any) -> Case:
+    """Return a case of which only the bytes mean anything."""
+    flops = replace(CASES["full"].flops, shape=Shape(model, layers, "bfloat16"))
+    return Case(flops, "bfloat16", 0, vision, 0, **changes)
+
+
+def test_bytes_of_a_step() -> None:
+    one = moving(weights(1000), 60, CacheLayer(10), CacheLayer(5, window=51))
+    before, after = one.steps(3, 40)
+    assert before.weight_bytes == after.weight_bytes == 2000
+    assert before.kv_bytes == 3 * 2 * (100 * 10 + 50 * 5)
+    assert after.kv_bytes == 3 * 2 * (40 * 10 + 40 * 5)
+    assert one.step_speedup(3, 40) == (2000 + 7500) / (2000 + 3600)
+
+
+def test_skipped_layers_leave_the_weights_too_unless_their_mlp_is_kept() -> None:
+    layers = (CacheLayer(10), CacheLayer(10, cross=True))
+    model = weights(1000, cross=300, attention=100)
+    before, after = moving(model, 60, *layers).steps(1, 40)
+    assert (before.weight_bytes, after.weight_bytes) == (2000, 1400)
+    assert (before.kv_bytes, after.kv_bytes) == (2000, 800)
+    assert moving(model, 60, *layers, keep_mlp=True).steps(1, 40)[1].weight_bytes == 1800
+    for keep in (False, True):  # a sequence without an image skips them from the start
+        before, after = moving(model, 0, *layers, keep_mlp=keep).steps(1, 40)
+        assert before.weight_bytes == after.weight_bytes == 1400
+
+
+@pytest.mark.parametrize("experts", [0, 5_000_000])
+@pytest.mark.parametrize("vision", [30, 100, 1000, 9000])
+def test_it_matters_from_the_first_count_that_reaches_the_line(vision: int, experts: int) -> None:
+    one = replace(moving(weights(1_000_000, experts=experts), vision, CacheLayer(64)),
+                  question_tokens=300)  # fmt: skip
+    first = next((n for n in range(1, 3000) if one.step_speedup(n) >= 1.1), None)
+    assert matters_from_batch(one) == first
+    assert one.step_speedup(10**9) == pytest.approx((vision + 300) / 300, rel=1e-3)
+
+
+def test_more_sequences_read_more_experts() -> None:
+    one = moving(weights(1000, experts=8000), 10, CacheLayer(1))
+    read = [one.steps(batch, 10)[0].weight_bytes for batch in (1, 2, 100)]
+    assert read == [2 * (1000 + 2000), 2 * (1000 + 3500), 2 * (1000 + 8000)]
+
+
+def test_quantised_weights_move_fewer_bytes() -> None:
+    layers = (CacheLayer(10), CacheLayer(10, cross=True))
+    held = Weights(1000, 0, 0, 1000, 300, 100, 800, 8, 2, 900, 280, 90, 400)
+    for bits, each in ((8, 1.0), (4, 4.5 / 8)):
+        for keep, gone, linear in ((False, 300, 280), (True, 100, 90)):
+            before, after = moving(held, 60, *layers, keep_mlp=keep, bits=bits).steps(1, 40)
+            read = (1000 - 900 + 200 - 100) * 2 + (900 + 100) * each  # a quarter of the experts
+            assert before.weight_bytes == round(read)
+            assert after.weight_bytes == round(read - (gone - linear) * 2 - linear * each)
+            assert before.kv_bytes == 2 * 10 * (40 + 60)
+
+
+# -- arms that attend to a share of the vision ---------------------------------------------
+
+
+WHOLE = (1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("on", DEVICES)
+def test_all_or_none_is_bounded_as_a_withdrawal(name: str, on: str) -> None:
+    one = replace(CASES[name], device=DEVICES[on])
+    for m in (0, 1, 9, 39, None):
+        steps = tuple(float(m is None or place < m) for place in range(40))
+        bound = arm_bound(one, 3, m, VisionShare(steps, WHOLE, m is not None))
+        plain = arm_bound(one, 3, m)
+        assert (bound.before, bound.after, bound.speedup) == (
+            plain.before, plain.after, plain.speedup
+        )  # fmt: skip
+        # The sum over steps of any part of the vision comes to the same.
+        assert one.speedup_with_shares(3, steps) == pytest.approx(bound.speedup, rel=1e-9)
+    assert one.answer_speedup(3, 0) == one.answer_speedup(3, 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("on", DEVICES)
+def test_what_is_attended_to_bounds_each_step(name: str, on: str) -> None:
+    one = replace(CASES[name], device=DEVICES[on])
+    steps = tuple(1 - place / 80 for place in range(40))
+    baseline = sum(one.steps(2, 20 + step)[0].cost for step in range(1, 40))
+    arm = sum(one.step_with_share(2, 20 + step, steps[step]).cost for step in range(1, 40))
+    bound = arm_bound(one, 2, None, VisionShare(steps, WHOLE, True))
+    assert bound.speedup == pytest.approx(baseline / arm, rel=1e-9)
+    assert bound.after == one.step_with_share(2, one.middle, steps[-1])
+    assert 1 <= bound.speedup <= one.answer_speedup(2, 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_part_lies_between_all_and_none(name: str) -> None:
+    one = CASES[name]
+    whole, none = one.steps(2, 30)
+    assert one.step_with_share(2, 30, 1.0) == whole
+    assert one.step_with_share(2, 30, 0.0) == none
+    half = one.step_with_share(2, 30, 0.5)
+    assert half.kv_bytes == (whole.kv_bytes + none.kv_bytes) / 2
+    assert half.weight_bytes == (whole.weight_bytes + none.weight_bytes) / 2
+    assert half.flops == pytest.approx((whole.flops + none.flops) / 2)
+
+
+def test_layers_that_hold_any_vision_are_read_whole() -> None:
+    """A tenth of the tokens in each cross-attention layer, and all tokens in a tenth of them."""
+    one = CASES["cross"]
+    whole, none = one.steps(1, 30)
+    thin, few = one.step_with_share(1, 30, 0.1, 1.0), one.step_with_share(1, 30, 0.1, 0.1)
+    assert thin.kv_bytes == few.kv_bytes
+    assert thin.weight_bytes == whole.weight_bytes > few.weight_bytes > none.weight_bytes
+    assert thin.flops - few.flops == pytest.approx(0.9 * 2 * one.flops.cross)
+    # That they do to the end is known where nothing goes while decoding.
+    steps = (0.1,) * 40
+    stays, goes = (
+        arm_bound(one, 1, None, VisionShare(steps, WHOLE, goes)) for goes in (False, True)
+    )
+    assert stays.after.weight_bytes == whole.weight_bytes > goes.after.weight_bytes
+    assert stays.speedup < goes.speedup
+
+
+def prefill(one: Case, *read: float) -> Any:
+    return arm_bound(one, 1, None, VisionShare((1.0,) * 40, read, False)).prefill
+
+
+def test_a_prefill_is_bounded_by_what_each_layer_reads() -> None:
+    one = CASES["full"]
+    whole = prefill(one, 1.0, 1.0)
+    assert (whole.flops, whole.share, whole.speedup) == (one.flops.prefill(20, 60), 1.0, 1.0)
+    cut = prefill(one, 1.0, 0.0)
+    assert cut.flops == one.flops.prefill(20, 60, [60, 0]) < whole.flops
+    assert cut.share == cut.flops / whole.flops
+    assert cut.speedup == pytest.approx(1 / cut.share)
+    assert cut.seconds is None
+    assert prefill(one, 0.5, 0.1).flops == one.flops.prefill(20, 60, [30, 6])
+
+
+def test_a_prefill_takes_at_least_its_time_on_a_device() -> None:
+    slow = replace(CASES["full"], device=device(1e12, 1e6))  # arithmetic limits it
+    cut = prefill(slow, 1.0, 0.0)
+    assert cut.seconds == cut.flops / 1e6 and cut.speedup == pytest.approx(1 / cut.share)
+    narrow = replace(CASES["full"], device=device(1e3, 1e12))  # the weights are read in any case
+    assert prefill(narrow, 1.0, 0.0).speedup == 1
+    skipped = replace(CASES["cross"], device=device(1e3, 1e12))
+    kept = replace(CASES["cross, mlp kept"], device=device(1e3, 1e12))
+    # 900 of 1000 weights are read, of which 300 are cross-attention's, 100 in the attention.
+    assert prefill(skipped, 0.0).speedup == pytest.approx(900 / 600)
+    assert prefill(kept, 0.0).speedup == pytest.approx(900 / 800)

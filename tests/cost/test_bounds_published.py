@@ -16,9 +16,8 @@ from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import LlavaCot
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.bench.report.documents import Device
-from mvw_cli.cost.bound import make_plan
-from mvw_cli.cost.case import Case
+from mvw_cli.cost.bounds import make_plan
+from mvw_cli.cost.case import Case, Device
 from mvw_cli.cost.flops import flops_of
 
 QUESTION, NEW, TEXT = 128, 1024, 128 + 512

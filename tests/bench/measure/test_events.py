@@ -1,10 +1,10 @@
-"""What is said of the cache, and of when the vision goes, holds for every kind of policy."""
+"""What is read from a run's events: of the cache, of when vision goes, of what is attended to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,12 +13,22 @@ from mvw_hf.model import HuggingFace
 from sessions import family as session_of
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
-from mvw_cli.bench.measure import kv_bytes
-from mvw_cli.bench.quality import moments
+from mvw_cli.bench.measure.events import (
+    change_steps,
+    formula_kv_bytes,
+    kv_bytes,
+    note_withdrawn,
+    offloaded_peak_bytes,
+    prefilled_bytes,
+    vision_share,
+    vision_statistics,
+    withdrawn_after,
+)
 from mvw_cli.bench.quality.divergence import divergences
-from mvw_cli.cost import shape_of
+from mvw_cli.cost.bounds import VisionShare
+from mvw_cli.cost.shape import shape_of
 from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
-from mvw_cli.engine.types import Failed, Finished, Prefilled, Restored
+from mvw_cli.engine.types import Failed, Finished, Prefilled, Restored, Token
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.fastv import FastV
 from mvw_cli.policies.mvw import Mvw
@@ -95,11 +105,11 @@ def test_the_formula_is_what_is_counted_whatever_the_policy(family: Family) -> N
         if not (cross_attention(family) and "fastv" in name)
     ]
     asked, events = served(family, kinds)
-    found = kv_bytes.kv_bytes(events)
-    assert kv_bytes.formula_kv_bytes(shape, 4, asked, events) == found
+    found = kv_bytes(events)
+    assert formula_kv_bytes(shape, 4, asked, events) == found
     for request in asked:
         own = [event for event in events if event.request == request.id]
-        assert kv_bytes.formula_kv_bytes(shape, 4, [request], own) == kv_bytes.kv_bytes(own)
+        assert formula_kv_bytes(shape, 4, [request], own) == kv_bytes(own)
 
 
 def by_kind(name: str) -> dict[str, list[Event]]:
@@ -114,7 +124,7 @@ def by_kind(name: str) -> dict[str, list[Event]]:
 def test_before_and_after_are_of_one_moment() -> None:
     """LLaVA: 3 layers of 16 vision tokens; whatever goes bit by bit, all of it is told."""
     events = by_kind("llava")
-    sizes = {kind: kv_bytes.kv_bytes(own) for kind, own in events.items()}
+    sizes = {kind: kv_bytes(own) for kind, own in events.items()}
     freed = {kind: before - after for kind, (before, after) in sizes.items()}
     vision = freed["mvw"]
     assert vision > 0
@@ -123,10 +133,10 @@ def test_before_and_after_are_of_one_moment() -> None:
     assert freed["vtw, then mvw"] == vision / 3  # one layer of three had it
     assert freed["fastv, then mvw"] == vision * (1 + 1 + 0.5) / 3
     assert sizes["none"][1] - sizes["vtw"][1] == vision * 2 / 3
-    prefilled = {kind: kv_bytes.prefilled_bytes(own) for kind, own in events.items()}
+    prefilled = {kind: prefilled_bytes(own) for kind, own in events.items()}
     assert prefilled["none"] - prefilled["vtw"] == vision * 2 / 3
     assert prefilled["none"] - prefilled["fastv"] == vision * 0.5 / 3
-    offloaded = {kind: kv_bytes.offloaded_peak_bytes(own) for kind, own in events.items()}
+    offloaded = {kind: offloaded_peak_bytes(own) for kind, own in events.items()}
     assert offloaded["offloaded and back"] == offloaded["back to stay"] == vision
     assert not any(size for kind, size in offloaded.items() if "back" not in kind)
 
@@ -135,7 +145,7 @@ def test_a_batch_offloads_together() -> None:
     family = FAMILIES[0]
     _, both = served(family, [Peek(), Peek(away=5, back=8)])
     _, apart = served(family, [Peek(away=2, back=3, again=None), Peek(away=5, back=8)])
-    whole, one = kv_bytes.offloaded_peak_bytes(both), kv_bytes.offloaded_peak_bytes(apart)
+    whole, one = offloaded_peak_bytes(both), offloaded_peak_bytes(apart)
     assert whole == 2 * one > 0
 
 
@@ -146,11 +156,11 @@ def test_layers_of_different_size_that_thin_out_are_not_guessed_at() -> None:
     uneven = replace(shape, layers=(replace(first, elements=2 * first.elements), *rest))
     for kind, told in (("anneal", True), ("mvw", True), ("vtw", True)):
         asked, events = served(family, [KINDS[kind]])
-        found = kv_bytes.formula_kv_bytes(uneven, 4, asked, events)
+        found = formula_kv_bytes(uneven, 4, asked, events)
         assert (found is not None) == told  # to the end they have lost all or nothing
     asked, events = served(family, [Anneal(end=100, every=2, by="even")])
-    assert kv_bytes.formula_kv_bytes(uneven, 4, asked, events) is None
-    assert kv_bytes.formula_kv_bytes(shape, 4, asked, events) == kv_bytes.kv_bytes(events)
+    assert formula_kv_bytes(uneven, 4, asked, events) is None
+    assert formula_kv_bytes(shape, 4, asked, events) == kv_bytes(events)
 
 
 # -- moments ----------------------------------------------------------------------------------
@@ -169,7 +179,7 @@ def restored(step: int) -> Restored:
 
 
 def test_the_withdrawal_is_the_first_that_leaves_nothing() -> None:
-    after = moments.withdrawn_after
+    after = withdrawn_after
     assert after([prefilled(4, 4), withdrawn(7)], "0") == 7
     assert after([prefilled(4, 0), withdrawn(3, complete=False), withdrawn(7)], "0") == 7
     assert after([prefilled(4, 4), withdrawn(3), restored(5), withdrawn(7)], "0") == 3
@@ -191,9 +201,9 @@ def test_withdrawn_is_who_has_nothing_left_now() -> None:
         ([prefilled(0, 0)], {"0"}),
         ([prefilled()], set()),
     ):
-        moments.note_withdrawn(without, events)
+        note_withdrawn(without, events)
         assert without == expected
-    assert moments.changes([withdrawn(7), restored(5), prefilled(4), withdrawn(5)]) == [5, 7]
+    assert change_steps([withdrawn(7), restored(5), prefilled(4), withdrawn(5)]) == [5, 7]
 
 
 def test_divergence_tells_the_first_complete_withdrawal_too() -> None:
@@ -202,3 +212,54 @@ def test_divergence_tells_the_first_complete_withdrawal_too() -> None:
     output = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
     found = divergences(session, request, [replace(request, policy=one) for one in arms], output)
     assert [one.withdrawn_after for one in found] == [3, 8, None, 4]
+
+
+# -- what is attended to --------------------------------------------------------------------
+
+
+def answer(
+    request: str, attended: list[float], by_layer: tuple[int, ...], *more: Event
+) -> list[Event]:
+    return [
+        Prefilled(request, 0.0, 40, 16, 72, by_layer),
+        *(Token(request, 0.0, step, 5, "", one) for step, one in enumerate(attended, start=1)),
+        *more,
+    ]
+
+
+def test_figures_are_means_of_answers_and_of_those_that_got_so_far() -> None:
+    gone = Withdrawn("0", 0.0, 2, 16, 32, 80, 48, 0.0, complete=False)
+    back = Restored("0", 0.0, 3, 32, 48, 80, 0.0)
+    empty = replace(gone, entries=0)
+    first = answer("0", [16.0, 16.0, 8.0, 0.0], (16, 16), gone, back, gone, empty)
+    # In a batch the events of its sequences are mixed.
+    second = answer("1", [8.0, 8.0], (16, 0))
+    found = vision_statistics([[*second[:1], *first, *second[1:]], answer("0", [0.0], (0, 0))])
+    assert found is not None
+    assert found.attended == pytest.approx((8 + 10 + 0) / 3)
+    assert found.attended_along == [8.0, 12.0, 8.0, 0.0]
+    assert found.held_by_layer == pytest.approx([32 / 3, 16 / 3])
+    assert found.entries_held == pytest.approx(16)
+    assert found.withdrawals == pytest.approx(2 / 3) and found.look_backs == pytest.approx(1 / 3)
+
+
+def test_without_vision_there_is_nothing_to_tell() -> None:
+    blind = [Prefilled("0", 0.0, 9, 0, 72, ()), Token("0", 0.0, 1, 5, "", 0.0)]
+    assert vision_statistics([blind]) is None
+    assert vision_statistics([[Prefilled("0", 0.0, 9, 4, 72), Token("0", 0.0, 1, 5, "")]]) is None
+
+
+def test_a_part_is_of_what_the_baseline_sees_just_then() -> None:
+    def seen(*attended: float, held: tuple[int, ...] = (16, 8, 0, 16)) -> Any:
+        return vision_statistics([answer("0", list(attended), held)])
+
+    baseline = seen(10.0, 10.0, 8.0)
+    arm = seen(5.0, 10.0, 2.0, 4.0, held=(16, 4, 0, 0))
+    # Beyond the baseline's end counts what it saw last; a layer whose window has let go of the
+    # image is taken for the one before it.
+    assert vision_share(arm, baseline) == VisionShare(
+        (0.5, 1.0, 0.25, 0.5), (1.0, 0.5, 0.5, 0.0), False
+    )
+    assert vision_share(baseline, baseline) == VisionShare(
+        (1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), False
+    )

@@ -1,0 +1,340 @@
+"""Weights and KV cache of a model, counted from its configuration alone.
+
+The model is built on PyTorch's meta device, where tensors have shapes and no memory, and run over
+one token there: parameters and KV entries are counted, not looked up by family. What the counts
+are not: activations, buffers and the allocator's own needs, which come on top.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mvw_cli.adapter import Adapter
+from mvw_cli.errors import ModelProblem
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BITS: dict[str | None, int | None] = {None: None, "8bit": 8, "4bit": 4}
+"""Bits per weight of linear layers, by the profile's `quantization`."""
+_ABSMAX_BITS = 0.5
+"""4-bit blocks of bitsandbytes hold one float32 scale for 64 weights (its `blocksize=64`)."""
+_LAYER = re.compile(r"layers\.(\d+)\.")
+_MAKES_CACHE = re.compile(r"\.(k_proj|v_proj|k_norm)\.")
+_READS_CACHE = ("cross_attn.", "cross_attn_attn_gate", "input_layernorm")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of a model, counted once where tied."""
+
+    total: int
+    vision: int
+    """Outside the language model: vision tower and projector; read at prefill only."""
+    quantizable: int
+    """In linear layers that bitsandbytes replaces: all but the output head."""
+    step: int
+    """Read by a decode step whatever the token: the language model without its input embedding
+    (unless tied), without routed experts and without what cross-attention layers read once."""
+    cross: int
+    """Those of `step` that belong to cross-attention layers, skipped once these are empty."""
+    cross_attention: int
+    """Those of `cross` in the attention itself; the rest is the gated MLP and its norm."""
+    experts: int
+    """In routed experts of all layers."""
+    experts_total: int
+    experts_per_token: int
+    step_quantizable: int = 0
+    """Those of `step` in linear layers that bitsandbytes replaces."""
+    cross_quantizable: int = 0
+    """Those of `cross` in such layers."""
+    cross_attention_quantizable: int = 0
+    """Those of `cross_attention` in such layers."""
+    experts_quantizable: int = 0
+    """Those of `experts` in such layers: none where experts are held in one tensor."""
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token goes through while decoding."""
+        if not self.experts:
+            return self.step
+        return self.step + self.experts * self.experts_per_token // self.experts_total
+
+    def read(self, sequences: int) -> float:
+        """Parameters that a step over so many sequences reads, expected over the experts."""
+        return self.step + self.experts * self.experts_taken(sequences)
+
+    def experts_taken(self, sequences: int) -> float:
+        """Part of the routed experts that so many tokens take together, as expected.
+
+        Routing is taken as uniform and independent, so that `n` tokens leave an expert out with
+        probability `(1 - k / E) ** n`.
+        """
+        return 1.0 - (1 - self.experts_per_token / self.experts_total) ** sequences
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayer:
+    """What one layer holds in the KV cache."""
+
+    elements: int
+    """Numbers per entry: keys and values of all heads, or the latent of MLA."""
+    window: int | None = None
+    """Size of its sliding window in tokens; None for full attention."""
+    cross: bool = False
+    """Whether it holds vision and nothing else, as cross-attention."""
+
+    def kept(self, entries: int) -> int:
+        """Return how many entries of a sequence remain in the layer."""
+        # transformers keeps one entry less than the window: the newest token brings its own.
+        return entries if self.window is None else min(entries, self.window - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Weights and KV cache of one configuration."""
+
+    weights: Weights
+    layers: tuple[CacheLayer, ...]
+    dtype: str
+    """Of the checkpoint, as its configuration says; float32 where it does not."""
+
+    def kv_elements_per_token(self) -> int:
+        """Count the numbers that one more text token adds to the cache."""
+        return sum(layer.elements for layer in self.layers if not layer.cross)
+
+    def kv_elements(self, text: int, vision: int) -> int:
+        """Count the numbers that the cache holds for an image followed by so much text."""
+        # Cross-attention layers hold the vision, and then nothing else does.
+        cross_vision = vision if any(layer.cross for layer in self.layers) else 0
+        sequence = text + vision - cross_vision
+        return sum(
+            layer.elements * (cross_vision if layer.cross else layer.kept(sequence))
+            for layer in self.layers
+        )
+
+    def kv_elements_per_image(self, vision: int) -> int:
+        """Count the numbers that the vision tokens of one image add, at the end of the prompt."""
+        return self.kv_elements(0, vision)
+
+
+def shape_of(adapter: Adapter, config: Any) -> Shape:
+    """Count the model of a configuration; nothing is downloaded or allocated.
+
+    Raises:
+        ModelProblem: the model can't be built or run on the meta device.
+    """
+    return shape_of_model(on_meta(adapter, config))
+
+
+def shape_of_model(model: Any) -> Shape:
+    """Count a model on the meta device, as `shape_of`."""
+    text = model.config.get_text_config()
+    declared = getattr(model.config, "dtype", None) or getattr(text, "dtype", None)
+    dtype = str(declared).removeprefix("torch.")
+    crossed = cross_layers(text)
+    return Shape(
+        weights=_weights(model, text, language_parameters(model, crossed)),
+        layers=_cache_layers(model, text, crossed),
+        dtype=dtype if dtype in DTYPE_BYTES else "float32",
+    )
+
+
+def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
+    """Compute what the weights take in memory, in bytes.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`; of what is not quantised, where `bits` is given.
+        bits: 8 or 4 for the linear layers as bitsandbytes holds them, their scales included
+            (one float32 for a row of 8-bit weights is left out: below a thousandth).
+
+    Raises:
+        ValueError: another dtype or number of bits.
+    """
+    return int(held_bytes(weights.total, weights.quantizable, dtype, bits))
+
+
+def held_bytes(count: float, quantizable: float, dtype: str, bits: int | None = None) -> float:
+    """Compute what so many weights take in bytes; arguments as those of `weight_bytes`.
+
+    Args:
+        quantizable: those of `count` in linear layers that bitsandbytes replaces.
+
+    Raises:
+        ValueError: another dtype or number of bits.
+    """
+    if dtype not in DTYPE_BYTES or bits not in (None, 4, 8):
+        raise ValueError(f"{dtype} with {bits} bits")
+    if bits is None:
+        return count * DTYPE_BYTES[dtype]
+    per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
+    return (count - quantizable) * DTYPE_BYTES[dtype] + quantizable * per_weight / 8
+
+
+def on_meta(adapter: Adapter, config: Any) -> Any:
+    """Build the model without memory, in the type that every kernel of transformers takes."""
+    import torch
+
+    with torch.device("meta"):
+        model = adapter.build(config)
+    return model.eval().to(torch.bfloat16)
+
+
+# -- parameters -----------------------------------------------------------------------------
+
+
+Role = Literal[
+    "lookup", "layers", "experts", "head", "cross_attention", "cross_mlp", "cross_states"
+]
+"""What a parameter of the language model does in a decode step.
+
+`lookup`: nothing but a row of it is read. `layers`: every token goes through it, as through the
+`head`. `experts`: some tokens do. `cross_attention` and `cross_mlp`: those of `layers` that are
+skipped once no vision is left. `cross_states`: vision states go through it once, at the prefill.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of the language model or of its output head."""
+
+    role: Role
+    count: int
+    """Numbers in it."""
+    layer: int | None
+    matrix: bool
+    quantizable: bool
+    """Whether it is the weight of a linear layer that bitsandbytes replaces."""
+
+
+def cross_layers(text: Any) -> tuple[int, ...]:
+    """List the cross-attention layers of a text configuration."""
+    return tuple(getattr(text, "cross_attention_layers", None) or ())
+
+
+def language_parameters(model: Any, crossed: Sequence[int]) -> list[Parameter]:
+    """List the parameters of language model and head, tied ones once.
+
+    They are told apart by where they lie and what their modules are.
+
+    Args:
+        crossed: numbers of the cross-attention layers.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    of_head = dict.fromkeys(() if head is None else head.parameters())
+    lookups = set(decoder.get_input_embeddings().parameters()) - set(of_head)
+    quantizable = _quantizable(model)
+
+    def role(name: str, parameter: Any, layer: int | None) -> Role:
+        if parameter in of_head:
+            return "head"
+        if parameter in lookups:
+            return "lookup"
+        if ".experts." in f".{name}":
+            return "experts"
+        if layer not in crossed:
+            return "layers"
+        inner = _LAYER.sub("", name, count=1)
+        # Keys and values of the vision states are in the cache, made once at the prefill.
+        if _MAKES_CACHE.search(inner):
+            return "cross_states"
+        return "cross_attention" if inner.startswith(_READS_CACHE) else "cross_mlp"
+
+    named = {parameter: name for name, parameter in decoder.named_parameters()}
+    found = []
+    for parameter, name in {**dict.fromkeys(of_head, "lm_head"), **named}.items():
+        match = _LAYER.match(name)
+        layer = None if match is None else int(match[1])
+        found.append(
+            Parameter(
+                role(name, parameter, layer),
+                parameter.numel(),
+                layer,
+                parameter.ndim > 1,
+                parameter in quantizable,
+            )
+        )
+    return found
+
+
+def _weights(model: Any, text: Any, parameters: Sequence[Parameter]) -> Weights:
+    def count(*roles: Role) -> tuple[int, int]:
+        """All numbers of some roles, and those that can be quantised."""
+        chosen = [one for one in parameters if one.role in roles]
+        return sum(p.count for p in chosen), sum(p.count for p in chosen if p.quantizable)
+
+    total = sum(parameter.numel() for parameter in model.parameters())
+    step, step_quantizable = count("layers", "head", "cross_attention", "cross_mlp")
+    cross, cross_quantizable = count("cross_attention", "cross_mlp")
+    attention, attention_quantizable = count("cross_attention")
+    experts, experts_quantizable = count("experts")
+    experts_total, experts_per_token = _experts(text)
+    return Weights(
+        total=total,
+        vision=total - sum(parameter.count for parameter in parameters),
+        quantizable=sum(weight.numel() for weight in _quantizable(model)),
+        step=step,
+        cross=cross,
+        cross_attention=attention,
+        experts=experts,
+        experts_total=experts_total,
+        experts_per_token=experts_per_token,
+        step_quantizable=step_quantizable,
+        cross_quantizable=cross_quantizable,
+        cross_attention_quantizable=attention_quantizable,
+        experts_quantizable=experts_quantizable,
+    )
+
+
+def _quantizable(model: Any) -> set[Any]:
+    """Weights of the linear layers that bitsandbytes replaces: all but the output head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return {
+        module.weight
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def _experts(text: Any) -> tuple[int, int]:
+    """Return how many routed experts a layer has, and how many of them a token takes."""
+    for key in ("n_routed_experts", "num_experts", "num_local_experts"):
+        total = getattr(text, key, None)
+        if total:
+            return int(total), int(text.num_experts_per_tok)
+    return 1, 1
+
+
+# -- the cache ------------------------------------------------------------------------------
+
+
+def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[CacheLayer, ...]:
+    """Run the model over one token and read the layout off the cache that it fills."""
+    import torch
+
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device="meta")}
+    if crossed:
+        inputs["cross_attention_states"] = torch.empty(
+            1, 1, text.hidden_size, dtype=torch.bfloat16, device="meta"
+        )
+    try:
+        with torch.inference_mode():
+            cache = model(**inputs, use_cache=True).past_key_values
+        layers = [_layer(layer, number in crossed) for number, layer in enumerate(cache.layers)]
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as error:
+        raise ModelProblem(
+            f"{type(model).__name__} can't be counted without its weights.",
+            cause=next(iter(str(error).strip().splitlines()), type(error).__name__),
+            hint="mvw list profiles",
+        ) from error
+    return tuple(layers)
+
+
+def _layer(layer: Any, cross: bool) -> CacheLayer:
+    numbers = layer.keys.numel() + layer.values.numel()
+    entries = layer.keys.shape[-2]
+    window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
+    return CacheLayer(numbers // entries, window, cross)
