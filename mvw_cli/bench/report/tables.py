@@ -18,15 +18,14 @@ from mvw_cli.bench.report.documents import (
     Arm,
     Cell,
     Comparison,
-    Device,
     Memory,
     Mode,
     Phases,
-    Plan,
     Report,
-    StepBound,
     Vision,
 )
+from mvw_cli.cost.bounds import Plan
+from mvw_cli.cost.case import Device, StepBound
 from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.text import (
     MISSING,
