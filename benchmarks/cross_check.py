@@ -35,9 +35,9 @@ from llava import PATCH, build_llava
 from measuring import Ratio, interleaved, paired_ratio, say_ratio, summarise, write_result
 from PIL import Image
 
+from mvw_cli.bench.documents import BASELINE
 from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, profile_of, settings_of
 from mvw_cli.bench.measure.measure import measure
-from mvw_cli.bench.report.documents import BASELINE
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session
 

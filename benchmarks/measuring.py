@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mvw_cli.bench.measure.stats import FEWEST_PAIRS, Ratio, Summary, paired_ratio, summarise
+from mvw_cli.bench.stats import FEWEST_PAIRS, Ratio, Summary, paired_ratio, summarise
 
 __all__ = ["Ratio", "Summary", "interleaved", "paired_ratio", "say_ratio", "summarise",
            "write_result"]  # fmt: skip

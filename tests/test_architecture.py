@@ -79,7 +79,7 @@ LAYERS = (
 
 INNER_LAYERS = {
     "batch": ("items", "source", "store", "serve", "workers"),
-    "bench": ("documents", "measure", "quality", "verdict", "report"),
+    "bench": ("stats", "documents", "measure", "quality", "verdict", "report"),
 }
 """The same within a part; what is not named there is imported by its own folder alone."""
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mvw_cli.bench.measure.stats import FEWEST_PAIRS
+from mvw_cli.bench.stats import FEWEST_PAIRS
 from regions.reference import table
 
 _ROOT = Path(__file__).resolve().parents[2]

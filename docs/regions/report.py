@@ -10,8 +10,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from mvw_cli.bench.measure import stats
-from mvw_cli.bench.report import documents as tree
+from mvw_cli.bench import documents as tree
+from mvw_cli.bench import stats
 from regions.reference import table
 
 _LEAVES = {stats.Summary: "summary", stats.Ratio: "ratio"}

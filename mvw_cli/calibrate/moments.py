@@ -12,10 +12,10 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.quality.judging import answers_match
-from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
 from mvw_cli.calibrate.report import Outcome
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mvw_cli.bench.measure.stats import FEWEST_ITEMS, bootstrap_interval, means
+from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
 
 
 @dataclass(frozen=True, slots=True)

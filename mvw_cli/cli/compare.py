@@ -25,7 +25,7 @@ def compare(a: str, b: str, as_json: bool) -> None:
       mvw compare before.json after.json
       mvw compare sdpa.json flash.json --json
     """
-    from mvw_cli.bench.report.documents import read_report
+    from mvw_cli.bench.documents import read_report
     from mvw_cli.bench.verdict.compare import compare as set_side_by_side
     from mvw_cli.bench.verdict.compare import to_dict
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from processes import Ran
 
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE
 from mvw_cli.bench.quality.comparisons import Given, Row
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE
 from mvw_cli.bench.verdict.suggest import suggest
 from mvw_cli.calibrate.moments import answers_of, choose, row_from_dict, row_to_dict, seen_tokens
 from mvw_cli.profiles.resolution import resolve

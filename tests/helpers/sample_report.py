@@ -7,8 +7,7 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from mvw_cli.bench.measure.stats import Ratio, Summary, paired_ratio, summarise
-from mvw_cli.bench.report.documents import (
+from mvw_cli.bench.documents import (
     Answers,
     Arm,
     AttentionMass,
@@ -22,6 +21,7 @@ from mvw_cli.bench.report.documents import (
     Vision,
     Workload,
 )
+from mvw_cli.bench.stats import Ratio, Summary, paired_ratio, summarise
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
 from mvw_cli.cost.case import Device, StepBound
 from mvw_cli.environment import Environment

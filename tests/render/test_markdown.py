@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import sample_report
 
-from mvw_cli.bench.report.documents import Report
+from mvw_cli.bench.documents import Report
 from mvw_cli.bench.report.tables import sections, title
 from mvw_cli.render import markdown
 from mvw_cli.render.sections import Table

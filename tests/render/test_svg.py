@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 import sample_report
 
+from mvw_cli.bench.documents import Report
 from mvw_cli.bench.report.charts import charts
-from mvw_cli.bench.report.documents import Report
 from mvw_cli.errors import MvwError
 from mvw_cli.render.chart import Chart, Line, decades, ranges, tick_text, ticks
 from mvw_cli.render.svg import svg, svg_file, write_charts

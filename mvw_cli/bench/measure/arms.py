@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mvw_cli.bench.report.documents import BASELINE
+from mvw_cli.bench.documents import BASELINE
 
 if TYPE_CHECKING:
     from mvw_cli.profiles.schema import Profile

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli.bench.measure.clock import Clock
 from mvw_cli.bench.measure.device_peaks_store import cache_folder, read, store
-from mvw_cli.bench.measure.stats import Summary, summarise
+from mvw_cli.bench.stats import Summary, summarise
 from mvw_cli.cost.case import Device
 from mvw_cli.errors import MvwError, OutOfMemory
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mvw_cli.bench.report.documents import Vision
+from mvw_cli.bench.documents import Vision
 from mvw_cli.cost.bounds import VisionShare
 from mvw_cli.cost.shape import Shape
 from mvw_cli.engine.types import Event, Finished, Prefilled, Request, Restored, Token, Withdrawn

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mvw_cli.bench.report.documents import Mode
+from mvw_cli.bench.documents import Mode
 
 if TYPE_CHECKING:
     from mvw_cli.engine.types import GenerationSettings

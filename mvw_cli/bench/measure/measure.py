@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mvw_cli.bench.documents import BASELINE, Arm, Cell, Memory, Model, Workload
 from mvw_cli.bench.measure import events, figures, memory
 from mvw_cli.bench.measure.busy import kernel_seconds
 from mvw_cli.bench.measure.energy import nvml
 from mvw_cli.bench.measure.job import Job, policy_of, profile_of, settings_of
-from mvw_cli.bench.measure.stats import Ratio
 from mvw_cli.bench.measure.turns import Counter, Progress, Samples, run_turns
-from mvw_cli.bench.report.documents import BASELINE, Arm, Cell, Memory, Model, Workload
+from mvw_cli.bench.stats import Ratio
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
 from mvw_cli.text import error_line

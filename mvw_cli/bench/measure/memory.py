@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvw_cli.bench.report.documents import MemoryPoint
+from mvw_cli.bench.documents import MemoryPoint
 
 if TYPE_CHECKING:
     from torch import device as Device

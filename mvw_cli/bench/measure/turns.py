@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mvw_cli.bench.measure.stats import Ratio, paired_ratio
-from mvw_cli.bench.report.documents import BASELINE
+from mvw_cli.bench.documents import BASELINE
+from mvw_cli.bench.stats import Ratio, paired_ratio
 
 if TYPE_CHECKING:
     from mvw_cli.bench.measure.job import ItemSpec, Job

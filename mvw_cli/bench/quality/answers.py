@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers
 from mvw_cli.bench.quality.asking import ask
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import divergences
 from mvw_cli.bench.quality.judging import answers_match
-from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers
 from mvw_cli.engine.types import Admitted, Finished, GenerationSettings, Request
 from mvw_cli.errors import BadImage, OutOfMemory
 from mvw_cli.policies.none import NoWithdrawal

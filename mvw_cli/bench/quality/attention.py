@@ -18,8 +18,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mvw_cli.bench.documents import AttentionMass
 from mvw_cli.bench.quality.asking import ask
-from mvw_cli.bench.report.documents import AttentionMass
 from mvw_cli.engine.types import Failed, GenerationSettings, Request
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mvw_cli.bench.measure.stats import FEWEST_ITEMS, bootstrap_interval, summarise
+from mvw_cli.bench.documents import BASELINE, Comparison
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
-from mvw_cli.bench.report.documents import BASELINE, Comparison
+from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, summarise
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mvw_cli.bench.measure.stats import Ratio
-from mvw_cli.bench.report.documents import (
+from mvw_cli.bench.documents import (
     BASELINE,
     Answers,
     Arm,
@@ -16,6 +15,7 @@ from mvw_cli.bench.report.documents import (
     Mode,
     Report,
 )
+from mvw_cli.bench.stats import Ratio
 from mvw_cli.render.chart import Chart, Line, Point
 from mvw_cli.text import plural
 

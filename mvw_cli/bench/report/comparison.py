@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvw_cli.bench.report.documents import BASELINE
+from mvw_cli.bench.documents import BASELINE
 from mvw_cli.bench.verdict.compare import Figure, SideBySide, Unpaired
 from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.text import (

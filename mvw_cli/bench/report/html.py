@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from mvw_cli.bench.documents import BASELINE, Arm, Cell, Report
 from mvw_cli.bench.report.charts import charts
-from mvw_cli.bench.report.documents import BASELINE, Arm, Cell, Report
 from mvw_cli.bench.report.tables import (
     PARTS_OF_OTHERS,
     PHASES,

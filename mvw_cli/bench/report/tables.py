@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TypeVar
 
-from mvw_cli.bench.measure.stats import Ratio, Summary
-from mvw_cli.bench.report.documents import (
+from mvw_cli.bench.documents import (
     BASELINE,
     Answers,
     Arm,
@@ -24,6 +23,7 @@ from mvw_cli.bench.report.documents import (
     Report,
     Vision,
 )
+from mvw_cli.bench.stats import Ratio, Summary
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.cost.case import Device, StepBound
 from mvw_cli.render.sections import Section, Sentence, Table

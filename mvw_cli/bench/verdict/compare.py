@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from mvw_cli.bench.measure.stats import (
+from mvw_cli.bench.documents import Arm, Cell, Comparison, Report
+from mvw_cli.bench.stats import (
     FEWEST_PAIRS,
     Shown,
     Summary,
@@ -19,7 +20,6 @@ from mvw_cli.bench.measure.stats import (
     claim,
     medians,
 )
-from mvw_cli.bench.report.documents import Arm, Cell, Comparison, Report
 from mvw_cli.errors import UsageProblem
 
 SCHEMA_VERSION = 1

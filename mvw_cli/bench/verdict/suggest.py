@@ -18,13 +18,13 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.quality.proportions import wilson
-from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.verdict.derived_profile import write_derived
 from mvw_cli.text import percent
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.report.documents import Report
+    from mvw_cli.bench.documents import Report
 
 _ARM = re.compile(r"m=(\d+)")
 TAG_ARM = "until "

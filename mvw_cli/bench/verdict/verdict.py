@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.bench.measure.stats import Ratio
-from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE, Arm, Cell, Report, Workload
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Arm, Cell, Report, Workload
+from mvw_cli.bench.stats import Ratio
 from mvw_cli.bench.verdict.plan_verdict import PREFILL_MATTERS
 from mvw_cli.bench.verdict.vision_verdict import acts, reads_less, vision_verdicts
 from mvw_cli.text import factor, percent, readable_bytes

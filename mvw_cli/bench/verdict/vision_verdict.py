@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.bench.measure.stats import Ratio
-from mvw_cli.bench.report.documents import Arm
+from mvw_cli.bench.documents import Arm
+from mvw_cli.bench.stats import Ratio
 from mvw_cli.text import factor, percent, readable_bytes
 
 _SAME = 1e-9

@@ -106,9 +106,9 @@ def answered(
     It is the drop of the right answers, or without references the part of answers that come out
     otherwise.
     """
+    from mvw_cli.bench.documents import BASELINE
     from mvw_cli.bench.quality.comparisons import Given, Row
     from mvw_cli.bench.quality.judging import answers_match
-    from mvw_cli.bench.report.documents import BASELINE
     from mvw_cli.bench.verdict.suggest import loss_in_words
     from mvw_cli.calibrate.moments import answers_of
 

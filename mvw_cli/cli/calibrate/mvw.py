@@ -168,7 +168,7 @@ def sections(report: Report) -> list[Section]:
 
 def pictures(report: Report) -> list[Chart]:
     """Draw agreement and loss, and KL, against the tokens that are generated with vision."""
-    from mvw_cli.bench.report.documents import BASELINE, NO_IMAGE
+    from mvw_cli.bench.documents import BASELINE, NO_IMAGE
     from mvw_cli.render.chart import Chart
 
     arms = [one for one in report.outcome.curve if one["arm"] not in (BASELINE, NO_IMAGE)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli.cli.profile.task import Begun, Task
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.report.documents import Cell, Workload
+    from mvw_cli.bench.documents import Cell, Workload
     from mvw_cli.cost.bounds import Plan
     from mvw_cli.cost.case import Case
 
@@ -119,8 +119,8 @@ def _bits(begun: Begun) -> int | None:
 
 def with_bounds(cell: Cell, case: Case) -> Cell:
     """Put its bound cross_attention each arm of a cell."""
+    from mvw_cli.bench.documents import BASELINE
     from mvw_cli.bench.measure.events import vision_share
-    from mvw_cli.bench.report.documents import BASELINE
     from mvw_cli.cost.bounds import arm_bound
 
     baseline = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)

@@ -10,7 +10,7 @@ from mvw_cli.cli.profile.task import Begun, Task
 from mvw_cli.cli.profile.view import ProfileView
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.report.documents import Answers, AttentionMass
+    from mvw_cli.bench.documents import Answers, AttentionMass
     from mvw_cli.session import Session
 
 
@@ -56,8 +56,8 @@ def _wanted(task: Task, begun: Begun, given: bool | None) -> bool:
 def _answers(
     session: Session, begun: Begun, view: ProfileView, shutdown: ShutdownRequest
 ) -> Answers:
+    from mvw_cli.bench.documents import BASELINE
     from mvw_cli.bench.quality.answers import compare_answers
-    from mvw_cli.bench.report.documents import BASELINE
     from mvw_cli.profiles.withdrawal import withdrawal_policy
 
     items = begun.items.items

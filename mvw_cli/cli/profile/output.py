@@ -13,7 +13,7 @@ from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import check_writable
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.report.documents import Report
+    from mvw_cli.bench.documents import Report
     from mvw_cli.cli.profile.task import Task
 
 _FORMATS = (".json", ".md")
@@ -49,7 +49,7 @@ def deliver_report(report: Report, task: Task) -> None:
     Raises:
         MvwError: something could not be written; what is not on disk is on stdout.
     """
-    from mvw_cli.bench.report.documents import to_json
+    from mvw_cli.bench.documents import to_json
     from mvw_cli.bench.report.tables import sections, title
     from mvw_cli.render.terminal import show
 
@@ -97,6 +97,6 @@ def _document(report: Report, path: str) -> str:
         from mvw_cli.render import markdown
 
         return markdown.document(title(report), sections(report))
-    from mvw_cli.bench.report.documents import to_json
+    from mvw_cli.bench.documents import to_json
 
     return to_json(report)

@@ -45,7 +45,7 @@ def _json(plan: Plan) -> str:
 
     from pydantic import TypeAdapter
 
-    from mvw_cli.bench.report.documents import SCHEMA_VERSION
+    from mvw_cli.bench.documents import SCHEMA_VERSION
     from mvw_cli.cost.bounds import Plan
 
     document: dict[str, Any] = TypeAdapter(Plan).dump_python(plan, mode="json")

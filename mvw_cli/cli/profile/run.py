@@ -25,9 +25,9 @@ from mvw_cli.errors import ExitCode, MvwError
 
 if TYPE_CHECKING:
     from mvw_cli.batch.source.spec import Source
+    from mvw_cli.bench.documents import Report
     from mvw_cli.bench.measure.job import Job
     from mvw_cli.bench.measure.measure import Measured
-    from mvw_cli.bench.report.documents import Report
 
 
 def run(task: Task) -> int:
@@ -39,7 +39,7 @@ def run(task: Task) -> int:
     check(task)
     check_outputs(task.output, task.plot, task.html, task.suggest)
     if task.source is not None:
-        from mvw_cli.bench.report.documents import read_report
+        from mvw_cli.bench.documents import read_report
 
         deliver_report(read_report(task.source), task)
         return ExitCode.OK
@@ -185,7 +185,7 @@ def _report(
     closer: Closer,
     view: ProfileView,
 ) -> Report:
-    from mvw_cli.bench.report.documents import Report
+    from mvw_cli.bench.documents import Report
     from mvw_cli.bench.verdict.suggest import with_suggestion
     from mvw_cli.bench.verdict.verdict import verdicts
 

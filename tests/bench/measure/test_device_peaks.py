@@ -13,7 +13,7 @@ import torch
 from mvw_cli.bench.measure import device_peaks as calibration
 from mvw_cli.bench.measure.device_peaks import UNSTABLE, calibrate
 from mvw_cli.bench.measure.device_peaks_store import cache_folder
-from mvw_cli.bench.measure.stats import summarise
+from mvw_cli.bench.stats import summarise
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no spread count as one: the machine of the tests is never quiet."""
-    monkeypatch.setattr("mvw_cli.bench.measure.stats.UNSTABLE", float("inf"))
+    monkeypatch.setattr("mvw_cli.bench.stats.UNSTABLE", float("inf"))
 
 
 def files(folder: Path) -> list[Path]:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from mvw_cli.bench.documents import Memory
 from mvw_cli.bench.measure import figures
 from mvw_cli.bench.measure.energy import Window
 from mvw_cli.bench.measure.run import Run, Step
-from mvw_cli.bench.report.documents import Memory
 from mvw_cli.engine.types import Admitted, Finished, Prefilled, Withdrawn
 
 MEMORY = Memory(0, 0, 0, None, None, None, None, None, [])

@@ -13,10 +13,10 @@ import pytest
 import torch
 from planted import MIB, Plan, job, planted
 
+from mvw_cli.bench.documents import Arm
 from mvw_cli.bench.measure import memory
 from mvw_cli.bench.measure.measure import Measured, measure
-from mvw_cli.bench.measure.stats import FEWEST_PAIRS, Summary
-from mvw_cli.bench.report.documents import Arm
+from mvw_cli.bench.stats import FEWEST_PAIRS, Summary
 from mvw_cli.errors import ModelProblem, OutOfMemory
 
 QUICK = Plan()

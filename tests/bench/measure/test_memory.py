@@ -15,6 +15,7 @@ from mvw_hf.model import HuggingFace
 from torch import Tensor
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
+from mvw_cli.bench.documents import MemoryPoint
 from mvw_cli.bench.measure import memory
 from mvw_cli.bench.measure.events import (
     formula_kv_bytes,
@@ -22,7 +23,6 @@ from mvw_cli.bench.measure.events import (
     kv_bytes,
     text_elements,
 )
-from mvw_cli.bench.report.documents import MemoryPoint
 from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
 from mvw_cli.engine.rows import Rows

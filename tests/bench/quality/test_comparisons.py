@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.measure.stats import FEWEST_ITEMS
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
+from mvw_cli.bench.stats import FEWEST_ITEMS
 
 
 def given(tokens: str, answer: str, correct: bool | None, seconds: float = 1.0) -> Given:

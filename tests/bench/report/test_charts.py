@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import sample_report
 
+from mvw_cli.bench.documents import Report
 from mvw_cli.bench.report.charts import charts
-from mvw_cli.bench.report.documents import Report
 from mvw_cli.render.chart import Chart, Point
 
 

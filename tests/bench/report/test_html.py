@@ -13,11 +13,11 @@ import pytest
 import sample_report
 from browser import Browser, find_browser, running
 
-from mvw_cli.bench.measure.stats import Ratio
+from mvw_cli.bench.documents import Report
 from mvw_cli.bench.report import html
 from mvw_cli.bench.report.charts import charts
-from mvw_cli.bench.report.documents import Report
 from mvw_cli.bench.report.tables import sections
+from mvw_cli.bench.stats import Ratio
 
 PROGRAM = find_browser()
 needs_browser = pytest.mark.skipif(

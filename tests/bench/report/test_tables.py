@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import sample_report
 
-from mvw_cli.bench.measure.stats import Ratio, summarise
-from mvw_cli.bench.report.documents import Cell, Report, read_report, to_json
+from mvw_cli.bench.documents import Cell, Report, read_report, to_json
 from mvw_cli.bench.report.tables import judged_ratio, sections, title
+from mvw_cli.bench.stats import Ratio, summarise
 from mvw_cli.render import terminal
 from mvw_cli.render.sections import Table
 from mvw_cli.text import millions, milliseconds, number, percent, scaled

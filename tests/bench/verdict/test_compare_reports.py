@@ -14,8 +14,8 @@ import pytest
 import sample_report
 from processes import ROOT, Ran
 
-from mvw_cli.bench.measure.stats import summarise
-from mvw_cli.bench.report.documents import Arm, Report, to_json
+from mvw_cli.bench.documents import Arm, Report, to_json
+from mvw_cli.bench.stats import summarise
 from mvw_cli.bench.verdict.compare import SideBySide, compare, to_dict, unpaired
 from mvw_cli.errors import ExitCode, UsageProblem
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sample_report import report
 
-from mvw_cli.bench.measure.stats import Ratio, summarise
-from mvw_cli.bench.report.documents import Arm, Cell, Report, Vision
+from mvw_cli.bench.documents import Arm, Cell, Report, Vision
+from mvw_cli.bench.stats import Ratio, summarise
 from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
 from mvw_cli.bench.verdict.verdict import verdicts
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound

@@ -16,7 +16,7 @@ import pytest
 from hints import parse_hint
 from processes import Ran
 
-from mvw_cli.bench.report.documents import read_report
+from mvw_cli.bench.documents import read_report
 from mvw_cli.cost.case import Device
 from mvw_cli.errors import ExitCode
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from processes import Ran
 
-from mvw_cli.bench.report.documents import read_report
+from mvw_cli.bench.documents import read_report
 from mvw_cli.cost.case import Device
 
 SHORT = ("--new-tokens", "8", "--runs", "2", "--min-time", "0", "--warmup", "0", "--in-process",

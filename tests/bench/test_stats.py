@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 from processes import ROOT
 
-from mvw_cli.bench.measure.stats import (
+from mvw_cli.bench.stats import (
     Ratio,
     bootstrap_interval,
     means,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mvw_cli.bench.measure.stats import Ratio, Summary
+from mvw_cli.bench.stats import Ratio, Summary
 from mvw_cli.cost.bounds import ArmBound, Plan
 from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
