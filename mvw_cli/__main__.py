@@ -1,6 +1,6 @@
 """The process: run the command line, and turn whatever happens into messages and an exit code.
 
-The one place that prints errors. It knows no command.
+The one place that prints errors.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ def _run(arguments: list[str]) -> int:
         console.note("Interrupted.")
         return ExitCode.INTERRUPTED
     except MvwError as error:
+        from mvw_cli.cli.command_line import as_typed
+
         _traceback_if_wanted()
-        console.error(error.message, error.cause, error.hint)
+        hint = error.hint and as_typed(error.hint, arguments, cli)
+        console.error(error.message, error.cause, hint)
         return error.exit_code
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):

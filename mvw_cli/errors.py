@@ -1,7 +1,7 @@
 """Exit codes, and the errors that a user can do something about.
 
-Every such error is three lines: what happened, why, and a command to type next. This module
-does not know how they are printed; `mvw_cli/__main__.py` is the one place that does.
+Every such error is three lines: what happened, why, and a command to type next. Only
+`mvw_cli/__main__.py` prints them.
 """
 
 from enum import IntEnum
@@ -23,7 +23,11 @@ class ExitCode(IntEnum):
 
 
 class MvwError(Exception):
-    """A failure with a message for the user: what, cause, and a hint that is a valid command."""
+    """A failure with a message for the user: what, cause, and a hint that is a valid command.
+
+    In a hint `mvw infer IMAGE QUESTION --option …` stands for the command that was typed, with that
+    option: so it is shown, whichever command it was.
+    """
 
     exit_code = ExitCode.FAILURE
 

@@ -1,7 +1,6 @@
 """Where a result goes: stdout, or a file that is replaced as a whole or not at all.
 
-What can be known to fail is found out before anything is computed. It does not know what the
-result is.
+What can be known to fail is found out before anything is computed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from mvw_cli.files import check_writable, replacing
 from mvw_cli.text import printable
 
 
-def check_destination(path: str | None) -> None:
+def check_destination(path: str | None, help_command: str) -> None:
     """Refuse a file that could not be written later; leaves no trace.
 
     Raises:
@@ -25,7 +24,7 @@ def check_destination(path: str | None) -> None:
     """
     if path is None or path == "-":
         return
-    check_writable(path, "mvw infer --help")
+    check_writable(path, help_command)
 
 
 def deliver(text: str, path: str | None) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.complete import profiles as complete_profiles
-from mvw_cli.cli.options import common_options, json_option
+from mvw_cli.cli.options import common_options, complete_profiles, json_option
 
 if TYPE_CHECKING:
     from mvw_cli.doctor.findings import Finding
@@ -55,7 +54,7 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
       mvw doctor --profile qwen2.5-vl-7b --set dtype=float16 --json
       mvw doctor --profile llava-cot --equivalence
     """
-    from mvw_cli.cli.libraries import mute_libraries
+    from mvw_cli.cli.process import mute_libraries
     from mvw_cli.doctor.findings import worst
     from mvw_cli.errors import ExitCode
 

@@ -1,7 +1,7 @@
 """The options that set keys of a profile: the same for every command that runs a model.
 
 Each is one dotted key. None has a default of its own, so that an option that is not given leaves
-the profile's value alone. What a value may be is the profile schema's matter.
+the profile's value alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.complete import adapters, policies, profiles
-from mvw_cli.cli.libraries import stay_offline
+from mvw_cli.cli.options import complete_adapters, complete_policies, complete_profiles
+from mvw_cli.cli.process import stay_offline
 from mvw_cli.errors import UsageProblem
 
 
@@ -49,7 +49,7 @@ _FLAGS = (
         "NAME[:KEY=VALUE,…]",
         "Withdrawal policy, as mvw:m=16; `mvw list policies` shows them. Repeatable: they act in "
         "this order.",
-        complete=policies,
+        complete=complete_policies,
         joined_by="+",
     ),
     _Flag("model", ("--model",), "ORG/NAME", "Weights: a Hugging Face id, or a folder."),
@@ -58,7 +58,7 @@ _FLAGS = (
         ("--adapter",),
         "NAME",
         "Model family; `mvw list adapters` shows them.",
-        complete=adapters,
+        complete=complete_adapters,
     ),
     _Flag(
         "generation.max_new_tokens",
@@ -123,7 +123,7 @@ def _options(chosen: Sequence[_Flag]) -> list[Callable[[Callable[..., Any]], Cal
     profile = click.option(
         "--profile",
         metavar="NAME|FILE",
-        shell_complete=profiles,
+        shell_complete=complete_profiles,
         help="Profile to run; `mvw list profiles` shows them.  [env var: MVW_PROFILE]",
     )
     flags = [
@@ -161,18 +161,9 @@ def _options(chosen: Sequence[_Flag]) -> list[Callable[[Callable[..., Any]], Cal
     return [profile, *first, *([never] if first else []), *rest, any_key, offline]
 
 
-def written(profile: str | None, flags: Mapping[str, object]) -> list[str]:
-    """Write the words of a command line that give this profile and these flags."""
-    words = [] if profile is None else ["--profile", profile]
-    for key, value in flags.items():
-        option = _option(key, False)
-        if value is None:
-            words += ["--set", f"{key}=null"]
-        elif option.startswith("--set"):
-            words += ["--set", f"{key}={value}"]
-        else:
-            words += [option, str(value)]
-    return words
+def option_names(key: str) -> list[str]:
+    """List the options that set a key of a profile; none where only `--set` does."""
+    return [name for flag in _FLAGS if flag.key == key for name in flag.names]
 
 
 def _whole(flag: _Flag, value: Any) -> Any:
@@ -216,7 +207,7 @@ def _merged(
 def _option(key: str, no_withdrawal: bool) -> str:
     if key == "withdrawal.policy" and no_withdrawal:
         return "--no-withdrawal"
-    return next((flag.names[-1] for flag in _FLAGS if flag.key == key), f"--set {key}")
+    return (option_names(key) or [f"--set {key}"])[-1]
 
 
 def _conflict(one: str, other: str) -> UsageProblem:

@@ -7,8 +7,7 @@ import shlex
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.complete import profiles as complete_profiles
-from mvw_cli.cli.options import common_options, json_option
+from mvw_cli.cli.options import common_options, complete_profiles, json_option
 
 
 @click.command()

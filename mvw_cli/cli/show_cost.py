@@ -95,7 +95,7 @@ def report(resolved: Resolved, image: str | None) -> Report:
         BadImage: the file can't be read.
         ModelProblem: the configuration can't be had, or the model not be counted.
     """
-    from mvw_cli.cli.libraries import mute_libraries
+    from mvw_cli.cli.process import mute_libraries
     from mvw_cli.plugins.lookup import load_adapter
     from mvw_cli.profiles.resolution import model_spec
 

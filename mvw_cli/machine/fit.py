@@ -7,7 +7,7 @@ they would fit.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,26 +22,12 @@ from mvw_cli.text import readable_bytes
 _PLENTY = 8
 """Files this many times smaller than the free memory fit in whatever type they are read: float32
 takes 4 times the memory of one byte, and the rest is for what may be read meanwhile."""
-_KEYS = ("model", "revision", "dtype", "device", "device_map", "quantization")
-_SWITCHES = ("allow_pickle", "random_weights")
-
 Changes = dict[str, str | None]
 """Profile keys and the values to give them; None takes a value away."""
 
 
 class DoesNotFit(OutOfMemory):
     """The weights are larger than what is free."""
-
-    changes: Changes | None = None
-    """The smallest change of the profile after which they fit, where one is known."""
-
-    def retried(self, command: Callable[[Changes], str]) -> None:
-        """Hint at the user's own command with the change made, where one is known.
-
-        `command` writes it, given the changes.
-        """
-        if self.changes is not None:
-            self.hint = installed_first(self.changes, gather(), command(self.changes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +121,15 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     if spec.device_map is not None and gpu_count():
         where = " of all GPUs" if spec.quantization else " of all GPUs and of the machine"
     size = readable_bytes(placement.needed)
-    error = DoesNotFit(
+    changes = smallest_change(placement, gather())
+    hint = "mvw list profiles"
+    if changes is not None:
+        hint = installed_first(changes, gather(), _command(changes))
+    raise DoesNotFit(
         f"{spec.model} does not fit into the free memory{where}.",
         cause=f"Its weights take {size} in {placement.held_in}; {readable_bytes(free)} free.",
-        hint="mvw list profiles",
+        hint=hint,
     )
-    error.changes = smallest_change(placement, gather())
-    error.retried(lambda changes: _command(name, spec, changes))
-    raise error
 
 
 def smallest_change(placement: Placement, facts: Facts, *, part: float = 1.0) -> Changes | None:
@@ -253,15 +240,9 @@ def _small(name: str, spec: ModelSpec, free: int) -> bool:
     return 0 < held.size_bytes * _PLENTY <= free and not (held.missing or held.damaged)
 
 
-def _command(name: str, spec: ModelSpec, changes: Changes) -> str:
-    """Write a command that loads the same weights in the same way, but for the changes."""
-    words = ["mvw", "infer", "IMAGE", "QUESTION", "--adapter", name]
-    for key, value in {**{key: getattr(spec, key) for key in _KEYS}, **changes}.items():
-        if value is None or (value == "auto" and key != "device_map"):
-            continue
-        words += ["--set", f"{key}={value}"] if key == "revision" else [_option(key), value]
-    return shlex.join([*words, *(_option(key) for key in _SWITCHES if getattr(spec, key))])
-
-
-def _option(key: str) -> str:
-    return "--" + key.replace("_", "-")
+def _command(changes: Changes) -> str:
+    """Write the command of the user with these keys changed."""
+    words = ["mvw", "infer", "IMAGE", "QUESTION"]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={'null' if value is None else value}"]
+    return shlex.join(words)

@@ -12,8 +12,7 @@ import pytest
 from processes import Ran
 
 from mvw_cli.cli import cli
-from mvw_cli.cli.complete import policies
-from mvw_cli.cli.model_options import written
+from mvw_cli.cli.options import complete_policies
 
 Run = Callable[..., Ran]
 
@@ -101,17 +100,8 @@ def test_an_empty_sweep_is_refused(mvw: Run) -> None:
     assert "it is empty" in ran.err
 
 
-def test_what_is_written_again_is_what_was_given() -> None:
-    words = written("shapes", {"withdrawal.policy": "vtw:layer=2+mvw:m=4", "withdrawal.max": 9})
-    assert words == [
-        *("--profile", "shapes"),
-        *("--policy", "vtw:layer=2+mvw:m=4"),
-        *("--set", "withdrawal.max=9"),
-    ]
-
-
 def test_completion_goes_on_after_a_plus() -> None:
     infer = command("infer")
     option = next(one for one in infer.params if one.name == "withdrawal_policy")
-    found = policies(click.Context(infer), option, "vtw:layer=2+mv")
+    found = complete_policies(click.Context(infer), option, "vtw:layer=2+mv")
     assert [item.value for item in found] == ["vtw:layer=2+mvw"]

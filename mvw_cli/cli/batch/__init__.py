@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import click
 
 from mvw_cli.cli.model_options import profile_options
-from mvw_cli.cli.options import common_options
-from mvw_cli.cli.remembering import ARGUMENTS, Remembering
+from mvw_cli.cli.options import ARGUMENTS, Remembering, common_options
 
 
 class _Size(click.ParamType[Any, Any]):

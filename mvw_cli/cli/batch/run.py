@@ -20,10 +20,13 @@ from mvw_cli.cli.batch.summary import Summary, summarise
 from mvw_cli.cli.batch.task import Begun, Task, check, default_name, refuse_another_table
 from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.batch.words import again
-from mvw_cli.cli.interrupt import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
-from mvw_cli.cli.libraries import mute_libraries
-from mvw_cli.cli.loading_line import progress
-from mvw_cli.cli.model_options import written
+from mvw_cli.cli.process import (
+    ShutdownRequest,
+    exit_on_interrupt,
+    finish_on_interrupt,
+    mute_libraries,
+)
+from mvw_cli.cli.stderr_view import loading_progress
 from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.profiles.store import DEFAULT
 
@@ -129,7 +132,7 @@ def _serve(task: Task, begun: Begun, view: BatchView) -> int:
         with ExitStack() as held:
             with exit_on_interrupt(view.on_interrupt), view.making_room():
                 view.loading(_model_name(begun.resolved), _telling(begun.resolved, view))
-                _load(executor, task, view, held)
+                _load(executor, view, held)
                 begun.settle(executor.revision)
             with finish_on_interrupt(view.on_interrupt) as shutdown:
                 try:
@@ -158,14 +161,9 @@ def _serve(task: Task, begun: Begun, view: BatchView) -> int:
     return _exit_code(summary)
 
 
-def _load(executor: Executor, task: Task, view: BatchView, held: ExitStack) -> None:
-    from mvw_cli.machine.fit import DoesNotFit
-
+def _load(executor: Executor, view: BatchView, held: ExitStack) -> None:
     try:
         held.enter_context(executor)
-    except DoesNotFit as error:
-        error.retried(lambda changes: again(task.words, *written(None, changes)))
-        raise
     finally:
         view.loaded()
 
@@ -220,7 +218,7 @@ def _telling(resolved: Resolved, view: BatchView) -> Callable[[], str] | None:
     model = resolved.profile.model
     if not view.live or model is None:
         return None
-    return progress(model, resolved.profile.revision)
+    return loading_progress(model, resolved.profile.revision)
 
 
 def _tell(task: Task, summary: Summary, view: BatchView) -> None:

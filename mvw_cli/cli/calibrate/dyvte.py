@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mvw_cli.cli.calibrate.options import calibrating
-from mvw_cli.cli.remembering import ARGUMENTS, Remembering
+from mvw_cli.cli.options import ARGUMENTS, Remembering
 
 _COUNT = click.IntRange(min=1)
 

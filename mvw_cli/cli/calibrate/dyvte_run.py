@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.cli.calibrate.dyvte_output import GATES, WORK, deliver_gates
 from mvw_cli.cli.calibrate.task import Begun, Task, begin
-from mvw_cli.cli.interrupt import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
+from mvw_cli.cli.process import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
 from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.errors import ExitCode, UsageProblem
 from mvw_cli.files import check_writable

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvw_cli.cli.calibrate.options import calibrating
-from mvw_cli.cli.lists import Listed
-from mvw_cli.cli.remembering import ARGUMENTS, Remembering
+from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.report import Report

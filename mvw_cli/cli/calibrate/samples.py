@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.cli.calibrate.task import Begun, Task, begin, identity
-from mvw_cli.cli.interrupt import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
+from mvw_cli.cli.process import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
 from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.errors import BadImage, OutOfMemory
 

@@ -85,7 +85,7 @@ def begin(task: Task, scratch: Path) -> Begun:
     for path in (task.output, *map(str, map(task.beside, (".report.json", ".samples.jsonl")))):
         check_writable(path, task.help)
     from mvw_cli.bench.verdict.derived_profile import check_no_part
-    from mvw_cli.cli.libraries import mute_libraries
+    from mvw_cli.cli.process import mute_libraries
     from mvw_cli.profiles.resolution import resolve
 
     mute_libraries(progress=False)

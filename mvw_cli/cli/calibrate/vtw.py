@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvw_cli.cli.calibrate.options import calibrating
-from mvw_cli.cli.remembering import ARGUMENTS, Remembering
+from mvw_cli.cli.options import ARGUMENTS, Remembering
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.report import Report

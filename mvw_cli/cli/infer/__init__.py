@@ -1,6 +1,8 @@
-"""`mvw infer`: its arguments and options. What it does with them is in `infer_run.py`."""
+"""`mvw infer`: its arguments and options. What it does with them is in `run.py`."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -43,20 +45,7 @@ from mvw_cli.cli.options import common_options
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say which settings run and where time goes.")
 @common_options
-def infer(
-    image: str,
-    question: str,
-    profile: str | None,
-    flags: dict[str, object],
-    more_images: tuple[str, ...],
-    show_reasoning: bool | None,
-    allow_pickle: bool,
-    random_weights: bool,
-    as_json: bool,
-    output: str | None,
-    explain: str | None,
-    verbose: bool,
-) -> None:
+def infer(image: str, more_images: tuple[str, ...], **options: Any) -> None:
     """Answer a question about an image.
 
     The answer goes to stdout; the reasoning, the withdrawal of the vision tokens and the figures
@@ -73,18 +62,4 @@ def infer(
     """
     from mvw_cli.cli.infer.run import Task, run
 
-    run(
-        Task(
-            images=(image, *more_images),
-            question=question,
-            profile=profile,
-            flags=flags,
-            show_reasoning=show_reasoning,
-            allow_pickle=allow_pickle,
-            random_weights=random_weights,
-            as_json=as_json,
-            output=output,
-            explain=explain,
-            verbose=verbose,
-        )
-    )
+    run(Task(images=(image, *more_images), **options))

@@ -1,6 +1,6 @@
 """The JSON document of `mvw infer`: every figure under a key that carries its unit.
 
-Puts together what others computed. The keys are a promise: `schema_version` changes with them.
+The keys are a promise: `schema_version` changes with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli.adapter import Answer
 from mvw_cli.engine.completion import Completion
-from mvw_cli.environment import Environment
+from mvw_cli.environment import describe_environment
 
 if TYPE_CHECKING:
     from mvw_cli.images.reading import ImageFile
@@ -31,7 +31,6 @@ def document(
     phases_ms: dict[str, float],
     model: dict[str, Any],
     profile: dict[str, Any],
-    environment: Environment,
 ) -> str:
     """Write the document; `phases_ms` are the timings outside the engine."""
     withdrawal = completion.withdrawal
@@ -60,7 +59,7 @@ def document(
         "remarks": list(remarks),
         "model": model,
         "profile": profile,
-        "environment": asdict(environment),
+        "environment": asdict(describe_environment(model["device"])),
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 

@@ -11,26 +11,20 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mvw_cli.adapter import Answer
 from mvw_cli.cli.destination import check_destination, deliver
-from mvw_cli.cli.infer.explain import check_page, explained, page_of, write_page
-from mvw_cli.cli.infer.retry import retry
 from mvw_cli.cli.infer.view import View
-from mvw_cli.cli.interrupt import exit_on_interrupt
-from mvw_cli.cli.libraries import mute_libraries
-from mvw_cli.cli.loading_line import progress
+from mvw_cli.cli.process import exit_on_interrupt, mute_libraries
+from mvw_cli.cli.stderr_view import loading_progress
 from mvw_cli.engine.completion import Completion, summarise
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.store import DEFAULT
 
 if TYPE_CHECKING:
+    from mvw_cli.adapter import Answer
     from mvw_cli.images.reading import ImageFile
-    from mvw_cli.profiles.resolution import Resolved
-    from mvw_cli.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +76,8 @@ def run(task: Task) -> None:
             view.loaded()
     deliver(result, task.output)
     if task.explain is not None:
+        from mvw_cli.cli.infer.explain import write_page
+
         write_page(page, task.explain)
         view.note(f"wrote {task.explain}")
 
@@ -95,11 +91,13 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
 
     resolved = resolve(task.profile, task.flags)
     if task.verbose:
-        _explain(resolved, view)
+        view.note(f"profile {resolved.name or '(none)'}")
+        for key, value, origin in resolved.rows():
+            view.note(f"  {key} = {value!r}  ({origin})")
     else:
         mute_libraries(progress=False)
     if view.live and resolved.profile.model is not None:
-        view.loading_tells(progress(resolved.profile.model, resolved.profile.revision))
+        view.loading_tells(loading_progress(resolved.profile.model, resolved.profile.revision))
     phases.mark("profile_ms")
     images = _images(task.images, resolved.profile.images.max_pixels)
     phases.mark("image_ms")
@@ -108,7 +106,14 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
             f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
             "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
         )
-    session = _open(resolved, task)
+    from mvw_cli.session import open_session
+
+    session = open_session(
+        resolved.profile,
+        policy=resolved.policy,
+        allow_pickle=task.allow_pickle,
+        random_weights=task.random_weights,
+    )
     phases.mark("load_ms")
     view.loaded()
     pictures = [file.image for file in images]
@@ -120,6 +125,8 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     request = session.request(pictures, task.question)
     record = None
     if task.explain is not None:
+        from mvw_cli.cli.infer.explain import explained
+
         request, record = explained(request)
     phases.mark("preprocess_ms")
     events = []
@@ -135,11 +142,24 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     view.figures(completion, session.policy.describe())
     page = ""
     if record is not None:
+        from mvw_cli.cli.infer.explain import page_of
+
         page = page_of(task.question, resolved, images, session, request, record, events, answer)
     if not task.as_json:
         return answer.answer, page
-    told = _document(task, resolved, images, session, completion, answer, remarks, phases.ms)
-    return told, page
+    from mvw_cli.cli.infer.document import document
+
+    found = document(
+        question=task.question,
+        images=images,
+        answer=answer,
+        completion=completion,
+        remarks=remarks,
+        phases_ms=phases.ms,
+        model=session.facts(),
+        profile=resolved.to_dict(),
+    )
+    return found, page
 
 
 def _check(task: Task) -> None:
@@ -170,8 +190,11 @@ def _check(task: Task) -> None:
                 cause="input and output are the same file",
                 hint="mvw infer --help",
             )
-    check_destination(task.output)
-    check_page(task.explain, task.output)
+    check_destination(task.output, "mvw infer --help")
+    if task.explain is not None:
+        from mvw_cli.cli.infer.explain import check_page
+
+        check_page(task.explain, task.output)
 
 
 def _same(one: str, other: str) -> bool:
@@ -179,7 +202,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _first_name(task: Task) -> str:
-    """A name for the loading line, which comes before the profile has been read."""
+    """Return a name for the loading line, which comes before the profile has been read."""
     named = task.flags.get("model") or task.profile or task.flags.get("adapter")
     return str(named or os.environ.get("MVW_PROFILE") or DEFAULT)
 
@@ -202,59 +225,10 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read(FILE_LIMIT + 1)
 
 
-def _open(resolved: Resolved, task: Task) -> Session:
-    from mvw_cli.machine.fit import DoesNotFit
-    from mvw_cli.session import open_session
-
-    try:
-        return open_session(
-            resolved.profile,
-            policy=resolved.policy,
-            allow_pickle=task.allow_pickle,
-            random_weights=task.random_weights,
-        )
-    except DoesNotFit as error:
-        error.retried(partial(retry, task))
-        raise
-
-
-def _explain(resolved: Resolved, view: View) -> None:
-    view.note(f"profile {resolved.name or '(none)'}")
-    for key, value, origin in resolved.rows():
-        view.note(f"  {key} = {value!r}  ({origin})")
-
-
 def _comment(completion: Completion, answer: Answer, view: View) -> None:
-    """Say what the user would otherwise wonder about."""
+    """Note what the user would otherwise wonder about."""
     if completion.finish_reason == "length":
         limit = completion.generated_tokens
         view.warn(f"The text was cut at {limit} tokens: --max-new-tokens {2 * limit} allows more.")
     if not answer.answer:
         view.warn("The text holds no answer: --show-reasoning shows what was written.")
-
-
-def _document(
-    task: Task,
-    resolved: Resolved,
-    images: Sequence[ImageFile],
-    session: Session,
-    completion: Completion,
-    answer: Answer,
-    remarks: Sequence[str],
-    phases_ms: dict[str, float],
-) -> str:
-    from mvw_cli.cli.infer.document import document
-    from mvw_cli.environment import describe_environment
-
-    model = session.facts()
-    return document(
-        question=task.question,
-        images=images,
-        answer=answer,
-        completion=completion,
-        remarks=remarks,
-        phases_ms=phases_ms,
-        model=model,
-        profile=resolved.to_dict(),
-        environment=describe_environment(model["device"]),
-    )

@@ -6,10 +6,8 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.lists import Listed
 from mvw_cli.cli.model_options import model_options
-from mvw_cli.cli.options import common_options
-from mvw_cli.cli.remembering import ARGUMENTS, Remembering
+from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options
 
 MOMENT = "never"
 

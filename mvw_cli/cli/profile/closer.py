@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mvw_cli.cli.interrupt import ShutdownRequest
+from mvw_cli.cli.process import ShutdownRequest
 from mvw_cli.cli.profile.task import Begun, Task
 from mvw_cli.cli.profile.view import ProfileView
 

@@ -14,8 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvw_cli.cli.interrupt import ShutdownRequest, exit_on_interrupt, finish_on_interrupt
-from mvw_cli.cli.libraries import mute_libraries
+from mvw_cli.cli.process import (
+    ShutdownRequest,
+    exit_on_interrupt,
+    finish_on_interrupt,
+    mute_libraries,
+)
 from mvw_cli.cli.profile.bounds import bounded_case, plan_for, with_bounds
 from mvw_cli.cli.profile.closer import Closer, look_closer
 from mvw_cli.cli.profile.output import check_outputs, deliver_report

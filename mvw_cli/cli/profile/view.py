@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mvw_cli.cli.loading_line import ERASE, terminal_width
-from mvw_cli.cli.stderr_view import DIM, StderrView
+from mvw_cli.cli.stderr_view import DIM, ERASE, StderrView, terminal_width
 from mvw_cli.text import one_line
 
 

@@ -1,11 +1,9 @@
-"""Ctrl-C that works at once, whatever the process is doing.
+"""The process that a command runs in: Ctrl-C that works at once, and libraries that keep quiet.
 
 Python runs signal handlers between two bytecodes, so a prefill of minutes would hold Ctrl-C up
 for minutes; and a KeyboardInterrupt that hits an import half way may be swallowed or wrapped. But
 its C-level handler writes a byte to the wake-up descriptor right away, and a thread that reads it
 can end the process while the main thread is deep inside PyTorch, which releases the GIL.
-
-This module does not know what is being interrupted.
 """
 
 from __future__ import annotations
@@ -14,21 +12,23 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from mvw_cli.errors import ExitCode
+from mvw_cli.errors import ExitCode, PluginWarning
 
 _DEFAULT = (signal.default_int_handler, signal.SIG_DFL)
 _PATIENCE_S = 1.0
-"""How long the last words may wait for a reader of stderr that does not read."""
+"""How long the last message may wait for a reader of stderr that does not read."""
 
 
 @contextmanager
 def exit_on_interrupt(on_interrupt: Callable[[], str]) -> Iterator[None]:
-    """Within it, Ctrl-C writes the last words to stderr and ends the process with code 130.
+    """Within it, Ctrl-C writes the text of `on_interrupt` to stderr and ends the process with 130.
 
     Nothing is cleaned up: use it around work that leaves nothing half done on disk. Where signals
     are not ours to handle (another thread, or a parent that has SIGINT ignored), it does nothing.
@@ -93,10 +93,10 @@ def _watching(signals: Sequence[signal.Signals], act: Callable[[], None]) -> Ite
         reader.close()
 
 
-def leave(on_interrupt: str) -> None:
+def leave(message: str) -> None:
     """Write to stderr as long as someone reads it, and end the process."""
     # Not through sys.stderr: the main thread may be in the middle of writing to it.
-    rest = on_interrupt.encode(errors="backslashreplace")
+    rest = message.encode(errors="backslashreplace")
     deadline = time.monotonic() + _PATIENCE_S
     with suppress(OSError, ValueError):
         while rest:
@@ -105,3 +105,29 @@ def leave(on_interrupt: str) -> None:
                 break
             rest = rest[os.write(2, rest[:512]) :]
     os._exit(ExitCode.INTERRUPTED)
+
+
+def mute_libraries(*, progress: bool) -> None:
+    """Silence log lines, warnings and, unless `progress`, the bars of downloads and loading.
+
+    Call it before they are imported: it acts through their environment variables. What the user has
+    set stays as it is.
+    """
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    ):
+        os.environ.setdefault(name, value)
+    if not progress:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", PluginWarning)
+
+
+def stay_offline() -> None:
+    """Keep the hub's library off the network, whichever adapter calls it."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    loaded = sys.modules.get("huggingface_hub.constants")
+    if loaded is not None:  # a plugin was quicker, and the variable has been read
+        loaded.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
