@@ -224,7 +224,7 @@ def choose_device(device: str) -> torch.device:
         raise UsageProblem(
             f"There is no device {device} here.",
             cause=f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
-            hint="mvw infer scene.png QUESTION --device cpu",
+            hint="mvw infer IMAGE QUESTION --device cpu",
         )
     return chosen
 
@@ -241,7 +241,7 @@ def check_placement(spec: ModelSpec) -> None:
         raise UsageProblem(
             "Random weights are neither quantised nor spread over several devices.",
             cause="They are made right on one device, in the type that dtype says.",
-            hint="mvw infer IMAGE QUESTION --random-weights --dtype bfloat16",
+            hint="mvw infer IMAGE QUESTION --set quantization=null --set device_map=null",
         )
     quantization = spec.quantization
     if quantization is None:
@@ -316,7 +316,7 @@ def place(model: PreTrainedModel, device: torch.device, name: str) -> PreTrained
         raise OutOfMemory(
             f"{name} does not fit on {device}.",
             cause=f"Its weights take {needed:.1f} GiB in {model.dtype}.",
-            hint=f"mvw infer scene.png QUESTION --model {name} --dtype bfloat16 --device cpu",
+            hint="mvw infer IMAGE QUESTION --dtype bfloat16 --device cpu",
         ) from error
 
 

@@ -64,7 +64,7 @@ class HuggingFace(Adapter):
             raise UsageProblem(
                 "No model is named.",
                 cause="The adapter `hf` serves any checkpoint, so it has no default one.",
-                hint="mvw infer scene.png QUESTION --model Qwen/Qwen2.5-VL-7B-Instruct",
+                hint="mvw infer IMAGE QUESTION --model Qwen/Qwen2.5-VL-7B-Instruct",
             )
         check_placement(spec)
         device = choose_device(spec.device)

@@ -144,7 +144,7 @@ def _of_the_hub(error: BaseException, name: str, revision: str | None) -> NotFet
             hint=OTHERS,
         )
     if is_a(errors.RevisionNotFoundError):
-        command = ["mvw", "infer", "scene.png", "QUESTION", "--model", name]
+        command = ["mvw", "infer", "IMAGE", "QUESTION"]
         return NotFetched(
             f"{name} has no revision {revision}.",
             cause="The hub knows no branch, tag or commit of that name for it.",

@@ -19,7 +19,7 @@ from processes import Ran
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec
 from mvw_cli.errors import ExitCode
-from mvw_cli.profiles import resolve
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.testing.patch_probe import misplaced
 
 
