@@ -1,7 +1,4 @@
-"""Files that are replaced as a whole or not at all, and what can be known beforehand.
-
-It does not know what is written into them.
-"""
+"""Files that are replaced as a whole or not at all, and what can be known beforehand."""
 
 from __future__ import annotations
 
@@ -96,10 +93,10 @@ def mode_of(target: Path) -> int:
 
 
 def is_special(target: Path) -> bool:
-    """Say whether something is there that is no regular file."""
+    """Whether something is there that is no regular file."""
     return target.exists() and not target.is_file()
 
 
 def unwritable(path: str, cause: str, hint: str) -> UsageProblem:
-    """Say why a file can't be written."""
+    """Return the error for a file that can't be written."""
     return UsageProblem(f"Cannot write {path}", cause=cause, hint=hint)

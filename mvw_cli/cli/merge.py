@@ -8,6 +8,7 @@ import click
 
 from mvw_cli import console
 from mvw_cli.cli.options import common_options
+from mvw_cli.text import plural
 
 if TYPE_CHECKING:
     from mvw_cli.batch.store.merge import Gap, Merged, Shard
@@ -133,8 +134,10 @@ def _problem(merged: Merged, output: str) -> MvwError:
             causes.append(f"and {len(merged.gaps) - _TOLD:,} more")
         what, cause = "Records are missing", "; ".join(causes)
     else:
-        items = "1 item" if merged.failed == 1 else f"{merged.failed:,} items"
-        what, cause = f"{items} failed", "their records say why, under `error`"
+        what, cause = (
+            f"{plural(merged.failed, 'item')} failed",
+            "their records say why, under `error`",
+        )
         command.append("--retry-failed")
     error = MvwError(what, cause=cause, hint=shlex.join(command))
     error.exit_code = ExitCode.ITEMS_FAILED

@@ -66,16 +66,7 @@ class Fingerprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise; what is read back from JSON is equal."""
-        content = {
-            "mvw": self.mvw,
-            "profile": dict(self.profile),
-            "adapter_version": self.adapter_version,
-            "policy_version": self.policy_version,
-            "random_weights": self.random_weights,
-            "revision": self.revision,
-            "settled": self.settled,
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(content))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod

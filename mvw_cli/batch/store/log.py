@@ -12,7 +12,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from mvw_cli.batch.items import Item, item_key
@@ -115,11 +114,6 @@ class RecordIndex:
 class RecordLog:
     """An open log; a context manager. `append` and the questions may come from any thread."""
 
-    path: Path
-    """The file itself, symbolic links resolved."""
-    recovered: list[str]
-    """What was done to the file on opening it, one line each, for the user to know."""
-
     def __init__(
         self,
         path: Path,
@@ -148,7 +142,9 @@ class RecordLog:
             DiskFull: there is no room to begin with.
         """
         self.path = Path(os.path.realpath(path))
-        self.recovered = []
+        """The file itself, symbolic links resolved."""
+        self.recovered: list[str] = []
+        """What was done to the file on opening it, one line each, for the user to know."""
         self._name = str(path)
         self._hint_overwrite = hint_overwrite
         self._overwrite, self._retry_failed = overwrite, retry_failed
@@ -220,9 +216,7 @@ class RecordLog:
         return self._index.has_failed(item.id, item.question)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record; once this returns, the record outlives the process.
-
-        It outlives a power cut within 64 records or a second, and once `flush` has returned.
+        """Write a record, as `JsonlFile.append` does.
 
         Raises:
             DiskFull: no space is left. The record is not in the log, which ends with a whole one.
@@ -240,19 +234,11 @@ class RecordLog:
         self._index.add(record)
 
     def flush(self) -> None:
-        """Sync: what was appended outlives a power cut.
-
-        Raises:
-            CannotRecord: as `append`, unless that has told it.
-        """
+        """Sync, as `JsonlFile.flush` does: what was appended outlives a power cut."""
         self._file.flush()
 
     def close(self) -> None:
-        """Sync and let go of the file. A file that got no record is not left behind.
-
-        Raises:
-            CannotRecord: as `flush`.
-        """
+        """Sync and let go of the file. A file that got no record is not left behind."""
         if self._file.descriptor < 0:
             return
         is_empty_shard = not self._file.keep and self._part is not None and not self._part.listed
@@ -272,12 +258,7 @@ class RecordLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _read(self) -> None:

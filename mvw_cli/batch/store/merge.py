@@ -18,7 +18,6 @@ from pathlib import Path
 
 from mvw_cli.batch.store.export import check_table, export
 from mvw_cli.batch.store.fingerprint import (
-    Fingerprint,
     Part,
     Sidecar,
     describe_difference,
@@ -33,6 +32,7 @@ from mvw_cli.batch.store.reader import LogReader, cannot_read, repair
 from mvw_cli.batch.store.worklist import shard_of
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import check_writable, is_special, unwritable
+from mvw_cli.text import plural
 
 _HELP = "mvw merge --help"
 _NAMED = 8
@@ -140,9 +140,7 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
             file.rewrite(_kept_lines(ordered, index, coverage, _command(names, output)))
         except OSError as error:
             raise cannot_write(output, error, "the logs are as they were") from None
-        fingerprint = _common_fingerprint(shards, run)
-        sidecar = None if fingerprint is None else Sidecar(fingerprint, coverage.parts)
-        _describe(log, name, sidecar)
+        _describe(log, name, _sidecar(shards, run, coverage))
     if is_table(target):
         export(log_of(target), target)
     kept = index.answered + index.failed
@@ -313,11 +311,12 @@ def _difference(first: Shard, other: Shard) -> str | None:
     return describe_difference(difference, sides=sides) if difference else None
 
 
-def _common_fingerprint(shards: Sequence[Shard], run: str | None) -> Fingerprint | None:
+def _sidecar(shards: Sequence[Shard], run: str | None, coverage: Coverage) -> Sidecar | None:
     """Return the settings of all records; None where no log has them beside it."""
     known = [shard.sidecar.fingerprint for shard in shards if shard.sidecar is not None]
     fitting = [one for one in known if run is None or one.short == run]
-    return max(fitting, key=lambda one: one.settled, default=None)
+    found = max(fitting, key=lambda one: one.settled, default=None)
+    return None if found is None else Sidecar(found, coverage.parts)
 
 
 def _joined_parts(shards: Sequence[Shard]) -> list[Part]:
@@ -346,15 +345,13 @@ def _describe(log: Path, name: str, sidecar: Sidecar | None) -> None:
     """Write the file that goes with the log; no other must stay in its place."""
     if sidecar is not None and read_sidecar(log) == sidecar:
         return
+    sidecar_path(log).unlink(missing_ok=True)
     try:
         if sidecar is not None:
             write_sidecar(log, sidecar)
-            return
     except OSError as error:
-        sidecar_path(log).unlink(missing_ok=True)
         where = str(sidecar_path(Path(name)))
         raise cannot_write(where, error, f"the records are safe in {name}") from None
-    sidecar_path(log).unlink(missing_ok=True)
 
 
 def _remarks(shards: Sequence[Shard], log: Path) -> list[str]:
@@ -367,8 +364,7 @@ def _remarks(shards: Sequence[Shard], log: Path) -> list[str]:
             told.append(f"{shard.name} is still being written; what comes now is left out")
             is_cut = False
         if count := shard.junk + is_cut:
-            lines = "1 damaged line is" if count == 1 else f"{count} damaged lines are"
-            told.append(f"{shard.name}: {lines} left out")
+            told.append(f"{shard.name}: {plural(count, 'damaged line')} left out")
     if not any(shard.parts for shard in shards):
         told.append("nothing tells how many items there should be: no log has its .run.json file")
     return told

@@ -17,6 +17,7 @@ from mvw_cli.batch.store.fingerprint import sidecar_path
 from mvw_cli.batch.store.jsonl import JsonlFile
 from mvw_cli.batch.store.record import SCHEMA_VERSION
 from mvw_cli.errors import UsageProblem
+from mvw_cli.text import plural
 
 Record = dict[str, Any]
 
@@ -30,13 +31,6 @@ _PIECE = 16 * 1024 * 1024
 class LogReader:
     """The records of a log. What is damaged is counted by the iteration that comes upon it."""
 
-    junk: int
-    """Lines that hold something else than a record, the last one apart."""
-    cut_at: int | None
-    """Offset of the last line, where that has been cut."""
-    lacks_end: bool
-    """Whether the last record is whole, but for the end of its line."""
-
     def __init__(
         self, path: Path, name: str, *, put_aside: Callable[[bytes], object] | None = None
     ) -> None:
@@ -48,7 +42,12 @@ class LogReader:
         """
         self.path, self.name = path, name
         self._put_aside = put_aside
-        self.junk, self.cut_at, self.lacks_end = 0, None, False
+        self.junk = 0
+        """Lines that hold something else than a record, the last one apart."""
+        self.cut_at: int | None = None
+        """Offset of the last line, where that has been cut."""
+        self.lacks_end = False
+        """Whether the last record is whole, but for the end of its line."""
 
     def __iter__(self) -> Iterator[tuple[Record, bytes]]:
         """Yield each record, and its line.
@@ -123,7 +122,7 @@ def repair(file: JsonlFile, read: LogReader) -> list[str]:
     told = []
     if read.junk:
         file.rewrite(whole_lines(read.path, read.name))
-        lines = "1 damaged line was" if read.junk == 1 else f"{read.junk} damaged lines were"
+        lines = plural(read.junk, "damaged line")
         told.append(f"{read.name}: {lines} moved to {read.name}.damaged")
     elif read.cut_at is not None:
         file.truncate(read.cut_at)

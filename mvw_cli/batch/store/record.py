@@ -30,6 +30,10 @@ OWN_TIMINGS = (*_BEFORE, *_AFTER)
 """Timings outside the engine. latency_ms: from the start of reading to the last token."""
 TIMINGS = (*_BEFORE, *(field.name for field in fields(Timings)), *_AFTER)
 
+_OF_COMPLETION = (
+    *("text", "finish_reason", "prompt_tokens", "vision_tokens", "generated_tokens"),
+    *("withdrawal", "vision"),
+)
 _IMAGE = (
     *("path", "sha256", "width_px", "height_px"),
     *("original_width_px", "original_height_px"),
@@ -55,23 +59,15 @@ def success(
         run: short hash of the fingerprint of the settings that gave it.
         timings: any of `OWN_TIMINGS`.
     """
-    record = _blank(item, images, run, attempts, timings, asdict(completion.timings))
+    known = asdict(completion)
+    record = _blank(item, images, run, attempts, timings, known["timings"])
+    record.update({key: known[key] for key in _OF_COMPLETION})
+    record["memory"] = {key: known[key] for key in record["memory"]}
     record.update(
         status="ok",
         answer=answer.answer,
         reasoning=answer.reasoning,
         stages=dict(answer.stages),
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        prompt_tokens=completion.prompt_tokens,
-        vision_tokens=completion.vision_tokens,
-        generated_tokens=completion.generated_tokens,
-        withdrawal=None if completion.withdrawal is None else asdict(completion.withdrawal),
-        vision=asdict(completion.vision),
-        memory={
-            "kv_bytes_prefill": completion.kv_bytes_prefill,
-            "kv_bytes_end": completion.kv_bytes_end,
-        },
         remarks=list(remarks),
     )
     return record

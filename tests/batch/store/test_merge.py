@@ -122,14 +122,10 @@ def test_each_item_is_kept_once_and_an_answer_beats_a_failure() -> None:
         ("a.jsonl", 1, 2),
         ("b.jsonl", 3, 1),
     ]
-
-
-def test_the_order_of_logs_decides_between_equals_alone() -> None:
-    log("a.jsonl", ok("x", text="first"))
-    log("b.jsonl", ok("x", text="second"))
-    merge(["b.jsonl", "a.jsonl"], "all.jsonl")
-    assert b"first" not in Path("all.jsonl").read_bytes()
-    assert ids("all.jsonl") == ["x"]
+    # The order of logs decides between equals alone.
+    merge(["b.jsonl", "a.jsonl"], "other.jsonl")
+    assert ids("other.jsonl") == ["x", "y", "z", "copy"]
+    assert b"second" in Path("other.jsonl").read_bytes()
 
 
 def test_a_log_given_twice_counts_once() -> None:
@@ -234,15 +230,15 @@ def test_a_shard_that_is_missing() -> None:
 
 def test_a_shard_with_fewer_records_than_it_has_items() -> None:
     parts = divided(2, 40, leave_out=3)
-    length = len(shards(2, 40)[0])
-    merged = merge(parts, "all.jsonl")
-    assert merged.gaps == [Gap((0, 2), length, length - 3)]
-
-
-def test_records_of_a_shard_count_wherever_they_are() -> None:
-    parts = divided(2, 40, leave_out=3)
-    rescued = write(Path("rescued.jsonl"), *map(ok, shards(2, 40)[0][:3]))
-    assert merge([*parts, str(rescued)], "all.jsonl").gaps == []
+    first, second = shards(2, 40)
+    assert merge(parts, "all.jsonl").gaps == [Gap((0, 2), len(first), len(first) - 3)]
+    # Records of a shard count wherever they are.
+    more = write(Path("more.jsonl"), *map(ok, first[:3]))
+    assert merge([*parts, str(more)], "whole.jsonl").gaps == []
+    # And where the description of a shard is lost, nobody knows how many there should be.
+    Path("part1.jsonl.run.json").unlink()
+    merged = merge([*parts, str(more)], "all.jsonl", overwrite=True)
+    assert merged.gaps == [Gap((1, 2), None, len(second))]
 
 
 def test_names_that_are_not_utf8_belong_to_their_shard() -> None:
@@ -253,54 +249,44 @@ def test_names_that_are_not_utf8_belong_to_their_shard() -> None:
     assert merge(["part0.jsonl", "part1.jsonl"], "all.jsonl").gaps == []
 
 
-def test_a_shard_whose_description_is_lost() -> None:
-    parts = divided(2, 40)
-    Path("part1.jsonl.run.json").unlink()
-    merged = merge(parts, "all.jsonl")
-    assert merged.gaps == [Gap((1, 2), None, len(shards(2, 40)[1]))]
-
-
-def test_a_run_that_was_not_divided_and_is_not_done() -> None:
-    log("a.jsonl", ok("x"), ok("y"), listed=5)
-    assert merge(["a.jsonl"], "all.jsonl").gaps == [Gap(None, 5, 2)]
-    log("b.jsonl", ok("z"), ok("w"), failed("v"), listed=5)
-    log("c.jsonl", *map(ok, "xyzwv"), listed=5)
-    assert merge(["c.jsonl"], "c-too.jsonl").gaps == []
-
-
-def test_two_folders_are_the_sum_of_both() -> None:
-    log("a.jsonl", *map(ok, "abc"), listed=4)
-    log("b.jsonl", *map(ok, "def"), listed=4)
-    merged = merge(["a.jsonl", "b.jsonl"], "all.jsonl")
-    assert merged.gaps == [Gap(None, 8, 6)]
-    log("c.jsonl", ok("g"), ok("h"), listed=2)
-    assert merge(["all.jsonl", "c.jsonl"], "more.jsonl").gaps == [Gap(None, 10, 8)]
-
-
-def test_an_older_copy_of_a_log_asks_for_nothing_more() -> None:
-    log("old.jsonl", *map(ok, "ab"), listed=3)
-    log("new.jsonl", *map(ok, "abcd"), listed=4)
-    for order in (["old.jsonl", "new.jsonl"], ["new.jsonl", "old.jsonl"]):
-        merged = merge(order, "all.jsonl", overwrite=True)
-        assert (merged.gaps, counts(merged)) == ([], (4, 0, 2))
-    log("failed.jsonl", *map(failed, "abcd"), listed=4)
-    assert merge(["failed.jsonl", "new.jsonl"], "all.jsonl", overwrite=True).gaps == []
-
-
-def test_a_copy_belongs_to_the_list_that_is_most_like_it() -> None:
-    log("a.jsonl", *map(ok, "abc"), listed=3)
-    log("b.jsonl", *map(ok, "defg"), listed=9)
-    log("copy.jsonl", *map(ok, "defgh"), listed=9)
-    merged = merge(["a.jsonl", "b.jsonl", "copy.jsonl"], "all.jsonl")
-    assert merged.gaps == [Gap(None, 12, 8)]
-
-
-def test_rescued_records_make_no_two_lists_one() -> None:
-    log("a.jsonl", *map(ok, "abc"), listed=3)
-    log("b.jsonl", *map(ok, "de"), listed=4)
-    write(Path("rescued.jsonl"), ok("e"), ok("f"))
-    merged = merge(["rescued.jsonl", "a.jsonl", "b.jsonl"], "all.jsonl")
-    assert merged.gaps == [Gap(None, 7, 6)]
+@pytest.mark.parametrize(
+    ("logs", "gaps"),
+    [
+        pytest.param(["xy/5"], [Gap(None, 5, 2)], id="not done"),
+        pytest.param(["xyzwv/5"], [], id="done"),
+        pytest.param(["abc/4", "def/4"], [Gap(None, 8, 6)], id="two folders are the sum of both"),
+        pytest.param(["ab/3", "abcd/4"], [], id="an older copy asks for nothing more"),
+        pytest.param(["ABCD/4", "abcd/4"], [], id="one that failed neither"),
+        pytest.param(
+            ["abc/3", "defg/9", "defgh/9"],
+            [Gap(None, 12, 8)],
+            id="a copy belongs to the list that is most like it",
+        ),
+        pytest.param(
+            ["ef", "abc/3", "de/4"],
+            [Gap(None, 7, 6)],
+            id="a log without description makes no two lists one",
+        ),
+    ],
+)
+def test_undivided_work(logs: list[str], gaps: list[Gap]) -> None:
+    """Letters are items, capital ones failed; after the slash, how many the run had to do."""
+    made = []
+    for number, content in enumerate(logs):
+        items, _, listed = content.partition("/")
+        records = [failed(id.lower()) if id.isupper() else ok(id) for id in items]
+        name = f"{number}.jsonl"
+        if listed:
+            log(name, *records, listed=int(listed))
+        else:
+            write(Path(name), *records)
+        made.append(name)
+    for number, order in enumerate((made, made[::-1])):
+        assert merge(order, f"all{number}.jsonl").gaps == gaps
+    if gaps:  # what is missing is known to the result, too
+        log("more.jsonl", ok("1"), ok("2"), listed=2)
+        (gap,) = merge(["all0.jsonl", "more.jsonl"], "more.jsonl").gaps
+        assert gap == Gap(None, (gaps[0].listed or 0) + 2, gaps[0].found + 2)
 
 
 def test_work_that_was_begun_as_a_whole_and_done_in_shards() -> None:
@@ -330,7 +316,7 @@ def test_damage_is_left_out_of_the_result_and_stays_in_the_log() -> None:
         file.write(b"\x00\x00rubbish\n" + dumps(ok("y")) + dumps(ok("z"))[:50])
     before = Path("a.jsonl").read_bytes()
     merged = merge(["a.jsonl"], "all.jsonl")
-    assert merged.remarks == ["a.jsonl: 2 damaged lines are left out"]
+    assert merged.remarks == ["a.jsonl: 2 damaged lines left out"]
     assert merged.gaps == [Gap(None, 3, 2)]
     assert (Path("a.jsonl").read_bytes(), ids("all.jsonl")) == (before, ["x", "y"])
 
@@ -340,7 +326,7 @@ def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
     with open("a.jsonl", "ab") as file:
         file.write(b"rubbish\n" + dumps(ok("y"))[:-1])
     merged = merge(["a.jsonl"], "a.jsonl")
-    assert merged.remarks == ["a.jsonl: 1 damaged line was moved to a.jsonl.damaged"]
+    assert merged.remarks == ["a.jsonl: 1 damaged line moved to a.jsonl.damaged"]
     assert ids("a.jsonl") == ["x", "y"]
     assert Path("a.jsonl.damaged").read_bytes() == b"rubbish\n"
     assert Path("a.jsonl").read_bytes() == dumps(ok("x")) + dumps(ok("y"))
@@ -428,13 +414,9 @@ def test_what_is_there_and_no_input_is_not_replaced() -> None:
     assert error.hint == "mvw merge a.jsonl -o all.jsonl --overwrite"
     merge(["a.jsonl"], "all.jsonl", overwrite=True)
     assert ids("all.jsonl") == ["x"]
-
-
-def test_an_empty_file_is_in_nobodys_way() -> None:
-    log("a.jsonl", ok("x"))
-    Path("all.jsonl").touch()
-    merge(["a.jsonl"], "all.jsonl")
-    assert ids("all.jsonl") == ["x"]
+    Path("empty.jsonl").touch()
+    merge(["a.jsonl"], "empty.jsonl")
+    assert ids("empty.jsonl") == ["x"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -502,27 +484,17 @@ def test_a_full_disk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     refused("a.jsonl", "c.jsonl", output="c.jsonl")
 
 
-def test_more_records_are_added_to_a_log() -> None:
+def test_the_output_may_be_one_of_the_logs() -> None:
     log("a.jsonl", ok("x"), failed("f"))
     log("b.jsonl", ok("y"), ok("x", text="other"))
     before = Path("a.jsonl").read_bytes()
     merged = merge(["b.jsonl", "a.jsonl"], "a.jsonl")
     assert counts(merged) == (2, 1, 1)
-    assert Path("a.jsonl").read_bytes() == before + dumps(ok("y"))
+    assert Path("a.jsonl").read_bytes() == before + dumps(ok("y"))  # its own records come first
     assert [shard.name for shard in merged.shards] == ["b.jsonl", "a.jsonl"]
-
-
-def test_a_log_is_rewritten_where_an_answer_takes_the_place_of_a_failure() -> None:
-    log("a.jsonl", ok("x"), failed("f"))
-    log("b.jsonl", ok("f"))
-    assert counts(merge(["a.jsonl", "b.jsonl"], "a.jsonl")) == (2, 0, 1)
-    assert Path("a.jsonl").read_bytes() == dumps(ok("x")) + dumps(ok("f"))
-
-
-def test_a_log_with_repeats_is_rewritten_without() -> None:
-    write(Path("a.jsonl"), ok("x"), ok("x"), ok("y"))
-    assert counts(merge(["a.jsonl"], "a.jsonl")) == (2, 0, 1)
-    assert ids("a.jsonl") == ["x", "y"]
+    write(Path("c.jsonl"), ok("f"), ok("f"))
+    assert counts(merge(["a.jsonl", "c.jsonl"], "a.jsonl")) == (3, 0, 2)
+    assert ids("a.jsonl") == ["x", "y", "f"]
 
 
 def test_a_disk_that_is_full_for_the_description_leaves_no_wrong_one(
