@@ -22,12 +22,13 @@ def say(*words: object) -> None:
 def main() -> None:
     from workers import RUN, items, job
 
-    from mvw_cli.batch.workers.processes import Processes
+    from mvw_cli.batch.workers.dispatcher import Dispatcher
+    from mvw_cli.batch.workers.local import LocalProcesses
 
     wish = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: wish.set())
-    with Processes(job(), 2) as pool:
-        say(*(process.pid for process, _ in pool._fleet._running.values()))
+    with Dispatcher(LocalProcesses(job(), 2)) as pool:
+        say(*(process.pid for process, _ in pool._launcher._running.values()))
         made = items(Path(sys.argv[1]), 60)
         for draining in (wish.is_set, lambda: False):
             for record in pool.records(iter(made), run=RUN, draining=draining):

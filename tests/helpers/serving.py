@@ -16,8 +16,7 @@ from PIL import Image
 from mvw_cli.adapter import LoadedModel
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.batch.serve.encode import Encoded, Encoder
-from mvw_cli.batch.serve.prefetch import Ready, Unreadable
+from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
 from mvw_cli.batch.serve.server import Record, Server
 from mvw_cli.engine import Engine, Event, GenerationSettings
 from mvw_cli.engine.slots import Slots

@@ -1,21 +1,40 @@
 """How many requests decode at the same time: the number of slots, and the bytes of their cache.
 
-The bytes are what counts; the number is an upper limit. It computes, and measures nothing itself.
+The bytes are what counts; the number is an upper limit. `survey` estimates them for a dry run, from
+image headers and the model's configuration alone; no pixel is decoded and no weight is read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from mvw_cli.cost.shape import DTYPE_BYTES, Shape
+from mvw_cli.adapter import Adapter
+from mvw_cli.batch.items import Item
+from mvw_cli.batch.source.reading import image_size
+from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
+from mvw_cli.errors import BadImage, MvwError
+from mvw_cli.images.pixels import fit
+from mvw_cli.machine.facts import free_memory, gather
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles.resolution import generation_settings, model_spec
+from mvw_cli.profiles.schema import Profile
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 from mvw_cli.text import readable_bytes
 
 MARGIN = 0.2
 """Part of the free memory that the cache leaves alone, for activations and the allocator."""
-MOST = {"cpu": 16, "mps": 32, "cuda": 256}
+MAX_SLOTS = {"cpu": 16, "mps": 32, "cuda": 256}
 """Slots beyond which a step is taken to cost about as much more as it serves more: on a CPU, where
 arithmetic limits early, few; a GPU has room for more rows than memory for their caches. Estimates;
 `benchmarks/batch.py --sweep` measures them."""
+SAMPLE = 256
+"""Items whose images a survey reads the headers of."""
+CHARACTERS_PER_TOKEN = 4
+"""Of a question: a rule of thumb for English, since a survey loads no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +57,7 @@ class Load:
     text_tokens: int
     """Question and template: the prompt without vision tokens."""
     vision_tokens: int
-    """In the sequence or, with cross-attention, beside it."""
+    """In the sequence or in cross-attention."""
     new_tokens: int
     """At most."""
     withdrawn_after: int | None
@@ -50,53 +69,148 @@ def slot_bytes(shape: Shape, load: Load, dtype: str) -> tuple[int, int]:
 
     Where the time of the withdrawal is not known beforehand, the first is the most that it can be.
     """
-    size = DTYPE_BYTES[dtype]
+    size = DTYPE_BYTES.get(dtype, DTYPE_BYTES["float32"])
     text = load.text_tokens
     seen = load.new_tokens if load.withdrawn_after is None else load.withdrawn_after
     before = shape.kv_elements(text + min(seen, load.new_tokens), load.vision_tokens) * size
     return before, shape.kv_elements(text + load.new_tokens, 0) * size
 
 
-def unknown_limits(kind: str) -> Limits:
-    """What may be in use where the memory that a request takes, or that there is, is not told."""
-    most = MOST.get(kind, MOST["cpu"])
-    return Limits(most, reason=f"{most} slots, the most for {kind}: its memory is not told")
-
-
 def choose_limits(
     free_bytes: int | None,
-    kind: str,
+    device: str,
+    each: tuple[int, int] | None,
+    policy: WithdrawalPolicy,
     *,
-    before: int,
-    after: int,
-    withdraws: bool,
-    given: bool = False,
+    slots: int | None = None,
+    kv_bytes: int | None = None,
 ) -> Limits:
-    """Choose the number of slots from the memory that is free once the weights are loaded.
+    """Choose what the user has not said from the memory that is free with the weights loaded.
 
     Args:
         free_bytes: of the device; None where it can't be told.
-        kind: of the device: `cpu`, `mps` or `cuda`.
-        before, after: bytes of a slot at its most, as `slot_bytes` says.
-        withdraws: whether the policy withdraws at all.
-        given: whether the user has said how many bytes there are, so that none are kept back.
+        device: `cpu`, `mps` or `cuda`.
+        each: what `slot_bytes` returns; None where it can't be told.
+        slots, kv_bytes: as the user has said.
     """
-    if free_bytes is None:
-        return unknown_limits(kind)
-    most = MOST.get(kind, MOST["cpu"])
-    budget = free_bytes if given else int(free_bytes * (1 - MARGIN))
-    settled = min(before, after) if withdraws else before
-    fitting = max(1, budget // max(1, settled))
+    strict = kv_bytes is not None
+    if slots is not None and strict:
+        return Limits(slots, kv_bytes, strict)
+    most = MAX_SLOTS.get(device, MAX_SLOTS["cpu"])
+    available = free_bytes if kv_bytes is None else kv_bytes
+    if available is None or each is None:
+        reason = f"{most} slots, the most for {device}: its memory is not told"
+        chosen = Limits(most, kv_bytes, strict, reason)
+    else:
+        chosen = _fitting(available, device, most, each, policy, given=strict)
+    return chosen if slots is None else replace(chosen, slots=slots, reason="")
+
+
+def _fitting(
+    available: int,
+    device: str,
+    most: int,
+    each: tuple[int, int],
+    policy: WithdrawalPolicy,
+    *,
+    given: bool,
+) -> Limits:
+    before, after = each
+    withdraws = not isinstance(policy, NoWithdrawal)
+    budget = available if given else int(available * (1 - MARGIN))
+    fitting = max(1, budget // max(1, min(before, after) if withdraws else before))
     slots = min(most, fitting)
-    each = f"a slot takes up to {readable_bytes(before)}"
-    if withdraws:
-        each += f", {readable_bytes(after)} once vision is withdrawn"
-    there = f"{readable_bytes(free_bytes)} for the KV cache"
+    told = f"{readable_bytes(available)} for the KV cache"
     if not given:
-        there = f"{readable_bytes(free_bytes)} free after the weights, {MARGIN:.0%} kept back"
-    bound = f"{fitting:,} would fit, {kind} gains nothing beyond {most}"
-    return Limits(
-        slots,
-        kv_bytes=budget,
-        reason=f"{slots} slots: {there}; {each}" + (f"; {bound}" if fitting > most else ""),
+        told = f"{readable_bytes(available)} free after the weights, {MARGIN:.0%} kept back"
+    told += f"; a slot takes up to {readable_bytes(before)}"
+    if withdraws:
+        told += f", {readable_bytes(after)} once vision is withdrawn"
+    if fitting > most:
+        told += f"; {fitting:,} would fit, {device} gains nothing beyond {most}"
+    return Limits(slots, budget, given, f"{slots} slots: {told}")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """An estimate of what a run would ask of the machine; what can't be told is None."""
+
+    sampled: int
+    """Items whose images were looked at, spread evenly."""
+    unreadable: int
+    """Those of them that would fail."""
+    vision_tokens: tuple[int, int] | None = None
+    """Of one item: the median and the largest."""
+    weight_bytes: int | None = None
+    slot_bytes: tuple[int, int] | None = None
+    """KV cache of a typical item at its most: with its vision tokens, and once withdrawn."""
+    free_bytes: int | None = None
+    limits: Limits | None = None
+    """What the run would choose."""
+
+
+def survey(
+    items: Sequence[Item], profile: Profile, *, slots: int | None, kv_bytes: int | None
+) -> Survey:
+    """Estimate tokens and memory.
+
+    Args:
+        items: a sample.
+        slots, kv_bytes: what the user has said, if anything.
+
+    Raises:
+        UsageProblem: no model is named.
+    """
+    policy, spec = withdrawal_policy(profile), model_spec(profile)
+    adapter = load_adapter(profile.adapter)
+    sizes = [found for item in items if (found := _sizes(item, profile)) is not None]
+    try:
+        config = adapter.shape(spec)
+        shape = shape_of(adapter, config)
+        counted = [_tokens(adapter, config, one) for one in sizes]
+    except MvwError:
+        return Survey(len(items), len(items) - len(sizes))
+    tokens = sorted(one for one in counted if one is not None)
+    dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
+    weights = int(weight_bytes(shape.weights, dtype, BITS[profile.quantization]))
+    free = free_memory(profile.device) if profile.device_map is None else None
+    found = Survey(len(items), len(items) - len(tokens), weight_bytes=weights, free_bytes=free)
+    if not tokens:
+        return found
+    load = Load(
+        text_tokens=max(len(item.question) for item in items) // CHARACTERS_PER_TOKEN,
+        vision_tokens=tokens[len(tokens) // 2],
+        new_tokens=generation_settings(profile).max_new_tokens,
+        withdrawn_after=policy.withdrawal_step(),
     )
+    each = slot_bytes(shape, load, dtype)
+    device = gather().device if profile.device == "auto" else profile.device.partition(":")[0]
+    left = None if free is None else max(0, free - weights)
+    return replace(
+        found,
+        vision_tokens=(load.vision_tokens, tokens[-1]),
+        slot_bytes=each,
+        limits=choose_limits(left, device, each, policy, slots=slots, kv_bytes=kv_bytes),
+    )
+
+
+def sample(items: Iterator[Item], count: int, size: int = SAMPLE) -> list[Item]:
+    """Take every n-th of `count` items, `size` of them at most."""
+    stride = max(1, -(-count // size))
+    return [item for place, item in enumerate(items) if place % stride == 0]
+
+
+def _sizes(item: Item, profile: Profile) -> list[tuple[int, int]] | None:
+    """Width and height of each image as the processor gets it; None if one can't be read."""
+    try:
+        return [fit(image_size(image), profile.images.max_pixels) for image in item.images]
+    except BadImage:
+        return None
+
+
+def _tokens(adapter: Adapter, config: Any, sizes: list[tuple[int, int]]) -> int | None:
+    """Count the vision tokens of one item; None if the model refuses one of its images."""
+    try:
+        return sum(adapter.image_tokens(config, width, height) for width, height in sizes)
+    except BadImage:
+        return None

@@ -3,8 +3,6 @@
 One prefill at most goes between two decode steps, so that neither waits long for the other: the
 sequences that decode wait for one image, and an image waits for one token. Who is admitted is
 decided by bytes. What fails is one record; what lacks memory is tried again with less.
-
-It does not know where items come from, where records go, or who watches.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ from typing import Any, Protocol
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.batch.serve.encode import Encoded, Encoder
-from mvw_cli.batch.serve.prefetch import Ready, Unreadable
+from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
 from mvw_cli.batch.store.record import failure, success
-from mvw_cli.engine.completion import Completion, summarise
+from mvw_cli.engine.completion import summarise
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
@@ -33,16 +30,16 @@ from mvw_cli.text import readable_bytes
 
 Record = dict[str, Any]
 
-AHEAD = 64
-"""Steps that an admitted request must have room for beside those that decode already: a lower
-number admits more, and sends more of them back when the cache has grown."""
+LOOKAHEAD = 64
+"""Steps that an admitted request must have room for next to those that decode already: a lower
+number admits more, and preempts more of them when the cache has grown."""
 _OBSERVE_S = 0.1
 RECOVERY = 16
 """Requests that have to end without a lack of memory before one more slot is tried again."""
 
 
 class Feed(Protocol):
-    """Where prepared items come from: `Prefetcher`, or whatever a test makes."""
+    """Where prepared items come from."""
 
     @property
     def exhausted(self) -> bool: ...
@@ -56,7 +53,7 @@ class State:
 
     slots: int = 0
     """Requests that decode."""
-    most_slots: int = 0
+    max_slots: int = 0
     """Requests that may decode at the same time, as far as is known by now."""
     kv_bytes: int = 0
     kv_allocated_bytes: int = 0
@@ -66,7 +63,7 @@ class State:
     """Bytes of cache entries that withdrawals have freed, all requests together."""
     withdrawals: int = 0
     restarts: int = 0
-    """Requests that memory had no room for any more and that were begun again."""
+    """Requests that were preempted or isolated, and begun again."""
     notes: deque[str] = field(default_factory=deque)
     """What should be told, once each; whoever tells it takes it out."""
 
@@ -81,7 +78,7 @@ class _Job:
     scaled: list[str] = field(default_factory=list)
     """Remarks on how it was scaled down."""
     attempts: int = 0
-    alone: bool = False
+    isolated: bool = False
     """Whether it has to be served alone: a neighbour or it has raised in a step of all, or it
     needs what memory there is."""
     events: list[Event] = field(default_factory=list)
@@ -95,8 +92,8 @@ class Server:
     """Serves the items of a feed.
 
     Args:
-        choose_limits: says what may be in use at the same time, from the first item that could
-            be read; asked once.
+        choose_limits: chooses what may be in use at the same time, from the first item that could
+            be read; called once.
         run: short hash of the fingerprint, for the records.
         draining: asked between steps; once true, nothing more is admitted.
     """
@@ -119,11 +116,12 @@ class Server:
         self._run = run
         self._draining = draining
         self._withdraws = not isinstance(session.policy, NoWithdrawal)
-        self._most = 1
-        self._calm = 0
+        self._max_slots = 1
+        self._recovered = 0
+        """Requests that have ended since memory ran out."""
         self._observed = 0.0
         self._jobs: dict[str, _Job] = {}
-        self._returned: deque[_Job] = deque()
+        self._waiting: deque[_Job] = deque()
         """Jobs to be admitted before any other."""
         self.state = State()
 
@@ -141,18 +139,18 @@ class Server:
                     yield from self._admit(slots)
                 if slots.active:
                     yield from self._step(slots)
-                elif self._draining() or (self._feed.exhausted and not self._returned):
+                elif self._draining() or (self._feed.exhausted and not self._waiting):
                     return
                 self._observe(slots)
 
     # -- admission --------------------------------------------------------------------------
 
     def _admit(self, slots: Slots) -> Iterator[Record]:
-        """Admit one item, if one is ready and there is room."""
-        if len(slots.active) >= self._most or any(job.alone for job in self._jobs.values()):
+        """Prefill one item, if one is ready and there is room."""
+        if len(slots.active) >= self._max_slots or any(job.isolated for job in self._jobs.values()):
             return
-        if self._returned:
-            job = self._returned.popleft()
+        if self._waiting:
+            job = self._waiting.popleft()
         else:
             taken = self._feed.take(wait=not slots.active)
             if taken is None:
@@ -165,102 +163,98 @@ class Server:
                 raise taken.error
             elif _lacks_memory(taken.error):
                 ready = Ready(taken.item, taken.images, None, read_ms=nan, preprocess_ms=nan)
-                job = _Job(ready, None, alone=True)
+                job = _Job(ready, None, isolated=True)
             else:
-                yield self._failed(taken.item, taken, taken.error, attempts=1)
+                yield self._failed(taken, taken.error, attempts=1)
                 return
-        if slots.active and (job.alone or not self._has_room(slots, job)):
-            self._returned.appendleft(job)
+        if slots.active and (job.isolated or not self._has_room(slots, job)):
+            self._waiting.appendleft(job)
             return
         job.attempts += 1
         yield from self._prefill(slots, job)
 
     def _begin(self, first: Ready) -> None:
         self._limits = self._choose_limits(first)
-        self._most = self._limits.slots
+        self._max_slots = self._limits.slots
         if self._limits.reason:
             self.state.notes.append(self._limits.reason)
-
-    @property
-    def _budget(self) -> int | None:
-        return None if self._limits is None else self._limits.kv_bytes
 
     def _has_room(self, slots: Slots, job: _Job) -> bool:
         """The admission rule: by bytes that the cache's storages would take."""
         if job.encoded is None:
             return True
-        return self._fits(slots, job.encoded.request, ahead=AHEAD, withdrawing=self._withdraws)
+        return self._fits(slots, job.encoded.request, ahead=LOOKAHEAD, withdrawing=self._withdraws)
 
     def _fits(self, slots: Slots, request: Request | None = None, **room: Any) -> bool:
-        """Say whether the cache keeps to its budget, given back what nobody needs."""
-        if self._budget is None or slots.room_bytes(request, **room) <= self._budget:
+        """Whether the cache keeps to its budget, after what nobody needs is given back."""
+        budget = None if self._limits is None else self._limits.kv_bytes
+        if budget is None or slots.room_bytes(request, **room) <= budget:
             return True
         slots.trim()
-        return slots.room_bytes(request, **room) <= self._budget
+        return slots.room_bytes(request, **room) <= budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
-        for retry in (True, False):
-            if not retry:
-                self._relieve()
-            try:
-                if job.encoded is None:
-                    job.encoded = self._encoder(job.item, job.ready.images)
-                events = slots.admit(job.encoded.request)
-                break
-            except Exception as error:
-                # A policy that asks for a layer which the model lacks, or for gates of another
-                # model, would fail with every item: it is the run that can't be.
-                wrong = job.encoded is not None and isinstance(error, UsageProblem | ModelProblem)
-                if wrong or isinstance(error, NotExact) or lost_device(error):
-                    raise
-                if _lacks_memory(error) and retry:
-                    continue
-                if _lacks_memory(error):
-                    yield from self._without_memory(slots, job, error)
-                else:
-                    yield self._failed(job.item, job.ready, error, attempts=job.attempts)
-                return
+        def admit() -> list[Event]:
+            if job.encoded is None:
+                job.encoded = self._encoder(job.item, job.ready.images)
+            return slots.admit(job.encoded.request)
+
+        try:
+            events = self._with_memory(admit)
+        except Exception as error:
+            # A policy that asks for a layer which the model lacks, or for gates of another
+            # model, would fail with every item: it is the run that can't be.
+            wrong = job.encoded is not None and isinstance(error, UsageProblem | ModelProblem)
+            if wrong or isinstance(error, NotExact) or lost_device(error):
+                raise
+            if _lacks_memory(error):
+                yield from self._without_memory(slots, job, error)
+            else:
+                yield self._failed(job.ready, error, attempts=job.attempts)
+            return
         job.events = []
         self._jobs[job.item.id] = job
-        yield from self._take_in(slots, events)
+        yield from self._process(slots, events)
+
+    def _with_memory(self, action: Callable[[], list[Event]]) -> list[Event]:
+        """Do something, and once more after memory was given back if it lacked any."""
+        try:
+            return action()
+        except Exception as error:
+            if not _lacks_memory(error):
+                raise
+        # Not where the error is handled: its traceback holds on to the tensors of what failed.
+        relieve(self._session.loaded.model.device)
+        return action()
 
     # -- decoding ---------------------------------------------------------------------------
 
     def _step(self, slots: Slots) -> Iterator[Record]:
-        while self._over(slots):
-            yield from self._send_back_youngest(slots, None)
+        while self._exceeds_budget(slots):
+            yield from self._preempt(slots, None)
         if not slots.active:
             return
-        # Never without a step: what was sent back may be admitted again at once.
-        for retry in (True, False):
-            if not retry:
-                self._relieve()
-            try:
-                events = slots.step()
-                break
-            except Exception as error:
-                if isinstance(error, NotExact) or lost_device(error):
-                    raise
-                if ran_out(error) and retry:
-                    continue
-                if ran_out(error):
-                    yield from self._send_back_youngest(slots, error)
-                else:
-                    yield from self._single_out(slots, error)
-                return
-        yield from self._take_in(slots, events)
+        # Never without a step: what was preempted may be admitted again at once.
+        try:
+            events = self._with_memory(slots.step)
+        except Exception as error:
+            if isinstance(error, NotExact) or lost_device(error):
+                raise
+            if ran_out(error):
+                yield from self._preempt(slots, error)
+            else:
+                yield from self._isolate(slots, error)
+            return
+        yield from self._process(slots, events)
 
-    def _relieve(self) -> None:
-        # Not where the error is handled: its traceback holds on to the tensors of what failed.
-        relieve(self._session.loaded.model.device)
-
-    def _over(self, slots: Slots) -> bool:
+    def _exceeds_budget(self, slots: Slots) -> bool:
         together = len(slots.active) > 1
         if not together and not (slots.active and self._limits and self._limits.strict):
             return False
         return not self._fits(slots, withdrawing=self._withdraws and together)
 
-    def _take_in(self, slots: Slots, events: list[Event]) -> Iterator[Record]:
+    def _process(self, slots: Slots, events: list[Event]) -> Iterator[Record]:
+        """Act on what a prefill or a step brought."""
         for event in events:
             job = self._jobs[event.request]
             if isinstance(event, Failed):
@@ -270,7 +264,7 @@ class Server:
                 if ran_out(event.error):
                     yield from self._without_memory(slots, job, event.error)
                 else:
-                    yield self._failed(job.item, job.ready, event.error, attempts=job.attempts)
+                    yield self._failed(job.ready, event.error, attempts=job.attempts)
                 continue
             job.events.append(event)
             if isinstance(event, Token):
@@ -280,41 +274,67 @@ class Server:
                 self._recover()
                 yield self._answered(job, event)
 
-    # -- when memory runs out ---------------------------------------------------------------
+    # -- when memory runs out, or a step of all raises ---------------------------------------
 
-    def _send_back_youngest(self, slots: Slots, error: Exception | None) -> Iterator[Record]:
+    def _preempt(self, slots: Slots, error: Exception | None) -> Iterator[Record]:
         """Let the request that was admitted last begin again later; the first always gets on."""
         youngest = self._jobs.pop(slots.active[-1])
-        alone = len(slots.active) == 1
         slots.drop(youngest.item.id)
-        if alone:
+        if not slots.active:
             yield from self._without_memory(slots, youngest, error)
             return
-        self.state.restarts += 1
         if error is not None:
-            self._learn(len(slots.active))
-        self._returned.appendleft(youngest)
+            self._use_fewer(len(slots.active))
+        self._restart(youngest)
 
     def _without_memory(self, slots: Slots, job: _Job, error: Exception | None) -> Iterator[Record]:
         """Try an item with fewer neighbours, then smaller; then it has failed."""
         if slots.active:
-            self._learn(len(slots.active))
-            self.state.restarts += 1
-            self._returned.appendleft(job)
+            self._use_fewer(len(slots.active))
+            self._restart(job)
             return
         smaller = self._encoder.scaled_down(job.ready)
         if smaller is None:
-            yield self._failed(job.item, job.ready, self._too_big(error), attempts=job.attempts)
+            yield self._failed(job.ready, self._too_big(error), attempts=job.attempts)
             return
         job.ready, remark = smaller
         job.encoded = None
         job.scaled.append(remark)
         self.state.notes.append(f"{job.item.id}: {remark}")
-        self._returned.appendleft(job)
+        self._waiting.appendleft(job)
+
+    def _isolate(self, slots: Slots, error: Exception) -> Iterator[Record]:
+        """Find out whose fault an error of a common step is: serve each of them alone."""
+        jobs = [self._jobs.pop(name) for name in slots.active]
+        for job in jobs:
+            slots.drop(job.item.id)
+        if len(jobs) == 1:
+            yield self._failed(jobs[0].ready, error, attempts=jobs[0].attempts)
+            return
+        for job in reversed(jobs):
+            job.isolated = True
+            self._restart(job)
+
+    def _restart(self, job: _Job) -> None:
+        self.state.restarts += 1
+        self._waiting.appendleft(job)
+
+    def _use_fewer(self, slots: int) -> None:
+        self._recovered = 0
+        if slots < self._max_slots:
+            self._max_slots = max(1, slots)
+            self.state.notes.append(f"Memory ran out: from here on {self._max_slots} at a time.")
+
+    def _recover(self) -> None:
+        self._recovered += 1
+        may_grow = self._limits is not None and self._max_slots < self._limits.slots
+        if may_grow and self._recovered >= RECOVERY:
+            self._recovered = 0
+            self._max_slots += 1
 
     def _too_big(self, error: Exception | None) -> Exception:
         if error is None:
-            budget = readable_bytes(self._budget or 0)
+            budget = readable_bytes((self._limits and self._limits.kv_bytes) or 0)
             cause = f"its KV cache outgrows the {budget} that --kv-memory allows"
         else:
             said = getattr(error, "cause", None) or str(error)
@@ -325,42 +345,19 @@ class Server:
             hint="mvw batch IMAGES QUESTION --set images.min_pixels=100000 --retry-failed",
         )
 
-    def _learn(self, slots: int) -> None:
-        self._calm = 0
-        if slots < self._most:
-            self._most = max(1, slots)
-            self.state.notes.append(f"Memory ran out: from here on {self._most} at a time.")
-
-    def _recover(self) -> None:
-        self._calm += 1
-        if self._limits and self._most < self._limits.slots and self._calm >= RECOVERY:
-            self._calm = 0
-            self._most += 1
-
-    def _single_out(self, slots: Slots, error: Exception) -> Iterator[Record]:
-        """Find out whose fault an error of a common step is: serve each of them alone."""
-        jobs = [self._jobs.pop(name) for name in slots.active]
-        for job in jobs:
-            slots.drop(job.item.id)
-        if len(jobs) == 1:
-            yield self._failed(jobs[0].item, jobs[0].ready, error, attempts=jobs[0].attempts)
-            return
-        self.state.restarts += len(jobs)
-        for job in reversed(jobs):
-            job.alone = True
-            self._returned.appendleft(job)
-
     # -- records ----------------------------------------------------------------------------
 
     def _answered(self, job: _Job, finished: Finished) -> Record:
         completion = summarise(job.events)
-        admitted = job.events[0].at
         try:
             answer = self._session.adapter.parse(completion.text)
         except Exception as error:  # of adapters by others
-            return self._failed(job.item, job.ready, error, attempts=job.attempts)
-        self._count(completion)
-        outside = job.ready.read_ms + job.ready.preprocess_ms
+            return self._failed(job.ready, error, attempts=job.attempts)
+        if (withdrawal := completion.withdrawal) is not None:
+            self.state.withdrawals += 1
+            self.state.freed_bytes += withdrawal.kv_bytes_before - withdrawal.kv_bytes_after
+        read_ms, preprocess_ms = job.ready.read_ms, job.ready.preprocess_ms
+        inside_ms = (finished.at - job.events[0].at) * 1e3
         return success(
             job.item,
             job.ready.images,
@@ -368,33 +365,30 @@ class Server:
             answer,
             run=self._run,
             timings={
-                "read_ms": job.ready.read_ms,
-                "preprocess_ms": job.ready.preprocess_ms,
-                "latency_ms": outside + (finished.at - admitted) * 1e3,
+                "read_ms": read_ms,
+                "preprocess_ms": preprocess_ms,
+                "latency_ms": read_ms + preprocess_ms + inside_ms,
             },
             remarks=[*(job.encoded.remarks if job.encoded else ()), *job.scaled],
             attempts=job.attempts,
         )
 
-    def _count(self, completion: Completion) -> None:
-        withdrawal = completion.withdrawal
-        if withdrawal is not None:
-            self.state.withdrawals += 1
-            self.state.freed_bytes += withdrawal.kv_bytes_before - withdrawal.kv_bytes_after
-
-    def _failed(
-        self, item: Item, read: Ready | Unreadable, error: Exception, *, attempts: int
-    ) -> Record:
-        if ran_out(error):
-            error = self._too_big(error)
+    def _failed(self, read: Ready | Unreadable, error: Exception, *, attempts: int) -> Record:
         timings = {}
         if isinstance(read, Ready):
             timings = {"read_ms": read.read_ms, "preprocess_ms": read.preprocess_ms}
-        return failure(item, read.images, error, run=self._run, attempts=attempts, timings=timings)
+        return failure(
+            read.item,
+            read.images,
+            self._too_big(error) if ran_out(error) else error,
+            run=self._run,
+            attempts=attempts,
+            timings=timings,
+        )
 
     def _observe(self, slots: Slots) -> None:
         state, now = self.state, perf_counter()
-        state.slots, state.most_slots = len(slots.active), self._most
+        state.slots, state.max_slots = len(slots.active), self._max_slots
         state.kv_allocated_bytes = slots.kv_allocated_bytes
         state.kv_allocated_bytes_peak = max(state.kv_allocated_bytes_peak, state.kv_allocated_bytes)
         if now - self._observed > _OBSERVE_S:

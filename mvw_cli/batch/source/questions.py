@@ -17,9 +17,10 @@ from typing import IO, Any
 
 from mvw_cli.batch.items import ImageRef, Item, as_text
 from mvw_cli.batch.source.folder import join, suffix
-from mvw_cli.batch.source.remote import is_address, one_line_of, open_address
+from mvw_cli.batch.source.remote import is_address, open_address
 from mvw_cli.batch.source.spec import Source, is_folder
 from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.text import error_line
 
 _KEYS = ("image", "question", "id", "answer")
 
@@ -102,14 +103,14 @@ def _open(file: str) -> IO[bytes]:
         except MvwError:
             raise
         except Exception as error:  # every package behind a protocol has its own
-            cause = one_line_of(error)
+            cause = error_line(error)
     elif os.path.isdir(file):
         cause = "it is a folder"
     else:
         try:
             return open(file, "rb")
         except (OSError, ValueError) as error:
-            cause = getattr(error, "strerror", None) or one_line_of(error)
+            cause = getattr(error, "strerror", None) or error_line(error)
     folder = "" if is_address(file) else os.path.dirname(file)
     hint = f"ls {shlex.quote(folder or '.')}"
     raise UsageProblem(f"Cannot read the questions in {file}", cause=cause, hint=hint)

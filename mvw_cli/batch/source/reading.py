@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source.folder import suffix
-from mvw_cli.batch.source.remote import is_address, one_line_of, open_address
+from mvw_cli.batch.source.remote import is_address, open_address
 from mvw_cli.errors import BadImage, MvwError
+from mvw_cli.text import error_line
 
 if TYPE_CHECKING:  # Pillow comes with the first image that is decoded
     from mvw_cli.images.reading import ImageFile
@@ -81,7 +82,7 @@ def _failing_alone(image: ImageRef) -> Iterator[None]:
         # The hint is a command on files, and this is none.
         raise BadImage(error.message, cause=error.cause, hint=_show_hint(image)) from None
     except Exception as error:
-        raise _unread(image, one_line_of(error)) from None
+        raise _unread(image, error_line(error)) from None
 
 
 def _bytes(image: ImageRef) -> bytes:

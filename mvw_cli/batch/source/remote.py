@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import replacing
+from mvw_cli.text import error_line
 
 
 def is_address(path: str) -> bool:
@@ -93,7 +94,7 @@ def store_file(source: Path, address: str) -> None:
     except Exception as error:  # as above
         raise MvwError(
             f"Cannot write {address}",
-            cause=f"{one_line_of(error)}; {source} holds it on this machine",
+            cause=f"{error_line(error)}; {source} holds it on this machine",
             hint=f"ls -l {shlex.quote(str(source))}",
         ) from None
 
@@ -134,11 +135,6 @@ def _python(protocol: str) -> str:
 def _unreachable(address: str, error: Exception, action: str = "read") -> MvwError:
     return MvwError(
         f"Cannot {action} {address}",
-        cause=one_line_of(error),
+        cause=error_line(error),
         hint=f"python -c {shlex.quote(f'import fsspec; print(fsspec.open({address!r}))')}",
     )
-
-
-def one_line_of(error: BaseException) -> str:
-    """The message of an exception of somebody else's, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -17,9 +17,10 @@ from typing import IO, Any, Self
 
 from mvw_cli.batch.items import ImageRef, Item, as_text
 from mvw_cli.batch.source.folder import join, suffix
-from mvw_cli.batch.source.remote import is_address, one_line_of, open_address
+from mvw_cli.batch.source.remote import is_address, open_address
 from mvw_cli.batch.source.spec import Source
 from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.text import error_line
 
 _ROWS = 1024  # of small columns at a time
 _BUFFER = 1 << 20  # bytes; without it pyarrow holds a column's whole row group
@@ -162,7 +163,7 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
     except Exception as error:  # pyarrow's, the file system's, those of fsspec's backends
         raise UsageProblem(
             f"Cannot read the table {path}",
-            cause=one_line_of(error),
+            cause=error_line(error),
             hint=f"file {shlex.quote(path)}",
         ) from None
 
@@ -352,5 +353,9 @@ def _open(path: str) -> IO[bytes]:
     if is_address(path):
         return open_address(path)
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is no regular file")
+        raise UsageProblem(
+            f"Cannot read the table {path}",
+            cause="it is no regular file",
+            hint=f"ls -l {shlex.quote(path)}",
+        )
     return open(path, "rb")

@@ -1,22 +1,43 @@
 """A model that serves items: what one process does, wherever it runs.
 
-Every executor runs this one. It does not know where items come from, where records go, nor of
-other workers.
+`Worker` is the executor that runs in this process. `RemoteWorker` is the same at the other end of a
+pipe or of Ray: it acts on a dispatcher's orders.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Protocol, Self
+
+import torch
 
 from mvw_cli.batch.items import Item
-from mvw_cli.batch.serve.capacity import Limits, Load, choose_limits, slot_bytes, unknown_limits
-from mvw_cli.batch.serve.encode import Encoded, Encoder
-from mvw_cli.batch.serve.prefetch import Prefetcher, Ready
+from mvw_cli.batch.serve.capacity import Limits, Load, choose_limits, slot_bytes
+from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready
 from mvw_cli.batch.serve.server import Record, Server, State
-from mvw_cli.cost.shape import DTYPE_BYTES, shape_of
+from mvw_cli.batch.workers.messages import (
+    Assign,
+    Begin,
+    Broken,
+    Done,
+    Drain,
+    Ended,
+    Exited,
+    Loaded,
+    Order,
+    Report,
+    RequestItems,
+    Status,
+)
+from mvw_cli.cost.shape import shape_of
+from mvw_cli.engine.memory import lost_device
+from mvw_cli.machine.child_process import portable
 from mvw_cli.machine.facts import free_memory
-from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.session import Session, open_session
 
@@ -24,6 +45,37 @@ _AHEAD = 8
 """Items that are read ahead at least; as many as there are slots, where these are more."""
 _AHEAD_BYTES = 512 * 2**20
 """Bytes of decoded images that are held ahead at most."""
+QUEUED = 2
+"""Items that lie ready for a remote worker's readers, so that none waits for a round trip."""
+
+
+class Executor(Protocol):
+    """Who serves the items: this process, several on this machine, or a cluster.
+
+    A context manager; entering it loads the model, or what will load it.
+    """
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the weights that were loaded, where the hub told it."""
+
+    @property
+    def state(self) -> State:
+        """How things stand, all workers together."""
+
+    def records(
+        self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
+    ) -> Iterator[Record]:
+        """Serve items; yield one record for each, as they end.
+
+        Args:
+            run: short hash of the fingerprint, for the records.
+            draining: once it returns true, nothing more is begun; what decodes is finished.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +101,36 @@ class Job:
 
 
 class Worker:
-    """A loaded model.
+    """A model in this process; a context manager, entering it loads the model.
 
     Raises:
-        MvwError: as `open_session`.
+        MvwError: on entering, as `open_session`.
     """
+
+    session: Session
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self.session: Session = open_session(
-            job.profile, allow_pickle=job.allow_pickle, random_weights=job.random_weights
-        )
         self._limits: Limits | None = None
         self.state = State()
 
+    def __enter__(self) -> Self:
+        job = self._job
+        self.session = open_session(
+            job.profile, allow_pickle=job.allow_pickle, random_weights=job.random_weights
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        del self.session
+
     @property
     def revision(self) -> str | None:
-        """The commit that was loaded, where the hub told it."""
         return self.session.loaded.revision
 
     def records(
-        self,
-        items: Iterator[Item],
-        *,
-        run: str,
-        draining: Callable[[], bool] = lambda: False,
+        self, items: Iterator[Item], *, run: str, draining: Callable[[], bool] = lambda: False
     ) -> Iterator[Record]:
-        """Serve items; yield one record for each, as they end. Arguments as in `Executor`."""
         job = self._job
         encoder = Encoder(self.session, job.profile.images.min_pixels)
         with Prefetcher(
@@ -94,46 +149,129 @@ class Worker:
             yield from server.records()
 
     def _choose_limits(self, first: Ready) -> Limits:
-        if self._limits is None:
-            self._limits = self._limits_for(first)
-            return self._limits
-        return replace(self._limits, reason="")  # it has been told
-
-    def _limits_for(self, first: Ready) -> Limits:
-        job = self._job
-        if job.slots is not None and job.kv_bytes is not None:
-            return Limits(job.slots, job.kv_bytes, strict=True)
-        chosen = self._fitting(first.value)
-        if job.slots is not None:
-            return replace(chosen, slots=job.slots, reason="")
-        if job.kv_bytes is not None:
-            return replace(chosen, kv_bytes=job.kv_bytes, strict=True)
-        return chosen
-
-    def _fitting(self, encoded: Encoded) -> Limits:
         """Choose by the memory that is free now, and by what the first item is like."""
-        session, kv_bytes = self.session, self._job.kv_bytes
-        model, request = session.loaded.model, encoded.request
+        if self._limits is not None:
+            return replace(self._limits, reason="")  # it has been told
+        job, session = self._job, self.session
+        model, request = session.loaded.model, first.value.request
         load = Load(
             text_tokens=request.text_tokens,
             vision_tokens=request.layout.vision_tokens,
             new_tokens=request.settings.max_new_tokens,
             withdrawn_after=session.policy.withdrawal_step(),
         )
-        dtype = str(model.dtype).removeprefix("torch.")
         try:
             shape = shape_of(session.adapter, model.config)
+            each = slot_bytes(shape, load, str(model.dtype).removeprefix("torch."))
         except Exception:  # of adapters by others, which need not tell it
-            return unknown_limits(model.device.type)
-        before, after = slot_bytes(shape, load, dtype if dtype in DTYPE_BYTES else "float32")
-        free = free_memory(str(model.device)) if kv_bytes is None else kv_bytes
-        if free is not None and kv_bytes is None:
-            free //= self._job.sharers
-        return choose_limits(
-            free,
+            each = None
+        free = free_memory(str(model.device)) if job.kv_bytes is None else None
+        self._limits = choose_limits(
+            None if free is None else free // job.sharers,
             model.device.type,
-            before=before,
-            after=after,
-            withdraws=not isinstance(session.policy, NoWithdrawal),
-            given=kv_bytes is not None,
+            each,
+            session.policy,
+            slots=job.slots,
+            kv_bytes=job.kv_bytes,
         )
+        return self._limits
+
+
+_Items = SimpleQueue[Item | None]
+
+
+class RemoteWorker:
+    """A worker that orders are delivered to from another thread.
+
+    Args:
+        send: takes a report to the dispatcher; called from several threads.
+        every_s: seconds between two reports of how things stand.
+    """
+
+    def __init__(self, job: Job, send: Callable[[Report], None], *, every_s: float) -> None:
+        self._job, self._send, self._every_s = job, send, every_s
+        self._begun: SimpleQueue[tuple[str, _Items]] = SimpleQueue()
+        self._items: _Items = SimpleQueue()
+        self._draining = threading.Event()
+
+    def deliver(self, order: Order) -> None:
+        """Take an order; returns at once."""
+        match order:
+            case Begin(run):
+                self._items = SimpleQueue()
+                self._draining.clear()
+                self._begun.put((run, self._items))
+            case Assign(item):
+                self._items.put(item)
+            case Drain():
+                self._draining.set()
+                self._items.put(None)
+            case _:
+                self._items.put(None)
+
+    def work(self) -> None:
+        """Load the model and serve; returns when it is of no more use, which has been reported."""
+        try:
+            worker = Worker(self._job).__enter__()
+        except Exception as error:
+            self._send(Broken(portable(error), loading=True))
+            return
+        self._send(Loaded(worker.revision))
+        while self._serve(worker, *self._begun.get()):
+            pass
+
+    def _serve(self, worker: Worker, run: str, items: _Items) -> bool:
+        worker.state = State()
+        self._send(RequestItems(QUEUED))
+        try:
+            with self._reporting(worker):
+                for record in worker.records(
+                    self._taken(items), run=run, draining=self._draining.is_set
+                ):
+                    self._send(Done(record))
+        except Exception as error:
+            if lost_device(error):
+                line = next(iter(str(error).splitlines()), type(error).__name__)
+                self._send(Exited(f"lost its device: {line}"))
+            else:
+                self._send(Broken(portable(error), loading=False))
+            return False
+        self._send(Ended())
+        return True
+
+    def _taken(self, items: _Items) -> Iterator[Item]:
+        """Yield the items; for each that is taken, another one is requested."""
+        while (item := items.get()) is not None:
+            self._send(RequestItems(1))
+            yield item
+
+    @contextmanager
+    def _reporting(self, worker: Worker) -> Iterator[None]:
+        """Within it, and once at its end, report how things stand."""
+        over = threading.Event()
+
+        def report() -> None:
+            while not over.wait(self._every_s):
+                self._send(Status(_snapshot(worker.state)))
+
+        thread = threading.Thread(target=report, name="mvw-status", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._send(Status(_snapshot(worker.state)))
+
+
+def share_threads(workers: int) -> None:
+    """Leave the other workers of this machine their part of its cores."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def _snapshot(state: State) -> State:
+    """Copy the figures and take the notes."""
+    notes: deque[str] = deque()
+    while state.notes:
+        notes.append(state.notes.popleft())
+    return replace(state, notes=notes)

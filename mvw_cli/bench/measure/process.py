@@ -7,7 +7,6 @@ know what is measured.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,11 +15,17 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from signal import SIGKILL
 
-from mvw_cli.batch.workers.child_process import end_now, go_deaf, how_it_ended, undisturbed
 from mvw_cli.bench.measure.job import Job, from_json, to_json
 from mvw_cli.bench.measure.measure import Measured, measure
 from mvw_cli.bench.measure.turns import Progress
 from mvw_cli.errors import MvwError, OutOfMemory
+from mvw_cli.machine.child_process import (
+    be_quiet,
+    exit_now,
+    exit_reason,
+    portable,
+    signals_blocked,
+)
 
 _ASK_S = 0.1
 """How often the caller is asked whether to stop."""
@@ -52,7 +57,7 @@ def measure_apart(
     ours, theirs = context.Pipe()
     process = context.Process(target=_main, args=(theirs, to_json(job)), name="mvw-profile")
     try:
-        with undisturbed():
+        with signals_blocked():
             process.start()
     finally:
         theirs.close()  # else its end would not be noticed
@@ -99,7 +104,7 @@ def _wait(
 
 def _died(code: int, job: Job) -> MvwError:
     what = "The process that measured is no more."
-    cause = f"It {how_it_ended(code)}."
+    cause = f"It {exit_reason(code)}."
     if code == -SIGKILL:
         smaller = f"--batch {job.batch // 2}" if job.batch > 1 else "--dtype bfloat16"
         return OutOfMemory(what, cause=cause, hint=f"mvw profile {smaller}")
@@ -108,15 +113,14 @@ def _died(code: int, job: Job) -> MvwError:
 
 def _main(connection: Connection, written: str) -> None:
     """Measure what the pipe's other end asks for, and tell it what came of it."""
-    go_deaf()
-    warnings.simplefilter("ignore")  # the parent has told them, and would tell them again
+    be_quiet()
     stop = threading.Event()
 
     def listen() -> None:
         with suppress(EOFError, OSError):
             while connection.recv() == _STOP:
                 stop.set()
-        end_now()
+        exit_now()
 
     def tell(text: str, done: int, total: int) -> None:
         connection.send(_Told(text, done, total))
@@ -125,8 +129,6 @@ def _main(connection: Connection, written: str) -> None:
     try:
         came: object = measure(from_json(written), progress=tell, stopping=stop.is_set)
     except Exception as error:
-        from mvw_cli.batch.workers.messages import portable
-
         came = portable(error)
     with suppress(OSError):
         connection.send(came)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from mvw_cli.cli.batch.task import Task
 
 if TYPE_CHECKING:
-    from mvw_cli.batch.workers import Executor
-    from mvw_cli.batch.workers.worker import Job
+    from mvw_cli.batch.workers.worker import Executor, Job
     from mvw_cli.profiles.resolution import Resolved
 
 
@@ -30,17 +29,19 @@ def job_for(task: Task, resolved: Resolved) -> Job:
 def make_executor(task: Task, job: Job) -> Executor:
     """Choose who serves the items."""
     if task.executor == "ray":
-        from mvw_cli.batch.workers.ray import OnRay
+        from mvw_cli.batch.workers.dispatcher import Dispatcher
+        from mvw_cli.batch.workers.ray import RayActors
 
-        return OnRay(job, workers=task.workers, address=task.ray_address)
+        return Dispatcher(RayActors(job, workers=task.workers, address=task.ray_address))
     workers = task.workers or _gpus(job)
     if workers > 1:
-        from mvw_cli.batch.workers.processes import Processes
+        from mvw_cli.batch.workers.dispatcher import Dispatcher
+        from mvw_cli.batch.workers.local import LocalProcesses
 
-        return Processes(job, workers)
-    from mvw_cli.batch.workers.here import Here
+        return Dispatcher(LocalProcesses(job, workers))
+    from mvw_cli.batch.workers.worker import Worker
 
-    return Here(job)
+    return Worker(job)
 
 
 def _gpus(job: Job) -> int:

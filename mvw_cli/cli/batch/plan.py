@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
-from mvw_cli.batch.serve.survey import Survey, sample, survey
+from mvw_cli.batch.serve.capacity import Survey, sample, survey
 from mvw_cli.text import readable_bytes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Plan:
             "recorded": self.recorded,
             "to_do": self.to_do,
             "output": self.output,
-            "images_looked_at": seen.looked_at,
+            "images_looked_at": seen.sampled,
             "images_unreadable": seen.unreadable,
             "vision_tokens_median": seen.vision_tokens and seen.vision_tokens[0],
             "vision_tokens_max": seen.vision_tokens and seen.vision_tokens[1],
@@ -85,7 +85,7 @@ def write(plan: Plan, *, as_json: bool) -> None:
     if plan.recorded:
         rows.append(["have their record", f"{plan.recorded:,}"])
     if seen.unreadable:
-        rows.append(["unreadable", f"{seen.unreadable:,} of {seen.looked_at:,} looked at"])
+        rows.append(["unreadable", f"{seen.unreadable:,} of {seen.sampled:,} looked at"])
     if seen.vision_tokens is not None:
         median, largest = seen.vision_tokens
         total = median * plan.to_do

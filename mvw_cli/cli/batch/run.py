@@ -32,7 +32,7 @@ from mvw_cli.profiles.store import DEFAULT
 
 if TYPE_CHECKING:
     from mvw_cli.batch.items import Item
-    from mvw_cli.batch.workers import Executor
+    from mvw_cli.batch.workers.worker import Executor
     from mvw_cli.profiles.resolution import Resolved
 
 

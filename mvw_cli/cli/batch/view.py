@@ -172,7 +172,7 @@ def _figures(tally: Tally, state: State) -> list[str]:
         parts.append(f"{rate(tally.items_per_s)} items/s")
     if state.generated_tokens and tally.elapsed_s:
         parts.append(f"{rate(state.generated_tokens / tally.elapsed_s)} tokens/s")
-    parts.append(f"slots {state.slots}/{state.most_slots}")
+    parts.append(f"slots {state.slots}/{state.max_slots}")
     if state.kv_allocated_bytes:
         parts.append(f"KV cache {readable_bytes(state.kv_allocated_bytes)}")
     if tally.left_s is not None:

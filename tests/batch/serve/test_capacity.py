@@ -8,18 +8,18 @@ from serving import Bench, item
 
 from mvw_cli.batch.serve.capacity import (
     MARGIN,
-    MOST,
+    MAX_SLOTS,
     Limits,
     Load,
     choose_limits,
     slot_bytes,
-    unknown_limits,
 )
 from mvw_cli.batch.serve.prefetch import Ready
 from mvw_cli.batch.workers.worker import Job, Worker
 from mvw_cli.cost.shape import CacheLayer, Shape, Weights
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.schema import Profile
 
 MiB = 2**20
@@ -72,9 +72,15 @@ def test_vision_is_there_until_it_is_withdrawn_or_the_answer_ends(
     assert slot_bytes(shape(CacheLayer(1)), load, "float16")[0] == 2 * (1040 + seen)
 
 
-def choose(free: int | None, kind: str = "cuda", **options: object) -> Limits:
-    given = {"before": 10 * MiB, "after": 4 * MiB, "withdraws": True, **options}
-    return choose_limits(free, kind, **given)  # type: ignore[arg-type]
+def choose(
+    free: int | None,
+    kind: str = "cuda",
+    *,
+    each: tuple[int, int] = (10 * MiB, 4 * MiB),
+    policy: WithdrawalPolicy | None = None,
+    kv_bytes: int | None = None,
+) -> Limits:
+    return choose_limits(free, kind, each, policy or Mvw(m=4), kv_bytes=kv_bytes)
 
 
 def test_a_margin_of_the_free_memory_is_kept_back() -> None:
@@ -88,27 +94,27 @@ def test_a_margin_of_the_free_memory_is_kept_back() -> None:
 
 
 def test_nothing_of_what_was_given_is_kept_back() -> None:
-    limits = choose(100 * MiB, given=True)
+    limits = choose(None, kv_bytes=100 * MiB)
     assert (limits.slots, limits.kv_bytes) == (25, 100 * MiB)
     assert limits.reason.startswith("25 slots: 100.0 MiB for the KV cache; ")
 
 
 def test_without_withdrawal_a_slot_keeps_its_vision() -> None:
-    limits = choose(100 * MiB, withdraws=False)
+    limits = choose(100 * MiB, policy=NoWithdrawal())
     assert limits.slots == 8
     assert limits.reason.endswith("; a slot takes up to 10.0 MiB")
 
 
 def test_a_long_answer_may_outgrow_the_image() -> None:
     """Then the most that a slot takes is not what counts for the number: bytes admit, not it."""
-    assert choose(100 * MiB, before=4 * MiB, after=10 * MiB).slots == 20
+    assert choose(100 * MiB, each=(4 * MiB, 10 * MiB)).slots == 20
 
 
 @pytest.mark.parametrize("kind", ["cpu", "mps", "cuda"])
 def test_more_slots_than_help_are_not_taken(kind: str) -> None:
     limits = choose(2**40, kind)
-    assert limits.slots == MOST[kind]
-    assert limits.reason.endswith(f"would fit, {kind} gains nothing beyond {MOST[kind]}")
+    assert limits.slots == MAX_SLOTS[kind]
+    assert limits.reason.endswith(f"would fit, {kind} gains nothing beyond {MAX_SLOTS[kind]}")
 
 
 def test_there_is_always_one_slot() -> None:
@@ -117,10 +123,9 @@ def test_there_is_always_one_slot() -> None:
     assert choose(0).slots == 1
 
 
-@pytest.mark.parametrize(("kind", "most"), [("mps", MOST["mps"]), ("xpu", MOST["cpu"])])
+@pytest.mark.parametrize(("kind", "most"), [("mps", MAX_SLOTS["mps"]), ("xpu", MAX_SLOTS["cpu"])])
 def test_memory_that_is_not_told(kind: str, most: int) -> None:
     limits = choose(None, kind)
-    assert limits == unknown_limits(kind)
     assert (limits.slots, limits.kv_bytes) == (most, None)
     assert limits.reason == f"{most} slots, the most for {kind}: its memory is not told"
 
@@ -138,8 +143,8 @@ def first(monkeypatch: pytest.MonkeyPatch) -> Ready:
 
 
 def chosen(first: Ready, **options: object) -> Limits:
-    worker = Worker(Job(Profile(), **options))  # type: ignore[arg-type]
-    return worker._choose_limits(first)
+    with Worker(Job(Profile(), **options)) as worker:  # type: ignore[arg-type]
+        return worker._choose_limits(first)
 
 
 TOKEN = 2 * 2 * 8 * 4
@@ -167,10 +172,10 @@ def test_what_a_worker_is_told(first: Ready) -> None:
 
 
 def test_a_worker_explains_its_choice_once(first: Ready) -> None:
-    worker = Worker(Job(Profile()))
-    told = worker._choose_limits(first)
-    assert told.reason
-    again = worker._choose_limits(first)
+    with Worker(Job(Profile())) as worker:
+        told = worker._choose_limits(first)
+        assert told.reason
+        again = worker._choose_limits(first)
     assert (again.reason, again.slots) == ("", told.slots)
 
 
@@ -179,10 +184,12 @@ def test_a_model_that_can_not_be_counted(first: Ready, monkeypatch: pytest.Monke
         raise RuntimeError("no meta kernels")
 
     monkeypatch.setattr("mvw_cli.batch.workers.worker.shape_of", fail)
-    assert chosen(first) == unknown_limits("cpu")
+    limits = chosen(first)
+    assert (limits.slots, limits.kv_bytes) == (MAX_SLOTS["cpu"], None)
+    assert limits.reason.endswith("its memory is not told")
     assert chosen(first, slots=2) == Limits(2)
     limits = chosen(first, kv_bytes=MiB)
-    assert (limits.slots, limits.kv_bytes, limits.strict) == (MOST["cpu"], MiB, True)
+    assert (limits.slots, limits.kv_bytes, limits.strict) == (MAX_SLOTS["cpu"], MiB, True)
 
 
 def test_a_policy_that_withdraws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,8 @@ import pytest
 from making import files, picture
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.serve import prefetch as module
 from mvw_cli.batch.serve.prefetch import Prefetcher, Ready, Unreadable
-from mvw_cli.batch.source import reading
+from mvw_cli.batch.source import background, reading
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
 
@@ -470,7 +469,7 @@ def test_taking_waits_for_a_fifth_of_a_second_at_most(blocked: Any) -> None:
 
 def test_stopping_wakes_whoever_waits(blocked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     items, encode, released = blocked
-    monkeypatch.setattr(module, "_WAIT_S", 30.0)
+    monkeypatch.setattr(background, "WAIT_S", 30.0)
     with prefetching(items, encode, threads=3) as feed:
         timer = threading.Timer(0.1, feed.stop)
         timer.start()
@@ -485,7 +484,7 @@ def test_stopping_wakes_whoever_waits(blocked: Any, monkeypatch: pytest.MonkeyPa
 
 def test_a_signal_handler_may_stop(blocked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     items, encode, released = blocked
-    monkeypatch.setattr(module, "_WAIT_S", 30.0)
+    monkeypatch.setattr(background, "WAIT_S", 30.0)
     with prefetching(items, encode, threads=3) as feed:
         before = signal.signal(signal.SIGALRM, lambda *_: feed.stop())
         try:
@@ -533,7 +532,7 @@ def test_leaving_early_reads_nothing_more(tmp_path: Path) -> None:
 def test_leaving_does_not_wait_for_what_hangs(
     hanging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GRACE_S", 0.2)
+    monkeypatch.setattr(background, "GRACE_S", 0.2)
     began = time.monotonic()
     with prefetching(listed(hanging), timeout_s=60.0) as feed:
         assert feed.take(wait=True) is None

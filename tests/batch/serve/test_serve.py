@@ -193,7 +193,7 @@ def test_the_state_counts_what_happened(bench: Bench) -> None:
         one["kv_bytes_before"] - one["kv_bytes_after"] for one in withdrawals
     )
     assert state.kv_allocated_bytes_peak == max(did.kv_allocated_bytes for did in bench.did)
-    assert (state.slots, state.most_slots, state.kv_allocated_bytes) == (0, 3, 0)
+    assert (state.slots, state.max_slots, state.kv_allocated_bytes) == (0, 3, 0)
 
 
 # --- admission by bytes ---
@@ -230,7 +230,7 @@ def test_withdrawal_puts_more_in_flight_in_the_same_memory(tiny: LoadedModel) ->
 @pytest.fixture
 def short_sighted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Admission that looks no step ahead, over storages that grow by eight entries at a time."""
-    monkeypatch.setattr(serve, "AHEAD", 1)
+    monkeypatch.setattr(serve, "LOOKAHEAD", 1)
     monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 8)
     yield
 
@@ -298,7 +298,7 @@ def test_fewer_at_a_time_where_a_step_lacks_memory(bench: Bench) -> None:
     server = bench.server(items, Limits(6))
     records = {record["id"]: record for record in server.records()}
     assert max(len(did.active) for did in bench.steps) == 2
-    assert server.state.most_slots == 2
+    assert server.state.max_slots == 2
     assert list(server.state.notes) == ["Memory ran out: from here on 2 at a time."]
     assert server.state.restarts == sum(record["attempts"] - 1 for record in records.values()) == 1
     bench.before_step = lambda slots: None
@@ -317,7 +317,7 @@ def test_one_more_slot_is_tried_after_a_calm_while(bench: Bench) -> None:
     most, records = [], server.records()
     for number, _ in enumerate(records, 1):
         tight = tight and number < 5
-        most.append(server._most)
+        most.append(server._max_slots)
     assert most[:RECOVERY] == [1] * (RECOVERY - 1) + [2]
     assert most[RECOVERY : 2 * RECOVERY] == [2] * (RECOVERY - 1) + [3]
     assert set(most[2 * RECOVERY :]) == {3}

@@ -88,7 +88,7 @@ class Chance:
 def test_whatever_happens(seed: int, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
     monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", chance.choice([4, 16, 128]))
-    monkeypatch.setattr(serve, "AHEAD", chance.choice([1, 8, 64]))
+    monkeypatch.setattr(serve, "LOOKAHEAD", chance.choice([1, 8, 64]))
     monkeypatch.setattr(serve, "RECOVERY", chance.choice([2, 16]))
     monkeypatch.setattr(serve, "relieve", lambda device: None)  # a tenth of a second each time
     run = Chance(seed, tiny)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.serve.survey import survey
+from mvw_cli.batch.serve.capacity import survey
 from mvw_cli.profiles.resolution import resolve
 
 REFUSED = (7200, 30)
@@ -30,7 +30,7 @@ def test_an_image_that_the_model_refuses_counts_as_unreadable(name: str, tmp_pat
     (tmp_path / "broken.png").write_bytes(b"no image")
     listed.append(Item("broken", (ImageRef(str(tmp_path / "broken.png")),), "How many?"))
     found = survey(listed, resolve(name, {}).profile, slots=2, kv_bytes=None)
-    assert (found.looked_at, found.unreadable) == (5, 2)
+    assert (found.sampled, found.unreadable) == (5, 2)
     assert found.vision_tokens == (4, 16)  # squares of 28 px
     assert found.limits is not None
     assert found.limits.slots == 2
@@ -39,5 +39,5 @@ def test_an_image_that_the_model_refuses_counts_as_unreadable(name: str, tmp_pat
 def test_where_the_model_refuses_every_image(tmp_path: Path) -> None:
     listed = items(tmp_path, REFUSED)
     found = survey(listed, resolve("kimi-vl", {}).profile, slots=None, kv_bytes=None)
-    assert (found.looked_at, found.unreadable, found.vision_tokens) == (1, 1, None)
+    assert (found.sampled, found.unreadable, found.vision_tokens) == (1, 1, None)
     assert found.weight_bytes is not None

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from workers import RUN, essence, items, job
 
-from mvw_cli.batch.workers.here import Here
-from mvw_cli.batch.workers.messages import Begin, Broken, Died
-from mvw_cli.batch.workers.ray import OnRay
-from mvw_cli.batch.workers.ray import _connect as connect
-from mvw_cli.batch.workers.ray import _import as import_ray
-from mvw_cli.batch.workers.ray_actors import Actor
+from mvw_cli.batch.workers.dispatcher import Dispatcher
+from mvw_cli.batch.workers.messages import Begin, Broken, Exited
+from mvw_cli.batch.workers.ray import Actor, RayActors, connect, import_ray
+from mvw_cli.batch.workers.worker import Worker
 from mvw_cli.errors import ModelProblem, UsageProblem
 
 
@@ -35,7 +33,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(
     running: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = items(tmp_path / "images", 24, {5: "kill-once"})
-    with OnRay(job(), 2, None) as executor:
+    with Dispatcher(RayActors(job(), 2, None)) as executor:
         assert executor.revision == "c0ffee"
         records = list(executor.records(iter(made), run=RUN, draining=lambda: False))
         notes = list(executor.state.notes)
@@ -44,7 +42,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(
     assert drained == []
     assert running.is_initialized()  # what was there is left as it was
 
-    with Here(job()) as here:
+    with Worker(job()) as here:
         undisturbed = essence(here.records(iter(made), run=RUN, draining=lambda: False))
     assert essence(records) == undisturbed
     by_id = {record["id"]: record for record in records}
@@ -59,7 +57,10 @@ def test_a_ray_of_our_own_ends_with_the_run(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     handler = signal.getsignal(signal.SIGTERM)
     before = helpers()
-    with pytest.raises(UsageProblem, match="no 1000 GPUs"), OnRay(job().on("cuda"), 1000, None):
+    with (
+        pytest.raises(UsageProblem, match="no 1000 GPUs"),
+        Dispatcher(RayActors(job().on("cuda"), 1000, None)),
+    ):
         pass
     assert not import_ray().is_initialized()
     assert helpers() <= before
@@ -82,15 +83,15 @@ def test_an_actor_reports_what_went_wrong_and_heeds_only_what_is_meant_for_it(
     assert isinstance(broken, Broken) and isinstance(broken.error, ModelProblem)
     assert broken.error.hint == "mvw doctor"
     actor.deliver("its predecessor", Begin(RUN))
-    assert actor._serving._begun.empty()
+    assert actor._remote._begun.empty()
     actor.deliver(actor.hello(), Begin(RUN))
-    assert not actor._serving._begun.empty()
-    assert actor.reports("its predecessor") == [Died("was started again")]
+    assert not actor._remote._begun.empty()
+    assert actor.reports("its predecessor") == [Exited("was started again")]
 
 
 def test_without_ray_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageProblem) as caught, OnRay(job(), 2, None):
+    with pytest.raises(UsageProblem) as caught, Dispatcher(RayActors(job(), 2, None)):
         pass
     assert caught.value.hint == 'pip install "mvw[ray]"'
 
@@ -132,7 +133,7 @@ def test_what_ray_has_no_room_for_is_an_error_before_anything_is_started(
     cluster = Cluster(CPU=4, GPU=gpus)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(sys.modules, "ray", cluster)
-    with pytest.raises(UsageProblem) as caught, OnRay(job().on(device), 2, address):
+    with pytest.raises(UsageProblem) as caught, Dispatcher(RayActors(job().on(device), 2, address)):
         pass
     assert caught.value.cause and "\n" not in caught.value.cause
     check_hint(caught.value.hint or "")

@@ -15,8 +15,9 @@ import pytest
 from workers import RUN, essence, items, job
 
 from mvw_cli.batch.workers import worker
-from mvw_cli.batch.workers.here import Here
-from mvw_cli.batch.workers.processes import Processes, devices
+from mvw_cli.batch.workers.dispatcher import Dispatcher
+from mvw_cli.batch.workers.local import LocalProcesses, devices
+from mvw_cli.batch.workers.worker import Worker, share_threads
 from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.machine import facts
 
@@ -46,14 +47,14 @@ def gone(pids: list[int], within_s: float = 10.0) -> bool:
 
 def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path: Path) -> None:
     made = items(tmp_path / "images", 24, {5: "kill-once"})
-    with Processes(job(), 2) as pool:
-        pids = [process.pid for process, _ in pool._fleet._running.values()]
+    with Dispatcher(LocalProcesses(job(), 2)) as pool:
+        pids = [process.pid for process, _ in pool._launcher._running.values()]
         assert pool.revision == "c0ffee"
         records = list(pool.records(iter(made), run=RUN, draining=lambda: False))
-        pids += [process.pid for process, _ in pool._fleet._running.values()]
+        pids += [process.pid for process, _ in pool._launcher._running.values()]
         state = pool.state
     assert gone(pids) and len(set(pids)) == 3
-    with Here(job()) as here:
+    with Worker(job()) as here:
         undisturbed = essence(here.records(iter(made), run=RUN, draining=lambda: False))
     assert essence(records) == undisturbed
     assert len({record["answer"] for record in records}) > 5  # it could tell them apart
@@ -64,7 +65,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path:
 
 
 def test_the_error_of_loading_is_the_workers_own(mortal: None) -> None:
-    with pytest.raises(ModelProblem) as caught, Processes(job("refuse"), 1):
+    with pytest.raises(ModelProblem) as caught, Dispatcher(LocalProcesses(job("refuse"), 1)):
         pass
     error = caught.value
     assert (error.message, error.cause, error.hint) == (
@@ -127,13 +128,13 @@ def test_workers_on_a_cpu_take_a_part_of_the_free_memory_each(
     monkeypatch.setattr(worker, "free_memory", lambda device: 10**6)
     notes = []
     for sharers in (1, 4):
-        with Here(replace(job(), slots=None, sharers=sharers)) as here:
+        with Worker(replace(job(), slots=None, sharers=sharers)) as here:
             list(here.records(iter(items(tmp_path, 1)), run=RUN, draining=lambda: False))
             notes += here.state.notes
     assert len(notes) == 2
     assert notes[0].split(": ")[1].startswith("976.6 KiB")
     assert notes[1].split(": ")[1].startswith("244.1 KiB")
-    sent = Processes(job(), 3)._fleet._jobs
+    sent = LocalProcesses(job(), 3)._jobs
     assert [one.sharers for one in sent] == [3, 3, 3]
 
 
@@ -150,15 +151,13 @@ def test_too_few_devices_are_an_error_before_anything_is_started(
 ) -> None:
     monkeypatch.setattr(facts, "gpu_count", lambda: gpus)
     with pytest.raises(UsageProblem) as caught:
-        Processes(job().on(device), workers)
+        LocalProcesses(job().on(device), workers)
     assert caught.value.hint is not None
     check_hint(caught.value.hint)
 
 
 def test_threads_are_divided_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-
-    from mvw_cli.batch.workers.serving import share_threads
 
     chosen: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)

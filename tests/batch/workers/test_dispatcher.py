@@ -1,4 +1,4 @@
-"""Workers served by demand, and what becomes of items whose workers die: with workers made up."""
+"""Workers served on demand, and what becomes of items whose workers die: with workers made up."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from workers import RUN
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.store.jsonl import DiskFull
+from mvw_cli.batch.workers.dispatcher import MAX_FAILURES, Dispatcher
 from mvw_cli.batch.workers.messages import (
+    Assign,
     Begin,
     Broken,
-    Died,
     Done,
     Ended,
-    Give,
+    Exited,
     Loaded,
     Order,
     Report,
-    Stands,
-    Wants,
-    portable,
+    RequestItems,
+    Status,
 )
-from mvw_cli.batch.workers.pool import RESTARTS, Pool
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory
+from mvw_cli.machine.child_process import portable
 
 ROOM = 4
 ITEMS = [item(str(number)) for number in range(40)]
@@ -52,6 +52,9 @@ class Fake:
         self.ending: set[int] = set()
         self.loads: Callable[[int], Report] = lambda worker: Loaded("c0ffee")
 
+    def open(self) -> list[str]:
+        return [f"worker {number}" for number in range(self.workers)]
+
     def start(self, worker: int) -> None:
         self.starts[worker] += 1
         self.reports.append((worker, self.loads(worker)))
@@ -60,8 +63,8 @@ class Fake:
         match order:
             case Begin():
                 self.held[worker] = []
-                self.reports.append((worker, Wants(ROOM)))
-            case Give(one):
+                self.reports.append((worker, RequestItems(ROOM)))
+            case Assign(one):
                 self.held[worker].append(one.id)
                 self.most_held = max(self.most_held, len(self.held[worker]))
             case _:
@@ -71,11 +74,11 @@ class Fake:
         for worker, held in list(self.held.items()):
             if self.dies(worker, held):
                 del self.held[worker]
-                self.reports.append((worker, Died("was killed by a test")))
+                self.reports.append((worker, Exited("was killed by a test")))
             elif held and worker not in self.resting:
                 self.done[worker] += 1
                 answer = ok(held.pop(0), run=RUN)
-                self.reports += [(worker, Done(answer)), (worker, Wants(1))]
+                self.reports += [(worker, Done(answer)), (worker, RequestItems(1))]
             elif worker in self.ending:
                 self.ending.discard(worker)
                 del self.held[worker]
@@ -98,22 +101,22 @@ def never(worker: int, held: list[str]) -> bool:
 
 def serve(
     fleet: Fake, items: Iterator[Item] | None = None, draining: Callable[[], bool] = lambda: False
-) -> tuple[dict[str, dict[str, Any]], Pool]:
+) -> tuple[dict[str, dict[str, Any]], Dispatcher]:
     """Serve items; return the records by id, each of which has come once."""
     found: dict[str, dict[str, Any]] = {}
-    with Pool(fleet, [f"worker {n}" for n in range(fleet.workers)]) as pool:
-        for record in pool.records(items or iter(ITEMS), run=RUN, draining=draining):
+    with Dispatcher(fleet) as dispatcher:
+        for record in dispatcher.records(items or iter(ITEMS), run=RUN, draining=draining):
             assert record["id"] not in found
             found[record["id"]] = record
     assert fleet.closed
-    return found, pool
+    return found, dispatcher
 
 
 def test_every_item_is_answered_once_by_workers_that_share_the_work() -> None:
     fleet = Fake(3, never)
-    found, pool = serve(fleet)
+    found, dispatcher = serve(fleet)
     assert found.keys() == {one.id for one in ITEMS}
-    assert pool.revision == "c0ffee"
+    assert dispatcher.revision == "c0ffee"
     assert min(fleet.done) > 8
     assert fleet.most_held <= ROOM
 
@@ -128,8 +131,10 @@ def test_no_more_items_are_fetched_than_there_is_room_for() -> None:
             yield item(f"{one.id}-{fetched}")
 
     fleet = Fake(2, never)
-    with Pool(fleet, ["a", "b"]) as pool:
-        for done, _ in enumerate(pool.records(items(), run=RUN, draining=lambda: False), start=1):
+    with Dispatcher(fleet) as dispatcher:
+        for done, _ in enumerate(
+            dispatcher.records(items(), run=RUN, draining=lambda: False), start=1
+        ):
             assert fetched - done < 2 * (ROOM + 1) + 20
     assert done == 1000
 
@@ -160,13 +165,13 @@ def test_what_a_dead_worker_held_is_answered_by_others_and_it_is_started_again()
         return False
 
     fleet = Fake(2, dies)
-    found, pool = serve(fleet)
+    found, dispatcher = serve(fleet)
     assert found.keys() == {one.id for one in ITEMS}
     assert all(record["status"] == "ok" for record in found.values())
     again = {id for id, record in found.items() if record["attempts"] == 2}
     assert again == set(died[0])
     assert fleet.starts == [2, 1]
-    (note,) = pool.state.notes
+    (note,) = dispatcher.state.notes
     assert note.startswith(f"worker 0: was killed by a test; {len(again)} items")
 
 
@@ -190,25 +195,27 @@ def test_workers_that_only_die_are_given_up_and_the_run_ends() -> None:
     with pytest.raises(MvwError, match="without an answer in between") as caught:
         serve(fleet)
     assert caught.value.cause == "the last time it was killed by a test"
-    assert max(fleet.starts) <= RESTARTS + 1
+    assert max(fleet.starts) <= MAX_FAILURES + 1
     assert fleet.closed
 
 
 def test_a_worker_that_only_dies_does_not_end_the_others() -> None:
     fleet = Fake(2, lambda worker, held: worker == 0 and bool(held))
-    found, pool = serve(fleet)
+    found, dispatcher = serve(fleet)
     assert found.keys() == {one.id for one in ITEMS}
-    assert fleet.starts == [RESTARTS + 1, 1]
-    assert "given up" in pool.state.notes[-1]
+    assert fleet.starts == [MAX_FAILURES + 1, 1]
+    assert "given up" in dispatcher.state.notes[-1]
 
 
 def test_an_error_of_loading_counts_only_when_all_have_one() -> None:
     fleet = Fake(2, never)
     full = OutOfMemory("The model does not fit.", cause="It is large.", hint="mvw doctor")
     fleet.loads = lambda worker: Loaded(None) if worker else Broken(full, loading=True)
-    found, pool = serve(fleet)
+    found, dispatcher = serve(fleet)
     assert len(found) == len(ITEMS)
-    assert list(pool.state.notes) == ["worker 0: given up: The model does not fit. (It is large.)"]
+    assert list(dispatcher.state.notes) == [
+        "worker 0: given up: The model does not fit. (It is large.)"
+    ]
     fleet = Fake(2, never)
     fleet.loads = lambda worker: Broken(full, loading=True)
     with pytest.raises(OutOfMemory) as caught:
@@ -220,11 +227,11 @@ def test_an_error_of_loading_counts_only_when_all_have_one() -> None:
 def test_workers_with_other_weights_than_the_first_are_not_used() -> None:
     fleet = Fake(2, never)
     fleet.loads = lambda worker: Loaded(f"commit-{worker}")
-    found, pool = serve(fleet)
+    found, dispatcher = serve(fleet)
     assert len(found) == len(ITEMS)
-    assert pool.revision == "commit-0"
+    assert dispatcher.revision == "commit-0"
     assert fleet.done[1] == 0
-    assert "commit-1" in pool.state.notes[0]
+    assert "commit-1" in dispatcher.state.notes[0]
 
 
 def test_an_error_while_serving_ends_the_run_as_it_would_in_one_process() -> None:
@@ -249,21 +256,21 @@ def test_what_the_items_raise_is_raised_once_all_from_before_are_answered() -> N
 
     fleet = Fake(2, never)
     found = []
-    with pytest.raises(OutOfMemory, match="of the list"), Pool(fleet, ["a", "b"]) as pool:
-        for record in pool.records(items(), run=RUN, draining=lambda: False):
+    with pytest.raises(OutOfMemory, match="of the list"), Dispatcher(fleet) as dispatcher:
+        for record in dispatcher.records(items(), run=RUN, draining=lambda: False):
             found.append(record["id"])
     assert sorted(found) == [one.id for one in ITEMS[:7]]
 
 
 def test_a_second_list_can_follow_and_follows_also_a_first_that_was_left() -> None:
     fleet = Fake(2, never)
-    with Pool(fleet, ["a", "b"]) as pool:
-        first = pool.records(iter(ITEMS[:10]), run=RUN, draining=lambda: False)
+    with Dispatcher(fleet) as dispatcher:
+        first = dispatcher.records(iter(ITEMS[:10]), run=RUN, draining=lambda: False)
         assert len(list(first)) == 10
-        left = pool.records(iter(ITEMS), run=RUN, draining=lambda: False)
+        left = dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)
         next(left)
         left.close()
-        third = [r["id"] for r in pool.records(iter(ITEMS), run=RUN, draining=lambda: False)]
+        third = [r["id"] for r in dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)]
     assert sorted(third) == sorted(one.id for one in ITEMS)
 
 
@@ -272,20 +279,20 @@ def test_the_state_is_the_sum_and_counters_outlive_their_workers() -> None:
         return worker == 0 and fleet.starts[0] == 1 and fleet.done[0] > 8
 
     fleet = Fake(2, dies)
-    with Pool(fleet, ["a", "b"]) as pool:
+    with Dispatcher(fleet) as dispatcher:
         states = (State(slots=3, kv_bytes=10, generated_tokens=5, withdrawals=1),)
         states += (State(slots=2, kv_bytes=7, generated_tokens=6, withdrawals=2),)
         states[1].notes.append("16 slots")
-        records = pool.records(iter(ITEMS), run=RUN, draining=lambda: False)
+        records = dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)
         next(records)
-        fleet.reports += [(0, Stands(states[0])), (1, Stands(states[1]))]
+        fleet.reports += [(0, Status(states[0])), (1, Status(states[1]))]
         next(records), next(records), next(records)
-        now = pool.state
+        now = dispatcher.state
         assert (now.slots, now.kv_bytes, now.generated_tokens, now.withdrawals) == (5, 17, 11, 3)
-        assert list(now.notes) == ["b: 16 slots"]
+        assert list(now.notes) == ["worker 1: 16 slots"]
         list(records)
         assert fleet.starts[0] == 2
-        now = pool.state
+        now = dispatcher.state
         assert (now.slots, now.kv_bytes, now.generated_tokens, now.withdrawals) == (0, 0, 11, 3)
 
 
@@ -309,7 +316,7 @@ def test_an_error_stays_what_it_is_on_its_way(error: Exception) -> None:
             error.cause,
             error.hint,
         )
-    assert "test_pool.py" in again.__notes__[0]
+    assert "test_dispatcher.py" in again.__notes__[0]
 
 
 def test_an_error_that_cant_be_sent_keeps_its_words() -> None:

@@ -13,22 +13,22 @@ from workers import RUN, job
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
-from mvw_cli.batch.workers import serving
+from mvw_cli.batch.workers import worker as module
 from mvw_cli.batch.workers.messages import (
+    Assign,
     Begin,
     Broken,
-    Died,
     Done,
     Drain,
     End,
     Ended,
-    Give,
+    Exited,
     Loaded,
     Report,
-    Stands,
-    Wants,
+    RequestItems,
+    Status,
 )
-from mvw_cli.batch.workers.serving import AHEAD, Serving
+from mvw_cli.batch.workers.worker import QUEUED, RemoteWorker
 from mvw_cli.errors import ModelProblem
 
 
@@ -39,6 +39,9 @@ class Stub:
 
     def __init__(self, job: object) -> None:
         self.state = State()
+
+    def __enter__(self) -> Stub:
+        return self
 
     def records(
         self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
@@ -57,10 +60,10 @@ class Stub:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> tuple[Serving, list[Report], threading.Thread]:
-    monkeypatch.setattr(serving, "Worker", Stub)
+def said(monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteWorker, list[Report], threading.Thread]:
+    monkeypatch.setattr(module, "Worker", Stub)
     reports: list[Report] = []
-    worker = Serving(job(), reports.append, every_s=30.0)
+    worker = RemoteWorker(job(), reports.append, every_s=30.0)
     thread = threading.Thread(target=worker.work, daemon=True)
     thread.start()
     return worker, reports, thread
@@ -80,17 +83,17 @@ def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> 
     for run in (RUN, "f" * 16):  # it can be told to begin again
         before = len(reports)
         worker.deliver(Begin(run))
-        worker.deliver(Give(item("a")))
-        worker.deliver(Give(item("b")))
+        worker.deliver(Assign(item("a")))
+        worker.deliver(Assign(item("b")))
         worker.deliver(End())
         wait_for(reports, Ended, 1 if run == RUN else 2)
         new = [report for report in reports[before:] if not isinstance(report, Loaded)]
         assert [r.record["id"] for r in new if isinstance(r, Done)] == ["a", "b"]
         assert {r.record["run"] for r in new if isinstance(r, Done)} == {run}
-        assert sum(r.count for r in new if isinstance(r, Wants)) == AHEAD + 2
-        (stands,) = (r for r in new if isinstance(r, Stands))
-        assert stands.state.generated_tokens == 6
-        assert list(stands.state.notes) == ["a", "b"]
+        assert sum(r.count for r in new if isinstance(r, RequestItems)) == QUEUED + 2
+        (status,) = (r for r in new if isinstance(r, Status))
+        assert status.state.generated_tokens == 6
+        assert list(status.state.notes) == ["a", "b"]
         assert isinstance(new[-1], Ended)
     assert reports[0] == Loaded("c0ffee")
     assert thread.is_alive()
@@ -107,9 +110,9 @@ def test_it_drains(said: Any) -> None:
 def test_a_lost_device_is_a_death_and_all_else_is_an_error(said: Any) -> None:
     worker, reports, thread = said
     worker.deliver(Begin(RUN))
-    worker.deliver(Give(item("a", "device")))
-    (died,) = wait_for(reports, Died)
-    assert died == Died("lost its device: CUDA error: an illegal address")
+    worker.deliver(Assign(item("a", "device")))
+    (died,) = wait_for(reports, Exited)
+    assert died == Exited("lost its device: CUDA error: an illegal address")
     thread.join(10)
     assert not thread.is_alive()
 
@@ -117,9 +120,9 @@ def test_a_lost_device_is_a_death_and_all_else_is_an_error(said: Any) -> None:
 def test_an_error_of_serving_is_sent_with_where_it_came_from(said: Any) -> None:
     worker, reports, thread = said
     worker.deliver(Begin(RUN))
-    worker.deliver(Give(item("a", "model")))
+    worker.deliver(Assign(item("a", "model")))
     (broken,) = wait_for(reports, Broken)
     assert isinstance(broken.error, ModelProblem) and not broken.loading
-    assert "test_far_end.py" in broken.error.__notes__[0]
+    assert "test_remote_worker.py" in broken.error.__notes__[0]
     thread.join(10)
     assert not thread.is_alive()

@@ -1,59 +1,36 @@
 """One process for each GPU of this machine; on a CPU, as many as are asked for.
 
 Each has a pipe of its own, so that one that is killed while it writes harms no other's messages;
-they are spawned, since CUDA does not survive a fork. What they say to each other is in
-`messages.py`, and what is done about it in `pool.py`.
+they are spawned, since CUDA does not survive a fork. A process lives as long as its parent does:
+when the pipe closes, it ends at once, whatever it is doing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from mvw_cli.batch.workers import child
-from mvw_cli.batch.workers.child_process import how_it_ended, undisturbed
-from mvw_cli.batch.workers.messages import Died, Order, Report
-from mvw_cli.batch.workers.pool import Pool
-from mvw_cli.batch.workers.worker import Job
+from mvw_cli.batch.workers.messages import Exited, Order, Report
+from mvw_cli.batch.workers.worker import Job, RemoteWorker, share_threads
 from mvw_cli.errors import UsageProblem
+from mvw_cli.machine import facts
+from mvw_cli.machine.child_process import be_quiet, exit_now, exit_reason, signals_blocked
 
 _REAP_S = 5.0
-
-
-class Processes(Pool):
-    """Serves items in several processes of this machine.
-
-    Args:
-        workers: how many.
-
-    Raises:
-        UsageProblem: there are not so many devices.
-    """
-
-    def __init__(self, job: Job, workers: int) -> None:
-        chosen = devices(job, workers)
-        sharers = chosen.count("cpu") or 1
-        jobs = [replace(job.on(device), sharers=sharers) for device in chosen]
-        names = [
-            f"worker {number} ({device})" if device == "cpu" else device
-            for number, device in enumerate(chosen)
-        ]
-        super().__init__(_Pipes(jobs), names)
+_STATUS_EVERY_S = 0.2
 
 
 def devices(job: Job, workers: int) -> list[str]:
-    """Choose a device for each worker; this imports PyTorch.
+    """Choose a device for each worker.
 
     Raises:
         UsageProblem: there are not so many devices, or the profile asks for a single one.
     """
-    from mvw_cli.machine.facts import gpu_count
-
-    asked, gpus = job.profile.device, gpu_count()
+    asked, gpus = job.profile.device, facts.gpu_count()
     if asked == "cpu" or (asked == "auto" and not gpus and not _has_mps()):
         return ["cpu"] * workers
     if workers == 1:
@@ -80,23 +57,35 @@ def devices(job: Job, workers: int) -> list[str]:
     return [f"cuda:{number}" for number in range(workers)]
 
 
-class _Pipes:
-    """A fleet of processes."""
+class LocalProcesses:
+    """A launcher of several processes on this machine, with a pipe to each.
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
+    Raises:
+        UsageProblem: as `devices`.
+    """
+
+    def __init__(self, job: Job, workers: int) -> None:
+        self._devices = devices(job, workers)
+        sharers = self._devices.count("cpu") or 1
+        self._jobs = [replace(job.on(device), sharers=sharers) for device in self._devices]
         self._context = get_context("spawn")
         self._running: dict[int, tuple[SpawnProcess, Connection]] = {}
+
+    def open(self) -> list[str]:
+        return [
+            f"worker {number} ({device})" if device == "cpu" else device
+            for number, device in enumerate(self._devices)
+        ]
 
     def start(self, worker: int) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=child.main,
+            target=child_main,
             args=(theirs, self._jobs[worker], len(self._jobs)),
             name=f"mvw-worker-{worker}",
         )
         try:
-            with undisturbed():
+            with signals_blocked():
                 process.start()
         finally:
             theirs.close()  # else its end would not be noticed
@@ -115,7 +104,7 @@ class _Pipes:
             try:
                 report = pipe.recv()
             except (EOFError, OSError):
-                report = Died(self._reap(numbers[pipe]))
+                report = Exited(self._reap(numbers[pipe]))
             reports.append((numbers[pipe], report))
         return reports
 
@@ -130,7 +119,7 @@ class _Pipes:
             self._reap(worker, kill=True)
 
     def _reap(self, worker: int, kill: bool = False) -> str:
-        """Wait for the end of a process, and say what it was."""
+        """Wait for the end of a process, and describe it."""
         process, pipe = self._running.pop(worker)
         pipe.close()
         if not kill:
@@ -140,7 +129,38 @@ class _Pipes:
             process.join()
         code = process.exitcode or 0
         process.close()
-        return how_it_ended(code)
+        return exit_reason(code)
+
+
+def child_main(pipe: Connection, job: Job, workers: int) -> None:
+    """Serve what comes through the pipe: the worker's process.
+
+    Args:
+        workers: that many share the cores of this machine.
+    """
+    be_quiet()
+    lock = threading.Lock()
+
+    def send(report: Report) -> None:
+        try:
+            with lock:
+                pipe.send(report)
+        except OSError:
+            exit_now()
+
+    remote = RemoteWorker(job, send, every_s=_STATUS_EVERY_S)
+
+    def listen() -> None:
+        while True:
+            try:
+                order = pipe.recv()
+            except (EOFError, OSError):
+                return exit_now()
+            remote.deliver(order)
+
+    threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
+    share_threads(workers)
+    remote.work()
 
 
 def _has_mps() -> bool:
