@@ -163,7 +163,7 @@ def survey(
     """
     policy, spec = withdrawal_policy(profile), model_spec(profile)
     adapter = load_adapter(profile.adapter)
-    sizes = [found for item in items if (found := _sizes(item, profile)) is not None]
+    sizes = [size for item in items if (size := _sizes(item, profile)) is not None]
     try:
         config = adapter.shape(spec)
         shape = shape_of(adapter, config)

@@ -18,7 +18,7 @@ from typing import Literal, Protocol, Self
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import Record, State
-from mvw_cli.batch.source.background import Reader
+from mvw_cli.batch.source.background import Reader, Task
 from mvw_cli.batch.store.record import failure
 from mvw_cli.batch.workers.messages import (
     Assign,
@@ -214,7 +214,7 @@ class Dispatcher:
             # In a thread, since the iterator may read files to find out what is done already.
             with Reader(
                 items,
-                lambda task: (task.item, 0),
+                _fetched,
                 threads=1,
                 ahead=_QUEUED,
                 name="mvw-feeder",
@@ -385,6 +385,11 @@ class Dispatcher:
             self.state.kv_allocated_bytes_peak,
             sum(state.kv_allocated_bytes_peak for state in states),
         )
+
+
+def _fetched(task: Task) -> tuple[Item, int]:
+    assert task.item is not None
+    return task.item, 0
 
 
 def _killed(deaths: int, reason: str) -> MvwError:
