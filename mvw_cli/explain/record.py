@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from mvw_cli.bench.quality.attention import MOST_LAYERS, spread
+from mvw_cli.bench.quality.attention import MOST_LAYERS, Recorded, spread
 from mvw_cli.engine.types import Request
-from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
+from mvw_cli.policy import Signals, StepView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,15 @@ class Record:
     """Those that `Step.mass` is the mean of."""
     steps: list[Step] = field(default_factory=list)
 
+    def signals(self, layers: tuple[int, ...], asked: Signals) -> Signals:
+        """Ask for the weights of the layers that are recorded."""
+        self.layers = tuple(spread(layers, MOST_LAYERS)) if layers else ()
+        mass = asked.mass
+        if self.measure == "cross-attention" and not mass:
+            mass = self.layers
+        self.mass_layers = mass if self.measure == "cross-attention" else self.layers
+        return replace(asked, mass=mass, weights=tuple(sorted({*asked.weights, *self.layers})))
+
     def take(self, view: StepView) -> None:
         """Keep what was looked at for one token."""
         found = {
@@ -88,53 +97,9 @@ class Record:
         self.steps.append(Step(mass, found))
 
 
-@dataclass(frozen=True)
-class Watched(WithdrawalPolicy):
-    """A policy, and a record of what it withdraws the vision from."""
-
-    name: ClassVar[str] = "watched"
-
-    policy: WithdrawalPolicy
-    record: Record
-
-    def begin(self) -> Decide:
-        decide = self.policy.begin()
-
-        def watched(view: StepView) -> Any:
-            self.record.take(view)
-            return decide(view)
-
-        return watched
-
-    def begin_prefill(self) -> Select | None:
-        return self.policy.begin_prefill()
-
-    def begin_attending(self) -> Attend | None:
-        return self.policy.begin_attending()
-
-    def signals(self, layers: tuple[int, ...]) -> Signals:
-        asked, record = self.policy.signals(layers), self.record
-        record.layers = tuple(spread(layers, MOST_LAYERS)) if layers else ()
-        mass = asked.mass
-        if record.measure == "cross-attention" and not mass:
-            mass = record.layers
-        record.mass_layers = mass if record.measure == "cross-attention" else record.layers
-        weights = tuple(sorted({*asked.weights, *record.layers}))
-        return replace(asked, mass=mass, weights=weights, last=True)
-
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        return self.policy.prefill_weights(layers)
-
-    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        return self.policy.attending_layer(layers)
-
-    def describe(self) -> str:
-        return self.policy.describe()
-
-
 def watched(request: Request) -> tuple[Request, Record]:
     """Let a request be watched; return it with the record that its run will fill."""
     layout = request.layout
     beside = layout.cross_entries is not None
     record = Record("cross-attention" if beside else "attention", layout.vision_tokens)
-    return replace(request, policy=Watched(request.policy, record)), record
+    return replace(request, policy=Recorded(request.policy, record)), record

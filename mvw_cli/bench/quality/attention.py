@@ -1,35 +1,95 @@
 """How much of the attention goes to vision tokens, token by token, while a model answers.
 
-The picture is figure 1 of "Reasoning with Fewer Eyes", for the user's own image and model. The
-attention function that serves the model keeps serving it. Beside it, in some layers and for the
-newest query alone, the weights are computed once more, summed over the vision tokens and let go.
+The picture is figure 1 of "Reasoning with Fewer Eyes", for the user's own image and model. The run
+is that of `mvw infer`, with the same passes and the same tokens: a recorder is put around the
+policy, and asks the engine's attention probe for what each newest query attends to.
 
 Models that read vision by cross-attention have no such share: in those layers all of it goes to
 vision. What such a layer adds to the newest token's hidden state is told instead.
-
-It does not know withdrawal: it looks at what withdrawal would take away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any, ClassVar, Protocol
+
+from transformers import DynamicCache
 
 from mvw_cli.bench.documents import AttentionMass
+from mvw_cli.bench.measure.job import ItemSpec
 from mvw_cli.bench.quality.asking import ask
+from mvw_cli.engine.cross_attention import cross_attention_layers
+from mvw_cli.engine.exact import sliding_windows
 from mvw_cli.engine.types import Failed, GenerationSettings, Request
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mvw_cli.bench.measure.job import ItemSpec
-    from mvw_cli.bench.quality.attention_watch import Watch
-    from mvw_cli.session import Session
+from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
+from mvw_cli.session import Session
 
 MOST_LAYERS = 12
+
+
+class Recorder(Protocol):
+    """Keeps what the queries of a run attend to."""
+
+    def signals(self, layers: tuple[int, ...], asked: Signals) -> Signals:
+        """Add to what the policy asks for what is to be recorded."""
+
+    def take(self, view: StepView) -> None:
+        """Keep what was attended to for one token."""
+
+
+@dataclass(frozen=True)
+class Recorded(WithdrawalPolicy):
+    """A policy that decides as it does alone, with a recorder that is shown every token."""
+
+    name: ClassVar[str] = "recorded"
+
+    policy: WithdrawalPolicy
+    recorder: Recorder
+
+    def begin(self) -> Decide:
+        decide = self.policy.begin()
+
+        def recorded(view: StepView) -> Any:
+            self.recorder.take(view)
+            return decide(view)
+
+        return recorded
+
+    def begin_prefill(self) -> Select | None:
+        return self.policy.begin_prefill()
+
+    def begin_attending(self) -> Attend | None:
+        return self.policy.begin_attending()
+
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        return replace(self.recorder.signals(layers, self.policy.signals(layers)), last=True)
+
+    def prefill_weights(self, layers: int) -> tuple[int, ...]:
+        return self.policy.prefill_weights(layers)
+
+    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
+        return self.policy.attending_layer(layers)
+
+    def describe(self) -> str:
+        return self.policy.describe()
+
+
+@dataclass(slots=True)
+class _Masses:
+    """Records the mass of each of some layers."""
+
+    layers: tuple[int, ...]
+    found: list[list[float]] = field(default_factory=list)
+    """By token and layer."""
+
+    def signals(self, layers: tuple[int, ...], asked: Signals) -> Signals:
+        return replace(asked, mass=self.layers)
+
+    def take(self, view: StepView) -> None:
+        masses = view.masses or {}
+        self.found.append([masses.get(layer, 0.0) for layer in self.layers])
 
 
 def attention_mass(
@@ -46,7 +106,7 @@ def attention_mass(
     Args:
         settings: how tokens are chosen; the session's own without it.
         output_ids: the answer, where it is known already: it is read instead of being chosen.
-        layers: which layers to look at; all without it, or 12 that are evenly spaced.
+        layers: which layers to probe; all without it, or 12 that are evenly spaced.
         tick: called before every token; what it raises ends the measurement.
 
     Raises:
@@ -69,43 +129,53 @@ def mass_of(
 ) -> AttentionMass:
     """Serve an encoded request alone and say where its attention goes; see `attention_mass`.
 
-    Cost, counted: in each watched layer a step reads the keys once more and makes one weight in
-    float32 for each query head and entry, a few times over; 8 bytes stay for each token and
-    layer. The first token comes out of the prefill, whose last query counts for it.
+    In each probed layer a step reads the keys once more and makes one weight in float32 for each
+    query head and entry. The first token comes out of the prefill, whose last query counts for it.
     """
-    from mvw_cli.bench.quality.attention_watch import Watch
-    from mvw_cli.engine.cross_attention import cross_attention_layers
-
     if not request.layout.vision_tokens:
         raise ValueError("the request holds no vision tokens")
-    model = session.loaded.model
-    cross_layers = cross_attention_layers(model) if request.layout.cross_entries is not None else ()
-    holding = cross_layers or tuple(range(model.config.get_text_config().num_hidden_layers))
-    chosen = spread(holding) if layers is None else list(layers)
+    model, cross = session.loaded.model, request.layout.cross_entries is not None
+    text = model.config.get_text_config()
+    holding = (
+        tuple(cross_attention_layers(model)) if cross else tuple(range(text.num_hidden_layers))
+    )
+    chosen = tuple(spread(holding) if layers is None else layers)
     if not chosen or not set(chosen) <= set(holding):
-        raise ValueError(f"layers {chosen} are not all among those that hold vision, {holding}")
-    tokens = len(request.forced) if request.forced else request.settings.max_new_tokens
-    watch = Watch(chosen, tokens, request.layout.entries, model.get_decoder())
-    with session.serving() as slots, ExitStack() as stack:
-        if cross_layers:
-            stack.enter_context(_adding(model, chosen, watch))
-        else:
-            stack.enter_context(beside(model, watch.see))
+        raise ValueError(
+            f"layers {list(chosen)} are not all among those that hold vision, {holding}"
+        )
+    recorder = _Masses(chosen)
+    with session.serving() as slots:
         tick()
-        events = slots.admit(request)
+        events = slots.admit(replace(request, policy=Recorded(request.policy, recorder)))
         while slots.active:
             tick()
             events += slots.step()
             if isinstance(events[-1], Failed):
                 raise events[-1].error
-    by_layer, uniform = watch.figures()
+    windows = [sliding_windows(DynamicCache(config=text))[layer] for layer in chosen]
     return AttentionMass(
-        layers=chosen,
-        mass=_mean(by_layer),
-        by_layer=by_layer,
-        vision_share_of_entries=[] if cross_layers else _mean(uniform),
-        measure="cross-attention" if cross_layers else "attention",
+        layers=list(chosen),
+        mass=[fmean(masses) for masses in recorder.found],
+        by_layer=[list(layer) for layer in zip(*recorder.found, strict=True)],
+        vision_share_of_entries=[]
+        if cross
+        else [_uniform(request, read, windows) for read in range(len(recorder.found))],
+        measure="cross-attention" if cross else "attention",
     )
+
+
+def _uniform(request: Request, read: int, windows: Sequence[int | None]) -> float:
+    """Compute the share of vision among what a query may attend to, mean over the layers.
+
+    Args:
+        read: generated tokens before the query's own.
+        windows: by layer, as `sliding_windows` has them.
+    """
+    entries = request.layout.entries
+    length = len(entries) + read
+    starts = [0 if window is None else max(0, length - window) for window in windows]
+    return fmean(int(entries[start:].sum()) / (length - start) for start in starts)
 
 
 def spread(layers: Sequence[int], most: int = MOST_LAYERS) -> list[int]:
@@ -113,57 +183,3 @@ def spread(layers: Sequence[int], most: int = MOST_LAYERS) -> list[int]:
     if len(layers) <= most:
         return list(layers)
     return [layers[round(place * (len(layers) - 1) / (most - 1))] for place in range(most)]
-
-
-See = Callable[..., None]
-"""Gets what the attention function got, and the weights that it returned or None."""
-
-
-@contextmanager
-def beside(model: Any, see: See) -> Iterator[None]:
-    """Let `see` look at each attention call of the language model, after it has been served.
-
-    It is put around the function under which the model is served now, and taken off again.
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
-
-    name = model.config.get_text_config()._attn_implementation
-    normal = ALL_ATTENTION_FUNCTIONS[name]
-
-    def watched(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        attended: tuple[Tensor, Tensor | None] = normal(module, query, key, value, mask, **options)
-        see(module, query, key, mask, attended[1], options.get("scaling"))
-        return attended
-
-    try:
-        AttentionInterface.register(name, watched)
-        yield
-    finally:
-        AttentionInterface.register(name, normal)
-
-
-@contextmanager
-def _adding(model: Any, layers: Sequence[int], watch: Watch) -> Iterator[None]:
-    """Let the watch see what goes into cross-attention layers and what comes out."""
-    with ExitStack() as stack:
-        for number in layers:
-            layer = model.get_decoder().layers[number]
-            hook = partial(_added, number, watch)
-            stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
-        yield
-
-
-def _added(
-    number: int, watch: Watch, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-) -> None:
-    from mvw_cli.engine.attention_probe import share_added
-
-    before = args[0] if args else kwargs["hidden_states"]  # (1, T, D)
-    watch.note(number, share_added(before[0, -1], out[0, -1]), 0.0)
-
-
-def _mean(rows: list[list[float]]) -> list[float]:
-    """Mean over the layers, token by token."""
-    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
