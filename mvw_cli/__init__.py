@@ -37,8 +37,8 @@ _HOMES = {
     "Withdraw": "mvw_cli.policy",
     "WithdrawalPolicy": "mvw_cli.policy",
     "hookimpl": "mvw_cli.hookspecs",
-    "locate_weights": "mvw_cli.machine.weights",
-    "on_the_hub": "mvw_cli.machine.weights",
+    "locate_weights": "mvw_cli.machine.facts",
+    "on_the_hub": "mvw_cli.machine.facts",
     "parse_stages": "mvw_cli.stages",
     "parse_thinking": "mvw_cli.stages",
 }
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from mvw_cli.errors import OutOfMemory as OutOfMemory
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
-    from mvw_cli.machine.weights import locate_weights as locate_weights
-    from mvw_cli.machine.weights import on_the_hub as on_the_hub
+    from mvw_cli.machine.facts import locate_weights as locate_weights
+    from mvw_cli.machine.facts import on_the_hub as on_the_hub
     from mvw_cli.policy import Attend as Attend
     from mvw_cli.policy import AttendView as AttendView
     from mvw_cli.policy import Decide as Decide

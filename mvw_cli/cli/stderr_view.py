@@ -176,8 +176,7 @@ def loading_progress(model: str, revision: str | None = None) -> Callable[[], st
     Args:
         model: hub id or folder.
     """
-    from mvw_cli.machine.facts import hub_cache
-    from mvw_cli.machine.weights import locate_weights, on_the_hub
+    from mvw_cli.machine.facts import hub_cache, locate_weights, on_the_hub
 
     held = locate_weights(model, revision)
     size = f"{readable_bytes(held.size_bytes)}," if held.size_bytes else ""
