@@ -24,6 +24,7 @@ from mvw_cli import ModelProblem, NotFetched, locate_weights, on_the_hub
 from mvw_hf.loading import model_type, read_config, served_types
 
 OTHERS = "mvw list profiles"
+WITH_PICKLE = "mvw infer IMAGE QUESTION --allow-pickle"
 # What the HTTP library raises on which this version of the hub is built: it has been renamed once.
 _HTTP_ERROR: type[Exception] = vars(errors)["HTTPError"]
 _OF_LOADING = (OSError, ValueError, KeyError, ImportError, SafetensorError, _HTTP_ERROR)
@@ -144,11 +145,10 @@ def _of_the_hub(error: BaseException, name: str, revision: str | None) -> NotFet
             hint=OTHERS,
         )
     if is_a(errors.RevisionNotFoundError):
-        command = ["mvw", "infer", "IMAGE", "QUESTION"]
         return NotFetched(
             f"{name} has no revision {revision}.",
             cause="The hub knows no branch, tag or commit of that name for it.",
-            hint=shlex.join([*command, "--set", "revision=main"]),
+            hint="mvw infer IMAGE QUESTION --set revision=main",
         )
     not_held = is_a(errors.LocalEntryNotFoundError)
     if is_a(errors.OfflineModeIsEnabled) or (not_held and is_offline_mode()):
@@ -226,14 +226,14 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
         return ModelProblem(
             f"{name} has no weights as safetensors.",
             cause="It has pickled weights only, and reading a pickle can run any code in it.",
-            hint=_with_pickle(name),
+            hint=WITH_PICKLE,
         )
     if not held.files and on_the_hub(name):
         # Only the configuration has been fetched: what else the repository has is not known.
         return ModelProblem(
             f"{name} has no weights as safetensors.",
             cause="If it has pickled ones, reading them can run any code in them.",
-            hint=_with_pickle(name),
+            hint=WITH_PICKLE,
         )
     if not held.files:
         return ModelProblem(
@@ -242,10 +242,6 @@ def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
             hint=_download(name),
         )
     return None
-
-
-def _with_pickle(name: str) -> str:
-    return shlex.join(["mvw", "infer", "IMAGE", "QUESTION", "--model", name, "--allow-pickle"])
 
 
 def _download(name: str) -> str:

@@ -15,10 +15,6 @@ _PLENTY = 8
 takes 4 times the memory of one byte, and the rest is for what may be read meanwhile."""
 
 
-class DoesNotFit(OutOfMemory):
-    """The weights are larger than what is free."""
-
-
 def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     """Compare what the weights take with what the device has free.
 
@@ -29,7 +25,7 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
         name: of the adapter, as a profile has it.
 
     Raises:
-        DoesNotFit: they take more.
+        OutOfMemory: they take more.
         NotFetched: the hub does not give the configuration.
     """
     free = _free(spec)
@@ -67,7 +63,7 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     hint = "mvw list profiles"
     if changes is not None:
         hint = installed_first(changes, facts, _command(changes))
-    raise DoesNotFit(
+    raise OutOfMemory(
         f"{spec.model} does not fit into the free memory{where}.",
         cause=f"Its weights take {size} in {placement.held_in}; {readable_bytes(free)} free.",
         hint=hint,
