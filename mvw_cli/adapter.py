@@ -1,7 +1,6 @@
 """The adapter contract: how one family of models is loaded, prompted and read.
 
-An adapter does not generate and does not know about withdrawal policies; the engine does not
-know about adapters. Nothing here imports torch, so that adapters can be listed without it.
+Nothing here imports torch, so that adapters can be listed without it.
 """
 
 from __future__ import annotations
@@ -157,7 +156,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
-        """Say which entries of the prompt are vision tokens."""
+        """Return which entries of the prompt are vision tokens."""
 
     @abstractmethod
     def parse(self, text: str) -> Answer:
@@ -223,7 +222,7 @@ class Adapter(ABC):
     def areas(
         self, loaded: LoadedModel, images: Sequence[Image]
     ) -> Sequence[tuple[float, float, float, float]] | None:
-        """Say where the grid of each image (`VisionLayout.grids`) lies over the picture.
+        """Return where the grid of each image (`VisionLayout.grids`) lies over the picture.
 
         Left, top, right and bottom edge, in parts of the picture's width and height: outside of 0
         to 1 where the grid covers padding too, inside where the picture was cropped. None where
@@ -234,7 +233,7 @@ class Adapter(ABC):
     def patches(
         self, loaded: LoadedModel, inputs: Mapping[str, Tensor], images: Sequence[Image]
     ) -> Sequence[Patch | None] | None:
-        """Say which part of a picture each vision token was made from, in the tokens' order.
+        """Return which part of a picture each vision token was made from, in the tokens' order.
 
         None stands for a token of no place in particular, as one of padding; and for the whole
         where places are not known. Default: what `VisionLayout.grids` and `areas` tell.
@@ -254,7 +253,7 @@ class Adapter(ABC):
         return found
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
-        """Say, one line each, where this question lies outside what the model can answer."""
+        """List, one line each, where this question lies outside what the model can answer."""
         return []
 
 

@@ -1,7 +1,7 @@
 """The withdrawal-policy contract: when vision tokens go, which of them, and at which layers.
 
 A policy is one small frozen dataclass: its fields are its YAML keys and its `--set` names. It
-decides; the engine acts. It does not know the cache, the model or the tokenizer.
+decides; the engine acts.
 
 Three points at which it may speak, each optional:
 
@@ -191,7 +191,7 @@ class WithdrawalPolicy(ABC):
         return None
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
-        """Say what `begin`'s function wants to see.
+        """Return what `begin`'s function wants to see.
 
         Args:
             layers: those that hold vision after the prefill; may be empty.
@@ -199,11 +199,11 @@ class WithdrawalPolicy(ABC):
         return Signals()
 
     def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        """Say before which layers `LayerView.weights` is wanted, of so many decoder layers."""
+        """Return before which layers `LayerView.weights` is wanted, of so many decoder layers."""
         return ()
 
     def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        """Say at which layer the scores for `begin_attending` are taken; None without it.
+        """Return at which layer the scores for `begin_attending` are taken; None without it.
 
         Args:
             layers: as in `signals`.
@@ -223,7 +223,7 @@ class WithdrawalPolicy(ABC):
         return both
 
     def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
-        """Say why this policy makes no sense after those, as a clause; None where it does."""
+        """Return why this policy makes no sense after those, as a clause; None where it does."""
         if any(other.name == self.name for other in before):
             return f"{self.name} is given twice"
         modifier = next((other.name for other in before if other.modifies), None)
@@ -232,14 +232,14 @@ class WithdrawalPolicy(ABC):
         return None
 
     def withdrawal_step(self) -> int | None:
-        """Say after how many tokens no vision is left for certain; None if that is not known.
+        """Return after how many tokens no vision is left for certain; None if that is not known.
 
         Memory is reckoned with it before anything has run.
         """
         return None
 
     def describe(self) -> str:
-        """Say in a few words what the policy does, as `m=16` or `at </CAPTION>`."""
+        """Describe in a few words what the policy does, as `m=16` or `at </CAPTION>`."""
         return repr(self)
 
 

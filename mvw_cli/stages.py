@@ -1,7 +1,6 @@
 """Taking a reasoning model's text apart: tagged stages, or a thinking block before the answer.
 
-Knows the two shapes that such models write, not the models. Text that was cut or is malformed is
-taken apart as far as it goes.
+Text that was cut or is malformed is taken apart as far as it goes.
 """
 
 from __future__ import annotations

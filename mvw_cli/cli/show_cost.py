@@ -150,7 +150,7 @@ def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
             cause="a size is written WIDTHxHEIGHT",
             hint=f"mvw show --cost --image {DEFAULT_IMAGE}",
         )
-    from mvw_cli.images.pixels import fit
+    from mvw_cli.images.reading import fit
 
     return fit((width, height), max_pixels)
 

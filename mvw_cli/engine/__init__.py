@@ -1,14 +1,13 @@
 """The engine: encoded requests in, events out.
 
-It knows models only through transformers' interfaces. It knows no adapter, no terminal and no
-profile, and never prints.
+It serves models through transformers' interfaces alone, and never prints.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from mvw_cli.engine.completion import Completion, summarise
 from mvw_cli.engine.types import (
     Admitted,
+    Completion,
     Event,
     Failed,
     Finished,
@@ -18,6 +17,7 @@ from mvw_cli.engine.types import (
     Restored,
     Token,
     Withdrawn,
+    summarise,
 )
 
 if TYPE_CHECKING:

@@ -1,7 +1,11 @@
 """Which models can be served exactly. The others are refused with a sentence, never served wrongly.
 
-Looks at a model's configuration and at the cache that transformers makes for it. It does not run
-the model; what only shows in a forward pass is caught in `attention.py` and `cache.py`.
+Told from the model's configuration and from the cache that transformers makes for it. What only
+shows in a forward pass is caught in `attention.py` and `cache.py`.
+
+Exact means: the logits of every token are those of one full forward pass in which the withdrawn
+tokens are masked, up to the rounding of a sum in another order (1e-5 in float32). In half precision
+that rounding is larger, and a token whose logit ties with another's may fall the other way.
 """
 
 from __future__ import annotations

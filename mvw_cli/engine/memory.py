@@ -1,7 +1,4 @@
-"""SequenceState out of memory: how it is told from other errors, and what can be given back first.
-
-It does not decide what to do without.
-"""
+"""Running out of memory: how it is told from other errors, and what can be given back first."""
 
 from __future__ import annotations
 

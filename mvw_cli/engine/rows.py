@@ -1,7 +1,7 @@
 """Rows of cache entries of different length in one buffer: what a batched attention call reads.
 
 A `Rows` is one rectangle, as wide as its longest row. It appends, removes, grows and shrinks, and
-counts its bytes. It does not know requests, layers or vision tokens.
+counts its bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Memo = dict[tuple[object, ...], Tensor]
 class Entries:
     """Which sequence positions the entries of one row stand for.
 
-    Entries are never renumbered: after a withdrawal the remaining ones keep the index they had.
+    Entries are never renumbered: after a withdrawal the remaining ones keep the index they had. Each
+    key was rotated by its position when it was made, and attention is a sum over the entries, so
+    where in the buffer an entry lies counts for nothing: compaction may move entries, and what is
+    restored goes to the end. Only a sliding window has to look the index up.
     """
 
     kept: Tensor
@@ -268,7 +271,7 @@ class Rows:
     # -- what the attention needs -----------------------------------------------------------
 
     def attendable(self) -> Tensor | None:
-        """Say which entries each row's newest token may attend to, or None for all.
+        """Mark which entries each row's newest token may attend to; None for all.
 
         # (rows, 1, 1, longest) bool
         """
@@ -280,6 +283,8 @@ class Rows:
             ends = self.on_device(lengths)[:, None]
             visible = torch.arange(longest, device=self.keys.device)[None] < ends
         if self._index is not None and self._reaches_past_window():
+            # By position, not by place: once entries have left the middle, the last `window` places
+            # reach further back than `window` positions.
             assert self.window is not None
             newest = [entry.next_index - 1 for entry in self.entries]
             oldest = self.on_device(newest)[:, None] - self.window
@@ -383,7 +388,7 @@ def _row_room(rows: int) -> int:
 
 
 def _trimmed(room: int, rows: int) -> int:
-    """Say how much of the room for rows is kept for so many."""
+    """Return how much of the room for rows is kept for so many."""
     # A few rows more or less come and go all the time; not each is worth a copy.
     tight = _row_room(rows)
     return room if room - tight < ROW_CHUNK and rows > 1 else tight

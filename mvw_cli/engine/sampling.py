@@ -1,7 +1,4 @@
-"""From logits to token ids: greedy or sampled, one random generator for each request.
-
-Knows nothing about the cache or the text.
-"""
+"""From logits to token ids: greedy or sampled, one random generator for each request."""
 
 from __future__ import annotations
 

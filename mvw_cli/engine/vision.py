@@ -1,7 +1,7 @@
 """Where the vision tokens of one request lie: in the prompt, or among cross-attention states.
 
 Vision tokens are counted 0…N-1. A layer of the cache tells the sequence index of each entry that it
-holds; this module turns one into the other. It does not know which entries are held now.
+holds; this module turns one into the other.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Vision:
     grids: tuple[tuple[int, int], ...] | None
 
     def of(self, indices: Tensor) -> Tensor:
-        """Say which vision tokens some entries are: # (K,) long -> (K,) long, -1 for text."""
+        """Return which vision tokens some entries are: # (K,) long -> (K,) long, -1 for text."""
         found = torch.full_like(indices, -1)
         known = indices < len(self.numbers)
         found[known] = self.numbers[indices[known]]
         return found
 
     def entries(self, tokens: Tensor) -> Tensor:
-        """Say which indices of a layer stand for some vision tokens.
+        """Mark which indices of a layer stand for some vision tokens.
 
         tokens: # (N,) bool. Returned: # (P,) bool, or (N,) bool with cross-attention.
         """

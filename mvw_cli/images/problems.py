@@ -1,7 +1,4 @@
-"""What can be wrong with an image file, each with its cause and a command to type next.
-
-It reads no image: `images.py` finds the fault, this module finds the words.
-"""
+"""The errors of image files, each with its cause and a command to type next."""
 
 from __future__ import annotations
 
@@ -26,17 +23,17 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", "
 
 
 def unopened(path: str, error: OSError | ValueError) -> BadImage:
-    """Say why a path could not be opened or read."""
+    """Explain why a path could not be opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
         return _missing(path)
     if isinstance(error, PermissionError):
         hint = f"chmod +r {shlex.quote(path)}"
         return BadImage(f"Cannot read the image {path}", cause="permission denied", hint=hint)
-    return BadImage(f"Cannot read the image {path}", cause=error.strerror, hint=_look(path))
+    return BadImage(f"Cannot read the image {path}", cause=error.strerror, hint=_identify(path))
 
 
 def is_folder(path: str) -> BadImage:
-    """Say that a path is a folder, and name an image in it."""
+    """Explain that a path is a folder, and name an image in it."""
     try:
         names = os.listdir(path)
     except OSError:
@@ -48,7 +45,7 @@ def is_folder(path: str) -> BadImage:
 
 
 def is_special(path: str) -> BadImage:
-    """Say that a path is a pipe, a socket or a device."""
+    """Explain that a path is a pipe, a socket or a device."""
     return BadImage(
         f"Cannot read an image from {path}",
         cause="it is a pipe or a device, not a file",
@@ -57,7 +54,7 @@ def is_special(path: str) -> BadImage:
 
 
 def empty(name: str) -> BadImage:
-    """Say that there are no bytes."""
+    """Explain that there are no bytes."""
     return BadImage(
         f"{_what(name)} is empty",
         cause="it has 0 bytes",
@@ -66,7 +63,7 @@ def empty(name: str) -> BadImage:
 
 
 def unidentified(name: str, data: bytes) -> BadImage:
-    """Say that no decoder knows the bytes."""
+    """Explain that no decoder knows the bytes."""
     if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP" or data[4:12] == b"ftypavif":
         return damaged(name, "it ends within its header")
     if data[4:12] in _HEIF:
@@ -77,11 +74,13 @@ def unidentified(name: str, data: bytes) -> BadImage:
             hint=f"heif-convert {shlex.quote(name)} {shlex.quote(target)}",
         )
     known = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF nor JPEG 2000"
-    return BadImage(f"{_what(name)} is not an image", cause=f"neither {known}", hint=_look(name))
+    return BadImage(
+        f"{_what(name)} is not an image", cause=f"neither {known}", hint=_identify(name)
+    )
 
 
 def damaged(name: str, cause: str) -> BadImage:
-    """Say that decoding failed."""
+    """Explain that decoding failed."""
     return BadImage(
         f"{_what(name)} is cut short or damaged",
         cause=cause or "its decoder gave up",
@@ -90,7 +89,7 @@ def damaged(name: str, cause: str) -> BadImage:
 
 
 def too_many_pixels(name: str) -> BadImage:
-    """Say that the header announces more pixels than are safe to decode."""
+    """Explain that the header announces more pixels than are safe to decode."""
     return BadImage(
         f"{_what(name)} is too large to decode safely",
         cause=f"it has more pixels than the limit of {PIXEL_LIMIT:,}",
@@ -99,22 +98,22 @@ def too_many_pixels(name: str) -> BadImage:
 
 
 def too_many_bytes(name: str) -> BadImage:
-    """Say that a file is larger than any image."""
+    """Explain that a file is larger than any image."""
     return BadImage(
         f"{_what(name)} is too large for an image",
         cause=f"it has more bytes than the limit of {FILE_LIMIT:,}",
-        hint=_look(name),
+        hint=_identify(name),
     )
 
 
 def out_of_memory(name: str, size: tuple[int, int]) -> BadImage:
-    """Say that memory ran out while decoding."""
+    """Explain that memory ran out while decoding."""
     cause = f"too little memory for {size[0]}×{size[1]} pixels"
     return BadImage(f"{_what(name)} cannot be decoded", cause=cause, hint=_shrink(name))
 
 
 def infer(path: str) -> str:
-    """A command that asks about another image."""
+    """Return a command that asks about another image."""
     return f'mvw infer {shlex.quote(path)} "What is in the picture?"'
 
 
@@ -145,8 +144,8 @@ def _what(name: str) -> str:
     return "Standard input" if name == "-" else f"The file {name}"
 
 
-def _look(name: str) -> str:
-    """A command that tells what the bytes really are."""
+def _identify(name: str) -> str:
+    """Return a command that tells what the bytes really are."""
     return "mvw infer --help" if name == "-" else f"file {shlex.quote(name)}"
 
 
@@ -155,7 +154,7 @@ def _shrink(name: str) -> str:
 
 
 def _python(name: str, setting: str, action: str, suffix: str) -> str:
-    """A command with which a user who trusts the file saves what Pillow can make of it."""
+    """Return a command with which a user who trusts the file saves what Pillow makes of it."""
     if name == "-":
         return "mvw infer --help"
     target = f"{os.path.splitext(name)[0]}-{suffix}.png"

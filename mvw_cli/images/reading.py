@@ -1,13 +1,13 @@
 """Image files as people have them, read into the RGB that every processor takes.
 
-Whatever cannot be read is a `BadImage` with a cause and a way out. This module knows nothing of
-models: scaling to what a model wants is its processor's business.
+Whatever cannot be read is a `BadImage` with a cause and a way out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 import threading
@@ -18,7 +18,6 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mvw_cli.images import problems
-from mvw_cli.images.pixels import fit, to_rgb
 
 # Pillow's other formats are rarer than they are dangerous: EPS, for one, runs Ghostscript. The
 # second row costs an import of every decoder, so it is tried only after the first.
@@ -110,7 +109,7 @@ def open_image(
 
 
 def upright_size(data: bytes, name: str) -> tuple[int, int]:
-    """Say how wide and high an image is once it stands upright; its pixels are not decoded.
+    """Return how wide and high an image is once it stands upright; its pixels are not decoded.
 
     Raises:
         BadImage: the bytes are no image, or one above the pixel limit.
@@ -197,8 +196,72 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _turns(image: Image.Image) -> bool:
-    """Say whether width and height change places on the way."""
+    """Whether width and height change places on the way."""
     try:
         return image.getexif().get(_ORIENTATION, 1) in range(5, 9)
     except Exception:  # as in _upright
         return False
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image to 8-bit RGB: transparency goes on white, deep greys are scaled."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no direct way from La to RGBA
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def fit(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
+    """Scale a size down to at most so many pixels; the aspect ratio stays, no side drops below 1.
+
+    Raises:
+        ValueError: `max_pixels` is below 1.
+    """
+    width, height = size
+    if max_pixels is None or width * height <= max_pixels:
+        return size
+    if max_pixels < 1:
+        raise ValueError("max_pixels must be 1 or more")
+    scale = math.sqrt(max_pixels / (width * height))
+    width, height = max(1, int(width * scale)), max(1, int(height * scale))
+    if width == 1 or height == 1:  # a side held at 1 has given too little: the other gives more
+        return min(width, max_pixels), min(height, max_pixels)
+    return width, height
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float greys to 8 bits; `convert` would clip them at 255."""
+    import numpy as np  # here, because few images need it
+
+    values = np.asarray(image).astype(np.float32)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = _grey_range(image, low, high)
+    scaled = (values - low) * (255 / ((high - low) or 1))
+    grey = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255).round()
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        grey[values == hidden] = 255  # the grey that a 16-bit PNG declares transparent
+    return Image.fromarray(grey.astype("uint8"))
+
+
+def _grey_range(image: Image.Image, low: float, high: float) -> tuple[float, float]:
+    """Return which values are black and white, given the lowest and the highest that occur.
+
+    Only 16-bit files say so themselves. For the others the smallest usual range that holds all
+    values is taken, and the image's own range where none does.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return 0, 65535
+    usual = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    for top in usual:
+        if low >= 0 and high <= top:
+            return 0, top
+    return low, high

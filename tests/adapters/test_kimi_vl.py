@@ -22,7 +22,7 @@ from processes import Ran
 from torch import Tensor
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec, UsageProblem
-from mvw_cli.images.pixels import fit
+from mvw_cli.images.reading import fit
 from mvw_cli.oracle.equivalence import noise, question_of, run
 from mvw_cli.oracle.masked import oracle_logits
 

@@ -14,7 +14,7 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.store.fingerprint import Fingerprint
 from mvw_cli.batch.store.record import dumps, failure, success
 from mvw_cli.batch.store.worklist import WorkList
-from mvw_cli.engine.completion import Completion, Timings, VisionStats, Withdrawal
+from mvw_cli.engine.types import Completion, Timings, VisionStats, Withdrawal
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
 

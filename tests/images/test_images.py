@@ -17,9 +17,8 @@ import pytest
 from PIL import Image
 
 from mvw_cli.errors import BadImage, ExitCode
-from mvw_cli.images.pixels import fit
 from mvw_cli.images.problems import PIXEL_LIMIT
-from mvw_cli.images.reading import open_image
+from mvw_cli.images.reading import fit, open_image
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.source import reading
 from mvw_cli.batch.source.background import Reader, Task
 from mvw_cli.engine.types import Request
-from mvw_cli.images.footprint import pixel_bytes, tensor_bytes
-from mvw_cli.images.pixels import fit
+from mvw_cli.images.reading import fit
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.session import Session
 
@@ -91,11 +90,11 @@ class Prefetcher(Reader[Ready | Unreadable]):
                 begin = time.perf_counter()
                 value = self._encode(task.item, images)
                 ready = Ready(task.item, images, value, read_ms, _ms_since(begin))
-            return ready, pixel_bytes(images) + tensor_bytes(value)
+            return ready, _pixel_bytes(images) + _tensor_bytes(value)
         except BaseException as error:
             if not isinstance(error, Exception):
                 error = RuntimeError(f"{type(error).__name__}: {error}")
-            return Unreadable(task.item, images, error), pixel_bytes(images)
+            return Unreadable(task.item, images, error), _pixel_bytes(images)
 
     def _too_slow(self, task: Task) -> tuple[Unreadable, int] | None:
         assert task.item is not None
@@ -103,7 +102,7 @@ class Prefetcher(Reader[Ready | Unreadable]):
         if len(images) == len(task.item.images):
             return None
         error = reading.too_slow(task.item.images[len(images)], self._timeout_s)
-        return Unreadable(task.item, images, error), pixel_bytes(images)
+        return Unreadable(task.item, images, error), _pixel_bytes(images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +157,26 @@ class Encoder:
 
 def _ms_since(begin: float) -> float:
     return (time.perf_counter() - begin) * 1000
+
+
+def _pixel_bytes(images: Iterable[ImageFile]) -> int:
+    """Bytes of decoded images, in RGB."""
+    return sum(3 * file.size[0] * file.size[1] for file in images)
+
+
+def _tensor_bytes(value: Any, depth: int = 5) -> int:
+    """Bytes of all tensors or arrays in a value, nested in dictionaries, lists and dataclasses."""
+    try:
+        own = value.nbytes
+    except Exception:  # no attribute, or a tensor of a layout that has no such number
+        own = None
+    if isinstance(own, int):
+        return own
+    parts: list[Any] = []
+    if depth and isinstance(value, Mapping):
+        parts = list(value.values())
+    elif depth and isinstance(value, list | tuple):
+        parts = list(value)
+    elif depth and is_dataclass(value):
+        parts = [getattr(value, part.name) for part in fields(value)]
+    return sum(_tensor_bytes(part, depth - 1) for part in parts)

@@ -20,7 +20,7 @@ from mvw_cli.batch.store.jsonl import cannot_write
 from mvw_cli.batch.store.log import RecordIndex
 from mvw_cli.batch.store.reader import LogReader, not_a_log
 from mvw_cli.batch.store.record import TIMINGS, clean
-from mvw_cli.engine.completion import Withdrawal
+from mvw_cli.engine.types import Withdrawal
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable, replacing
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item, item_key
-from mvw_cli.engine.completion import Completion, Timings
+from mvw_cli.engine.types import Completion, Timings
 from mvw_cli.errors import MvwError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli.adapter import Answer
-from mvw_cli.engine.completion import Completion
+from mvw_cli.engine.types import Completion
 from mvw_cli.environment import describe_environment
 
 if TYPE_CHECKING:

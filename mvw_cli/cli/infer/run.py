@@ -18,7 +18,7 @@ from mvw_cli.cli.destination import check_destination, deliver
 from mvw_cli.cli.infer.view import View
 from mvw_cli.cli.process import exit_on_interrupt, mute_libraries
 from mvw_cli.cli.stderr_view import loading_progress
-from mvw_cli.engine.completion import Completion, summarise
+from mvw_cli.engine.types import Completion, summarise
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.store import DEFAULT
 

@@ -7,8 +7,7 @@ figures at the end; elsewhere plain lines. It computes no figure and knows nothi
 from __future__ import annotations
 
 from mvw_cli.cli.stderr_view import BOLD, DIM, StderrView
-from mvw_cli.engine.completion import Completion
-from mvw_cli.engine.types import Event, Finished, Restored, Token, Withdrawn
+from mvw_cli.engine.types import Completion, Event, Finished, Restored, Token, Withdrawn
 from mvw_cli.text import printable, readable_bytes
 
 
