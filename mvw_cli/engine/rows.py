@@ -25,10 +25,10 @@ Memo = dict[tuple[object, ...], Tensor]
 class Entries:
     """Which sequence positions the entries of one row stand for.
 
-    Entries are never renumbered: after a withdrawal the remaining ones keep the index they had. Each
-    key was rotated by its position when it was made, and attention is a sum over the entries, so
-    where in the buffer an entry lies counts for nothing: compaction may move entries, and what is
-    restored goes to the end. Only a sliding window has to look the index up.
+    Entries are never renumbered: after a withdrawal the remaining ones keep the index they had.
+    Each key was rotated by its position when it was made, and attention is a sum over the entries,
+    so where in the buffer an entry lies counts for nothing: compaction may move entries, and what
+    is restored goes to the end. Only a sliding window has to look the index up.
     """
 
     kept: Tensor

@@ -29,7 +29,7 @@ def unopened(path: str, error: OSError | ValueError) -> BadImage:
     if isinstance(error, PermissionError):
         hint = f"chmod +r {shlex.quote(path)}"
         return BadImage(f"Cannot read the image {path}", cause="permission denied", hint=hint)
-    return BadImage(f"Cannot read the image {path}", cause=error.strerror, hint=_identify(path))
+    return BadImage(f"Cannot read the image {path}", cause=error.strerror, hint=_file(path))
 
 
 def is_folder(path: str) -> BadImage:
@@ -74,9 +74,7 @@ def unidentified(name: str, data: bytes) -> BadImage:
             hint=f"heif-convert {shlex.quote(name)} {shlex.quote(target)}",
         )
     known = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF nor JPEG 2000"
-    return BadImage(
-        f"{_what(name)} is not an image", cause=f"neither {known}", hint=_identify(name)
-    )
+    return BadImage(f"{_what(name)} is not an image", cause=f"neither {known}", hint=_file(name))
 
 
 def damaged(name: str, cause: str) -> BadImage:
@@ -102,7 +100,7 @@ def too_many_bytes(name: str) -> BadImage:
     return BadImage(
         f"{_what(name)} is too large for an image",
         cause=f"it has more bytes than the limit of {FILE_LIMIT:,}",
-        hint=_identify(name),
+        hint=_file(name),
     )
 
 
@@ -144,7 +142,7 @@ def _what(name: str) -> str:
     return "Standard input" if name == "-" else f"The file {name}"
 
 
-def _identify(name: str) -> str:
+def _file(name: str) -> str:
     """Return a command that tells what the bytes really are."""
     return "mvw infer --help" if name == "-" else f"file {shlex.quote(name)}"
 
