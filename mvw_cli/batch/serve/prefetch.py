@@ -12,8 +12,7 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.source import reading
 from mvw_cli.batch.source.background import Reader, Task
 from mvw_cli.engine.types import Request
-from mvw_cli.images.reading import fit
-from mvw_cli.images.reading import ImageFile
+from mvw_cli.images.reading import ImageFile, fit
 from mvw_cli.session import Session
 
 
