@@ -17,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 from making import files, hub_table, picture, save_to_disk, write_parquet
+from peak_memory import run_measured
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source import table
@@ -334,18 +335,15 @@ def test_a_large_row_group_is_not_held_at_once(tmp_path: Path) -> None:
     content = pa.table({"image": [noise[n:] + noise[:n] for n in range(80)]})  # 80 MiB
     path = write_parquet(tmp_path / "t.parquet", content, row_group_size=80, compression="none")
     code = """
-import resource, sys
+from peak_memory import peak_kib
 from mvw_cli.batch.source.table import Cells
-reader, peak = Cells(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+reader = Cells()
 reader.cell(sys.argv[1], 0, "image")
-before = peak()
+before = peak_kib()
 assert all(len(reader.cell(sys.argv[1], row, "image")) == 1 << 20 for row in range(80))
-print(peak() - before)
+print(peak_kib() - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < 40 << 10, "KiB beyond the first batch"
+    assert run_measured(code, path) < 40 << 10, "KiB beyond the first batch"
 
 
 def test_images_of_a_table_in_several_threads(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from peak_memory import run_measured
 from PIL import Image
 
 from mvw_cli.batch.items import ImageRef, Item
@@ -144,22 +144,20 @@ def test_20_000_files_are_listed_in_little_memory(tmp_path: Path) -> None:
     for number in range(20_000):
         os.close(os.open(tmp_path / f"{number:050}.png", os.O_CREAT | os.O_WRONLY))
     code = """
-import resource, sys
+from peak_memory import peak_kib
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.spec import Source
 from mvw_cli.batch.store.worklist import WorkList
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source = Source((sys.argv[1],), "?")
 WorkList(list_items(source), limit=1)
-before = peak()
+before = peak_kib()
 worklist = WorkList(list_items(source))
 assert [item.id[-9:] for item in worklist] == [f"{n:05}.png" for n in range(20_000)]
-print(peak() - before)
+print(peak_kib() - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    assert run_measured(code, tmp_path) < 12 * 1024, (
+        "KiB: the names of one folder are held, no more"
     )
-    assert int(done.stdout) < 12 * 1024, "KiB: the names of one folder are held, no more"
 
 
 # --- what is not there ---

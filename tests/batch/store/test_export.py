@@ -6,7 +6,6 @@ import csv
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from docs_pages import rows, section
 from hints import parse_hint
+from peak_memory import run_measured
 from records import QUESTION, RUN, completion, digest, failed, image, ok, write
 
 from mvw_cli.adapter import Answer
@@ -355,34 +355,29 @@ def test_the_log_of_a_table_lies_beside_it() -> None:
 
 
 MEMORY = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+from peak_memory import peak_kib
 from records import ok
 import pyarrow.parquet
 from mvw_cli.batch.store.export import export
 from mvw_cli.batch.store.record import dumps
-log, table = Path(sys.argv[2], "log.jsonl"), Path(sys.argv[2], "t" + sys.argv[3])
+log, table = Path(sys.argv[1], "log.jsonl"), Path(sys.argv[1], "t" + sys.argv[2])
 line = dumps(ok("NAME", text="word " * 1000))
 with log.open("wb") as file:
-    for number in range(int(sys.argv[4])):
+    for number in range(int(sys.argv[3])):
         file.write(line.replace(b"NAME", str(number).encode()))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert export(log, table) == int(sys.argv[4])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+before = peak_kib()
+assert export(log, table) == int(sys.argv[3])
+print(peak_kib() - before)
 """
 
 
 @both
 def test_memory_is_flat(tmp_path: Path, suffix: str) -> None:
     """60 MB of records more, and the process takes no more memory."""
-    grown_mib = []
-    for count in ("3000", "9000"):
-        words = [sys.executable, "-c", MEMORY, str(HELPERS), str(tmp_path), suffix, count]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-        grown_mib.append(int(done.stdout))
+    few, many = (run_measured(MEMORY, tmp_path, suffix, count) for count in (3000, 9000))
     assert (tmp_path / "log.jsonl").stat().st_size > 90e6
-    assert grown_mib[1] - grown_mib[0] < 20
+    assert many - few < 20 * 1024
 
 
 def test_the_columns_are_documented() -> None:

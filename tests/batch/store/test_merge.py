@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from docs_pages import dotted, rows, section
 from hints import parse_hint
+from peak_memory import run_measured
 from processes import Ran
 from records import RUN, digest, failed, fingerprint, item, listed, ok, write
 
@@ -690,31 +691,26 @@ def test_ctrl_c_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 MEMORY = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+from peak_memory import peak_kib
 from records import ok
 from mvw_cli.batch.store.merge import merge
 from mvw_cli.batch.store.record import dumps
 line = dumps(ok("NAME", text="word " * 200))
 for part in "ab":
     with open(part + ".jsonl", "wb") as file:
-        for number in range(int(sys.argv[2])):
+        for number in range(int(sys.argv[1])):
             file.write(line.replace(b"NAME", f"{part}{number}.png".encode()))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert merge(["a.jsonl", "b.jsonl"], "all.jsonl", overwrite=True).answered == 2 * int(sys.argv[2])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+before = peak_kib()
+assert merge(["a.jsonl", "b.jsonl"], "all.jsonl", overwrite=True).answered == 2 * int(sys.argv[1])
+print(peak_kib() - before)
 """
 
 
 def test_memory_is_flat() -> None:
-    grown_mib = []
-    for count in ("1000", "8000"):
-        words = [sys.executable, "-c", MEMORY, str(HELPERS), count]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-        grown_mib.append(int(done.stdout))
+    few, many = (run_measured(MEMORY, count) for count in (1000, 8000))
     assert Path("all.jsonl").stat().st_size > 30e6
-    assert grown_mib[1] - grown_mib[0] < 12
+    assert many - few < 12 * 1024
 
 
 def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
