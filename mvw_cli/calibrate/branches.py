@@ -10,14 +10,13 @@ In Mllama vision is no part of the rows. There branch K passes by the cross-atte
 on, or keeps their gated MLP; between two of them all branches are the same.
 
 Whatever shows that the branches would not be exact raises `NotExact`: the caller has a slower way.
-It does not know what the logits are for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -30,6 +29,10 @@ from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.layer_exits import cut_rows, hidden_of, silent
 from mvw_cli.engine.prefill import prepare
 from mvw_cli.engine.types import GenerationSettings
+from mvw_cli.oracle.masked import extended
+
+LOGIT_BYTES = 2**28
+"""Of the logits of one pass, in float32; with more, the branches go in several passes."""
 
 
 @dataclass(slots=True)
@@ -113,6 +116,45 @@ def branch_logits(
     if logits.ndim != 3 or logits.shape[1] not in (wanted, prompt + added):
         raise NotExact("its logits are not those of the rows that its last layer returns")
     return logits[0, -wanted:].reshape(1 + len(run.starts), tokens, -1)
+
+
+def branches_along(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    layout: VisionLayout,
+    starts: Sequence[int],
+    answer: Sequence[int] = (),
+    *,
+    cross_attention: Literal["skip", "mlp"] = "skip",
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Run all branches along an answer, in as few passes as memory allows.
+
+    Args:
+        inputs, layout: of the prompt.
+        answer: its T tokens; without them the first token alone is looked at, and T is 1.
+
+    Yields:
+        The starts of a pass, and its logits # (1 + B, T, V), the full run first.
+
+    Raises:
+        NotExact: as `branch_logits`.
+    """
+    rows = max(1, len(answer))
+    if rows > 1:
+        # Nothing is asked of what follows the last token, so it is not read.
+        inputs = extended(inputs, answer[:-1])
+        more = torch.zeros(rows - 1, dtype=torch.bool)
+        layout = replace(layout, entries=torch.cat([layout.entries.cpu(), more]))
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    size = max(1, LOGIT_BYTES // (4 * rows * vocabulary) - 1)
+    for first in range(0, max(1, len(starts)), size):
+        group = starts[first : first + size]
+        yield (
+            group,
+            branch_logits(
+                model, inputs, layout, group, tokens=rows, cross_attention=cross_attention
+            ),
+        )
 
 
 @contextmanager

@@ -4,34 +4,254 @@ An answer is generated once without withdrawal, and the vision attention mass th
 have seen after each token is kept. Up to its withdrawal the policy sees just that, so that where
 any threshold would withdraw follows without running the model again: the policy itself is asked,
 over the kept masses. What a withdrawal there changes is read along the same answer by teacher
-forcing.
-
-It does not know where samples come from, nor who looks at the outcome.
+forcing; thresholds that keep the tolerance there are tried for real.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, quantiles
-from typing import TYPE_CHECKING, ClassVar
+from time import perf_counter
+from typing import Any, ClassVar
 
-from mvw_cli.bench.quality.comparisons import agreement, agreement_interval
+from mvw_cli.bench.documents import BASELINE
+from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.quality.answers import Comparing, Unanswerable, without_image
+from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
 from mvw_cli.bench.quality.divergence import Divergence, divergences
+from mvw_cli.bench.verdict.suggest import loss_in_words
+from mvw_cli.calibrate.mvw import answers_of, given_from_dict
+from mvw_cli.calibrate.search import Outcome, Report, Run, Search
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.policies.mass import Mass
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
-
-if TYPE_CHECKING:
-    from mvw_cli.session import Session
+from mvw_cli.render.chart import Chart, Line
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.session import Session
+from mvw_cli.text import number, percent, percents, plural
 
 Tick = Callable[[], None]
 """Called before every token; what it raises ends the measurement."""
-BLIND = "no image"
+CONTROL = "no image"
 CANDIDATES = 12
 """Thresholds that are tried where the user names none."""
+_ARM = "mass"
+
+
+@dataclass(frozen=True)
+class MassSearch(Search):
+    """The options of `mvw calibrate mass`."""
+
+    method: ClassVar[str] = "mass"
+    doing: ClassVar[str] = "Recording the mass, sample"
+
+    thresholds: tuple[float, ...] | None
+    tolerance: float
+    patience: int
+    smoothing: float
+
+    @property
+    def policy(self) -> Mass:
+        """The policy, whatever its threshold."""
+        return Mass(threshold=1.0, patience=self.patience, smoothing=self.smoothing)
+
+    def settings(self) -> dict[str, Any]:
+        given = None if self.thresholds is None else list(self.thresholds)
+        return {"thresholds": given, "tolerance": self.tolerance, **self.sample_settings()}
+
+    def sample_settings(self) -> dict[str, Any]:
+        return {"patience": self.patience, "smoothing": self.smoothing}
+
+    def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
+        found = record(run.session, request, self.policy, run.tick)
+        answer = run.session.adapter.parse(found.text).answer
+        return {"answer": answer, "token_ids": found.token_ids, "mass": found.mass}
+
+    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+        tried = sorted(self.thresholds or candidates([one["mass"] for one in samples]))
+        traces = []
+        for place, sample in enumerate(samples, start=1):
+            run.progress("Reading the answers with withdrawals, sample", place, len(samples))
+            traces.append(self._trace(run, sample, tried))
+        points = curve(traces, self.policy, tried, self.tolerance)
+        blind = blind_agreement(traces)
+        chosen, reason, remarks = self._tried_for_real(run, samples, traces, points, blind)
+        if blind is None:
+            remarks.append(
+                "There was no control without an image to show that the image is needed."
+            )
+        withdrawal = None
+        if chosen is not None:
+            withdrawal = {"policy": "mass", "threshold": chosen, **self.sample_settings()}
+        figures = {"blind_agreement": blind}
+        return Outcome([asdict(point) for point in points], withdrawal, reason, remarks, figures)
+
+    def _trace(self, run: Run, sample: dict[str, Any], thresholds: Sequence[float]) -> Traced:
+        """Read an answer with the vision withdrawn wherever one of the thresholds would."""
+        run.tick()
+        item = run.items[sample["number"] - 1]
+        moments = {
+            withdrawn_after(replace(self.policy, threshold=one), sample["mass"])
+            for one in thresholds
+        }
+        steps = sorted(step for step in moments if step is not None)
+        names = {name: f"{sample['key']}@{name}" for name in (*map(str, steps), CONTROL)}
+        missing = [name for name, key in names.items() if run.store.get(key) is None]
+        if missing:
+            request = run.request(item)
+            control = _without_image(run, item) if CONTROL in missing else None
+            steps = [int(name) for name in missing if name != CONTROL]
+            found = divergences_at(
+                run.session, request, sample["token_ids"], steps, control, run.tick
+            )
+            for name in missing:
+                divergence = found.get(name)
+                kept = {"kl_nats": None} if divergence is None else asdict(divergence)
+                run.store.put(names[name], kept)
+        at = {}
+        for name, key in names.items():
+            one = run.store.get(key)
+            if one is not None and one["kl_nats"] is not None:
+                at[name] = Divergence(one["kl_nats"], one["agrees"], one["withdrawn_after"])
+        return Traced(len(sample["token_ids"]), sample["mass"], at)
+
+    def _tried_for_real(
+        self,
+        run: Run,
+        samples: Sequence[dict[str, Any]],
+        traces: Sequence[Traced],
+        points: Sequence[Point],
+        blind: float | None,
+    ) -> tuple[float | None, str, list[str]]:
+        """Answer every item under the thresholds that qualify, the highest first.
+
+        Returns:
+            The first that keeps the answers, why it or why none, and which do not.
+        """
+        remarks: list[str] = []
+        refused = refusal(points, blind, self.tolerance)
+        if refused is not None:
+            return None, refused, remarks
+        for point in qualifying(points):
+            loss, told = self._loss(run, samples, traces, point.threshold)
+            if loss <= self.tolerance:
+                reason = (
+                    f"With a threshold of {point.threshold:g}, "
+                    f"{100 * point.agreement:.1f} % of the next tokens stay the likeliest, and "
+                    f"{told}; vision goes after {point.tokens_with_vision:.0f} of "
+                    f"{point.tokens:.0f} tokens, in {100 * point.withdrawn:.0f} % of the answers."
+                )
+                return point.threshold, reason, remarks
+            remarks.append(f"A threshold of {point.threshold:g} is too high: {told}.")
+        return None, "No threshold that keeps the next tokens keeps the answers.", remarks
+
+    def _loss(
+        self,
+        run: Run,
+        samples: Sequence[dict[str, Any]],
+        traces: Sequence[Traced],
+        threshold: float,
+    ) -> tuple[float, str]:
+        """Answer every item under a threshold; return the loss by the rule of --suggest.
+
+        It is the drop of the right answers, or without references the part of answers that come out
+        otherwise; the clause says so.
+        """
+        policy = replace(self.policy, threshold=threshold)
+        rows = []
+        for place, (sample, trace) in enumerate(zip(samples, traces, strict=True), start=1):
+            run.tick()
+            doing = f"Answering at a threshold of {threshold:g}, sample"
+            run.progress(doing, place, len(samples))
+            item = run.items[sample["number"] - 1]
+            key = f"{sample['key']}@answer {threshold!r}"
+            own = run.store.get(key) or run.store.put(key, answer(run, item, policy))
+            given = {
+                name: given_from_dict(one, item.reference)
+                for name, one in ((BASELINE, sample), (_ARM, own))
+            }
+            rows.append(Row(given, {_ARM: trace.under(policy)}, item.reference is not None))
+        return loss_in_words(answers_of(rows, [_ARM]), _ARM)
+
+    def told(self, sample: dict[str, Any]) -> dict[str, Any]:
+        rest = {name: value for name, value in sample.items() if name != "token_ids"}
+        return {**rest, "mass": [None if one is None else round(one, 5) for one in sample["mass"]]}
+
+    def describe(self, withdrawal: Mapping[str, Any]) -> str:
+        return f"mass under {withdrawal['threshold']}"
+
+    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+        rows = []
+        for point in report.outcome.curve:
+            ends = point["agreement_interval_95"]
+            rows.append(
+                [
+                    f"{point['threshold']:g}",
+                    percent(point["withdrawn"]),
+                    f"{point['tokens_with_vision']:.1f} of {point['tokens']:.1f}",
+                    percent(point["agreement"]),
+                    "-" if ends is None else percents(ends),
+                    number(point["kl_nats_mean"]),
+                    "within" if point["within"] else "",
+                ]
+            )
+        columns = ["threshold", "withdrawn", "tokens with vision", "agreement", "95 %", "KL, nats"]
+        said = f"Over {plural(len(report.samples), 'item')}."
+        blind = report.outcome.figures["blind_agreement"]
+        if blind is not None:
+            said += f" Without any image the agreement is {percent(blind)}."
+        table = Table([*columns, ""], rows)
+        title = "Withdrawn at a mass under the threshold"
+        return [Section("curve", title, [table, Sentence(said)])]
+
+    def charts(self, report: Report) -> list[Chart]:
+        """Draw agreement against the threshold, and the mass along the answers."""
+        points = report.outcome.curve
+        xs = [point["threshold"] for point in points]
+        blind = report.outcome.figures["blind_agreement"]
+        shares = [100 * point["tokens_with_vision"] / point["tokens"] for point in points]
+        longest = max(len(sample["mass"]) for sample in report.samples)
+        told = []
+        for place in range(longest):
+            values = [one["mass"][place] for one in report.samples if place < len(one["mass"])]
+            known = [value for value in values if value is not None]
+            if known:
+                told.append((float(place + 1), 100 * fmean(known)))
+        chosen = (report.outcome.withdrawal or {}).get("threshold")
+        return [
+            Chart(
+                "agreement-by-threshold",
+                "What a threshold of the mass leaves, and what it lets go",
+                "threshold",
+                "part of the tokens",
+                "%",
+                "The part of the next tokens that stay the likeliest, and the part of the tokens "
+                "that are generated with vision.",
+                [
+                    Line(
+                        "next tokens that agree", 1, xs, [100 * one["agreement"] for one in points]
+                    ),
+                    Line("generated with vision", 2, xs, shares),
+                ],
+                reference=None if blind is None else ("agreement without an image", 100 * blind),
+            ),
+            Chart(
+                "mass-along-answer",
+                "Vision attention mass along the answers",
+                "generated tokens",
+                "mass",
+                "%",
+                "What the policy sees after each token: mean over the answers that are so long.",
+                [Line("mean over the answers", 1, [x for x, _ in told], [y for _, y in told])],
+                reference=None if chosen is None else (f"threshold {chosen:g}", 100 * chosen),
+            ),
+        ]
+
+
+# -- running the model --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -69,10 +289,7 @@ def record(session: Session, request: Request, like: Mass, tick: Tick) -> Record
     Raises:
         ModelProblem: the model turned out not to be servable exactly.
         OutOfMemory: the device has too little memory.
-        ValueError: there are no vision tokens in the request.
     """
-    if not request.layout.vision_tokens:
-        raise ValueError("it holds no vision tokens")
     watching = _Watching(like)
     settings = replace(request.settings, ignore_eos=False)
     for event in session.run([replace(request, policy=watching, settings=settings)]):
@@ -82,8 +299,63 @@ def record(session: Session, request: Request, like: Mass, tick: Tick) -> Record
     raise AssertionError("the engine ended without an answer")
 
 
+def answer(run: Run, item: ItemSpec, policy: Mass) -> dict[str, Any]:
+    """Answer an item under a policy."""
+    settings = replace(run.session.settings, ignore_eos=False)
+    start = perf_counter()
+    for event in run.session.run([replace(run.request(item), policy=policy, settings=settings)]):
+        run.tick()
+        if isinstance(event, Finished):
+            return {
+                "token_ids": event.token_ids,
+                "answer": run.session.adapter.parse(event.text).answer,
+                "seconds": perf_counter() - start,
+            }
+    raise AssertionError("the engine ended without an answer")
+
+
+def divergences_at(
+    session: Session,
+    request: Request,
+    token_ids: Sequence[int],
+    steps: Sequence[int],
+    control: Request | None,
+    tick: Tick,
+) -> dict[str, Divergence]:
+    """Read an answer with the vision withdrawn after each of some steps.
+
+    Args:
+        control: the same question without its image, which is read as well.
+
+    Returns:
+        By step, and `no image`.
+    """
+    base = replace(request, policy=NoWithdrawal())
+    arms = {str(step): replace(request, policy=Mvw(m=step)) for step in steps}
+    if control is not None:
+        arms[CONTROL] = control
+    if not arms:
+        return {}
+    found = divergences(session, base, list(arms.values()), token_ids, tick=tick)
+    return dict(zip(arms, found, strict=True))
+
+
+def _without_image(run: Run, item: ItemSpec) -> Request | None:
+    """Ask an item's question without its image; None where that can't be."""
+    comparing = Comparing(
+        run.session, {}, run.session.settings, lambda item, doing: None, run.stopping
+    )
+    try:
+        return without_image(comparing, item.question)
+    except Unanswerable:
+        return None
+
+
+# -- from masses to a threshold -----------------------------------------------------------------
+
+
 def withdrawn_after(policy: Mass, mass: Sequence[float | None]) -> int | None:
-    """Say after which token a policy would withdraw that sees these masses; None for never."""
+    """Return the token after which a policy would withdraw that sees these masses; None: never."""
     decide = policy.begin()
     for step, value in enumerate(mass, start=1):
         if decide(StepView(step=step, token_ids=(), text="", mass=value)) is not None:
@@ -103,32 +375,6 @@ def candidates(masses: Sequence[Sequence[float | None]], count: int = CANDIDATES
     cuts = quantiles(known, n=count + 1, method="inclusive") if len(known) > 1 else known
     rounded = {min(1.0, float(f"{cut:.3g}")) for cut in cuts}
     return sorted(one for one in rounded if one > 0)
-
-
-def divergences_at(
-    session: Session,
-    request: Request,
-    token_ids: Sequence[int],
-    steps: Sequence[int],
-    blind: Request | None,
-    tick: Tick,
-) -> dict[str, Divergence]:
-    """Read an answer with the vision withdrawn after each of some steps.
-
-    Args:
-        blind: the same question without its image, which is read as well.
-
-    Returns:
-        By step, and `no image`.
-    """
-    base = replace(request, policy=NoWithdrawal())
-    arms = {str(step): replace(request, policy=Mvw(m=step)) for step in steps}
-    if blind is not None:
-        arms[BLIND] = blind
-    if not arms:
-        return {}
-    found = divergences(session, base, list(arms.values()), token_ids, tick=tick)
-    return dict(zip(arms, found, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +440,7 @@ def curve(
 
 def blind_agreement(samples: Sequence[Traced]) -> float | None:
     """Agreement without any image; None where not every sample could be asked so."""
-    found = [one.at.get(BLIND) for one in samples]
+    found = [one.at.get(CONTROL) for one in samples]
     known = [one for one in found if one is not None]
     return agreement(known) if len(known) == len(found) else None
 
@@ -213,8 +459,7 @@ def qualifying(points: Sequence[Point]) -> list[Point]:
 
 
 def refusal(points: Sequence[Point], blind: float | None, tolerance: float) -> str | None:
-    """Say why no threshold can be chosen, as far as agreement tells; None where one can."""
-    least = f"{100 * (1 - tolerance):.1f} %"
+    """Explain why no threshold can be chosen, as far as agreement tells; None where one can."""
     if blind is not None and blind >= 1 - tolerance:
         return (
             f"Without any image {100 * blind:.1f} % of the next tokens stay the likeliest: these "
@@ -225,7 +470,7 @@ def refusal(points: Sequence[Point], blind: float | None, tolerance: float) -> s
         return (
             f"Even at a threshold of {lowest.threshold:g}, the lowest that was tried, only "
             f"{100 * lowest.agreement:.1f} % of the next tokens stay the likeliest, less than "
-            f"{least}."
+            f"{100 * (1 - tolerance):.1f} %."
         )
     if not qualifying(points):
         return "No threshold that keeps the tolerance withdraws in any answer."

@@ -5,36 +5,157 @@ KL(p_K || p), where p is the full model's distribution of the first answer token
 model whose vision leaves before layer K. K is the first layer whose mean is at most eta.
 
 Here, too, along more than the first token: teacher forcing on what the full model has answered, the
-mean over those tokens. It does not know where samples come from, nor who looks at the outcome.
+mean over those tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mvw_cli.calibrate.branches import branch_logits
+from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
+from mvw_cli.calibrate.branches import branches_along
+from mvw_cli.calibrate.search import Outcome, Report, Run, Search
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.types import Failed, Finished, Request
-from mvw_cli.oracle.masked import extended
+from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import WithdrawalPolicy
-
-if TYPE_CHECKING:
-    from mvw_cli.session import Session
+from mvw_cli.render.chart import Chart, Line
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.session import Session
+from mvw_cli.text import number, plural
 
 ONE_PASS, LAYER_BY_LAYER = "one pass", "layer by layer"
-_LOGIT_BYTES = 2**28
-"""Of the logits of one pass, in float32; with more, the layers are tried in several passes."""
+_SHOWN = 16
+"""Layers that a table on one screen has."""
+_FLOOR = 1e-9
+"""Nats; where a curve is lower, its picture ends here."""
 
 Tick = Callable[[], None]
 """Called now and then; what it raises ends the measurement."""
+
+
+@dataclass(frozen=True)
+class VtwSearch(Search):
+    """The options of `mvw calibrate vtw`."""
+
+    method: ClassVar[str] = "vtw"
+    doing: ClassVar[str] = "KL of every layer, sample"
+
+    eta: float
+    """Nats."""
+    first: int
+    """First layer that may be chosen."""
+    tokens: int
+    """Of the answer, that are compared."""
+
+    def settings(self) -> dict[str, Any]:
+        return {"eta": self.eta, "from": self.first, "tokens": self.tokens}
+
+    def sample_settings(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
+
+    def check_model(self, session: Session) -> None:
+        layers = int(session.loaded.model.config.get_text_config().num_hidden_layers)
+        if self.first >= layers:
+            raise UsageProblem(
+                f"--from {self.first}: there is no such layer to try",
+                cause=f"the model has {layers} decoder layers, 0 to {layers - 1}",
+                hint=f"mvw calibrate vtw --from {max(1, layers // 2)}",
+            )
+
+    def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
+        found = layer_divergences(run.session, request, tokens=self.tokens, tick=run.tick)
+        return {
+            "prompt_tokens": int(request.inputs["input_ids"].shape[1]),
+            "vision_tokens": request.layout.vision_tokens,
+            **asdict(found),
+        }
+
+    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+        points = curve([sample["kl_nats"] for sample in samples], seed=run.seed)
+        layer, reason, remarks = choose_layer(points, self.eta, self.first)
+        if self.tokens == 1:
+            remarks.append(
+                "The published search looks at the first token alone, and says nothing of the rest "
+                "of an answer: --tokens 64 looks further."
+            )
+        slow = next((sample["remark"] for sample in samples if sample["remark"]), None)
+        if slow is not None:
+            remarks.append(f"The layers were tried one by one, each with a prefill: {slow}.")
+        withdrawal = None if layer is None else {"policy": "vtw", "layer": layer}
+        return Outcome([asdict(point) for point in points], withdrawal, reason, remarks)
+
+    def describe(self, withdrawal: Mapping[str, Any]) -> str:
+        return f"vtw at layer {withdrawal['layer']}"
+
+    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+        points, chosen = report.outcome.curve, (report.outcome.withdrawal or {}).get("layer")
+        shown = points if whole else _around(points, chosen)
+        rows = []
+        for point in shown:
+            ends = point["interval_95"]
+            interval = "-" if ends is None else f"[{number(ends[0])}, {number(ends[1])}]"
+            mark = {0: "no vision at all", chosen: "chosen"}.get(point["layer"], "")
+            rows.append([str(point["layer"]), number(point["kl_nats"]), interval, mark])
+        tokens = max(sample["tokens"] for sample in report.samples)
+        of = "the first token" if tokens == 1 else f"the first {tokens} tokens"
+        some = "" if len(shown) == len(points) else f" {len(shown)} of {len(points)} layers."
+        said = Sentence(f"Of {of}, over {plural(len(report.samples), 'sample')}.{some}")
+        table = Table(["K", "mean KL, nats", "95 % interval", ""], rows)
+        return [Section("curve", "Vision gone before layer K", [table, said])]
+
+    def hidden(self, report: Report) -> str:
+        return "every layer" if len(report.outcome.curve) > _SHOWN else ""
+
+    def charts(self, report: Report) -> list[Chart]:
+        points = report.outcome.curve
+        lowest = min([self.eta, *(one["kl_nats"] for one in points if one["kl_nats"] > 0)])
+        floor = max(_FLOOR, lowest / 10)
+        moves = "the first token moves"
+        if self.tokens > 1:
+            moves = f"the first {self.tokens} tokens move"
+        line = Line(
+            "mean over the samples",
+            1,
+            [float(point["layer"]) for point in points],
+            [max(floor, point["kl_nats"]) for point in points],
+        )
+        return [
+            Chart(
+                "kl-by-layer",
+                f"How far {moves} if vision leaves before layer K",
+                "layer K",
+                "KL divergence",
+                "nats",
+                "KL of the answer's distribution from the full model's, by layer; eta is "
+                f"{self.eta:g}. Layer 0 is without any vision.",
+                [line],
+                reference=(f"eta = {self.eta:g}", self.eta),
+                logarithmic=True,
+            )
+        ]
+
+
+def _around(points: list[dict[str, Any]], chosen: int | None) -> list[dict[str, Any]]:
+    """Choose what a screen holds: the control, the layers around the chosen one, and the last."""
+    if len(points) <= _SHOWN:
+        return points
+    at = next((n for n, one in enumerate(points) if one["layer"] == chosen), len(points) - 1)
+    first = min(max(1, at - _SHOWN // 2), len(points) - _SHOWN + 1)
+    return [points[0], *points[first : first + _SHOWN - 2], points[-1]]
+
+
+# -- one sample ---------------------------------------------------------------------------------
 
 
 class _NoBranches(Exception):
@@ -42,7 +163,7 @@ class _NoBranches(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Divergences:
+class LayerDivergences:
     """What one sample shows."""
 
     kl_nats: list[float | None]
@@ -58,7 +179,7 @@ class Divergences:
 
 def layer_divergences(
     session: Session, request: Request, *, tokens: int = 1, tick: Tick = lambda: None
-) -> Divergences:
+) -> LayerDivergences:
     """Try all layers on one sample.
 
     Cost: `branch_logits` once (more often where `tokens` rows of logits for each layer take over
@@ -68,18 +189,15 @@ def layer_divergences(
     Raises:
         ModelProblem: the model turned out not to be servable exactly.
         OutOfMemory: the device has too little memory.
-        ValueError: there are no vision tokens in the request.
     """
-    if not request.layout.vision_tokens:
-        raise ValueError("the request holds no vision tokens")
     answer = _answer(session, request, tokens, tick) if tokens > 1 else ()
     try:
         found = _in_one_pass(session, request, answer, tick)
-        return Divergences(found, max(1, len(answer)), ONE_PASS, None)
+        return LayerDivergences(found, max(1, len(answer)), ONE_PASS, None)
     except _NoBranches as error:
         reason = str(error)
     slower = layer_by_layer(session, request, answer, tick=tick)
-    return Divergences(slower, max(1, len(answer)), LAYER_BY_LAYER, reason)
+    return LayerDivergences(slower, max(1, len(answer)), LAYER_BY_LAYER, reason)
 
 
 def _answer(session: Session, request: Request, tokens: int, tick: Tick) -> tuple[int, ...]:
@@ -96,43 +214,29 @@ def _in_one_pass(
     session: Session, request: Request, answer: Sequence[int], tick: Tick
 ) -> list[float | None]:
     model = session.loaded.model
-    text = model.config.get_text_config()
-    layers, cross_layers = int(text.num_hidden_layers), _cross_layers(model, request)
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    cross_layers = cross_attention_layers(model) if request.layout.cross_entries is not None else ()
     candidates = list(cross_layers or range(layers))
-    inputs, rows = request.inputs, max(1, len(answer))
-    if rows > 1:
-        inputs = extended(inputs, answer[:-1])
-        gone = torch.zeros(rows - 1, dtype=torch.bool)
-        entries = torch.cat([request.layout.entries.cpu(), gone])
-        layout = replace(request.layout, entries=entries)
-    else:
-        layout = request.layout
-    size = max(1, _LOGIT_BYTES // (4 * rows * int(text.vocab_size)) - 1)
     found: dict[int, float] = {}
     with session.serving():
-        for start in range(0, len(candidates), size):
-            tick()
-            group = candidates[start : start + size]
-            try:
-                logits = branch_logits(
-                    model,
-                    inputs,
-                    layout,
-                    group,
-                    tokens=rows,
-                    cross_attention=session.engine.cross_attention,
-                )
-            except NotExact as error:  # the session would take it for a model that isn't served
-                raise _NoBranches(str(error)) from error
-            for layer, branch in zip(group, logits[1:], strict=True):
-                found[layer] = divergence(branch, logits[0])
+        passes = branches_along(
+            model,
+            request.inputs,
+            request.layout,
+            candidates,
+            answer,
+            cross_attention=session.engine.cross_attention,
+        )
+        try:
+            for group, logits in passes:
+                tick()
+                for layer, branch in zip(group, logits[1:], strict=True):
+                    found[layer] = divergence(branch, logits[0])
+        except NotExact as error:  # the session would take it for a model that isn't served
+            raise _NoBranches(str(error)) from error
     # Between two cross-attention layers vision does not matter, nor after the last one.
     following = (next((one for one in candidates if one >= k), None) for k in range(layers))
     return [0.0 if one is None else found[one] for one in following]
-
-
-def _cross_layers(model: Any, request: Request) -> tuple[int, ...]:
-    return cross_attention_layers(model) if request.layout.cross_entries is not None else ()
 
 
 def layer_by_layer(
@@ -182,3 +286,77 @@ def divergence(branch: Tensor, full: Tensor) -> float:
     # What the branch rules out counts for nothing, whatever the full model makes of it.
     terms = torch.where(ours.isneginf(), 0.0, ours.exp() * (ours - theirs))
     return float(terms.sum(-1).clamp(min=0).mean())
+
+
+# -- from samples to a layer --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One layer of the curve."""
+
+    layer: int
+    kl_nats: float
+    """Mean over the samples."""
+    interval_95: tuple[float, float] | None
+    """Percentile bootstrap over the samples; None with fewer than 10."""
+
+
+def curve(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[Point]:
+    """Take the mean over the samples for each layer, with its interval."""
+    points = []
+    for layer, column in enumerate(zip(*samples, strict=True)):
+        values = [value for value in column if value is not None]
+        if len(values) == len(column):
+            points.append(Point(layer, fmean(values), _mean_interval_95(values, seed)))
+    return points
+
+
+def _mean_interval_95(values: Sequence[float], seed: int) -> tuple[float, float] | None:
+    """Bootstrap a mean over its samples; None where they are too few."""
+    if len(values) < FEWEST_ITEMS:
+        return None
+    return bootstrap_interval(means, values, seed=seed)
+
+
+def choose_layer(
+    points: Sequence[Point], eta: float, first: int
+) -> tuple[int | None, str, list[str]]:
+    """Choose the first layer, from `first` on, whose mean is at most eta.
+
+    Returns:
+        The layer, or None; why it or why none; and what speaks against it.
+    """
+    tried = [point for point in points if point.layer >= max(1, first)]
+    control = next((point for point in points if point.layer == 0), None)
+    best = min(tried, key=lambda point: point.kl_nats)
+    chosen = next((point for point in tried if point.kl_nats <= eta), None)
+    if chosen is None:
+        reason = (
+            f"Even before layer {best.layer}, the best that was tried, the mean KL is "
+            f"{best.kl_nats:.3g} nats, more than {eta:g}."
+        )
+        return None, reason, []
+    reason = (
+        f"Layer {chosen.layer} is the first from {tried[0].layer} on whose mean KL, "
+        f"{chosen.kl_nats:.3g} nats, is at most {eta:g}."
+    )
+    remarks = []
+    if control is not None and control.kl_nats <= eta:
+        remarks.append(
+            f"Without any vision, gone before the first layer, it is {control.kl_nats:.3g} nats: "
+            "these tokens hardly need the image, so they can't tell when it may go."
+        )
+    later = [point for point in tried if point.layer > chosen.layer and point.kl_nats > eta]
+    if later:
+        worst = max(later, key=lambda point: point.kl_nats)
+        remarks.append(
+            f"The curve rises again: {worst.kl_nats:.3g} nats at layer {worst.layer}. The "
+            f"published rule takes the first layer all the same; --from {worst.layer + 1} starts "
+            "after that."
+        )
+    if chosen.interval_95 is not None and chosen.interval_95[1] > eta:
+        remarks.append(
+            f"The 95 % interval of that mean ends at {chosen.interval_95[1]:.3g} nats, above eta."
+        )
+    return chosen.layer, reason, remarks

@@ -13,8 +13,9 @@ from processes import Ran
 from sessions import asked, family, tiny
 
 from mvw_cli.bench.quality.divergence import Divergence, divergences
+from mvw_cli.calibrate import mass as method
 from mvw_cli.calibrate.mass import (
-    BLIND,
+    CONTROL,
     Point,
     Traced,
     blind_agreement,
@@ -85,12 +86,12 @@ def test_candidates_are_quantiles() -> None:
 def falling(wrong: dict[str, int], tokens: int = 10, blind_wrong: int | None = 5) -> Traced:
     """A sample whose mass falls from 1.0 by 0.1 a token; `wrong` tokens by withdrawal step."""
     mass = [1 - step / 10 for step in range(tokens - 1)]
-    names = {**wrong, **({} if blind_wrong is None else {BLIND: blind_wrong})}
+    names = {**wrong, **({} if blind_wrong is None else {CONTROL: blind_wrong})}
     at = {
         name: Divergence(
             [0.5] * tokens,
             [place >= count for place in range(tokens)],
-            None if name == BLIND else int(name),
+            None if name == CONTROL else int(name),
         )
         for name, count in names.items()
     }
@@ -176,15 +177,13 @@ def test_answers_decide_where_next_tokens_do_not(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a tolerance that lets every token go, answers still have to be right."""
-    from mvw_cli.cli.calibrate import mass_samples as samples
+    plain = method.answer
 
-    plain = samples._answer
-
-    def spoiled(work: Any, sample: Any, item: Any, policy: Mass) -> Any:
-        kept = plain(work, sample, item, policy)
+    def spoiled(run: Any, item: Any, policy: Mass) -> Any:
+        kept = plain(run, item, policy)
         return {**kept, "answer": "nonsense"} if policy.threshold > 0.25 else kept
 
-    monkeypatch.setattr(samples, "_answer", spoiled)
+    monkeypatch.setattr(method, "answer", spoiled)
     ran = mvw(*WORDS)
     assert ran.code == 0 and "A threshold of 0.3 is too high" in ran.err
     policy = withdrawal_policy(resolve("./mass.yaml", {}).profile)

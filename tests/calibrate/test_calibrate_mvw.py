@@ -14,7 +14,14 @@ from mvw_cli.bench.documents import BASELINE, NO_IMAGE
 from mvw_cli.bench.quality.comparisons import Given, Row
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.verdict.suggest import suggest
-from mvw_cli.calibrate.moments import answers_of, choose, row_from_dict, row_to_dict, seen_tokens
+from mvw_cli.calibrate.mvw import (
+    MvwSearch,
+    answers_of,
+    choose,
+    row_from_dict,
+    row_to_dict,
+    seen_tokens,
+)
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.profiles.withdrawal import withdrawal_policy
 
@@ -134,22 +141,18 @@ def test_an_interrupt_within_an_item_is_one(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it comes in the control, whose failures leave it out."""
-    from mvw_cli.cli.calibrate import samples as calibrate_samples
+    plain = MvwSearch.measure
 
-    plain = calibrate_samples._one
-
-    def one(work: Any, item: Any, measure: Any) -> Any:
+    def measure(self: Any, run: Any, item: Any, request: Any) -> Any:
         # The item's first arms run; then the user has had enough.
-        progress = work.view.progress
+        def seen(doing: str, done: int, total: int) -> None:
+            if "no image" in doing:
+                run.stopping = lambda: True
 
-        def seen(text: str, *more: Any) -> None:
-            work.shutdown.requested = work.shutdown.requested or "no image" in text
-            progress(text, *more)
+        run.progress = seen
+        return plain(self, run, item, request)
 
-        work.view.progress = seen
-        return plain(work, item, measure)
-
-    monkeypatch.setattr(calibrate_samples, "_one", one)
+    monkeypatch.setattr(MvwSearch, "measure", measure)
     ran = mvw(*WORDS)
     assert ran.code == 130 and "0 samples are in mvw.samples.jsonl" in ran.err
     assert not (here / "mvw.report.json").exists()

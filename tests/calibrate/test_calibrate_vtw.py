@@ -12,7 +12,6 @@ import pytest
 from processes import Ran
 
 from mvw_cli.calibrate import vtw
-from mvw_cli.cli.calibrate import samples as calibrate_samples
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.profiles.withdrawal import withdrawal_policy
@@ -67,9 +66,9 @@ def test_everything_is_written(mvw: Run, here: Path) -> None:
         "vtw.samples.jsonl",
     }
     report = json.loads((here / "vtw.report.json").read_text())
-    assert report["schema_version"] == 1 and report["method"] == "vtw"
+    assert report["schema_version"] == 2 and report["method"] == "vtw"
     assert report["settings"] == {"eta": 0.003, "from": 1, "tokens": 1, "seed": 5}
-    assert len(report["samples"]) == 3 and report["failed"] == []
+    assert len(report["samples"]) == 3 and report["left_out"] == []
     assert [one["layer"] for one in report["outcome"]["curve"]] == [0, 1, 2, 3]
     for layer, point in enumerate(report["outcome"]["curve"]):
         values = [sample["kl_nats"][layer] for sample in report["samples"]]
@@ -128,7 +127,7 @@ def test_an_image_that_cannot_be_read_is_left_out(mvw: Run, here: Path, pictures
     assert ran.code == 3, ran.err
     assert "Left out" in ran.err and "broken.png" in ran.err
     report = json.loads((here / "vtw.report.json").read_text())
-    assert len(report["samples"]) == 3 and len(report["failed"]) == 1
+    assert len(report["samples"]) == 3 and len(report["left_out"]) == 1
     assert (here / "vtw.yaml").exists()
 
 
@@ -154,17 +153,16 @@ def test_no_layer_qualifies(mvw: Run, here: Path) -> None:
 def test_an_interrupt_loses_no_finished_sample(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
-    plain = calibrate_samples._one
-    seen = []
+    plain = vtw.VtwSearch.measure
 
-    def one(work: Any, item: Any, measure: Any) -> Any:
-        if len(seen) == 2:
-            work.shutdown.requested = True  # as Ctrl-C does
-        seen.append(item)
-        return plain(work, item, measure)
+    def measure(self: Any, run: Any, item: Any, request: Any) -> Any:
+        if len(counted) == 2:
+            run.stopping = lambda: True  # as Ctrl-C does
+            run.tick()
+        return plain(self, run, item, request)
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate_samples, "_one", one)
+        patch.setattr(vtw.VtwSearch, "measure", measure)
         ran = mvw("calibrate", "vtw", "--limit", "4")
     assert ran.code == 130
     assert "2 samples are in vtw.samples.jsonl" in ran.err

@@ -14,19 +14,20 @@ import torch
 from sessions import GREEDY, asked, tiny
 
 from mvw_cli.bench.measure.job import ItemSpec
-from mvw_cli.calibrate.dyvte.cost import prefill
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
-from mvw_cli.calibrate.dyvte.labelling import label
-from mvw_cli.calibrate.dyvte.looks import labels
+from mvw_cli.calibrate.dyvte.labels import labels
 from mvw_cli.calibrate.dyvte.policy import Dyvte
-from mvw_cli.calibrate.dyvte.report import decisions, evaluate
-from mvw_cli.calibrate.dyvte.store import Store, Table
-from mvw_cli.calibrate.dyvte.training import Training, train
+from mvw_cli.calibrate.dyvte.report import decisions, evaluate, prefill
+from mvw_cli.calibrate.dyvte.search import DyvteSearch
+from mvw_cli.calibrate.dyvte.training import Dataset, Training, train
+from mvw_cli.calibrate.search import Run, measure_all
+from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.session import Session
 
 COUNT = 4
 
@@ -38,6 +39,14 @@ def scenes(folder: Path) -> list[ItemSpec]:
         noise(64, 48, seed=number).save(path)
         items.append(ItemSpec((str(path),), f"w{number} w2 red circles"))
     return items
+
+
+def labelled(session: Session, items: list[ItemSpec], folder: Path) -> Dataset:
+    search = DyvteSearch(folder / "gates.safetensors", folder / "work")
+    search.check_items(items)
+    with SampleStore(folder / "samples.jsonl", {}) as store:
+        run = Run(session, items, store)
+        return search.dataset(run, measure_all(search, run))
 
 
 @pytest.mark.parametrize(
@@ -54,24 +63,22 @@ def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Pa
     session = tiny(name, cross_attention=keep)
     cross_layers = cross_attention_layers(session.loaded.model)
     items = scenes(tmp_path)
-    store = Store(tmp_path / "work", {})
-    done = label(session, items, store, cross_attention=keep)
-    table = store.table(done.keys)
-    assert len(table.entries) == COUNT
+    table = labelled(session, items, tmp_path)
+    assert len(table.questions) == COUNT
     said = torch.zeros(table.agreement.shape, dtype=torch.bool)
     gates = table.agreement.shape[1]
     for row in range(COUNT):
         said[row, row % gates] = True
     flops = flops_of(session.adapter, session.loaded.model.config)
     costs = [
-        prefill(flops, one.text_tokens, one.vision_tokens, keep_mlp=keep == "mlp")
-        for one in table.entries
+        prefill(flops, one["text_tokens"], one["vision_tokens"], keep_mlp=keep == "mlp")
+        for one in table.questions
     ]
     truth = labels(table.agreement, table.loss, table.full_loss[:, None])
     found = evaluate(said, table, truth, truth, costs, cross_layers=cross_layers)
     shares = []
-    for row, entry in enumerate(table.entries):
-        item = next(one for one in items if Path(one.images[0]).name == entry.names[0])
+    for row, entry in enumerate(table.questions):
+        item = next(one for one in items if Path(one.images[0]).name == entry["images"][0])
         gate = row % gates
         path = tmp_path / f"gates-{gate}.safetensors"
         write_gates([planted(table, number == gate) for number in range(gates)], {}, path)
@@ -90,7 +97,7 @@ def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Pa
     assert saved is not None and 0 < saved <= found.exits.layers_saved
 
 
-def planted(table: Table, exits: bool) -> Any:
+def planted(table: Dataset, exits: bool) -> Any:
     bias = torch.tensor([0.0, 1.0] if exits else [1.0, 0.0])
     return torch.zeros(HIDDEN, table.features.shape[2]), torch.zeros(2, HIDDEN), bias
 
@@ -119,8 +126,7 @@ def seen(session: Any, item: ItemSpec, policy: Dyvte) -> tuple[float, Prefilled]
 def test_gates_are_trained_on_what_was_labelled(tmp_path: Path) -> None:
     """From a model that is no embedded one to gates that the policy runs with."""
     session = tiny("hf")
-    store = Store(tmp_path / "work", {})
-    table = store.table(label(session, scenes(tmp_path), store).keys)
+    table = labelled(session, scenes(tmp_path), tmp_path)
     truth = labels(table.agreement, table.loss, table.full_loss[:, None])
     gates = train(table.features, truth, Training(epochs=2), tmp_path / "training.safetensors")
     assert gates is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -10,22 +10,28 @@ import torch
 from sessions import tiny
 
 from mvw_cli.bench.quality.proportions import wilson
-from mvw_cli.calibrate.dyvte.cost import Prefill, prefill, withdrawn_share
-from mvw_cli.calibrate.dyvte.report import Found, Report, evaluate, verdict
-from mvw_cli.calibrate.dyvte.store import Entry, Table
-from mvw_cli.calibrate.dyvte.words import pictures, sections
+from mvw_cli.calibrate.dyvte.report import (
+    Found,
+    Prefill,
+    charts,
+    evaluate,
+    prefill,
+    tables,
+    verdict,
+    withdrawn_share,
+)
+from mvw_cli.calibrate.dyvte.training import Dataset
+from mvw_cli.calibrate.search import Outcome
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.environment import describe_environment
 from mvw_cli.plugins.lookup import load_adapter
-from mvw_cli.render.sections import Sentence
 from mvw_cli.render.svg import svg_file
 
 # Four questions, three gates: four layers.
 LABELS = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]])
 SAID = torch.tensor([[0, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 0]]).bool()
 TRAINING = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 0, 0]])
-TABLE = Table(
-    tuple(Entry(f"{row}", (), "", (f"{row}",), 10, 30, 8) for row in range(4)),
+TABLE = Dataset(
+    tuple({"key": f"{row}", "sha256": [f"{row}"]} for row in range(4)),
     torch.zeros(4, 3, 2),
     torch.tensor([[0.5, 1.0, 1.0], [0.25, 0.75, 1.0], [0.0, 0.5, 0.5], [1.0, 1.0, 1.0]]),
     torch.tensor([[2.0, 1.0, 1.0], [4.0, 3.0, 1.0], [8.0, 4.0, 3.0], [1.0, 1.0, 1.0]]),
@@ -118,33 +124,21 @@ def test_verdicts() -> None:
     assert second == "On no held-out question does the vision leave."
 
 
-def test_words_and_pictures_hold_the_figures() -> None:
-    report = Report(
-        environment=describe_environment(),
-        model={"name": "some/model"},
-        profile={},
-        settings={},
-        data={
-            "held_out_questions": 4,
-            "held_out_images": 4,
-            "training_questions": 3,
-            "training_images": 3,
-        },
-        found=found(),
-        verdict=["It is so."],
-        command=["mvw"],
-        started="",
-        labelling_s=1.0,
-        training_s=1.0,
-    )
-    gates, exits = sections(report)
-    text = repr(gates.parts)
-    assert "'100 %'" in text and "4 questions on 4 images held out" in text
-    assert Sentence("It is so.", "verdict") in exits.parts
-    assert "['the gates', '93.8 %', '75 %', '1.50', '43.8 %', '35 %', '17.5 %']" in repr(
-        exits.parts
-    )
-    accuracy, chosen = pictures(report)
+def test_tables_and_charts_hold_the_figures() -> None:
+    figures = asdict(found())
+    data = {
+        "held_out_questions": 4,
+        "held_out_images": 4,
+        "training_questions": 3,
+        "training_images": 3,
+    }
+    outcome = Outcome(figures.pop("gates"), {}, "It is so.", [], {**figures, "data": data})
+    [exits] = tables(outcome, whole=False)
+    assert "['the gates', '93.8 %', '75.0 %', '1.50', '43.8 %', '35.0 %', '17.5 %']" in repr(exits)
+    assert "4 questions on 4 images held out" in repr(exits)
+    also, gates = tables(outcome, whole=True)
+    assert also == exits and "'100 %'" in repr(gates.parts)
+    accuracy, chosen = charts(outcome)
     assert accuracy.lines[1].ys == [100.0, 50.0, 50.0]
     assert chosen.lines[1].ys == [25.0, 75.0, 75.0]
     assert chosen.lines[2].ys == [25.0, 50.0, 75.0]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hints import parse_hint
 from torch import Tensor
 
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, Gate
 from mvw_cli.calibrate.dyvte.report import decisions
-from mvw_cli.calibrate.dyvte.training import Training, train
+from mvw_cli.calibrate.dyvte.training import Dataset, Training, split, train
+from mvw_cli.errors import UsageProblem
 
 QUICK = Training(lr=1e-3, epochs=1, batch=8)
 WIDTH = 12
@@ -125,3 +127,29 @@ def test_a_damaged_checkpoint_is_left_alone(tmp_path: Path) -> None:
 
 def test_batches_are_counted_by_gate() -> None:
     assert Training(epochs=3, batch=16).batches(questions=33, gates=5) == 3 * 5 * 3
+
+
+def dataset(images: Sequence[str]) -> Dataset:
+    """Questions about some images, one each."""
+    questions = tuple({"key": str(row), "sha256": [one]} for row, one in enumerate(images))
+    nothing = torch.zeros(len(images), 3)
+    return Dataset(questions, torch.zeros(len(images), 3, 8), nothing, nothing, nothing[:, 0])
+
+
+def test_no_image_is_in_both_parts() -> None:
+    questions = dataset([f"image {number // 2}" for number in range(40)])
+    training, held_out = split(questions, 0.25, 0)
+    held = {questions.images(row) for row in held_out}
+    seen = {questions.images(row) for row in training}
+    assert (len(held), len(seen), len(held_out)) == (5, 15, 10)
+    assert not held & seen
+    assert split(questions, 0.25, 0)[1] == held_out
+    assert split(questions, 0.25, 1)[1] != held_out
+    assert len(split(questions, 0.999, 0)[0]) == 2
+
+
+def test_one_image_cant_be_parted() -> None:
+    with pytest.raises(UsageProblem, match="one image") as caught:
+        split(dataset(["the same", "the same"]), 0.2, 0)
+    assert caught.value.hint is not None
+    parse_hint(caught.value.hint)

@@ -12,15 +12,17 @@ from masked import masked_logits
 from sessions import asked, family, tiny
 from torch.nn import functional
 
-from mvw_cli.calibrate import vtw
+from mvw_cli.calibrate import branches
 from mvw_cli.calibrate.vtw import (
     LAYER_BY_LAYER,
     ONE_PASS,
+    Point,
+    choose_layer,
+    curve,
     divergence,
     layer_by_layer,
     layer_divergences,
 )
-from mvw_cli.calibrate.vtw_curve import Point, curve, search
 from mvw_cli.engine.exact import NotExact
 
 
@@ -102,14 +104,14 @@ def test_many_logits_go_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> No
     session, request = family("llava")
     at_once = layer_divergences(session, request, tokens=4)
     calls = []
-    plain = vtw.branch_logits
+    plain = branches.branch_logits
 
     def counted(*args: Any, **more: Any) -> Any:
         calls.append(args[3])
         return plain(*args, **more)
 
-    monkeypatch.setattr(vtw, "branch_logits", counted)
-    monkeypatch.setattr(vtw, "_LOGIT_BYTES", 4 * 4 * 100 * 2)  # of the full run and one branch
+    monkeypatch.setattr(branches, "branch_logits", counted)
+    monkeypatch.setattr(branches, "LOGIT_BYTES", 4 * 4 * 100 * 2)  # of the full run and one branch
     grouped = layer_divergences(session, request, tokens=4)
     assert calls == [[0], [1], [2]]
     assert grouped.kl_nats == pytest.approx(at_once.kl_nats, rel=1e-4, abs=1e-7)
@@ -124,18 +126,11 @@ def test_a_model_that_branches_would_miss_goes_layer_by_layer(
     def refuse(*args: Any, **more: Any) -> Any:
         raise NotExact("it does things between its layers")
 
-    monkeypatch.setattr(vtw, "branch_logits", refuse)
+    monkeypatch.setattr(branches, "branch_logits", refuse)
     found = layer_divergences(session, request)
     assert found.way == LAYER_BY_LAYER and found.remark == "it does things between its layers"
     assert found.kl_nats[0] is None
     assert found.kl_nats[1:] == pytest.approx(expected.kl_nats[1:], rel=1e-3, abs=1e-6)
-
-
-def test_a_request_without_vision_is_refused() -> None:
-    session, request = family("llava")
-    blind = replace(request.layout, entries=torch.zeros_like(request.layout.entries))
-    with pytest.raises(ValueError, match="no vision"):
-        layer_divergences(session, replace(request, layout=blind))
 
 
 def test_every_family_of_the_engine_takes_one_pass() -> None:
@@ -155,28 +150,25 @@ def points(*means: float) -> list[Point]:
 
 
 def test_the_first_layer_whose_mean_is_at_most_eta() -> None:
-    found = search(points(3.0, 0.2, 0.003, 0.001), 0.003, 1)
-    assert (found.layer, found.remarks) == (2, [])
-    assert "Layer 2 is the first from 1 on" in found.reason
+    layer, reason, remarks = choose_layer(points(3.0, 0.2, 0.003, 0.001), 0.003, 1)
+    assert (layer, remarks) == (2, [])
+    assert "Layer 2 is the first from 1 on" in reason
 
 
 def test_layers_before_the_first_do_not_count() -> None:
-    assert search(points(3.0, 0.001, 0.2, 0.001), 0.003, 2).layer == 3
+    assert choose_layer(points(3.0, 0.001, 0.2, 0.001), 0.003, 2)[0] == 3
 
 
 def test_no_layer_qualifies() -> None:
-    found = search(points(3.0, 0.2, 0.1, 0.15), 0.003, 1)
-    assert found.layer is None and "before layer 2" in found.reason
+    layer, reason, _ = choose_layer(points(3.0, 0.2, 0.1, 0.15), 0.003, 1)
+    assert layer is None and "before layer 2" in reason
 
 
-def test_a_curve_that_rises_again_is_told() -> None:
-    found = search(points(3.0, 0.001, 0.2, 0.001), 0.003, 1)
-    assert found.layer == 1 and "--from 3" in found.remarks[0]
-
-
-def test_questions_that_need_no_image_are_told() -> None:
-    found = search(points(0.002, 0.001, 0.001), 0.003, 1)
-    assert found.layer == 1 and "hardly need the image" in found.remarks[0]
+def test_what_speaks_against_a_layer_is_told() -> None:
+    layer, _, remarks = choose_layer(points(3.0, 0.001, 0.2, 0.001), 0.003, 1)
+    assert layer == 1 and "--from 3" in remarks[0]  # it rises again
+    layer, _, remarks = choose_layer(points(0.002, 0.001, 0.001), 0.003, 1)
+    assert layer == 1 and "hardly need the image" in remarks[0]
 
 
 def test_the_interval_is_one_of_the_mean() -> None:
@@ -188,4 +180,4 @@ def test_the_interval_is_one_of_the_mean() -> None:
     # 1.96 standard errors of the mean of 0 … 39 are 3.6.
     assert low == pytest.approx(19.5 - 3.6, abs=0.5) and high == pytest.approx(19.5 + 3.6, abs=0.5)
     assert curve(samples[:9])[0].interval_95 is None
-    assert search([replace(point, kl_nats=16.0)], 17.0, 1).remarks
+    assert choose_layer([replace(point, kl_nats=16.0)], 17.0, 1)[2]

@@ -6,8 +6,7 @@ last, beside the last one. There is one for the output of each layer but the las
 nothing could be saved.
 
 File: safetensors with the tensors of `_NAMES`, for each layer l = 0…L-2, and as metadata `mvw`, a
-JSON document that says which model the gates were trained on, and how. It does not know how gates
-are trained.
+JSON document that says which model the gates were trained on, and how.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class Gates:
         return int(self.gates[0][0].shape[1]) // 2
 
     def gate(self, layer: int, like: Tensor) -> Gate:
-        """Give the gate that reads a layer's output, where and as that is held."""
+        """Return the gate that reads a layer's output, where and as that is held."""
         key = (layer, like.device, like.dtype)
         if key not in self._placed:
             hidden, output, bias = (one.to(like) for one in self.gates[layer])

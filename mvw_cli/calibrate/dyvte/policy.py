@@ -1,8 +1,7 @@
 """Dynamic Vision-Token Exit: a small gate per layer says in the prefill when the vision may go.
 
 Source: arXiv 2411.19628. The gates are trained for one model, by `mvw calibrate dyvte`; what one
-reads and computes is in `dyvte_gates.py`. This module does not know how a vision token is taken
-away.
+reads and computes is in `gates.py`.
 """
 
 from __future__ import annotations

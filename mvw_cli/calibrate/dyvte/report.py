@@ -1,28 +1,85 @@
-"""What trained gates are worth on images they have not seen: the report, and its figures.
+"""What trained gates are worth on images they have not seen: the figures, and how they are shown.
 
 A gate that is no better than always saying what is most often right has learnt nothing; so that
-share stands beside every accuracy. Beside the gates' exits stand two others: the first layer at
-which the label allows it, which no gate can know, and each fixed layer. It does not know how gates
-are trained.
+share is told with every accuracy. With the gates' exits come two others: the first layer at which
+the label allows it, which no gate can know, and each fixed layer.
+
+What an exit saves is counted in FLOPs of the language model's prefill. A layer's share of what
+vision costs is taken to be the same for all layers that read vision, which is true of all but a few
+dense first layers of mixtures of experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from mvw_cli.bench.quality.proportions import wilson
-from mvw_cli.calibrate.dyvte.cost import Prefill, withdrawn_share
+from mvw_cli.calibrate.dyvte.gates import scores
+from mvw_cli.calibrate.dyvte.training import Dataset
+from mvw_cli.calibrate.search import Outcome
+from mvw_cli.cost.flops import Flops
+from mvw_cli.render.chart import Chart, Line
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.text import number, percent
 
-if TYPE_CHECKING:
-    from torch import Tensor
+_SHOWN = 8
+"""Fixed layers that a table on one screen has."""
 
-    from mvw_cli.calibrate.dyvte.store import Table
-    from mvw_cli.environment import Environment
 
-SCHEMA_VERSION = 1
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """FLOPs of reading one prompt in the language model; the vision encoder is apart."""
+
+    full: float
+    """Every layer reads the vision."""
+    text: float
+    """No layer does."""
+    encoder: float
+    """Vision encoder and projector, which no exit saves."""
+
+    def saved(self, blind: float) -> float:
+        """Compute the part of the language model's prefill that is saved, from 0 to 1.
+
+        blind: part of the layers that would read vision and do not.
+        """
+        return blind * (self.full - self.text) / self.full
+
+    def saved_of_all(self, blind: float) -> float:
+        """Compute the same of the prefill with the vision encoder."""
+        return self.saved(blind) * self.full / (self.full + self.encoder)
+
+
+def prefill(flops: Flops, text: int, vision: int, *, keep_mlp: bool = False) -> Prefill:
+    """Count a prompt.
+
+    Args:
+        text: prompt tokens besides the vision.
+        keep_mlp: whether cross-attention layers without vision keep their gated MLP.
+    """
+    encoder = 0.0 if flops.tower is None else float(flops.tower.flops(vision))
+    blind = flops.prefill(text, 0)
+    if keep_mlp and any(layer.cross for layer in flops.shape.layers):
+        blind += 2.0 * (flops.cross - flops.cross_attention) * text
+    return Prefill(flops.prefill(text, vision) - encoder, blind, encoder)
+
+
+def withdrawn_share(exit_layer: int | None, layers: int, cross_layers: tuple[int, ...]) -> float:
+    """Compute the part of the layers that read vision and are past the exit.
+
+    Args:
+        exit_layer: the first layer without vision; None where it stays.
+        cross_layers: cross-attention layers, which alone read the vision.
+    """
+    if exit_layer is None:
+        return 0.0
+    reading = cross_layers or tuple(range(layers))
+    return sum(layer >= exit_layer for layer in reading) / len(reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,38 +138,11 @@ class Found:
     """Mean loss along the answers with the vision."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One calibration."""
-
-    environment: Environment
-    model: dict[str, Any]
-    profile: dict[str, Any]
-    """As `Resolved.to_dict` returns it."""
-    settings: dict[str, Any]
-    """Of labels and training."""
-    data: dict[str, Any]
-    found: Found
-    verdict: list[str]
-    command: list[str]
-    started: str
-    labelling_s: float
-    training_s: float
-    """Of this run; less than the whole where another has gone before."""
-    remarks: list[str] = field(default_factory=list)
-    schema_version: int = SCHEMA_VERSION
-    kind: str = "calibrate dyvte"
-
-
 def decisions(gates: Sequence[Any], features: Tensor) -> Tensor:
     """Let gates decide as the policy does, at the features' own precision.
 
     features: # (n, G, 2 H); returned: # (n, G) bool, True for "exit"
     """
-    import torch
-
-    from mvw_cli.calibrate.dyvte.gates import scores
-
     said = []
     for layer, gate in enumerate(gates):
         placed = tuple(one.to(features) for one in gate)
@@ -123,7 +153,7 @@ def decisions(gates: Sequence[Any], features: Tensor) -> Tensor:
 
 def evaluate(
     said: Tensor,
-    held_out: Table,
+    held_out: Dataset,
     labels: Tensor,
     training_labels: Tensor,
     costs: Sequence[Prefill] | None,
@@ -172,7 +202,7 @@ def evaluate(
 
 def _exits(
     chosen: Tensor,
-    table: Table,
+    dataset: Dataset,
     labels: Tensor,
     costs: Sequence[Prefill] | None,
     layers: int,
@@ -185,8 +215,8 @@ def _exits(
         gate = next((number for number, leaves in enumerate(gates) if leaves), None)
         name = "never" if gate is None else str(gate + 1)
         histogram[name] = histogram.get(name, 0) + 1
-        agreement.append(1.0 if gate is None else float(table.agreement[row, gate]))
-        loss.append(float(table.full_loss[row] if gate is None else table.loss[row, gate]))
+        agreement.append(1.0 if gate is None else float(dataset.agreement[row, gate]))
+        loss.append(float(dataset.full_loss[row] if gate is None else dataset.loss[row, gate]))
         allowed.append(gate is None or bool(labels[row, gate]))
         blind.append(withdrawn_share(None if gate is None else gate + 1, layers, cross_layers))
     pairs = None if costs is None else list(zip(costs, blind, strict=True))
@@ -208,7 +238,7 @@ def _by_layer(item: tuple[str, int]) -> float:
 
 
 def verdict(found: Found, questions: int) -> list[str]:
-    """Say in sentences what the figures show."""
+    """Put into sentences what the figures show."""
     said = [_learnt(found.gates, questions)]
     exits = found.exits
     stayed = exits.layers.get("never", 0)
@@ -228,7 +258,7 @@ def verdict(found: Found, questions: int) -> list[str]:
 
 
 def _learnt(gates: Sequence[GateFigures], questions: int) -> str:
-    """Say whether the gates are worth more than one fixed answer."""
+    """Put into a sentence whether the gates are worth more than one fixed answer."""
     better = [one for one in gates if one.accuracy_interval_95[0] > one.majority]
     if better:
         layers = ", ".join(str(one.layer) for one in better)
@@ -246,3 +276,113 @@ def _learnt(gates: Sequence[GateFigures], questions: int) -> str:
         f"explains on {questions} held-out questions: they do not tell one question from another "
         "better than a fixed layer would, as vtw has it."
     )
+
+
+# -- how they are shown -------------------------------------------------------------------------
+
+
+def tables(outcome: Outcome, *, whole: bool) -> list[Section]:
+    """Put the figures into words: the exits, and with `whole` every gate and every fixed layer."""
+    figures, data = outcome.figures, outcome.figures["data"]
+    fixed = [(f"layer {layer}", exits) for layer, exits in figures["fixed"].items()]
+    step = 1 if whole else -(-len(fixed) // _SHOWN)
+    ways = [("the gates", figures["exits"]), ("earliest allowed", figures["earliest_allowed"])]
+    exits = Table(
+        [
+            *("exit", "agreement", "allowed", "loss, nats"),
+            *("layers saved", "prefill saved", "with encoder"),
+        ],
+        [[name, *_figures(one)] for name, one in [*ways, *fixed[::step]]],
+    )
+    held = Sentence(
+        f"{data['held_out_questions']} questions on {data['held_out_images']} images held out; "
+        f"trained on {data['training_questions']} on {data['training_images']}. Agreement: next "
+        "tokens along the answers that stay the likeliest. Loss: along the answers; "
+        f"{number(figures['full_loss_nats'])} with the vision. Saved: of the layers that read "
+        "vision; of the language model's prefill FLOPs; of those with the vision encoder's."
+    )
+    shown = [Section("exits", "Exits", [exits, held])]
+    if not whole:
+        return shown
+    chosen = Table(
+        ["first layer without vision", "questions"],
+        [[layer, str(count)] for layer, count in figures["exits"]["layers"].items()],
+    )
+    gates = Table(
+        ["exit before layer", "label 1", "majority", "accuracy", "95 %", "exits", "wrong exits"],
+        [
+            [
+                str(one["layer"]),
+                percent(one["may_exit"]),
+                percent(one["majority"]),
+                percent(one["accuracy"]),
+                " to ".join(percent(end) for end in one["accuracy_interval_95"]),
+                percent(one["exits"]),
+                percent(one["wrong_exits"]),
+            ]
+            for one in outcome.curve
+        ],
+        "Majority: what the label that is most frequent in training gets right.",
+    )
+    return [*shown, Section("gates", "Gates", [chosen, gates])]
+
+
+def charts(outcome: Outcome) -> list[Chart]:
+    """Draw the gates' accuracy, and where vision leaves, against the layer."""
+    gates = outcome.curve
+    xs = [float(one["layer"]) for one in gates]
+
+    def line(name: str, colour: int, of: str) -> Line:
+        return Line(name, colour, xs, [100 * one[of] for one in gates])
+
+    def gone(name: str, colour: int, exits: Mapping[str, Any]) -> Line:
+        return Line(name, colour, xs, _gone(exits, xs))
+
+    accuracy = Chart(
+        "accuracy",
+        "Accuracy of the gates on held-out images",
+        "first layer without vision",
+        "share of the questions",
+        "%",
+        "Where the gates lie on the majority, they have learnt no more than what is most frequent.",
+        [
+            line("the label most frequent in training", 0, "majority"),
+            line("the gates", 1, "accuracy"),
+            line("label 1: the vision may go", 3, "may_exit"),
+        ],
+    )
+    chosen = Chart(
+        "exits",
+        "Vision gone, by layer, and what it changes",
+        "layer",
+        "share",
+        "%",
+        "Questions whose vision is gone at a layer, as the gates say and as the labels would have "
+        "allowed; and the next tokens that stay the likeliest when it always leaves there.",
+        [
+            line("next tokens that stay", 0, "agreement"),
+            gone("gone, by the gates", 1, outcome.figures["exits"]),
+            gone("gone, at the earliest allowed", 3, outcome.figures["earliest_allowed"]),
+        ],
+    )
+    return [accuracy, chosen]
+
+
+def _gone(exits: Mapping[str, Any], layers: list[float]) -> list[float]:
+    """Compute for each layer at how many questions in a hundred it reads no vision."""
+    total = sum(exits["layers"].values())
+    leaving = {float(at): count for at, count in exits["layers"].items() if at != "never"}
+    return [
+        100 * sum(count for at, count in leaving.items() if at <= layer) / total for layer in layers
+    ]
+
+
+def _figures(exits: Mapping[str, Any]) -> list[str]:
+    saved = (exits["prefill_saved"], exits["prefill_saved_with_encoder"])
+    return [
+        percent(exits["agreement"]),
+        percent(exits["allowed"]),
+        number(exits["loss_nats"]),
+        percent(exits["layers_saved"]),
+        *("-" if share is None else percent(share) for share in saved),
+    ]

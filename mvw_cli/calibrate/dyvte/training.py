@@ -1,9 +1,7 @@
-"""Training of DyVTE's gates from what has been stored: a random layer per batch, as published.
+"""Labelled questions, and the training of gates on them: a random layer per batch, as published.
 
 Cross-entropy on the labels, AdamW without weight decay. The model is not needed any more. A
 training that was interrupted goes on from its checkpoint, and ends with the same gates.
-
-It does not know where the labels come from, nor what the gates are worth.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, Gate, scores
+from mvw_cli.errors import UsageProblem
 from mvw_cli.files import replacing
 
 PUBLISHED_LR = 6e-5
@@ -34,6 +33,62 @@ _PATIENCE = 20
 
 Progress = Callable[[int, int, float], None]
 """Called with the batches done, those in all, and the loss of late."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Labelled questions; n of them, and G gates."""
+
+    questions: tuple[Mapping[str, Any], ...]
+    """As the store has them."""
+    features: Tensor
+    """# (n, G, 2 H)"""
+    agreement: Tensor
+    """# (n, G) float32"""
+    loss: Tensor
+    """# (n, G) float32"""
+    full_loss: Tensor
+    """# (n,) float32"""
+
+    def of(self, rows: Sequence[int]) -> Dataset:
+        """Take some of the questions."""
+        chosen = list(rows)
+        tensors = (self.features, self.agreement, self.loss, self.full_loss)
+        return Dataset(
+            tuple(self.questions[row] for row in chosen), *(one[chosen] for one in tensors)
+        )
+
+    def images(self, row: int) -> tuple[str, ...]:
+        """Digests of a question's images."""
+        return tuple(self.questions[row]["sha256"])
+
+
+def split(dataset: Dataset, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    """Draw the images to train on and those to judge by; none is in both.
+
+    Returns:
+        Rows of the dataset: to train on, and held out.
+
+    Raises:
+        UsageProblem: all questions are about the same image.
+    """
+
+    def drawn(images: tuple[str, ...]) -> str:
+        return hashlib.sha256(f"{seed}:{','.join(images)}".encode()).hexdigest()
+
+    rows = range(len(dataset.questions))
+    groups = sorted({dataset.images(row) for row in rows}, key=drawn)
+    if len(groups) < 2:
+        raise UsageProblem(
+            "Gates can't be trained and judged on one image",
+            cause="images are parted in those to train on and those to judge by",
+            hint="mvw calibrate dyvte --images DIR",
+        )
+    apart = set(groups[: min(max(1, round(held_out * len(groups))), len(groups) - 1)])
+    return (
+        [row for row in rows if dataset.images(row) not in apart],
+        [row for row in rows if dataset.images(row) in apart],
+    )
 
 
 @dataclass(frozen=True, slots=True)

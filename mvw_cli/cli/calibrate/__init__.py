@@ -1,38 +1,353 @@
-"""`mvw calibrate`: the group. Each method's search is a command in a module of its own."""
+"""`mvw calibrate`: the group. Its commands are lists of options; what they do is in `run.py`."""
 
 from __future__ import annotations
 
-from importlib import import_module
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import click
 
-from mvw_cli.cli.options import common_options
+from mvw_cli.cli.model_options import model_options
+from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options
 
-_METHODS: dict[str, str] = {
-    "vtw": "mvw_cli.cli.calibrate.vtw:vtw",
-    "mvw": "mvw_cli.cli.calibrate.mvw:mvw",
-    "mass": "mvw_cli.cli.calibrate.mass:mass",
-    "dyvte": "mvw_cli.cli.calibrate.dyvte:dyvte",
-}
-"""By name, the module and attribute of the command: imported when it is looked up."""
+_COUNT = click.IntRange(min=1)
+_PART = click.FloatRange(0, 1)
 
 
-class Methods(click.Group):
-    """A group that imports a command when it is needed."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_METHODS]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _METHODS:
-            return None
-        module, _, attribute = _METHODS[cmd_name].partition(":")
-        command = getattr(import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=Methods, short_help="Find a policy's settings on your own images.")
+@click.group(short_help="Find a policy's settings on your own images.")
 @common_options
 def calibrate() -> None:
     """Find a policy's settings on your own images, and write the profile that uses them."""
+
+
+def _option(*names: str, **given: Any) -> Callable[..., Any]:
+    """Make an option whose help tells its default."""
+    return click.option(*names, **{"show_default": True, **given})
+
+
+def _tolerance(of: str) -> Callable[..., Any]:
+    return _option("--tolerance", metavar="PART", type=_PART, default=0.02, help=of)
+
+
+def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add what says which model is asked what, and where the outcome goes.
+
+    The command gets them as `task`, along with its own options.
+
+    Args:
+        limit: items that are taken where the user gives no number.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        name = command.__name__
+        before: list[Callable[..., Any]] = [
+            click.argument("question", required=False, help="Asked of every image."),
+            click.option("--images", "folder", metavar="DIR", help="Folder of images."),
+            click.option(
+                "--questions",
+                metavar="FILE",
+                help="Images, questions and answers, as `mvw batch`; paths are below --images.",
+            ),
+            _option("--limit", metavar="N", type=_COUNT, default=limit),
+        ]
+        after: list[Callable[..., Any]] = [
+            _option(
+                "-o",
+                "--output",
+                metavar="FILE",
+                default=f"{name}.yaml",
+                help="The profile; report, charts and samples are written beside it.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="The report as JSON to stdout."),
+            click.option("-v", "--verbose", is_flag=True, help="More than fits on a screen."),
+            click.option(
+                "--allow-pickle",
+                is_flag=True,
+                help="Read pickled weights where there are no others.",
+            ),
+            common_options,
+        ]
+        asked = (
+            *("profile", "flags", "question", "folder", "questions", "limit", "output"),
+            *("as_json", "verbose", "allow_pickle"),
+        )
+
+        @functools.wraps(command)
+        def call(**given: Any) -> int:
+            from mvw_cli.cli.calibrate.run import Task
+
+            words = tuple(click.get_current_context().meta[ARGUMENTS])
+            task = Task(name, words, **{one: given.pop(one) for one in asked})
+            code: int = command(task, **given)
+            return code
+
+        wrapped: Callable[..., Any] = call
+        for option in reversed([*before, model_options, *after]):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+@calibrate.command(cls=Remembering, short_help="Find the layer for policy vtw.")
+@_option(
+    "--eta",
+    metavar="NATS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.003,
+    help="Largest mean KL divergence that is accepted.",
+)
+@_option(
+    "--from",
+    "first",
+    metavar="K",
+    type=_COUNT,
+    default=1,
+    help="First layer that may be chosen; the reference starts at 5.",
+)
+@_option(
+    "--tokens",
+    metavar="N",
+    type=_COUNT,
+    default=1,
+    help="Compare the first N tokens of the answer; the published search compares 1.",
+)
+@calibrating(limit=20)
+def vtw(task: Any, *, eta: float, first: int, tokens: int) -> int:
+    """Find the decoder layer before which vision may leave the prompt (VTW, arXiv 2405.05803).
+
+    For each layer K, the distribution of the first answer token with the vision gone before layer K
+    is compared with the full model's: KL(p_K || p), mean over the samples. K is the first layer at
+    which it is at most eta. All layers are tried in one pass. Without --images and --questions, the
+    embedded model's own scenes are asked.
+
+    A reasoning model's first token is often a fixed tag, which needs no image: compare more with
+    --tokens. What is found is kept for each sample, so that the same command goes on after Ctrl-C.
+
+    \b
+    Examples:
+      mvw calibrate vtw --tokens 64
+      mvw calibrate vtw --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
+      mvw calibrate vtw --questions dev.jsonl --profile qwen2.5-vl-7b --eta 0.001 -o fast.yaml
+    """
+    from mvw_cli.cli.calibrate.run import run
+
+    def search() -> Any:
+        from mvw_cli.calibrate.vtw import VtwSearch
+
+        return VtwSearch(eta=eta, first=first, tokens=tokens)
+
+    return run(task, search)
+
+
+@calibrate.command(cls=Remembering, short_help="Find m, or a tag, for policy mvw.")
+@_option(
+    "-m",
+    "--m",
+    "moments",
+    metavar="N,…",
+    type=Listed(_COUNT, "moments"),
+    default="1,2,4,8,16,32,64,128",
+    help="Moments to try.",
+)
+@click.option(
+    "--tags",
+    metavar="TAG,…",
+    type=Listed(click.STRING, "tags"),
+    help="Tags to try as well, as </CAPTION>.",
+)
+@_tolerance("The part of the answers that may get worse.")
+@calibrating(limit=20)
+def mvw(
+    task: Any, *, moments: tuple[int, ...], tags: tuple[str, ...] | None, tolerance: float
+) -> int:
+    """Find the smallest m, or the earliest tag, whose answers stay within the tolerance.
+
+    Every item is answered without withdrawal, without its image, and under each m and tag. The rule
+    is that of `mvw profile --suggest`: an m counts if it and every later one loses no more than the
+    tolerance, of the right answers or, without references, of the answers that come out the same.
+    Agreement and KL along the answers without withdrawal are told beside it.
+
+    What is found is kept for each item, so that the same command goes on after Ctrl-C.
+
+    \b
+    Examples:
+      mvw calibrate mvw --tags "</CAPTION>"
+      mvw calibrate mvw --questions dev.jsonl --limit 200 --profile llava-cot --m 16,32,64,128
+    """
+    from mvw_cli.cli.calibrate.run import run
+
+    def search() -> Any:
+        from mvw_cli.calibrate.mvw import MvwSearch
+
+        return MvwSearch(moments=moments, tags=tags or (), tolerance=tolerance)
+
+    return run(task, search)
+
+
+@calibrate.command(cls=Remembering, short_help="Find the threshold for policy mass.")
+@click.option(
+    "--thresholds",
+    metavar="X,…",
+    type=Listed(click.FloatRange(0, 1, min_open=True), "thresholds"),
+    help="Thresholds to try.  [default: 12 quantiles of the masses seen]",
+)
+@_tolerance("The part of next tokens, and of answers, that may come out otherwise.")
+@_option(
+    "--patience",
+    metavar="N",
+    type=_COUNT,
+    default=4,
+    help="Tokens in a row for which the average must be under the threshold.",
+)
+@_option(
+    "--smoothing",
+    metavar="PART",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.3,
+    help="Weight of the newest token in the average.",
+)
+@calibrating(limit=20)
+def mass(
+    task: Any,
+    *,
+    thresholds: tuple[float, ...] | None,
+    tolerance: float,
+    patience: int,
+    smoothing: float,
+) -> int:
+    """Find the highest threshold of the vision attention mass that keeps the answers.
+
+    Each item is answered once without withdrawal, and the mass after each token is kept: where any
+    threshold would withdraw follows from it. The next tokens along that answer are then compared
+    with those after such a withdrawal. Thresholds that keep the tolerance there are tried for real,
+    the highest first, until one keeps the answers, too.
+
+    What is found is kept for each item, so that the same command goes on after Ctrl-C.
+
+    \b
+    Examples:
+      mvw calibrate mass
+      mvw calibrate mass --questions dev.jsonl --profile qwen3-vl-8b-thinking --patience 8
+    """
+    from mvw_cli.cli.calibrate.run import run
+
+    def search() -> Any:
+        from mvw_cli.calibrate.mass import MassSearch
+
+        return MassSearch(thresholds, tolerance, patience, smoothing)
+
+    return run(task, search)
+
+
+@calibrate.command(cls=Remembering, short_help="Train the gates of policy dyvte.")
+@_option(
+    "--along",
+    type=click.Choice(["own", "reference"]),
+    default="own",
+    help="Answers to follow: the model's own, or those of the questions file.",
+)
+@_option(
+    "--agreement",
+    metavar="PART",
+    type=_PART,
+    default=0.99,
+    help="Exit is right where more of the answer's tokens than this stay the likeliest …",
+)
+@_option(
+    "--loss-ratio",
+    metavar="X",
+    type=click.FloatRange(1, 1e12),
+    default=1.03,
+    help="… and the loss stays below X times the one with the vision.",
+)
+@_option(
+    "--lr",
+    metavar="RATE",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=6e-5,
+    help="Learning rate.",
+)
+@_option(
+    "--epochs",
+    metavar="N",
+    type=_COUNT,
+    default=30,
+    help="How often each gate sees each question, on average.",
+)
+@_option(
+    "--batch",
+    metavar="N",
+    type=_COUNT,
+    default=16,
+    help="Questions in a batch of the training.",
+)
+@_option(
+    "--held-out",
+    metavar="PART",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    help="Part of the images to judge the gates by, never trained on.",
+)
+@_option(
+    "--gate-dtype",
+    type=click.Choice(["model", "float32", "bfloat16", "float16"]),
+    default="model",
+    help="How the file holds the gates.",
+)
+@_option(
+    "--slots",
+    metavar="N",
+    type=_COUNT,
+    default=8,
+    help="Questions that the model answers at the same time.",
+)
+@calibrating(limit=500)
+def dyvte(
+    task: Any,
+    *,
+    along: Literal["own", "reference"],
+    agreement: float,
+    loss_ratio: float,
+    lr: float,
+    epochs: int,
+    batch: int,
+    held_out: float,
+    gate_dtype: str,
+    slots: int,
+) -> int:
+    """Train the gates that choose the layer of exit for each prompt (DyVTE, arXiv 2411.19628).
+
+    Each question is answered with the image, then read again with an exit before every layer. The
+    gates learn where an exit changes next to nothing, and are judged on images held out. Without
+    --images and --questions, the embedded model's own scenes are asked.
+
+    Whatever has been done is kept beside the profile: after Ctrl-C the same command goes on, and
+    with another --lr, --epochs, --agreement or --loss-ratio only the training is done again.
+
+    \b
+    Examples:
+      mvw calibrate dyvte --limit 100
+      mvw calibrate dyvte --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
+      mvw calibrate dyvte --questions train.jsonl --profile qwen2.5-vl-7b --epochs 50 -o fast.yaml
+    """
+    from mvw_cli.cli.calibrate.run import run
+
+    def search() -> Any:
+        from mvw_cli.calibrate.dyvte.search import DyvteSearch
+        from mvw_cli.calibrate.dyvte.training import Training
+
+        return DyvteSearch(
+            gates=task.beside(".safetensors"),
+            work=task.beside(".work"),
+            along=along,
+            agreement=agreement,
+            loss_ratio=loss_ratio,
+            training=Training(lr, epochs, batch, task.seed),
+            held_out=held_out,
+            gate_dtype=gate_dtype,
+            slots=slots,
+        )
+
+    return run(task, search)

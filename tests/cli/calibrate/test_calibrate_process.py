@@ -37,7 +37,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path: Path) 
     # Fewer than are there: nothing is measured, and every figure comes from the log.
     again = [word if word != "400" else "2" for word in COMMAND]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode == 1, done.stderr  # along 32 tokens no layer will do
+    assert "Nothing is suggested" in done.stderr
     report = json.loads((tmp_path / "vtw.report.json").read_text())
     lines = [json.loads(line) for line in before.splitlines()]
     assert [one["kl_nats"] for one in report["samples"]] == [one["kl_nats"] for one in lines[:2]]

@@ -29,11 +29,13 @@ from mvw_cli.__main__ import main
 from mvw_cli.batch.source.spec import Source
 from mvw_cli.bench.measure.items import own_items
 from mvw_cli.bench.quality.asking import ask
+from mvw_cli.calibrate.dyvte import search as dyvte_search
 from mvw_cli.calibrate.dyvte.gates import read_gates
-from mvw_cli.calibrate.dyvte.labelling import label
-from mvw_cli.calibrate.dyvte.looks import look
+from mvw_cli.calibrate.dyvte.labels import label_question
 from mvw_cli.calibrate.dyvte.policy import Dyvte
-from mvw_cli.calibrate.dyvte.store import Store
+from mvw_cli.calibrate.dyvte.training import Dataset, split
+from mvw_cli.calibrate.search import Run, measure_all
+from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.errors import ExitCode
 from mvw_cli.plugins.lookup import load_adapter
@@ -91,17 +93,19 @@ def test_everything_is_written_beside_the_profile(calibrated: Path) -> None:
     for ending in ("yaml", "safetensors", "report.json", "accuracy.svg", "exits.svg"):
         assert (calibrated / f"dyvte.{ending}").stat().st_size > 0
     out = (calibrated / "stdout").read_text()
-    assert "exit before layer" in out and "first layer without vision" in out
+    assert "layers saved" in out and "exit before layer" not in out and "-v shows" in out
+    assert len(out.splitlines()) <= 40
 
 
 def test_the_report_holds_together(calibrated: Path) -> None:
     report = report_of(calibrated)
-    data, found = report["data"], report["found"]
-    assert report["kind"] == "calibrate dyvte"
+    outcome = report["outcome"]
+    found, data = outcome["figures"], outcome["figures"]["data"]
+    assert report["method"] == "dyvte" and len(report["samples"]) == COUNT
     assert (data["questions"], data["held_out_questions"]) == (COUNT, COUNT // 2)
     assert data["training_images"] + data["held_out_images"] == COUNT
-    assert [gate["layer"] for gate in found["gates"]] == [1, 2, 3]
-    for gate in found["gates"]:
+    assert [gate["layer"] for gate in outcome["curve"]] == [1, 2, 3]
+    for gate in outcome["curve"]:
         low, high = gate["accuracy_interval_95"]
         assert low <= gate["accuracy"] <= high
         assert gate["accuracy"] <= 1 - gate["wrong_exits"] + 1e-9
@@ -136,14 +140,13 @@ def test_the_profile_runs_and_the_engine_exits_where_the_report_says(calibrated:
     profile = resolve(str(calibrated / "dyvte.yaml"), {}).profile
     session = open_session(profile)
     assert session.policy == Dyvte(str(calibrated / "dyvte.safetensors"))
-    work = calibrated / "dyvte.work"
-    entries = {entry.question: entry for entry in _entries(work)}
+    samples = {one["images"][0]: one for one in report_of(calibrated)["samples"]}
+    held_out = _held_out(calibrated)
     source = Source((), questions=str(calibrated / "scenes" / "questions.jsonl"))
     exits: dict[str, int] = {}
     agreement = []
     for item in own_items(source, COUNT, one=False).items:
-        entry = next(one for one in entries.values() if one.names == (Path(item.images[0]).name,))
-        if entry.key not in _held_out(calibrated):
+        if samples[Path(item.images[0]).name]["key"] not in held_out:
             continue
         request = replace(ask(session, item, session.settings), policy=NoWithdrawal())
         *_, finished = session.run([request])
@@ -155,32 +158,17 @@ def test_the_profile_runs_and_the_engine_exits_where_the_report_says(calibrated:
         name = "never" if all(held) else str(held.index(False))
         exits[name] = exits.get(name, 0) + 1
         agreement.append(float((rows.argmax(-1) == whole.argmax(-1)).float().mean()))
-    found = report_of(calibrated)["found"]["exits"]
+    found = report_of(calibrated)["outcome"]["figures"]["exits"]
     assert exits == found["layers"]
     assert set(exits) != {"never"}
     assert sum(agreement) / len(agreement) == pytest.approx(found["agreement"], abs=1e-6)
 
 
-def _entries(work: Path) -> Any:
-    from mvw_cli.calibrate.dyvte.store import _entries as entries_of
-
-    return [
-        entry for path in sorted(work.glob("labels-*.safetensors")) for entry in entries_of(path)
-    ]
-
-
 def _held_out(folder: Path) -> set[str]:
-    from mvw_cli.calibrate.dyvte.parts import split
-
-    copy = folder / "copy.work"
-    if not copy.exists():
-        shutil.copytree(folder / "dyvte.work", copy)
-    settings = json.loads((copy / "settings.json").read_text())
-    store = Store(copy, settings)
-    table = store.table(sorted(store.keys))
-    store.close()
-    parts = split(table, 0.5, 0, 0.9, 1e9)
-    return {table.entries[row].key for row in parts.held_out}
+    samples = sorted(report_of(folder)["samples"], key=lambda one: one["key"])
+    nothing = torch.zeros(len(samples))
+    _, rows = split(Dataset(tuple(samples), nothing, nothing, nothing, nothing), 0.5, 0)
+    return {samples[row]["key"] for row in rows}
 
 
 def followed(session: Any, request: Any) -> tuple[torch.Tensor, Prefilled]:
@@ -197,15 +185,17 @@ def test_a_process_that_is_killed_ends_with_the_same_gates(
     calibrated: Path, tmp_path: Path, run: Any
 ) -> None:
     words = [sys.executable, "-m", "mvw_cli", "calibrate", "dyvte", *asked(calibrated)]
-    shard = tmp_path / "dyvte.work" / "labels-00000.safetensors"
+    log = tmp_path / "dyvte.samples.jsonl"
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE) as process:
-        while not shard.exists() and process.poll() is None:
+        while not (log.exists() and log.read_bytes().count(b"\n")) and process.poll() is None:
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    written = shard.stat().st_mtime_ns
+    written = log.read_bytes()
+    assert 0 < written.count(b"\n") < COUNT
     assert run(*asked(calibrated)).code == ExitCode.OK
-    assert shard.stat().st_mtime_ns == written
+    assert log.read_bytes().startswith(written[: written.rfind(b"\n") + 1])
+    assert log.read_bytes().count(b"\n") == COUNT
     same_gates(calibrated, tmp_path)
 
 
@@ -218,12 +208,13 @@ def test_ctrl_c_keeps_what_was_done(
         if not looked:
             os.kill(os.getpid(), signal.SIGINT)
         looked.append(1)
-        return look(*given, **more)
+        return label_question(*given, **more)
 
-    monkeypatch.setattr("mvw_cli.calibrate.dyvte.looks.look", interrupted)
+    monkeypatch.setattr(dyvte_search, "label_question", interrupted)
     ran = run(*asked(calibrated))
     assert ran.code == ExitCode.INTERRUPTED
-    assert ran.err.endswith("Interrupted: the same command goes on from here.\n")
+    done = f"Interrupted: {len(looked)} samples are in dyvte.samples.jsonl"
+    assert ran.err.endswith(f"{done}; the same command goes on.\n")
     assert not (tmp_path / "dyvte.yaml").exists()
     assert 0 < len(looked) < COUNT
     assert run(*asked(calibrated)).code == ExitCode.OK
@@ -235,7 +226,7 @@ def same_gates(one: Path, other: Path) -> None:
     pair = [read_gates(str(folder / "dyvte.safetensors")).gates for folder in (one, other)]
     for gate, same in zip(*pair, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(gate, same, strict=True))
-    assert report_of(one)["found"] == report_of(other)["found"]
+    assert report_of(one)["outcome"]["curve"] == report_of(other)["outcome"]["curve"]
 
 
 def refused(ran: Ran, code: ExitCode = ExitCode.USAGE) -> str:
@@ -245,32 +236,59 @@ def refused(ran: Ran, code: ExitCode = ExitCode.USAGE) -> str:
     return ran.err
 
 
+def copied(calibrated: Path, folder: Path) -> None:
+    """What was measured, without what was made of it."""
+    shutil.copytree(calibrated / "dyvte.work", folder / "dyvte.work")
+    shutil.copy(calibrated / "dyvte.samples.jsonl", folder)
+
+
+@pytest.fixture
+def labelled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Questions that are really labelled."""
+    calls: list[int] = []
+
+    def call(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        return label_question(*given, **more)
+
+    monkeypatch.setattr(dyvte_search, "label_question", call)
+    return calls
+
+
 def test_only_the_training_is_done_again_for_other_bounds(
-    calibrated: Path, tmp_path: Path, run: Any
+    calibrated: Path, tmp_path: Path, run: Any, labelled: list[int]
 ) -> None:
-    shutil.copytree(calibrated / "dyvte.work", tmp_path / "dyvte.work")
-    shards = sorted((tmp_path / "dyvte.work").glob("labels-*"))
-    before = [one.stat().st_mtime_ns for one in shards]
+    copied(calibrated, tmp_path)
     ran = run(*asked(calibrated), "--agreement", "0.99", "--loss-ratio", "1.03", "--json")
     assert ran.code == 0, ran.err
-    found = json.loads(ran.out)["found"]
-    assert [one.stat().st_mtime_ns for one in shards] == before
-    assert found["exits"]["layers"] == {"never": COUNT // 2}
-    assert found["exits"]["prefill_saved"] == 0
+    exits = json.loads(ran.out)["outcome"]["figures"]["exits"]
+    assert not labelled
+    assert exits["layers"] == {"never": COUNT // 2} and exits["prefill_saved"] == 0
 
 
-def test_other_settings_of_the_model_are_refused(
-    calibrated: Path, tmp_path: Path, run: Any
+def test_what_gates_read_may_be_deleted(
+    calibrated: Path, tmp_path: Path, run: Any, labelled: list[int]
 ) -> None:
-    shutil.copytree(calibrated / "dyvte.work", tmp_path / "dyvte.work")
-    text = refused(run(*asked(calibrated), "--set", "prompt.system=Look."))
-    assert "these differ: prompt" in text
+    copied(calibrated, tmp_path)
+    next((tmp_path / "dyvte.work").glob("*-*.safetensors")).unlink()
+    assert run(*asked(calibrated)).code == ExitCode.OK
+    assert len(labelled) == 1
+    same_gates(calibrated, tmp_path)
+
+
+def test_other_settings_of_the_model_ask_again(
+    calibrated: Path, tmp_path: Path, run: Any, labelled: list[int]
+) -> None:
+    copied(calibrated, tmp_path)
+    ran = run(*asked(calibrated), "--set", "generation.top_k=7", "--limit", "2")
+    assert ran.code == 0 and f"{COUNT} samples of other settings are left alone" in ran.err
+    assert len(labelled) == 2
 
 
 def test_references_can_be_followed(calibrated: Path, tmp_path: Path, run: Any) -> None:
     ran = run(*asked(calibrated), "--along", "reference", "--limit", "4", "--json")
     assert ran.code == 0, ran.err
-    data = json.loads(ran.out)["data"]
+    data = json.loads(ran.out)["outcome"]["figures"]["data"]
     assert data["questions"] == 4
     assert data["answer_tokens_mean"] < 10  # a word or two, and the end
 
@@ -294,11 +312,11 @@ def test_unreadable_images_are_left_out(calibrated: Path, tmp_path: Path, run: A
     ran = run("--images", str(folder), "How many red circles are there?", *LOOSE)
     assert ran.code == ExitCode.ITEMS_FAILED
     assert "Left out" in ran.err and "broken.png" in ran.err
-    assert report_of(tmp_path)["data"]["questions"] == 2
+    assert len(report_of(tmp_path)["samples"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("what", "doing"), [("dyvte_looks.look", "labelling"), ("dyvte.train", "training the gates")]
+    ("what", "doing"), [("label_question", "labelling"), ("train", "training the gates")]
 )
 def test_a_lack_of_memory_has_a_way_out(
     what: str,
@@ -311,7 +329,7 @@ def test_a_lack_of_memory_has_a_way_out(
     def full(*given: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(f"mvw_cli.calibrate.{what}", full)
+    monkeypatch.setattr(dyvte_search, what, full)
     text = refused(run(*asked(calibrated), "--limit", "2"), ExitCode.OUT_OF_MEMORY)
     assert f"out of memory while {doing}" in text and "2.00 GiB" in text
 
@@ -319,7 +337,7 @@ def test_a_lack_of_memory_has_a_way_out(
 def test_gates_in_half_precision_are_half_the_size(
     calibrated: Path, tmp_path: Path, run: Any
 ) -> None:
-    shutil.copytree(calibrated / "dyvte.work", tmp_path / "dyvte.work")
+    copied(calibrated, tmp_path)
     assert run(*asked(calibrated), "--gate-dtype", "float16").code == 0
     whole, half = (
         (folder / "dyvte.safetensors").stat().st_size for folder in (calibrated, tmp_path)
@@ -332,10 +350,10 @@ def test_the_same_question_twice_is_asked_once(calibrated: Path, tmp_path: Path)
     session = open_session(resolve(None, {}).profile)
     source = Source((str(calibrated / "scenes" / "scene-0001.png"),), question="How many?")
     (item,) = own_items(source, 1, one=True).items
-    store = Store(tmp_path / "work", {})
-    seen: list[tuple[int, int]] = []
-    done = label(session, [item, item], store, progress=lambda *told: seen.append(told))
-    assert (len(done.keys), len(store.keys), done.complete) == (1, 1, True)
-    assert seen == [(0, 2), (2, 2)]
-    stopped = label(session, [item], store, stopping=lambda: True)
-    assert (stopped.keys, stopped.complete) == ([], False)
+    search = dyvte_search.DyvteSearch(tmp_path / "gates.safetensors", tmp_path / "work")
+    search.check_items([item])
+    with SampleStore(tmp_path / "samples.jsonl", {}) as store:
+        run = Run(session, [item, item], store)
+        samples = measure_all(search, run)
+        assert [one["number"] for one in samples] == [1, 2] and len(store) == 1
+        assert len(search.dataset(run, samples).questions) == 1

@@ -12,8 +12,8 @@ from families import FAMILIES, Family, build
 from torch import Tensor
 from torch.nn import functional
 
-from mvw_cli.calibrate.dyvte import looks as dyvte_looks
-from mvw_cli.calibrate.dyvte.looks import Look, labels, look
+from mvw_cli.calibrate import branches
+from mvw_cli.calibrate.dyvte.labels import Example, label_question, labels
 
 ANSWER = [5, 17, 8, 42, 9, 33]
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "kimi_text_stack", "mllama")
@@ -85,8 +85,8 @@ def answered(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return logits[ids.shape[1] - 1 : -1]
 
 
-def expected(name: str, seed: int, keep_mlp: bool) -> Look:
-    """The same as `look`, one plain pass per exit, and features of the prompt alone."""
+def expected(name: str, seed: int, keep_mlp: bool) -> Example:
+    """The same as `label_question`, one plain pass per exit, and features of the prompt alone."""
     one = family(name)
     model = build(one)
     inputs = one.prompt(seed)
@@ -107,7 +107,7 @@ def expected(name: str, seed: int, keep_mlp: bool) -> Look:
     read = [
         torch.cat([state[0, after[:-1]].mean(0), state[0, after[-1]]]) for state in states[1:layers]
     ]
-    return Look(
+    return Example(
         torch.stack(read),
         torch.stack(agreement),
         torch.stack(loss),
@@ -120,7 +120,7 @@ def test_features_agreement_and_loss_equal_passes_with_explicit_masks(name: str,
     one = family(name)
     for seed in (0, 1):
         inputs = one.prompt(seed)
-        found = look(build(one), inputs, one.layout(inputs), ANSWER, cross_attention=keep)
+        found = label_question(build(one), inputs, one.layout(inputs), ANSWER, cross_attention=keep)
         wanted = expected(name, seed, keep == "mlp")
         torch.testing.assert_close(found.features, wanted.features, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.agreement, wanted.agreement)
@@ -133,9 +133,9 @@ def test_features_agreement_and_loss_equal_passes_with_explicit_masks(name: str,
 def test_many_branches_go_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     one = family("llava")
     model, inputs = build(one), one.prompt(0)
-    whole = look(model, inputs, one.layout(inputs), ANSWER)
-    monkeypatch.setattr(dyvte_looks, "_LOGITS", 1)
-    parts = look(model, inputs, one.layout(inputs), ANSWER)
+    whole = label_question(model, inputs, one.layout(inputs), ANSWER)
+    monkeypatch.setattr(branches, "LOGIT_BYTES", 1)
+    parts = label_question(model, inputs, one.layout(inputs), ANSWER)
     assert torch.equal(whole.features, parts.features)
     torch.testing.assert_close(whole.loss, parts.loss)
 
@@ -143,7 +143,7 @@ def test_many_branches_go_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_hook_stays_on_the_model() -> None:
     one = family("llava")
     model, inputs = build(one), one.prompt(0)
-    look(model, inputs, one.layout(inputs), ANSWER)
+    label_question(model, inputs, one.layout(inputs), ANSWER)
     for layer in model.get_decoder().layers:
         assert not layer._forward_pre_hooks and not layer._forward_hooks
 
@@ -151,7 +151,7 @@ def test_no_hook_stays_on_the_model() -> None:
 def test_answer_of_one_token() -> None:
     one = family("llava")
     inputs = one.prompt(0)
-    found = look(build(one), inputs, one.layout(inputs), ANSWER[:1])
+    found = label_question(build(one), inputs, one.layout(inputs), ANSWER[:1])
     assert set(found.agreement.tolist()) <= {0.0, 1.0}
 
 
@@ -159,6 +159,6 @@ def test_labels_follow_the_published_rule() -> None:
     agreement = torch.tensor([1.0, 1.0, 0.99, 0.995, 1.0])
     loss = torch.tensor([1.0, 1.0301, 1.0, 1.029, 0.5])
     assert labels(agreement, loss, 1.0).tolist() == [1, 0, 0, 1, 1]
-    assert labels(agreement, loss, 1.0, least_agreement=0.9).tolist() == [1, 0, 1, 1, 1]
+    assert labels(agreement, loss, 1.0, min_agreement=0.9).tolist() == [1, 0, 1, 1, 1]
     assert labels(agreement, loss, 1.0, loss_ratio=1.1).tolist() == [1, 1, 0, 1, 1]
     assert labels(torch.ones(1), torch.zeros(1), 0.0).tolist() == [1]

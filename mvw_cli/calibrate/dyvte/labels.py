@@ -1,18 +1,16 @@
 """What one question has to teach the gates: at each layer, what they read, and what exit costs.
 
-The model reads the prompt and an answer once, all branches without vision beside it (see
+The model reads the prompt and an answer once, and beside it all branches without vision (see
 `branches.py`), so that every layer of a question is labelled for little more than one pass. Gate l
 decides about an exit before layer l + 1; a label is made of agreement and loss by `labels`, so that
-other bounds need no second look.
-
-It does not know where questions and answers come from.
+other bounds need no second pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -21,19 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.calibrate.branches import branch_logits
+from mvw_cli.calibrate.branches import branches_along
 from mvw_cli.calibrate.dyvte.gates import features
 from mvw_cli.engine.cross_attention import cross_attention_layers
-from mvw_cli.oracle.masked import extended
 
 AGREEMENT, LOSS_RATIO = 0.99, 1.03
 """Bounds of the published labels (arXiv 2411.19628)."""
-_LOGITS = 2**28
-"""Numbers that the logits of one pass may have; beyond, the branches go in several passes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
+class Example:
     """One question, at all gates; G is one less than the decoder layers."""
 
     features: Tensor
@@ -53,10 +48,10 @@ def labels(
     loss: Tensor,
     full_loss: Tensor | float,
     *,
-    least_agreement: float = AGREEMENT,
+    min_agreement: float = AGREEMENT,
     loss_ratio: float = LOSS_RATIO,
 ) -> Tensor:
-    """Say where the vision may go: 1 where it may.
+    """Label where the vision may go: 1 where it may.
 
     A loss that does not rise at all is within any ratio, also where it is 0.
 
@@ -64,18 +59,18 @@ def labels(
         # shape of `agreement`, long
     """
     within = (loss < loss_ratio * full_loss) | (loss <= full_loss)
-    return ((agreement > least_agreement) & within).long()
+    return ((agreement > min_agreement) & within).long()
 
 
 @torch.inference_mode()
-def look(
+def label_question(
     model: Any,
     inputs: Mapping[str, Tensor],
     layout: VisionLayout,
     output_ids: Sequence[int],
     *,
     cross_attention: Literal["skip", "mlp"] = "skip",
-) -> Look:
+) -> Example:
     """Read a prompt and an answer with all exits.
 
     Args:
@@ -85,52 +80,34 @@ def look(
     Raises:
         NotExact: the model's layers can't be run this way.
     """
-    layers = model.get_decoder().layers
+    exits = range(1, len(model.get_decoder().layers))
     cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
     # Between two cross-attention layers there is nothing to exit from: one branch tells of all.
-    starts = (
-        [layer for layer in cross_layers if layer > 0] if cross_layers else range(1, len(layers))
-    )
-    told = [next((start for start in starts if start >= gate), None) for gate in _exits(layers)]
-    longer = extended(inputs, output_ids[:-1])  # nothing is asked of what follows the last token
-    more = layout.entries.new_zeros(len(output_ids) - 1)
-    wider = replace(layout, entries=torch.cat([layout.entries, more]))
+    starts = [layer for layer in cross_layers if layer > 0] if cross_layers else list(exits)
+    told = [next((start for start in starts if start >= gate), None) for gate in exits]
     answer = torch.tensor(list(output_ids), device=model.device)  # (T,)
     seen: dict[int, Tensor] = {}
     found: dict[int | None, tuple[float, float]] = {}
-    for group in _groups(list(starts), len(answer), model):
-        with _watched(model, seen, inputs["input_ids"].shape[1], layout):
-            logits = branch_logits(
-                model, longer, wider, group, tokens=len(answer), cross_attention=cross_attention
-            )
-        whole = logits[0].argmax(-1)  # (T,)
-        for start, one in zip([None, *group], logits, strict=True):
-            same = (one.argmax(-1) == whole).float().mean()
-            loss = functional.cross_entropy(one.float(), answer.to(one.device))
-            found[start] = float(same), float(loss)
-    return Look(
-        torch.stack([seen[gate] for gate in _exits(layers)]),
+    passes = branches_along(
+        model, inputs, layout, starts, output_ids, cross_attention=cross_attention
+    )
+    with _features_of(model, seen, inputs["input_ids"].shape[1], layout):
+        for group, logits in passes:
+            whole = logits[0].argmax(-1)  # (T,)
+            for start, one in zip([None, *group], logits, strict=True):
+                same = (one.argmax(-1) == whole).float().mean()
+                loss = functional.cross_entropy(one.float(), answer.to(one.device))
+                found[start] = float(same), float(loss)
+    return Example(
+        torch.stack([seen[gate] for gate in exits]),
         torch.tensor([found[start][0] for start in told]),
         torch.tensor([found[start][1] for start in told]),
         found[None][1],
     )
 
 
-def _exits(layers: Sequence[Any]) -> range:
-    """Layers before which a gate may let the vision go."""
-    return range(1, len(layers))
-
-
-def _groups(starts: list[int], tokens: int, model: Any) -> Iterator[list[int]]:
-    """Part the branches so that their logits stay small."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    size = max(1, _LOGITS // (tokens * vocabulary) - 1)
-    for first in range(0, max(1, len(starts)), size):
-        yield starts[first : first + size]
-
-
 @contextmanager
-def _watched(
+def _features_of(
     model: Any, seen: dict[int, Tensor], prompt: int, layout: VisionLayout
 ) -> Iterator[None]:
     """Note what gates would read, by the layer that is about to run; remove all hooks after."""

@@ -1,0 +1,279 @@
+"""One search of `mvw calibrate` from the command line to its files, whatever the method."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli import console
+from mvw_cli.cli.destination import deliver
+from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
+from mvw_cli.cli.profile.view import ProfileView
+from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.files import check_writable
+
+if TYPE_CHECKING:
+    from mvw_cli.bench.measure.items import Items
+    from mvw_cli.calibrate.search import Report, Run, Search
+    from mvw_cli.profiles.resolution import Resolved
+
+REPORT, SAMPLES = ".report.json", ".samples.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the command line asks for, whatever the method."""
+
+    method: str
+    words: tuple[str, ...]
+    profile: str | None
+    flags: Mapping[str, object]
+    question: str | None
+    folder: str | None
+    questions: str | None
+    limit: int
+    output: str
+    as_json: bool
+    verbose: bool
+    allow_pickle: bool
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    clock: float = field(default_factory=perf_counter)
+
+    @property
+    def command(self) -> list[str]:
+        """The command as it was typed."""
+        return ["mvw", "calibrate", self.method, *self.words]
+
+    @property
+    def help(self) -> str:
+        """What to type where nothing better can be told."""
+        return f"mvw calibrate {self.method} --help"
+
+    @property
+    def elsewhere(self) -> str:
+        """What to type where the output can't be what it is."""
+        return f"mvw calibrate {self.method} -o other.yaml"
+
+    @property
+    def seed(self) -> int:
+        """Seed of the pictures that are drawn, of sampling, of training and of the intervals."""
+        seed = self.flags.get("generation.seed")
+        return seed if isinstance(seed, int) else 0
+
+    def beside(self, ending: str) -> Path:
+        """Name a file beside the profile: `vtw.yaml` has `vtw.report.json`."""
+        output = Path(self.output)
+        return output.with_name(output.stem + ending)
+
+
+def run(task: Task, make: Callable[[], Search]) -> int:
+    """Search, write everything, and return the exit code.
+
+    Args:
+        make: makes the search; called once what is cheap to check has been checked.
+
+    Raises:
+        MvwError: something is missing or wrong, or nothing can be suggested; what was measured is
+            in the store.
+    """
+    view = ProfileView()
+    with TemporaryDirectory(prefix="mvw-calibrate-") as scratch, ExitStack() as stack:
+        with exit_on_interrupt(view.on_interrupt):
+            view.progress("Preparing …")
+            resolved = _resolved(task)
+            items = _items(task, resolved, Path(scratch))
+            search = make()
+            search.check_items(items.items)
+            running = _begun(task, resolved, items, search, view, stack)
+        with finish_on_interrupt(view.on_interrupt) as shutdown:
+            running.stopping = lambda: shutdown.requested
+            try:
+                report = _searched(task, search, running, view)
+            finally:
+                view.done()
+    return ExitCode.INTERRUPTED if report is None else _delivered(task, search, report)
+
+
+def _resolved(task: Task) -> Resolved:
+    """Resolve the profile, and refuse files that could not be written later."""
+    if Path(task.output).suffix.lower() not in (".yaml", ".yml"):
+        raise UsageProblem(
+            f"-o {task.output}: what is found is written as a profile",
+            cause="its name does not end with .yaml",
+            hint=f"mvw calibrate {task.method} -o {task.method}.yaml",
+        )
+    for path in (task.output, str(task.beside(REPORT)), str(task.beside(SAMPLES))):
+        check_writable(path, task.help)
+    from mvw_cli.bench.verdict.derived_profile import check_no_part
+    from mvw_cli.profiles.resolution import resolve
+
+    mute_libraries(progress=False)
+    # What is measured is the model that keeps its vision; the profile's own withdrawal goes.
+    resolved = resolve(task.profile, {**task.flags, "withdrawal.policy": "none"})
+    check_no_part(resolved.to_dict(), Path(task.output), task.elsewhere)
+    return resolved
+
+
+def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
+    """Find the items, or draw some into a folder."""
+    from mvw_cli.batch.source.spec import Source
+    from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
+    from mvw_cli.plugins.lookup import load_adapter
+
+    question = task.question or resolved.profile.prompt.question or QUESTION
+    if task.folder is not None or task.questions is not None:
+        paths = () if task.folder is None else (task.folder,)
+        source = Source(
+            paths,
+            question=question,
+            questions=task.questions,
+            command=("mvw", "calibrate", task.method, "--images"),
+        )
+        items = own_items(source, task.limit, one=False)
+    else:
+        items = generated_items(
+            load_adapter(resolved.profile.adapter),
+            scratch / "images",
+            task.limit,
+            size=(64, 64),
+            seed=task.seed,
+            question=question,
+        )
+        if not items.meaningful:
+            raise UsageProblem(
+                "There are no images to calibrate on",
+                cause=f"adapter `{resolved.profile.adapter}` can't draw any that its model reads",
+                hint=shlex.join(["mvw", "calibrate", task.method, "--images", "DIR"]),
+            )
+    if not items.items:
+        raise UsageProblem(
+            "There are no images to calibrate on",
+            cause="none was found where they should be",
+            hint=task.help,
+        )
+    return items
+
+
+def _begun(
+    task: Task,
+    resolved: Resolved,
+    items: Items,
+    search: Search,
+    view: ProfileView,
+    stack: ExitStack,
+) -> Run:
+    """Load the model and open the store."""
+    from mvw_cli.batch.store.fingerprint import fingerprint
+    from mvw_cli.calibrate.search import Run
+    from mvw_cli.calibrate.store import SampleStore
+    from mvw_cli.session import open_session
+
+    profile = resolved.profile
+    view.stage(f"Loading {profile.model or profile.adapter}")
+    session = open_session(profile, slots=search.together, allow_pickle=task.allow_pickle)
+    search.check_model(session)
+    model = fingerprint(resolved, random_weights=False).with_revision(session.loaded.revision)
+    identity = {
+        **model.to_dict(),
+        "dtype": str(session.loaded.model.dtype),
+        "method": search.sample_settings(),
+    }
+    store = stack.enter_context(SampleStore(task.beside(SAMPLES), identity))
+    if store.others:
+        view.note(f"{store.name}: {store.others} samples of other settings are left alone.")
+    return Run(
+        session,
+        items.items,
+        store,
+        profile=resolved.to_dict(),
+        seed=task.seed,
+        progress=view.progress,
+        warn=view.warn,
+    )
+
+
+def _searched(task: Task, search: Search, running: Run, view: ProfileView) -> Report | None:
+    """Measure and choose; None where the user has interrupted it, which is said."""
+    from mvw_cli.calibrate.search import Interrupted, Report, measure_all
+    from mvw_cli.environment import describe_environment
+
+    try:
+        samples = measure_all(search, running)
+        outcome = search.choose(running, samples)
+    except Interrupted:
+        view.done()
+        store = running.store
+        again = "the same command goes on"
+        view.note(f"Interrupted: {len(store)} samples are in {store.name}; {again}.")
+        return None
+    return Report(
+        method=task.method,
+        environment=describe_environment(str(running.device)),
+        model=running.facts,
+        profile=running.profile,
+        command=task.command,
+        started=task.started,
+        seconds=perf_counter() - task.clock,
+        settings={**search.settings(), "seed": task.seed},
+        samples=[search.told(sample) for sample in samples],
+        left_out=running.left_out,
+        outcome=outcome,
+    )
+
+
+def _delivered(task: Task, search: Search, report: Report) -> int:
+    """Write everything, files first.
+
+    Raises:
+        MvwError: a file can't be written, or no candidate qualifies: after all else is there.
+    """
+    from mvw_cli.render.sections import Section, Sentence
+    from mvw_cli.render.svg import write_charts
+    from mvw_cli.render.terminal import show
+
+    outcome, document = report.outcome, report.to_json()
+    deliver(document, str(task.beside(REPORT)))
+    charts = {task.beside(f".{chart.name}.svg"): chart for chart in search.charts(report)}
+    written = [str(task.beside(REPORT)), *map(str, write_charts(charts))]
+    if outcome.withdrawal is not None:
+        _write_profile(task, search, report)
+        written.insert(0, task.output)
+    if task.as_json:
+        console.write(document)
+    else:
+        parts = search.sections(report, whole=task.verbose)
+        hidden = "" if task.verbose else search.hidden(report)
+        rest = f"{task.beside(REPORT)} has every sample{hidden and f'; -v shows {hidden}'}."
+        more = Section("more", "More", [Sentence(rest)])
+        show(f"mvw calibrate {task.method}", [*parts, more])
+    for path in written:
+        console.note(f"wrote {path}")
+    for remark in outcome.remarks:
+        console.warn(remark)
+    if outcome.withdrawal is None:
+        raise MvwError("Nothing is suggested", cause=outcome.reason, hint=task.help)
+    return ExitCode.ITEMS_FAILED if report.left_out else ExitCode.OK
+
+
+def _write_profile(task: Task, search: Search, report: Report) -> None:
+    from mvw_cli.bench.verdict.derived_profile import write_derived
+
+    outcome = report.outcome
+    withdrawal: dict[str, Any] = outcome.withdrawal or {}
+    found = f"Found by: {shlex.join(report.command)}."
+    write_derived(
+        report.profile,
+        Path(task.output),
+        withdrawal=withdrawal,
+        description=f"{search.describe(withdrawal)}, by mvw calibrate on "
+        f"{len(report.samples)} samples",
+        reason=" ".join([found, outcome.reason, *outcome.remarks]),
+        hint=task.elsewhere,
+    )
