@@ -140,9 +140,9 @@ class MassSearch(Search):
             if loss <= self.tolerance:
                 reason = (
                     f"With a threshold of {point.threshold:g}, "
-                    f"{100 * point.agreement:.1f} % of the next tokens stay the likeliest, and "
+                    f"{percent(point.agreement)} of the next tokens stay the likeliest, and "
                     f"{told}; vision goes after {point.tokens_with_vision:.0f} of "
-                    f"{point.tokens:.0f} tokens, in {100 * point.withdrawn:.0f} % of the answers."
+                    f"{point.tokens:.0f} tokens, in {percent(point.withdrawn)} of the answers."
                 )
                 return point.threshold, reason, remarks
             remarks.append(f"A threshold of {point.threshold:g} is too high: {told}.")
@@ -462,15 +462,15 @@ def refusal(points: Sequence[Point], blind: float | None, tolerance: float) -> s
     """Explain why no threshold can be chosen, as far as agreement tells; None where one can."""
     if blind is not None and blind >= 1 - tolerance:
         return (
-            f"Without any image {100 * blind:.1f} % of the next tokens stay the likeliest: these "
+            f"Without any image {percent(blind)} of the next tokens stay the likeliest: these "
             "answers hardly need their images, so they can't tell when an image may go."
         )
     lowest = points[0]
     if not lowest.within:
         return (
             f"Even at a threshold of {lowest.threshold:g}, the lowest that was tried, only "
-            f"{100 * lowest.agreement:.1f} % of the next tokens stay the likeliest, less than "
-            f"{100 * (1 - tolerance):.1f} %."
+            f"{percent(lowest.agreement)} of the next tokens stay the likeliest, less than "
+            f"{percent(1 - tolerance)}."
         )
     if not qualifying(points):
         return "No threshold that keeps the tolerance withdraws in any answer."

@@ -115,7 +115,7 @@ def test_verdicts() -> None:
     whole = found()
     text = " ".join(verdict(whole, 4))
     assert "No gate is right more often" in text
-    assert "leaves on 3 of 4 held-out questions and saves 35.0 %" in text
+    assert "leaves on 3 of 4 held-out questions and saves 35 %" in text
     sure = replace(whole.gates[0], accuracy_interval_95=(0.9, 1.0))
     assert verdict(replace(whole, gates=[sure]), 4)[0].startswith("Before layer 1 the gates")
     nothing = evaluate(SAID & False, TABLE, LABELS * 0, TRAINING * 0, None)
@@ -134,7 +134,7 @@ def test_tables_and_charts_hold_the_figures() -> None:
     }
     outcome = Outcome(figures.pop("gates"), {}, "It is so.", [], {**figures, "data": data})
     [exits] = tables(outcome, whole=False)
-    assert "['the gates', '93.8 %', '75.0 %', '1.50', '43.8 %', '35.0 %', '17.5 %']" in repr(exits)
+    assert "['the gates', '93.8 %', '75 %', '1.50', '43.8 %', '35 %', '17.5 %']" in repr(exits)
     assert "4 questions on 4 images held out" in repr(exits)
     also, gates = tables(outcome, whole=True)
     assert also == exits and "'100 %'" in repr(gates.parts)

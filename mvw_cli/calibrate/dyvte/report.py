@@ -246,13 +246,11 @@ def verdict(found: Found, questions: int) -> list[str]:
         return [*said, "On no held-out question does the vision leave."]
     saved = ""
     if exits.prefill_saved is not None:
-        saved = (
-            f" and saves {100 * exits.prefill_saved:.1f} % of the language model's prefill FLOPs"
-        )
+        saved = f" and saves {percent(exits.prefill_saved)} of the language model's prefill FLOPs"
     said.append(
         f"The vision leaves on {questions - stayed} of {questions} held-out questions{saved}; "
-        f"{100 * exits.agreement:.1f} % of the answers' next tokens stay the likeliest, and on "
-        f"{100 * exits.allowed:.1f} % of the questions it stays or leaves within the bounds."
+        f"{percent(exits.agreement)} of the answers' next tokens stay the likeliest, and on "
+        f"{percent(exits.allowed)} of the questions it stays or leaves within the bounds."
     )
     return said
 
