@@ -12,8 +12,10 @@ from mvw_cli.cli.options import common_options, json_option
 @click.argument("a", metavar="A", help="A report that `mvw profile -o A` wrote, as JSON.")
 @click.argument("b", metavar="B", help="Another one; ratios above 1 say that it is faster.")
 @json_option
+@click.option("--html", metavar="FILE", help="Write one page that opens offline.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every table, not one screen.")
 @common_options
-def compare(a: str, b: str, as_json: bool) -> None:
+def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> None:
     """Set two reports of `mvw profile` side by side.
 
     Both have to be of the same device, model, weights, dtype, mode, length, prompt and number of
@@ -26,14 +28,26 @@ def compare(a: str, b: str, as_json: bool) -> None:
       mvw compare sdpa.json flash.json --json
     """
     from mvw_cli.bench.documents import read_report
+    from mvw_cli.bench.report.comparison import sections, summary
     from mvw_cli.bench.verdict.compare import compare as set_side_by_side
     from mvw_cli.bench.verdict.compare import to_dict
+    from mvw_cli.files import check_writable
+    from mvw_cli.render import terminal
 
-    side = set_side_by_side(read_report(a), read_report(b), names=(a, b))
+    if html is not None:
+        check_writable(html, "mvw compare --help")
+    first, second = read_report(a), read_report(b)
+    side = set_side_by_side(first, second, names=(a, b))
+    title = f"{a} and {b}"
+    if html is not None:
+        from mvw_cli.cli.destination import deliver
+        from mvw_cli.render.html import page
+
+        footer = f"Made by mvw {first.environment.mvw} and {second.environment.mvw}."
+        deliver(page(title, sections(side), footer=footer), html)
     if as_json:
         console.write_json(to_dict(side))
-        return
-    from mvw_cli.bench.report.comparison import sections
-    from mvw_cli.render.terminal import show
-
-    show(f"{a} and {b}", sections(side))
+    elif verbose:
+        terminal.show(title, sections(side))
+    else:
+        terminal.show(title, summary(side, terminal.width()))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from mvw_cli.bench.documents import BASELINE
+from mvw_cli.bench.report.summary import LINES, fitting
+from mvw_cli.bench.report.tables import written
 from mvw_cli.bench.verdict.compare import Figure, SideBySide, Unpaired
 from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.text import (
@@ -32,29 +36,54 @@ NAMES = {
     "agreement": "same next token",
     "accuracy": "right answers",
 }
+_UNPAIRED = (
+    "Ratios are rates, so above 1 B is faster, with 95 % bootstrap intervals of samples that are "
+    "not paired. The two were not run in turn: no interval tells how the machine may have changed "
+    "in between."
+)
+
+
+def summary(side: SideBySide, width: int = 100) -> list[Section]:
+    """Put the figures that a reader came for into one table, with a row for each arm."""
+    found = {(one.batch, one.arm, one.name): one for one in side.figures}
+    arms = list(dict.fromkeys((one.batch, one.arm) for one in side.figures if one.kind == "speed"))
+    rows = []
+    for batch, arm in arms:
+        speed, kv = found[batch, arm, "tokens_per_s"], found.get((batch, arm, "kv_bytes_after"))
+        rows.append(
+            [
+                str(batch),
+                arm,
+                _value(speed, speed.a),
+                _value(speed, speed.b),
+                _briefly(speed.against),
+                MISSING if kv is None else f"{_value(kv, kv.a)} → {_value(kv, kv.b)}",
+            ]
+        )
+    columns = ["BATCH", "ARM", "TOKENS/S, A", "B", "B AGAINST A [95 %]", "KV, A → B"]
+    parts: list[Table | Sentence] = [Table(columns, rows), Sentence(_UNPAIRED)]
+    remarks = fitting(side.remarks, LINES - len(rows) - 12, width)
+    parts += [Sentence(remark) for remark in remarks]
+    if len(remarks) < len(side.remarks):
+        parts.append(
+            Sentence(f"{plural(len(side.remarks) - len(remarks), 'more remark')} with -v.")
+        )
+    parts.append(Sentence("All figures: -v, --html FILE, or --json."))
+    return [Section("speed", "Arms", parts)]
 
 
 def sections(side: SideBySide) -> list[Section]:
     """Put a comparison into words."""
     files = Table(["", "REPORT"], [["A", side.a], ["B", side.b]])
     found = [Section("reports", "Reports", [files, *(Sentence(r) for r in side.remarks)])]
-    for batch in dict.fromkeys(f.batch for f in side.figures if f.kind == "speed"):
-        chosen = [f for f in side.figures if f.kind == "speed" and f.batch == batch]
-        head = ["FIGURE", "ARM", "A", "B", "B AGAINST A [95 %]"]
-        rows = [[*_values(figure), _against(figure.against)] for figure in chosen]
-        found.append(Section(f"speed-{batch}", f"Speed, batch {batch}", [Table(head, rows)]))
-    speeds = [section for section in found if section.name.startswith("speed")]
-    if speeds:
-        speeds[-1].parts.append(
-            Sentence(
-                "Ratios are rates, so above 1 B is faster, with 95 % bootstrap intervals of "
-                "samples that are not paired. The two were not run in turn: no interval tells how "
-                "the machine may have changed in between."
-            )
-        )
-    for batch in dict.fromkeys(f.batch for f in side.figures if f.kind == "memory"):
-        chosen = [f for f in side.figures if f.kind == "memory" and f.batch == batch]
-        rows = [[*_values(figure), _change(figure)] for figure in chosen]
+    for batch, figures in _by_batch(side, "speed"):
+        columns = ["FIGURE", "ARM", "A", "B", "B AGAINST A [95 %]"]
+        rows = [[*_values(figure), _against(figure.against)] for figure in figures]
+        found.append(Section(f"speed-{batch}", f"Speed, batch {batch}", [Table(columns, rows)]))
+    if len(found) > 1:
+        found[-1].parts.append(Sentence(_UNPAIRED))
+    for batch, figures in _by_batch(side, "memory"):
+        rows = [[*_values(figure), _change(figure)] for figure in figures]
         table = Table(["FIGURE", "ARM", "A", "B", "B LESS A"], rows)
         found.append(Section(f"memory-{batch}", f"Memory, batch {batch}", [table]))
     rows = [_values(figure) for figure in side.figures if figure.kind == "answers"]
@@ -64,22 +93,27 @@ def sections(side: SideBySide) -> list[Section]:
     return found
 
 
+def _by_batch(side: SideBySide, kind: str) -> Sequence[tuple[int | None, list[Figure]]]:
+    figures = [figure for figure in side.figures if figure.kind == kind]
+    batches = dict.fromkeys(figure.batch for figure in figures)
+    return [(batch, [one for one in figures if one.batch == batch]) for batch in batches]
+
+
 def _values(figure: Figure) -> list[str]:
-    return [
-        NAMES[figure.name],
-        figure.arm,
-        *(MISSING if v is None else _value(figure.name, v) for v in (figure.a, figure.b)),
-    ]
+    return [NAMES[figure.name], figure.arm, _value(figure, figure.a), _value(figure, figure.b)]
 
 
-def _value(name: str, value: float) -> str:
-    if name.endswith("_ms"):
-        return milliseconds(value)
-    if name.endswith("_bytes") or name.startswith("kv_bytes"):
-        return readable_bytes(value)
-    if name == "answer_s":
-        return seconds(value)
-    return number(value) if name == "tokens_per_s" else percent(value)
+def _value(figure: Figure, value: float | None) -> str:
+    write: Callable[[float], str] = percent
+    if figure.name.endswith("_ms"):
+        write = milliseconds
+    elif figure.kind == "memory":
+        write = readable_bytes
+    elif figure.name == "answer_s":
+        write = seconds
+    elif figure.name == "tokens_per_s":
+        write = number
+    return written(value, write)
 
 
 def _against(found: Unpaired | None) -> str:
@@ -89,6 +123,13 @@ def _against(found: Unpaired | None) -> str:
         fewest = plural(min(found.samples), "run")
         return f"{factor(found.ratio)}, too few for an interval ({fewest})"
     return f"{factor(found.ratio, found.interval_95)} {found.shown}"
+
+
+def _briefly(found: Unpaired | None) -> str:
+    if found is None or found.interval_95 is None:
+        return MISSING if found is None else f"{factor(found.ratio)}, too few runs"
+    told = factor(found.ratio, found.interval_95)
+    return told if found.shown == "no difference shown" else f"{told} {found.shown}"
 
 
 def _change(figure: Figure) -> str:

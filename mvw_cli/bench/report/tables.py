@@ -574,7 +574,7 @@ def _accuracy(arm: Comparison, references: int) -> list[str]:
     ]
 
 
-def suggestion(found: Answers | None) -> Parts:
+def suggestion(found: Answers | None) -> list[Sentence]:
     """Return the sentence on the m that keeps the answers, if one was asked for."""
     if found is None or found.suggestion_reason is None:
         return []

@@ -1,7 +1,8 @@
-"""`mvw profile`: its arguments and options. What it does with them is in `profile_run.py`."""
+"""`mvw profile`: its arguments and options."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from mvw_cli.cli.model_options import model_options
 from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options
 
 MOMENT = "never"
+_OUTPUTS = ("output", "html", "plot", "suggest", "as_json", "verbose")
 
 
 class _Compositions(click.ParamType[Any, Any]):
@@ -53,8 +55,12 @@ _COUNT = click.IntRange(min=1)
     "two. Repeatable.",
 )
 @model_options
-@click.option("--images", "folder", metavar="DIR", help="Images of a folder, with QUESTION.")
-@click.option("--questions", metavar="FILE", help="Images, questions and answers, as `mvw batch`.")
+@click.option("--images", "folder", metavar="DIR", help="Images of a folder.")
+@click.option(
+    "--questions",
+    metavar="FILE",
+    help="Images, questions and answers, as in `mvw batch`; with --images, images lie there.",
+)
 @click.option("--limit", metavar="N", type=_COUNT, default=16, show_default=True)
 @click.option(
     "--batch",
@@ -126,6 +132,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("-o", "--output", metavar="FILE", help="Write the report: .json or .md.")
 @click.option("--from", "source", metavar="FILE", help="Show a report again; measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON to stdout.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every table, not one screen.")
 @common_options
 @click.pass_context
 def profile(
@@ -148,8 +155,21 @@ def profile(
       mvw profile --profile kimi-vl --plan --gpu H100
       mvw profile --from report.json --plot pictures
     """
-    from mvw_cli.cli.profile.run import run
-    from mvw_cli.cli.profile.task import Task
+    from mvw_cli.cli.profile.output import Outputs
+    from mvw_cli.cli.profile.run import Task, run
 
-    words = tuple(context.meta[ARGUMENTS])
-    return run(Task(words=words, profile=profile, flags=flags, **options))
+    # With a folder, what stands alone is the question.
+    if options["folder"] is not None and options["question"] is None:
+        word = options["image"]
+        if word is not None and not os.path.lexists(word):
+            options["image"], options["question"] = None, word
+    wanted = {name: options.pop(name) for name in _OUTPUTS}
+    return run(
+        Task(
+            words=tuple(context.meta[ARGUMENTS]),
+            profile=profile,
+            flags=flags,
+            outputs=Outputs(**wanted),
+            **options,
+        )
+    )

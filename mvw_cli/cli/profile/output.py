@@ -1,79 +1,97 @@
-"""Where a report goes: the terminal, a file, a page, pictures. It adds no figure."""
+"""Where a report or a plan goes: the terminal, files, a page, charts. No figure is added."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mvw_cli import console
+from mvw_cli.bench.documents import SCHEMA_VERSION, Report, to_json
+from mvw_cli.bench.report.summary import summary
+from mvw_cli.bench.report.tables import plan_tables, sections, title
 from mvw_cli.cli.destination import deliver
+from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import check_writable
+from mvw_cli.render import terminal
+from mvw_cli.render.sections import Section, Sentence
 
-if TYPE_CHECKING:
-    from mvw_cli.bench.documents import Report
-    from mvw_cli.cli.profile.task import Task
-
-_FORMATS = (".json", ".md")
 _HELP = "mvw profile --help"
 
 
-def check_outputs(
-    output: str | None, plot: str | None, html: str | None, suggest: str | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the command line wants the report."""
+
+    output: str | None
+    html: str | None
+    plot: str | None
+    suggest: str | None
+    as_json: bool
+    verbose: bool
+
+
+def check_outputs(wanted: Outputs) -> None:
     """Refuse what could not be written later, before anything is measured.
 
     Raises:
         UsageProblem: a path can't be written, or its ending is of no format.
     """
-    if output is not None:
-        if Path(output).suffix.lower() not in _FORMATS:
-            raise UsageProblem(
-                f"-o {output}: a report is written as .json or .md",
-                cause="its name has none of these endings",
-                hint="mvw profile --m 16 -o report.json",
-            )
-        check_writable(output, _HELP)
-    for path in (html, suggest):
+    output = wanted.output
+    if output is not None and Path(output).suffix.lower() not in (".json", ".md"):
+        raise UsageProblem(
+            f"-o {output}: a report is written as .json or .md",
+            cause="its name has neither ending",
+            hint="mvw profile --m 16 -o report.json",
+        )
+    for path in (output, wanted.html, wanted.suggest):
         if path is not None:
             check_writable(path, _HELP)
-    if plot is not None:
-        check_writable(os.path.join(os.path.dirname(os.path.abspath(plot)), "mvw"), _HELP)
+    if wanted.plot is not None:
+        check_writable(os.path.join(os.path.dirname(os.path.abspath(wanted.plot)), "mvw"), _HELP)
 
 
-def deliver_report(report: Report, task: Task) -> None:
+def deliver_report(report: Report, wanted: Outputs) -> None:
     """Write the report to everywhere that was asked for; files first.
 
     Raises:
         MvwError: something could not be written; what is not on disk is on stdout.
     """
-    from mvw_cli.bench.documents import to_json
-    from mvw_cli.bench.report.tables import sections, title
-    from mvw_cli.render.terminal import show
+    if wanted.output is not None:
+        deliver(_document(report, wanted.output), wanted.output)
+    if wanted.html is not None:
+        from mvw_cli.bench.report.html import page  # imports jinja2
 
-    if task.output is not None:
-        deliver(_document(report, task.output), task.output)
-    if task.html is not None:
-        from mvw_cli.bench.report.html import page
-
-        deliver(page(report), task.html)
-    if task.plot is not None:
-        for path in _plot(report, Path(task.plot)):
+        deliver(page(report), wanted.html)
+    if wanted.plot is not None:
+        for path in _plot(report, Path(wanted.plot)):
             console.note(f"wrote {path}")
-    if task.suggest is not None and report.answers is not None:
+    if wanted.suggest is not None and report.answers is not None:
         from mvw_cli.bench.verdict.suggest import write_profile
 
         if report.answers.suggestion is not None:
-            write_profile(report, Path(task.suggest))
-            console.note(f"wrote {task.suggest}: m = {report.answers.suggestion}")
+            write_profile(report, Path(wanted.suggest))
+            console.note(f"wrote {wanted.suggest}: m = {report.answers.suggestion}")
         else:
             console.warn(f"No m is suggested: {report.answers.suggestion_reason}")
-    if task.as_json:
+    if wanted.as_json:
         console.write(to_json(report))
+    elif wanted.verbose:
+        terminal.show(title(report), sections(report))
     else:
-        show(title(report), sections(report))
+        terminal.show(title(report), summary(report, terminal.width()))
+
+
+def _document(report: Report, path: str) -> str:
+    if Path(path).suffix.lower() == ".md":
+        from mvw_cli.render import markdown
+
+        return markdown.document(title(report), sections(report))
+    return to_json(report)
 
 
 def _plot(report: Report, folder: Path) -> list[Path]:
@@ -91,12 +109,30 @@ def _plot(report: Report, folder: Path) -> list[Path]:
     return write_charts({folder / f"{chart.name}.svg": chart for chart in charts(report)})
 
 
-def _document(report: Report, path: str) -> str:
-    if Path(path).suffix.lower() == ".md":
-        from mvw_cli.bench.report.tables import sections, title
-        from mvw_cli.render import markdown
+def deliver_plan(plan: Plan, name: str, wanted: Outputs) -> None:
+    """Write the bounds alone, as `--plan` asks for.
 
-        return markdown.document(title(report), sections(report))
-    from mvw_cli.bench.documents import to_json
+    Raises:
+        UsageProblem: a file of another format than JSON is asked for.
+    """
+    if wanted.output is not None:
+        if Path(wanted.output).suffix.lower() != ".json":
+            raise UsageProblem(
+                f"-o {wanted.output}: a plan is written as .json",
+                cause="its other format is for measurements",
+                hint="mvw profile --plan -o plan.json",
+            )
+        deliver(_plan_json(plan), wanted.output)
+    if wanted.as_json:
+        console.write(_plan_json(plan))
+        return
+    verdict = Section("verdict", "Verdict", [Sentence(text, "verdict") for text in plan.verdicts])
+    terminal.show(f"Plan for {name}", [verdict, Section("bound", "Bound", plan_tables(plan))])
 
-    return to_json(report)
+
+def _plan_json(plan: Plan) -> str:
+    from pydantic import TypeAdapter
+
+    document: dict[str, Any] = TypeAdapter(Plan).dump_python(plan, mode="json")
+    document = {"schema_version": SCHEMA_VERSION, "kind": "plan", **document}
+    return json.dumps(document, indent=2, ensure_ascii=False)

@@ -7,31 +7,106 @@ leaves a report of the others.
 
 from __future__ import annotations
 
+import os
+import shlex
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mvw_cli.adapter import Adapter
+from mvw_cli.batch.source.spec import Source
+from mvw_cli.bench.bounds import measured_case, plan_for, planned_case, with_bounds
+from mvw_cli.bench.documents import (
+    BASELINE,
+    Answers,
+    AttentionMass,
+    Report,
+    Workload,
+    read_report,
+)
+from mvw_cli.bench.measure import device_peaks
+from mvw_cli.bench.measure.arms import NamedArm, choose_arms
+from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
+from mvw_cli.bench.measure.job import ArmSpec, Job
+from mvw_cli.bench.measure.measure import Measured, measure
+from mvw_cli.bench.quality.answers import compare_answers
+from mvw_cli.bench.quality.attention import attention_mass
+from mvw_cli.bench.verdict.suggest import with_suggestion
+from mvw_cli.bench.verdict.verdict import verdicts
 from mvw_cli.cli.process import (
     ShutdownRequest,
     exit_on_interrupt,
     finish_on_interrupt,
     mute_libraries,
 )
-from mvw_cli.cli.profile.bounds import bounded_case, plan_for, with_bounds
-from mvw_cli.cli.profile.closer import Closer, look_closer
-from mvw_cli.cli.profile.output import check_outputs, deliver_report
-from mvw_cli.cli.profile.task import Begun, Task, check
+from mvw_cli.cli.profile.output import Outputs, check_outputs, deliver_plan, deliver_report
 from mvw_cli.cli.profile.view import ProfileView
-from mvw_cli.errors import ExitCode, MvwError
+from mvw_cli.cli.show_cost import image_size
+from mvw_cli.cost.case import Case
+from mvw_cli.cost.gpus import named_gpu
+from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.profiles.resolution import Resolved, resolve
+from mvw_cli.profiles.withdrawal import withdrawal_policy
+from mvw_cli.session import Session, open_session
 
-if TYPE_CHECKING:
-    from mvw_cli.batch.source.spec import Source
-    from mvw_cli.bench.documents import Report
-    from mvw_cli.bench.measure.job import Job
-    from mvw_cli.bench.measure.measure import Measured
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the command line asks for."""
+
+    words: tuple[str, ...]
+    image: str | None
+    question: str | None
+    moments: tuple[int | str, ...] | None
+    until: tuple[str, ...]
+    policies: tuple[tuple[str, ...], ...]
+    """Compositions, by option."""
+    profile: str | None
+    flags: Mapping[str, object]
+    folder: str | None
+    questions: str | None
+    limit: int
+    batches: tuple[int, ...]
+    new_tokens: int
+    natural: bool
+    runs: int
+    min_time: float
+    warmup: int
+    in_process: bool
+    answers: bool | None
+    attention_mass: bool | None
+    tolerance: float
+    plan: bool
+    gpu: str | None
+    image_size: str
+    allow_pickle: bool
+    random_weights: bool
+    source: str | None
+    outputs: Outputs
+
+    @property
+    def seed(self) -> int:
+        """Of the generation, and of generated images."""
+        seed = self.flags.get("generation.seed")
+        return seed if isinstance(seed, int) else 0
+
+
+@dataclass(slots=True)
+class _Context:
+    """One run: what is known before a model is loaded, and who watches."""
+
+    task: Task
+    view: ProfileView
+    resolved: Resolved
+    adapter: Adapter
+    arms: list[NamedArm]
+    items: Items
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    clock: float = field(default_factory=time.perf_counter)
 
 
 def run(task: Task) -> int:
@@ -40,39 +115,62 @@ def run(task: Task) -> int:
     Raises:
         MvwError: nothing could be measured; or something failed after a report was delivered.
     """
-    check(task)
-    check_outputs(task.output, task.plot, task.html, task.suggest)
+    _check(task)
+    check_outputs(task.outputs)
     if task.source is not None:
-        from mvw_cli.bench.documents import read_report
-
-        deliver_report(read_report(task.source), task)
+        deliver_report(read_report(task.source), task.outputs)
         return ExitCode.OK
     view = ProfileView()
     with tempfile.TemporaryDirectory(prefix="mvw-profile-") as scratch:
         with exit_on_interrupt(view.on_interrupt):
-            begun = _prepare(task, Path(scratch), view)
-        if task.plan:
-            from mvw_cli.cli.profile.plan import deliver_plan
-
-            case = bounded_case(task, begun, view.stage, None)
-            deliver_plan(
-                plan_for(task, begun, case),
-                begun.resolved.profile.model or begun.resolved.profile.adapter,
-                as_json=task.as_json,
-                output=task.output,
-            )
-            return ExitCode.OK
-        return _measure(task, begun, view)
+            context = _prepare(task, Path(scratch), view)
+        if not task.plan:
+            return _measure(context)
+        plan = plan_for(_case(context, None), task.batches, context.arms)
+        view.done()
+        profile = context.resolved.profile
+        deliver_plan(plan, profile.model or profile.adapter, task.outputs)
+        return ExitCode.OK
 
 
-def _prepare(task: Task, scratch: Path, view: ProfileView) -> Begun:
+def _check(task: Task) -> None:
+    """Refuse what contradicts itself.
+
+    Raises:
+        UsageProblem: it does.
+    """
+    others = [name for name, value in (("--images", task.folder), ("--questions", task.questions))
+              if value is not None]  # fmt: skip
+    if task.image is not None and others:
+        raise UsageProblem(
+            f"IMAGE and {others[0]} contradict each other",
+            cause="images come from one place",
+            hint="mvw profile --help",
+        )
+    if task.image is not None and task.question is None and not os.path.exists(task.image):
+        raise UsageProblem(
+            f"There is no image {task.image}",
+            cause="no such file",
+            hint=f"ls {shlex.quote(os.path.dirname(task.image) or '.')}",
+        )
+    if task.gpu is not None and not task.plan:
+        raise UsageProblem(
+            "--gpu goes with --plan",
+            cause="what is measured is measured on the device that is here",
+            hint=shlex.join(["mvw", "profile", *task.words, "--plan"]),
+        )
+    if task.outputs.suggest is not None and (task.random_weights or task.answers is False):
+        raise UsageProblem(
+            "--suggest needs answers",
+            cause="with random weights there are none"
+            if task.random_weights
+            else "--no-answers leaves them out",
+            hint="mvw profile --help",
+        )
+
+
+def _prepare(task: Task, scratch: Path, view: ProfileView) -> _Context:
     view.progress("Preparing …")
-    from mvw_cli.bench.measure.arms import choose_arms
-    from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
-    from mvw_cli.cli.show_cost import image_size
-    from mvw_cli.plugins.lookup import load_adapter
-    from mvw_cli.profiles.resolution import resolve
-
     mute_libraries(progress=False)
     resolved = resolve(task.profile, task.flags)
     arms = choose_arms(
@@ -84,51 +182,42 @@ def _prepare(task: Task, scratch: Path, view: ProfileView) -> Begun:
     )
     adapter = load_adapter(resolved.profile.adapter)
     question = task.question or resolved.profile.prompt.question
-    if task.image is None and task.folder is None and task.questions is None:
+    paths = tuple(path for path in (task.image, task.folder) if path is not None)
+    if paths or task.questions is not None:
+        command = ("mvw", "profile") if task.folder is None else ("mvw", "profile", "--images")
+        source = Source(paths, question=question, questions=task.questions, command=command)
+        items = own_items(source, task.limit, one=task.image is not None)
+    else:
         items = generated_items(
             adapter,
             scratch / "images",
             task.limit,
             size=image_size(task.image_size, None),
-            seed=_seed(task),
+            seed=task.seed,
             question=question or QUESTION,
         )
-    else:
-        items = own_items(_source(task, question), task.limit, one=task.image is not None)
-    return Begun(resolved, adapter, arms, items)
+    return _Context(task, view, resolved, adapter, arms, items)
 
 
-def _source(task: Task, question: str | None) -> Source:
-    from mvw_cli.batch.source.spec import Source
-
-    paths = [path for path in (task.image, task.folder) if path is not None]
-    command = ("mvw", "profile") if task.folder is None else ("mvw", "profile", "--images")
-    return Source(tuple(paths), question=question, questions=task.questions, command=command)
-
-
-def _seed(task: Task) -> int:
-    seed = task.flags.get("generation.seed")
-    return seed if isinstance(seed, int) else 0
-
-
-def _measure(task: Task, begun: Begun, view: ProfileView) -> int:
+def _measure(context: _Context) -> int:
     """Measure cell by cell, then the answers, and deliver what there is."""
+    task, view = context.task, context.view
     if task.random_weights:
         view.warn(
             "The weights are random: time and memory are real, answers are noise, and questions "
             "are counted roughly where the model's tokenizer can't be had."
         )
     found: list[Measured] = []
-    closer = Closer()
+    quality = _Quality()
     failed: Exception | None = None
     with finish_on_interrupt(view.on_interrupt) as shutdown:
         try:
             for batch in task.batches:
                 if shutdown.requested:
                     break
-                found.append(_cell(task, begun, batch, view, shutdown))
+                found.append(_cell(context, batch, shutdown))
             if not shutdown.requested:
-                look_closer(task, begun, view, shutdown, closer)
+                _compare(context, shutdown, quality)
         except Exception as error:  # whatever it is, what was measured before is delivered
             failed = error
     view.done()
@@ -137,8 +226,9 @@ def _measure(task: Task, begun: Begun, view: ProfileView) -> int:
             raise failed
         view.note("Interrupted before anything was measured.")
         return ExitCode.INTERRUPTED
-    report = _report(task, begun, found, closer, view)
-    deliver_report(report, task)
+    report = _report(context, found, quality)
+    view.done()
+    deliver_report(report, task.outputs)
     if failed is not None:
         raise failed
     if any(one.ended for one in found):
@@ -149,73 +239,136 @@ def _measure(task: Task, begun: Begun, view: ProfileView) -> int:
     return ExitCode.OK
 
 
-def _cell(
-    task: Task, begun: Begun, batch: int, view: ProfileView, shutdown: ShutdownRequest
-) -> Measured:
-    from mvw_cli.bench.measure.measure import measure
-    from mvw_cli.bench.measure.process import measure_apart
+def _cell(context: _Context, batch: int, shutdown: ShutdownRequest) -> Measured:
+    from mvw_cli.bench.measure.process import measure_apart  # imports torch
 
-    job = _job(task, begun, batch)
-    view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in begun.arms)}")
-    how = measure if task.in_process else measure_apart
-    return how(job, progress=view.progress, stopping=lambda: shutdown.requested)
-
-
-def _job(task: Task, begun: Begun, batch: int) -> Job:
-    from mvw_cli.bench.measure.job import ArmSpec, Job
-
-    generation = begun.resolved.profile.generation
-    return Job(
-        profile=begun.resolved.profile.model_dump(exclude={"extends"}),
-        arms=tuple(ArmSpec(arm.name, arm.profile.withdrawal.model_dump()) for arm in begun.arms),
-        items=begun.items.items,
-        source=begun.items.source,
+    task, arms = context.task, context.arms
+    generation = context.resolved.profile.generation
+    job = Job(
+        profile=context.resolved.profile.model_dump(exclude={"extends"}),
+        arms=tuple(ArmSpec(arm.name, arm.profile.withdrawal.model_dump()) for arm in arms),
+        items=context.items.items,
+        source=context.items.source,
         batch=batch,
         mode="natural" if task.natural else "fixed",
         new_tokens=generation.max_new_tokens if task.natural else task.new_tokens,
         runs=task.runs,
         min_time_s=task.min_time,
         warm_up=task.warmup,
-        seed=_seed(task),
+        seed=task.seed,
         random_weights=task.random_weights,
         allow_pickle=task.allow_pickle,
     )
+    context.view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in arms)}")
+    how = measure if task.in_process else measure_apart
+    return how(job, progress=context.view.progress, stopping=lambda: shutdown.requested)
 
 
-def _report(
-    task: Task,
-    begun: Begun,
-    found: Sequence[Measured],
-    closer: Closer,
-    view: ProfileView,
-) -> Report:
-    from mvw_cli.bench.documents import Report
-    from mvw_cli.bench.verdict.suggest import with_suggestion
-    from mvw_cli.bench.verdict.verdict import verdicts
+# What speed does not tell: what changes in the answers, and where the attention goes.
 
-    first = found[0]
+
+@dataclass(slots=True)
+class _Quality:
+    answers: Answers | None = None
+    attention: AttentionMass | None = None
+
+
+class _Stopped(Exception):
+    """The user has had enough."""
+
+
+def _compare(context: _Context, shutdown: ShutdownRequest, found: _Quality) -> None:
+    """Load the model here, and fill in what is wanted, as it is found.
+
+    Raises:
+        MvwError: the model can't be loaded or run.
+    """
+    task, view, items = context.task, context.view, context.items.items
+    # By default where the outcome means anything.
+    sensible = context.items.meaningful and not task.random_weights
+    wants_answers = sensible if task.answers is None else task.answers
+    wants_attention = sensible if task.attention_mass is None else task.attention_mass
+    wants_answers = wants_answers or task.outputs.suggest is not None
+    if not (wants_answers or wants_attention):
+        return
+    view.stage("Loading the model to compare the answers")
+    session = open_session(
+        context.resolved.profile,
+        allow_pickle=task.allow_pickle,
+        random_weights=task.random_weights,
+    )
+    if wants_answers:
+        arms = [arm for arm in context.arms if arm.name != BASELINE]
+        found.answers = compare_answers(
+            session,
+            items,
+            {arm.name: withdrawal_policy(arm.profile) for arm in arms},
+            progress=lambda number, doing: view.progress(
+                f"Comparing the answers, {doing}, item", number, len(items)
+            ),
+            stopping=lambda: shutdown.requested,
+        )
+    if wants_attention and not shutdown.requested:
+        view.stage("Measuring the attention to the image")
+        found.attention = _attention(context, session, shutdown)
+
+
+def _attention(
+    context: _Context, session: Session, shutdown: ShutdownRequest
+) -> AttentionMass | None:
+    def tick() -> None:
+        if shutdown.requested:
+            raise _Stopped
+
+    try:
+        return attention_mass(session, context.items.items[0], tick=tick)
+    except _Stopped:
+        return None
+    except ValueError as error:  # an item without vision tokens
+        context.view.warn(f"No attention to the image is shown: {error}")
+        return None
+
+
+# The report.
+
+
+def _case(context: _Context, found: Workload | None) -> Case:
+    """Describe model, workload and device; without a measurement from the first item alone."""
+    task, adapter, profile = context.task, context.adapter, context.resolved.profile
+    if found is None:
+        case = planned_case(adapter, profile, context.items.items[0], task.new_tokens)
+    else:
+        case = measured_case(adapter, profile, found)
+    if task.gpu is not None:
+        return replace(case, device=named_gpu(task.gpu, case.dtype))
+    context.view.stage("Measuring the device's bandwidth and matrix rate")
+    return replace(case, device=device_peaks.calibrate(profile.device, case.dtype))
+
+
+def _report(context: _Context, found: Sequence[Measured], quality: _Quality) -> Report:
+    task, first = context.task, found[0]
     plan, cells = None, [one.cell for one in found if one.cell is not None]
     try:
-        case = bounded_case(task, begun, view.stage, first.workload)
-        plan = plan_for(task, begun, case)
+        case = _case(context, first.workload)
+        plan = plan_for(case, task.batches, context.arms)
         cells = [with_bounds(cell, case) for cell in cells]
     except MvwError as error:
-        view.warn(f"No bounds: {error.message}")
-    answers = closer.answers
-    if answers is not None and task.suggest is not None:
+        context.view.warn(f"No bounds: {error.message}")
+    answers = quality.answers
+    if answers is not None and task.outputs.suggest is not None:
         answers = with_suggestion(answers, task.tolerance)
     report = Report(
         environment=first.environment,
         model=first.model,
-        profile=begun.resolved.to_dict(),
+        profile=context.resolved.to_dict(),
         workload=first.workload,
         command=["mvw", "profile", *task.words],
-        started=begun.started,
-        seconds=time.perf_counter() - begun.clock,
+        started=context.started,
+        seconds=time.perf_counter() - context.clock,
         plan=plan,
         cells=cells,
         profiler_cost=first.profiler_cost,
         answers=answers,
-        attention=closer.attention,
+        attention=quality.attention,
     )
     return replace(report, verdicts=verdicts(report))

@@ -10,9 +10,9 @@ import torch
 from planted import job
 from sessions import tiny
 
+from mvw_cli.bench.bounds import with_bounds
 from mvw_cli.bench.measure.job import ArmSpec
 from mvw_cli.bench.measure.measure import measure
-from mvw_cli.cli.profile.bounds import with_bounds
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.plugins.lookup import load_adapter

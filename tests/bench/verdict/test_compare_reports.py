@@ -221,8 +221,12 @@ def test_the_command_shows_both(
     mvw: Callable[..., Ran], files: Callable[[Report], tuple[str, str]], full: Report
 ) -> None:
     a, b = files(scaled(full, 0.8))
-    ran = mvw("compare", a, b)
-    assert (ran.code, ran.err) == (0, "")
+    page = str(Path(a).with_name("both.html"))
+    short = mvw("compare", a, b, "--html", page)
+    assert (short.code, short.err) == (0, "")
+    assert sum("] faster" in line for line in short.out.splitlines()) == 6
+    assert "B AGAINST A" in Path(page).read_text("utf-8")
+    ran = mvw("compare", a, b, "-v")
     speeds = [line for line in ran.out.splitlines() if line.startswith("tokens per second")]
     assert len(speeds) == 6 and all(line.endswith(" faster") for line in speeds)
     assert "1.25 × [" in speeds[0]

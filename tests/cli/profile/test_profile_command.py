@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,10 +70,17 @@ def test_a_report_goes_to_files_and_the_terminal_and_comes_back(
     assert report.plan is not None and report.plan.withdrawn_after == 2
     assert report.command[:2] == ["mvw", "profile"] and "2,4" in report.command
     assert report.answers is None and report.attention is None
-    assert "m=4" in ran.out and "m=4" in Path("report.html").read_text("utf-8")
-    shown = run("--from", "report.json", "-o", "again.csv", "--json")
+    assert "m=4" in Path("report.html").read_text("utf-8")
+    lines = ran.out.splitlines()
+    assert len(lines) <= 40 and lines[2] == "VERDICT"
+    assert [line.split()[0] for line in lines if " KiB" in line][-3:] == ["baseline", "m=2", "m=4"]
+    shown = run("--from", "report.json", "-o", "again.md", "--plot", "charts", "--json")
     assert json.loads(shown.out) == json.loads(Path("report.json").read_text("utf-8"))
-    assert Path("again.csv").read_text().count("\n") > 3
+    assert "## Where the time goes" in Path("again.md").read_text("utf-8")
+    written = {path.name for path in Path("charts").iterdir()}
+    assert {"time-per-token-batch-1.svg", "kv-cache-batch-1.svg"} <= written
+    whole = run("--from", "report.json", "-v").out.splitlines()
+    assert "WHERE THE TIME GOES" in whole and len(whole) > 60
 
 
 def test_answers_and_attention_on_the_embedded_models_own_pictures(
@@ -113,6 +121,32 @@ def test_own_images_and_batches(run: Callable[..., Ran], mvw: Callable[..., Ran]
     assert two > 1.8 * one
 
 
+def test_questions_of_a_file_about_images_of_a_folder(
+    run: Callable[..., Ran], mvw: Callable[..., Ran]
+) -> None:
+    assert mvw("samples", "scenes", "--count", "2").code == 0
+    names = sorted(path.name for path in Path("scenes").glob("*.png"))
+    asked = [{"image": name, "question": f"How many? {name}"} for name in names]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    options = ("--questions", "asked.jsonl", "--m", "3", *SHORT, *BARE, "-o", "report.json")
+    ran = run("--images", "scenes", *options, "--limit", "2")
+    assert ran.code == 0, ran.err
+    report = read_report("report.json")
+    assert (report.workload.items, report.workload.source) == (2, "folder")
+    assert run(*options).code != 0  # without the folder they are looked for beside the file
+
+
+def test_hints_name_the_command_that_was_typed(run: Callable[..., Ran]) -> None:
+    Path("photos").mkdir()
+    Path("photos/a.png").touch()
+    ran = run("--images", "photos", "--profile", "llava-cot", "--plan", "--gpu", "H100")
+    hint = ran.err.splitlines()[-1]
+    assert refused(ran) == "Error: There is no question" and hint.startswith("Hint: mvw profile ")
+    again = shlex.split(hint.removeprefix("Hint: mvw profile "))
+    assert "no question" not in run(*again, "--plan", "--gpu", "H100").err
+    assert "mvw batch" not in run("--images", "nowhere").err
+
+
 def test_natural_answers_end_where_the_model_ends_them(run: Callable[..., Ran]) -> None:
     ran = run("--natural", "--m", "never", *SHORT, *BARE, "-o", "report.json")
     assert ran.code == 0, ran.err
@@ -140,8 +174,9 @@ def test_what_contradicts_itself_is_refused(run: Callable[..., Ran], tmp_path: P
     assert "contradict" in refused(run("a.png", "What?", "--images", "."))
     assert "--gpu goes with --plan" in refused(run("--gpu", "H100"))
     assert "--suggest needs answers" in refused(run("--suggest", "x.yaml", "--no-answers"))
+    assert "contradict" in refused(run("a.png", "--questions", "b.jsonl"))
     assert "There is no image" in refused(run("nothing.png"))
-    assert ".json, .csv or .md" in refused(run("-o", "report.txt"))
+    assert ".json or .md" in refused(run("-o", "report.txt"))
     assert "Cannot read the report" in refused(run("--from", "a.png"))
     assert "no figures for this GPU" in refused(run("--plan", "--gpu", "H1000"))
     assert run("--m", "0").code == ExitCode.USAGE

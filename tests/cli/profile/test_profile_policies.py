@@ -51,5 +51,5 @@ def test_a_report_on_policies_of_every_kind(
     assert "pulse at batch 1 attends to" in said and "frees nothing" in said
     page = Path("report.html").read_text("utf-8")
     assert "What is read of the image" in page and "Vision tokens that each token" in page
-    shown = mvw("profile", "--from", "report.json").out
+    shown = mvw("profile", "--from", "report.json", "-v").out
     assert "Prefill: bound and measurement" in shown and "WHAT IS READ OF THE IMAGE" in shown

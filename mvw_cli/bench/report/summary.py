@@ -1,0 +1,151 @@
+"""A report on one screen: the verdict first, then one table with a row for each arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from textwrap import wrap
+
+from mvw_cli.bench.documents import BASELINE, Answers, Arm, Comparison, Memory, Report
+from mvw_cli.bench.report.tables import suggestion, verdicts, written
+from mvw_cli.bench.stats import Ratio
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.text import MISSING, factor, number, plural, readable_bytes
+
+LINES = 40
+"""That a report takes at most, as long as there are not more than some 25 arms."""
+_FEWEST = 4
+"""Lines that the verdict may take however many arms there are."""
+_HEADINGS = 5
+"""Lines of the title, and of two headings with the empty line above them."""
+
+
+def summary(report: Report, width: int = 100, *, lines: int = LINES) -> list[Section]:
+    """Put the figures that a reader came for into a verdict and a table.
+
+    Args:
+        width: columns of the screen; sentences that take more lines are left out earlier.
+    """
+    table = _arms(report)
+    notes = [*_warnings(report), *suggestion(report.answers), Sentence(_rest(report))]
+    taken = _HEADINGS + sum(len(wrap(note.text, width)) for note in notes)
+    taken += 0 if table is None else _height(table, width)
+    sentences = report.verdicts or verdicts(report)
+    told = fitting(sentences, lines - taken, width)
+    parts = [Sentence(text, "verdict") for text in told]
+    if len(told) < len(sentences):
+        parts.append(Sentence(f"{plural(len(sentences) - len(told), 'more sentence')} with -v."))
+    found = [Section("verdict", "Verdict", [*parts])] if parts else []
+    return [*found, Section("arms", "Arms", [*([table] if table else []), *notes])]
+
+
+def fitting(sentences: list[str], lines: int, width: int) -> list[str]:
+    """Choose the first sentences that fit; where not all do, a line is kept to say so."""
+    room = max(_FEWEST, lines)
+    heights = [len(wrap(text, width)) for text in sentences]
+    if sum(heights) <= room:
+        return sentences
+    kept, used = [], 1
+    for text, height in zip(sentences, heights, strict=True):
+        if used + height > room:
+            break
+        kept.append(text)
+        used += height
+    return kept
+
+
+def _height(table: Table, width: int) -> int:
+    """Count the lines of a table, whose cells are folded where the screen is too narrow."""
+    widest = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    needed = sum(widest) + 2 * len(widest)
+    return math.ceil(needed / width) * (1 + len(table.rows))
+
+
+def _arms(report: Report) -> Table | None:
+    if not report.cells:
+        return None
+    several, answers = len(report.cells) > 1, report.answers
+    compared = {} if answers is None else {arm.name: arm for arm in answers.arms}
+    bounds = any(arm.bound for cell in report.cells for arm in cell.arms)
+    columns = ["BATCH"] if several else []
+    columns += ["ARM", "TOKENS/S", f"× {BASELINE} [95 %]", *(["BOUND"] if bounds else []), "KV"]
+    columns += [] if answers is None else [_quality_name(answers)]
+    rows = []
+    for cell in report.cells:
+        for arm in cell.arms:
+            row = [f"{cell.batch}"] if several else []
+            row += [arm.name, number(arm.tokens_per_s.median)]
+            row.append(against(arm.ratios.get("tokens_per_s")))
+            row += [_bound(arm)] if bounds else []
+            row.append(_kv(arm.memory))
+            if answers is not None:
+                row.append(written(compared.get(arm.name), lambda one: _quality(one, answers)))
+            rows.append(row)
+    if answers is not None:
+        shown = {arm.name for cell in report.cells for arm in cell.arms}
+        blank = [MISSING] * (len(columns) - 2 - several)
+        for name, one in compared.items():
+            if name not in shown:
+                rows.append([*([MISSING] if several else []), name, *blank, _quality(one, answers)])
+    return Table(columns, rows)
+
+
+def against(found: Ratio | None) -> str:
+    """Write a ratio of rates; it says `faster` or `slower` only where that is shown."""
+    if found is None:
+        return MISSING
+    told = factor(found.median, found.interval_95)
+    return told if found.shown == "no difference shown" else f"{told} {found.shown}"
+
+
+def _bound(arm: Arm) -> str:
+    return MISSING if arm.bound is None or arm.name == BASELINE else factor(arm.bound.speedup)
+
+
+def _kv(memory: Memory) -> str:
+    before, after = readable_bytes(memory.kv_bytes_before), readable_bytes(memory.kv_bytes_after)
+    if before == after:
+        return before
+    unit = before.rpartition(" ")[2]
+    same = after.endswith(f" {unit}")
+    return f"{before.removesuffix(f' {unit}') if same else before} → {after}"
+
+
+def _quality_name(answers: Answers) -> str:
+    if answers.references:
+        return "RIGHT"
+    return "SAME ANSWER" if _judged(answers) else "IDENTICAL"
+
+
+def _judged(answers: Answers) -> bool:
+    return any(arm.same_answer is not None for arm in answers.arms)
+
+
+def _quality(arm: Comparison, answers: Answers) -> str:
+    if answers.references:
+        return written(arm.correct, lambda right: f"{right:,} of {answers.references:,}")
+    if not _judged(answers):
+        return f"{arm.identical:,} of {arm.items:,}"
+    same = arm.items if arm.name == BASELINE else arm.same_answer
+    return written(same, lambda same: f"{same:,} of {arm.items:,}")
+
+
+def _warnings(report: Report) -> Iterator[Sentence]:
+    """Sum up what is unstable; what ended early is told whole."""
+    unstable = 0
+    for cell in report.cells:
+        for text in cell.unstable:
+            if "ended early" in text:
+                yield Sentence(text, "warning")
+            else:
+                unstable += 1
+    if unstable:
+        them = "it" if unstable == 1 else "them"
+        yield Sentence(f"{plural(unstable, 'figure')} unstable: -v names {them}.", "warning")
+
+
+def _rest(report: Report) -> str:
+    told = ""
+    if any(arm.ratios for cell in report.cells for arm in cell.arms):
+        told = "A ratio without `faster` or `slower` shows no difference. "
+    return f"{told}All figures: -v, --html FILE, or -o FILE.json."
