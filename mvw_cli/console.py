@@ -1,16 +1,22 @@
-"""What goes where on the terminal: results on stdout, everything else on stderr.
+"""What goes where: results to stdout or a file, everything else to stderr.
 
-Holds the policy on colour and quiet for both streams, each judged apart. It knows no command and
-no error type. Rich is imported only where something is really drawn with it.
+Holds the policy on colour and quiet for both streams, each judged apart. Rich is imported only
+where something is really drawn with it.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from mvw_cli.errors import MvwError
+from mvw_cli.files import replacing
+from mvw_cli.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,12 +50,12 @@ def reset() -> None:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Say whether a person watches this stream, so that it may be drawn on and redrawn."""
+    """Whether a person watches this stream, so that it may be drawn on and redrawn."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def has_color(stream: TextIO) -> bool:
-    """Say whether this stream takes escape codes: --no-color, NO_COLOR, FORCE_COLOR, terminal."""
+    """Whether this stream takes escape codes: --no-color, NO_COLOR, FORCE_COLOR, terminal."""
     if settings.no_color or os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
@@ -93,6 +99,48 @@ def write_json(document: Any) -> None:
     write(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+def deliver(text: str, path: str | None) -> None:
+    """Write a result to its destination; what a file does not take goes to stdout instead.
+
+    Raises:
+        MvwError: the file could not be written; the result is on stdout.
+    """
+    if path is None or path == "-":
+        _to_stdout(text)
+        return
+    try:
+        with replacing(Path(os.path.realpath(path))) as file:
+            file.write((text + "\n" if text else "").encode(errors="backslashreplace"))
+    except OSError as error:
+        _to_stdout(text)
+        raise MvwError(
+            f"Cannot write {path}",
+            cause=f"{error.strerror or error}; the result was printed instead",
+            hint=f"df -h {shlex.quote(os.path.dirname(os.path.realpath(path)))}",
+        ) from None
+
+
+def _to_stdout(text: str) -> None:
+    if not text:
+        return
+    # A file gets what the model wrote; a terminal must not obey it.
+    safe = printable(text) if is_terminal(sys.stdout) else text
+    try:
+        write(safe)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What stays in the buffer would fail again, with a traceback, when Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(printable(text) + "\n")
+        raise MvwError(
+            "Cannot write to stdout",
+            cause=f"{error.strerror or error}; the result is on stderr",
+            hint="df -h .",
+        ) from None
+
+
 def note(text: str, *, style: str = "") -> None:
     """Write one line to stderr, unless -q is given."""
     if not settings.quiet:
@@ -115,8 +163,6 @@ def error(message: str, cause: str | None = None, hint: str | None = None) -> No
 
 
 def _line(text: str, style: str, label: str = "") -> None:
-    from mvw_cli.text import printable
-
     text = printable(text)  # it may hold a file name, and a file name may hold anything
     if not has_color(sys.stderr):
         sys.stderr.write(f"{label}{text}\n")

@@ -23,7 +23,7 @@ _OWN = {
     "list": "mvw_cli.cli.list:list_",
     "show": "mvw_cli.cli.show:show",
     "doctor": "mvw_cli.cli.doctor:doctor",
-    "plugins": "mvw_cli.cli.plugins:plugins",
+    "plugins": "mvw_cli.cli.list:plugins",
     "new-adapter": "mvw_cli.cli.new_adapter:new_adapter",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from mvw_cli.cli.model_options import option_names
+from mvw_cli.cli.options import option_names
 
 _GENERAL = ("mvw infer IMAGE QUESTION", "mvw batch IMAGES QUESTION")
 

@@ -40,7 +40,7 @@ def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> N
     side = set_side_by_side(first, second, names=(a, b))
     title = f"{a} and {b}"
     if html is not None:
-        from mvw_cli.cli.destination import deliver
+        from mvw_cli.console import deliver
         from mvw_cli.render.html import page
 
         footer = f"Made by mvw {first.environment.mvw} and {second.environment.mvw}."

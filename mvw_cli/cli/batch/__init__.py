@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import click
 
-from mvw_cli.cli.model_options import profile_options
-from mvw_cli.cli.options import ARGUMENTS, Remembering, common_options
+from mvw_cli.cli.options import ARGUMENTS, Remembering, common_options, profile_options
 
 
 class _Size(click.ParamType[Any, Any]):

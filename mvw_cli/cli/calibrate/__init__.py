@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from mvw_cli.cli.model_options import model_options
-from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options
+from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
 
 _COUNT = click.IntRange(min=1)
 _PART = click.FloatRange(0, 1)

@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
-from mvw_cli.cli.destination import deliver
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.cli.profile.view import ProfileView
+from mvw_cli.console import deliver
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.files import check_writable
 

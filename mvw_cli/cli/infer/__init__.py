@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.model_options import profile_options
-from mvw_cli.cli.options import common_options
+from mvw_cli.cli.options import common_options, profile_options
 
 
 @click.command(short_help="Answer a question about an image.")

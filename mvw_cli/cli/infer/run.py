@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mvw_cli.cli.destination import check_destination, deliver
 from mvw_cli.cli.infer.view import View
 from mvw_cli.cli.process import exit_on_interrupt, mute_libraries
 from mvw_cli.cli.stderr_view import loading_progress
+from mvw_cli.console import deliver
 from mvw_cli.engine.types import Completion, summarise
 from mvw_cli.errors import UsageProblem
+from mvw_cli.files import check_writable
 from mvw_cli.profiles.store import DEFAULT
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def _check(task: Task) -> None:
                 cause="input and output are the same file",
                 hint="mvw infer --help",
             )
-    check_destination(task.output, "mvw infer --help")
+    if task.output not in (None, "-"):
+        check_writable(task.output, "mvw infer --help")
     if task.explain is not None:
         from mvw_cli.cli.infer.explain import check_page
 

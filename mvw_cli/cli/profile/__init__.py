@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.model_options import model_options
-from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options
+from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
 
 MOMENT = "never"
 _OUTPUTS = ("output", "html", "plot", "suggest", "as_json", "verbose")

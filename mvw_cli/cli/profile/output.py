@@ -13,7 +13,7 @@ from mvw_cli import console
 from mvw_cli.bench.documents import SCHEMA_VERSION, Report, to_json
 from mvw_cli.bench.report.summary import summary
 from mvw_cli.bench.report.tables import plan_tables, sections, title
-from mvw_cli.cli.destination import deliver
+from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import check_writable
