@@ -38,7 +38,6 @@ import click
 import torch
 from llava import PATCH, build_llava
 from measuring import interleaved, paired_ratio, say_ratio, summarise, write_result
-from mvw_cli.batch.serve.encode import Encoded, Encoder
 from mvw_hf.model import HuggingFace
 from PIL import Image
 from transformers import (
@@ -49,7 +48,7 @@ from transformers import (
 from mvw_cli import LoadedModel, ModelSpec
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.batch.serve.prefetch import Prefetcher
+from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Prefetcher
 from mvw_cli.batch.serve.server import Server
 from mvw_cli.engine import Engine
 from mvw_cli.engine.types import GenerationSettings

@@ -1,4 +1,4 @@
-"""`mvw batch`: its arguments and options. What it does with them is in `batch_run.py`."""
+"""`mvw batch`: its arguments and options. What it does with them is in `run.py`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,8 @@ from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.store.output import Output, plan_output
 from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.executor import job_for, make_executor
-from mvw_cli.cli.batch.summary import Summary, summarise
-from mvw_cli.cli.batch.task import Begun, Task, check, default_name, refuse_another_table
-from mvw_cli.cli.batch.view import BatchView
-from mvw_cli.cli.batch.words import again
+from mvw_cli.cli.batch.task import Task
+from mvw_cli.cli.batch.view import BatchView, Summary, summarise
 from mvw_cli.cli.process import (
     ShutdownRequest,
     exit_on_interrupt,
@@ -28,12 +26,32 @@ from mvw_cli.cli.process import (
 )
 from mvw_cli.cli.stderr_view import loading_progress
 from mvw_cli.errors import ExitCode, MvwError
-from mvw_cli.profiles.store import DEFAULT
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
+    from mvw_cli.batch.store.log import RecordLog
+    from mvw_cli.batch.store.worklist import WorkList
     from mvw_cli.batch.workers.worker import Executor
     from mvw_cli.profiles.resolution import Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What is known before a model is loaded."""
+
+    task: Task
+    view: BatchView
+    resolved: Resolved
+    output: Output
+    worklist: WorkList
+    log: RecordLog
+    settle: Callable[[str | None], None]
+    """Tells the log which revision was loaded."""
+    items: Iterator[Item]
+    """Those that are left to do."""
+    first: Item | None
+    """The first of them, taken out already."""
+    tally: Tally
 
 
 def run(task: Task) -> int:
@@ -42,28 +60,26 @@ def run(task: Task) -> int:
     Raises:
         MvwError: what stops all items. What stops one is in its record.
     """
-    check(task)
-    output = plan_output(task.output, default_name(task))
-    if output.table is not None:
-        from mvw_cli.batch.store.export import check_table
-
-        check_table(output.table, "mvw batch --help")
-        refuse_another_table(task, output)
+    task.check()
+    output = plan_output(task.output, task.default_name())
+    task.check_table(output)
     view = BatchView()
     with ExitStack() as held:
         with exit_on_interrupt(view.on_interrupt), view.making_room():
-            begun = _prepare(task, output, view, held)
-        if task.dry_run:
-            from mvw_cli.cli.batch.plan import plan, write
+            context = _prepare(task, output, view, held)
+        if not task.dry_run:
+            return _serve(context)
+        from mvw_cli.cli.batch.plan import write_plan
 
-            write(plan(task, begun), as_json=task.as_json)
-            return ExitCode.OK
-        return _serve(task, begun, view)
+        to_do = sum(1 for _ in context.items) + (context.first is not None)
+        profile = context.resolved.profile
+        write_plan(task, profile, context.worklist, context.tally, to_do=to_do, output=output.name)
+        return ExitCode.OK
 
 
-def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Begun:
-    view.listing(task.paths[0] if task.paths else task.questions or "")
-    # pydantic comes after the first sign of life.
+def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> RunContext:
+    name = task.paths[0] if task.paths else task.questions
+    view.loading(f"the list of items from {name}" if name else "the list of items")
     from mvw_cli.batch.store.fingerprint import Part, fingerprint
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList, pending
@@ -75,41 +91,32 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Be
     worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
     if output.fetch():
         view.note(f"The records at {output.name} were fetched: {output.log}")
-    print_ = fingerprint(resolved, random_weights=task.random_weights)
+    settings = fingerprint(resolved, random_weights=task.random_weights)
     log = held.enter_context(
         RecordLog(
             output.log,
-            print_,
+            settings,
             part=Part(task.shard, len(worklist)),
             overwrite=task.overwrite,
             retry_failed=task.retry_failed,
-            hint_overwrite=again(task.words, "--overwrite"),
+            hint_overwrite=task.again("--overwrite"),
         )
     )
-    view.leaving(log.leave)
+    view.clean_up = log.leave
     for line in log.recovered:
         view.warn(line)
     tally = Tally(listed=len(worklist))
     items = pending(
-        worklist,
-        log,
-        threads=task.readers,
-        timeout_s=task.read_timeout,
-        skipped=tally.skip,
+        worklist, log, threads=task.readers, timeout_s=task.read_timeout, skipped=tally.skip
     )
     held.callback(_close, items)
     first = next(items, None)
-    view.listed()
-    return Begun(
-        resolved,
-        output,
-        worklist,
-        log,
-        lambda revision: log.settle(print_.with_revision(revision)),
-        items,
-        first,
-        tally,
-    )
+    view.loaded()
+
+    def settle(revision: str | None) -> None:
+        log.settle(settings.with_revision(revision))
+
+    return RunContext(task, view, resolved, output, worklist, log, settle, items, first, tally)
 
 
 def _close(items: Iterator[Item]) -> None:
@@ -118,126 +125,149 @@ def _close(items: Iterator[Item]) -> None:
         items.close()  # type: ignore[attr-defined]
 
 
-def _serve(task: Task, begun: Begun, view: BatchView) -> int:
+def _serve(context: RunContext) -> int:
     """Answer what is left, and tell how it went."""
+    task, view, output = context.task, context.view, context.output
     shutdown = ShutdownRequest()
     stopped: MvwError | None = None
     state = None
-    if begun.first is None:
-        view.note(_nothing_left(begun))
+    if context.first is None:
+        view.note(_nothing_left(context.tally))
     else:
-        _introduce(task, begun, view)
-        executor = make_executor(task, job_for(task, begun.resolved))
-        items = chain([begun.first], begun.items)
+        _introduce(context)
+        executor = make_executor(task, context.resolved)
+        items = chain([context.first], context.items)
         with ExitStack() as held:
             with exit_on_interrupt(view.on_interrupt), view.making_room():
-                view.loading(_model_name(begun.resolved), _telling(begun.resolved, view))
-                _load(executor, view, held)
-                begun.settle(executor.revision)
+                _load(executor, context, held)
             with finish_on_interrupt(view.on_interrupt) as shutdown:
                 try:
-                    _record(executor, items, begun, view, shutdown)
+                    _record(executor, items, context, shutdown)
                 except MvwError as error:
                     stopped = error
                 except RuntimeError as error:
-                    stopped = _lost(task, begun, error)
+                    stopped = _lost(context, error)
             state = executor.state
-    begun.log.flush()
+    context.log.flush()
     summary = summarise(
-        begun.tally,
+        context.tally,
         state,
-        output=begun.output,
-        failed_in_log=begun.log.failed,
+        output=output,
+        failed_in_log=context.log.failed,
         interrupted=shutdown.requested,
         words=task.words,
     )
     try:
-        begun.output.publish()
+        output.publish()
     except MvwError as error:
         stopped = stopped or error
-    _tell(task, summary, view)
+    view.summary(summary)
+    if task.as_json:
+        console.write_json(summary.to_dict())
     if stopped is not None:
         raise stopped
     return _exit_code(summary)
 
 
-def _load(executor: Executor, view: BatchView, held: ExitStack) -> None:
+def make_executor(task: Task, resolved: Resolved) -> Executor:
+    """Choose who serves the items: by default one process for each GPU.
+
+    Raises:
+        UsageProblem: there are not so many GPUs as workers.
+    """
+    from mvw_cli.batch.workers.worker import Job, Worker
+    from mvw_cli.machine.facts import gpu_count
+
+    job = Job(
+        resolved.profile,
+        allow_pickle=task.allow_pickle,
+        random_weights=task.random_weights,
+        slots=task.slots,
+        kv_bytes=task.kv_memory,
+        readers=task.readers,
+        read_timeout_s=task.read_timeout,
+    )
+    workers = task.workers
+    if task.executor != "ray" and workers is None:
+        # Unless the profile names one GPU or spreads a model over all.
+        all_gpus = job.profile.device in ("auto", "cuda") and job.profile.device_map is None
+        workers = gpu_count() if all_gpus else 1
+    if task.executor != "ray" and (workers or 1) == 1:
+        return Worker(job)
+    from mvw_cli.batch.workers.dispatcher import Dispatcher
+
+    if task.executor == "ray":
+        from mvw_cli.batch.workers.ray import RayActors
+
+        return Dispatcher(RayActors(job, workers, task.ray_address))
+    from mvw_cli.batch.workers.local import LocalProcesses
+
+    return Dispatcher(LocalProcesses(job, workers or 1))
+
+
+def _load(executor: Executor, context: RunContext, held: ExitStack) -> None:
+    view, resolved = context.view, context.resolved
+    model = resolved.profile.model
+    if view.live and model is not None:
+        view.loading_tells(loading_progress(model, resolved.profile.revision))
+    view.loading(model or resolved.name or resolved.profile.adapter)
     try:
         held.enter_context(executor)
     finally:
         view.loaded()
+    context.settle(executor.revision)
 
 
 def _record(
-    executor: Executor,
-    items: Iterator[Item],
-    begun: Begun,
-    view: BatchView,
-    shutdown: ShutdownRequest,
+    executor: Executor, items: Iterator[Item], context: RunContext, shutdown: ShutdownRequest
 ) -> None:
     """Bring records to the log as they come."""
+    log, tally, view = context.log, context.tally, context.view
 
     def draining() -> bool:
         return shutdown.requested
 
-    begun.tally.begin()
-    with view.following(begun.tally, lambda: executor.state, draining):
-        records = executor.records(items, run=begun.log.run, draining=draining)
-        for record in records:
-            begun.log.append(record)
-            begun.tally.add(record)
+    tally.begin()
+    with view.following(tally, lambda: executor.state, draining):
+        for record in executor.records(items, run=log.run, draining=draining):
+            log.append(record)
+            tally.add(record)
             view.show(record)
 
 
-def _introduce(task: Task, begun: Begun, view: BatchView) -> None:
-    if begun.resolved.is_default:
+def _introduce(context: RunContext) -> None:
+    view, log = context.view, context.log
+    if context.resolved.is_default:
         view.note(
-            f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
-            "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
+            f"No profile or model is named: the embedded `{context.resolved.name}` answers, which "
+            "reads only scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
         )
-    if task.random_weights:
+    if context.task.random_weights:
         view.warn("The weights are random: answers are noise. Time and memory are real.")
-    if begun.log.done or begun.log.failed:
+    if log.done or log.failed:
         view.note(
-            f"Going on with {begun.output.log}: {begun.log.done:,} answered, "
-            f"{begun.log.failed:,} failed before."
+            f"Going on with {context.output.log}: {log.done:,} answered, "
+            f"{log.failed:,} failed before."
         )
 
 
-def _nothing_left(begun: Begun) -> str:
-    if not begun.tally.listed:
+def _nothing_left(tally: Tally) -> str:
+    if not tally.listed:
         return "There is nothing to do: no item belongs to this part of the work."
-    return f"There is nothing left to do: each of {begun.tally.listed:,} items has its record."
+    return f"There is nothing left to do: each of {tally.listed:,} items has its record."
 
 
-def _model_name(resolved: Resolved) -> str:
-    return resolved.profile.model or resolved.name or resolved.profile.adapter
-
-
-def _telling(resolved: Resolved, view: BatchView) -> Callable[[], str] | None:
-    model = resolved.profile.model
-    if not view.live or model is None:
-        return None
-    return loading_progress(model, resolved.profile.revision)
-
-
-def _tell(task: Task, summary: Summary, view: BatchView) -> None:
-    view.summary(summary)
-    if task.as_json:
-        console.write_json(summary.to_dict())
-
-
-def _lost(task: Task, begun: Begun, error: RuntimeError) -> MvwError:
-    """Say that the accelerator serves this process no more; other errors are raised again."""
+def _lost(context: RunContext, error: RuntimeError) -> MvwError:
+    """Make the error of an accelerator that serves this process no more; raise any other."""
     from mvw_cli.engine.memory import lost_device
 
     if not lost_device(error):
         raise error
-    said = next(iter(str(error).splitlines()), "it gives no reason")
+    reason = next(iter(str(error).splitlines()), "it gives no reason")
     return MvwError(
         "The accelerator has failed, and this process can't use it any more",
-        cause=f"{said}; {begun.tally.served:,} records were written, none is lost",
-        hint=again(task.words),
+        cause=f"{reason}; {context.tally.served:,} records were written, none is lost",
+        hint=context.task.again(),
     )
 
 

@@ -1,23 +1,18 @@
-"""What `mvw batch` is asked for, and what is known of it before a model is loaded."""
+"""What `mvw batch` is asked for, and what follows from the command line alone."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mvw_cli.batch.source.spec import Source
 from mvw_cli.batch.store.output import Output
-from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.words import again
 from mvw_cli.errors import UsageProblem
 
-if TYPE_CHECKING:
-    from mvw_cli.batch.items import Item
-    from mvw_cli.batch.store.log import RecordLog
-    from mvw_cli.batch.store.worklist import WorkList
-    from mvw_cli.profiles.resolution import Resolved
+_ONCE = ("--overwrite", "--retry-failed", "--dry-run", "--json")
+"""Switches that are about one run, not about what is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +50,16 @@ class Task:
     random_weights: bool
     as_json: bool
 
+    def again(self, *more: str) -> str:
+        """Write the command that was typed with other switches, for hints."""
+        return again(self.words, *more)
+
     def source(self, question: str | None) -> Source:
-        """Where the items come from."""
+        """Where the items come from.
+
+        Args:
+            question: the profile's, asked where the command line asks none.
+        """
         return Source(
             self.paths,
             question=self.question if self.question is not None else question,
@@ -70,70 +73,68 @@ class Task:
             answer_column=self.answer_column,
         )
 
+    def default_name(self) -> str:
+        """Name the output after what is asked about."""
+        first = self.paths[0] if self.paths else self.questions or "batch"
+        name = "stdin" if first == "-" else os.path.basename(first.rstrip("/"))
+        if name in ("", ".", ".."):
+            name = os.path.basename(os.path.realpath(first)) or "batch"
+        stem = name if os.path.isdir(first) else os.path.splitext(name)[0]
+        part = "" if self.shard is None else ".{}-of-{}".format(*self.shard)
+        return f"{stem}.results{part}.jsonl"
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What is known before a model is loaded."""
+    def check(self) -> None:
+        """Refuse what contradicts itself.
 
-    resolved: Resolved
-    output: Output
-    worklist: WorkList
-    log: RecordLog
-    settle: Callable[[str | None], None]
-    """Tells the log what was loaded."""
-    items: Iterator[Item]
-    """Those that are left to do."""
-    first: Item | None
-    """The first of them, taken out already."""
-    tally: Tally
+        Raises:
+            UsageProblem: it does.
+        """
+        if self.ray_address is not None and self.executor != "ray":
+            raise UsageProblem(
+                "--ray-address goes with --executor ray",
+                cause=f"the executor is {self.executor}",
+                hint=self.again("--executor", "ray"),
+            )
+        if self.overwrite and self.retry_failed:
+            raise UsageProblem(
+                "--overwrite and --retry-failed contradict each other",
+                cause="one starts afresh, the other goes on",
+                hint=self.again("--retry-failed"),
+            )
+        if self.question is not None and not self.question.strip():
+            raise UsageProblem(
+                "the question is empty",
+                cause="a model needs to be asked something",
+                hint='mvw batch ./images "What is in the picture?"',
+            )
+
+    def check_table(self, output: Output) -> None:
+        """Keep a table that this command did not write: there is no log next to it.
+
+        Raises:
+            UsageProblem: it would be replaced, or can't be written.
+        """
+        from mvw_cli.batch.store.export import check_table
+
+        table = output.table
+        if table is None:
+            return
+        check_table(table, "mvw batch --help")
+        if self.overwrite or output.log.exists() or not table.exists():
+            return
+        if table.stat().st_size:
+            raise UsageProblem(
+                f"{output.name} is there already",
+                cause=f"no {output.log.name} lies next to it, so it comes from something else",
+                hint=self.again("--overwrite"),
+            )
 
 
-def check(task: Task) -> None:
-    """Refuse what contradicts itself.
+def again(words: Sequence[str], *more: str) -> str:
+    """Write the same `mvw batch` with other switches.
 
-    Raises:
-        UsageProblem: it does.
+    Args:
+        words: what came after `mvw batch`.
     """
-    if task.ray_address is not None and task.executor != "ray":
-        raise UsageProblem(
-            "--ray-address goes with --executor ray",
-            cause=f"the executor is {task.executor}",
-            hint=again(task.words, "--executor", "ray"),
-        )
-    if task.overwrite and task.retry_failed:
-        raise UsageProblem(
-            "--overwrite and --retry-failed contradict each other",
-            cause="one starts afresh, the other goes on",
-            hint=again(task.words, "--retry-failed"),
-        )
-    if task.question is not None and not task.question.strip():
-        raise UsageProblem(
-            "the question is empty",
-            cause="a model needs to be asked something",
-            hint='mvw batch ./images "What is in the picture?"',
-        )
-
-
-def refuse_another_table(task: Task, output: Output) -> None:
-    """Keep a table that this command did not write: there is no log beside it."""
-    table = output.table
-    if table is None or task.overwrite or output.log.exists() or not table.exists():
-        return
-    if not table.stat().st_size:
-        return
-    raise UsageProblem(
-        f"{output.name} is there already",
-        cause=f"no {output.log.name} lies beside it, so it comes from something else",
-        hint=again(task.words, "--overwrite"),
-    )
-
-
-def default_name(task: Task) -> str:
-    """Name the output after what is asked about."""
-    first = task.paths[0] if task.paths else task.questions or "batch"
-    name = "stdin" if first == "-" else os.path.basename(first.rstrip("/"))
-    if name in ("", ".", ".."):
-        name = os.path.basename(os.path.realpath(first)) or "batch"
-    stem = name if os.path.isdir(first) else os.path.splitext(name)[0]
-    part = "" if task.shard is None else ".{}-of-{}".format(*task.shard)
-    return f"{stem}.results{part}.jsonl"
+    kept = [word for word in words if word not in _ONCE]
+    return shlex.join(["mvw", "batch", *kept, *more])

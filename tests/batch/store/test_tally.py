@@ -12,8 +12,7 @@ from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.store import tally as module
 from mvw_cli.batch.store.output import plan_output
 from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.summary import rate, readable_time, summarise
-from mvw_cli.cli.batch.view import progress_line
+from mvw_cli.cli.batch.view import duration, progress_line, summarise
 
 
 class Clock:
@@ -100,7 +99,7 @@ def test_one_answer_is_median_and_p90_at_once() -> None:
 
 
 def test_a_line_of_progress(clock: Clock) -> None:
-    tally, state = Tally(listed=2000), State(slots=3, most_slots=8)
+    tally, state = Tally(listed=2000), State(slots=3, max_slots=8)
     assert progress_line(tally, state) == "0 of 2,000, slots 3/8"
     tally.begin()
     for _ in range(900):
@@ -111,7 +110,7 @@ def test_a_line_of_progress(clock: Clock) -> None:
     clock.now += 50
     state.generated_tokens, state.kv_allocated_bytes = 15_000, 3 * 2**20
     assert progress_line(tally, state) == (
-        "1,000 of 2,000, 1 failed, 2 items/s, 300 tokens/s, slots 3/8, KV cache 3.0 MiB, "
+        "1,000 of 2,000, 1 failed, 2.00 items/s, 300 tokens/s, slots 3/8, KV cache 3.0 MiB, "
         "8 min 20 s left"
     )
 
@@ -134,7 +133,7 @@ def test_a_summary(clock: Clock) -> None:
     state = State(kv_allocated_bytes_peak=3 * 2**20)
     assert told(tally, state) == {
         "Items": "3 answered, 1 failed (1 BadImage), 1 had their record before, 2 left",
-        "Time": "1 min 30 s, 0.0444 items/s, 0.1 tokens/s",
+        "Time": "1 min 30 s, 0.0444 items/s, 0.100 tokens/s",
         "Latency": "median 200 ms, p90 3.2 s",
         "Withdrawal": "3 times, 7.3 KiB of cache entries freed, 62% of what was there",
         "KV cache": "3.0 MiB at most",
@@ -181,14 +180,4 @@ def test_the_table_and_the_log_are_told_apart(tmp_path: Path) -> None:
     ],
 )
 def test_durations_as_people_read_them(seconds: float, text: str) -> None:
-    assert readable_time(seconds) == text
-
-
-def test_rates_as_people_read_them() -> None:
-    assert [rate(one) for one in (0.0444, 2, 12.34, 99.96, 1234.5)] == [
-        "0.0444",
-        "2",
-        "12.3",
-        "100",
-        "1,234",
-    ]
+    assert duration(seconds) == text

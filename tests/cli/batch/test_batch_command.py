@@ -718,9 +718,15 @@ def test_no_colours_where_none_are_wanted(batch: Run, monkeypatch: pytest.Monkey
 def test_quiet(batch: Run) -> None:
     Path("images/3.png").write_bytes(b"no picture")
     ran = batch("images", "w1 w2", "-q")
-    assert (ran.code, ran.out, ran.err) == (ExitCode.ITEMS_FAILED, "", "")
+    assert (ran.code, ran.out) == (ExitCode.ITEMS_FAILED, "")
+    what, _, hint = ran.err.partition(": ")  # a code other than 0 is never without a word
+    assert what == "1 of 4 items failed" and ran.err.count("\n") == 1
+    assert "--retry-failed" in hint
+    parse_hint(hint.strip())
     ran = batch("images", "w1 w2", "-q", "--json", "--overwrite")
-    assert ran.err == "" and json.loads(ran.out)["failed"] == 1
+    assert ran.err.startswith("1 of 4 items failed: ") and json.loads(ran.out)["failed"] == 1
+    Path("images/3.png").unlink()
+    assert batch("images", "w1 w2", "-q", "--overwrite").err == ""
     assert batch("image", "w1 w2", "-q").err.startswith("Error: ")
 
 

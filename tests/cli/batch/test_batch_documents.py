@@ -7,13 +7,12 @@ from typing import Any
 
 from docs_pages import rows, section
 
-from mvw_cli.batch.serve.capacity import Limits
+from mvw_cli.batch.serve.capacity import Limits, Survey
 from mvw_cli.batch.serve.server import State
-from mvw_cli.batch.serve.survey import Survey
 from mvw_cli.batch.store.output import Output
 from mvw_cli.batch.store.tally import Tally
 from mvw_cli.cli.batch.plan import Plan
-from mvw_cli.cli.batch.summary import summarise
+from mvw_cli.cli.batch.view import summarise
 
 
 def keys(document: dict[str, Any], before: str = "") -> list[str]:
