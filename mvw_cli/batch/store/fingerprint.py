@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,8 @@ _SIDECAR_VERSION = 1
 _IRRELEVANT = (
     *("device", "device_map", "attention", "description", "extends"),
     *("prompt.question", "images.min_pixels"),  # records say the question, and what was scaled
+    "revision",  # what is loaded counts, not the name that it was asked for by
 )
-# What is loaded counts, not the name that it was asked for by.
-_RESOLVED = ("revision",)
 
 _READ_WHOLE = (
     *("*config*.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -34,6 +33,8 @@ _READ_WHOLE = (
 )
 _WEIGHTS = ("*.safetensors", "*.bin")
 _WINDOW = 64 * 1024
+_SHOWN = 3
+"""Differences that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,40 +104,38 @@ def fingerprint(resolved: Resolved, *, random_weights: bool) -> Fingerprint:
     Raises:
         PluginProblem: its adapter or policy can't be used.
     """
-    values = resolved.values()
-    profile = {k: v for k, v in values.items() if k not in (*_IRRELEVANT, *_RESOLVED)}
-    folder = _folder(profile["model"])
-    if folder is not None:
+    profile = {key: v for key, v in resolved.values().items() if key not in _IRRELEVANT}
+    folder = Path(profile["model"] or "").expanduser()
+    is_folder = bool(profile["model"]) and folder.is_dir()
+    if is_folder:
         profile["model"] = folder.resolve().name  # it may lie elsewhere on another machine
+    policies = [_distribution("policy", name) for name, _ in resolved.profile.withdrawal.steps]
     return Fingerprint(
         mvw=__version__,
         profile=json.loads(json.dumps(profile)),
         adapter_version=_distribution("adapter", profile["adapter"]),
-        policy_version=", ".join(
-            dict.fromkeys(
-                _distribution("policy", name) for name, _ in resolved.profile.withdrawal.steps
-            )
-        ),
+        policy_version=", ".join(dict.fromkeys(policies)),
         random_weights=random_weights,
-        revision=None if folder is None or random_weights else folder_digest(folder),
+        revision=folder_digest(folder) if is_folder and not random_weights else None,
     )
 
 
 def describe_difference(
-    difference: list[tuple[str, Any, Any]],
-    shown: int = 3,
-    *,
-    sides: tuple[str, str] = ("before", "now"),
+    difference: list[tuple[str, Any, Any]], here: str = "before", there: str = "now"
 ) -> str:
     """Write differences on one line, the first few of them.
 
     Args:
-        sides: where the one value and the other come from.
+        here: where the one value comes from.
+        there: where the other does.
     """
-    here, there = sides
-    lines = [f"{key}: {_word(one)} {here}, {_word(two)} {there}" for key, one, two in difference]
-    more = len(lines) - shown
-    return "; ".join(lines[:shown]) + (f"; and {more} more" if more > 0 else "")
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    lines = [f"{key}: {text(one)} {here}, {text(two)} {there}" for key, one, two in difference]
+    more = len(lines) - _SHOWN
+    return "; ".join(lines[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def folder_digest(folder: Path) -> str:
@@ -153,8 +152,10 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(weights):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
-        for window in _windows(path, size):
-            digest.update(window)
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - _WINDOW)):
+                file.seek(start)
+                digest.update(file.read(_WINDOW))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -239,18 +240,6 @@ def mismatch(sidecar: Sidecar | None, runs: Set[str], fingerprint: Fingerprint) 
     return f"records of run {others[0]} are in it, this is run {known.short}{missing}"
 
 
-def _windows(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for start in (0, size // 2, max(0, size - _WINDOW)):
-            file.seek(start)
-            yield file.read(_WINDOW)
-
-
-def _folder(model: str | None) -> Path | None:
-    path = Path(model or "").expanduser()
-    return path if model and path.is_dir() else None
-
-
 def _distribution(kind: str, name: str) -> str:
     from mvw_cli.plugins.loading import load_plugins
     from mvw_cli.plugins.lookup import find_adapter, find_policy
@@ -261,7 +250,3 @@ def _distribution(kind: str, name: str) -> str:
     entries = registry.adapters if kind == "adapter" else registry.policies
     plugin = next(entry.plugin for entry in entries if entry.info is info)
     return f"{plugin.distribution} {plugin.version}"
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

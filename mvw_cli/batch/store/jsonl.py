@@ -138,8 +138,9 @@ class JsonlFile:
             draft.unlink(missing_ok=True)
             raise
         sync_folder(self.path.parent)
-        os.close(self.descriptor)
-        self.descriptor, self.keep = new, True
+        with self._sync_lock:
+            os.close(self.descriptor)
+            self.descriptor, self.keep = new, True
 
     def check_room(self) -> None:
         """Refuse a disk that is full already, before anything expensive begins, with `DiskFull`."""

@@ -307,8 +307,9 @@ def _difference(first: Shard, other: Shard) -> str | None:
     if first.sidecar is None or other.sidecar is None:
         return None
     difference = first.sidecar.fingerprint.difference(other.sidecar.fingerprint)
-    sides = (f"in {first.name}", f"in {other.name}")
-    return describe_difference(difference, sides=sides) if difference else None
+    if not difference:
+        return None
+    return describe_difference(difference, f"in {first.name}", f"in {other.name}")
 
 
 def _sidecar(shards: Sequence[Shard], run: str | None, coverage: Coverage) -> Sidecar | None:

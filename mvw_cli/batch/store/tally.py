@@ -1,7 +1,4 @@
-"""What came of a batch so far, in numbers: from the records alone, in little memory.
-
-It does not know who shows the numbers.
-"""
+"""What came of a batch so far, in numbers: from the records alone, in little memory."""
 
 from __future__ import annotations
 

@@ -194,6 +194,11 @@ def test_a_lost_sidecar_leaves_the_hash_to_judge_by(path: Path) -> None:
     sidecar.unlink()
     fill(path, ok("b"))
     assert sidecar.exists()
+    # A run that found nothing to do has loaded no model: it can't tell what answers came from.
+    sidecar.unlink()
+    fill(path, made_with=fingerprint(revision=None, settled=False))
+    assert not sidecar.exists()
+    fill(path, ok("c"))
     sidecar.write_text("{")
     other = fingerprint(32)
     what, cause, hint = refused(path, other)
