@@ -127,7 +127,7 @@ def _problem(merged: Merged, output: str) -> MvwError:
 
     from mvw_cli.errors import ExitCode, MvwError
 
-    command = ["mvw", "batch", "IMAGES", "QUESTION", "-o", output]
+    command = ["mvw", "batch", "FOLDER", "QUESTION", "-o", output]
     if merged.gaps:
         causes = [_cause(gap) for gap in merged.gaps[:_TOLD]]
         if len(merged.gaps) > _TOLD:

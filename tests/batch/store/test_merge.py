@@ -543,7 +543,7 @@ def test_the_command_ends_with_3_where_records_are_missing(mvw: Run) -> None:
             "Error: Records are missing",
             f"  shard 0/4: {listed - 2} of {listed} are there; shard 1/4: there is no log of it; "
             "shard 3/4: there is no log of it",
-            "Hint: mvw batch IMAGES QUESTION -o all.jsonl",
+            "Hint: mvw batch FOLDER QUESTION -o all.jsonl",
         ],
     )
     assert len(ids("all.jsonl")) == len(shards(4, 60)[0]) + len(shards(4, 60)[2]) - 2
@@ -555,7 +555,7 @@ def test_the_command_ends_with_3_where_items_failed(mvw: Run) -> None:
     assert ran.code == 3
     message, cause, hint = ran.err.splitlines()
     assert (message, cause) == ("Error: 1 item failed", "  their records say why, under `error`")
-    assert hint == "Hint: mvw batch IMAGES QUESTION -o all.csv --retry-failed"
+    assert hint == "Hint: mvw batch FOLDER QUESTION -o all.csv --retry-failed"
     assert "all.csv: 1 answered, 1 failed" in ran.out
 
 
