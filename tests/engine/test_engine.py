@@ -10,12 +10,18 @@ import torch
 from families import FAMILIES, IMAGE, build
 from mvw_hf.model import HuggingFace
 from PIL import Image
+from policy_rules import after, masks_of, vtw
+from policy_subjects import asked, serve, subject
 from running import loaded, request, run
 
 from mvw_cli.engine import Admitted, Engine, Finished, Prefilled, Token, Withdrawn
 from mvw_cli.engine.rows import CHUNK
 from mvw_cli.errors import ModelProblem
+from mvw_cli.oracle.masked import attention_scores
 from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policies.vtw import Vtw
+from mvw_cli.policy import WithdrawalPolicy
 
 ADAPTER = HuggingFace()
 
@@ -79,6 +85,23 @@ def test_stops_at_a_stop_string_that_spans_tokens(tiny: Any, ask: Any) -> None:
     stopped = go(tiny, ask(max_new_tokens=12, stop=(stop,)))["a"].completion
     assert stopped.finish_reason == "stop"
     assert stopped.text == free.text[: free.text.index(stop) + len(stop)]
+
+
+def test_stops_at_a_stop_string_that_ends_inside_a_token(tiny: Any, ask: Any) -> None:
+    """The token that completes it is the last one, and is shown to its end."""
+    free = go(tiny, ask(max_new_tokens=12))["a"]
+    before, stops = "", {}
+    for event in free.events:
+        if isinstance(event, Token):
+            inside = before[-1:] + event.text[:-1]
+            if len(event.text) > 2 and inside not in before:
+                stops[event.step] = inside, before + event.text
+            before += event.text
+    assert len(stops) > 2
+    for step, (stop, text) in stops.items():
+        stopped = go(tiny, ask(max_new_tokens=12, stop=(stop,)))["a"].completion
+        assert (stopped.finish_reason, stopped.generated_tokens) == ("stop", step)
+        assert stopped.text == text and not text.endswith(stop)
 
 
 def test_length_is_the_last_resort(tiny: Any, ask: Any) -> None:
@@ -171,6 +194,27 @@ def test_withdrawal_gives_memory_back() -> None:
     per_entry = 3 * 2 * 2 * 8 * 4  # layers, key and value, heads, width, bytes
     assert kept == 4 * CHUNK * per_entry
     assert withdrawn == CHUNK * per_entry
+
+
+@pytest.mark.parametrize("policy", [NoWithdrawal(), Mvw(m=12), Vtw(layer=2)])
+def test_vision_attended_is_what_the_oracle_lets_the_query_see(policy: WithdrawalPolicy) -> None:
+    """Token by token, while sliding windows leave the vision behind one token at a time."""
+    gemma, counts = subject("gemma3"), set()
+    rules = [vtw(2)] if isinstance(policy, Vtw) else []
+    for seed in range(3):
+        [served] = serve(gemma, [asked(gemma, policy, seed, max_new_tokens=20)]).values()
+        stepwise = after(12) if isinstance(policy, Mvw) else None
+        masks = masks_of(served, rules, stepwise)
+        places = served.request.layout.entries.nonzero()[:, 0]
+        tokens = served.of(Token)
+        rows = [served.row(event.step) for event in tokens]
+        scores = attention_scores(*served._asked(masks), gemma.vision_layers, rows)
+        for row, event in enumerate(tokens):
+            seen = [int(one[0, row, places].isfinite().sum()) for one in scores.values()]
+            assert event.vision_attended == sum(seen) / len(seen), event.step
+            counts.add(tuple(seen))
+    assert {(n, 4, n) for n in range(5)} <= counts or not isinstance(policy, NoWithdrawal)
+    assert len(counts) > 4
 
 
 def test_an_engine_can_be_used_again_and_abandoned(tiny: Any, ask: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, floor
+from random import Random as Generator
 
 import torch
 from policy_subjects import Masks, Served
@@ -86,6 +87,23 @@ def fastv(layer: int, keep: float) -> InPrefill:
         ranked = sorted(there.nonzero()[:, 0].tolist(), key=lambda n: -float(weights[n]))
         kept = torch.zeros(served.tokens, dtype=torch.bool)
         kept[ranked[: rounded(served.tokens, keep)]] = True
+        return kept
+
+    return from_layer(layer, choose)
+
+
+def random(layer: int, keep: float, seed: int) -> InPrefill:
+    """Token n bears the n-th number of Python's generator; those with the lowest numbers stay."""
+
+    def choose(served: Served, masks: Masks) -> Tensor:
+        generator = Generator(seed)
+        numbers = torch.tensor(
+            [generator.random() for _ in range(served.tokens)], dtype=torch.float64
+        )
+        numbers[masks[max(layer, min(masks))][served.prompt - 1]] = torch.inf  # gone before
+        highest = numbers.sort().values[rounded(served.tokens, keep) - 1]
+        kept = (numbers <= highest) & numbers.isfinite()
+        assert 0 < int(kept.sum()) < served.tokens
         return kept
 
     return from_layer(layer, choose)

@@ -32,6 +32,7 @@ from policy_rules import (
     masks_of,
     mass_step,
     pulse,
+    random,
     vtw,
     writes,
 )
@@ -106,25 +107,7 @@ def one(name: str, policy: WithdrawalPolicy, seed: int = 2, **options: Any) -> S
 
 
 def drawn(policy: Random) -> InPrefill:
-    """What the policy itself draws: its lot is its own."""
-
-    def choose(served: Served, masks: Masks) -> Tensor:
-        select = policy.begin_prefill()
-        view = LayerView(
-            layer=policy.layer,
-            layers=99,
-            present=torch.ones(served.tokens, dtype=torch.bool),
-            grids=None,
-            hidden_states=torch.zeros(1, 1),
-            text=torch.arange(1),
-            image_end=0,
-            weights=None,
-        )
-        kept = select(view)
-        assert kept is not None and 0 < int(kept.sum()) < served.tokens
-        return kept
-
-    return from_layer(policy.layer, choose)
+    return random(policy.layer, policy.keep, policy.seed)
 
 
 InPrefillCase = Callable[[Subject], tuple[WithdrawalPolicy, InPrefill]]
@@ -190,11 +173,11 @@ def test_dyvte(name: str, tmp_path: Path) -> None:
     chosen = subject(name)
     width, exits = chosen.text.hidden_size, set()
     for seed in range(4):
-        random = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         gates = []
         for layer in range(chosen.layers - 1):
-            hidden = torch.randn(HIDDEN, 2 * width, generator=random)
-            output = torch.randn(2, HIDDEN, generator=random)
+            hidden = torch.randn(HIDDEN, 2 * width, generator=generator)
+            output = torch.randn(2, HIDDEN, generator=generator)
             # The exit is likelier the deeper the layer.
             bias = torch.tensor([0.0, 30.0 * layer - 30.0])
             gates.append((hidden, output, bias))
@@ -481,11 +464,11 @@ def test_one_choice_after_the_other(name: str) -> None:
     """The second ranks what the first has left."""
     last = late(subject(name))
     images = {} if subject(name).adapter is None else {"images": 2}
-    lot = Random(keep=0.7, seed=5)
-    served = one(name, stacked([lot, FastV(layer=last, keep=0.4)]), **images)
-    check(served, [drawn(lot), fastv(last, 0.4)])
-    served = one(name, stacked([FastV(layer=last, keep=0.4), lot, Mvw(m=6)]), **images)
-    check(served, [drawn(lot), fastv(last, 0.4)], after(6))
+    draw = Random(keep=0.7, seed=5)
+    served = one(name, stacked([draw, FastV(layer=last, keep=0.4)]), **images)
+    check(served, [drawn(draw), fastv(last, 0.4)])
+    served = one(name, stacked([FastV(layer=last, keep=0.4), draw, Mvw(m=6)]), **images)
+    check(served, [drawn(draw), fastv(last, 0.4)], after(6))
 
 
 @each_subject
