@@ -1,8 +1,6 @@
 """The hooks that a plugin may implement. Entry-point group: `mvw`.
 
-Hook functions may take fewer arguments than are listed here; new ones are only ever added.
-This module does not know how plugins are found or loaded (`plugins.py`).
-"""
+Hook functions may take fewer arguments than are listed here; new ones are only ever added."""
 
 from __future__ import annotations
 

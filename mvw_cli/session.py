@@ -1,7 +1,6 @@
 """A profile brought to life: adapter, model, engine and policy, ready for questions.
 
-The road that every command takes from a resolved profile to the engine's events. It does not
-know commands, terminals or files.
+The road that every command takes from a resolved profile to the engine's events.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Session:
             yield slots
 
     def facts(self) -> dict[str, Any]:
-        """Say which weights answer, and how they are held: for reports."""
+        """Return which weights answer, and how they are held: for reports."""
         model = self.loaded.model
         return {
             "adapter": self.loaded.adapter,

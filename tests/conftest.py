@@ -103,7 +103,7 @@ def plugin_python(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 
     def make(folder: Path) -> None:
         python = make_venv(folder / "venv")
-        pip_install(python, *sorted(path for path in PLUGINS.iterdir() if path.is_dir()))
+        pip_install(python, *sorted(PLUGINS.glob("mvw-*")))
         next(folder.glob("venv/lib/*/site-packages/mvw_gone.py")).unlink()
 
     return once("plugins", make) / "venv" / "bin" / "python"

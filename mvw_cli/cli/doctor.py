@@ -58,7 +58,7 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
     from mvw_cli.doctor.findings import worst
     from mvw_cli.errors import ExitCode
 
-    mute_libraries(progress=False)
+    mute_libraries()
     findings, compared = _findings(profile, pairs, equivalence)
     status = worst(findings)
     if as_json:

@@ -107,8 +107,8 @@ def leave(message: str) -> None:
     os._exit(ExitCode.INTERRUPTED)
 
 
-def mute_libraries(*, progress: bool) -> None:
-    """Silence log lines, warnings and, unless `progress`, the bars of downloads and loading.
+def mute_libraries() -> None:
+    """Silence log lines, warnings, and the bars of downloads and loading.
 
     Call it before they are imported: it acts through their environment variables. What the user has
     set stays as it is.
@@ -117,10 +117,9 @@ def mute_libraries(*, progress: bool) -> None:
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_VERBOSITY", "error"),
         ("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
-    if not progress:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", PluginWarning)
 

@@ -99,7 +99,7 @@ def report(resolved: Resolved, image: str | None) -> Report:
     from mvw_cli.plugins.lookup import load_adapter
     from mvw_cli.profiles.resolution import model_spec
 
-    mute_libraries(progress=False)
+    mute_libraries()
     profile = resolved.profile
     spec = model_spec(profile)
     width, height = image_size(image or DEFAULT_IMAGE, profile.images.max_pixels)
@@ -132,7 +132,7 @@ def report(resolved: Resolved, image: str | None) -> Report:
 
 
 def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
-    """Say how large the image reaches the processor.
+    """Return the width and height of the image as it reaches the processor.
 
     Raises:
         UsageProblem: a size of no pixels.

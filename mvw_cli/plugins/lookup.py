@@ -1,19 +1,15 @@
-"""Adapters and policies by name: find one, and load its class when it is used.
-
-Knows what the plugins registered and what to say about a name that can't be used. It does not
-know how plugins are found.
-"""
+"""Adapters and policies by name: find one, and load its class when it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Literal
 
 from mvw_cli.adapter import Adapter, AdapterInfo
 from mvw_cli.errors import MvwError, PluginProblem
-from mvw_cli.plugins.loading import OWN, Entry, InfoT, Plugin
-from mvw_cli.plugins.loading import load_plugins as load_plugins
+from mvw_cli.plugins.loading import OWN, Entry, InfoT, Plugin, load_plugins
 from mvw_cli.policy import PolicyInfo, WithdrawalPolicy
 from mvw_cli.text import did_you_mean, error_line
 
@@ -63,8 +59,6 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
     Raises:
         PluginProblem: as `find_policy`, or its class can't be imported or is no policy.
     """
-    from dataclasses import is_dataclass
-
     entry = _find("policy", name, load_plugins().policies)
     found = _import("policy", entry.info.target, entry)
     if not (isinstance(found, type) and issubclass(found, WithdrawalPolicy)):

@@ -165,7 +165,7 @@ def interpret(value: Any, annotation: Any) -> Any:
 
 
 def _takes_text(annotation: Any) -> bool:
-    """Say whether a field of this type is text, so that `--set revision=123` is no number."""
+    """Whether a field of this type is text, so that `--set revision=123` is no number."""
     if get_origin(annotation) in (Union, UnionType):
         return str in get_args(annotation)
     return annotation is str

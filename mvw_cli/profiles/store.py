@@ -31,14 +31,14 @@ class ProfileFile:
 
 
 def user_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Say where the user's own profiles lie; the folder need not exist."""
+    """Return the folder of the user's own profiles; it need not exist."""
     import click
 
     return Path(env.get("MVW_HOME") or click.get_app_dir("mvw")) / "profiles"
 
 
 def packaged_folder() -> Path:
-    """Say where mvw's own profiles lie: in the checkout, or in the installed package."""
+    """Return the folder of mvw's own profiles: in the checkout, or in the installed package."""
     package = Path(__file__).resolve().parent.parent
     # Only a checkout has a pyproject.toml there; site-packages may hold someone else's profiles/.
     if (package.parent / "pyproject.toml").is_file():

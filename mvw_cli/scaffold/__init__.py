@@ -73,7 +73,7 @@ def check_name(name: str) -> Names:
 
 
 def _taken(names: Names) -> str | None:
-    """Say who has a name already: two of one name could not both be used."""
+    """Return who has a name already: two of one name could not both be used."""
     for entry in load_plugins().adapters:
         if entry.info.name == names.adapter:
             plugin = entry.plugin

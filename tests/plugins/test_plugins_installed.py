@@ -18,7 +18,7 @@ from processes import Ran, make_venv, own_adapters, pip, pip_install, run_proces
 from mvw_cli import hookspecs
 from mvw_cli.errors import ExitCode
 
-PLUGINS = Path(__file__).parent / "plugins"
+PLUGINS = Path(__file__).parent
 Run = Callable[..., Ran]
 
 
@@ -311,7 +311,7 @@ def test_install_and_uninstall(tmp_path: Path) -> None:
 
 
 def test_all_at_once(installed: Run, plugin_python: Path, tmp_path: Path) -> None:
-    names = [folder.name for folder in PLUGINS.iterdir()]
+    names = [folder.name for folder in PLUGINS.glob("mvw-*")]
     ran = run_process(plugin_python, "plugins", "--json", cwd=tmp_path)
     records = documents(ran, "plugins")
     assert ran.code == 0

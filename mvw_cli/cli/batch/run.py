@@ -85,7 +85,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
     from mvw_cli.batch.store.worklist import WorkList, pending
     from mvw_cli.profiles.resolution import resolve
 
-    mute_libraries(progress=False)
+    mute_libraries()
     resolved = resolve(task.profile, task.flags)
     source = task.source(resolved.profile.prompt.question)
     worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)

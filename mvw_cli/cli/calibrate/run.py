@@ -114,7 +114,7 @@ def _resolved(task: Task) -> Resolved:
     from mvw_cli.bench.verdict.derived_profile import check_no_part
     from mvw_cli.profiles.resolution import resolve
 
-    mute_libraries(progress=False)
+    mute_libraries()
     # What is measured is the model that keeps its vision; the profile's own withdrawal goes.
     resolved = resolve(task.profile, {**task.flags, "withdrawal.policy": "none"})
     check_no_part(resolved.to_dict(), Path(task.output), task.elsewhere)

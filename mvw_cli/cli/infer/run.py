@@ -96,7 +96,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         for key, value, origin in resolved.rows():
             view.note(f"  {key} = {value!r}  ({origin})")
     else:
-        mute_libraries(progress=False)
+        mute_libraries()
     if view.live and resolved.profile.model is not None:
         view.loading_tells(loading_progress(resolved.profile.model, resolved.profile.revision))
     phases.mark("profile_ms")

@@ -1,7 +1,7 @@
 """What a person sees on stderr while a question is answered.
 
 Writes as the events come: on a terminal the text in dim, the mark where the vision tokens go, the
-figures at the end; elsewhere plain lines. It computes no figure and knows nothing of profiles.
+figures at the end; elsewhere plain lines.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class View(StderrView):
 
 
 def withdrawal_line(event: Withdrawn) -> str:
-    """Say what was withdrawn, when, and what it freed."""
+    """Write what was withdrawn, when, and what it freed."""
     freed = event.kv_bytes_before - event.kv_bytes_after
     before = readable_bytes(event.kv_bytes_before)
     gone = f"{event.entries} cache entries), {readable_bytes(freed)} of {before} freed"
@@ -84,7 +84,7 @@ def withdrawal_line(event: Withdrawn) -> str:
 
 
 def restored_line(event: Restored) -> str:
-    """Say what has come back, and when."""
+    """Write what has come back, and when."""
     back = readable_bytes(event.kv_bytes_after - event.kv_bytes_before)
     return f"vision back after token {event.step}: {event.entries} cache entries, {back}"
 
@@ -109,7 +109,7 @@ def figures_line(completion: Completion, policy: str) -> str:
 
 
 def _kept(completion: Completion) -> str:
-    """Say what a token attended to where nothing was withdrawn while decoding."""
+    """Write what a token attended to where nothing was withdrawn while decoding."""
     seen, whole = completion.vision.attended_per_token, completion.vision_tokens
     if seen >= whole:
         return "vision kept to the end"

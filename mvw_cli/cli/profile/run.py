@@ -171,7 +171,7 @@ def _check(task: Task) -> None:
 
 def _prepare(task: Task, scratch: Path, view: ProfileView) -> _Context:
     view.progress("Preparing …")
-    mute_libraries(progress=False)
+    mute_libraries()
     resolved = resolve(task.profile, task.flags)
     arms = choose_arms(
         task.profile,
