@@ -17,9 +17,8 @@ import torch
 from decode import Stamps, tpot_ms
 from measuring import interleaved, paired_ratio, say_ratio, summarise, write_result
 from mvw_hf.loading import read_published
-from mvw_kimi_vl.absorbed import absorbed
 from mvw_kimi_vl.model import CHECKPOINT, KimiVL
-from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub
+from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, absorbed, config_from_hub
 
 from mvw_cli import LoadedModel, ModelSpec, VisionLayout
 from mvw_cli.adapter import unchanged

@@ -155,14 +155,9 @@ class HuggingFace(Adapter):
             token = processor.tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
             prompt = f"{token}\n" * len(images) + text
             return dict(processor(text=prompt, images=list(images) or None, return_tensors="pt"))
-        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        if loaded.spec.system is not None:
-            system = [{"type": "text", "text": loaded.spec.system}]
-            messages.insert(0, {"role": "system", "content": system})
         return dict(
             processor.apply_chat_template(
-                messages,
+                conversation(loaded, images, text),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -233,3 +228,13 @@ class HuggingFace(Adapter):
 
         model, processor = tiny_llava()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+
+
+def conversation(loaded: LoadedModel, images: Sequence[Image], text: str) -> list[dict[str, Any]]:
+    """Write the messages of a chat template: the system prompt, if any, then images and text."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    if loaded.spec.system is not None:
+        system = [{"type": "text", "text": loaded.spec.system}]
+        messages.insert(0, {"role": "system", "content": system})
+    return messages

@@ -73,10 +73,7 @@ def tiny_llava() -> tuple[Any, Any]:
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
     )
-    state = torch.random.get_rng_state()
-    try:
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config).eval()
-    finally:
-        torch.random.set_rng_state(state)
     return model, processor

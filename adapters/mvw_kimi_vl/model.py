@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from mvw_hf.loading import check_kind, complete, explained
-from mvw_hf.model import HuggingFace
+from mvw_hf.model import HuggingFace, conversation
 from mvw_hf.vision_grids import merged_grids
 from PIL.Image import Image
 from torch import Tensor
 from transformers.utils import cached_file
 
 from mvw_cli import Answer, BadImage, LoadedModel, ModelSpec, UsageProblem, parse_thinking
-from mvw_kimi_vl.absorbed import absorbed
 from mvw_kimi_vl.modeling import (
     DEFAULT_PATCHES,
     MODEL_TYPE,
     KimiVLConfig,
     KimiVLForConditionalGeneration,
+    absorbed,
     config_from_hub,
     load_config,
 )
@@ -68,12 +68,8 @@ class KimiVL(HuggingFace):
         processor: KimiProcessor = loaded.processor
         for image in images:
             _tokens(processor.image_processor, *image.size)
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        if loaded.spec.system is not None:
-            messages.insert(0, {"role": "system", "content": loaded.spec.system})
         try:
-            return processor(messages, images)
+            return processor(conversation(loaded, images, text), images)
         except ValueError as error:
             raise UsageProblem(
                 "The question can't be put to Kimi-VL.",

@@ -24,7 +24,7 @@ from mvw_kimi_vl.tokenizer import TEMPLATE
 PLACEHOLDER = "<|media_pad|>"
 MAX_PATCHES = 512
 """Per side; the rotary embedding of the vision tower is made for fewer."""
-_SPECIAL_TOKENS = {
+SPECIAL_TOKENS = {
     "[BOS]": 163584,
     "[EOS]": 163585,
     "<|im_end|>": 163586,
@@ -190,11 +190,11 @@ def fallback_processor(config: KimiVLConfig) -> KimiProcessor | None:
     from mvw_hf.fallback import fallback_tokenizer
 
     size = config.get_text_config().vocab_size
-    if size <= max(_SPECIAL_TOKENS.values()):
+    if size <= max(SPECIAL_TOKENS.values()):
         return None
     tokenizer = fallback_tokenizer(
         size,
-        {**_SPECIAL_TOKENS, PLACEHOLDER: config.image_token_id},
+        {**SPECIAL_TOKENS, PLACEHOLDER: config.image_token_id},
         template=TEMPLATE,
         bos_token="[BOS]",
         eos_token="[EOS]",

@@ -7,36 +7,19 @@ from mvw_hf.loading import read_published
 
 from mvw_kimi_vl.model import CHECKPOINT, KimiVL
 from mvw_kimi_vl.modeling import KimiVLConfig, KimiVLForConditionalGeneration, config_from_hub
-from mvw_kimi_vl.processing import PLACEHOLDER, ImageProcessor, KimiProcessor
+from mvw_kimi_vl.processing import PLACEHOLDER, SPECIAL_TOKENS, ImageProcessor, KimiProcessor
 from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer
 
-_SPECIAL = (
-    "[BOS]",
-    "[EOS]",
-    "[PAD]",
-    "<|im_end|>",
-    "<|im_user|>",
-    "<|im_assistant|>",
-    "<|im_system|>",
-    "<|im_middle|>",
-    "<|media_start|>",
-    "<|media_content|>",
-    "<|media_end|>",
-    PLACEHOLDER,
-)
+_SPECIAL = [*(name for name in SPECIAL_TOKENS if name != "[UNK]"), PLACEHOLDER]
 _IDS = {name: 256 + number for number, name in enumerate(_SPECIAL)}
-
 _LIMIT = 64
 
 
 def tiny_kimi() -> tuple[KimiVLForConditionalGeneration, KimiProcessor]:
     """Build model and processor; the same weights each time."""
-    state = torch.random.get_rng_state()
-    try:
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = KimiVLForConditionalGeneration(_config()).eval()
-    finally:
-        torch.random.set_rng_state(state)
     tokenizer = build_tokenizer(
         {bytes([number]): number for number in range(256)},
         _IDS,

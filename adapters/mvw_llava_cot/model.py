@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from mvw_hf.loading import check_kind, complete
-from mvw_hf.model import HuggingFace
+from mvw_hf.model import HuggingFace, conversation
 from PIL.Image import Image
 from torch import Tensor
 from transformers import MllamaConfig, MllamaForConditionalGeneration
@@ -50,11 +50,7 @@ class LlavaCot(HuggingFace):
         return complete(MllamaForConditionalGeneration, spec)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        if loaded.spec.system is not None:
-            system = [{"type": "text", "text": loaded.spec.system}]
-            messages.insert(0, {"role": "system", "content": system})
+        messages = conversation(loaded, images, text)
         processor = loaded.processor
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
         # As the script calls it. The template has written <|begin_of_text|>, and Llama's tokenizer

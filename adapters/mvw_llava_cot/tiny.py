@@ -24,12 +24,9 @@ _TEMPLATE = (
 
 def tiny_mllama() -> tuple[Any, Any]:
     """Build model and processor; the same weights each time."""
-    state = torch.random.get_rng_state()
-    try:
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = MllamaForConditionalGeneration(_config()).eval()
-    finally:
-        torch.random.set_rng_state(state)
     for number in model.config.text_config.cross_attention_layers:
         # Both gates start closed, which would hide whatever lies behind them.
         layer = model.get_decoder().layers[number]

@@ -85,12 +85,9 @@ class Shapes(HuggingFace):
         vision.hidden_size, vision.intermediate_size, vision.projection_dim = 32, 128, 32
         text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads = 2, 1, 1
         text.hidden_size, text.intermediate_size = 40, 112
-        state = torch.random.get_rng_state()
-        try:
+        with torch.random.fork_rng([]):
             torch.manual_seed(0)
             model = LlavaForConditionalGeneration(config)
-        finally:
-            torch.random.set_rng_state(state)
         model.generation_config = GenerationConfig.from_pretrained(WEIGHTS)
         spec = ModelSpec("tiny")
         processor = self.load_processor(ModelSpec(str(WEIGHTS)))

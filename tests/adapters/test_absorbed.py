@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from mvw_kimi_vl.absorbed import absorbed
 from mvw_kimi_vl.model import KimiVL
+from mvw_kimi_vl.modeling import absorbed
 from torch import nn
 
 from mvw_cli import LoadedModel

@@ -8,8 +8,8 @@ import pytest
 import torch
 from families import FAMILIES, IMAGE, Family, build
 from mvw_hf.model import HuggingFace
-from mvw_kimi_vl.absorbed import absorbed
 from mvw_kimi_vl.model import KimiVL
+from mvw_kimi_vl.modeling import absorbed
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

@@ -2,8 +2,8 @@
 
 Asked are the first scenes of those that docs/curve.json was measured on. A share of right answers
 fails where so many mistakes would be rarer than 1 in 100 for a model that is as good as claimed:
-at 6 mistakes in 400 without withdrawal, and at 10 with withdrawal at the caption's end. A model that
-is right on 97.0 % instead of 99.6 %, or on 95.5 % instead of 99.0 %, fails in 98 of 100 cases.
+at 6 mistakes in 400 without withdrawal, at 10 with withdrawal at the end of the caption. A model
+that is right on 97.0 % instead of 99.6 %, or on 95.5 % instead of 99.0 %, fails in 98 of 100 cases.
 """
 
 from __future__ import annotations
