@@ -25,7 +25,10 @@ def error_line(error: BaseException) -> str:
     """Name an exception in one line, as the cause of a message."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:299] + "…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    name = type(error).__name__
+    if text.startswith(name):
+        return text
+    return f"{name}: {text}" if text else name
 
 
 def readable_bytes(amount: float) -> str:
