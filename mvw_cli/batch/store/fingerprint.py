@@ -160,7 +160,7 @@ def folder_digest(folder: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WorkPart:
     """What one run had to do."""
 
     shard: tuple[int, int] | None
@@ -174,7 +174,7 @@ class Sidecar:
     """The content of `<log>.run.json`."""
 
     fingerprint: Fingerprint
-    parts: tuple[Part, ...] = ()
+    parts: tuple[WorkPart, ...] = ()
     """One for a log that `mvw batch` wrote, several for a merged one."""
 
 
@@ -191,7 +191,7 @@ def read_sidecar(log: Path) -> Sidecar | None:
             return None
         shards = [(one["shard"], one["listed"]) for one in content["parts"]]
         parts = [
-            Part(None if shard is None else (shard[0], shard[1]), listed)
+            WorkPart(None if shard is None else (shard[0], shard[1]), listed)
             for shard, listed in shards
         ]
         return Sidecar(Fingerprint.from_dict(content["fingerprint"]), tuple(parts))

@@ -61,7 +61,7 @@ class JsonlFile:
         self.path, self.name = path, name
         self.keep = path.exists()
         """Whether the file stays when it is closed. A new one stays once it has a line."""
-        self.descriptor, self.has_lock = open_locked(path, name)
+        self.descriptor, self.has_lock = _open_locked(path, name)
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._syncer: threading.Thread | None = None
         self._sync_due = threading.Event()
@@ -207,15 +207,8 @@ class JsonlFile:
                 self._unsynced -= count if self._error is None else self._unsynced
 
 
-def open_locked(path: Path, name: str) -> tuple[int, bool]:
-    """Open a file for reading and appending as its only writer; make it where it is missing.
-
-    Returns:
-        The descriptor, and whether it has a lock: there are file systems without.
-
-    Raises:
-        UsageProblem: another process writes to it, or it can't be opened.
-    """
+def _open_locked(path: Path, name: str) -> tuple[int, bool]:
+    """Return a descriptor for reading and appending, and whether it has a lock."""
     if len(os.fsencode(path.name)) + _LONGEST_ADDITION > 255:
         raise unwritable(name, "its name is too long", "mvw batch --help")
     while True:

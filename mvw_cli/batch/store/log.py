@@ -17,8 +17,8 @@ from typing import Any, Self
 from mvw_cli.batch.items import Item, item_key
 from mvw_cli.batch.store.fingerprint import (
     Fingerprint,
-    Part,
     Sidecar,
+    WorkPart,
     mismatch,
     read_sidecar,
     write_sidecar,
@@ -119,7 +119,7 @@ class RecordLog:
         path: Path,
         fingerprint: Fingerprint,
         *,
-        part: Part | None = None,
+        part: WorkPart | None = None,
         overwrite: bool = False,
         retry_failed: bool = False,
         hint_overwrite: str = "mvw batch --help",

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mvw_cli.batch.store.export import check_table, export
 from mvw_cli.batch.store.fingerprint import (
-    Part,
     Sidecar,
+    WorkPart,
     describe_difference,
     read_sidecar,
     sidecar_path,
@@ -58,7 +58,7 @@ class Shard(LogReader):
         """Short hashes of the settings that its records were made with."""
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[WorkPart, ...]:
         """Which part of the work it is for; empty where nothing tells it."""
         return () if self.sidecar is None else self.sidecar.parts
 
@@ -159,7 +159,7 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
 class Coverage:
     """Counts records by shard, for each number of shards that the work was divided into."""
 
-    def __init__(self, parts: Iterable[Part]) -> None:
+    def __init__(self, parts: Iterable[WorkPart]) -> None:
         """Take in what there should be.
 
         Args:
@@ -174,7 +174,7 @@ class Coverage:
             else:
                 self._listed[part.shard] = max(part.listed, self._listed.get(part.shard, 0))
         divided = sorted(self._listed, key=lambda shard: (shard[1], shard[0]))
-        self.parts = (*undivided, *(Part(shard, self._listed[shard]) for shard in divided))
+        self.parts = (*undivided, *(WorkPart(shard, self._listed[shard]) for shard in divided))
         self._undivided = sum(part.listed for part in undivided)
         self._found = {n: [0] * n for n in sorted({n for _, n in divided})}
         self._total = 0
@@ -320,7 +320,7 @@ def _sidecar(shards: Sequence[Shard], run: str | None, coverage: Coverage) -> Si
     return None if found is None else Sidecar(found, coverage.parts)
 
 
-def _joined_parts(shards: Sequence[Shard]) -> list[Part]:
+def _joined_parts(shards: Sequence[Shard]) -> list[WorkPart]:
     """Collect what the runs had to do.
 
     Two logs of undivided work that have items in common are taken for runs of the same list, of
@@ -339,7 +339,7 @@ def _joined_parts(shards: Sequence[Shard]) -> list[Part]:
             undivided[same] = max(undivided[same], listed)
         else:
             undivided.append(listed)
-    return [*(Part(None, listed) for listed in undivided), *divided]
+    return [*(WorkPart(None, listed) for listed in undivided), *divided]
 
 
 def _describe(log: Path, name: str, sidecar: Sidecar | None) -> None:

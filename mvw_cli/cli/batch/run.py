@@ -80,7 +80,7 @@ def run(task: Task) -> int:
 def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> RunContext:
     name = task.paths[0] if task.paths else task.questions
     view.loading(f"the list of items from {name}" if name else "the list of items")
-    from mvw_cli.batch.store.fingerprint import Part, fingerprint
+    from mvw_cli.batch.store.fingerprint import WorkPart, fingerprint
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList, pending
     from mvw_cli.profiles.resolution import resolve
@@ -96,7 +96,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
         RecordLog(
             output.log,
             settings,
-            part=Part(task.shard, len(worklist)),
+            part=WorkPart(task.shard, len(worklist)),
             overwrite=task.overwrite,
             retry_failed=task.retry_failed,
             hint_overwrite=task.again("--overwrite"),

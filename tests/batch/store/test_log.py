@@ -17,7 +17,7 @@ from records import QUESTION, RUN, digest, failed, fingerprint, item, listed, ok
 
 from mvw_cli.batch.items import item_key
 from mvw_cli.batch.store import reader
-from mvw_cli.batch.store.fingerprint import Fingerprint, Part
+from mvw_cli.batch.store.fingerprint import Fingerprint, WorkPart
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import UsageProblem
@@ -182,7 +182,7 @@ def test_the_revision_is_compared_once_the_model_is_loaded(path: Path) -> None:
     with opened(path, loading) as log, pytest.raises(UsageProblem) as caught:
         log.settle(loading.with_revision("decaf"))
     assert caught.value.cause == "revision: c0ffee before, decaf now"
-    with opened(path, loading, part=Part(None, 2)):
+    with opened(path, loading, part=WorkPart(None, 2)):
         pass
     with opened(path) as log:
         assert log.done == 2
@@ -507,16 +507,16 @@ def test_many_copies_of_one_image_do_not_take_for_ever(path: Path) -> None:
 
 def test_the_part_of_the_work_is_told(path: Path) -> None:
     sidecar = path.with_name("results.jsonl.run.json")
-    with opened(path, part=Part((2, 8), 10)) as log:
+    with opened(path, part=WorkPart((2, 8), 10)) as log:
         log.append(ok("a"))
         assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 10}]
-    fill(path, part=Part((2, 8), 11))
+    fill(path, part=WorkPart((2, 8), 11))
     assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 11}]
     fill(path, ok("b"))
     assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 11}]
 
 
 def test_a_shard_without_items_leaves_an_empty_log(path: Path) -> None:
-    fill(path, part=Part((7, 8), 0))
+    fill(path, part=WorkPart((7, 8), 0))
     assert path.read_bytes() == b""
     assert path.with_name("results.jsonl.run.json").exists()

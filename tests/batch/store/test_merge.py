@@ -22,7 +22,7 @@ from records import RUN, digest, failed, fingerprint, item, listed, ok, write
 
 from mvw_cli.batch.store import merge as module
 from mvw_cli.batch.store.export import export
-from mvw_cli.batch.store.fingerprint import Fingerprint, Part, Sidecar, read_sidecar
+from mvw_cli.batch.store.fingerprint import Fingerprint, Sidecar, WorkPart, read_sidecar
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.merge import Coverage, Gap, Merged, merge
@@ -49,7 +49,7 @@ def log(
     made_with: Fingerprint | None = None,
 ) -> str:
     """A log as `mvw batch` leaves it."""
-    part = Part(shard, len(records) if listed is None else listed)
+    part = WorkPart(shard, len(records) if listed is None else listed)
     with RecordLog(Path(name), made_with or fingerprint(), part=part) as opened:
         for record in records:
             opened.append({**record, "run": opened.run})
@@ -101,7 +101,7 @@ def test_shards_become_one_log_that_a_run_goes_on_with() -> None:
     assert Path("all.jsonl").read_bytes() == b"".join(Path(part).read_bytes() for part in parts)
     sidecar = read_sidecar(Path("all.jsonl"))
     lengths = [len(names) for names in shards(3, 40)]
-    expected = tuple(Part((i, 3), length) for i, length in enumerate(lengths))
+    expected = tuple(WorkPart((i, 3), length) for i, length in enumerate(lengths))
     assert sidecar == Sidecar(fingerprint(), expected)
     with RecordLog(Path("all.jsonl"), fingerprint()) as opened:
         assert (opened.done, opened.recovered) == (40, [])
@@ -334,7 +334,7 @@ def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
 
 
 def test_a_shard_that_is_still_being_written() -> None:
-    with RecordLog(Path("a.jsonl"), fingerprint(), part=Part(None, 2)) as opened:
+    with RecordLog(Path("a.jsonl"), fingerprint(), part=WorkPart(None, 2)) as opened:
         opened.append(ok("x"))
         with open("a.jsonl", "ab") as file:
             file.write(dumps(ok("y"))[:20])
