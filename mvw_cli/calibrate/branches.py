@@ -70,7 +70,7 @@ def branch_logits(
     """Run the full model and all branches; return the logits of the last rows of each.
 
     Cost: the full prompt once, and for each layer the text of the branches that have begun. Memory
-    beside that of the full run: B x R rows of hidden states, and (1 + B) x `tokens` rows of logits.
+    on top of the full run's: B x R rows of hidden states, and (1 + B) x `tokens` rows of logits.
     A layer never reads more rows of branches at once than the full prompt has.
 
     Args:

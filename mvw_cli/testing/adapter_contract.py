@@ -1,17 +1,20 @@
 """What every adapter has to hold, checked on its tiny model.
 
-It knows the adapter contract, the engine and the oracle, and no adapter. The checks on what the
-engine does with the model are in `serving_contract.py`.
+The engine's checks measure against the masked-attention oracle, `model.generate` and the engine
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from torch import Tensor
 
 from mvw_cli.adapter import (
     API_VERSION,
@@ -21,20 +24,31 @@ from mvw_cli.adapter import (
     LoadedModel,
     ModelSpec,
 )
+from mvw_cli.engine import Finished, Request, Withdrawn
 from mvw_cli.errors import MvwError
-from mvw_cli.oracle.equivalence import noise
+from mvw_cli.oracle.equivalence import (
+    QUESTION,
+    TOLERANCE,
+    equivalence,
+    noise,
+    question_of,
+    run,
+    writing_text_only,
+)
 from mvw_cli.plugins.lookup import find_adapter, load_adapter
-from mvw_cli.testing.light import heavy_imports
-from mvw_cli.testing.patch_probe import misplaced
-from mvw_cli.testing.serving_contract import ServingContract
-from mvw_cli.testing.vision_probe import count_crossed, moved_by_the_image
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mvw_cli.testing.probes import (
+    count_crossed,
+    heavy_imports,
+    misplaced,
+    moved_by_the_image,
+    prefilled,
+    vision_bytes,
+)
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt*")
 MOST_PARAMETERS = 5_000_000
 """A tiny model is for tests: it is built and run hundreds of times."""
+SIZES = ((64, 48), (48, 64), (64, 64))  # of the images, in pixels
 TEXTS = (
     "Two cats.",
     "<SUMMARY> I count. </SUMMARY> <CAPTION> Two cats. </CAPTION> <CONCLUSION> 2 </CONCLUSION>",
@@ -44,7 +58,7 @@ TEXTS = (
 )
 
 
-class AdapterContract(ServingContract):
+class AdapterContract:
     """Subclass it, name the adapter, and let pytest collect it."""
 
     adapter: ClassVar[str | type[Adapter]]
@@ -75,6 +89,18 @@ class AdapterContract(ServingContract):
         loaded.model.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)
 
+    def encoded(self, *, images: tuple[int, ...], question: str = QUESTION) -> dict[str, Tensor]:
+        """Encode a question about pictures of noise, each named by its seed."""
+        pictures = [noise(64, 48, seed=seed) for seed in images]
+        return self.made().encode(self.loaded(), pictures, question)
+
+    def request(self, number: int, m: int | None, **settings: Any) -> Request:
+        """Ask about a picture of noise; picture, its size and the question go with the number."""
+        picture = noise(*SIZES[number % len(SIZES)], seed=number)
+        question = " ".join([QUESTION] * (1 + number % 2))
+        options = {"name": str(number), "question": question, **settings}
+        return question_of(self.made(), self.loaded(), [picture], m=m, **options)
+
     def test_importing_it_is_light(self) -> None:
         """Listing adapters must stay fast: torch and the like are imported with the class."""
         package = type(self.made()).__module__.partition(".")[0]
@@ -97,8 +123,6 @@ class AdapterContract(ServingContract):
         assert written == info.name, f"LoadedModel.adapter is {written!r}, not {info.name!r}"
 
     def test_its_tiny_model_is_tiny_and_always_the_same(self) -> None:
-        import torch
-
         state = torch.random.get_rng_state()
         first, second = self.made().tiny(), self.made().tiny()
         assert torch.equal(torch.random.get_rng_state(), state), (
@@ -125,8 +149,6 @@ class AdapterContract(ServingContract):
         assert _differ(inputs, longer, "input_ids"), "another question gives the same input_ids"
 
     def test_the_template_and_the_system_prompt_reach_the_model(self) -> None:
-        from dataclasses import replace
-
         loaded = self.loaded()
         plain = self.encoded(images=(0,), question="How many?")
         spec = replace(loaded.spec, template="{question} {question} {question}")
@@ -194,8 +216,6 @@ class AdapterContract(ServingContract):
 
     def test_it_builds_the_model_of_a_configuration(self) -> None:
         """For `--random-weights` and `--cost`: the same parameters, without any weights."""
-        import torch
-
         adapter, model = self.made(), self.loaded().model
         if type(adapter).build is Adapter.build:
             pytest.skip("the adapter does not build models without a checkpoint")
@@ -206,8 +226,6 @@ class AdapterContract(ServingContract):
 
     def test_random_weights_are_made_and_none_are_read(self, tmp_path: Path) -> None:
         """`mvw infer --random-weights`: the true shape, from a checkpoint that has no weights."""
-        import torch
-
         adapter = self.made()
         if type(adapter).build is Adapter.build or type(adapter).shape is Adapter.shape:
             pytest.skip("the adapter does not build models without a checkpoint")
@@ -235,6 +253,92 @@ class AdapterContract(ServingContract):
         config: Any = adapter.shape(ModelSpec(model=info.checkpoints[0]))
         assert config.get_text_config().num_hidden_layers > 0
 
+    # -- what the engine does with the model ------------------------------------------------
+
+    def test_the_engine_equals_the_oracle(self) -> None:
+        """Masked attention over the whole sequence, without a cache: to 1e-5 in float32."""
+        for m in (1, 2, 7):
+            result = equivalence(self.made(), m=m)
+            assert result.telling, (
+                f"with m = {m} withdrawal changes no logit by more than {result.effect:.1e}, so a "
+                "mistake could not be seen: give the tiny model larger weights "
+                "(initializer_range=0.3)"
+            )
+            assert result.passed, (
+                f"with m = {m} engine and oracle differ by {result.difference:.1e}: the layout is "
+                "wrong, or the model keeps a state that withdrawal does not reach"
+            )
+
+    def test_late_withdrawal_equals_generate(self) -> None:
+        """With m beyond the output nothing is withdrawn, and `generate` says what comes out."""
+        loaded, request = self.loaded(), self.request(0, 1000)
+        length = request.settings.max_new_tokens
+        with writing_text_only(loaded.model):
+            written = loaded.model.generate(
+                **request.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False
+            )
+        expected = written[0, request.inputs["input_ids"].shape[1] :].tolist()
+        [trial], _ = run(loaded, [request])
+        assert list(trial.token_ids) == expected, "the engine writes what generate does not"
+
+    def test_withdrawal_frees_exactly_the_vision(self) -> None:
+        """Entries and bytes, counted on a cache that transformers made."""
+        loaded, request = self.loaded(), self.request(0, 3)
+        [trial], _ = run(loaded, [request])
+        withdrawn = [event for event in trial.events if isinstance(event, Withdrawn)]
+        assert len(withdrawn) == 1, f"{len(withdrawn)} withdrawals, expected one"
+        event = withdrawn[0]
+        assert event.vision_tokens == request.layout.vision_tokens
+        freed = event.kv_bytes_before - event.kv_bytes_after
+        expected = vision_bytes(loaded.model, request.inputs, request.layout)
+        assert freed == expected, f"{freed:,} bytes freed, {expected:,} hold vision"
+        [kept], _ = run(loaded, [self.request(0, None)])
+        ends = [
+            next(event.kv_bytes for event in one.events if isinstance(event, Finished))
+            for one in (kept, trial)
+        ]
+        assert ends[0] - ends[1] == expected, "the freed bytes come back by the end"
+
+    def test_one_slot_equals_many(self) -> None:
+        """Requests with other images, questions and m must not change each other."""
+        plan = [(0, 3, 12), (1, None, 5), (2, 1, 9), (3, 8, 12)]
+        requests = [self.request(number, m, new_tokens=length) for number, m, length in plan]
+        together, _ = run(self.loaded(), requests, slots=3)
+        by_name = {trial.events[0].request: trial for trial in together}
+        for request in requests:
+            [alone], _ = run(self.loaded(), [request])
+            other = by_name[request.id]
+            assert other.token_ids == alone.token_ids, f"request {request.id} differs in company"
+            difference = float((other.logits - alone.logits).abs().max())
+            assert difference <= TOLERANCE, f"logits differ by {difference:.1e} in company"
+
+    def test_the_model_is_restored_after_an_error(self) -> None:
+        """Attention kernels, patched functions, hooks and weights, as they were."""
+        loaded = self.made().tiny()  # one that nothing has been done to
+        prefilled(loaded.model, self.request(0, 2).inputs)  # transformers hooks into it once
+        before = _state(loaded.model)
+
+        def failing() -> Iterator[Request]:
+            yield self.request(0, 2)
+            raise OSError("the disk is gone")
+
+        with pytest.raises(OSError, match="the disk is gone"):
+            run(loaded, failing(), slots=2)
+        after = _state(loaded.model)
+        changed = sorted(
+            name for name in before.keys() | after if before.get(name) != after.get(name)
+        )
+        assert not changed, f"left changed after an error: {', '.join(changed[:5])}"
+
+    def test_a_seed_decides_the_samples(self) -> None:
+        def sampled(seed: int) -> tuple[int, ...]:
+            request = self.request(0, 3, temperature=1.5, seed=seed, new_tokens=24)
+            [trial], _ = run(self.loaded(), [request])
+            return trial.token_ids
+
+        assert sampled(1) == sampled(1), "the same seed gives other tokens"
+        assert len({sampled(seed) for seed in range(4)}) > 1, "the seed makes no difference"
+
 
 @cache
 def tiny_of(adapter: Hashable) -> LoadedModel:
@@ -252,3 +356,17 @@ def _differ(one: dict[str, Tensor], other: dict[str, Tensor], *names: str) -> bo
         one[name].shape != other[name].shape or bool((one[name] != other[name]).any())
         for name in names or one
     )
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Describe what serving may change of a model: by module, kernels, own attributes, hooks."""
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        state[f"{name}: attention"] = getattr(config, "_attn_implementation", None)
+        state[f"{name}: hooks"] = (len(module._forward_hooks), len(module._forward_pre_hooks))
+        own = {key for key, value in vars(module).items() if callable(value)}
+        state[f"{name}: functions of its own"] = tuple(sorted(own))
+    for name, parameter in model.named_parameters():
+        state[f"{name}: weights"] = parameter._version
+    return state

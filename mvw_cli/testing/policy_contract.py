@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from mvw_cli.errors import MvwError
-from mvw_cli.policy import Restore, StepView, Withdraw, WithdrawalPolicy
-from mvw_cli.testing.light import heavy_imports
-from mvw_cli.testing.policy_answers import check_decisions, check_mask, plain
+from mvw_cli.policy import LayerView, Restore, StepView, Withdraw, WithdrawalPolicy
 from mvw_cli.testing.policy_situations import (
     SITUATIONS,
     Situation,
     at_once,
     attend_views,
+    check_decisions,
+    check_mask,
     comparable,
     heard,
     layer_view,
+    plain,
     prefill,
     said,
     saying,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from mvw_cli.policy import LayerView
+from mvw_cli.testing.probes import heavy_imports
 
 
 class PolicyContract:
@@ -131,10 +131,6 @@ class PolicyContract:
 
     def test_the_same_prefill_gets_the_same_choices(self) -> None:
         """Whatever the state of the generators is, which it leaves as they are."""
-        import random
-
-        import torch
-
         for policy in self.policies:
             found = []
             for seed in (1, 2):

@@ -1,14 +1,17 @@
 """Requests made up for a policy: what it sees in their prefill, after their tokens, in their steps.
 
 No model and no cache: numbers that look like a model's, and what a policy has taken away is away in
-what it sees next. Torch is imported only where a request is made.
+what it sees next. What a policy says is held against the contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from mvw_cli.errors import MvwError
 from mvw_cli.policy import (
@@ -22,9 +25,6 @@ from mvw_cli.policy import (
     WithdrawalPolicy,
     decisions,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 OUTPUT = ("I ", "see", "</CAP", "TION>", " two", " cats", ".", "", " So", " 2", "</CAPTION>", "!")
 _TEXT, _HEADS = 9, 3
@@ -57,8 +57,6 @@ class Situation:
 
     def present(self) -> Tensor:
         """Vision tokens that are there when the prefill begins: # (N,) bool."""
-        import torch
-
         found = torch.ones(self.tokens, dtype=torch.bool)
         found[list(self.gone)] = False
         return found
@@ -129,8 +127,6 @@ def layer_view(
     **given: Any,
 ) -> LayerView:
     """Write what a policy sees before one layer of the prefill."""
-    import torch
-
     generator = torch.Generator().manual_seed(layer)
     tokens = 0 if situation.cross_attention else situation.tokens
     length = _TEXT + tokens
@@ -175,8 +171,6 @@ def prefill(
 
 def attend_views(situation: Situation, steps: int = 4) -> Iterator[AttendView]:
     """Write what a policy sees in some decode steps, at the layer that chooses."""
-    import torch
-
     present = situation.present()
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
@@ -227,8 +221,39 @@ def at_once(requests: Sequence[Iterator[T]]) -> list[list[T]]:
 
 def _weights(situation: Situation, seed: int) -> Tensor:
     """Attention weights that add up to less than 1: # (N,) float32."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(situation.tokens + _TEXT, generator=generator)
     return scores.softmax(0)[: situation.tokens]
+
+
+# -- what it may say ----------------------------------------------------------------------------
+
+
+def check_decisions(answer: object, view: StepView) -> None:
+    """Assert that what a policy has said after a token can be carried out."""
+    if answer is None:
+        return
+    several = answer if isinstance(answer, list | tuple) else [answer]
+    for one in several:
+        assert isinstance(one, Withdraw | Restore), (
+            f"after token {view.step} it says {one!r}: return Withdraw(), Restore() or None"
+        )
+        for layer, mask in (one.keep or {}).items() if isinstance(one, Withdraw) else ():
+            where = f"after token {view.step}, at layer {layer}"
+            assert layer in view.layers, f"{where}: it holds no vision"
+            check_mask(mask, torch.ones(view.vision_tokens, dtype=torch.bool), where)
+
+
+def check_mask(mask: Tensor, present: Tensor, where: str) -> None:
+    """Assert that a mask is one of the vision tokens that are there.
+
+    present: # (N,) bool
+    """
+    assert mask.dtype == torch.bool, f"{where}: {mask.dtype} instead of torch.bool"
+    assert mask.shape == present.shape, f"{where}: {tuple(mask.shape)} for {len(present)} tokens"
+    assert not (mask & ~present).any(), f"{where}: it names what is gone"
+
+
+def plain(value: Any) -> Any:
+    """Write a tensor as a list; leave the rest."""
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -20,7 +20,7 @@ from processes import Ran
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec
 from mvw_cli.errors import ExitCode
 from mvw_cli.profiles.resolution import resolve
-from mvw_cli.testing.patch_probe import misplaced
+from mvw_cli.testing.probes import misplaced
 
 
 def spec_of(folder: Path) -> ModelSpec:

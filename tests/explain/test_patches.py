@@ -18,7 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from mvw_cli.adapter import LoadedModel, Patch, clipped_patch
 from mvw_cli.plugins.lookup import load_adapter
-from mvw_cli.testing.patch_probe import misplaced
+from mvw_cli.testing.probes import misplaced
 
 SIDE, GRID = 64, 4
 SQUARE = {"height": SIDE, "width": SIDE}

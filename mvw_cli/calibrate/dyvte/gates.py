@@ -2,7 +2,7 @@
 
 A gate is Linear(2 H → 2048, no bias), GELU, Linear(2048 → 2), its two outputs "keep" and "exit", as
 in arXiv 2411.19628. It reads the mean of the text's hidden states after the image, without the
-last, beside the last one. There is one for the output of each layer but the last, after which
+last, next to the last one. There is one for the output of each layer but the last, after which
 nothing could be saved.
 
 File: safetensors with the tensors of `_NAMES`, for each layer l = 0…L-2, and as metadata `mvw`, a

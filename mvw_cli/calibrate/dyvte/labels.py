@@ -1,6 +1,6 @@
 """What one question has to teach the gates: at each layer, what they read, and what exit costs.
 
-The model reads the prompt and an answer once, and beside it all branches without vision (see
+The model reads the prompt and an answer once, and along with it all branches without vision (see
 `branches.py`), so that every layer of a question is labelled for little more than one pass. Gate l
 decides about an exit before layer l + 1; a label is made of agreement and loss by `labels`, so that
 other bounds need no second pass.

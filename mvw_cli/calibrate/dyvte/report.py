@@ -59,7 +59,7 @@ def prefill(flops: Flops, text: int, vision: int, *, keep_mlp: bool = False) -> 
     """Count a prompt.
 
     Args:
-        text: prompt tokens besides the vision.
+        text: prompt tokens apart from the vision.
         keep_mlp: whether cross-attention layers without vision keep their gated MLP.
     """
     encoder = 0.0 if flops.tower is None else float(flops.tower.flops(vision))

@@ -56,7 +56,7 @@ def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
                 "--output",
                 metavar="FILE",
                 default=f"{name}.yaml",
-                help="The profile; report, charts and samples are written beside it.",
+                help="The profile; report, charts and samples are written next to it.",
             ),
             click.option("--json", "as_json", is_flag=True, help="The report as JSON to stdout."),
             click.option("-v", "--verbose", is_flag=True, help="More than fits on a screen."),
@@ -166,7 +166,7 @@ def mvw(
     Every item is answered without withdrawal, without its image, and under each m and tag. The rule
     is that of `mvw profile --suggest`: an m counts if it and every later one loses no more than the
     tolerance, of the right answers or, without references, of the answers that come out the same.
-    Agreement and KL along the answers without withdrawal are told beside it.
+    Agreement and KL along the answers without withdrawal are told with it.
 
     What is found is kept for each item, so that the same command goes on after Ctrl-C.
 
@@ -322,7 +322,7 @@ def dyvte(
     gates learn where an exit changes next to nothing, and are judged on images held out. Without
     --images and --questions, the embedded model's own scenes are asked.
 
-    Whatever has been done is kept beside the profile: after Ctrl-C the same command goes on, and
+    Whatever has been done is kept next to the profile: after Ctrl-C the same command goes on, and
     with another --lr, --epochs, --agreement or --loss-ratio only the training is done again.
 
     \b
@@ -338,8 +338,8 @@ def dyvte(
         from mvw_cli.calibrate.dyvte.training import Training
 
         return DyvteSearch(
-            gates=task.beside(".safetensors"),
-            work=task.beside(".work"),
+            gates=task.sibling(".safetensors"),
+            work=task.sibling(".work"),
             along=along,
             agreement=agreement,
             loss_ratio=loss_ratio,

@@ -67,8 +67,8 @@ class Task:
         seed = self.flags.get("generation.seed")
         return seed if isinstance(seed, int) else 0
 
-    def beside(self, ending: str) -> Path:
-        """Name a file beside the profile: `vtw.yaml` has `vtw.report.json`."""
+    def sibling(self, ending: str) -> Path:
+        """Name a file next to the profile: `vtw.yaml` has `vtw.report.json`."""
         output = Path(self.output)
         return output.with_name(output.stem + ending)
 
@@ -109,7 +109,7 @@ def _resolved(task: Task) -> Resolved:
             cause="its name does not end with .yaml",
             hint=f"mvw calibrate {task.method} -o {task.method}.yaml",
         )
-    for path in (task.output, str(task.beside(REPORT)), str(task.beside(SAMPLES))):
+    for path in (task.output, str(task.sibling(REPORT)), str(task.sibling(SAMPLES))):
         check_writable(path, task.help)
     from mvw_cli.bench.verdict.derived_profile import check_no_part
     from mvw_cli.profiles.resolution import resolve
@@ -185,7 +185,7 @@ def _begun(
         "dtype": str(session.loaded.model.dtype),
         "method": search.sample_settings(),
     }
-    store = stack.enter_context(SampleStore(task.beside(SAMPLES), identity))
+    store = stack.enter_context(SampleStore(task.sibling(SAMPLES), identity))
     if store.others:
         view.note(f"{store.name}: {store.others} samples of other settings are left alone.")
     return Run(
@@ -239,9 +239,9 @@ def _delivered(task: Task, search: Search, report: Report) -> int:
     from mvw_cli.render.terminal import show
 
     outcome, document = report.outcome, report.to_json()
-    deliver(document, str(task.beside(REPORT)))
-    charts = {task.beside(f".{chart.name}.svg"): chart for chart in search.charts(report)}
-    written = [str(task.beside(REPORT)), *map(str, write_charts(charts))]
+    deliver(document, str(task.sibling(REPORT)))
+    charts = {task.sibling(f".{chart.name}.svg"): chart for chart in search.charts(report)}
+    written = [str(task.sibling(REPORT)), *map(str, write_charts(charts))]
     if outcome.withdrawal is not None:
         _write_profile(task, search, report)
         written.insert(0, task.output)
@@ -250,7 +250,7 @@ def _delivered(task: Task, search: Search, report: Report) -> int:
     else:
         parts = search.sections(report, whole=task.verbose)
         hidden = "" if task.verbose else search.hidden(report)
-        rest = f"{task.beside(REPORT)} has every sample{hidden and f'; -v shows {hidden}'}."
+        rest = f"{task.sibling(REPORT)} has every sample{hidden and f'; -v shows {hidden}'}."
         more = Section("more", "More", [Sentence(rest)])
         show(f"mvw calibrate {task.method}", [*parts, more])
     for path in written:

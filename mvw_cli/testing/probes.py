@@ -1,0 +1,194 @@
+"""What the contracts find out by trying, without asking the adapter or the policy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import ImageOps
+from PIL.Image import Image
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from mvw_cli.adapter import Adapter, LoadedModel, Patch, VisionLayout
+from mvw_cli.oracle.equivalence import noise
+
+HEAVY = ("torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic")
+
+_PROBE = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+print(*sorted(set(sys.argv[2:]) & set(sys.modules)))
+"""
+_ABOUT = 0.6
+"""A small tower of random weights mixes its patches: others may move about as much as the one that
+was changed. In the models here the right one moved 0.75 of the most or more, a wrong one 0.25."""
+
+
+def heavy_imports(module: str) -> list[str]:
+    """List the heavy libraries that importing a module brings in.
+
+    Raises:
+        AssertionError: it can't be imported.
+    """
+    # The same search path: a plugin under test need not be installed yet.
+    path = f"import sys; sys.path[:] = {sys.path!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", path + _PROBE, module, *HEAVY],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"`import {module}` fails:\n{done.stderr}"
+    return done.stdout.split()
+
+
+# -- where the vision lies ----------------------------------------------------------------------
+
+
+def moved_by_the_image(
+    model: Any, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+) -> Tensor:
+    """Find the prompt entries that have other keys or values at the first layer with another image.
+
+    The two inputs are of one question and two images of one size. At the first layer nothing has
+    been attended to yet, so an entry changes only with its own embedding.  # (P,) bool
+    """
+    same = torch.equal(first["input_ids"], second["input_ids"])
+    assert same, "two images of one size give different input_ids"
+    one, other = (_whole(model, inputs).layers[0] for inputs in (first, second))
+    moved = (one.keys != other.keys).any(-1).any(1) | (one.values != other.values).any(-1).any(1)
+    changed: Tensor = moved[0].cpu()
+    return changed
+
+
+def count_crossed(model: Any, inputs: Mapping[str, Tensor]) -> int:
+    """Count the vision states that each cross-attention layer holds after the prefill."""
+    layers = _cross_layers(model)
+    return int(prefilled(model, inputs).layers[layers[0]].keys.shape[2]) if layers else 0
+
+
+def vision_changes(
+    model: Any,
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    layout: VisionLayout,
+) -> Tensor:
+    """Measure how far each vision token's keys move with the picture, relative to their size.
+
+    At the first layer that holds vision: # (N,) float.
+    """
+    cross_layers = _cross_layers(model)
+    layer = cross_layers[0] if cross_layers else 0
+    one, other = (_whole(model, inputs).layers[layer].keys[0] for inputs in (first, second))
+    marked = layout.entries if layout.cross_entries is None else layout.cross_entries
+    moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))  # (P,)
+    return moved[marked.to(moved.device)].float().cpu()
+
+
+def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout) -> int:
+    """Count the bytes of the vision entries that the engine holds, from a cache of the model's own.
+
+    A sliding layer has let go of the start of the prompt.
+    """
+    layers, prompt = _cross_layers(model), inputs["input_ids"].shape[1]
+    total = 0
+    for number, layer in enumerate(prefilled(model, inputs).layers):
+        entry = sum(
+            states.shape[1] * states.shape[3] * states.element_size()
+            for states in (layer.keys, layer.values)
+        )
+        if number in layers:
+            assert layout.cross_entries is not None
+            total += int(layout.cross_entries.sum()) * entry
+        else:
+            total += int(layout.entries[prompt - layer.keys.shape[2] :].sum()) * entry
+    return total
+
+
+@torch.inference_mode()
+def prefilled(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
+    """Read a prompt; return the cache that transformers makes for the model."""
+    cache: Cache = model(**inputs, use_cache=True, return_dict=True).past_key_values
+    return cache
+
+
+@torch.inference_mode()
+def _whole(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
+    """Read a prompt into a cache that lets go of nothing, sliding windows or not."""
+    cache = DynamicCache()
+    model(**inputs, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _cross_layers(model: Any) -> list[int]:
+    return list(getattr(model.config.get_text_config(), "cross_attention_layers", None) or ())
+
+
+def misplaced(
+    adapter: Adapter, loaded: LoadedModel, sizes: Sequence[tuple[int, int]]
+) -> str | None:
+    """Change a patch of one picture at a time: the vision token made from it must change most, or
+    about as much.
+
+    Args:
+        sizes: of the pictures of one request, in pixels.
+
+    Returns:
+        What is wrong, or None.
+
+    Raises:
+        LookupError: the adapter does not tell where its vision tokens lie.
+    """
+    images = [noise(*size, seed=number) for number, size in enumerate(sizes)]
+    inputs = adapter.encode(loaded, images, "How many?")
+    layout = adapter.vision(loaded, inputs)
+    patches = adapter.patches(loaded, inputs, images)
+    if patches is None:
+        raise LookupError("the adapter does not tell where its vision tokens lie")
+    if len(patches) != layout.vision_tokens:
+        count = layout.vision_tokens
+        return f"patches() tells of {len(patches)} vision tokens, vision() of {count}"
+    told = [(one, patch) for one, patch in enumerate(patches) if patch is not None]
+    for number, image in enumerate(images):
+        own = [(one, patch) for one, patch in told if patch.image == number]
+        largest = max((_pixels(patch, image) for _, patch in own), default=0.0)
+        # One that lies half in the padding shows too little of a change.
+        own = [one for one in own if _pixels(one[1], image) > 0.9 * largest]
+        if not own:
+            return f"no vision token has a place in image {number}"
+        # The second one tells rows from columns, in a square as well.
+        chosen = dict((own[0], own[1 % len(own)], own[len(own) // 3], own[-1]))
+        for token, patch in chosen.items():
+            edges = (patch.left, patch.top, patch.right, patch.bottom)
+            if not (0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
+                return f"{patch} is no part of a picture"
+            changed = [*images[:number], _inverted(image, patch), *images[number + 1 :]]
+            other = adapter.encode(loaded, changed, "How many?")
+            moved = vision_changes(loaded.model, inputs, other, layout)
+            most = int(moved.argmax())
+            if not moved[token] > _ABOUT * moved[most]:
+                return (
+                    f"a change at {patch} moves vision token {most} most, not {token}, which "
+                    "patches() says lies there"
+                )
+    return None
+
+
+def _pixels(patch: Patch, image: Image) -> float:
+    width, height = image.size
+    return (patch.right - patch.left) * width * (patch.bottom - patch.top) * height
+
+
+def _inverted(image: Image, patch: Patch) -> Image:
+    """Turn the colours of a patch into their opposites."""
+    (width, height), changed = image.size, image.copy()
+    corners = patch.left * width, patch.top * height, patch.right * width, patch.bottom * height
+    left, top, right, bottom = map(round, corners)
+    box = left, top, max(right, left + 1), max(bottom, top + 1)
+    changed.paste(ImageOps.invert(image.crop(box)), box)
+    return changed
