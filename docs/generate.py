@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 from regions import (
     batch,
+    calibrate,
     cross_check,
     example,
     families,
@@ -57,6 +58,9 @@ REGIONS: dict[str, Callable[[], str]] = {
     "batch": batch.batch,
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,
+    "calibrate answers": calibrate.answers,
+    "calibrate dyvte": calibrate.dyvte,
+    "calibrate vtw": calibrate.vtw,
     "cross check": cross_check.cross_check,
     "policies measured": policies.policies,
     "policies combined": policies.combinations,

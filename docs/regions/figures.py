@@ -33,6 +33,7 @@ COMMANDS = {
     "batch_memory": "python benchmarks/batch_memory.py",
     "cross_check": "make cross-check",
     "policies": "python benchmarks/policies.py",
+    "calibrate": "python benchmarks/calibrate.py",
 }
 
 
