@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LayerAttention:
     """What the newest query looked at in one layer, mean over the heads."""
 
     mass: float
@@ -36,10 +36,10 @@ class Look:
         return self.parts.float() * self.largest
 
 
-def look(weights: Tensor) -> Look:
+def layer_attention(weights: Tensor) -> LayerAttention:
     """Keep the weights of one layer.  weights: # (N,) float32"""
     largest = float(weights.max())
-    return Look(float(weights.sum()), largest, (weights / largest).half().cpu())
+    return LayerAttention(float(weights.sum()), largest, (weights / largest).half().cpu())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class Step:
     mass: float | None
     """Part of its attention that went to vision tokens, mean over heads and watched layers; or
     what cross-attention layers added to the stream. None where no vision was left to look at."""
-    looks: Mapping[int, Look]
+    by_layer: Mapping[int, LayerAttention]
     """By layer; those without vision are not named."""
 
     def at(self, layer: int) -> float | None:
         """Share of the attention that went to vision at one layer; None without any."""
-        found = self.looks.get(layer)
+        found = self.by_layer.get(layer)
         return None if found is None else found.mass
 
 
@@ -85,7 +85,7 @@ class Record:
     def take(self, view: StepView) -> None:
         """Keep what was looked at for one token."""
         found = {
-            layer: look(weights)
+            layer: layer_attention(weights)
             for layer, weights in (view.weights or {}).items()
             if layer in self.layers and bool(weights.any())
         }
@@ -97,7 +97,7 @@ class Record:
         self.steps.append(Step(mass, found))
 
 
-def watched(request: Request) -> tuple[Request, Record]:
+def recorded(request: Request) -> tuple[Request, Record]:
     """Let a request be watched; return it with the record that its run will fill."""
     layout = request.layout
     beside = layout.cross_entries is not None

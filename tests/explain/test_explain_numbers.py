@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from explaining import data_of, explained, run_watched, weights_of
+from explaining import data_of, explained, run_recorded, weights_of
 from families import FAMILIES
 from oracle_weights import attention_weights
 from sessions import answered, asked, at, family, tiny
@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.engine import Request
 from mvw_cli.explain.page import page
-from mvw_cli.explain.record import look
+from mvw_cli.explain.record import layer_attention
 from mvw_cli.oracle.masked import extended
 from mvw_cli.policies.fastv import FastV
 from mvw_cli.policies.pulse import Pulse
@@ -58,7 +58,7 @@ def by_transformers(session: Session, request: Request, output: tuple[int, ...])
 def shown(session: Session, request: Request, policy: WithdrawalPolicy) -> dict[str, Any]:
     """The data of a page about a run, whose tokens are those of the run without it."""
     alone = answered(session, replace(request, policy=policy))
-    record, events, output = run_watched(session, request, policy)
+    record, events, output = run_recorded(session, request, policy)
     assert output == alone
     data = data_of(page(explained(record, events)))
     assert [token["id"] for token in data["tokens"]] == list(output)
@@ -184,9 +184,9 @@ def test_vision_that_left_in_the_prefill(policy: WithdrawalPolicy) -> None:
 
 def test_a_long_run_keeps_fewer_layers_in_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     session, request = family("llava")
-    record, events, output = run_watched(session, request)
+    record, events, output = run_recorded(session, request)
     row = 2 * len(output) * request.layout.vision_tokens
-    monkeypatch.setattr("mvw_cli.explain.data.MOST_BYTES", 3 * row)
+    monkeypatch.setattr("mvw_cli.explain.document.MOST_BYTES", 3 * row)
     written = page(explained(record, events))
     data = data_of(written)
     assert (data["layers"], data["layers_in_page"]) == ([0, 1, 2], [0, 2])
@@ -200,7 +200,7 @@ def test_the_model_is_as_it_was() -> None:
     request = asked(session, M)
     before = dict(ALL_ATTENTION_FUNCTIONS)
     alone = answered(session, request)
-    run_watched(session, request)
+    run_recorded(session, request)
     assert dict(ALL_ATTENTION_FUNCTIONS) == before
     hooks = [layer._forward_hooks for layer in session.loaded.model.get_decoder().layers]
     assert not any(hooks)
@@ -209,11 +209,11 @@ def test_the_model_is_as_it_was() -> None:
 
 def test_the_last_token_is_told_of_whatever_ends_the_answer() -> None:
     session, request = family("llava")
-    record, _, output = run_watched(session, request)
+    record, _, output = run_recorded(session, request)
     assert len(record.steps) == len(output)
     stop = replace(request, settings=replace(request.settings, ignore_eos=False))
     session.loaded.model.generation_config.eos_token_id = output[2]
-    record, _, short = run_watched(session, stop)
+    record, _, short = run_recorded(session, stop)
     assert len(record.steps) == len(short) == output.index(output[2]) + 1
     assert record.steps[-1].mass is not None
 
@@ -222,7 +222,7 @@ def test_tiny_weights_on_many_tokens_are_kept() -> None:
     """16,384 tokens share a thousandth: each gets less than 16 bits can tell from nothing."""
     weights = torch.rand(16_384, generator=torch.Generator().manual_seed(0))
     weights *= 1e-3 / weights.sum()
-    kept = look(weights)
+    kept = layer_attention(weights)
     assert kept.mass == pytest.approx(1e-3, rel=1e-5)
     assert ((kept.weights() - weights).abs() / weights.max()).max() < 1e-3
 
@@ -254,5 +254,5 @@ def test_a_run_that_never_sees_the_picture_is_shown_as_such(name: str) -> None:
     data = shown(session, request, Blind())
     assert data["layers"] == data["layers_in_page"] == [] and data["weights"]["data"] == ""
     assert all(token["mass"] is token["row"] is None for token in data["tokens"])
-    record, events, _ = run_watched(session, request, Blind())
+    record, events, _ = run_recorded(session, request, Blind())
     assert "no vision left. It had no access to the picture." in page(explained(record, events))

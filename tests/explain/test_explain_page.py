@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 import torch
 from browser import Browser, Tab, find_browser, running
-from explaining import data_of, explained, run_watched, weights_of
+from explaining import data_of, explained, run_recorded, weights_of
 from PIL import Image
 from sessions import asked, tiny
 
 from mvw_cli.adapter import Patch
-from mvw_cli.explain.data import Explained, Mark
-from mvw_cli.explain.page import page
-from mvw_cli.explain.record import Record, Step, look
-from mvw_cli.explain.words import percent
+from mvw_cli.explain.document import Explained, Mark
+from mvw_cli.explain.page import page, percent
+from mvw_cli.explain.record import Record, Step, layer_attention
 from mvw_cli.oracle.equivalence import noise
 
 PROGRAM = find_browser()
@@ -40,7 +39,7 @@ def of_adapter(name: str, m: int | None = 4, size: tuple[int, int] = (64, 48)) -
     """Watch an adapter's tiny model."""
     session, image = tiny(name), noise(*size)
     request = asked(session, m, image)
-    record, events, _ = run_watched(session, request)
+    record, events, _ = run_recorded(session, request)
     patches = session.adapter.patches(session.loaded, request.inputs, [image])
     marks = () if m is None else (MARK,)
     return explained(record, events, pictures=[image], patches=patches, marks=marks)
@@ -53,7 +52,9 @@ def made(texts: list[str], weights: list[torch.Tensor | None], **given: Any) -> 
         if one is None:
             steps.append(Step(None, {}))
         else:
-            steps.append(Step(float(one.sum()), {0: look(one), 3: look(one.flip(0))}))
+            steps.append(
+                Step(float(one.sum()), {0: layer_attention(one), 3: layer_attention(one.flip(0))})
+            )
     record = Record("attention", 4, (0, 3), (0, 3), steps)
     quarters = [
         Patch(0, column / 2, row / 2, (column + 1) / 2, (row + 1) / 2)

@@ -16,18 +16,18 @@ from PIL.Image import Image
 from mvw_cli.adapter import Patch
 from mvw_cli.engine import Request
 from mvw_cli.engine.types import Event, Token
-from mvw_cli.explain.data import Explained, Mark, Picture
-from mvw_cli.explain.record import Record, watched
+from mvw_cli.explain.document import Explained, Mark, Picture
+from mvw_cli.explain.record import Record, recorded
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
 
 
-def run_watched(
+def run_recorded(
     session: Session, request: Request, policy: WithdrawalPolicy | None = None
 ) -> tuple[Record, list[Event], tuple[int, ...]]:
     """Serve a request as `mvw infer --explain` does."""
     asked = request if policy is None else replace(request, policy=policy)
-    asked, record = watched(asked)
+    asked, record = recorded(asked)
     events = list(session.run([asked]))
     return record, events, events[-1].token_ids  # type: ignore[union-attr]
 

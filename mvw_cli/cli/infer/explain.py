@@ -1,39 +1,34 @@
-"""`mvw infer --explain`: the page about the very run whose answer is printed.
-
-Gathers what the page shows. What the page looks like is in `mvw_cli/explain`.
-"""
+"""`mvw infer --explain`: what the page about the run whose answer is printed is made of."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mvw_cli.adapter import Answer
 from mvw_cli.cli.infer.view import restored_line, withdrawal_line
 from mvw_cli.engine.types import Event, Prefilled, Request, Restored, Token, Withdrawn
+from mvw_cli.environment import describe_environment
 from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.explain.document import Explained, Mark, Picture
+from mvw_cli.explain.page import page
+from mvw_cli.explain.record import Record, recorded
 from mvw_cli.files import check_writable, replacing
-
-if TYPE_CHECKING:
-    from mvw_cli.adapter import Answer
-    from mvw_cli.explain.data import Mark
-    from mvw_cli.explain.record import Record
-    from mvw_cli.images.reading import ImageFile
-    from mvw_cli.profiles.resolution import Resolved
-    from mvw_cli.session import Session
+from mvw_cli.images.reading import ImageFile
+from mvw_cli.profiles.resolution import Resolved
+from mvw_cli.session import Session
 
 
-def check_page(path: str | None, output: str | None) -> None:
+def check_page(path: str, output: str | None) -> None:
     """Refuse a page that could not be written later, before anything is computed.
 
     Raises:
         UsageProblem: it is a folder, its folder is missing, permissions forbid it, or the answer
             goes to the same place.
     """
-    if path is None:
-        return
     if path == "-" or (output is not None and os.path.realpath(path) == os.path.realpath(output)):
         where = "stdout" if path == "-" else path
         raise UsageProblem(
@@ -45,20 +40,18 @@ def check_page(path: str | None, output: str | None) -> None:
 
 
 def explained(request: Request) -> tuple[Request, Record]:
-    """Let a request be watched.
+    """Let a request be recorded.
 
     Raises:
         UsageProblem: its prompt holds no vision tokens.
     """
-    from mvw_cli.explain.record import watched
-
     if not request.layout.vision_tokens:
         raise UsageProblem(
             "--explain has nothing to show",
             cause="the prompt holds no vision tokens",
             hint="mvw list adapters",
         )
-    return watched(request)
+    return recorded(request)
 
 
 def page_of(
@@ -72,12 +65,6 @@ def page_of(
     answer: Answer,
 ) -> str:
     """Write the page about a run that is over."""
-    from dataclasses import asdict
-
-    from mvw_cli.environment import describe_environment
-    from mvw_cli.explain.data import Explained, Picture
-    from mvw_cli.explain.page import page
-
     pictures = [file.image for file in images]
     facts = session.facts()
     return page(
@@ -86,7 +73,7 @@ def page_of(
             answer=answer.answer,
             pictures=[Picture(_name(file.path), file.sha256, file.image) for file in images],
             tokens=[(event.id, event.text) for event in events if isinstance(event, Token)],
-            marks=[mark for event in events for mark in _marks(event)],
+            marks=[mark for event in events if (mark := _mark(event)) is not None],
             patches=session.adapter.patches(session.loaded, request.inputs, pictures),
             record=record,
             policy=session.policy.describe(),
@@ -97,7 +84,7 @@ def page_of(
     )
 
 
-def write_page(page: str, path: str) -> None:
+def write_page(written: str, path: str) -> None:
     """Write the page; the answer has been delivered by then.
 
     Raises:
@@ -106,7 +93,7 @@ def write_page(page: str, path: str) -> None:
     target = Path(os.path.realpath(path))
     try:
         with replacing(target) as file:
-            file.write((page + "\n").encode(errors="backslashreplace"))
+            file.write((written + "\n").encode(errors="backslashreplace"))
     except OSError as error:
         raise MvwError(
             f"Cannot write {path}",
@@ -115,27 +102,21 @@ def write_page(page: str, path: str) -> None:
         ) from None
 
 
-def _marks(event: Event) -> list[Mark]:
-    from mvw_cli.explain.data import Mark
-
+def _mark(event: Event) -> Mark | None:
     match event:
         case Prefilled() if any(one < event.vision_tokens for one in event.vision_by_layer):
-            return [Mark(0, "withdrawn", prefill_line(event))]
+            held = event.vision_by_layer
+            whole = sum(one == event.vision_tokens for one in held)
+            told = (
+                f"vision withdrawn in the prefill: {whole} of {len(held)} layers hold all "
+                f"{event.vision_tokens} vision tokens, the last one {held[-1]}"
+            )
+            return Mark(0, "withdrawn", told)
         case Withdrawn():
-            return [Mark(event.step, "withdrawn", withdrawal_line(event))]
+            return Mark(event.step, "withdrawn", withdrawal_line(event))
         case Restored():
-            return [Mark(event.step, "restored", restored_line(event))]
-    return []
-
-
-def prefill_line(event: Prefilled) -> str:
-    """Say what left in the prefill."""
-    held = event.vision_by_layer
-    whole = sum(one == event.vision_tokens for one in held)
-    return (
-        f"vision withdrawn in the prefill: {whole} of {len(held)} layers hold all "
-        f"{event.vision_tokens} vision tokens, the last one {held[-1]}"
-    )
+            return Mark(event.step, "restored", restored_line(event))
+    return None
 
 
 def _name(path: str) -> str:

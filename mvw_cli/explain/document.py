@@ -1,4 +1,4 @@
-"""A watched run as one document: what the page shows, in a form that others can read.
+"""A recorded run as one document: what the page shows, in a form that others can read.
 
 `docs/explain.md` says what is in it. The weights are put into 16 bits; nothing else is rounded.
 """
@@ -110,7 +110,7 @@ def document(run: Explained) -> dict[str, Any]:
 
 def shown_layers(record: Record) -> list[int]:
     """Choose the layers whose weights the page holds: all watched ones, where they fit."""
-    seeing = sum(bool(step.looks) for step in record.steps)
+    seeing = sum(bool(step.by_layer) for step in record.steps)
     fit = MOST_BYTES // max(1, 2 * seeing * record.vision_tokens) - 1
     return spread(record.layers, fit) if fit > 1 else []
 
@@ -120,7 +120,7 @@ def mean_weights(record: Record, token: int) -> Tensor:
     import torch
 
     total = torch.zeros(record.vision_tokens)
-    for look in record.steps[token].looks.values():
+    for look in record.steps[token].by_layer.values():
         total += look.weights()
     return total / max(1, len(record.layers))
 
@@ -134,13 +134,14 @@ def _rows(record: Record, layers: Sequence[int]) -> tuple[dict[str, Any], list[i
     places: list[int | None] = []
     nothing = torch.zeros(record.vision_tokens)
     for token, step in enumerate(record.steps):
-        if not step.looks:
+        if not step.by_layer:
             places.append(None)
             continue
         places.append(len(scales))
         rows = [mean_weights(record, token)]
         rows += [
-            step.looks[layer].weights() if layer in step.looks else nothing for layer in layers
+            step.by_layer[layer].weights() if layer in step.by_layer else nothing
+            for layer in layers
         ]
         for row in rows:
             largest = float(row.max())
