@@ -54,3 +54,8 @@ def as_text(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is an address of fsspec, as `s3://bucket/scene.png`."""
+    return "://" in path

@@ -13,19 +13,19 @@ from collections.abc import Iterator
 from io import BufferedIOBase
 from typing import cast
 
-from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.source.folder import (
+from mvw_cli.batch.items import ImageRef, Item, is_address
+from mvw_cli.batch.source.paths import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
+    Source,
     holds_any,
     identity,
+    is_folder,
     join,
     suffix,
     walk,
 )
 from mvw_cli.batch.source.questions import list_questions
-from mvw_cli.batch.source.remote import is_address
-from mvw_cli.batch.source.spec import Source, is_folder
 from mvw_cli.batch.source.table import list_rows
 from mvw_cli.errors import UsageProblem
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.source.folder import suffix
-from mvw_cli.batch.source.remote import is_address, open_address
+from mvw_cli.batch.items import ImageRef, Item, is_address
+from mvw_cli.batch.source.paths import suffix
+from mvw_cli.batch.source.remote import open_address
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.text import error_line
 

@@ -15,11 +15,6 @@ from mvw_cli.files import replacing
 from mvw_cli.text import error_line
 
 
-def is_address(path: str) -> bool:
-    """Tell an address of fsspec from a path."""
-    return "://" in path
-
-
 def open_address(address: str) -> IO[bytes]:
     """Open a file for reading.
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
 
-from mvw_cli.batch.items import ImageRef, Item, as_text
-from mvw_cli.batch.source.folder import join, suffix
-from mvw_cli.batch.source.remote import is_address, open_address
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
+from mvw_cli.batch.source.paths import Source, join, suffix
+from mvw_cli.batch.source.remote import open_address
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line
 

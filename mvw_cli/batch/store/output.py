@@ -10,7 +10,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvw_cli.batch.source.remote import fetch_file, is_address, store_file
+from mvw_cli.batch.items import is_address
+from mvw_cli.batch.source.remote import fetch_file, store_file
 from mvw_cli.batch.store.export import TABLES, export
 from mvw_cli.batch.store.fingerprint import sidecar_path
 from mvw_cli.errors import UsageProblem

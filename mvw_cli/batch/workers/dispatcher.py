@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 from mvw_cli.batch.items import Item
+from mvw_cli.batch.serve.prefetch import Reader, Task
 from mvw_cli.batch.serve.server import Record, State
-from mvw_cli.batch.source.background import Reader, Task
 from mvw_cli.batch.store.record import failure
 from mvw_cli.batch.workers.messages import (
     Assign,
@@ -166,7 +166,7 @@ class Queue:
 
 
 class Dispatcher:
-    """An executor over workers that a launcher starts."""
+    """Serves items by workers that a launcher starts; a context manager."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
@@ -205,7 +205,7 @@ class Dispatcher:
     def records(
         self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
     ) -> Iterator[Record]:
-        """Serve items; yield one record for each, as they end. Arguments as in `Executor`.
+        """Serve items; yield one record for each, as they end. Arguments as in `Worker`.
 
         Raises:
             MvwError: all workers have been given up, or the model can't be served.

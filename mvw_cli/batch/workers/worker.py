@@ -1,7 +1,7 @@
 """A model that serves items: what one process does, wherever it runs.
 
-`Worker` is the executor that runs in this process. `RemoteWorker` is the same at the other end of a
-pipe or of Ray: it acts on a dispatcher's orders.
+`Worker` serves in this process; `dispatcher.py` has the same methods, for workers in others.
+`RemoteWorker` is a worker at the other end of a pipe or of Ray: it acts on a dispatcher's orders.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 
@@ -47,35 +47,6 @@ _AHEAD_BYTES = 512 * 2**20
 """Bytes of decoded images that are held ahead at most."""
 QUEUED = 2
 """Items that lie ready for a remote worker's readers, so that none waits for a round trip."""
-
-
-class Executor(Protocol):
-    """Who serves the items: this process, several on this machine, or a cluster.
-
-    A context manager; entering it loads the model, or what will load it.
-    """
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of the weights that were loaded, where the hub told it."""
-
-    @property
-    def state(self) -> State:
-        """How things stand, all workers together."""
-
-    def records(
-        self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
-    ) -> Iterator[Record]:
-        """Serve items; yield one record for each, as they end.
-
-        Args:
-            run: short hash of the fingerprint, for the records.
-            draining: once it returns true, nothing more is begun; what decodes is finished.
-        """
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +97,18 @@ class Worker:
 
     @property
     def revision(self) -> str | None:
+        """The commit of the weights that were loaded, where the hub told it."""
         return self.session.loaded.revision
 
     def records(
         self, items: Iterator[Item], *, run: str, draining: Callable[[], bool] = lambda: False
     ) -> Iterator[Record]:
+        """Serve items; yield one record for each, as they end.
+
+        Args:
+            run: short hash of the fingerprint, for the records.
+            draining: once it returns true, nothing more is begun; what decodes is finished.
+        """
         job = self._job
         encoder = Encoder(self.session, job.profile.images.min_pixels)
         with Prefetcher(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mvw_cli.batch.source.listing import list_items
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.bench.measure.job import ItemSpec
 from mvw_cli.errors import UsageProblem
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import click
@@ -148,19 +149,15 @@ def batch(
       find . -name "*.png" | mvw batch - "What is this?" --model ORG/NAME --kv-memory 20GiB
       mvw batch ./images "What is this?" --shard 3/8 -o part3.jsonl
     """
-    from mvw_cli.cli.batch.run import run
-    from mvw_cli.cli.batch.task import Task
+    from mvw_cli.batch.source.paths import Source
+    from mvw_cli.cli.batch.run import Task, run
 
     paths, question = split(images)
-    return run(
-        Task(
-            paths=paths,
-            question=question,
-            flags=flags,
-            words=tuple(context.meta[ARGUMENTS]),
-            **options,
-        )
-    )
+    asked = {
+        field.name: options.pop(field.name) for field in fields(Source) if field.name in options
+    }
+    source = Source(paths, question=question, **asked)
+    return run(Task(tuple(context.meta[ARGUMENTS]), source, flags=flags, **options))
 
 
 def split(arguments: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:

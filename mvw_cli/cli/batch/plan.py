@@ -9,7 +9,7 @@ from mvw_cli import console
 from mvw_cli.batch.serve.capacity import Survey, sample, survey
 from mvw_cli.batch.store.tally import Tally
 from mvw_cli.batch.store.worklist import WorkList
-from mvw_cli.cli.batch.task import Task
+from mvw_cli.cli.batch.run import Task
 from mvw_cli.profiles.resolution import generation_settings
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.text import readable_bytes

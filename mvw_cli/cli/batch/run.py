@@ -6,18 +6,19 @@ wrong cheaply is found out before the model is loaded, and a record is on disk b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.output import Output, plan_output
 from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.task import Task
-from mvw_cli.cli.batch.view import BatchView, Summary, summarise
+from mvw_cli.cli.batch.view import BatchView, Summary, again, summarise
 from mvw_cli.cli.process import (
     ShutdownRequest,
     exit_on_interrupt,
@@ -25,14 +26,104 @@ from mvw_cli.cli.process import (
     mute_libraries,
 )
 from mvw_cli.cli.stderr_view import loading_progress
-from mvw_cli.errors import ExitCode, MvwError
+from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList
-    from mvw_cli.batch.workers.worker import Executor
+    from mvw_cli.batch.workers.dispatcher import Dispatcher
+    from mvw_cli.batch.workers.worker import Worker
     from mvw_cli.profiles.resolution import Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the command line asks for."""
+
+    words: tuple[str, ...]
+    """The arguments as they were typed, for hints."""
+    source: Source
+    profile: str | None
+    flags: Mapping[str, object]
+    limit: int | None
+    output: str | None
+    overwrite: bool
+    retry_failed: bool
+    dry_run: bool
+    slots: int | None
+    kv_memory: int | None
+    workers: int | None
+    executor: str
+    ray_address: str | None
+    shard: tuple[int, int] | None
+    readers: int
+    read_timeout: float
+    allow_pickle: bool
+    random_weights: bool
+    as_json: bool
+
+    def again(self, *more: str) -> str:
+        """Write the command that was typed with other switches, for hints."""
+        return again(self.words, *more)
+
+    def default_name(self) -> str:
+        """Name the output after what is asked about."""
+        paths, questions = self.source.paths, self.source.questions
+        first = paths[0] if paths else questions or "batch"
+        name = "stdin" if first == "-" else os.path.basename(first.rstrip("/"))
+        if name in ("", ".", ".."):
+            name = os.path.basename(os.path.realpath(first)) or "batch"
+        stem = name if os.path.isdir(first) else os.path.splitext(name)[0]
+        part = "" if self.shard is None else ".{}-of-{}".format(*self.shard)
+        return f"{stem}.results{part}.jsonl"
+
+    def check(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            UsageProblem: it does.
+        """
+        if self.ray_address is not None and self.executor != "ray":
+            raise UsageProblem(
+                "--ray-address goes with --executor ray",
+                cause=f"the executor is {self.executor}",
+                hint=self.again("--executor", "ray"),
+            )
+        if self.overwrite and self.retry_failed:
+            raise UsageProblem(
+                "--overwrite and --retry-failed contradict each other",
+                cause="one starts afresh, the other goes on",
+                hint=self.again("--retry-failed"),
+            )
+        question = self.source.question
+        if question is not None and not question.strip():
+            raise UsageProblem(
+                "the question is empty",
+                cause="a model needs to be asked something",
+                hint='mvw batch ./images "What is in the picture?"',
+            )
+
+    def check_table(self, output: Output) -> None:
+        """Keep a table that this command did not write: there is no log next to it.
+
+        Raises:
+            UsageProblem: it would be replaced, or can't be written.
+        """
+        table = output.table
+        if table is None:
+            return
+        from mvw_cli.batch.store.export import check_table
+
+        check_table(table, "mvw batch --help")
+        if self.overwrite or output.log.exists() or not table.exists():
+            return
+        if table.stat().st_size:
+            raise UsageProblem(
+                f"{output.name} is there already",
+                cause=f"no {output.log.name} lies next to it, so it comes from something else",
+                hint=self.again("--overwrite"),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +169,8 @@ def run(task: Task) -> int:
 
 
 def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> RunContext:
-    name = task.paths[0] if task.paths else task.questions
+    source = task.source
+    name = source.paths[0] if source.paths else source.questions
     view.loading(f"the list of items from {name}" if name else "the list of items")
     from mvw_cli.batch.store.fingerprint import WorkPart, fingerprint
     from mvw_cli.batch.store.log import RecordLog
@@ -87,7 +179,8 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
 
     mute_libraries()
     resolved = resolve(task.profile, task.flags)
-    source = task.source(resolved.profile.prompt.question)
+    if source.question is None:
+        source = replace(source, question=resolved.profile.prompt.question)
     worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
     if output.fetch():
         view.note(f"The records at {output.name} were fetched: {output.log}")
@@ -169,7 +262,7 @@ def _serve(context: RunContext) -> int:
     return _exit_code(summary)
 
 
-def make_executor(task: Task, resolved: Resolved) -> Executor:
+def make_executor(task: Task, resolved: Resolved) -> Worker | Dispatcher:
     """Choose who serves the items: by default one process for each GPU.
 
     Raises:
@@ -205,7 +298,7 @@ def make_executor(task: Task, resolved: Resolved) -> Executor:
     return Dispatcher(LocalProcesses(job, workers or 1))
 
 
-def _load(executor: Executor, context: RunContext, held: ExitStack) -> None:
+def _load(executor: Worker | Dispatcher, context: RunContext, held: ExitStack) -> None:
     view, resolved = context.view, context.resolved
     model = resolved.profile.model
     if view.live and model is not None:
@@ -219,7 +312,10 @@ def _load(executor: Executor, context: RunContext, held: ExitStack) -> None:
 
 
 def _record(
-    executor: Executor, items: Iterator[Item], context: RunContext, shutdown: ShutdownRequest
+    executor: Worker | Dispatcher,
+    items: Iterator[Item],
+    context: RunContext,
+    shutdown: ShutdownRequest,
 ) -> None:
     """Bring records to the log as they come."""
     log, tally, view = context.log, context.tally, context.view

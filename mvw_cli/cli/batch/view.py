@@ -6,6 +6,7 @@ count; at the end a summary, which `--json` writes as well.
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli import console
 from mvw_cli.batch.store.output import Output
 from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.task import again
 from mvw_cli.cli.stderr_view import BOLD, StderrView
 from mvw_cli.text import number, one_line, printable, readable_bytes
 
@@ -31,6 +31,8 @@ _REDRAWS_PER_S = 4
 _SHOWN = 10
 """Failures that are told one by one."""
 _SHOW_CURSOR = "\x1b[?25h"
+_ONCE = ("--overwrite", "--retry-failed", "--dry-run", "--json")
+"""Switches that are about one run, not about what is asked."""
 
 
 class BatchView(StderrView):
@@ -317,3 +319,13 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def again(words: Sequence[str], *more: str) -> str:
+    """Write the same `mvw batch` with other switches.
+
+    Args:
+        words: what came after `mvw batch`.
+    """
+    kept = [word for word in words if word not in _ONCE]
+    return shlex.join(["mvw", "batch", *kept, *more])

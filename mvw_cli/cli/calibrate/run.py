@@ -123,7 +123,7 @@ def _resolved(task: Task) -> Resolved:
 
 def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
     """Find the items, or draw some into a folder."""
-    from mvw_cli.batch.source.spec import Source
+    from mvw_cli.batch.source.paths import Source
     from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
     from mvw_cli.plugins.lookup import load_adapter
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mvw_cli.adapter import Adapter
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.bench.bounds import measured_case, plan_for, planned_case, with_bounds
 from mvw_cli.bench.documents import (
     BASELINE,

@@ -16,8 +16,9 @@ from making import files, picture
 from peak_memory import run_measured
 
 from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.serve import prefetch as background
 from mvw_cli.batch.serve.prefetch import Prefetcher, Ready, Unreadable
-from mvw_cli.batch.source import background, reading
+from mvw_cli.batch.source import reading
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
 

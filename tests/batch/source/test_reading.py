@@ -22,8 +22,8 @@ from peak_memory import run_measured
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source import table
 from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.source.reading import hash_images, read_image
-from mvw_cli.batch.source.spec import Source
 from mvw_cli.batch.source.table import Cells
 from mvw_cli.errors import BadImage, ExitCode, UsageProblem
 from mvw_cli.images.reading import ImageFile
@@ -257,7 +257,7 @@ def test_pyarrow_and_fsspec_stay_away_without_a_table(tmp_path: Path) -> None:
 import sys
 from mvw_cli.batch.source.reading import read_image
 from mvw_cli.batch.source.listing import list_items
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.paths import Source
 for item in list_items(Source((sys.argv[1],), "?")):
     assert "PIL" not in sys.modules
     read_image(item.images[0], None)

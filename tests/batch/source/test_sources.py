@@ -16,9 +16,8 @@ from peak_memory import run_measured
 from PIL import Image
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.source.folder import IMAGE_SUFFIXES
 from mvw_cli.batch.source.listing import list_items
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.paths import IMAGE_SUFFIXES, Source
 from mvw_cli.batch.store.worklist import WorkList
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.images import reading as reader
@@ -146,7 +145,7 @@ def test_20_000_files_are_listed_in_little_memory(tmp_path: Path) -> None:
     code = """
 from peak_memory import peak_kib
 from mvw_cli.batch.source.listing import list_items
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.worklist import WorkList
 source = Source((sys.argv[1],), "?")
 WorkList(list_items(source), limit=1)

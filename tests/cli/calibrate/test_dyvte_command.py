@@ -26,7 +26,7 @@ from hints import parse_hint
 from processes import Ran
 
 from mvw_cli.__main__ import main
-from mvw_cli.batch.source.spec import Source
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.bench.measure.items import own_items
 from mvw_cli.bench.quality.asking import ask
 from mvw_cli.calibrate.dyvte import search as dyvte_search

@@ -1,10 +1,12 @@
-"""Folders of files, walked in a stable order, one folder's names at a time.
+"""What a command asks about: paths and a question, and the files below folders in a stable order.
 
-A folder's files come first, in natural order (`2.png` before `10.png`), then its subfolders.
+A folder's files come first, in natural order (`2.png` before `10.png`), then its subfolders; one
+folder's names are held at a time.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import os
 import re
@@ -13,9 +15,11 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mvw_cli.batch.source.remote import is_address, list_address
-from mvw_cli.errors import MvwError
+from mvw_cli.batch.items import is_address
+from mvw_cli.batch.source.remote import is_remote_folder, list_address
+from mvw_cli.errors import MvwError, UsageProblem
 
+IMAGES_OPTION = "--images"
 IMAGE_SUFFIXES = frozenset(
     (
         *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".dib"),
@@ -46,6 +50,84 @@ class Globs:
     def enter(self, path: str) -> bool:
         """Whether a folder is wanted: only `exclude` counts."""
         return not _matches(path, self.exclude)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the items of a run come from."""
+
+    paths: tuple[str, ...]
+    """Folders, image files, tables, folders of tables, addresses of fsspec; `-`: paths on stdin."""
+    question: str | None = None
+    """Asked of every image that brings no question of its own."""
+    questions: str | None = None
+    """JSONL or CSV file with image, question, id and answer."""
+    recursive: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    image_column: str | None = None
+    question_column: str | None = None
+    id_column: str | None = None
+    answer_column: str | None = None
+    command: tuple[str, ...] = ("mvw", "batch")
+    """The command that was typed, for hints: all that stands before a path, so with `--images` as
+    its last word where folders go with that option."""
+
+    @property
+    def globs(self) -> Globs:
+        return Globs(self.include, self.exclude)
+
+    @property
+    def help(self) -> str:
+        """The command that explains the one that was typed."""
+        return shlex.join([*self._name, "--help"])
+
+    def hint(self, path: str, *more: str) -> str:
+        """Write the command that asks the same question about something else."""
+        name, question = self._name, self.question or "What is in the picture?"
+        if name == self.command:
+            return shlex.join([*name, path, question, *more])
+        return shlex.join([*name, question, IMAGES_OPTION, path, *more])
+
+    def questions_hint(self, file: str, folder: str | None = None) -> str:
+        """Write the command that asks the questions of a file."""
+        below = [] if folder is None else [*self.command[len(self._name) :], folder]
+        return shlex.join([*self._name, *below, "--questions", file])
+
+    @property
+    def _name(self) -> tuple[str, ...]:
+        return self.command[:-1] if self.command[-1] == IMAGES_OPTION else self.command
+
+
+def is_folder(path: str, source: Source) -> bool:
+    """Whether a path or address is a folder.
+
+    Raises:
+        UsageProblem: there is neither file nor folder.
+    """
+    if is_address(path):
+        found = is_remote_folder(path)
+    else:
+        found = os.path.isdir(path) if os.path.lexists(path) else None
+    if found is None:
+        raise _missing(path, source)
+    return found
+
+
+def _missing(path: str, source: Source) -> UsageProblem:
+    """Name what may have been meant."""
+    parent, wanted = os.path.split(path.rstrip("/"))
+    try:
+        names = {name.lower(): name for name in os.listdir(parent or ".")}
+    except (OSError, ValueError):
+        names = {}
+    close = difflib.get_close_matches(wanted.lower(), names, n=1)
+    if close:
+        meant = os.path.join(parent, names[close[0]])
+        cause, hint = f"did you mean {meant}?", source.hint(meant)
+    else:
+        cause, hint = "no such file or folder", f"ls {shlex.quote(parent or '.')}"
+    return UsageProblem(f"There is no {path}", cause=cause, hint=hint)
 
 
 def suffix(path: str) -> str:
