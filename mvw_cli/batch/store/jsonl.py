@@ -37,12 +37,12 @@ class DiskFull(CannotRecord):
     """There is no space left for records."""
 
 
-def cannot_write(name: str, error: OSError, consequence: str = "") -> CannotRecord:
+def cannot_write(name: str, error: OSError, *consequences: str) -> CannotRecord:
     """Turn what the system says about a file into an error for the user."""
     kind = DiskFull if error.errno in _FULL else CannotRecord
-    causes = [error.strerror or str(error), *([consequence] if consequence else [])]
+    cause = "; ".join([error.strerror or str(error), *consequences])
     folder = shlex.quote(os.path.dirname(os.path.realpath(name)))
-    return kind(f"Cannot write {name}", cause="; ".join(causes), hint=f"df -h {folder}")
+    return kind(f"Cannot write {name}", cause=cause, hint=f"df -h {folder}")
 
 
 class JsonlFile:
@@ -69,6 +69,7 @@ class JsonlFile:
         self._closed = False
         self._error: OSError | None = None
         self._error_told = False
+        self._doubt: list[str] = []
 
     def append(self, line: bytes, *, what: str = "the last line") -> None:
         """Write a line; once this returns, the line outlives the process.
@@ -91,7 +92,8 @@ class JsonlFile:
                     self._error = error
             if self._error is not None:
                 self._error_told = True
-                raise cannot_write(self.name, self._error, f"{what} is not in it") from None
+                consequences = [f"{what} is not in it", *self._doubt]
+                raise cannot_write(self.name, self._error, *consequences) from None
             self._unsynced += 1
             if self._unsynced >= GROUP:
                 self._sync_due.set()
@@ -110,7 +112,7 @@ class JsonlFile:
         self._sync()
         if self._error is not None and not self._error_told:
             self._error_told = True
-            raise cannot_write(self.name, self._error, "its last lines may not be on disk")
+            raise cannot_write(self.name, self._error, *self._doubt)
 
     def truncate(self, size: int) -> None:
         """Drop what follows the first `size` bytes; OSError where that can't be done."""
@@ -202,7 +204,8 @@ class JsonlFile:
             try:
                 os.fsync(self.descriptor)
             except OSError as error:
-                self._error = error  # some file systems, as NFS, tell only now of a full disk
+                # Some file systems, as NFS, tell only now that the disk is full.
+                self._error, self._doubt = error, ["its last lines may not be on disk"]
             with self._lock:
                 self._unsynced -= count if self._error is None else self._unsynced
 

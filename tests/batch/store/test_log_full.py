@@ -265,10 +265,13 @@ def test_after_a_sync_that_failed_no_record_is_taken(
         faults("fsync", log, errno.EIO)
         log.append(ok("a"))
         deadline = time.monotonic() + 5
-        with pytest.raises(CannotRecord):
+        with pytest.raises(CannotRecord) as caught:
             while time.monotonic() < deadline:
                 time.sleep(0.02)
                 log.append(ok("b"))
+    assert caught.value.cause == (
+        "Input/output error; the record of b is not in it; its last lines may not be on disk"
+    )
 
 
 def test_a_disk_that_is_full_from_the_start_is_told_at_once(

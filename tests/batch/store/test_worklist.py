@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,26 +98,6 @@ def test_an_id_used_for_two_items_is_refused(shard: tuple[int, int] | None) -> N
     assert caught.value.exit_code == ExitCode.USAGE
     with pytest.raises(UsageProblem):
         WorkList([item("7", "x.png", "What?"), item("7", "x.png", "Why?")])
-
-
-def test_threads_iterate_and_ask_at_once() -> None:
-    failed = []
-
-    def use() -> None:
-        try:
-            assert [one.id for one in worklist] == [f"{n}.png" for n in range(2000)]
-            assert all(holds(worklist, f"{n}.png") for n in range(0, 2000, 10))
-            assert len(worklist) == 2000
-        except BaseException as error:
-            failed.append(error)
-
-    worklist = WorkList(items(2000))
-    threads = [threading.Thread(target=use) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
 
 
 def test_an_error_of_the_listing_is_the_callers() -> None:
