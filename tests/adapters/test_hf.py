@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +105,6 @@ def test_no_model_named() -> None:
     assert problem(UsageProblem, ModelSpec()).exit_code == ExitCode.USAGE
 
 
-def test_missing_folder() -> None:
-    error = problem(ModelProblem, ModelSpec(model="./no/such/folder", device="cpu"))
-    assert "./no/such/folder" in error.message
-    assert error.hint == "mvw list profiles"
-
-
-def test_missing_weights(checkpoint: Path, tmp_path: Path) -> None:
-    folder = copy_of(checkpoint, tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    assert "safetensors" in (problem(ModelProblem, ModelSpec(model=str(folder))).cause or "")
-
-
-def test_cut_weights(checkpoint: Path, tmp_path: Path) -> None:
-    folder = copy_of(checkpoint, tmp_path / "model")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
-
-
 def test_a_checkpoint_that_lacks_a_tensor(checkpoint: Path, tmp_path: Path) -> None:
     """transformers would make the missing weights up at random and only warn."""
     folder = copy_of(checkpoint, tmp_path / "model")
@@ -133,20 +113,6 @@ def test_a_checkpoint_that_lacks_a_tensor(checkpoint: Path, tmp_path: Path) -> N
     save_file({k: v for k, v in weights.items() if k != gone}, folder / "model.safetensors", META)
     error = problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
     assert "lacks weights" in error.message
-
-
-def test_a_text_only_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    folder = copy_of(checkpoint, tmp_path / "model")
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
-
-
-def test_pickled_weights_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
-    folder = copy_of(checkpoint, tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    torch.save(ADAPTER.tiny().model.state_dict(), folder / "pytorch_model.bin")
-    problem(ModelProblem, ModelSpec(model=str(folder), device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
