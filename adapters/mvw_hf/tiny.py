@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -25,7 +23,7 @@ _TEMPLATE = (
 )
 
 
-def tiny_llava() -> tuple[Any, Any]:
+def tiny_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Build model and processor; the same weights each time."""
     vocabulary = {word: number for number, word in enumerate([*_SPECIAL, *_WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

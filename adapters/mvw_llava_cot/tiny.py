@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from mvw_hf.loading import read_published
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MllamaConfig, MllamaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import MllamaProcessor
+
+from mvw_llava_cot.model import CHECKPOINT, LlavaCot
 
 _SIDE = 16  # px, of one tile
 _WORDS = [f"w{number}" for number in range(57)]
@@ -22,7 +23,7 @@ _TEMPLATE = (
 )
 
 
-def tiny_mllama() -> tuple[Any, Any]:
+def tiny_mllama() -> tuple[MllamaForConditionalGeneration, MllamaProcessor]:
     """Build model and processor; the same weights each time."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -35,7 +36,7 @@ def tiny_mllama() -> tuple[Any, Any]:
     return model, _processor()
 
 
-def _processor() -> Any:
+def _processor() -> MllamaProcessor:
     vocabulary = {word: number for number, word in enumerate([*_TOKENS, "<|image|>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -59,44 +60,35 @@ def _processor() -> Any:
 
 
 def _config() -> MllamaConfig:
-    return MllamaConfig(
-        text_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "vocab_size": len(_TOKENS),
-            "cross_attention_layers": [1, 3],
-            "max_position_embeddings": 512,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
-            # The usual 0.02 makes every distribution flat, and any mistake too small to see.
-            "initializer_range": 0.3,
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_global_layers": 1,
-            "attention_heads": 2,
-            "image_size": _SIDE,
-            "patch_size": 8,
-            "max_num_tiles": 4,
-            "vision_output_dim": 32,
-            "intermediate_layers_indices": [0],
-            "supported_aspect_ratios": [
-                [1, 1],
-                [1, 2],
-                [1, 3],
-                [1, 4],
-                [2, 1],
-                [2, 2],
-                [3, 1],
-                [4, 1],
-            ],
-        },
-        image_token_index=_IMAGE,
-    )
+    told = read_published(LlavaCot.published, CHECKPOINT)
+    assert told is not None
+    told["image_token_index"] = _IMAGE
+    told["dtype"] = "float32"
+    told["text_config"] |= {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": len(_TOKENS),
+        "cross_attention_layers": [1, 3],
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        # The usual 0.02 makes every distribution flat, and any mistake too small to see.
+        "initializer_range": 0.3,
+    }
+    told["vision_config"] |= {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 2,
+        "image_size": _SIDE,
+        "patch_size": 8,
+        "vision_output_dim": 32,
+        "intermediate_layers_indices": [0],
+    }
+    return MllamaConfig(**told)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from broken import write_checkpoint
 from mvw_hf.model import HuggingFace
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,18 +25,7 @@ RED = Image.new("RGB", (50, 40), "red")
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder as `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny = ADAPTER.tiny()
-    tiny.model.save_pretrained(folder)
-    tiny.processor.save_pretrained(folder)
-    return folder
-
-
-def copy_of(checkpoint: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for file in checkpoint.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_a_folder_loads_and_answers_like_the_model_it_was_saved_from(checkpoint: Path) -> None:
@@ -105,9 +95,9 @@ def test_no_model_named() -> None:
     assert problem(UsageProblem, ModelSpec()).exit_code == ExitCode.USAGE
 
 
-def test_a_checkpoint_that_lacks_a_tensor(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_a_tensor(tmp_path: Path) -> None:
     """transformers would make the missing weights up at random and only warn."""
-    folder = copy_of(checkpoint, tmp_path / "model")
+    folder = write_checkpoint(tmp_path)
     weights = load_file(folder / "model.safetensors")
     gone = next(name for name in weights if "layers.1.mlp" in name)
     save_file({k: v for k, v in weights.items() if k != gone}, folder / "model.safetensors", META)
