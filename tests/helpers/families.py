@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor
 
 from mvw_cli.adapter import VisionLayout
@@ -38,6 +39,8 @@ CLIP: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
+PATCHES: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
+MERGED: dict[str, Any] = {**PATCHES, "intermediate_size": 48, "out_hidden_size": 32}
 
 
 def _in_sequence(inputs: dict[str, Tensor]) -> VisionLayout:
@@ -69,18 +72,11 @@ def _inputs(ids: Tensor, **rest: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest}
 
 
-def _llava() -> Any:
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    return LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(**CLIP),
-            text_config=LlamaConfig(**TEXT),
+def _llava(text: Any = None) -> Any:
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            vision_config=hf.CLIPVisionConfig(**CLIP),
+            text_config=text or hf.LlamaConfig(**TEXT),
             image_token_id=IMAGE,
             vision_feature_select_strategy="default",
             vision_feature_layer=-1,
@@ -94,17 +90,10 @@ def _llava_prompt(seed: int) -> dict[str, Tensor]:
 
 
 def _llava_onevision() -> Any:
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
-
-    return LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(
-            vision_config=SiglipVisionConfig(**CLIP, vision_use_head=False),
-            text_config=Qwen2Config(**TEXT),
+    return hf.LlavaOnevisionForConditionalGeneration(
+        hf.LlavaOnevisionConfig(
+            vision_config=hf.SiglipVisionConfig(**CLIP, vision_use_head=False),
+            text_config=hf.Qwen2Config(**TEXT),
             image_token_id=IMAGE,
             video_token_id=VIDEO,
             vision_feature_select_strategy="full",
@@ -146,62 +135,36 @@ _QWEN_IDS = {
 
 
 def _qwen2_vl() -> Any:
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(
+    return hf.Qwen2VLForConditionalGeneration(
+        hf.Qwen2VLConfig(
             text_config={**TEXT, "rope_parameters": MROPE},
-            vision_config={
-                "depth": 2,
-                "embed_dim": 32,
-                "hidden_size": 32,
-                "num_heads": 4,
-                "mlp_ratio": 2,
-                "patch_size": 4,
-            },
+            vision_config={**PATCHES, "embed_dim": 32, "mlp_ratio": 2},
             **_QWEN_IDS,
         )
     )
 
 
 def _qwen2_5_vl() -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
+    return hf.Qwen2_5_VLForConditionalGeneration(
+        hf.Qwen2_5_VLConfig(
             text_config={**TEXT, "rope_parameters": MROPE},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 32,
-                "patch_size": 4,
-                "window_size": 16,
-                "fullatt_block_indexes": [1],
-            },
+            vision_config={**MERGED, "window_size": 16, "fullatt_block_indexes": [1]},
             **_QWEN_IDS,
         )
     )
 
 
 def _qwen3_vl() -> Any:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(
+    return hf.Qwen3VLForConditionalGeneration(
+        hf.Qwen3VLConfig(
             text_config={
                 **TEXT,
                 "head_dim": 8,
                 "rope_parameters": {**MROPE, "mrope_interleaved": True},
             },
             vision_config={
+                **MERGED,
                 "depth": 3,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 32,
-                "patch_size": 4,
                 "num_position_embeddings": 64,
                 "deepstack_visual_indexes": [0, 1],
             },
@@ -211,20 +174,10 @@ def _qwen3_vl() -> Any:
 
 
 def _glm4v() -> Any:
-    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
-
-    return Glm4vForConditionalGeneration(
-        Glm4vConfig(
+    return hf.Glm4vForConditionalGeneration(
+        hf.Glm4vConfig(
             text_config={**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
-            vision_config={
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "out_hidden_size": 32,
-                "patch_size": 4,
-                "image_size": 32,
-            },
+            vision_config={**MERGED, "image_size": 32},
             image_token_id=IMAGE,
             video_token_id=VIDEO,
             image_start_token_id=VISION_START,
@@ -236,17 +189,15 @@ def _glm4v() -> Any:
 
 
 def _internvl() -> Any:
-    from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
-
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
+    return hf.InternVLForConditionalGeneration(
+        hf.InternVLConfig(
             vision_config={
                 **CLIP,
                 "image_size": [32, 32],
                 "patch_size": [4, 4],
                 "use_qk_norm": False,
             },
-            text_config=Qwen2Config(**TEXT),
+            text_config=hf.Qwen2Config(**TEXT),
             image_token_id=IMAGE,
             downsample_ratio=0.5,
             image_seq_length=16,
@@ -255,10 +206,8 @@ def _internvl() -> Any:
 
 
 def _gemma3() -> Any:
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    return Gemma3ForConditionalGeneration(
-        Gemma3Config(
+    return hf.Gemma3ForConditionalGeneration(
+        hf.Gemma3Config(
             text_config={
                 **TEXT,
                 "head_dim": 8,
@@ -286,17 +235,10 @@ def _gemma3_prompt(seed: int) -> dict[str, Tensor]:
 
 
 def _mistral3() -> Any:
-    from transformers import (
-        Mistral3Config,
-        Mistral3ForConditionalGeneration,
-        MistralConfig,
-        PixtralVisionConfig,
-    )
-
-    return Mistral3ForConditionalGeneration(
-        Mistral3Config(
-            vision_config=PixtralVisionConfig(**{**CLIP, "patch_size": 4, "head_dim": 8}),
-            text_config=MistralConfig(**TEXT, sliding_window=None, head_dim=8),
+    return hf.Mistral3ForConditionalGeneration(
+        hf.Mistral3Config(
+            vision_config=hf.PixtralVisionConfig(**{**CLIP, "patch_size": 4, "head_dim": 8}),
+            text_config=hf.MistralConfig(**TEXT, sliding_window=None, head_dim=8),
             image_token_id=IMAGE,
             spatial_merge_size=2,
             vision_feature_layer=-1,
@@ -314,32 +256,24 @@ def _mistral3_prompt(seed: int) -> dict[str, Tensor]:
     )
 
 
-def _idefics3() -> Any:
-    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
-
-    return Idefics3ForConditionalGeneration(
-        Idefics3Config(
+def _tiled(config: type[Any], model: type[Any]) -> Any:
+    return model(
+        config(
             vision_config=dict(CLIP),
-            text_config=LlamaConfig(**TEXT),
+            text_config=hf.LlamaConfig(**TEXT),
             image_token_id=IMAGE,
             scale_factor=2,
             pad_token_id=0,
         )
     )
+
+
+def _idefics3() -> Any:
+    return _tiled(hf.Idefics3Config, hf.Idefics3ForConditionalGeneration)
 
 
 def _smolvlm() -> Any:
-    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
-
-    return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(
-            vision_config=dict(CLIP),
-            text_config=LlamaConfig(**TEXT),
-            image_token_id=IMAGE,
-            scale_factor=2,
-            pad_token_id=0,
-        )
-    )
+    return _tiled(hf.SmolVLMConfig, hf.SmolVLMForConditionalGeneration)
 
 
 def _tiles_prompt(seed: int) -> dict[str, Tensor]:
@@ -354,14 +288,7 @@ def _tiles_prompt(seed: int) -> dict[str, Tensor]:
 
 def _kimi_text_stack() -> Any:
     """LLaVA over DeepSeek-V3's language model: the MLA and MoE blocks that Kimi-VL uses."""
-    from transformers import (
-        CLIPVisionConfig,
-        DeepseekV3Config,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    text = DeepseekV3Config(
+    text = hf.DeepseekV3Config(
         **{**TEXT, "num_key_value_heads": 4},
         moe_intermediate_size=16,
         n_routed_experts=4,
@@ -375,25 +302,15 @@ def _kimi_text_stack() -> Any:
         qk_nope_head_dim=8,
         v_head_dim=8,
     )
-    return LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(**CLIP),
-            text_config=text,
-            image_token_id=IMAGE,
-            vision_feature_select_strategy="default",
-            vision_feature_layer=-1,
-        )
-    )
+    return _llava(text)
 
 
 MLLAMA_STATES = 5  # vision states of a tile: 2 x 2 patches and the class token
 
 
 def _mllama() -> Any:
-    from transformers import MllamaConfig, MllamaForConditionalGeneration
-
-    model = MllamaForConditionalGeneration(
-        MllamaConfig(
+    model = hf.MllamaForConditionalGeneration(
+        hf.MllamaConfig(
             text_config={
                 **TEXT,
                 "num_hidden_layers": 4,
@@ -444,7 +361,7 @@ def _mllama_prompt(seed: int) -> dict[str, Tensor]:
     )
 
 
-def _across(inputs: dict[str, Tensor]) -> VisionLayout:
+def _by_cross_attention(inputs: dict[str, Tensor]) -> VisionLayout:
     seen = inputs["cross_attention_mask"][0, -1].bool()  # (images, tiles)
     nothing = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
     return VisionLayout(nothing, seen.flatten().repeat_interleave(MLLAMA_STATES))
@@ -463,7 +380,7 @@ FAMILIES = [
     Family("idefics3", _idefics3, _tiles_prompt),
     Family("smolvlm", _smolvlm, _tiles_prompt),
     Family("kimi_text_stack", _kimi_text_stack, _llava_prompt),
-    Family("mllama", _mllama, _mllama_prompt, _across),
+    Family("mllama", _mllama, _mllama_prompt, _by_cross_attention),
 ]
 
 
