@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import click
 import pluggy
 
-if TYPE_CHECKING:
-    import click
-
-    from mvw_cli.adapter import AdapterInfo
-    from mvw_cli.policy import PolicyInfo
+from mvw_cli.adapter import AdapterInfo
+from mvw_cli.policy import PolicyInfo
 
 hookspec = pluggy.HookspecMarker("mvw")
 hookimpl = pluggy.HookimplMarker("mvw")

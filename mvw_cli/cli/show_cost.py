@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvw_cli import console
+from mvw_cli.cli.process import mute_libraries
+from mvw_cli.cost.bounds import matters_from_batch
+from mvw_cli.cost.case import Case, ratio
+from mvw_cli.cost.flops import flops_of
+from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
 from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
+from mvw_cli.images.reading import fit, open_image
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.text import readable_bytes
-
-if TYPE_CHECKING:
-    from mvw_cli.cost.case import Case
-    from mvw_cli.profiles.resolution import Resolved
 
 DEFAULT_IMAGE = "1024x768"
 TEXT_TOKENS = 512
@@ -39,10 +43,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise; figures of an image are null where its vision tokens are not known."""
-        from mvw_cli.cost.bounds import matters_from_batch
-        from mvw_cli.cost.case import ratio
-        from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
-
         shape, weights = self.case.shape, self.case.shape.weights
         size, known = DTYPE_BYTES[self.case.dtype], self.vision_tokens is not None
         before, after = self.case.steps(1, TEXT_TOKENS)
@@ -95,18 +95,11 @@ def report(resolved: Resolved, image: str | None) -> Report:
         BadImage: the file can't be read.
         ModelProblem: the configuration can't be had, or the model not be counted.
     """
-    from mvw_cli.cli.process import mute_libraries
-    from mvw_cli.plugins.lookup import load_adapter
-    from mvw_cli.profiles.resolution import model_spec
-
     mute_libraries()
     profile = resolved.profile
     spec = model_spec(profile)
     width, height = image_size(image or DEFAULT_IMAGE, profile.images.max_pixels)
     adapter = load_adapter(profile.adapter)
-    from mvw_cli.cost.case import Case
-    from mvw_cli.cost.flops import flops_of
-
     config = adapter.shape(spec)
     flops = flops_of(adapter, config)
     tokens: int | None = None
@@ -131,8 +124,16 @@ def report(resolved: Resolved, image: str | None) -> Report:
     )
 
 
-def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
+def image_size(
+    image: str,
+    max_pixels: int | None,
+    *,
+    hint: str = f"mvw show --cost --image {DEFAULT_IMAGE}",
+) -> tuple[int, int]:
     """Return the width and height of the image as it reaches the processor.
+
+    Args:
+        hint: the command that was typed, with an image that has pixels.
 
     Raises:
         UsageProblem: a size of no pixels.
@@ -140,18 +141,14 @@ def image_size(image: str, max_pixels: int | None) -> tuple[int, int]:
     """
     match = _SIZE.fullmatch(image)
     if match is None:
-        from mvw_cli.images.reading import open_image
-
         return open_image(image, max_pixels=max_pixels).size
     width, height = int(match[1]), int(match[2])
     if not (width and height):
         raise UsageProblem(
-            f"--image {image}: an image has at least one pixel a side",
+            f"{image}: an image has at least one pixel a side",
             cause="a size is written WIDTHxHEIGHT",
-            hint=f"mvw show --cost --image {DEFAULT_IMAGE}",
+            hint=hint,
         )
-    from mvw_cli.images.reading import fit
-
     return fit((width, height), max_pixels)
 
 

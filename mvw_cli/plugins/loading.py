@@ -3,8 +3,7 @@
 A plugin is whatever an entry point of the group `mvw` names. Nothing a plugin does wrong, from a
 missing module to a raising hook, gets further than its own record here: the caller sees a
 `PluginWarning` with the way out, and an error only on using what is broken. mvw's own adapters
-and policies come in through the same door. This module never imports an adapter's or policy's
-class (`plugins.py` does) and does not print.
+and policies come in through the same door. No class of an adapter or policy is imported here.
 
 `MVW_LOAD_PLUGINS=a,b` loads only these plugins (by entry-point or distribution name) besides
 mvw's own; empty loads none. `MVW_STRICT_PLUGINS=1` raises instead of warning, for plugin authors.
@@ -21,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import click
 import pluggy
 
 from mvw_cli import hookspecs
@@ -30,10 +30,6 @@ from mvw_cli.adapter import API_VERSION, AdapterInfo
 from mvw_cli.errors import PluginProblem, PluginWarning
 from mvw_cli.policy import PolicyInfo
 from mvw_cli.text import did_you_mean, error_line
-
-if TYPE_CHECKING:
-    import click
-
 
 OWN = "mvw"
 """The distribution that this package is."""
@@ -117,8 +113,6 @@ def load_plugins() -> Registry:
 
 def plugin_commands(taken: Collection[str]) -> dict[str, click.Command]:
     """Ask the plugins for their commands; names in `taken` and first comers win a clash."""
-    import click
-
     registry = load_plugins()
     commands: dict[str, click.Command] = {}
     for plugin in registry.plugins:

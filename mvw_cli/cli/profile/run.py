@@ -192,7 +192,7 @@ def _prepare(task: Task, scratch: Path, view: ProfileView) -> _Context:
             adapter,
             scratch / "images",
             task.limit,
-            size=image_size(task.image_size, None),
+            size=image_size(task.image_size, None, hint="mvw profile --image-size 1024x768"),
             seed=task.seed,
             question=question or QUESTION,
         )
