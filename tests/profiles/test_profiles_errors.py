@@ -28,109 +28,89 @@ def complaint(name: str | None, flags: dict[str, object], **variables: str) -> M
 
 
 SCHEMA = "mvw show --schema"
-FILES: dict[str, Message] = {
+FILES: dict[str, tuple[str, str] | Message] = {
     "adapter: shapes\n\nwitdrawal:\n  m: 3\n": (
         "x.yaml, line 3: unknown key `witdrawal`",
         "did you mean `withdrawal`?",
-        SCHEMA,
     ),
     "adapter: shapes\ngeneration:\n  temprature: 1\n": (
         "x.yaml, line 3: unknown key `generation.temprature`",
         "did you mean `generation.temperature`?",
-        SCHEMA,
     ),
     "adapter: shapes\nmax_new_tokens: 3\n": (
         "x.yaml, line 2: unknown key `max_new_tokens`",
         "did you mean `generation.max_new_tokens`?",
-        SCHEMA,
     ),
     "adapter: shapes\nprompt: {zzz: 3}\n": (
         "x.yaml, line 2: unknown key `prompt.zzz`",
         "known here: system, template, question",
-        SCHEMA,
     ),
     "adapter: shapes\nwithdrawal:\n  policy: mvw\n  untill: X\n": (
         "x.yaml, line 4: policy `mvw` has no field `untill`",
         "did you mean `until`?",
-        SCHEMA,
     ),
     "adapter: shapes\nwithdrawal: {policy: none, m: 3}\n": (
         "x.yaml, line 2: policy `none` has no field `m`",
         "it has none",
-        SCHEMA,
     ),
     "adapter: shapes\ngeneration:\n  temperature: hot\n": (
         'x.yaml, line 3: `generation.temperature` must be a number, not "hot"',
         "0 is greedy; null takes the model's generation config.",
-        SCHEMA,
     ),
     'adapter: shapes\ngeneration: {max_new_tokens: "16"}\n': (
         'x.yaml, line 2: `generation.max_new_tokens` must be a whole number, not "16"',
         "Generate at most this many tokens.",
-        SCHEMA,
     ),
     "adapter: shapes\ngeneration: {top_p: 1.5}\n": (
         "x.yaml, line 2: `generation.top_p` must be at most 1, not 1.5",
         "Sample from the likeliest tokens that have this probability together; null: as the model "
         "says.",
-        SCHEMA,
     ),
     "adapter: shapes\ngeneration: {temperature: .nan}\n": (
         "x.yaml, line 2: `generation.temperature` must be a finite number, not NaN",
         "0 is greedy; null takes the model's generation config.",
-        SCHEMA,
     ),
     "adapter: shapes\ngeneration: {stop: [a, 3]}\n": (
         "x.yaml, line 2: `generation.stop[1]` must be text, not 3",
         "Stop once one of these has been written; it stays in the text.",
-        SCHEMA,
     ),
     "adapter: shapes\nimages: {max_pixels: true}\n": (
         "x.yaml, line 2: `images.max_pixels` must be a whole number, not true",
         "Larger images are scaled down to at most this many pixels; null: never.",
-        SCHEMA,
     ),
     "adapter: shapes\ngeneration: 5\n": (
         "x.yaml, line 2: `generation` must be a group of keys, not 5",
         "its keys: max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, stop",
-        SCHEMA,
     ),
     "adapter: shapes\ndtype: fp16\n": (
         'x.yaml, line 2: `dtype` must be auto, float32, bfloat16 or float16, not "fp16"',
         "Type of the weights; auto takes the checkpoint's own.",
-        SCHEMA,
     ),
     "adapter: shapes\ndevice: gpu\n": (
         'x.yaml, line 2: `device` must be auto, cpu, mps, cuda or cuda:N, not "gpu"',
         "auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
-        SCHEMA,
     ),
     "adapter: shapes\nprompt:\n  template: Answer!\n": (
         "x.yaml, line 3: `prompt.template` must contain {question}, where the question goes, "
         'not "Answer!"',
         "Text sent with the images; {question} stands for the question.",
-        SCHEMA,
     ),
     "adapter: null\n": (
         "x.yaml, line 1: `adapter` must be text, not null",
         "Model family; `mvw list adapters` shows them. Without it: hf where a model is named, "
         "else shapes.",
-        SCHEMA,
     ),
     "adapter: shapes\nwithdrawal:\n  m: 0\n": (
         "x.yaml, line 3: withdrawal: m must be 1 or more: the first token comes out of the prefill",
         "fields of policy `mvw`: m, until, min, max",
-        SCHEMA,
     ),
     "adapter: shapes\nwithdrawal:\n  policy: mvw\n": (
         "x.yaml, line 3: withdrawal: give m (a number of tokens), until (a tag), or both",
         "fields of policy `mvw`: m, until, min, max",
-        SCHEMA,
     ),
     "adapter: shapes\nwithdrawal: {m: many}\n": (
         'x.yaml, line 2: `withdrawal.m` must be a whole number, not "many"',
         "Withdraw after this many generated tokens; 1 or more.",
-        SCHEMA,
     ),
     "adapter: shapes\nwithdrawal: {policy: mwv}\n": (
         "x.yaml, line 2: there is no policy `mwv`",
@@ -145,22 +125,18 @@ FILES: dict[str, Message] = {
     "adapter: shapes\nadapter: hf\n": (
         "x.yaml, line 2: key `adapter` is given twice (first in line 1)",
         "the line reads: adapter: hf",
-        SCHEMA,
     ),
     "adapter: shapes\nmodel: [a\ndtype: auto\n": (
         "x.yaml, line 3: expected ',' or ']', but got ':'",
         "the line reads: dtype: auto",
-        SCHEMA,
     ),
     "adapter: !!python/name:os.system\n": (
         "x.yaml, line 1: tag tag:yaml.org,2002:python/name:os.system is not allowed",
         "the line reads: adapter: !!python/name:os.system",
-        SCHEMA,
     ),
     "- adapter\n": (
         "x.yaml: not a mapping of keys to values",
         "a profile has lines like `model: ORG/NAME`",
-        SCHEMA,
     ),
 }
 
@@ -169,7 +145,7 @@ FILES: dict[str, Message] = {
 def test_a_wrong_file(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text(text, encoding="utf-8")
-    assert complaint("x.yaml", {}) == FILES[text]
+    assert complaint("x.yaml", {}) == (*FILES[text], SCHEMA)[:3]
 
 
 def test_the_first_wrong_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +184,12 @@ def test_a_folder_and_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
-FLAGS: list[tuple[dict[str, object], Message]] = [
+FLAGS: list[tuple[dict[str, object], tuple[str, str]]] = [
     (
         {"generation.temperature": -1.0},
         (
             "--temperature: `generation.temperature` must be at least 0, not -1.0",
             "0 is greedy; null takes the model's generation config.",
-            SCHEMA,
         ),
     ),
     (
@@ -222,7 +197,6 @@ FLAGS: list[tuple[dict[str, object], Message]] = [
         (
             "--set generation.temprature: unknown key `generation.temprature`",
             "did you mean `generation.temperature`?",
-            SCHEMA,
         ),
     ),
     (
@@ -231,7 +205,6 @@ FLAGS: list[tuple[dict[str, object], Message]] = [
             "--set generation: `generation` is a group of keys",
             "its keys: generation.max_new_tokens, generation.temperature, generation.top_p, "
             "generation.top_k, generation.repetition_penalty, generation.seed, generation.stop",
-            SCHEMA,
         ),
     ),
     (
@@ -239,7 +212,6 @@ FLAGS: list[tuple[dict[str, object], Message]] = [
         (
             "--set extends: unknown key `extends`",
             f"known here: {', '.join(key for key in Profile.model_fields if key != 'extends')}",
-            SCHEMA,
         ),
     ),
     (
@@ -247,15 +219,14 @@ FLAGS: list[tuple[dict[str, object], Message]] = [
         (
             "--m: withdrawal: m must be 1 or more: the first token comes out of the prefill",
             "fields of policy `mvw`: m, until, min, max",
-            SCHEMA,
         ),
     ),
 ]
 
 
 @pytest.mark.parametrize(("flags", "expected"), FLAGS)
-def test_a_wrong_flag(flags: dict[str, object], expected: Message) -> None:
-    assert complaint("shapes", flags) == expected
+def test_a_wrong_flag(flags: dict[str, object], expected: tuple[str, str]) -> None:
+    assert complaint("shapes", flags) == (*expected, SCHEMA)
 
 
 def test_bytes_that_are_no_text() -> None:
