@@ -22,7 +22,7 @@ from mvw_cli.profiles.withdrawal import withdrawal_policy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mvw_cli.engine import Engine
+    from mvw_cli.engine.engine import Engine
     from mvw_cli.engine.slots import Observe, Slots
     from mvw_cli.profiles.schema import Profile
 
@@ -112,7 +112,7 @@ def open_session(
     check_fit(profile.adapter, adapter, spec)
     with _explained(spec.model or profile.adapter):
         loaded = adapter.load(spec)
-    from mvw_cli.engine import Engine
+    from mvw_cli.engine.engine import Engine
 
     engine = Engine(
         loaded,

@@ -28,8 +28,12 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
         OutOfMemory: they take more.
         NotFetched: the hub does not give the configuration.
     """
+    if spec.model is None or (
+        "/" not in spec.model and spec.model in find_adapter(name).checkpoints
+    ):
+        return  # what has no slash comes inside the adapter's package
     free = _free(spec)
-    if spec.model is None or free is None or _small(name, spec, free):
+    if free is None or _small(spec.model, spec.revision, free):
         return
     # Most models are small, or come with the adapter: what counts is imported where it must.
     from mvw_cli.cost.shape import shape_of
@@ -86,12 +90,9 @@ def _free(spec: ModelSpec) -> int | None:
     return sum(known) + int(OFFLOADED * memory)
 
 
-def _small(name: str, spec: ModelSpec, free: int) -> bool:
+def _small(model: str, revision: str | None, free: int) -> bool:
     """Whether the files of a checkpoint are so small that there is nothing to count."""
-    model = spec.model or ""
-    if "/" not in model and model in find_adapter(name).checkpoints:
-        return True  # it comes inside the adapter's package
-    held = locate_weights(model, spec.revision)
+    held = locate_weights(model, revision)
     return 0 < held.size_bytes * _PLENTY <= free and not (held.missing or held.damaged)
 
 

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugins.loading import OWN
 from mvw_cli.plugins.lookup import canonical, load_policy
-from mvw_cli.policies.stack import stacked
+from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.checking import SCHEMA_HINT, Given, Locate, Origin, check, unknown_key
 from mvw_cli.profiles.document import Path, RawText, interpret
@@ -359,7 +359,12 @@ def _combined(
     try:
         if len(policies) > 1 and canonical("policy", _NOTHING) in names:
             raise ValueError("none keeps every vision token, and the others withdraw")
-        return stacked(policies)
+        if len(policies) > 1:
+            return Stack(tuple(policies))
+        reason = policies[0].conflict(())  # as of one that only changes what others do
+        if reason is not None:
+            raise ValueError(reason)
+        return policies[0]
     except ValueError as error:
         order = f"asked for, in this order: {', then '.join(names)}"
         raise UsageProblem(
