@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A shell's background job has Ctrl-C ignored, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+from browser import PROGRAM, Browser, running
 from hints import parse_hint
 from processes import Ran, make_venv, pip_install, run_process
 
@@ -129,3 +130,11 @@ def process(tmp_path: Path) -> Callable[..., Ran]:
         return run_process(sys.executable, *arguments, cwd=tmp_path, **env)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that runs."""
+    assert PROGRAM is not None, "CI has no browser of the Chromium family: .ci/run installs one"
+    with running(PROGRAM, tmp_path_factory.mktemp("browser")) as started:
+        yield started

@@ -40,8 +40,12 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
     }
     for profile in (ROOT / "profiles").glob("*.yaml"):
         assert f"mvw_cli/_profiles/{profile.name}" in names
-    templates = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("mvw_cli/**/*.tmpl")}
-    assert len(templates) == 5 and templates <= names
+    tmpl, pages = (
+        {path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"mvw_cli/**/{pattern}")}
+        for pattern in ("*.tmpl", "templates/*")
+    )
+    assert len(tmpl) == 5 and {"mvw_cli/render/templates/base.html.j2"} <= pages
+    assert tmpl <= names and {one for one in pages if "__pycache__" not in one} <= names
 
 
 def test_the_source_distribution_holds_the_templates() -> None:

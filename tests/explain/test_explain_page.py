@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from browser import Browser, Tab, find_browser, running
+from browser import Browser, Checked, Tab, brightness, needs_browser
 from explaining import data_of, explained, run_recorded, weights_of
 from PIL import Image
 from sessions import asked, tiny
@@ -25,11 +23,6 @@ from mvw_cli.explain.page import page, percent
 from mvw_cli.explain.record import Record, Step, layer_attention
 from mvw_cli.oracle.equivalence import noise
 
-PROGRAM = find_browser()
-needs_browser = pytest.mark.skipif(
-    PROGRAM is None, reason="no browser of the Chromium family is installed"
-)
-VOID = {"meta", "link", "rect", "image", "input"}
 EVIL = "</script><script>alert(1)</script><!--\"' onload=x & \x1b[2J </style>\u202e"
 MARK = Mark(4, "withdrawn", "vision withdrawn after token 4: 16 vision tokens, 2.0 KiB freed")
 
@@ -63,34 +56,6 @@ def made(texts: list[str], weights: list[torch.Tensor | None], **given: Any) -> 
     ]
     run = explained(record, [], pictures=[Image.new("RGB", (200, 100), "teal")], patches=quarters)
     return replace(run, tokens=list(enumerate(texts)), **given)
-
-
-class Checked(HTMLParser):
-    """Complains of elements that are not closed; gathers text and attributes."""
-
-    def __init__(self, written: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(written)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script", "title"):
-            self.text.append(data)
 
 
 def heats(written: str) -> list[float]:
@@ -196,13 +161,6 @@ def test_large_pictures_are_made_smaller_for_the_page() -> None:
 
 
 # --- in a browser ---
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert PROGRAM is not None
-    with running(PROGRAM, tmp_path_factory.mktemp("browser")) as started:
-        yield started
 
 
 LOOK = """
@@ -348,7 +306,7 @@ def test_a_dark_page_is_dark_and_it_prints(browser: Browser, tmp_path: Path) -> 
         shown(browser, tmp_path, run, 390, dark=dark).evaluate(LOOK)["paper"]
         for dark in (False, True)
     ]
-    light, dark = (sum(map(int, re.findall(r"\d+", paper)[:3])) for paper in papers)
+    light, dark = map(brightness, papers)
     assert light > 700 and dark < 100
     tab = shown(browser, tmp_path, run, 1280)
     tab.send("Emulation.setEmulatedMedia", media="print")

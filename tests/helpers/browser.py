@@ -1,6 +1,6 @@
 """A real browser, driven over its DevTools protocol through two pipes; nothing to install for it.
 
-`find_browser` says where one is. Pages are opened from files, at a width of one's choice.
+Pages are opened from files, at a width of one's choice.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from select import select
 from typing import Any
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -50,6 +54,52 @@ os.execv(sys.argv[3], sys.argv[3:])
 def find_browser() -> str | None:
     """Find a browser of the Chromium family."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+PROGRAM = find_browser()
+# In CI a browser is installed: there, tests without one fail where `browser` is asked for.
+needs_browser = pytest.mark.skipif(
+    PROGRAM is None and os.environ.get("CI") != "true",
+    reason="no browser of the Chromium family is installed",
+)
+VOID = {"meta", "link", "path", "circle", "rect", "image", "input"}
+
+
+class Checked(HTMLParser):
+    """Complains of elements that are not closed; gathers text and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script", "title"):
+            self.text.append(data)
+
+    def said(self) -> str:
+        """All text, with single spaces."""
+        return " ".join(" ".join(self.text).split())
+
+
+def brightness(colour: str) -> int:
+    """Add up red, green and blue of a computed colour."""
+    return sum(map(int, re.findall(r"\d+", colour)[:3]))
 
 
 @dataclass

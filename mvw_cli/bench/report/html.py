@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mvw_cli.bench.documents import BASELINE, Arm, Cell, Report
+from mvw_cli.bench.documents import BASELINE, Cell, Report
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.tables import (
     PARTS_OF_OTHERS,
@@ -62,31 +62,11 @@ def page(report: Report) -> str:
         subtitle=f"{weights}{model.dtype} on {env.device_name}, attention {model.attention}",
         verdicts=told,
         baseline=BASELINE,
-        cards=[_card(cell, arm) for cell in report.cells for arm in cell.arms if arm.ratios],
+        cells=report.cells,
+        factor=factor,
+        percent=percent,
         phase_bars=list(_phase_bars(report.cells)),
     )
-
-
-def _card(cell: Cell, arm: Arm) -> dict[str, Any]:
-    """Gather what an arm has won: the ratio with its interval, its bound, what it frees."""
-    card: dict[str, Any] = dict.fromkeys(("ratio", "bound", "first_token", "freed"))
-    card["name"] = f"Batch {cell.batch}, {arm.name}"
-    found = arm.ratios.get("tokens_per_s")
-    if found is not None:
-        card["ratio"] = factor(found.median)
-        card["interval"] = factor(found.median, found.interval_95).partition("× ")[2]
-        card["shown"] = found.shown
-    if arm.bound is not None:
-        card["bound"] = factor(arm.bound.speedup)
-    prefill, first = arm.bound.prefill if arm.bound else None, arm.ratios.get("ttft")
-    if prefill is not None and first is not None and prefill.share < 1:
-        card["first_token"] = factor(first.median, first.interval_95)
-        card["first_token_bound"] = factor(prefill.speedup)
-        card["first_token_shown"] = first.shown
-    before, after = arm.memory.kv_bytes_before, arm.memory.kv_bytes_after
-    if before > after:
-        card["freed"] = percent((before - after) / before)
-    return card
 
 
 def _phase_bars(cells: Iterable[Cell]) -> Iterable[dict[str, Any]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sample_report
-from browser import Browser, find_browser, running
+from browser import Browser, Checked, brightness, needs_browser
 
 from mvw_cli.bench.documents import Report
 from mvw_cli.bench.report import html
@@ -19,11 +17,6 @@ from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.tables import sections
 from mvw_cli.bench.stats import Ratio
 
-PROGRAM = find_browser()
-needs_browser = pytest.mark.skipif(
-    PROGRAM is None, reason="no browser of the Chromium family is installed"
-)
-VOID = {"meta", "link", "path", "circle", "rect"}
 EVIL = "<script>alert(1)</script>\"' onload=x & \x1b[2J </style>"
 
 
@@ -48,34 +41,6 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "many": many_arms,
     "layerwise": sample_report.layerwise,
 }
-
-
-class Checked(HTMLParser):
-    """Complains of elements that are not closed; gathers text and attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.text.append(data)
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -149,13 +114,6 @@ def test_the_first_token_is_told_where_an_arm_acts_in_the_prefill() -> None:
     assert "first token" not in pulse
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert PROGRAM is not None
-    with running(PROGRAM, tmp_path_factory.mktemp("browser")) as started:
-        yield started
-
-
 LOOK = """
 (() => {
   const wide = document.documentElement.clientWidth;
@@ -220,7 +178,7 @@ def test_a_dark_page_is_dark(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(html.page(sample_report.report(batches=(1,))), encoding="utf-8")
     papers = [browser.open(file, 390, dark=dark).evaluate(LOOK)["paper"] for dark in (False, True)]
-    light, dark = (sum(map(int, re.findall(r"\d+", paper)[:3])) for paper in papers)
+    light, dark = map(brightness, papers)
     assert light > 700 and dark < 100
 
 
