@@ -7,7 +7,7 @@ its own, which it reads when it calls and whenever a token reaches it: TTFT is t
 TPOT is the time from there to the end of the call, over the tokens after the first, or the median
 of the times between tokens. The two share no line of code that reads a clock or divides.
 
-- `profiler`: `mvw_cli.bench.measure.measure.measure`, arm `never`, fixed length, batch 1, one run.
+- `profiler`: `measure` of `mvw profile`, the baseline alone, fixed length, batch 1, one run.
 - `harness`: optimum-benchmark's inference scenario on the engine (`harness.py`).
 - `harness_generate`: the same scenario with its own PyTorch backend, on `model.generate`. That is
   another computation, which writes the same tokens: no limit holds for it. It shows what a user of
@@ -36,8 +36,9 @@ from measuring import Ratio, interleaved, paired_ratio, say_ratio, summarise, wr
 from PIL import Image
 
 from mvw_cli.bench.documents import BASELINE
-from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, profile_of, settings_of
-from mvw_cli.bench.measure.measure import measure
+from mvw_cli.bench.measure.arms import ArmSpec, Job
+from mvw_cli.bench.measure.cell import measure
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session
 
@@ -95,30 +96,28 @@ def main(layers: int, width: int, tokens: int, pairs: int, write: bool) -> None:
         save(folder / "model", layers, width)
         picture = folder / "picture.png"
         Image.effect_noise((SIDE, SIDE), 64).convert("RGB").save(picture)
+        flags: dict[str, object] = {
+            "adapter": "hf",
+            "model": str(folder / "model"),
+            "device": "cpu",
+            "dtype": "float32",
+            "generation.temperature": 0.0,
+            "withdrawal.policy": "none",
+        }
+        profile = resolve(None, flags, env={}).profile
         job = Job(
-            profile=resolve(
-                None,
-                {
-                    "adapter": "hf",
-                    "model": str(folder / "model"),
-                    "device": "cpu",
-                    "dtype": "float32",
-                    "generation.temperature": 0.0,
-                    "withdrawal.policy": "none",
-                },
-                env={},
-            ).to_dict()["values"],
-            arms=(ArmSpec(BASELINE, {"policy": "none"}),),
+            profile=profile,
+            arms=(ArmSpec(BASELINE, profile),),
             items=(ItemSpec((str(picture),), QUESTION),),
             new_tokens=tokens,
             runs=1,
             min_time_s=0.0,
             warm_up=0,
         )
-        session = open_session(profile_of(job))
+        session = open_session(profile)
         request = session.request([Image.open(picture)], QUESTION)
         assert request.layout.vision_tokens == VISION_TOKENS
-        request = replace(request, settings=settings_of(job))
+        request = replace(request, settings=job.settings())
         engine = harness.EngineBackend(folder / "model", session, request)
         generate = harness.GenerateBackend(folder / "model", request)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.bench.documents import BASELINE, Cell, Workload
-from mvw_cli.bench.measure.arms import USUAL_M, NamedArm
+from mvw_cli.bench.measure.arms import USUAL_M, ArmSpec
 from mvw_cli.bench.measure.events import vision_share
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
 from mvw_cli.cost.bounds import Plan, arm_bound, make_plan
 from mvw_cli.cost.case import Case
@@ -59,7 +59,7 @@ def _case(
     )
 
 
-def plan_for(case: Case, batches: Sequence[int], arms: Sequence[NamedArm]) -> Plan:
+def plan_for(case: Case, batches: Sequence[int], arms: Sequence[ArmSpec]) -> Plan:
     """Bound the batch sizes, withdrawn when the first arm does, or when it is usual."""
     steps = [fields for arm in arms[1:] for _, fields in arm.profile.withdrawal.steps]
     given = (m for fields in steps if isinstance(m := fields.get("m"), int))

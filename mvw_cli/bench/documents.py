@@ -24,6 +24,7 @@ NO_IMAGE = "no image"
 
 Mode = Literal["fixed", "natural"]
 """Fixed: so many tokens, whatever the model writes. Natural: until the model ends."""
+ItemSource = Literal["given", "folder", "generated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Workload:
     new_tokens: int
     """Of each answer; at most so many in the natural mode."""
     items: int
-    source: Literal["given", "folder", "generated"]
+    source: ItemSource
     prompt_tokens: int
     """Of the first item, vision tokens included where they lie in the sequence."""
     vision_tokens: int

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from mvw_cli.bench.documents import BASELINE
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.answers import Comparing, Unanswerable, without_image
 from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
 from mvw_cli.bench.quality.divergence import Divergence, divergences

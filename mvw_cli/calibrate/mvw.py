@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality import answers as answering
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from mvw_cli.batch.items import item_key
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.memory import relieve
 from mvw_cli.engine.types import Request

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
 from mvw_cli.calibrate.branches import branches_along
 from mvw_cli.calibrate.search import Outcome, Report, Run, Search

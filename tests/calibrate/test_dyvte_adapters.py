@@ -13,7 +13,7 @@ import pytest
 import torch
 from sessions import GREEDY, asked, tiny
 
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
 from mvw_cli.calibrate.dyvte.labels import labels
 from mvw_cli.calibrate.dyvte.policy import Dyvte

@@ -17,7 +17,8 @@ from PIL.Image import Image
 
 from mvw_cli.adapter import LoadedModel
 from mvw_cli.bench.measure import run
-from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job
+from mvw_cli.bench.measure.arms import ArmSpec, Job
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.engine import Engine, GenerationSettings
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.oracle.equivalence import noise
@@ -134,14 +135,20 @@ def planted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Session:
     return Session(adapter, loaded, Engine(loaded), NoWithdrawal(), GenerationSettings())
 
 
+def arm_spec(name: str, withdrawal: Mapping[str, Any]) -> ArmSpec:
+    """An arm of the default profile, greedy."""
+    flags = {f"withdrawal.{key}": value for key, value in withdrawal.items()}
+    return ArmSpec(name, resolve(None, {"generation.temperature": 0.0, **flags}, env={}).profile)
+
+
 def job(folder: Path, moments: Sequence[int] = (4,), items: int = 1, **given: Any) -> Job:
     """A job on pictures of noise: `baseline`, and withdrawal at each of the moments."""
     paths = [folder / f"{number}.png" for number in range(items)]
     for path in paths:
         noise(40, 30).save(path)
-    profile = resolve(None, {"generation.temperature": 0.0}, env={}).to_dict()["values"]
-    arms = [ArmSpec("baseline", {"policy": "none"})]
-    arms += [ArmSpec(f"m={m}", {"policy": "mvw", "m": m}) for m in moments]
+    profile = resolve(None, {"generation.temperature": 0.0}, env={}).profile
+    arms = [arm_spec("baseline", {"policy": "none"})]
+    arms += [arm_spec(f"m={m}", {"policy": "mvw", "m": m}) for m in moments]
     asked = tuple(ItemSpec((str(path),), "w1 w2 w3") for path in paths)
     options = {"runs": 3, "min_time_s": 0.0, "warm_up": 0, "new_tokens": 12, **given}
     return Job(profile=profile, arms=tuple(arms), items=asked, **options)

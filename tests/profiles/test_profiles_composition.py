@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 from processes import Ran
 
 from mvw_cli.batch.store.fingerprint import describe_difference, fingerprint
-from mvw_cli.bench.measure.arms import choose_arms
-from mvw_cli.bench.measure.job import ArmSpec, ItemSpec, Job, from_json, policy_of, to_json
+from mvw_cli.bench.measure.arms import Job, choose_arms
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.doctor.findings import again
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
@@ -345,13 +346,13 @@ def test_arms_of_a_measurement() -> None:
     arms = choose_arms("shapes", {}, policies=names)
     assert [arm.name for arm in arms] == ["baseline", LINE, "mvw:m=16", "layered:layer=3"]
     job = Job(
-        profile=arms[0].profile.model_dump(exclude={"extends"}),
-        arms=tuple(ArmSpec(arm.name, arm.profile.withdrawal.model_dump()) for arm in arms),
+        profile=arms[0].profile,
+        arms=tuple(arms),
         items=(ItemSpec(("a.png",), "?"),),
     )
-    sent = from_json(to_json(job))
-    check_stack(policy_of(sent, sent.arms[1]))
-    assert [said(policy_of(sent, arm)) for arm in sent.arms] == [
+    sent = pickle.loads(pickle.dumps(job))
+    check_stack(sent.arms[1].policy)
+    assert [said(arm.policy) for arm in sent.arms] == [
         "no withdrawal",
         "from layer 2, then after 16 tokens",
         "after 16 tokens",

@@ -1,30 +1,43 @@
-"""Which policies a measurement compares: `baseline` first, then what the user names.
+"""What a measurement compares, as plain data: the baseline first, then what the user names.
 
-Each arm is the user's own profile with another withdrawal, resolved like any other. It does not
-know how arms are run.
+Each arm is the user's own profile with another withdrawal. One job is one cell of the report: all
+arms at one batch size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-from mvw_cli.bench.documents import BASELINE
-
-if TYPE_CHECKING:
-    from mvw_cli.profiles.schema import Profile
+from mvw_cli.bench.documents import BASELINE, ItemSource, Mode
+from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.engine.types import GenerationSettings
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.profiles.resolution import generation_settings, resolve
+from mvw_cli.profiles.schema import Profile
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 USUAL_M = 16
-"""Where neither the user nor the profile names a moment."""
+"""Where neither the user nor the profile names a withdrawal step."""
 
 
 @dataclass(frozen=True, slots=True)
-class NamedArm:
+class ArmSpec:
     """One arm of a comparison."""
 
     name: str
+    """As in `documents.Arm.name`."""
     profile: Profile
+
+    @property
+    def policy(self) -> WithdrawalPolicy:
+        """The withdrawal policy of its profile.
+
+        Raises:
+            PluginProblem: the policy can't be used.
+            ValueError: its fields don't suit it.
+        """
+        return withdrawal_policy(self.profile)
 
 
 def choose_arms(
@@ -34,7 +47,7 @@ def choose_arms(
     moments: Sequence[int | str] = (),
     until: Sequence[str] = (),
     policies: Sequence[str] = (),
-) -> list[NamedArm]:
+) -> list[ArmSpec]:
     """Name and resolve the arms.
 
     Args:
@@ -47,12 +60,10 @@ def choose_arms(
         UsageProblem: a profile, key or value that is wrong.
         PluginProblem: an adapter or policy can't be used.
     """
-    from mvw_cli.profiles.resolution import resolve
-    from mvw_cli.profiles.withdrawal import withdrawal_policy
 
-    def arm(name: str, **withdrawal: object) -> NamedArm:
+    def arm(name: str, **withdrawal: object) -> ArmSpec:
         changed = {f"withdrawal.{key}": value for key, value in withdrawal.items()}
-        return NamedArm(name, resolve(profile, {**flags, **changed}).profile)
+        return ArmSpec(name, resolve(profile, {**flags, **changed}).profile)
 
     arms = [arm(BASELINE, policy="none")]
     arms += [arm(f"m={m}", policy="mvw", m=m) for m in moments if isinstance(m, int)]
@@ -63,5 +74,62 @@ def choose_arms(
         if own.withdrawal.policy == "none":
             arms.append(arm(f"m={USUAL_M}", policy="mvw", m=USUAL_M))
         else:
-            arms.append(NamedArm(withdrawal_policy(own).describe(), own))
+            arms.append(ArmSpec(withdrawal_policy(own).describe(), own))
     return arms
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a process needs to know to measure one cell.
+
+    Raises:
+        ValueError: no arms or no items, two arms of one name, or a count below its least.
+    """
+
+    profile: Profile
+    """What the model is loaded with."""
+    arms: tuple[ArmSpec, ...]
+    items: tuple[ItemSpec, ...]
+    source: ItemSource = "given"
+    batch: int = 1
+    """Sequences that are admitted one after the other and then decode together."""
+    mode: Mode = "fixed"
+    new_tokens: int = 128
+    """Of each answer; at most so many in the natural mode."""
+    runs: int = 10
+    """Pairs, at least; a pair is one run of each arm, next to each other in time."""
+    min_time_s: float = 10.0
+    """Pairs go on for this long, at least."""
+    warm_up: int = 1
+    """Runs of each arm before anything counts."""
+    seed: int = 0
+    """Of the sampling, where the profile samples."""
+    random_weights: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if not names or not self.items:
+            raise ValueError("a job has arms and items")
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have one name: {names}")
+        if self.batch < 1 or self.runs < 1 or self.warm_up < 0 or self.min_time_s < 0:
+            raise ValueError("batch and runs are 1 or more, warm_up and min_time_s 0 or more")
+        if self.new_tokens < 2:
+            raise ValueError("new_tokens is 2 or more: the first one comes out of the prefill")
+
+    def turn(self, number: int) -> list[ItemSpec]:
+        """Return the items that the batch of a turn is made of: the same ones for every arm."""
+        first = number * self.batch
+        return [self.items[(first + place) % len(self.items)] for place in range(self.batch)]
+
+    def settings(self) -> GenerationSettings:
+        """Return how tokens are chosen and when a run ends.
+
+        Tokens are chosen as the profile says, so that a step costs what it costs the user. Fixed:
+        the end token is suppressed and stop words count for nothing. Natural: the profile's own
+        ends, at `new_tokens` at the latest.
+        """
+        settings = generation_settings(self.profile)
+        settings = replace(settings, max_new_tokens=self.new_tokens, seed=self.seed)
+        return settings if self.mode == "natural" else replace(settings, ignore_eos=True, stop=())

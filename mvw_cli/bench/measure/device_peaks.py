@@ -1,28 +1,33 @@
 """How fast a device moves bytes, multiplies matrices and starts kernels: measured in a few seconds.
 
 The bounds divide by these rates, so they are those of the best simple kernels, and bytes are the
-ones that a kernel must move: a CPU that reads a line before it overwrites it moves more. It does
-not know models.
+ones that a kernel must move: a CPU that reads a line before it overwrites it moves more. What was
+measured is kept in a small file for each device and setting, with its whole key, so that no other
+measurement is taken for it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mvw_cli.bench.measure.clock import Clock
-from mvw_cli.bench.measure.device_peaks_store import cache_folder, read, store
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from mvw_cli.bench.measure.phases import Clock
 from mvw_cli.bench.stats import Summary, summarise
 from mvw_cli.cost.case import Device
+from mvw_cli.environment import describe_environment
 from mvw_cli.errors import MvwError, OutOfMemory
-
-if TYPE_CHECKING:
-    import torch
+from mvw_cli.files import replacing
+from mvw_cli.profiles.store import user_folder
 
 _VERSION = 1
 _ROUNDS, _FEWEST = 9, 5
@@ -57,13 +62,11 @@ def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Devi
         OutOfMemory: not even small tensors fit beside what is there.
         MvwError: there is no such device, or it can't compute in this dtype.
     """
-    import torch
-
     folder = cache_folder() if cache_dir is None else cache_dir
     try:
         place = _device(device)
         key = _key(place, dtype)
-        known = read(folder, key)
+        known = _read(folder, key)
         if known is not None:
             return known
         with torch.inference_mode():
@@ -82,7 +85,7 @@ def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Devi
         ) from error
     if spread:
         return replace(found, reference=f"{found.reference}, {UNSTABLE}: {spread}")
-    store(folder, key, found)
+    _store(folder, key, found)
     return found
 
 
@@ -120,8 +123,6 @@ def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
 
 def _moving(place: torch.device, clock: Clock) -> list[Summary]:
     """Measure bytes per second of a copy, of a sum of two, and of reading alone."""
-    import torch
-
     count = _tensor_bytes(place) // 4
     one, other, third = (torch.ones(count, device=place) for _ in range(3))
     size = 4 * count
@@ -134,8 +135,6 @@ def _moving(place: torch.device, clock: Clock) -> list[Summary]:
 
 def _multiplying(place: torch.device, dtype: str, clock: Clock) -> Summary:
     """Measure FLOPs per second of a product of square matrices, at the side that does best."""
-    import torch
-
     best: Summary | None = None
     for side in _SIDES:
         left, right = (
@@ -156,8 +155,6 @@ def _multiplying(place: torch.device, dtype: str, clock: Clock) -> Summary:
 
 def _starting(place: torch.device, clock: Clock) -> Summary:
     """Measure how many of the smallest kernels run per second, one after the other."""
-    import torch
-
     number = torch.zeros(1, device=place)
 
     def many() -> None:
@@ -190,8 +187,6 @@ def _best(rates: Summary) -> float:
 
 def _tensor_bytes(place: torch.device) -> int:
     """Choose the size of a tensor: far beyond the caches, and three of them in what is free."""
-    import torch
-
     most = _MOST_BYTES.get(place.type, _MOST_BYTES["cpu"])
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
@@ -205,8 +200,6 @@ def _tensor_bytes(place: torch.device) -> int:
 
 
 def _device(device: str) -> torch.device:
-    import torch
-
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():
@@ -215,14 +208,10 @@ def _device(device: str) -> torch.device:
 
 
 def _name(place: torch.device) -> str:
-    from mvw_cli.environment import describe_environment
-
     return describe_environment(str(place)).device_name
 
 
 def _memory(place: torch.device) -> int | None:
-    import torch
-
     if place.type == "cuda":
         return int(torch.cuda.get_device_properties(place).total_memory)
     with suppress(OSError, ValueError, AttributeError):  # not on every platform
@@ -237,8 +226,6 @@ def _free_memory() -> int:
 
 
 def _key(place: torch.device, dtype: str) -> dict[str, Any]:
-    import torch
-
     return {
         "version": _VERSION,
         "device": _name(place),
@@ -247,3 +234,36 @@ def _key(place: torch.device, dtype: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+# -- what was measured before -----------------------------------------------------------------
+
+
+def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """Return where measurements are kept; the folder need not exist."""
+    return user_folder(env).parent / "cache"
+
+
+def _read(folder: Path, key: dict[str, Any]) -> Device | None:
+    """Read a former measurement; None where there is none that can be used."""
+    try:
+        document = json.loads(_file(folder, key).read_text("utf-8"))
+        if document["key"] != key:
+            return None
+        return TypeAdapter(Device).validate_python(document["measured"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _store(folder: Path, key: dict[str, Any], found: Device) -> None:
+    """Keep a measurement; that it can't be kept is no reason to fail."""
+    document = json.dumps({"key": key, "measured": asdict(found)}, indent=2)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(_file(folder, key)) as file:
+            file.write(document.encode("utf-8") + b"\n")
+
+
+def _file(folder: Path, key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return folder / f"calibration-{digest[:16]}.json"

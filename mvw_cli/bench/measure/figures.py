@@ -11,7 +11,7 @@ from statistics import median
 
 from mvw_cli.bench.documents import Arm, Memory, Mode, Phases
 from mvw_cli.bench.measure import events
-from mvw_cli.bench.measure.energy import per_token
+from mvw_cli.bench.measure.gpu import per_token
 from mvw_cli.bench.measure.run import Run, Step
 from mvw_cli.bench.stats import Ratio, Summary, paired_ratio, summarise
 from mvw_cli.engine.types import Finished

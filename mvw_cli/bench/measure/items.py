@@ -1,23 +1,23 @@
-"""What a measurement asks about: the user's own images, or generated ones.
-
-It does not know what is measured.
-"""
+"""What a measurement asks about: the user's own images, or generated ones."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
+from PIL import Image
+
+from mvw_cli.adapter import Adapter
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.documents import ItemSource
+from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.errors import UsageProblem
-
-if TYPE_CHECKING:
-    from mvw_cli.adapter import Adapter
+from mvw_cli.images.reading import open_image
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.session import Session
 
 QUESTION = "Describe this image in detail."
 """Asked of generated images, where the user asks nothing."""
@@ -25,11 +25,22 @@ _CELLS = 24
 
 
 @dataclass(frozen=True, slots=True)
+class ItemSpec:
+    """One question about one or more image files."""
+
+    images: tuple[str, ...]
+    """Paths."""
+    question: str
+    reference: str | None = None
+    """The right answer, where the user has it; no measurement of speed reads it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Items:
     """The items, and where they come from."""
 
     items: tuple[ItemSpec, ...]
-    source: Literal["given", "folder", "generated"]
+    source: ItemSource
     meaningful: bool
     """Whether answers to them tell anything: not so of noise."""
 
@@ -77,9 +88,20 @@ def generated_items(
 
 def _noise(path: Path, size: tuple[int, int], seed: int) -> Path:
     """Write smooth noise, which compresses and scales like a photograph rather than like static."""
-    from PIL import Image
-
     pixels = random.Random(seed).randbytes(3 * _CELLS * _CELLS)
     small = Image.frombytes("RGB", (_CELLS, _CELLS), pixels)
     small.resize(size, Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def ask(session: Session, item: ItemSpec, settings: GenerationSettings) -> Request:
+    """Open an item's images and encode its question, without any withdrawal.
+
+    Raises:
+        BadImage: an image can't be read.
+        OutOfMemory: the device has no room for the encoded images.
+    """
+    limit = session.loaded.spec.max_pixels
+    images = [open_image(path, max_pixels=limit).image for path in item.images]
+    asked = session.request(images, item.question)
+    return replace(asked, policy=NoWithdrawal(), settings=settings)

@@ -11,14 +11,12 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mvw_cli.bench.documents import MemoryPoint
-
-if TYPE_CHECKING:
-    from torch import device as Device
-
-    from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.slots import Slots
 
 MOST_POINTS = 200
 _PROC = Path("/proc/self")
@@ -31,7 +29,7 @@ class Watch:
         devices: those that hold the model.
     """
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[torch.device]) -> None:
         self._cuda = [device for device in devices if device.type == "cuda"]
         self._mps = any(device.type == "mps" for device in devices)
         self._points: list[MemoryPoint] = []
@@ -39,8 +37,6 @@ class Watch:
 
     def begin(self) -> None:
         """Let peaks count from here."""
-        import torch
-
         self._points.clear()
         for device in self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
@@ -85,8 +81,6 @@ class Watch:
         return thinned(self._points, events)
 
     def _device(self, cuda: str, mps: str | None) -> int | None:
-        import torch
-
         if self._cuda:
             return sum(int(getattr(torch.cuda, cuda)(device)) for device in self._cuda)
         return int(getattr(torch.mps, mps)()) if self._mps and mps else None
@@ -113,7 +107,7 @@ def process_bytes() -> int | None:
     return None
 
 
-def devices_of(model: Any) -> list[Device]:
+def devices_of(model: Any) -> list[torch.device]:
     """List the devices that hold a model's weights."""
     found = {parameter.device: None for parameter in model.parameters()}
     return list(found) or [model.device]

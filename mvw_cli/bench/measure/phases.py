@@ -1,8 +1,11 @@
 """Where the time of an answer goes that the engine's events don't tell: vision encoder, text.
 
-The vision encoder is found by what it is not: every part of the model beside its language model
-and head, as `cost.py` counts parameters. Hooks time these parts and are removed on the way out; it
-changes nothing that is computed.
+Kernels of CUDA and Metal run after the call that starts them has returned, so a clock has to wait
+for them, or to leave an event in the stream and read it later.
+
+The vision encoder is found by what it is not: every part of the model outside its language model
+and head, as parameters are counted. Hooks time these parts and are removed on the way out; nothing
+that is computed changes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,46 @@ from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
-from mvw_cli.bench.measure.clock import Clock, Mark
+import torch
+
+from mvw_cli.engine.sequence import Detokenizer
+
+Mark = Any
+"""A moment: seconds of the monotonic clock, or an event in a CUDA stream."""
+
+
+class Clock:
+    """Tells the time of one device. `now` is on the scale of the engine's events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def now(self) -> float:
+        """Wait until the device has done all it was asked for; return seconds."""
+        self.wait()
+        return perf_counter()
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was asked for."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+    def mark(self) -> Mark:
+        """Note this moment in the device's work, without a wait on CUDA."""
+        if self._device.type != "cuda":
+            return self.now()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Compute how long it took from one mark of this clock to another."""
+        if self._device.type != "cuda":
+            return float(end - start)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
 
 
 class VisionTime:
@@ -69,8 +111,6 @@ def detokenise(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> float:
 
     While decoding it is done between the steps, where it can't be told apart.
     """
-    from mvw_cli.engine.sequence import Detokenizer
-
     start = perf_counter()
     for ids in outputs:
         text = Detokenizer(tokenizer)

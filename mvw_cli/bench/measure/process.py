@@ -15,9 +15,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from signal import SIGKILL
 
-from mvw_cli.bench.measure.job import Job, from_json, to_json
-from mvw_cli.bench.measure.measure import Measured, measure
-from mvw_cli.bench.measure.turns import Progress
+from mvw_cli.bench.measure.arms import Job
+from mvw_cli.bench.measure.cell import Measured, Progress, measure
 from mvw_cli.errors import MvwError, OutOfMemory
 from mvw_cli.machine.child_process import (
     be_quiet,
@@ -55,7 +54,7 @@ def measure_apart(
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_main, args=(theirs, to_json(job)), name="mvw-profile")
+    process = context.Process(target=_main, args=(theirs, job), name="mvw-profile")
     try:
         with signals_blocked():
             process.start()
@@ -111,7 +110,7 @@ def _died(code: int, job: Job) -> MvwError:
     return MvwError(what, cause=cause, hint="mvw profile --in-process")
 
 
-def _main(connection: Connection, written: str) -> None:
+def _main(connection: Connection, job: Job) -> None:
     """Measure what the pipe's other end asks for, and tell it what came of it."""
     be_quiet()
     stop = threading.Event()
@@ -127,7 +126,7 @@ def _main(connection: Connection, written: str) -> None:
 
     threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
     try:
-        came: object = measure(from_json(written), progress=tell, stopping=stop.is_set)
+        came: object = measure(job, progress=tell, stopping=stop.is_set)
     except Exception as error:
         came = portable(error)
     with suppress(OSError):

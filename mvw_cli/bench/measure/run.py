@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
 
-from mvw_cli.bench.measure.clock import Clock
-from mvw_cli.bench.measure.energy import Nvml, Window
 from mvw_cli.bench.measure.events import note_withdrawn
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.gpu import MOST_STEPS, Nvml, Window, covered, trace, traceable
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.measure.memory import Watch
-from mvw_cli.bench.measure.phases import VisionTime, detokenise, watched_vision
+from mvw_cli.bench.measure.phases import Clock, VisionTime, detokenise, watched_vision
+from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import (
     Admitted,
     Event,
@@ -31,13 +30,9 @@ from mvw_cli.engine.types import (
     Token,
     Withdrawn,
 )
-from mvw_cli.images.reading import open_image
+from mvw_cli.images.reading import ImageFile, open_image
 from mvw_cli.policy import WithdrawalPolicy
-
-if TYPE_CHECKING:
-    from mvw_cli.engine.slots import Slots
-    from mvw_cli.images.reading import ImageFile
-    from mvw_cli.session import Session
+from mvw_cli.session import Session
 
 
 class Stopped(Exception):
@@ -166,6 +161,35 @@ class Runner:
                 self._check()
                 events = slots.step()
         return next((event.at for event in events if isinstance(event, Token)), start) - start
+
+    def kernel_seconds(
+        self, items: Sequence[ItemSpec], policy: WithdrawalPolicy | None
+    ) -> float | None:
+        """Measure how long kernels run in a decode step, on average over the first steps of a run.
+
+        Returns:
+            None without a policy, where the device can't be traced, or where nothing was decoded.
+        """
+        device = self.session.loaded.model.device
+        if policy is None or not traceable(device):
+            return None
+        steps = 0
+        requests = self.encode(items, self.read(items), policy)
+        with self.session.serving() as slots:
+            for request in requests:
+                slots.admit(request)
+
+            def decode() -> None:
+                nonlocal steps
+                while slots.active and steps < MOST_STEPS:
+                    slots.step()
+                    steps += 1
+
+            spans = trace(decode, device)
+            for request in requests:
+                if request.id in slots.active:
+                    slots.drop(request.id)
+        return covered(spans) / 1e6 / steps if spans and steps else None
 
     def _admit(self, slots: Slots, request: Request) -> list[Event]:
         self._check()

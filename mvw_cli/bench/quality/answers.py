@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers
-from mvw_cli.bench.quality.asking import ask
+from mvw_cli.bench.measure.items import ask
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import divergences
 from mvw_cli.bench.quality.judging import answers_match
@@ -26,7 +26,7 @@ from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.text import error_line
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.measure.job import ItemSpec
+    from mvw_cli.bench.measure.items import ItemSpec
     from mvw_cli.session import Session
 
 Progress = Callable[[int, str], None]

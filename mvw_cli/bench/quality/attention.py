@@ -18,8 +18,7 @@ from typing import Any, ClassVar, Protocol
 from transformers import DynamicCache
 
 from mvw_cli.bench.documents import AttentionMass
-from mvw_cli.bench.measure.job import ItemSpec
-from mvw_cli.bench.quality.asking import ask
+from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import sliding_windows
 from mvw_cli.engine.types import Failed, GenerationSettings, Request

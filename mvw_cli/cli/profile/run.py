@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.batch.source.paths import Source
@@ -27,13 +28,9 @@ from mvw_cli.bench.documents import (
     Workload,
     read_report,
 )
-from mvw_cli.bench.measure import device_peaks
-from mvw_cli.bench.measure.arms import NamedArm, choose_arms
+from mvw_cli.bench.measure.arms import ArmSpec, Job, choose_arms
 from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
-from mvw_cli.bench.measure.job import ArmSpec, Job
-from mvw_cli.bench.measure.measure import Measured, measure
 from mvw_cli.bench.quality.answers import compare_answers
-from mvw_cli.bench.quality.attention import attention_mass
 from mvw_cli.bench.verdict.suggest import with_suggestion
 from mvw_cli.bench.verdict.verdict import verdicts
 from mvw_cli.cli.process import (
@@ -50,8 +47,10 @@ from mvw_cli.cost.gpus import named_gpu
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
-from mvw_cli.profiles.withdrawal import withdrawal_policy
 from mvw_cli.session import Session, open_session
+
+if TYPE_CHECKING:
+    from mvw_cli.bench.measure.cell import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class _Context:
     view: ProfileView
     resolved: Resolved
     adapter: Adapter
-    arms: list[NamedArm]
+    arms: list[ArmSpec]
     items: Items
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     clock: float = field(default_factory=time.perf_counter)
@@ -240,13 +239,14 @@ def _measure(context: _Context) -> int:
 
 
 def _cell(context: _Context, batch: int, shutdown: ShutdownRequest) -> Measured:
-    from mvw_cli.bench.measure.process import measure_apart  # imports torch
+    from mvw_cli.bench.measure.cell import measure  # imports torch
+    from mvw_cli.bench.measure.process import measure_apart
 
     task, arms = context.task, context.arms
     generation = context.resolved.profile.generation
     job = Job(
-        profile=context.resolved.profile.model_dump(exclude={"extends"}),
-        arms=tuple(ArmSpec(arm.name, arm.profile.withdrawal.model_dump()) for arm in arms),
+        profile=context.resolved.profile,
+        arms=tuple(arms),
         items=context.items.items,
         source=context.items.source,
         batch=batch,
@@ -302,7 +302,7 @@ def _compare(context: _Context, shutdown: ShutdownRequest, found: _Quality) -> N
         found.answers = compare_answers(
             session,
             items,
-            {arm.name: withdrawal_policy(arm.profile) for arm in arms},
+            {arm.name: arm.policy for arm in arms},
             progress=lambda number, doing: view.progress(
                 f"Comparing the answers, {doing}, item", number, len(items)
             ),
@@ -319,6 +319,8 @@ def _attention(
     def tick() -> None:
         if shutdown.requested:
             raise _Stopped
+
+    from mvw_cli.bench.quality.attention import attention_mass  # imports torch
 
     try:
         return attention_mass(session, context.items.items[0], tick=tick)
@@ -342,7 +344,9 @@ def _case(context: _Context, found: Workload | None) -> Case:
     if task.gpu is not None:
         return replace(case, device=named_gpu(task.gpu, case.dtype))
     context.view.stage("Measuring the device's bandwidth and matrix rate")
-    return replace(case, device=device_peaks.calibrate(profile.device, case.dtype))
+    from mvw_cli.bench.measure.device_peaks import calibrate  # imports torch
+
+    return replace(case, device=calibrate(profile.device, case.dtype))
 
 
 def _report(context: _Context, found: Sequence[Measured], quality: _Quality) -> Report:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import pickle
+from dataclasses import replace
+from typing import Any
 
-from mvw_cli.bench.measure.arms import choose_arms
+import pytest
+from planted import arm_spec
+
+from mvw_cli.bench.measure.arms import Job, choose_arms
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.errors import PluginProblem
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.profiles.resolution import resolve
 
 
 def named(*args: object, **more: object) -> dict[str, tuple[str, object, object]]:
@@ -48,3 +57,56 @@ def test_other_flags_hold_for_every_arm() -> None:
 def test_a_policy_that_there_is_not() -> None:
     with pytest.raises(PluginProblem, match="nowhere"):
         choose_arms("shapes", {}, policies=("nowhere",))
+
+
+# -- a job ----------------------------------------------------------------------------------
+
+
+BASELINE, LATER = (
+    arm_spec("baseline", {"policy": "none"}),
+    arm_spec("m=16", {"policy": "mvw", "m": 16}),
+)
+ITEMS = tuple(ItemSpec((f"{name}.png",), f"what is in {name}?", None) for name in "abc")
+
+
+def job(**given: Any) -> Job:
+    values = resolve(None, {"generation.stop": ["."], "generation.temperature": 0.7}, env={})
+    return Job(**{"profile": values.profile, "arms": (BASELINE, LATER), "items": ITEMS,
+                  **given})  # fmt: skip
+
+
+def test_a_job_comes_back_from_another_process() -> None:
+    whole = job(batch=4, mode="natural", source="folder", random_weights=True, min_time_s=0.5)
+    assert pickle.loads(pickle.dumps(whole)) == whole
+
+
+def test_arms_are_the_policies_that_they_name() -> None:
+    whole = job()
+    assert [arm.policy for arm in whole.arms] == [NoWithdrawal(), Mvw(m=16)]
+
+
+def test_a_fixed_length_ends_nowhere_else_and_a_natural_one_as_the_profile_says() -> None:
+    fixed = job(new_tokens=40, seed=3).settings()
+    assert (fixed.max_new_tokens, fixed.ignore_eos, fixed.stop, fixed.seed) == (40, True, (), 3)
+    assert fixed.temperature == 0.7  # chosen as the user's tokens are
+    natural = job(new_tokens=40, mode="natural").settings()
+    assert (natural.max_new_tokens, natural.ignore_eos, natural.stop) == (40, False, (".",))
+
+
+def test_batches_go_round_the_items() -> None:
+    whole = job(batch=2)
+    turns = [[item.images[0] for item in whole.turn(number)] for number in range(3)]
+    assert turns == [["a.png", "b.png"], ["c.png", "a.png"], ["b.png", "c.png"]]
+    assert [item.images[0] for item in job(batch=5).turn(0)] == [
+        "a.png", "b.png", "c.png", "a.png", "b.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"arms": ()}, {"items": ()}, {"arms": (BASELINE, BASELINE)}, {"batch": 0}, {"runs": 0},
+     {"new_tokens": 1}, {"warm_up": -1}, {"min_time_s": -1.0}],
+)  # fmt: skip
+def test_what_can_t_be_measured_is_no_job(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        replace(job(), **wrong)

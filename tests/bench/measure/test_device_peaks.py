@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from mvw_cli.bench.measure import device_peaks as calibration
-from mvw_cli.bench.measure.device_peaks import UNSTABLE, calibrate
-from mvw_cli.bench.measure.device_peaks_store import cache_folder
+from mvw_cli.bench.measure.device_peaks import UNSTABLE, cache_folder, calibrate
 from mvw_cli.bench.stats import summarise
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, Family, build
 
-from mvw_cli.bench.measure.clock import Clock
-from mvw_cli.bench.measure.phases import detokenise, vision_parts, watched_vision
+from mvw_cli.bench.measure.phases import Clock, detokenise, vision_parts, watched_vision
 from mvw_cli.plugins.lookup import load_adapter
 
 TOWERS = {

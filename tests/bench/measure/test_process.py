@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 from planted import job
 
-from mvw_cli.bench.measure.job import to_json
 from mvw_cli.bench.measure.process import _died, measure_apart
 from mvw_cli.errors import MvwError, OutOfMemory, PluginProblem
 
@@ -63,7 +63,7 @@ def test_a_cell_comes_back_from_a_fresh_process(tmp_path: Path) -> None:
 
 def test_errors_are_the_user_s_here_too(tmp_path: Path) -> None:
     whole = job(tmp_path)
-    unknown = replace(whole, profile=whole.profile | {"adapter": "nobody"})
+    unknown = replace(whole, profile=whole.profile.model_copy(update={"adapter": "nobody"}))
     with pytest.raises(PluginProblem, match="nobody") as problem:
         measure_apart(unknown)
     assert problem.value.hint == "mvw list adapters"
@@ -101,11 +101,10 @@ def test_other_ends_name_another_way(tmp_path: Path, code: int) -> None:
 
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
-    (tmp_path / "job.json").write_text(to_json(job(tmp_path, runs=100_000)))
+    (tmp_path / "job").write_bytes(pickle.dumps(job(tmp_path, runs=100_000)))
     (tmp_path / "parent.py").write_text(
-        "import os, signal, sys\n"
+        "import os, pickle, signal, sys\n"
         "from pathlib import Path\n"
-        "from mvw_cli.bench.measure.job import from_json\n"
         "from mvw_cli.bench.measure.process import _died, measure_apart\n"
         "def told(text, done, total):\n"
         "    if 'pair 2' in text:\n"
@@ -113,10 +112,10 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         "        print(pids, flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__':\n"
-        "    measure_apart(from_json(Path(sys.argv[1]).read_text()), progress=told)\n"
+        "    measure_apart(pickle.loads(Path(sys.argv[1]).read_bytes()), progress=told)\n"
     )
     done = subprocess.run(
-        [sys.executable, tmp_path / "parent.py", tmp_path / "job.json"],
+        [sys.executable, tmp_path / "parent.py", tmp_path / "job"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -18,7 +18,7 @@ from sessions import GREEDY, answered, at, opened, tiny
 
 from mvw_cli import LoadedModel, VisionLayout
 from mvw_cli.bench.documents import Answers, Comparison
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.answers import ALONG, compare_answers
 from mvw_cli.engine import Request
 from mvw_cli.engine.slots import Slots

@@ -16,7 +16,7 @@ from sessions import GREEDY, IMAGE, answered, asked, family, opened, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.adapter import unchanged
-from mvw_cli.bench.measure.job import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.attention import attention_mass, mass_of, spread
 from mvw_cli.engine import Request
 from mvw_cli.oracle.masked import extended

@@ -27,8 +27,7 @@ from processes import Ran
 
 from mvw_cli.__main__ import main
 from mvw_cli.batch.source.paths import Source
-from mvw_cli.bench.measure.items import own_items
-from mvw_cli.bench.quality.asking import ask
+from mvw_cli.bench.measure.items import ask, own_items
 from mvw_cli.calibrate.dyvte import search as dyvte_search
 from mvw_cli.calibrate.dyvte.gates import read_gates
 from mvw_cli.calibrate.dyvte.labels import label_question

@@ -15,7 +15,7 @@ from planted import MIB, Plan, job, planted
 
 from mvw_cli.bench.documents import Arm
 from mvw_cli.bench.measure import memory
-from mvw_cli.bench.measure.measure import Measured, measure
+from mvw_cli.bench.measure.cell import Measured, measure
 from mvw_cli.bench.stats import FEWEST_PAIRS, Summary
 from mvw_cli.errors import ModelProblem, OutOfMemory
 
@@ -311,7 +311,7 @@ class Gpus:
 def test_energy_is_taken_over_whole_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvw_cli.bench.measure import measure as module
+    from mvw_cli.bench.measure import cell as module
 
     monkeypatch.setattr(module, "nvml", lambda devices: nullcontext(Gpus()))
     plan = Plan(preprocess=0.2, prefill=0.3)
@@ -327,7 +327,7 @@ def test_energy_is_taken_over_whole_answers(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_device_is_waited_for_and_its_memory_told(tmp_path: Path) -> None:
-    profile = {**job(tmp_path).profile, "device": "cuda"}
+    profile = job(tmp_path).profile.model_copy(update={"device": "cuda"})
     whole = replace(job(tmp_path, runs=3, batch=2), profile=profile)
     measured = measure(whole)
     assert measured.model.device == "cuda:0"

@@ -1,33 +1,38 @@
 """All arms at one batch size, measured in this process.
 
 First the warm-up, of which nothing counts; then one run of each arm that is watched for memory and
-not timed; then the turns that count (`turns.py`), and at last one run whose kernels are traced. It
-does not know what the figures will be held against.
+not timed; then the turns that count, and at last one run whose kernels are traced.
+
+In each turn every arm runs once, one after the other, on the same items. Another arm begins each
+turn (A B C, B C A, C A B), so that none owes anything to its place. In each turn the baseline also
+runs without the profiler's marks, before or after its marked run in alternation, so that what the
+marks cost is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from time import perf_counter
 
 from mvw_cli.bench.documents import BASELINE, Arm, Cell, Memory, Model, Workload
 from mvw_cli.bench.measure import events, figures, memory
-from mvw_cli.bench.measure.busy import kernel_seconds
-from mvw_cli.bench.measure.energy import nvml
-from mvw_cli.bench.measure.job import Job, policy_of, profile_of, settings_of
-from mvw_cli.bench.measure.turns import Counter, Progress, Samples, run_turns
-from mvw_cli.bench.stats import Ratio
+from mvw_cli.bench.measure.arms import Job
+from mvw_cli.bench.measure.gpu import nvml
+from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.measure.run import Run, Runner, Stopped
+from mvw_cli.bench.stats import Ratio, paired_ratio
+from mvw_cli.cost.shape import Shape, shape_of
+from mvw_cli.engine.memory import relieve
 from mvw_cli.environment import Environment, describe_environment
 from mvw_cli.errors import ModelProblem, OutOfMemory
+from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.session import Session, open_session
 from mvw_cli.text import error_line
 
-if TYPE_CHECKING:
-    from mvw_cli.bench.measure.run import Runner
-    from mvw_cli.cost.shape import Shape
-    from mvw_cli.policy import WithdrawalPolicy
-    from mvw_cli.session import Session
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many runs are done, and how many there will be at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,86 @@ class Measured:
     """Whether it was stopped before all pairs were there."""
     ended: str | None = None
     """What ended it before that, where something went wrong after the first whole turn."""
+
+
+@dataclass(slots=True)
+class Counter:
+    """Counts runs, and tells."""
+
+    tell: Progress
+    total: int
+    done: int = 0
+
+    def say(self, text: str) -> None:
+        """Tell what is being done now."""
+        self.total = max(self.total, self.done + 1)
+        self.tell(text, self.done, self.total)
+
+
+@dataclass(slots=True)
+class Samples:
+    """Runs that count."""
+
+    runs: dict[str, list[Run]]
+    """By arm; of whole turns alone, and so of one length."""
+    marked_s: list[float] = field(default_factory=list)
+    """Decoding of the baseline, in the turns in which it also ran unmarked."""
+    bare_s: list[float] = field(default_factory=list)
+    """The same without marks."""
+
+    @property
+    def pairs(self) -> int:
+        """Number of whole turns."""
+        return min(map(len, self.runs.values()))
+
+    @property
+    def profiler_cost(self) -> Ratio | None:
+        """Decoding with marks over decoding without; None where there is no baseline."""
+        return paired_ratio(self.marked_s, self.bare_s) if self.bare_s else None
+
+
+def run_turns(
+    job: Job,
+    runner: Runner,
+    policies: Mapping[str, WithdrawalPolicy],
+    samples: Samples,
+    counter: Counter,
+) -> None:
+    """Run until there are enough pairs and enough time has gone by.
+
+    A turn that is stopped leaves nothing behind.
+    """
+    begun, turn = perf_counter(), 0
+    while turn < job.runs or perf_counter() - begun < job.min_time_s:
+        items, runs, bare_s = job.turn(turn), {}, 0.0
+        pair = f"pair {turn + 1}" + (f" of {job.runs}" if turn < job.runs else "")
+        first = turn % len(policies)
+        order = [*policies][first:] + [*policies][:first]
+        for name in order:
+            policy = policies[name]
+            compared = name == BASELINE and turn < job.runs
+            if compared and turn % 2:
+                bare_s = _bare(runner, items, policy, counter, pair)
+            counter.say(f"{name}: {pair}")
+            runs[name] = runner.run(items, policy)
+            counter.done += 1
+            if compared and not turn % 2:
+                bare_s = _bare(runner, items, policy, counter, pair)
+        for name, run in runs.items():
+            samples.runs[name].append(run)
+        if bare_s and runs[BASELINE].steps:
+            samples.marked_s.append(runs[BASELINE].decode_s)
+            samples.bare_s.append(bare_s)
+        turn += 1
+
+
+def _bare(
+    runner: Runner, items: list[ItemSpec], policy: WithdrawalPolicy, counter: Counter, pair: str
+) -> float:
+    counter.say(f"{BASELINE}, unmarked: {pair}")
+    seconds = runner.bare(items, policy)
+    counter.done += 1
+    return seconds
 
 
 def measure(
@@ -67,16 +152,13 @@ def measure(
         ModelProblem: the model can't be loaded, or not be served exactly, or has nothing to decode.
         OutOfMemory: the model does not fit, or the batch not beside it.
     """
-    from mvw_cli.bench.measure.run import Runner, Stopped
-    from mvw_cli.session import open_session
-
-    policies = {arm.name: policy_of(job, arm) for arm in job.arms}
-    profile, unmarked = profile_of(job), job.runs * (BASELINE in policies)
+    policies = {arm.name: arm.policy for arm in job.arms}
+    unmarked = job.runs * (BASELINE in policies)
     steps = Counter(progress, (job.warm_up + 1 + job.runs) * len(policies) + unmarked)
     if session is None:
         steps.say("loading the model")
         session = open_session(
-            profile,
+            job.profile,
             slots=job.batch,
             allow_pickle=job.allow_pickle,
             random_weights=job.random_weights,
@@ -89,7 +171,7 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(_smaller_batch(job))
         gpus = stack.enter_context(nvml(memory.devices_of(model)))
-        runner = Runner(session, settings_of(job), profile.images.max_pixels, stopping, gpus)
+        runner = Runner(session, job.settings(), job.profile.images.max_pixels, stopping, gpus)
         workload = _workload(job, runner)
         try:
             for number in range(job.warm_up):
@@ -104,7 +186,7 @@ def measure(
                 steps.done += 1
             run_turns(job, runner, policies, samples, steps)
             # Last, as a tracer that was once loaded may slow what comes after it.
-            kernels = kernel_seconds(runner, job.turn(0), policies.get(BASELINE))
+            kernels = runner.kernel_seconds(job.turn(0), policies.get(BASELINE))
         except Stopped:
             stopped = True
         except Exception as error:
@@ -126,8 +208,6 @@ def measure(
 
 def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | None) -> Memory:
     """Make a run that is watched, on the items of the first turn."""
-    from mvw_cli.engine.memory import relieve
-
     model = runner.session.loaded.model
     watch = memory.Watch(memory.devices_of(model))
     relieve(model.device)
@@ -157,8 +237,6 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
 
 def _shape(session: Session) -> Shape | None:
     """Count the model from its configuration; None of an adapter that can't be counted."""
-    from mvw_cli.cost.shape import shape_of
-
     try:
         return shape_of(session.adapter, session.loaded.model.config)
     except Exception:  # of adapters by others, which need not tell it
@@ -218,15 +296,11 @@ def _cell(
 
 @contextmanager
 def _smaller_batch(job: Job) -> Iterator[None]:
-    """Where a batch does not fit, name the way out that there is: a smaller one."""
+    """Where a batch does not fit, hint a smaller one."""
     try:
         yield
     except OutOfMemory as error:
         if job.batch > 1:
-            error.hint = f"mvw profile --batch {_halves(job.batch)}"
+            sizes = sorted({1, max(1, job.batch // 4), job.batch // 2})
+            error.hint = f"mvw profile --batch {','.join(map(str, sizes))}"
         raise
-
-
-def _halves(batch: int) -> str:
-    sizes: Sequence[int] = sorted({1, max(1, batch // 4), batch // 2})
-    return ",".join(map(str, sizes))

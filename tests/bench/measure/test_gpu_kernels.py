@@ -10,10 +10,9 @@ import pytest
 import torch
 from planted import Plan, job, planted
 
-from mvw_cli.bench.measure import busy
-from mvw_cli.bench.measure.busy import covered, kernel_seconds, trace
-from mvw_cli.bench.measure.job import settings_of
-from mvw_cli.bench.measure.measure import measure
+from mvw_cli.bench.measure import run
+from mvw_cli.bench.measure.cell import measure
+from mvw_cli.bench.measure.gpu import covered, trace
 from mvw_cli.bench.measure.run import Runner
 from mvw_cli.policies.none import NoWithdrawal
 
@@ -53,8 +52,8 @@ def pretend(patch: pytest.MonkeyPatch, each_us: float) -> list[int]:
             steps[0] += 1
         return plain(self)
 
-    patch.setattr(busy, "traceable", lambda device: True)
-    patch.setattr(busy, "trace", lambda work, device: (steps.append(0), traced(work, device))[1])
+    patch.setattr(run, "traceable", lambda device: True)
+    patch.setattr(run, "trace", lambda work, device: (steps.append(0), traced(work, device))[1])
     patch.setattr(Slots, "step", step)
     return steps
 
@@ -66,8 +65,8 @@ def test_kernels_are_counted_over_the_first_steps(
     asked = job(tmp_path, new_tokens=tokens)
     session = planted(Plan(), monkeypatch)
     steps = pretend(monkeypatch, 1500.0)
-    runner = Runner(session, settings_of(asked), None, lambda: False)
-    found = kernel_seconds(runner, asked.turn(0), NoWithdrawal())
+    runner = Runner(session, asked.settings(), None, lambda: False)
+    found = runner.kernel_seconds(asked.turn(0), NoWithdrawal())
     assert steps == [traced]
     assert found == pytest.approx(1.5e-3)
 
@@ -76,12 +75,12 @@ def test_nothing_is_claimed_of_a_device_that_can_not_be_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = job(tmp_path)
-    runner = Runner(planted(Plan(), monkeypatch), settings_of(asked), None, lambda: False)
-    assert kernel_seconds(runner, asked.turn(0), NoWithdrawal()) is None
-    monkeypatch.setattr(busy, "traceable", lambda device: True)
-    monkeypatch.setattr(busy, "trace", lambda work, device: work())
-    assert kernel_seconds(runner, asked.turn(0), NoWithdrawal()) is None
-    assert kernel_seconds(runner, asked.turn(0), None) is None
+    runner = Runner(planted(Plan(), monkeypatch), asked.settings(), None, lambda: False)
+    assert runner.kernel_seconds(asked.turn(0), NoWithdrawal()) is None
+    monkeypatch.setattr(run, "traceable", lambda device: True)
+    monkeypatch.setattr(run, "trace", lambda work, device: work())
+    assert runner.kernel_seconds(asked.turn(0), NoWithdrawal()) is None
+    assert runner.kernel_seconds(asked.turn(0), None) is None
 
 
 def test_a_cell_says_how_busy_the_device_is(

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import job
+from planted import arm_spec, job
 from sessions import tiny
 
 from mvw_cli.bench.bounds import with_bounds
-from mvw_cli.bench.measure.job import ArmSpec
-from mvw_cli.bench.measure.measure import measure
+from mvw_cli.bench.measure.cell import measure
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.plugins.lookup import load_adapter
-from mvw_cli.profiles.resolution import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +65,7 @@ POLICIES = {
 
 @pytest.mark.parametrize("adapter", ["hf", "kimi-vl", "llava-cot"])
 def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Path) -> None:
-    profile = {name: resolve(None, {"withdrawal.policy": name}, env={}) for name in POLICIES}
-    arms = [ArmSpec(name, one.profile.withdrawal.model_dump()) for name, one in profile.items()]
+    arms = [arm_spec(name, {"policy": name}) for name in POLICIES]
     whole = job(tmp_path, runs=1, batch=2, new_tokens=6)
     session = tiny(adapter)
     measured = measure(replace(whole, arms=(whole.arms[0], *arms)), session=session)

@@ -1,8 +1,12 @@
-"""What NVIDIA's management library tells of GPUs: energy used, memory that this process takes.
+"""What NVIDIA GPUs tell: energy used, memory that this process takes, and when kernels ran.
 
-Needs the extra `energy` (nvidia-ml-py) and a driver; without either, or where the driver does not
-tell a figure, there is none. The energy counter is renewed every 20 to 100 ms, so that a short
-window says little: `per_token` joins windows up to a second. It does not know what is run.
+Energy and memory come from NVIDIA's management library: they need the extra `energy`
+(nvidia-ml-py) and a driver; without either, or where the driver does not tell a figure, there is
+none. The energy counter is renewed every 20 to 100 ms, so that a short window says little:
+`per_token` joins windows up to a second.
+
+When kernels ran comes from a trace, which slows what starts kernels, and not the kernels. So it is
+made in a run of its own, and what it shows is held against steps that were timed without it.
 
 Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption (mJ since the driver was loaded,
 Volta and later); its rate of renewal: PETSc's manual on GPU energy.
@@ -11,16 +15,20 @@ Volta and later); its rate of renewal: PETSc's manual on GPU energy.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import device as Device
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 WINDOW_S = 1.0
 """Shortest time over which the counter says something: ten of its slowest renewals."""
+MOST_STEPS = 32
+"""Steps that are traced at most: a trace holds each kernel in memory."""
+Span = tuple[float, float]
+"""Start and end of a kernel, in microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +79,8 @@ class Nvml:
 
 
 @contextmanager
-def nvml(devices: Iterable[Device]) -> Iterator[Nvml | None]:
-    """Ask about the CUDA devices among these; None where there is none or nobody to ask."""
+def nvml(devices: Iterable[torch.device]) -> Iterator[Nvml | None]:
+    """Open NVML on the CUDA devices among these; None where there is none, or no NVML."""
     chosen = sorted({device.index or 0 for device in devices if device.type == "cuda"})
     try:
         import pynvml
@@ -111,8 +119,6 @@ def per_token(windows: Iterable[Window]) -> list[float]:
 
 
 def _opened(library: Any, chosen: Sequence[int]) -> Nvml | None:
-    import torch
-
     try:
         # NVML counts all GPUs, PyTorch those of CUDA_VISIBLE_DEVICES; the UUID means the same one.
         handles = [
@@ -122,3 +128,33 @@ def _opened(library: Any, chosen: Sequence[int]) -> Nvml | None:
     except (library.NVMLError, AttributeError):
         return None
     return Nvml(library, handles)
+
+
+# -- kernels ----------------------------------------------------------------------------------
+
+
+def traceable(device: torch.device) -> bool:
+    """Whether kernels of a device can be told one by one."""
+    return device.type == "cuda"
+
+
+def trace(work: Callable[[], None], device: torch.device) -> list[Span]:
+    """Do some work on a CUDA device and return when its kernels ran."""
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize(device)
+    return [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events() or []
+        if event.device_type.name == "CUDA"
+    ]
+
+
+def covered(spans: Sequence[Span]) -> float:
+    """Add up spans, what lies in several of them once."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
