@@ -316,11 +316,11 @@ def _compare(context: _Context, shutdown: ShutdownRequest, found: _Quality) -> N
 def _attention(
     context: _Context, session: Session, shutdown: ShutdownRequest
 ) -> AttentionMass | None:
+    from mvw_cli.bench.quality.attention import attention_mass  # imports torch
+
     def tick() -> None:
         if shutdown.requested:
             raise _Stopped
-
-    from mvw_cli.bench.quality.attention import attention_mass  # imports torch
 
     try:
         return attention_mass(session, context.items.items[0], tick=tick)
