@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
 
+if TYPE_CHECKING:
+    from mvw_cli.calibrate.search import Search
+    from mvw_cli.cli.calibrate.run import Task
+
 _COUNT = click.IntRange(min=1)
 _PART = click.FloatRange(0, 1)
+_PART_ABOVE_0 = click.FloatRange(0, 1, min_open=True)
+_ABOVE_0 = click.FloatRange(min=0, min_open=True)
+_MOMENTS = "1,2,4,8,16,32,64,128"
+_DTYPES = ["model", "float32", "bfloat16", "float16"]
 
 
 @click.group(short_help="Find a policy's settings on your own images.")
@@ -20,19 +28,29 @@ def calibrate() -> None:
     """Find a policy's settings on your own images, and write the profile that uses them."""
 
 
-def _option(*names: str, **given: Any) -> Callable[..., Any]:
-    """Make an option whose help tells its default."""
-    return click.option(*names, **{"show_default": True, **given})
+def _option(
+    names: str, metavar: str | None, kind: Any, default: object, help: str
+) -> Callable[..., Any]:
+    """Make an option of one search; its help tells the default, where there is one.
 
-
-def _tolerance(of: str) -> Callable[..., Any]:
-    return _option("--tolerance", metavar="PART", type=_PART, default=0.02, help=of)
+    Args:
+        names: with spaces between them, as click takes them: `-m --m moments`.
+    """
+    return click.option(
+        *names.split(),
+        metavar=metavar,
+        type=kind,
+        default=default,
+        show_default=default is not None,
+        help=help,
+    )
 
 
 def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add what says which model is asked what, and where the outcome goes.
+    """Make a command of a function that makes a search.
 
-    The command gets them as `task`, along with its own options.
+    Added are the options that say which model is asked what, and where the outcome goes; the
+    function gets them as `task`. It is called once they have been checked, and imports the search.
 
     Args:
         limit: items that are taken where the user gives no number.
@@ -48,14 +66,15 @@ def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
                 metavar="FILE",
                 help="Images, questions and answers, as `mvw batch`; paths are below --images.",
             ),
-            _option("--limit", metavar="N", type=_COUNT, default=limit),
+            click.option("--limit", metavar="N", type=_COUNT, default=limit, show_default=True),
         ]
         after: list[Callable[..., Any]] = [
-            _option(
+            click.option(
                 "-o",
                 "--output",
                 metavar="FILE",
                 default=f"{name}.yaml",
+                show_default=True,
                 help="The profile; report, charts and samples are written next to it.",
             ),
             click.option("--json", "as_json", is_flag=True, help="The report as JSON to stdout."),
@@ -74,12 +93,11 @@ def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
         @functools.wraps(command)
         def call(**given: Any) -> int:
-            from mvw_cli.cli.calibrate.run import Task
+            from mvw_cli.cli.calibrate.run import Task, run
 
             words = tuple(click.get_current_context().meta[ARGUMENTS])
             task = Task(name, words, **{one: given.pop(one) for one in asked})
-            code: int = command(task, **given)
-            return code
+            return run(task, lambda: command(task, **given))
 
         wrapped: Callable[..., Any] = call
         for option in reversed([*before, model_options, *after]):
@@ -90,30 +108,19 @@ def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 
 @calibrate.command(cls=Remembering, short_help="Find the layer for policy vtw.")
+@_option("--eta", "NATS", _ABOVE_0, 0.003, "Largest mean KL divergence that is accepted.")
 @_option(
-    "--eta",
-    metavar="NATS",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.003,
-    help="Largest mean KL divergence that is accepted.",
-)
-@_option(
-    "--from",
-    "first",
-    metavar="K",
-    type=_COUNT,
-    default=1,
-    help="First layer that may be chosen; the reference starts at 5.",
+    "--from first", "K", _COUNT, 1, "First layer that may be chosen; the reference starts at 5."
 )
 @_option(
     "--tokens",
-    metavar="N",
-    type=_COUNT,
-    default=1,
-    help="Compare the first N tokens of the answer; the published search compares 1.",
+    "N",
+    _COUNT,
+    1,
+    "Compare the first N tokens of the answer; the published search compares 1.",
 )
 @calibrating(limit=20)
-def vtw(task: Any, *, eta: float, first: int, tokens: int) -> int:
+def vtw(task: Task, *, eta: float, first: int, tokens: int) -> Search:
     """Find the decoder layer before which vision may leave the prompt (VTW, arXiv 2405.05803).
 
     For each layer K, the distribution of the first answer token with the vision gone before layer K
@@ -130,37 +137,21 @@ def vtw(task: Any, *, eta: float, first: int, tokens: int) -> int:
       mvw calibrate vtw --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
       mvw calibrate vtw --questions dev.jsonl --profile qwen2.5-vl-7b --eta 0.001 -o fast.yaml
     """
-    from mvw_cli.cli.calibrate.run import run
+    from mvw_cli.calibrate.vtw import VtwSearch
 
-    def search() -> Any:
-        from mvw_cli.calibrate.vtw import VtwSearch
-
-        return VtwSearch(eta=eta, first=first, tokens=tokens)
-
-    return run(task, search)
+    return VtwSearch(eta=eta, first=first, tokens=tokens)
 
 
 @calibrate.command(cls=Remembering, short_help="Find m, or a tag, for policy mvw.")
+@_option("-m --m moments", "N,…", Listed(_COUNT, "moments"), _MOMENTS, "Moments to try.")
 @_option(
-    "-m",
-    "--m",
-    "moments",
-    metavar="N,…",
-    type=Listed(_COUNT, "moments"),
-    default="1,2,4,8,16,32,64,128",
-    help="Moments to try.",
+    "--tags", "TAG,…", Listed(click.STRING, "tags"), None, "Tags to try as well, as </CAPTION>."
 )
-@click.option(
-    "--tags",
-    metavar="TAG,…",
-    type=Listed(click.STRING, "tags"),
-    help="Tags to try as well, as </CAPTION>.",
-)
-@_tolerance("The part of the answers that may get worse.")
+@_option("--tolerance", "PART", _PART, 0.02, "The part of the answers that may get worse.")
 @calibrating(limit=20)
 def mvw(
-    task: Any, *, moments: tuple[int, ...], tags: tuple[str, ...] | None, tolerance: float
-) -> int:
+    task: Task, *, moments: tuple[int, ...], tags: tuple[str, ...] | None, tolerance: float
+) -> Search:
     """Find the smallest m, or the earliest tag, whose answers stay within the tolerance.
 
     Every item is answered without withdrawal, without its image, and under each m and tag. The rule
@@ -175,47 +166,43 @@ def mvw(
       mvw calibrate mvw --tags "</CAPTION>"
       mvw calibrate mvw --questions dev.jsonl --limit 200 --profile llava-cot --m 16,32,64,128
     """
-    from mvw_cli.cli.calibrate.run import run
+    from mvw_cli.calibrate.mvw import MvwSearch
 
-    def search() -> Any:
-        from mvw_cli.calibrate.mvw import MvwSearch
-
-        return MvwSearch(moments=moments, tags=tags or (), tolerance=tolerance)
-
-    return run(task, search)
+    return MvwSearch(moments=moments, tags=tags or (), tolerance=tolerance)
 
 
 @calibrate.command(cls=Remembering, short_help="Find the threshold for policy mass.")
-@click.option(
+@_option(
     "--thresholds",
-    metavar="X,…",
-    type=Listed(click.FloatRange(0, 1, min_open=True), "thresholds"),
-    help="Thresholds to try.  [default: 12 quantiles of the masses seen]",
+    "X,…",
+    Listed(_PART_ABOVE_0, "thresholds"),
+    None,
+    "Thresholds to try.  [default: 12 quantiles of the masses seen]",
 )
-@_tolerance("The part of next tokens, and of answers, that may come out otherwise.")
+@_option(
+    "--tolerance",
+    "PART",
+    _PART,
+    0.02,
+    "The part of next tokens, and of answers, that may come out otherwise.",
+)
 @_option(
     "--patience",
-    metavar="N",
-    type=_COUNT,
-    default=4,
-    help="Tokens in a row for which the average must be under the threshold.",
+    "N",
+    _COUNT,
+    4,
+    "Tokens in a row for which the average must be under the threshold.",
 )
-@_option(
-    "--smoothing",
-    metavar="PART",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.3,
-    help="Weight of the newest token in the average.",
-)
+@_option("--smoothing", "PART", _PART_ABOVE_0, 0.3, "Weight of the newest token in the average.")
 @calibrating(limit=20)
 def mass(
-    task: Any,
+    task: Task,
     *,
     thresholds: tuple[float, ...] | None,
     tolerance: float,
     patience: int,
     smoothing: float,
-) -> int:
+) -> Search:
     """Find the highest threshold of the vision attention mass that keeps the answers.
 
     Each item is answered once without withdrawal, and the mass after each token is kept: where any
@@ -230,92 +217,47 @@ def mass(
       mvw calibrate mass
       mvw calibrate mass --questions dev.jsonl --profile qwen3-vl-8b-thinking --patience 8
     """
-    from mvw_cli.cli.calibrate.run import run
+    from mvw_cli.calibrate.mass import MassSearch
 
-    def search() -> Any:
-        from mvw_cli.calibrate.mass import MassSearch
-
-        return MassSearch(thresholds, tolerance, patience, smoothing)
-
-    return run(task, search)
+    return MassSearch(thresholds, tolerance, patience, smoothing)
 
 
 @calibrate.command(cls=Remembering, short_help="Train the gates of policy dyvte.")
 @_option(
     "--along",
-    type=click.Choice(["own", "reference"]),
-    default="own",
-    help="Answers to follow: the model's own, or those of the questions file.",
+    None,
+    click.Choice(["own", "reference"]),
+    "own",
+    "Answers to follow: the model's own, or those of the questions file.",
 )
 @_option(
     "--agreement",
-    metavar="PART",
-    type=_PART,
-    default=0.99,
-    help="Exit is right where more of the answer's tokens than this stay the likeliest …",
+    "PART",
+    _PART,
+    0.99,
+    "Exit is right where more of the answer's tokens than this stay the likeliest …",
 )
 @_option(
     "--loss-ratio",
-    metavar="X",
-    type=click.FloatRange(1, 1e12),
-    default=1.03,
-    help="… and the loss stays below X times the one with the vision.",
+    "X",
+    click.FloatRange(1, 1e12),
+    1.03,
+    "… and the loss stays below X times the one with the vision.",
 )
-@_option(
-    "--lr",
-    metavar="RATE",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=6e-5,
-    help="Learning rate.",
-)
-@_option(
-    "--epochs",
-    metavar="N",
-    type=_COUNT,
-    default=30,
-    help="How often each gate sees each question, on average.",
-)
-@_option(
-    "--batch",
-    metavar="N",
-    type=_COUNT,
-    default=16,
-    help="Questions in a batch of the training.",
-)
+@_option("--lr", "RATE", _PART_ABOVE_0, 6e-5, "Learning rate.")
+@_option("--epochs", "N", _COUNT, 30, "How often each gate sees each question, on average.")
+@_option("--batch", "N", _COUNT, 16, "Questions in a batch of the training.")
 @_option(
     "--held-out",
-    metavar="PART",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.2,
-    help="Part of the images to judge the gates by, never trained on.",
+    "PART",
+    click.FloatRange(0, 1, min_open=True, max_open=True),
+    0.2,
+    "Part of the images to judge the gates by, never trained on.",
 )
-@_option(
-    "--gate-dtype",
-    type=click.Choice(["model", "float32", "bfloat16", "float16"]),
-    default="model",
-    help="How the file holds the gates.",
-)
-@_option(
-    "--slots",
-    metavar="N",
-    type=_COUNT,
-    default=8,
-    help="Questions that the model answers at the same time.",
-)
+@_option("--gate-dtype", None, click.Choice(_DTYPES), "model", "How the file holds the gates.")
+@_option("--slots", "N", _COUNT, 8, "Questions that the model answers at the same time.")
 @calibrating(limit=500)
-def dyvte(
-    task: Any,
-    *,
-    along: Literal["own", "reference"],
-    agreement: float,
-    loss_ratio: float,
-    lr: float,
-    epochs: int,
-    batch: int,
-    held_out: float,
-    gate_dtype: str,
-    slots: int,
-) -> int:
+def dyvte(task: Task, *, lr: float, epochs: int, batch: int, **options: Any) -> Search:
     """Train the gates that choose the layer of exit for each prompt (DyVTE, arXiv 2411.19628).
 
     Each question is answered with the image, then read again with an exit before every layer. The
@@ -331,22 +273,12 @@ def dyvte(
       mvw calibrate dyvte --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
       mvw calibrate dyvte --questions train.jsonl --profile qwen2.5-vl-7b --epochs 50 -o fast.yaml
     """
-    from mvw_cli.cli.calibrate.run import run
+    from mvw_cli.calibrate.dyvte.search import DyvteSearch
+    from mvw_cli.calibrate.dyvte.training import Training
 
-    def search() -> Any:
-        from mvw_cli.calibrate.dyvte.search import DyvteSearch
-        from mvw_cli.calibrate.dyvte.training import Training
-
-        return DyvteSearch(
-            gates=task.sibling(".safetensors"),
-            work=task.sibling(".work"),
-            along=along,
-            agreement=agreement,
-            loss_ratio=loss_ratio,
-            training=Training(lr, epochs, batch, task.seed),
-            held_out=held_out,
-            gate_dtype=gate_dtype,
-            slots=slots,
-        )
-
-    return run(task, search)
+    return DyvteSearch(
+        gates=task.sibling(".safetensors"),
+        work=task.sibling(".work"),
+        training=Training(lr, epochs, batch, task.seed),
+        **options,
+    )
