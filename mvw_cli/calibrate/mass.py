@@ -22,7 +22,7 @@ from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
 from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.bench.verdict.suggest import loss_in_words
 from mvw_cli.calibrate.mvw import answers_of, given_from_dict
-from mvw_cli.calibrate.search import Outcome, Report, Run, Search
+from mvw_cli.calibrate.search import Outcome, Report, Run, Search, answered
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.policies.mass import Mass
 from mvw_cli.policies.mvw import Mvw
@@ -66,9 +66,9 @@ class MassSearch(Search):
         return {"patience": self.patience, "smoothing": self.smoothing}
 
     def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
-        found = record(run.session, request, self.policy, run.tick)
-        answer = run.session.adapter.parse(found.text).answer
-        return {"answer": answer, "token_ids": found.token_ids, "mass": found.mass}
+        finished, mass = record(run.session, request, self.policy, run.tick)
+        answer = run.session.adapter.parse(finished.text).answer
+        return {"answer": answer, "token_ids": finished.token_ids, "mass": mass}
 
     def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
         tried = sorted(self.thresholds or candidates([one["mass"] for one in samples]))
@@ -270,21 +270,16 @@ class _Watching(WithdrawalPolicy):
         return lambda view: self.seen.append(view.mass)
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """One answer without withdrawal."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    mass: list[float | None]
-    """After each token but the last, which no policy is asked about."""
-
-
-def record(session: Session, request: Request, like: Mass, tick: Tick) -> Recorded:
+def record(
+    session: Session, request: Request, like: Mass, tick: Tick
+) -> tuple[Finished, list[float | None]]:
     """Answer a request without withdrawal, and keep the mass after each token.
 
     Args:
         like: whose layers are watched.
+
+    Returns:
+        The answer, and the masses: none after the last token, which no policy is asked about.
 
     Raises:
         ModelProblem: the model turned out not to be servable exactly.
@@ -292,26 +287,21 @@ def record(session: Session, request: Request, like: Mass, tick: Tick) -> Record
     """
     watching = _Watching(like)
     settings = replace(request.settings, ignore_eos=False)
-    for event in session.run([replace(request, policy=watching, settings=settings)]):
-        tick()
-        if isinstance(event, Finished):
-            return Recorded(event.token_ids, event.text, list(watching.seen))
-    raise AssertionError("the engine ended without an answer")
+    finished = answered(session, replace(request, policy=watching, settings=settings), tick)
+    return finished, watching.seen
 
 
 def answer(run: Run, item: ItemSpec, policy: Mass) -> dict[str, Any]:
     """Answer an item under a policy."""
     settings = replace(run.session.settings, ignore_eos=False)
     start = perf_counter()
-    for event in run.session.run([replace(run.request(item), policy=policy, settings=settings)]):
-        run.tick()
-        if isinstance(event, Finished):
-            return {
-                "token_ids": event.token_ids,
-                "answer": run.session.adapter.parse(event.text).answer,
-                "seconds": perf_counter() - start,
-            }
-    raise AssertionError("the engine ended without an answer")
+    request = replace(run.request(item), policy=policy, settings=settings)
+    finished = answered(run.session, request, run.tick)
+    return {
+        "token_ids": finished.token_ids,
+        "answer": run.session.adapter.parse(finished.text).answer,
+        "seconds": perf_counter() - start,
+    }
 
 
 def divergences_at(
@@ -334,8 +324,6 @@ def divergences_at(
     arms = {str(step): replace(request, policy=Mvw(m=step)) for step in steps}
     if control is not None:
         arms[CONTROL] = control
-    if not arms:
-        return {}
     found = divergences(session, base, list(arms.values()), token_ids, tick=tick)
     return dict(zip(arms, found, strict=True))
 

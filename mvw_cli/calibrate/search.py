@@ -20,7 +20,7 @@ from mvw_cli.batch.items import item_key
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.memory import relieve
-from mvw_cli.engine.types import Request
+from mvw_cli.engine.types import Finished, Request
 from mvw_cli.environment import Environment
 from mvw_cli.errors import BadImage, MvwError, OutOfMemory
 from mvw_cli.images.reading import open_image
@@ -253,6 +253,23 @@ class Search(ABC):
         """Put a report into words, the verdict first."""
         verdict = Sentence(report.outcome.reason, "verdict")
         return [Section("outcome", "Outcome", [verdict]), *self.tables(report, whole=whole)]
+
+
+def answered(session: Session, request: Request, tick: Callable[[], None]) -> Finished:
+    """Answer one request to its end.
+
+    Args:
+        tick: called before every token; what it raises ends the answer.
+
+    Raises:
+        ModelProblem: the model turned out not to be servable exactly.
+        OutOfMemory: the device has too little memory.
+    """
+    for event in session.run([request]):
+        tick()
+        if isinstance(event, Finished):
+            return event
+    raise AssertionError("the engine ended without an answer")
 
 
 def measure_all(search: Search, run: Run) -> list[dict[str, Any]]:

@@ -21,10 +21,10 @@ from torch import Tensor
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
 from mvw_cli.calibrate.branches import branches_along
-from mvw_cli.calibrate.search import Outcome, Report, Run, Search
+from mvw_cli.calibrate.search import Outcome, Report, Run, Search, answered
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.types import Failed, Finished, Request
+from mvw_cli.engine.types import Failed, Request
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw
@@ -190,7 +190,11 @@ def layer_divergences(
         ModelProblem: the model turned out not to be servable exactly.
         OutOfMemory: the device has too little memory.
     """
-    answer = _answer(session, request, tokens, tick) if tokens > 1 else ()
+    answer: tuple[int, ...] = ()
+    if tokens > 1:
+        settings = replace(request.settings, max_new_tokens=tokens)
+        full = replace(request, policy=NoWithdrawal(), settings=settings)
+        answer = answered(session, full, tick).token_ids
     try:
         found = _in_one_pass(session, request, answer, tick)
         return LayerDivergences(found, max(1, len(answer)), ONE_PASS, None)
@@ -198,15 +202,6 @@ def layer_divergences(
         reason = str(error)
     slower = layer_by_layer(session, request, answer, tick=tick)
     return LayerDivergences(slower, max(1, len(answer)), LAYER_BY_LAYER, reason)
-
-
-def _answer(session: Session, request: Request, tokens: int, tick: Tick) -> tuple[int, ...]:
-    settings = replace(request.settings, max_new_tokens=tokens)
-    for event in session.run([replace(request, policy=NoWithdrawal(), settings=settings)]):
-        tick()
-        if isinstance(event, Finished):
-            return event.token_ids
-    raise AssertionError("the engine ended without an answer")
 
 
 @torch.inference_mode()

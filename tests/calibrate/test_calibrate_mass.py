@@ -43,17 +43,17 @@ def nothing() -> None:
 def test_the_policy_withdraws_where_the_masses_say(name: str) -> None:
     session, request = family(name)
     session.loaded.model.generation_config.eos_token_id = None  # a long answer, in each family
-    found = record(session, request, LIKE, nothing)
-    assert len(found.mass) == len(found.token_ids) - 1
+    found, mass = record(session, request, LIKE, nothing)
+    assert len(mass) == len(found.token_ids) - 1
     # As without any policy that watches.
     *_, last = session.run([request])
     assert isinstance(last, Finished) and last.token_ids == found.token_ids
     steps = set()
-    for threshold in candidates([found.mass]):
+    for threshold in candidates([mass]):
         policy = replace(LIKE, threshold=threshold)
         events = list(session.run([replace(request, policy=policy, forced=found.token_ids)]))
         really = next((one.step for one in events if isinstance(one, Withdrawn)), None)
-        assert withdrawn_after(policy, found.mass) == really
+        assert withdrawn_after(policy, mass) == really
         steps.add(really)
     assert len(steps) > 1
 
@@ -61,15 +61,15 @@ def test_the_policy_withdraws_where_the_masses_say(name: str) -> None:
 def test_a_withdrawal_there_changes_what_the_policy_changes() -> None:
     session = tiny("hf")
     request = asked(session)
-    found = record(session, request, LIKE, nothing)
-    threshold = candidates([found.mass])[-2]
+    found, mass = record(session, request, LIKE, nothing)
+    threshold = candidates([mass])[-2]
     policy = replace(LIKE, threshold=threshold)
-    step = withdrawn_after(policy, found.mass)
+    step = withdrawn_after(policy, mass)
     assert step is not None
     at = divergences_at(session, request, found.token_ids, [step], None, nothing)
     [expected] = divergences(session, request, [replace(request, policy=policy)], found.token_ids)
     assert at[str(step)] == expected
-    traced = Traced(len(found.token_ids), found.mass, at)
+    traced = Traced(len(found.token_ids), mass, at)
     assert traced.under(policy) == expected
     never = traced.under(replace(LIKE, threshold=1e-9))
     assert never.withdrawn_after is None and all(never.agrees) and not any(never.kl_nats)
