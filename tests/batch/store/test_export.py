@@ -160,7 +160,8 @@ def test_texts_come_back_from_csv_as_they_were(log: Path, answer: str) -> None:
 
 @both
 def test_pandas_reads_it(log: Path, suffix: str) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     table = log.with_name(f"t{suffix}")
     export(write(log, ok("a", text="x\ry"), failed("b")), table)
     frame = pandas.read_csv(table) if suffix == ".csv" else pandas.read_parquet(table)
