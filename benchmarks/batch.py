@@ -50,7 +50,7 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Prefetcher
 from mvw_cli.batch.serve.server import Server
-from mvw_cli.engine import Engine
+from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.policies.mvw import Mvw

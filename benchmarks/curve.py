@@ -86,7 +86,8 @@ def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point
     from mvw_shapes.model import Shapes
 
     from mvw_cli import ModelSpec
-    from mvw_cli.engine import Engine, Event, Finished, GenerationSettings, Request, summarise
+    from mvw_cli.engine.engine import Engine
+    from mvw_cli.engine.types import Event, Finished, GenerationSettings, Request, summarise
     from mvw_cli.images.reading import open_image
 
     adapter = Shapes()

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from mvw_cli import LoadedModel, ModelSpec, VisionLayout
-from mvw_cli.engine import Engine, GenerationSettings, Request, Token
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import GenerationSettings, Request, Token
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 

@@ -31,7 +31,7 @@ from optimum_benchmark.backends.pytorch.config import PyTorchConfig
 from optimum_benchmark.scenarios.inference.config import InferenceConfig
 from optimum_benchmark.scenarios.inference.scenario import InferenceScenario
 
-from mvw_cli.engine import Finished, Request, Token
+from mvw_cli.engine.types import Finished, Request, Token
 from mvw_cli.session import Session
 
 

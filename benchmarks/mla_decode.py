@@ -22,7 +22,8 @@ from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, absorbed, confi
 
 from mvw_cli import LoadedModel, ModelSpec, VisionLayout
 from mvw_cli.adapter import unchanged
-from mvw_cli.engine import Engine, GenerationSettings, Request, Token
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import GenerationSettings, Request, Token
 from mvw_cli.policies.none import NoWithdrawal
 
 FIRST = 4  # tokens that are left out of the time per token

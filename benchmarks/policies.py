@@ -28,7 +28,7 @@ from curve import Sample, read_samples
 from measuring import RESULTS, interleaved, paired_ratio, say_ratio, write_result
 
 if TYPE_CHECKING:
-    from mvw_cli.engine import Completion, Event, Request
+    from mvw_cli.engine.types import Completion, Event, Request
     from mvw_cli.session import Session
 
 NONE, NO_IMAGE, CAPTION = "none", "no image", "</CAPTION>"
@@ -141,7 +141,8 @@ def requests_of(session: Session, samples: Sequence[Sample], *, blind: bool) -> 
 def answer(session: Session, samples: Sequence[Sample], *, blind: bool = False) -> list[Answered]:
     """Answer every question under the session's policy."""
     from mvw_cli.bench.quality.judging import answers_match
-    from mvw_cli.engine import Engine, Finished, summarise
+    from mvw_cli.engine.engine import Engine
+    from mvw_cli.engine.types import Finished, summarise
 
     known = {sample.id: sample for sample in samples}
     events: dict[str, list[Event]] = {}
@@ -161,7 +162,7 @@ def answer(session: Session, samples: Sequence[Sample], *, blind: bool = False) 
 
 
 def _answered(completion: Completion, events: Sequence[Event], right: bool) -> Answered:
-    from mvw_cli.engine import Prefilled
+    from mvw_cli.engine.types import Prefilled
 
     prefilled = next(event for event in events if isinstance(event, Prefilled))
     return Answered(
@@ -177,7 +178,7 @@ def _answered(completion: Completion, events: Sequence[Event], right: bool) -> A
 
 def kv_along(events: Sequence[Event]) -> list[int]:
     """Say how many bytes a request's cache entries took after each of its tokens."""
-    from mvw_cli.engine import Finished, Prefilled, Restored, Token, Withdrawn
+    from mvw_cli.engine.types import Finished, Prefilled, Restored, Token, Withdrawn
 
     sizes: list[int] = []
     steps = changes = 0

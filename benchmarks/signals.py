@@ -17,7 +17,8 @@ from decode import IMAGE, M, build, tpot_ms
 from measuring import interleaved, paired_ratio, say_ratio, summarise, write_result
 
 from mvw_cli import LoadedModel, ModelSpec, VisionLayout, WithdrawalPolicy
-from mvw_cli.engine import Engine, GenerationSettings, Request, Token
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import GenerationSettings, Request, Token
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.look_back import LookBack
 from mvw_cli.policies.mass import Mass

@@ -24,7 +24,7 @@ from mvw_cli.adapter import (
     LoadedModel,
     ModelSpec,
 )
-from mvw_cli.engine import Finished, Request, Withdrawn
+from mvw_cli.engine.types import Finished, Request, Withdrawn
 from mvw_cli.errors import MvwError
 from mvw_cli.oracle.equivalence import (
     QUESTION,

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.engine import Engine, Finished, GenerationSettings, Request
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import Finished, GenerationSettings, Request
 from mvw_cli.errors import ExitCode, ModelProblem, MvwError, UsageProblem
 from mvw_cli.policies.mvw import Mvw
 

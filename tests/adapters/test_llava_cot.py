@@ -16,7 +16,8 @@ from processes import Ran
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from mvw_cli import LoadedModel, ModelSpec
-from mvw_cli.engine import Engine, Finished, GenerationSettings, Request, Token, Withdrawn
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import Finished, GenerationSettings, Request, Token, Withdrawn
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mvw_cli.adapter import LoadedModel, ModelSpec
 from mvw_cli.cost.flops import Flops, flops_of
 from mvw_cli.cost.shape import CacheLayer
-from mvw_cli.engine import Engine, GenerationSettings, Request
-from mvw_cli.engine.types import Prefilled
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import GenerationSettings, Prefilled, Request
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.random import Random
 from mvw_cli.policies.vtw import Vtw

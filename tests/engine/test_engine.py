@@ -14,8 +14,9 @@ from policy_rules import after, masks_of, vtw
 from policy_subjects import asked, serve, subject
 from running import loaded, request, run
 
-from mvw_cli.engine import Admitted, Engine, Finished, Prefilled, Token, Withdrawn
+from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import CHUNK
+from mvw_cli.engine.types import Admitted, Finished, Prefilled, Token, Withdrawn
 from mvw_cli.errors import ModelProblem
 from mvw_cli.oracle.masked import attention_scores
 from mvw_cli.policies.mvw import Mvw

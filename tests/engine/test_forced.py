@@ -9,7 +9,8 @@ import torch
 from families import FAMILIES, build
 from running import loaded, request, run
 
-from mvw_cli.engine import Engine, Finished
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import Finished
 from mvw_cli.oracle.masked import oracle_logits
 
 LLAVA = next(family for family in FAMILIES if family.name == "llava")

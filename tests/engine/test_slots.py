@@ -11,9 +11,10 @@ from mvw_hf.model import HuggingFace
 from PIL import Image
 from running import loaded, request
 
-from mvw_cli.engine import Engine, Finished, summarise
+from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import Rows
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import Finished, summarise
 
 ADAPTER = HuggingFace()
 

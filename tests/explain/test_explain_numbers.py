@@ -15,7 +15,7 @@ from oracle_weights import attention_weights
 from sessions import answered, asked, at, family, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mvw_cli.engine import Request
+from mvw_cli.engine.types import Request
 from mvw_cli.explain.page import page
 from mvw_cli.explain.record import layer_attention
 from mvw_cli.oracle.masked import extended

@@ -14,8 +14,7 @@ import torch
 from PIL.Image import Image
 
 from mvw_cli.adapter import Patch
-from mvw_cli.engine import Request
-from mvw_cli.engine.types import Event, Token
+from mvw_cli.engine.types import Event, Request, Token
 from mvw_cli.explain.document import Explained, Mark, Picture
 from mvw_cli.explain.record import Record, recorded
 from mvw_cli.policy import WithdrawalPolicy

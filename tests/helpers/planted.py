@@ -19,8 +19,9 @@ from mvw_cli.adapter import LoadedModel
 from mvw_cli.bench.measure import run
 from mvw_cli.bench.measure.arms import ArmSpec, Job
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.engine import Engine, GenerationSettings
 from mvw_cli.engine.cache import SlotCache
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.resolution import resolve

@@ -16,7 +16,8 @@ from running import request
 from torch import Tensor
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout, unchanged
-from mvw_cli.engine import Engine, Event, Finished, Request, Token
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import Event, Finished, Request, Token
 from mvw_cli.oracle.equivalence import noise, writing_text_only
 from mvw_cli.oracle.masked import attention_scores, masked_logits
 from mvw_cli.plugins.lookup import load_adapter

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mvw_cli.adapter import LoadedModel, ModelSpec, VisionLayout
-from mvw_cli.engine import Completion, Engine, Event, GenerationSettings, Request, summarise
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import Completion, Event, GenerationSettings, Request, summarise
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy

@@ -18,8 +18,9 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
 from mvw_cli.batch.serve.server import Record, Server
-from mvw_cli.engine import Engine, Event, GenerationSettings
+from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import Event, GenerationSettings
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policy import WithdrawalPolicy

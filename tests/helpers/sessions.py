@@ -9,7 +9,8 @@ from families import FAMILIES, build
 from PIL.Image import Image
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
-from mvw_cli.engine import Engine, GenerationSettings, Request
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.policies.mvw import Mvw

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
 from mvw_cli.calibrate.dyvte.policy import Dyvte
-from mvw_cli.engine import Restored, Withdrawn
+from mvw_cli.engine.types import Restored, Withdrawn
 from mvw_cli.oracle.masked import extended
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.downsample import Downsample

@@ -11,8 +11,9 @@ from policy_rules import masks_of, vtw
 from policy_subjects import Served, Subject, asked, serve, subject
 from torch import Tensor
 
-from mvw_cli.engine import Engine, Failed, Finished, Prefilled, Restored, Token, Withdrawn
+from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import Failed, Finished, Prefilled, Restored, Token, Withdrawn
 from mvw_cli.oracle.equivalence import writing_text_only
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.downsample import Downsample

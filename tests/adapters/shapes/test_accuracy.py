@@ -18,7 +18,8 @@ from mvw_shapes.model import Shapes
 from mvw_shapes.samples import write_samples
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
-from mvw_cli.engine import Engine, Finished, GenerationSettings, Request
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import Finished, GenerationSettings, Request
 from mvw_cli.images.reading import open_image
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal

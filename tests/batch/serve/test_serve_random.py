@@ -17,8 +17,8 @@ from serving import Bench, answers, item, pictures
 from mvw_cli.adapter import LoadedModel
 from mvw_cli.batch.serve import server as serve
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.engine import summarise
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import summarise
 from mvw_cli.errors import BadImage, OutOfMemory
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal

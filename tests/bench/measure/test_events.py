@@ -27,8 +27,18 @@ from mvw_cli.bench.measure.events import (
 from mvw_cli.bench.quality.divergence import divergences
 from mvw_cli.cost.bounds import VisionShare
 from mvw_cli.cost.shape import shape_of
-from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
-from mvw_cli.engine.types import Failed, Finished, Prefilled, Restored, Token
+from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.types import (
+    Event,
+    Failed,
+    Finished,
+    GenerationSettings,
+    Prefilled,
+    Request,
+    Restored,
+    Token,
+    Withdrawn,
+)
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.fastv import FastV
 from mvw_cli.policies.mvw import Mvw

@@ -24,9 +24,10 @@ from mvw_cli.bench.measure.events import (
     text_elements,
 )
 from mvw_cli.cost.shape import Shape, shape_of
-from mvw_cli.engine import Engine, Event, GenerationSettings, Request, Withdrawn
+from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import Rows
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import Event, GenerationSettings, Request, Withdrawn
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy

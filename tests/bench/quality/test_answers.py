@@ -20,8 +20,8 @@ from mvw_cli import LoadedModel, VisionLayout
 from mvw_cli.bench.documents import Answers, Comparison
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.answers import ALONG, compare_answers
-from mvw_cli.engine import Request
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import Request
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import Session, open_session

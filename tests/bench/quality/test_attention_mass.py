@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mvw_cli.adapter import unchanged
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.attention import attention_mass, mass_of, spread
-from mvw_cli.engine import Request
+from mvw_cli.engine.types import Request
 from mvw_cli.oracle.masked import extended
 from mvw_cli.plugins.lookup import load_adapter
 from mvw_cli.session import Session

@@ -10,7 +10,7 @@ import torch
 from sessions import answered, asked, at, family, tiny
 
 from mvw_cli.bench.quality.divergence import Divergence, compared, divergences
-from mvw_cli.engine import Request
+from mvw_cli.engine.types import Request
 from mvw_cli.errors import OutOfMemory
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
