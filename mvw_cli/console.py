@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mvw_cli.errors import MvwError
-from mvw_cli.files import replacing
 from mvw_cli.text import printable
 
 if TYPE_CHECKING:
@@ -105,6 +104,8 @@ def deliver(text: str, path: str | None) -> None:
     Raises:
         MvwError: the file could not be written; the result is on stdout.
     """
+    from mvw_cli.files import replacing  # not on the way to every command's help
+
     if path is None or path == "-":
         _to_stdout(text)
         return

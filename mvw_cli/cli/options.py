@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.process import stay_offline
 from mvw_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -291,6 +290,8 @@ def _whole(flag: _Flag, value: Any) -> Any:
 
 def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
+        from mvw_cli.cli.process import stay_offline
+
         stay_offline()
 
 
