@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 import click
 
 from mvw_cli.cli.options import option_names
+from mvw_cli.images.problems import EXAMPLE_IMAGE, GENERAL_QUESTION
 
 _GENERAL = ("mvw infer IMAGE QUESTION", "mvw batch IMAGES QUESTION")
 
@@ -16,9 +18,14 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
     """Put the command that was typed into a hint that names one in general.
 
     `mvw infer IMAGE QUESTION --dtype bfloat16` becomes whatever was typed after `mvw`, with that
-    option in the place of one for the same key. A hint that the typed command does not take stays
-    as it is.
+    option in the place of one for the same key; `mvw infer scene.png "What is in the picture?"`
+    becomes what was typed with that image in the place of one that is spelled much like it. A hint
+    that the typed command does not take stays as it is.
     """
+    image = _other_image(hint)
+    meant = get_close_matches(image, arguments, n=1) if image else []
+    if meant:
+        return shlex.join(["mvw", *(image if word == meant[0] else word for word in arguments)])
     before, general, more = next(
         (hint.partition(one) for one in _GENERAL if one in hint), (hint, "", "")
     )
@@ -42,6 +49,14 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
         end = words.index("--") if "--" in words else len(words)
         words[end:end] = added
     return before + shlex.join(["mvw", *words])
+
+
+def _other_image(hint: str) -> str:
+    """Return the image of a hint that asks the general question about one; empty for others."""
+    if not (hint.startswith("mvw infer ") and hint.endswith(f'"{GENERAL_QUESTION}"')):
+        return ""
+    image = shlex.split(hint)[2]
+    return "" if image == EXAMPLE_IMAGE else image
 
 
 def _command(arguments: Sequence[str], root: click.Group) -> click.Command | None:

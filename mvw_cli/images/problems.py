@@ -8,6 +8,10 @@ import shlex
 
 from mvw_cli.errors import BadImage
 
+GENERAL_QUESTION = "What is in the picture?"
+"""Asked in hints that are about an image, where the user's own question is not known."""
+EXAMPLE_IMAGE = "scene.png"
+
 PIXEL_LIMIT = 89_478_485
 """Larger images are refused before they are decoded: the size at which Pillow warns of a bomb."""
 
@@ -58,7 +62,7 @@ def empty(name: str) -> BadImage:
     return BadImage(
         f"{_what(name)} is empty",
         cause="it has 0 bytes",
-        hint=infer("scene.png") if name == "-" else f"ls -l {shlex.quote(name)}",
+        hint=infer(EXAMPLE_IMAGE) if name == "-" else f"ls -l {shlex.quote(name)}",
     )
 
 
@@ -112,7 +116,7 @@ def out_of_memory(name: str, size: tuple[int, int]) -> BadImage:
 
 def infer(path: str) -> str:
     """Return a command that asks about another image."""
-    return f'mvw infer {shlex.quote(path)} "What is in the picture?"'
+    return f'mvw infer {shlex.quote(path)} "{GENERAL_QUESTION}"'
 
 
 def _missing(path: str) -> BadImage:
