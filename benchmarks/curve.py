@@ -139,49 +139,46 @@ def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point
 
 def draw(points: list[Point], file: Path) -> None:
     """Draw the curve: accuracy against m, and what each token attends to."""
-    import matplotlib
+    from mvw_cli.render import chart
+    from mvw_cli.render.svg import svg_file
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "mvw"  # the same picture from the same figures
-    from matplotlib import pyplot
-
-    places = range(len(points))
-    low = [point.accuracy - point.interval_95[0] for point in points]
-    high = [point.interval_95[1] - point.accuracy for point in points]
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(7.2, 5.2), sharex=True, height_ratios=(3, 1.4), layout="constrained"
+    xs = [float(place) for place in range(len(points))]
+    names = [_tick(point.m) for point in points]
+    moment = "vision tokens withdrawn after … generated tokens"
+    accuracy = [100 * point.accuracy for point in points]
+    marks = [
+        chart.Point(f"{y:.1f}", 1, x, y, y_interval=(100 * point.interval_95[0],
+                                                     100 * point.interval_95[1]))
+        for x, y, point in zip(xs, accuracy, points, strict=True)
+    ]  # fmt: skip
+    attended = [point.mean_kv_entries_attended for point in points]
+    scenes = f"{points[0].questions:,} held-out scenes"
+    above = chart.Chart(
+        "accuracy",
+        f"Embedded model, {scenes}: accuracy against withdrawal",
+        moment,
+        "right answers",
+        "%",
+        "Right answers by the moment of withdrawal, with 95 % intervals.",
+        [chart.Line("right answers", 1, xs, accuracy)],
+        points=marks,
+        x_names=names,
     )
-    top.errorbar(
-        places,
-        [point.accuracy for point in points],
-        yerr=(low, high),
-        marker="o",
-        color="#1f5fa8",
-        capsize=3,
+    below = chart.Chart(
+        "attended",
+        "KV entries that a generated token attends to at each layer",
+        moment,
+        "mean",
+        "entries",
+        "Cache entries that a generated token attends to, by the moment of withdrawal.",
+        [chart.Line("entries", 2, xs, attended)],
+        x_names=names,
     )
-    for place, point in zip(places, points, strict=True):
-        label = f"{100 * point.accuracy:.1f}"
-        top.annotate(
-            label, (place, point.accuracy), (0, 9), textcoords="offset points", ha="center"
-        )
-    top.set(ylabel="accuracy", ylim=(-0.03, 1.12))
-    top.set_title(
-        f"Embedded model, {points[0].questions:,} held-out scenes: accuracy against withdrawal",
-        fontsize=11,
-    )
-    bottom.bar(places, [p.mean_kv_entries_attended for p in points], color="#d98c3f", width=0.6)
-    bottom.set(
-        ylabel="KV entries\nper token", xlabel="vision tokens withdrawn after … generated tokens"
-    )
-    bottom.set_xticks(list(places), [_tick(point.m) for point in points])
-    for axis in (top, bottom):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    file.write_text(svg_file(above, below, height=260), encoding="utf-8")
 
 
 def _tick(m: int | str) -> str:
-    return "end of\ncaption" if m == CAPTION_END else str(m)
+    return "end of caption" if m == CAPTION_END else str(m)
 
 
 def write_json(points: list[Point], seed: int, file: Path) -> None:

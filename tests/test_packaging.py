@@ -41,7 +41,11 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
     for profile in (ROOT / "profiles").glob("*.yaml"):
         assert f"mvw_cli/_profiles/{profile.name}" in names
     tmpl, pages = (
-        {path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"mvw_cli/**/{pattern}")}
+        {
+            path.relative_to(ROOT).as_posix()
+            for path in ROOT.glob(f"mvw_cli/**/{pattern}")
+            if path.is_file()
+        }
         for pattern in ("*.tmpl", "templates/*")
     )
     assert len(tmpl) == 5 and {"mvw_cli/render/templates/base.html.j2"} <= pages

@@ -60,6 +60,8 @@ class Chart:
     """Too many lines to be told apart: each is a row, and its colour stands for y."""
     logarithmic: bool = False
     """Whether equal steps of y are equal factors; there are curves then, all above 0."""
+    x_names: list[str] | None = None
+    """What stands at 0, 1, … on the x axis, instead of numbers."""
 
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -78,8 +80,9 @@ def ranges(chart: Chart) -> tuple[Range, Range]:
     if chart.lines:
         xs = [x for line in chart.lines for x in (line.xs[0], line.xs[-1])]
         ys = [y for line in chart.lines for y in (*line.ys, *(line.faint or []))] + level
+        ys += [y for point in chart.points for y in point.y_interval or ()]
         across = min(xs), max(xs)
-        if across[0] == across[1]:
+        if across[0] == across[1] or chart.x_names:
             across = across[0] - 0.5, across[1] + 0.5
         if chart.logarithmic:
             return across, _whole_decades(min(ys), max(ys))

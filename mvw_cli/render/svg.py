@@ -133,11 +133,14 @@ def _axes(chart: Chart, frame: _Frame) -> list[str]:
 def _x_axis(chart: Chart, frame: _Frame) -> list[str]:
     left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
     xs = ticks(*frame.xs, most=max(3, frame.width // 90))
+    named = {value: tick_text(value, xs) for value in xs}
+    if chart.x_names:
+        named = {float(place): name for place, name in enumerate(chart.x_names)}
     drawn = []
-    for value in xs:
+    for value, name in named.items():
         x = frame.x(value)
         drawn.append(f'<path class="axis" d="M{x} {bottom}v4"/>')
-        drawn.append(_text(x, bottom + 17, tick_text(value, xs)))
+        drawn.append(_text(x, bottom + 17, name))
     drawn.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
     drawn.append(_text((left + right) / 2, frame.height - 8, chart.x_label))
     return drawn
@@ -195,7 +198,7 @@ def _path(xs: list[float], ys: list[float], frame: _Frame) -> str:
 
 def _points(chart: Chart, frame: _Frame) -> list[str]:
     drawn = []
-    if chart.points:
+    if chart.points and not chart.lines:
         x = frame.x(1.0)
         drawn.append(f'<path class="axis faint" d="M{x} {_TOP}V{frame.height - _BOTTOM}"/>')
     if chart.reference is not None:
@@ -280,32 +283,39 @@ _STYLED = (":root", "@media (prefers", "svg text", "svg rect", ".grid", ".line",
            "path.", "circle.")  # fmt: skip
 
 
-def svg_file(chart: Chart, width: int = WIDTH, height: int = HEIGHT) -> str:
-    """Draw a chart as a whole SVG document; sizes in CSS pixels are those of the axes' box."""
-    named = legend(chart)
-    plain = len(named) == 1 and "withdrawn after" not in named[0].name
-    named = [] if plain else named  # the title says what the only line is
-    total = _TITLE + height + _ROW * len(named)
-    inner = svg(chart, width, height).replace(
-        "<svg ", f'<svg y="{_TITLE}" width="{width}" height="{height}" ', 1
-    )
-    rows = []
-    for row, entry in enumerate(named):
-        y = _TITLE + height + _ROW * row + 6
-        dashes = f' stroke-dasharray="{entry.dashes}"' if entry.dashes else ""
-        rows.append(
-            f'<circle class="dot {entry.kind}" cx="66" cy="{y}" r="3"/>'
-            if entry.single
-            else f'<path class="line {entry.kind}"{dashes} d="M52 {y}h28"/>'
+def svg_file(*charts: Chart, width: int = WIDTH, height: int = HEIGHT) -> str:
+    """Draw charts below one another as a whole SVG document.
+
+    Args:
+        width, height: of the box of each chart's axes, in CSS pixels.
+    """
+    drawn, top = [], 0
+    for chart in charts:
+        inner = svg(chart, width, height).replace(
+            "<svg ", f'<svg y="{top + _TITLE}" width="{width}" height="{height}" ', 1
         )
-        rows.append(f'<text x="88" y="{y + 4}">{safe(entry.name)}</text>')
+        drawn.append(f'<text class="title" x="4" y="{top + 19}">{safe(chart.title)}</text>{inner}')
+        top += _TITLE + height
+        for entry in _legend_of_file(chart):
+            y, dashes = top + 6, f' stroke-dasharray="{entry.dashes}"' if entry.dashes else ""
+            drawn.append(
+                f'<circle class="dot {entry.kind}" cx="66" cy="{y}" r="3"/>'
+                if entry.single
+                else f'<path class="line {entry.kind}"{dashes} d="M52 {y}h28"/>'
+            )
+            drawn.append(f'<text x="88" y="{y + 4}">{safe(entry.name)}</text>')
+            top += _ROW
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" '
-        f'width="{width}" height="{total}"><style>{_style()}</style>'
-        f'<rect class="page" width="{width}" height="{total}"/>'
-        f'<text class="title" x="4" y="19">{safe(chart.title)}</text>'
-        f"{inner}{''.join(rows)}</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top}" '
+        f'width="{width}" height="{top}"><style>{_style()}</style>'
+        f'<rect class="page" width="{width}" height="{top}"/>{"".join(drawn)}</svg>\n'
     )
+
+
+def _legend_of_file(chart: Chart) -> list[Entry]:
+    found = legend(chart)
+    # The title says what an only line is.
+    return [] if len(found) == 1 and chart.lines[0].withdrawn_after is None else found
 
 
 def _style() -> str:

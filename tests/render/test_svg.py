@@ -15,7 +15,7 @@ import sample_report
 from mvw_cli.bench.documents import Report
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.errors import MvwError
-from mvw_cli.render.chart import Chart, Line, decades, ranges, tick_text, ticks
+from mvw_cli.render.chart import Chart, Line, Point, decades, ranges, tick_text, ticks
 from mvw_cli.render.svg import svg, svg_file, write_charts
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -152,3 +152,16 @@ def test_a_file_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MvwError) as caught:
         write_charts({tmp_path / "no" / "kl.svg": LOGARITHMIC})
     assert str(tmp_path / "no" / "kl.svg") in caught.value.message
+
+
+def test_places_can_have_names_and_charts_can_be_stacked() -> None:
+    line = Line("right", 1, [0.0, 1.0], [20.0, 90.0])
+    points = [Point("90.0", 1, 1.0, 90.0, y_interval=(80.0, 97.0))]
+    named = Chart("a", "A", "m", "right", "%", "It rises.", [line], points=points,
+                  x_names=["1", "never"])  # fmt: skip
+    assert ranges(named) == ((-0.5, 1.5), (0.0, 97.0 * 1.05))
+    text = svg_file(named, LOGARITHMIC, height=200)
+    root = ElementTree.fromstring(text)
+    assert root.get("height") == str(2 * (30 + 200)) and text.count('class="whisker c1"') == 1
+    said = ["".join(one.itertext()) for one in root.iter(f"{SVG}text")]
+    assert {"A", "never", "90.0", "KL <by> layer"} <= set(said) and "0.50" not in said
