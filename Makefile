@@ -45,7 +45,6 @@ benchmarks: $(INSTALLED) $(HARNESS)/.installed
 	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/signals.py
 	$(BIN)/python benchmarks/calibrate.py
-	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python docs/generate.py
 
