@@ -1,4 +1,4 @@
-"""How a model's family prepares images, and how many vision tokens one becomes.
+"""How a model's family prepares images: vision tokens by size, and what of a picture they cover.
 
 Image processors of transformers with the settings of each family's published checkpoints. Limits on
 the number of pixels or tiles are no part of a model's configuration: they are those that these
@@ -9,8 +9,10 @@ was told others, gives other counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from PIL.Image import Image
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import select_best_resolution
 
@@ -27,6 +29,8 @@ _INTERNVL_TILES = 12
 """Source: `max_patches` in `preprocessor_config.json` of the InternVL3 -hf checkpoints."""
 _HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_RESIZERS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+"""Image processors that resize the whole picture and may pad it before or crop it after."""
 
 
 def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
@@ -197,3 +201,40 @@ _RULES: dict[str, Callable[[PreTrainedConfig, int, int], int]] = {
     "qwen3_vl": _merged_tokens,
     "qwen3_vl_moe": _merged_tokens,
 }
+
+
+def areas_of(
+    config: PreTrainedConfig, processor: Any, images: Sequence[Image]
+) -> list[tuple[float, float, float, float]] | None:
+    """Return which part of each picture its grid covers; None where that is not known."""
+    if config.model_type != "llava":
+        return [(0.0, 0.0, 1.0, 1.0)] * len(images)  # scaled to whole patches, each side for itself
+    settings: Any = getattr(processor, "image_processor", None)
+    if not type(settings).__name__.startswith(_RESIZERS) or not settings.do_resize:
+        return None
+    return [_resized(settings, *image.size) for image in images]
+
+
+def _resized(settings: Any, width: int, height: int) -> tuple[float, float, float, float]:
+    """Follow a picture through padding, resizing and cropping."""
+    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
+    if getattr(settings, "do_pad", False):  # to a square, the picture in its middle
+        side = max(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        right, bottom = left + side, top + side
+    if getattr(settings, "do_center_crop", False):
+        shortest = _side(settings.size, "shortest_edge")
+        if shortest is not None:
+            wide = high = min(right - left, bottom - top) / shortest
+        else:
+            wide = (right - left) / settings.size["width"]
+            high = (bottom - top) / settings.size["height"]
+        wide, high = wide * settings.crop_size["width"], high * settings.crop_size["height"]
+        left, top = (left + right - wide) / 2, (top + bottom - high) / 2
+        right, bottom = left + wide, top + high
+    return left / width, top / height, right / width, bottom / height
+
+
+def _side(size: Any, name: str) -> int | None:
+    value = size.get(name) if hasattr(size, "get") else getattr(size, name, None)
+    return None if value is None else int(value)

@@ -6,6 +6,7 @@ generation settings. Adapters for one family override what differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,11 +38,18 @@ from mvw_hf.loading import (
     place,
     read_published,
 )
-from mvw_hf.vision_grids import areas_of, grids_of
 
 # Classes of transformers are imported where they are used: each brings modules of its own, and
 # adapters for one family need others.
 
+Grids = tuple[tuple[int, int], ...]
+
+_MERGED = ("glm4v", "glm4v_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+"""Model types whose `image_grid_thw` counts the patches before they are merged, and whose merged
+tokens go row by row (`get_image_features` of their model files)."""
+_SQUARE = {"clip_vision_model": "default", "siglip_vision_model": "full"}
+"""Vision towers of LLaVA, and the selection of features that leaves the patches and nothing else:
+CLIP's class token comes first and is dropped, SigLIP has none."""
 FALLBACK = (
     "The model's processor can't be had: a fallback takes its place. Vision tokens are counted as "
     "its own would be, tokens of text are guessed at four characters each."
@@ -171,18 +179,33 @@ class HuggingFace(Adapter):
         images = None if grids is None else tuple(rows * columns for rows, columns in grids)
         return VisionLayout(entries, images=images, grids=grids)
 
-    def grids(
-        self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int
-    ) -> tuple[tuple[int, int], ...] | None:
+    def grids(self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int) -> Grids | None:
         """Return rows and columns of each image's vision tokens, of so many in all.
 
         None where they form no such grids, or that is not known.
         """
-        return grids_of(loaded.model.config, loaded.processor, inputs, tokens)
+        config = loaded.model.config
+        settings = getattr(loaded.processor, "image_processor", None)
+        if not tokens:
+            return ()
+        if config.model_type in _MERGED and "image_grid_thw" in inputs:
+            merge = config.vision_config.spatial_merge_size
+            found = merged_grids(inputs["image_grid_thw"], (merge, merge))
+        elif config.model_type == "llava" and "pixel_values" in inputs:
+            found = _square_grids(config, len(inputs["pixel_values"]))
+        elif config.model_type == "gemma3" and not getattr(settings, "do_pan_and_scan", True):
+            # Patches are pooled square by square, and go row by row (`Gemma3MultiModalProjector`).
+            side = math.isqrt(config.mm_tokens_per_image)
+            found = ((side, side),) * len(inputs["pixel_values"])
+        else:
+            return None
+        return found if sum(rows * columns for rows, columns in found) == tokens else None
 
     def areas(
         self, loaded: LoadedModel, images: Sequence[Image]
     ) -> Sequence[tuple[float, float, float, float]] | None:
+        from mvw_hf.image_processing import areas_of
+
         return areas_of(loaded.model.config, loaded.processor, images)
 
     def parse(self, text: str) -> Answer:
@@ -238,3 +261,18 @@ def conversation(loaded: LoadedModel, images: Sequence[Image], text: str) -> lis
         system = [{"type": "text", "text": loaded.spec.system}]
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def merged_grids(grid: Tensor, merge: tuple[int, int]) -> Grids:
+    """Turn frames, rows and columns of patches, # (images, 3), into those of merged tokens."""
+    return tuple(
+        (frames * rows // merge[0], columns // merge[1]) for frames, rows, columns in grid.tolist()
+    )
+
+
+def _square_grids(config: PreTrainedConfig, images: int) -> Grids:
+    vision = config.vision_config
+    if _SQUARE.get(vision.model_type) != config.vision_feature_select_strategy:
+        return ()
+    side = vision.image_size // vision.patch_size
+    return ((side, side),) * images

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mvw_hf.loading import check_kind, complete, explained
-from mvw_hf.model import HuggingFace, conversation
-from mvw_hf.vision_grids import merged_grids
+from mvw_hf.model import HuggingFace, conversation, merged_grids
 from PIL.Image import Image
 from torch import Tensor
 from transformers.utils import cached_file

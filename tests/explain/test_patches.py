@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from mvw_hf.image_processing import areas_of
 from mvw_hf.model import HuggingFace
-from mvw_hf.vision_grids import areas_of
 from PIL import Image
 from sessions import tiny
 from transformers import CLIPImageProcessorPil, LlavaConfig
