@@ -9,6 +9,10 @@ import pytest
 
 from mvw_cli.plugins.loading import OWN, load_plugins
 from mvw_cli.plugins.lookup import load_policy
+from mvw_cli.policies.look_back import LookBack
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.stack import stacked
+from mvw_cli.policies.vtw import Vtw
 from mvw_cli.testing import PolicyContract
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {
@@ -17,13 +21,26 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "random": [{"keep": 0.5}, {"keep": 0.25, "layer": 7, "seed": 3}],
     "downsample": [{"keep": 0.25}, {"keep": 0.5, "layer": 3}],
     "mvw": [
-        *({"m": 1}, {"m": 6, "until": " two"}),
-        {"until": ["</CAPTION>", " cats"], "max": 9},
+        *({"m": 1}, {"m": 5}, {"m": 6, "until": " two"}, {"until": "</CAPTION>", "min": 6}),
+        *({"until": ["</CAPTION>", " cats"], "max": 9}, {"until": ["</CAPTION>"] * 2, "max": 11}),
     ],
-    "mass": [{"threshold": 0.1}, {"threshold": 1.0, "patience": 2, "min": 3}],
-    "anneal": [{"end": 9, "every": 2}, {"end": 8, "start": 2, "every": 1, "by": "even"}],
-    "look-back": [{"entropy": 1.5, "steps": 2}, {"tag": "TION>"}, {"words": ["so"], "steps": None}],
-    "pulse": [{}, {"layer": 0, "max_ratio": 0.5}],
+    "mass": [
+        *({"threshold": 0.02}, {"threshold": 1.0, "patience": 2, "min": 3}),
+        {"threshold": 1.0, "patience": 1, "smoothing": 1.0},
+        {"threshold": 0.1, "layers": [7, 3], "min": 9},
+    ],
+    "anneal": [
+        *({"end": 9, "every": 2}, {"end": 8, "start": 2, "every": 1, "by": "even"}),
+        {"end": 64, "start": 16, "depth": 0.0},
+    ],
+    "look-back": [
+        *({"entropy": 1.5, "steps": 2}, {"tag": "TION>"}, {"words": ["so"], "steps": None}),
+        {"tag": "</CAPTION>", "words": ["wait", "look at the image"], "steps": None},
+    ],
+    "pulse": [
+        *({}, {"layer": 0, "max_ratio": 0.5}),
+        {"layer": 3, "tau": 0.4, "min_ratio": 0.05, "max_ratio": 0.1},
+    ],
     "none": [{}],
 }
 
@@ -45,6 +62,13 @@ TestPulse = contract("pulse")
 TestNone = contract("none")
 
 
+class TestSeveral(PolicyContract):
+    policies = (
+        stacked([Mvw(m=2), LookBack(words=["two"], tag="</CAPTION>", steps=2)]),
+        stacked([Vtw(layer=12), Mvw(m=3)]),
+    )
+
+
 class TestDyvte(PolicyContract):
     layers = 6
 
@@ -64,7 +88,10 @@ class TestDyvte(PolicyContract):
         path: Path = tmp_path_factory.mktemp("gates") / "gates.safetensors"
         write_gates([gate() for _ in range(cls.layers - 1)], {}, path)
         dyvte = load_policy("dyvte")
-        cls.policies = (dyvte(gates=str(path)), dyvte(gates=str(path), min_layer=4))
+        cls.policies = (
+            *(dyvte(gates=str(path)), dyvte(gates=str(path), min_layer=2)),
+            dyvte(gates=str(path), min_layer=4),
+        )
 
 
 def test_none_is_left_out() -> None:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from walking import kept, walk
 
 from mvw_cli.policies.anneal import Anneal, spread_order
-from mvw_cli.policy import Signals, Withdraw, WithdrawalPolicy
-from mvw_cli.testing import PolicyContract
+from mvw_cli.policy import Signals, Withdraw
 
 LAYERS = (0, 1, 2)
-
-
-class TestContract(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
-        Anneal(end=8, every=2, by="even"),
-        Anneal(end=64, start=16, depth=0.0),
-    )
 
 
 def test_the_share_is_the_formula() -> None:

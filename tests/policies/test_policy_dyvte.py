@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -24,8 +23,7 @@ from mvw_cli.calibrate.dyvte.gates import (
 )
 from mvw_cli.calibrate.dyvte.policy import Dyvte
 from mvw_cli.errors import ModelProblem
-from mvw_cli.policy import LayerView, WithdrawalPolicy
-from mvw_cli.testing import PolicyContract
+from mvw_cli.policy import LayerView
 
 WIDTH, LAYERS, VISION = 4, 4, 5
 
@@ -75,30 +73,6 @@ def exits(policy: Dyvte, hidden: Tensor | None = None) -> list[int]:
             assert said.dtype == torch.bool and said.shape == (VISION,) and not said.any()
             found.append(layer)
     return found
-
-
-class TestContract(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = ()
-    layers: ClassVar[int] = 12
-    hidden: ClassVar[int] = 8
-
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def _trained(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
-        """Gates for the model that the contract shows: some say so, some do not."""
-        width = 2 * cls.hidden
-        random = torch.Generator().manual_seed(0)
-        path = tmp_path_factory.mktemp("gates") / "gates.safetensors"
-        gates = [
-            (
-                torch.randn(HIDDEN, width, generator=random),
-                torch.randn(2, HIDDEN, generator=random),
-                torch.zeros(2),
-            )
-            for _ in range(cls.layers - 1)
-        ]
-        write_gates(gates, {}, path)
-        cls.policies = (Dyvte(str(path)), Dyvte(str(path), min_layer=2))
 
 
 def test_vision_leaves_before_the_layer_after_the_gate_that_says_so(tmp_path: Path) -> None:

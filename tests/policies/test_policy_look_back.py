@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -17,22 +17,8 @@ from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import Decision, Restore, Signals, Withdraw, WithdrawalPolicy
-from mvw_cli.testing import PolicyContract
 
 OFFLOAD, BACK = Withdraw(offload=True), Restore()
-
-
-class TestContract(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
-        LookBack(entropy=2.0),
-        LookBack(tag="</CAPTION>", words=["wait", "look at the image"], steps=None),
-    )
-
-
-class TestContractOfTheWhole(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
-        stacked([Mvw(m=2), LookBack(words=["two"], tag="</CAPTION>", steps=2)]),
-    )
 
 
 def look(modifier: LookBack, texts: Sequence[str], m: int = 2) -> dict[int, list[Decision]]:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from walking import walk
 
 from mvw_cli.policies.layers import probe_layers
 from mvw_cli.policies.mass import Mass
-from mvw_cli.policy import Signals, Withdraw, WithdrawalPolicy
-from mvw_cli.testing import PolicyContract
-
-
-class TestContract(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
-        Mass(threshold=0.02),
-        Mass(threshold=1.0, patience=1, smoothing=1.0),
-        Mass(threshold=0.1, layers=[7, 3], min=9),
-    )
+from mvw_cli.policy import Signals, Withdraw
 
 
 def steps(policy: Mass, masses: list[float | None]) -> list[int]:

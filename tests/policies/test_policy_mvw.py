@@ -1,32 +1,29 @@
-"""The bounds of `mvw`, and a tag for each image."""
+"""`mvw`: its triggers and bounds, and a tag for each image; `none`."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from walking import kept, walk
 
 from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import Withdraw, WithdrawalPolicy
 from mvw_cli.profiles.withdrawal import policy_model
-from mvw_cli.testing import PolicyContract
 
 OUTPUT = ["I ", "see", "</CAP", "TION>", " and", " then", "</CAPTION>", "</END>"]
 TWO = {"vision_tokens": 5, "images": (2, 3), "layers": (0, 4)}
 
 
-class TestContract(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
-        Mvw(m=16),
-        Mvw(until="</CAPTION>", min=6),
-        Mvw(until=["</CAPTION>", "</CAPTION>"], max=11),
-    )
-
-
 @pytest.mark.parametrize(
     ("policy", "step"),
     [
+        (Mvw(m=1), 1),
+        (Mvw(m=5), 5),
+        (Mvw(until="</CAPTION>"), 4),
+        (Mvw(m=2, until="</CAPTION>"), 2),
+        (Mvw(m=6, until="</CAPTION>"), 4),
         (Mvw(until="</CAPTION>", min=3), 4),
         (Mvw(until="</CAPTION>", min=6), 6),
         (Mvw(until="</CAPTION>", max=3), 3),
@@ -38,8 +35,14 @@ class TestContract(PolicyContract):
         (Mvw(m=6, until="</CAPTION>", min=5), 5),
     ],
 )
-def test_bounds(policy: Mvw, step: int) -> None:
+def test_it_withdraws_once_at_the_first_trigger(policy: Mvw, step: int) -> None:
     assert walk(policy, OUTPUT) == {step: [Withdraw()]}
+    assert walk(policy, OUTPUT) == {step: [Withdraw()]}  # requests share no state
+
+
+@pytest.mark.parametrize("policy", [NoWithdrawal(), Mvw(m=9), Mvw(until="</NOWHERE>")])
+def test_without_a_trigger_nothing_goes(policy: WithdrawalPolicy) -> None:
+    assert walk(policy, OUTPUT) == {}
 
 
 def test_each_image_goes_at_its_own_tag_and_the_last_takes_the_rest() -> None:
@@ -97,6 +100,10 @@ def test_the_bounds_hold_for_images_too() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({}, "give m"),
+        ({"m": 0}, "m must be 1 or more"),
+        ({"m": -3}, "m must be 1 or more"),
+        ({"until": ""}, "until must not be empty"),
         ({"min": 2}, "give m"),
         ({"max": 2}, "give m"),
         ({"m": 4, "min": 0}, "min must be 1"),
@@ -121,6 +128,9 @@ def test_a_profile_may_give_one_tag_or_a_list() -> None:
 
 
 def test_descriptions() -> None:
+    assert Mvw(m=16).describe() == "after 16 tokens"
+    assert Mvw(m=16, until="</CAPTION>").describe() == "after 16 tokens or at </CAPTION>"
+    assert NoWithdrawal().describe() == "no withdrawal"
     assert Mvw(until="</A>", min=4, max=64).describe() == (
         "at </A>, not before 4 tokens, after 64 tokens at the latest"
     )

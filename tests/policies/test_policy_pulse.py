@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +13,6 @@ from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import AttendView, WithdrawalPolicy
-from mvw_cli.testing import PolicyContract
-
-
-class TestContract(PolicyContract):
-    policies: ClassVar[tuple[WithdrawalPolicy, ...]] = (
-        Pulse(),
-        Pulse(layer=3, tau=0.4, min_ratio=0.05, max_ratio=0.1),
-    )
 
 
 def choose(policy: Pulse, vision: Any, text: Any, present: Any = None) -> list[int]:

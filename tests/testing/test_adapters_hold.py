@@ -1,4 +1,4 @@
-"""Every adapter that comes with mvw holds the contract, and so do its policies."""
+"""Every adapter that comes with mvw holds the contract."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from pathlib import Path
 
 from kimi_checkpoint import write_checkpoint
 
-from mvw_cli.policies.mvw import Mvw
-from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.testing import AdapterContract, PolicyContract
+from mvw_cli.testing import AdapterContract
 
 
 class TestHuggingFace(AdapterContract):
@@ -28,7 +26,3 @@ class TestKimiVL(AdapterContract):
 
     def write_checkpoint(self, folder: Path) -> None:
         write_checkpoint(folder)
-
-
-class TestPolicies(PolicyContract):
-    policies = (Mvw(m=1), Mvw(m=5), Mvw(until="</CAPTION>"), Mvw(m=6, until=" two"), NoWithdrawal())
