@@ -11,7 +11,7 @@ from mvw_cli.bench.documents import BASELINE, Cell, Workload
 from mvw_cli.bench.measure.arms import USUAL_M, ArmSpec
 from mvw_cli.bench.measure.events import vision_share
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
+from mvw_cli.bench.verdict.verdict import plan_verdicts
 from mvw_cli.cost.bounds import Plan, arm_bound, make_plan
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.flops import flops_of

@@ -1,7 +1,6 @@
 """What `mvw profile` finds out: one tree of figures, as it lies in the JSON file.
 
-Units are in the names. What was not measured is None or empty. Renderers read it and add nothing;
-it does not know how a figure comes about.
+Units are in the names. What was not measured is None or empty. Renderers read it and add nothing.
 """
 
 from __future__ import annotations

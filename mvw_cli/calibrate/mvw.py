@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality import answers as answering
-from mvw_cli.bench.quality.comparisons import Given, Row, compared
+from mvw_cli.bench.quality.comparisons import Given, Row, answers_match, compared
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
 from mvw_cli.calibrate.search import Interrupted, Outcome, Report, Run, Search
 from mvw_cli.engine.types import Request

@@ -174,7 +174,7 @@ class Flops:
         return self.heads.expanded * len(self.shape.layers) * (text + vision)
 
     def _cross_vision(self, vision: int) -> int:
-        """Say how many vision states cross-attention layers hold."""
+        """Return how many vision states cross-attention layers hold."""
         return vision if any(layer.cross for layer in self.shape.layers) else 0
 
 

@@ -127,7 +127,7 @@ def _matrices(named: list[tuple[str, Any]]) -> Iterator[tuple[str, int]]:
 
 
 def _layout(config: Any, vision: Any, names: list[str]) -> dict[str, Any]:
-    """Say how patches make tiles and tokens: fields of `Tower`."""
+    """Read how patches make tiles and tokens: fields of `Tower`."""
     for holder in (vision, config):
         merge = getattr(holder, "merge_kernel_size", None)
         merge = merge or getattr(holder, "spatial_merge_size", None)

@@ -1,7 +1,7 @@
-"""The runs of one arm made into its figures, beside those of the baseline.
+"""The runs of one arm made into its figures, compared with the baseline's.
 
 Samples of one figure are of runs, of steps or of sequences, as its docstring in `report.py` says;
-ratios are only taken between runs of the same turn. It does not know how a run is made.
+ratios are only taken between runs of the same turn.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
 
 
 def phases(runs: Sequence[Run]) -> Phases:
-    """Say where the time of a run goes."""
+    """Sum up where the time of a run goes."""
     return Phases(
         read_ms=_ms(run.read_s for run in runs),
         preprocess_ms=_ms(run.preprocess_s for run in runs),
@@ -110,7 +110,7 @@ def withdrawn_after(run: Run) -> int | None:
 
 
 def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]) -> list[str]:
-    """Say which figures of runs spread too far for their medians to mean much, and the way out."""
+    """Name the figures of runs that spread too far for a median to mean much, and the way out."""
     found = []
     for one in arms:
         figures = {"time to first token": one.ttft_ms, "tokens per second": one.tokens_per_s}

@@ -1,8 +1,7 @@
 """Memory of a run: what the KV cache, the device's allocator and the process hold, and when.
 
-KV bytes are counted twice over: the entries in use (`kv_bytes.py` holds them against the model's
-configuration), and the storages behind them, which a view keeps alive and only a copy frees. It
-does not know how a run is made.
+KV bytes are counted twice over: the entries in use (`events.py` holds them against the model's
+configuration), and the storages behind them, which a view keeps alive and only a copy frees.
 """
 
 from __future__ import annotations

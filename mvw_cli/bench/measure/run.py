@@ -2,8 +2,7 @@
 
 The sequences of a batch are prefilled one after the other, then decode together; a step gives each
 of them a token and is counted once. The engine's events carry the time at which tokens were known
-on the host, so that no mark has to wait for the device while it decodes. It does not know what runs
-are compared with what.
+on the host, so that no mark has to wait for the device while it decodes.
 """
 
 from __future__ import annotations
@@ -262,7 +261,7 @@ class Runner:
 
 
 def _time(events: Sequence[Event]) -> float:
-    """Say when the tokens of a step were known: one moment for all of them."""
+    """Return when the tokens of a step were known: one moment for all of them."""
     for event in events:
         if isinstance(event, Failed):
             raise event.error

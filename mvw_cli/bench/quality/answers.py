@@ -4,8 +4,6 @@ One item after the other, and of each item all arms, in an order that turns from
 each arm's figures rest on the same items, wherever it is stopped. Answers are generated one at a
 time: their seconds are those of one sequence alone, from the start of its prefill to its last
 token. Where the settings sample, each arm draws from the same seed.
-
-It does not know where images come from, nor who looks at the outcome.
 """
 
 from __future__ import annotations
@@ -16,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers
 from mvw_cli.bench.measure.items import ask
-from mvw_cli.bench.quality.comparisons import Given, Row, compared
+from mvw_cli.bench.quality.comparisons import Given, Row, answers_match, compared
 from mvw_cli.bench.quality.divergence import divergences
-from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.engine.types import Admitted, Finished, GenerationSettings, Request
 from mvw_cli.errors import BadImage, OutOfMemory
 from mvw_cli.policies.none import NoWithdrawal

@@ -1,18 +1,18 @@
-"""From the answers to each item to the figures of an arm beside the baseline.
-
-It does not run anything.
-"""
+"""From the answers to each item to the figures of an arm, compared with the baseline."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from mvw_cli.bench.documents import BASELINE, Comparison
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.quality.judging import answers_match
 from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
 from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, summarise
+
+_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def compared(name: str, rows: Sequence[Row]) -> Comparison:
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Say which token, from 1, is the first that differs; an end counts as one."""
+    """Find which token, from 1, is the first that differs; an end counts as one."""
     for place, (left, right) in enumerate(zip(one, other, strict=False), start=1):
         if left != right:
             return place
@@ -102,3 +102,27 @@ def agreement_interval(found: Sequence[Divergence]) -> tuple[float, float] | Non
     return bootstrap_interval(
         lambda drawn: drawn[..., 0].sum(axis=1) / drawn[..., 1].sum(axis=1), counts
     )
+
+
+def answers_match(one: str, other: str) -> bool:
+    """Whether two answers are the same: the one rule by which an answer is judged right.
+
+    Equal once case, runs of spaces and a final full stop are left out of account; numbers equal as
+    numbers: `3`, `3.0` and `+3` are one, `1,000` is a thousand. Nothing is guessed beyond that:
+    `three` is not `3`, and a sentence that holds the right word is not the right answer.
+    """
+    left, right = _plain(one), _plain(other)
+    if left == right:
+        return True
+    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
+        return _number(left) == _number(right)
+    return False
+
+
+def _plain(text: str) -> str:
+    words = " ".join(text.split()).casefold()
+    return words.removesuffix(".").rstrip()
+
+
+def _number(text: str) -> Decimal:
+    return Decimal(text.replace(",", ""))

@@ -3,8 +3,6 @@
 Teacher forcing: the engine reads the baseline's tokens under each arm's own withdrawal, all arms in
 lock step, and each step's logits are compared on the device and let go. Answers that differ in one
 early word can't be compared word by word afterwards; distributions along the same words can.
-
-It does not know where the output came from, nor what an answer is worth.
 """
 
 from __future__ import annotations

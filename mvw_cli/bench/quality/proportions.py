@@ -1,7 +1,4 @@
-"""Shares and their intervals, and two shares compared by pairs: exact tests, no library.
-
-It does not know what was counted.
-"""
+"""Shares and their intervals, and two shares compared by pairs: exact tests, no library."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A profile that was found by measuring another: it extends that one, with a withdrawal of its own.
 
-What flags and environment said beside the measured profile is repeated in it. It does not know how
-the withdrawal was found.
+What flags and environment added to the measured profile is repeated in it.
 """
 
 from __future__ import annotations

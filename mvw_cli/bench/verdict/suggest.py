@@ -6,7 +6,7 @@ reasoning left off: the baseline stands in for the reference. Agreement of next 
 nothing here: most words of an answer need no image, so even answers without one agree in most.
 
 The tolerance is one on the user's own items. Whether these are enough to show as much for others is
-said with it, from the interval. It does not know how answers come about.
+said with it, from the interval.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def loss_in_words(answers: Answers, arm: str) -> tuple[float, str]:
 def _can_not_tell(
     answers: Answers, base: Comparison, arms: Mapping[str, Comparison], tolerance: float
 ) -> str | None:
-    """Say why these items can't tell when an image may go; None where they can."""
+    """Return why these items can't tell when an image may go; None where they can."""
     if answers.references and not base.correct:
         return f"Without withdrawal none of {answers.references} answers is right."
     control = arms.get(NO_IMAGE)

@@ -10,8 +10,7 @@ from sample_report import report
 
 from mvw_cli.bench.documents import Arm, Cell, Report, Vision
 from mvw_cli.bench.stats import Ratio, summarise
-from mvw_cli.bench.verdict.plan_verdict import plan_verdicts
-from mvw_cli.bench.verdict.verdict import verdicts
+from mvw_cli.bench.verdict.verdict import plan_verdicts, verdicts
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
 from mvw_cli.cost.case import Device, StepBound
 
