@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import nan
-from time import perf_counter
 from typing import Any, Protocol
 
 from mvw_cli.batch.items import Item
@@ -32,7 +31,6 @@ Record = dict[str, Any]
 LOOKAHEAD = 64
 """Steps that an admitted request must have room for next to those that decode already: a lower
 number admits more, and preempts more of them when the cache has grown."""
-_OBSERVE_S = 0.1
 RECOVERY = 16
 """Requests that have to end without a lack of memory before one more slot is tried again."""
 
@@ -54,13 +52,9 @@ class State:
     """Requests that decode."""
     max_slots: int = 0
     """Requests that may decode at the same time, as far as is known by now."""
-    kv_bytes: int = 0
     kv_allocated_bytes: int = 0
     kv_allocated_bytes_peak: int = 0
     generated_tokens: int = 0
-    freed_bytes: int = 0
-    """Bytes of cache entries that withdrawals have freed, all requests together."""
-    withdrawals: int = 0
     restarts: int = 0
     """Requests that were preempted or isolated, and begun again."""
     notes: deque[str] = field(default_factory=deque)
@@ -118,7 +112,6 @@ class Server:
         self._max_slots = 1
         self._recovered = 0
         """Requests that have ended since memory ran out."""
-        self._observed = 0.0
         self._jobs: dict[str, _Job] = {}
         self._waiting: deque[_Job] = deque()
         """Jobs to be admitted before any other."""
@@ -184,13 +177,22 @@ class Server:
             return True
         return self._fits(slots, job.encoded.request, ahead=LOOKAHEAD, withdrawing=self._withdraws)
 
-    def _fits(self, slots: Slots, request: Request | None = None, **room: Any) -> bool:
+    def _fits(
+        self,
+        slots: Slots,
+        request: Request | None = None,
+        *,
+        ahead: int = 1,
+        withdrawing: bool,
+    ) -> bool:
         """Whether the cache keeps to its budget, after what nobody needs is given back."""
         budget = None if self._limits is None else self._limits.kv_bytes
-        if budget is None or slots.room_bytes(request, **room) <= budget:
+        if budget is None:
+            return True
+        if slots.room_bytes(request, ahead=ahead, withdrawing=withdrawing) <= budget:
             return True
         slots.trim()
-        return slots.room_bytes(request, **room) <= budget
+        return slots.room_bytes(request, ahead=ahead, withdrawing=withdrawing) <= budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
         def admit() -> list[Event]:
@@ -352,9 +354,6 @@ class Server:
             answer = self._session.adapter.parse(completion.text)
         except Exception as error:  # of adapters by others
             return self._failed(job.ready, error, attempts=job.attempts)
-        if (withdrawal := completion.withdrawal) is not None:
-            self.state.withdrawals += 1
-            self.state.freed_bytes += withdrawal.kv_bytes_before - withdrawal.kv_bytes_after
         read_ms, preprocess_ms = job.ready.read_ms, job.ready.preprocess_ms
         inside_ms = (finished.at - job.events[0].at) * 1e3
         return success(
@@ -386,13 +385,10 @@ class Server:
         )
 
     def _observe(self, slots: Slots) -> None:
-        state, now = self.state, perf_counter()
+        state = self.state
         state.slots, state.max_slots = len(slots.active), self._max_slots
         state.kv_allocated_bytes = slots.kv_allocated_bytes
         state.kv_allocated_bytes_peak = max(state.kv_allocated_bytes_peak, state.kv_allocated_bytes)
-        if now - self._observed > _OBSERVE_S:
-            self._observed = now
-            state.kv_bytes = slots.kv_bytes
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -45,8 +45,8 @@ _QUEUED = 16
 """Items that are fetched before a worker requests them."""
 _POLL_S = 0.1
 _POLL_STARVING_S = 0.01
-_GAUGES = ("slots", "max_slots", "kv_bytes", "kv_allocated_bytes")
-_COUNTERS = ("generated_tokens", "freed_bytes", "withdrawals", "restarts")
+_GAUGES = ("slots", "max_slots", "kv_allocated_bytes")
+_COUNTERS = ("generated_tokens", "restarts")
 
 
 class WorkerDied(MvwError):

@@ -280,20 +280,30 @@ def test_the_state_is_the_sum_and_counters_outlive_their_workers() -> None:
 
     fleet = Fake(2, dies)
     with Dispatcher(fleet) as dispatcher:
-        states = (State(slots=3, kv_bytes=10, generated_tokens=5, withdrawals=1),)
-        states += (State(slots=2, kv_bytes=7, generated_tokens=6, withdrawals=2),)
+        states = (State(slots=3, kv_allocated_bytes=10, generated_tokens=5, restarts=1),)
+        states += (State(slots=2, kv_allocated_bytes=7, generated_tokens=6, restarts=2),)
         states[1].notes.append("16 slots")
         records = dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)
         next(records)
         fleet.reports += [(0, Status(states[0])), (1, Status(states[1]))]
         next(records), next(records), next(records)
         now = dispatcher.state
-        assert (now.slots, now.kv_bytes, now.generated_tokens, now.withdrawals) == (5, 17, 11, 3)
+        assert (now.slots, now.kv_allocated_bytes, now.generated_tokens, now.restarts) == (
+            5,
+            17,
+            11,
+            3,
+        )
         assert list(now.notes) == ["worker 1: 16 slots"]
         list(records)
         assert fleet.starts[0] == 2
         now = dispatcher.state
-        assert (now.slots, now.kv_bytes, now.generated_tokens, now.withdrawals) == (0, 0, 11, 3)
+        assert (now.slots, now.kv_allocated_bytes, now.generated_tokens, now.restarts) == (
+            0,
+            0,
+            11,
+            3,
+        )
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path:
     assert len({record["answer"] for record in records}) > 5  # it could tell them apart
     by_id = {record["id"]: record for record in records}
     assert by_id["5.png"]["attempts"] == 2 and by_id["5.png"]["status"] == "ok"
-    assert state.withdrawals == len(records) and state.freed_bytes > 0
+    assert state.generated_tokens >= sum(record["generated_tokens"] for record in records)
     assert any("killed by SIGKILL" in note for note in state.notes)
 
 

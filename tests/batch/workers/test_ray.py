@@ -37,7 +37,8 @@ def test_a_worker_killed_in_the_middle_changes_no_record(
         assert executor.revision == "c0ffee"
         records = list(executor.records(iter(made), run=RUN, draining=lambda: False))
         notes = list(executor.state.notes)
-        assert executor.state.withdrawals == len(records)
+        generated = executor.state.generated_tokens
+        assert generated >= sum(record["generated_tokens"] for record in records)
         drained = list(executor.records(iter(made), run=RUN, draining=lambda: True))
     assert drained == []
     assert running.is_initialized()  # what was there is left as it was
