@@ -2,7 +2,7 @@
 
 A policy that decides nothing of its own is put around the one that runs, and asks the engine for
 the attention of each newest query. The run is that of `mvw infer`: the same passes, the same
-tokens. It knows no pictures and no pages.
+tokens.
 """
 
 from __future__ import annotations

@@ -1,5 +1,1 @@
-"""A report made readable: terminal, plain text, Markdown, CSV, pictures, one HTML page.
-
-What is said has one home (`sections.py`, `pictures.py`); each format only draws it. Nothing here
-computes a figure of its own.
-"""
+"""A report of `mvw profile` made readable: one screen, tables, charts, a page."""

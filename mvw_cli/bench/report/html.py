@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-from mvw_cli.bench.documents import BASELINE, Cell, Report
+from mvw_cli.bench.documents import BASELINE, Report
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.tables import (
     PARTS_OF_OTHERS,
@@ -42,6 +39,7 @@ def page(report: Report) -> str:
     for chart in charts(report):
         name = next(name for start, name in _SECTIONS.items() if chart.name.startswith(start))
         by_section.setdefault(name, []).append(chart)
+    phases = {key: name for key, name in PHASES.items() if key not in PARTS_OF_OTHERS}
     told = verdicts(report)  # they stand at the head of the page
     parts = [
         Section(one.name, one.title,
@@ -65,35 +63,9 @@ def page(report: Report) -> str:
         cells=report.cells,
         factor=factor,
         percent=percent,
-        phase_bars=list(_phase_bars(report.cells)),
+        caption=caption,
+        milliseconds=milliseconds,
+        total_ms=total_ms,
+        phases=phases,
+        colour_of={key: place % COLOURS for place, key in enumerate(phases)},
     )
-
-
-def _phase_bars(cells: Iterable[Cell]) -> Iterable[dict[str, Any]]:
-    """Lay out the phases of each arm as one bar, to one scale; the table below has the figures."""
-    for cell in cells:
-        keys = [key for key in PHASES if key not in PARTS_OF_OTHERS]
-        keys = [key for key in keys if any(getattr(arm.phases, key) for arm in cell.arms)]
-        longest = max((total_ms(arm.phases) for arm in cell.arms), default=0.0)
-        if not keys or longest <= 0:
-            continue
-        colours = {key: place % COLOURS for place, key in enumerate(keys)}
-        bars = []
-        for arm in cell.arms:
-            medians = {key: getattr(arm.phases, key) for key in keys}
-            parts = [
-                {
-                    "colour": colours[key],
-                    "width": f"{100 * summary.median / longest:.3f}",
-                    "title": f"{PHASES[key]}: {milliseconds(summary.median)}",
-                }
-                for key, summary in medians.items()
-                if summary is not None
-            ]
-            total = milliseconds(total_ms(arm.phases))
-            bars.append({"name": arm.name, "parts": parts, "total": total})
-        yield {
-            "title": caption(cell),
-            "arms": bars,
-            "legend": [{"colour": colours[key], "name": PHASES[key]} for key in keys],
-        }

@@ -14,14 +14,14 @@ class ProfileView(StderrView):
         self._open = False
 
     def stage(self, text: str) -> None:
-        """Say what begins: a line of its own where nothing is redrawn."""
+        """Write what begins: a line of its own where nothing is redrawn."""
         if self._live:
             self.progress(text)
         elif not self._quiet:
             self.note(text)
 
     def progress(self, text: str, done: int = 0, total: int = 0) -> None:
-        """Say how far it is, in the line that is redrawn."""
+        """Write how far it is, in the line that is redrawn."""
         if not self.live:
             return
         self.loaded()

@@ -47,7 +47,7 @@ REPORTS: dict[str, Callable[[], Report]] = {
 def test_the_page_is_well_formed_and_says_what_the_sections_say(name: str) -> None:
     report = REPORTS[name]()
     page = Checked(html.page(report))
-    said = " ".join(" ".join(page.text).split())
+    said = page.said()
     for section in sections(report):
         assert section.title in said
         for part in section.parts:

@@ -14,7 +14,7 @@ from mvw_cli.bench.report.tables import judged_ratio, sections, title
 from mvw_cli.bench.stats import Ratio, summarise
 from mvw_cli.render import terminal
 from mvw_cli.render.sections import Table
-from mvw_cli.text import millions, milliseconds, number, percent, scaled
+from mvw_cli.text import milliseconds, percent
 
 
 @pytest.fixture(scope="module")
@@ -149,24 +149,6 @@ def test_cells_are_told_apart(full: Report) -> None:
     plain = told(replace(full, cells=cells))
     assert "Batch 1, 12 pairs, a process of its own" in plain
     assert "Batch 8, 12 pairs, a process shared with other cells" in plain
-
-
-def test_numbers_have_three_digits() -> None:
-    assert [number(v) for v in (0, 0.01234, 0.9996, 9.996, 12.34, 999.6, 1234.5)] == [
-        "0", "0.0123", "1.00", "10.0", "12.3", "1,000", "1,234",
-    ]  # fmt: skip
-    assert [percent(v) for v in (0, 0.0004, 0.9999, 1, 0.123)] == [
-        "0 %", "< 0.1 %", "> 99.9 %", "100 %", "12.3 %",
-    ]  # fmt: skip
-    assert [scaled(v, "B/s") for v in (12, 3e10, 2.9e12)] == [
-        "12.0 B/s", "30.0 GB/s", "2.90 TB/s",
-    ]  # fmt: skip
-    assert [millions(v) for v in (512, 1_700_000, 10_670_000_000)] == [
-        "512", "1.70 million", "10.67 billion",
-    ]  # fmt: skip
-    assert [milliseconds(v) for v in (0.0042, 0.5, 999.4, 1500)] == [
-        "4.20 µs", "0.500 ms", "999 ms", "1.50 s",
-    ]  # fmt: skip
 
 
 # -- what is read of the image --------------------------------------------------------------------
