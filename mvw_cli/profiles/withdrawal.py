@@ -117,6 +117,8 @@ def as_steps(
 
 
 def _of_line(line: str, origin: Origin) -> list[Step]:
+    if line.replace("-", "_").isidentifier():  # a name alone, as most profiles have it
+        return [Step(line, {})]
     return [
         Step(name, {key: Given(RawText(value), origin) for key, value in fields.items()})
         for name, fields in parse(line, str(origin))
