@@ -263,7 +263,15 @@ def summarise(events: Iterable[Event]) -> Completion:
         prompt_tokens=prefilled.prompt_tokens,
         vision_tokens=prefilled.vision_tokens,
         generated_tokens=len(finished.token_ids),
-        withdrawal=None if withdrawn is None else _withdrawal(withdrawn),
+        withdrawal=None
+        if withdrawn is None
+        else Withdrawal(
+            step=withdrawn.step,
+            vision_tokens=withdrawn.vision_tokens,
+            entries=withdrawn.entries,
+            kv_bytes_before=withdrawn.kv_bytes_before,
+            kv_bytes_after=withdrawn.kv_bytes_after,
+        ),
         vision=VisionStats(
             entries_prefill=sum(prefilled.vision_by_layer),
             attended_per_token=sum(token.vision_attended for token in tokens) / len(tokens),
@@ -280,16 +288,6 @@ def summarise(events: Iterable[Event]) -> Completion:
         kv_bytes_prefill=prefilled.kv_bytes,
         kv_bytes_end=finished.kv_bytes,
         kv_allocated_bytes_end=finished.kv_allocated_bytes,
-    )
-
-
-def _withdrawal(event: Withdrawn) -> Withdrawal:
-    return Withdrawal(
-        step=event.step,
-        vision_tokens=event.vision_tokens,
-        entries=event.entries,
-        kv_bytes_before=event.kv_bytes_before,
-        kv_bytes_after=event.kv_bytes_after,
     )
 
 

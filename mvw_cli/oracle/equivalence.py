@@ -34,8 +34,8 @@ from mvw_cli.policies.none import NoWithdrawal
 TOLERANCE = 1e-5
 """Largest absolute difference of logits in float32 that counts as equal."""
 ALLOWED = 3
-"""Times the oracle's own rounding error. FlashAttention's tests allow its decode kernel as much,
-beside attention in plain PyTorch (tests/test_flash_attn.py of Dao-AILab/flash-attention)."""
+"""Times the oracle's own rounding error. FlashAttention's tests allow its decode kernel as much
+over attention in plain PyTorch (tests/test_flash_attn.py of Dao-AILab/flash-attention)."""
 QUESTION = "How many red circles are there in this picture?"
 _WITHOUT_FLASH = "mvw doctor --equivalence --set attention=sdpa"
 _FLASH_FUNCTIONS = ("flash_attn_func", "flash_attn_with_kvcache")
