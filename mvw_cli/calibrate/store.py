@@ -85,28 +85,21 @@ class SampleStore:
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].splitlines()
         for number, line in enumerate(lines, start=1):
-            values = self._parsed(line, number)
-            if values["run"] == self.run:
-                self._found[values["key"]] = values
+            try:
+                values = json.loads(line)
+                run, key, version = (values[name] for name in ("run", "key", "schema_version"))
+            except (ValueError, TypeError, KeyError):
+                raise self._foreign(number) from None
+            if version != SCHEMA_VERSION:
+                raise self._foreign(number)
+            if run == self.run:
+                self._found[key] = values
             else:
                 self.others += 1
         if content[whole:] and not content[whole:].startswith(b"{"):
             raise self._foreign(len(lines) + 1)
         # What a crash has cut is measured again.
         self._file.truncate(whole)
-
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            raise self._foreign(number) from None
-        named = isinstance(values, dict) and all(
-            isinstance(values.get(key), str) for key in ("run", "key")
-        )
-        if not named or values.get("schema_version") != SCHEMA_VERSION:
-            raise self._foreign(number)
-        checked: dict[str, Any] = values
-        return checked
 
     def _foreign(self, number: int) -> UsageProblem:
         return UsageProblem(

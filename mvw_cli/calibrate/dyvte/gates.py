@@ -17,14 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
 
 from mvw_cli.errors import ModelProblem
+from mvw_cli.files import replacing
 from mvw_cli.text import error_line
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 HIDDEN = 2048
 """Width of a gate's hidden layer."""
@@ -32,7 +35,7 @@ METADATA = "mvw"
 """Key of the document in the file's metadata."""
 _NAMES = ("gates.{}.hidden.weight", "gates.{}.output.weight", "gates.{}.output.bias")
 
-Gate = tuple["Tensor", "Tensor", "Tensor"]
+Gate = tuple[Tensor, Tensor, Tensor]
 """Weights of the hidden layer, weights and bias of the output.
 # (2048, 2 H), (2, 2048), (2,)"""
 
@@ -50,8 +53,6 @@ def features(hidden: Tensor, text: Tensor, image_end: int) -> Tensor:
     Returns:
         # (2 H,), of the hidden states' dtype; the mean is taken in float32.
     """
-    import torch
-
     after = text[text >= image_end]
     asked = (after if len(after) else text).to(hidden.device)
     states = hidden[asked]  # (A, H)
@@ -64,8 +65,6 @@ def scores(gate: Gate, read: Tensor) -> Tensor:
 
     read: # (…, 2 H); returned: # (…, 2)
     """
-    from torch.nn import functional
-
     hidden, output, bias = gate
     return functional.linear(functional.gelu(functional.linear(read, hidden)), output, bias)
 
@@ -139,10 +138,6 @@ def write_gates(gates: Sequence[Gate], about: Mapping[str, Any], path: Path) -> 
     Raises:
         OSError: the file can't be written.
     """
-    from safetensors.torch import save
-
-    from mvw_cli.files import replacing
-
     tensors = {
         name.format(layer): tensor.detach().cpu().contiguous()
         for layer, gate in enumerate(gates)
@@ -156,8 +151,6 @@ def write_gates(gates: Sequence[Gate], about: Mapping[str, Any], path: Path) -> 
 @lru_cache(maxsize=4)
 def _read(path: str, changed_ns: int, size: int) -> Gates:
     """Read a file; the last two arguments tell its states apart."""
-    from safetensors import safe_open
-
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

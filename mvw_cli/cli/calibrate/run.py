@@ -13,16 +13,24 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
+from mvw_cli.batch.source.paths import Source
+from mvw_cli.batch.store.fingerprint import fingerprint
+from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
+from mvw_cli.bench.verdict.derived_profile import check_no_part, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.console import deliver
+from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.files import check_writable
+from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.profiles.resolution import Resolved, resolve
+from mvw_cli.render.sections import Section, Sentence
+from mvw_cli.render.svg import write_charts
+from mvw_cli.render.terminal import show
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.measure.items import Items
     from mvw_cli.calibrate.search import Report, Run, Search
-    from mvw_cli.profiles.resolution import Resolved
 
 REPORT, SAMPLES = ".report.json", ".samples.jsonl"
 
@@ -111,8 +119,6 @@ def _resolved(task: Task) -> Resolved:
         )
     for path in (task.output, str(task.sibling(REPORT)), str(task.sibling(SAMPLES))):
         check_writable(path, task.help)
-    from mvw_cli.bench.verdict.derived_profile import check_no_part
-    from mvw_cli.profiles.resolution import resolve
 
     mute_libraries()
     # What is measured is the model that keeps its vision; the profile's own withdrawal goes.
@@ -123,9 +129,6 @@ def _resolved(task: Task) -> Resolved:
 
 def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
     """Find the items, or draw some into a folder."""
-    from mvw_cli.batch.source.paths import Source
-    from mvw_cli.bench.measure.items import QUESTION, generated_items, own_items
-    from mvw_cli.plugins.lookup import load_adapter
 
     question = task.question or resolved.profile.prompt.question or QUESTION
     if task.folder is not None or task.questions is not None:
@@ -170,7 +173,6 @@ def _begun(
     stack: ExitStack,
 ) -> Run:
     """Load the model and open the store."""
-    from mvw_cli.batch.store.fingerprint import fingerprint
     from mvw_cli.calibrate.search import Run
     from mvw_cli.calibrate.store import SampleStore
     from mvw_cli.session import open_session
@@ -202,7 +204,6 @@ def _begun(
 def _searched(task: Task, search: Search, running: Run, view: ProfileView) -> Report | None:
     """Measure and choose; None where the user has interrupted it, which is said."""
     from mvw_cli.calibrate.search import Interrupted, Report, measure_all
-    from mvw_cli.environment import describe_environment
 
     try:
         samples = measure_all(search, running)
@@ -234,9 +235,6 @@ def _delivered(task: Task, search: Search, report: Report) -> int:
     Raises:
         MvwError: a file can't be written, or no candidate qualifies: after all else is there.
     """
-    from mvw_cli.render.sections import Section, Sentence
-    from mvw_cli.render.svg import write_charts
-    from mvw_cli.render.terminal import show
 
     outcome, document = report.outcome, report.to_json()
     deliver(document, str(task.sibling(REPORT)))
@@ -263,7 +261,6 @@ def _delivered(task: Task, search: Search, report: Report) -> int:
 
 
 def _write_profile(task: Task, search: Search, report: Report) -> None:
-    from mvw_cli.bench.verdict.derived_profile import write_derived
 
     outcome = report.outcome
     withdrawal: dict[str, Any] = outcome.withdrawal or {}
