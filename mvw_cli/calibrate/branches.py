@@ -36,7 +36,7 @@ LOGIT_BYTES = 2**28
 
 
 @dataclass(slots=True)
-class _Run:
+class _Branches:
     """What is known while the layers go by."""
 
     starts: Sequence[int]
@@ -94,7 +94,7 @@ def branch_logits(
     hidden = torch.zeros(prompt, dtype=torch.bool) if cross_layers else layout.entries.cpu()
     if bool(hidden[prompt - tokens :].any()):
         raise NotExact("its prompt ends with a vision token")
-    run = _Run(
+    run = _Branches(
         starts=list(starts),
         rows=(~hidden).nonzero()[:, 0],
         length=prompt,
@@ -158,7 +158,7 @@ def branches_along(
 
 
 @contextmanager
-def _branching(layers: nn.ModuleList, run: _Run) -> Iterator[None]:
+def _branching(layers: nn.ModuleList, run: _Branches) -> Iterator[None]:
     """Let each layer take the branches along; the hooks are removed on the way out."""
     last = len(layers) - 1
     with ExitStack() as stack:
@@ -171,7 +171,7 @@ def _branching(layers: nn.ModuleList, run: _Run) -> Iterator[None]:
 
 
 def _before(
-    run: _Run, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    run: _Branches, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Begin a branch where one starts."""
     if run.busy:
@@ -188,7 +188,7 @@ def _before(
 
 
 def _after(
-    run: _Run,
+    run: _Branches,
     number: int,
     is_last: bool,
     layer: Any,
@@ -218,7 +218,7 @@ def _after(
 
 
 def _through(
-    run: _Run, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    run: _Branches, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
     """Run one layer for all branches.  # (B, R, D)"""
     assert run.begun is not None

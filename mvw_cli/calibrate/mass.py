@@ -22,7 +22,7 @@ from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
 from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.bench.verdict.suggest import loss_in_words
 from mvw_cli.calibrate.mvw import answers_of, given_from_dict
-from mvw_cli.calibrate.search import Outcome, Report, Run, Search, answered
+from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun, answered
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.policies.mass import Mass
 from mvw_cli.policies.mvw import Mvw
@@ -65,12 +65,12 @@ class MassSearch(Search):
     def sample_settings(self) -> dict[str, Any]:
         return {"patience": self.patience, "smoothing": self.smoothing}
 
-    def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
+    def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         finished, mass = record(run.session, request, self.policy, run.tick)
         answer = run.session.adapter.parse(finished.text).answer
         return {"answer": answer, "token_ids": finished.token_ids, "mass": mass}
 
-    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+    def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         tried = sorted(self.thresholds or candidates([one["mass"] for one in samples]))
         traces = []
         for place, sample in enumerate(samples, start=1):
@@ -89,7 +89,7 @@ class MassSearch(Search):
         figures = {"blind_agreement": blind}
         return Outcome([asdict(point) for point in points], withdrawal, reason, remarks, figures)
 
-    def _trace(self, run: Run, sample: dict[str, Any], thresholds: Sequence[float]) -> Traced:
+    def _trace(self, run: SearchRun, sample: dict[str, Any], thresholds: Sequence[float]) -> Traced:
         """Read an answer with the vision withdrawn wherever one of the thresholds would."""
         run.tick()
         item = run.items[sample["number"] - 1]
@@ -120,10 +120,10 @@ class MassSearch(Search):
 
     def _tried_for_real(
         self,
-        run: Run,
+        run: SearchRun,
         samples: Sequence[dict[str, Any]],
         traces: Sequence[Traced],
-        points: Sequence[Point],
+        points: Sequence[ThresholdPoint],
         blind: float | None,
     ) -> tuple[float | None, str, list[str]]:
         """Answer every item under the thresholds that qualify, the highest first.
@@ -150,7 +150,7 @@ class MassSearch(Search):
 
     def _loss(
         self,
-        run: Run,
+        run: SearchRun,
         samples: Sequence[dict[str, Any]],
         traces: Sequence[Traced],
         threshold: float,
@@ -183,7 +183,7 @@ class MassSearch(Search):
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return f"mass under {withdrawal['threshold']}"
 
-    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         rows = []
         for point in report.outcome.curve:
             ends = point["agreement_interval_95"]
@@ -207,7 +207,7 @@ class MassSearch(Search):
         title = "Withdrawn at a mass under the threshold"
         return [Section("curve", title, [table, Sentence(said)])]
 
-    def charts(self, report: Report) -> list[Chart]:
+    def charts(self, report: CalibrationReport) -> list[Chart]:
         """Draw agreement against the threshold, and the mass along the answers."""
         points = report.outcome.curve
         xs = [point["threshold"] for point in points]
@@ -291,7 +291,7 @@ def record(
     return finished, watching.seen
 
 
-def answer(run: Run, item: ItemSpec, policy: Mass) -> dict[str, Any]:
+def answer(run: SearchRun, item: ItemSpec, policy: Mass) -> dict[str, Any]:
     """Answer an item under a policy."""
     settings = replace(run.session.settings, ignore_eos=False)
     start = perf_counter()
@@ -328,7 +328,7 @@ def divergences_at(
     return dict(zip(arms, found, strict=True))
 
 
-def _without_image(run: Run, item: ItemSpec) -> Request | None:
+def _without_image(run: SearchRun, item: ItemSpec) -> Request | None:
     """Ask an item's question without its image; None where that can't be."""
     comparing = Comparing(
         run.session, {}, run.session.settings, lambda item, doing: None, run.stopping
@@ -383,7 +383,7 @@ class Traced:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ThresholdPoint:
     """One threshold over all samples."""
 
     threshold: float
@@ -401,7 +401,7 @@ class Point:
 
 def curve(
     samples: Sequence[Traced], like: Mass, thresholds: Sequence[float], tolerance: float
-) -> list[Point]:
+) -> list[ThresholdPoint]:
     """Sum up each threshold, in ascending order."""
     points = []
     for threshold in sorted(thresholds):
@@ -412,7 +412,7 @@ def curve(
             for one, own in zip(samples, found, strict=True)
         ]
         points.append(
-            Point(
+            ThresholdPoint(
                 threshold=threshold,
                 withdrawn=fmean(own.withdrawn_after is not None for own in found),
                 tokens_with_vision=fmean(seen),
@@ -433,7 +433,7 @@ def blind_agreement(samples: Sequence[Traced]) -> float | None:
     return agreement(known) if len(known) == len(found) else None
 
 
-def qualifying(points: Sequence[Point]) -> list[Point]:
+def qualifying(points: Sequence[ThresholdPoint]) -> list[ThresholdPoint]:
     """The thresholds that may be chosen, the highest first.
 
     One qualifies where it and every lower one keep the tolerance, and it withdraws anywhere.
@@ -446,7 +446,7 @@ def qualifying(points: Sequence[Point]) -> list[Point]:
     return [point for point in reversed(good) if point.withdrawn > 0]
 
 
-def refusal(points: Sequence[Point], blind: float | None, tolerance: float) -> str | None:
+def refusal(points: Sequence[ThresholdPoint], blind: float | None, tolerance: float) -> str | None:
     """Explain why no threshold can be chosen, as far as agreement tells; None where one can."""
     if blind is not None and blind >= 1 - tolerance:
         return (

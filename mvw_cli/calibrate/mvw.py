@@ -17,7 +17,7 @@ from mvw_cli.bench.quality import answers as answering
 from mvw_cli.bench.quality.comparisons import Given, Row, answers_match, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
-from mvw_cli.calibrate.search import Interrupted, Outcome, Report, Run, Search
+from mvw_cli.calibrate.search import CalibrationReport, Interrupted, Outcome, Search, SearchRun
 from mvw_cli.engine.types import Request
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
@@ -57,7 +57,7 @@ class MvwSearch(Search):
     def sample_settings(self) -> dict[str, Any]:
         return {"m": sorted(self.moments), "tags": list(self.tags)}
 
-    def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
+    def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         if self._comparing is None:
             self._comparing = answering.Comparing(
                 run.session,
@@ -73,7 +73,7 @@ class MvwSearch(Search):
             raise Interrupted from None
         return {"reference": item.reference, **row_to_dict(row)}
 
-    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+    def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         rows = [row_from_dict(sample, sample["reference"]) for sample in samples]
         outcome = choose(rows, [*self.arms()][1:], self.tolerance)
         if self._comparing is not None:
@@ -89,7 +89,7 @@ class MvwSearch(Search):
         m = withdrawal.get("m")
         return f"until {withdrawal['until']}" if m is None else f"m = {m}"
 
-    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         columns = ["", "tokens with vision", "loss", "95 %", "right", "agreement", "KL, nats", ""]
         rows = [
             [
@@ -108,7 +108,7 @@ class MvwSearch(Search):
         title = "Withdrawn after m tokens, or at a tag"
         return [Section("curve", title, [Table(columns, rows), said])]
 
-    def charts(self, report: Report) -> list[Chart]:
+    def charts(self, report: CalibrationReport) -> list[Chart]:
         """Draw agreement and loss, and KL, against the tokens that are generated with vision."""
         arms = [one for one in report.outcome.curve if one["arm"] not in (BASELINE, NO_IMAGE)]
         lowest = min((one["kl_nats_mean"] for one in arms if one["kl_nats_mean"]), default=1)

@@ -55,7 +55,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CalibrationReport:
     """One run of `mvw calibrate`, as it is in the JSON file. Units are in the names."""
 
     method: str
@@ -85,7 +85,7 @@ class Report:
         return whole.replace(f'"{_SAMPLES}"', ",\n    ".join(lines), 1)
 
 
-class Run:
+class SearchRun:
     """A search under way: the model is loaded, the store open.
 
     Args:
@@ -199,16 +199,16 @@ class Search(ABC):
         """Name a sample, given the name of its images and question."""
         return key
 
-    def known(self, run: Run, key: str) -> dict[str, Any] | None:
+    def known(self, run: SearchRun, key: str) -> dict[str, Any] | None:
         """Return what has been measured of a sample, or None."""
         return run.store.get(key)
 
-    def prepare(self, run: Run, requests: Sequence[Request]) -> None:
+    def prepare(self, run: SearchRun, requests: Sequence[Request]) -> None:
         """Do for several samples at once what is faster so; each is measured after it."""
         return
 
     @abstractmethod
-    def measure(self, run: Run, item: ItemSpec, request: Request) -> Mapping[str, Any]:
+    def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> Mapping[str, Any]:
         """Measure one sample.
 
         Args:
@@ -221,7 +221,7 @@ class Search(ABC):
         """
 
     @abstractmethod
-    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+    def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         """Choose among the candidates; what needs the model for it is kept in the store, too.
 
         Raises:
@@ -238,18 +238,18 @@ class Search(ABC):
         """Describe what is suggested, in a few words."""
 
     @abstractmethod
-    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         """Put the curve into words: a table that fits a screen, or all of them."""
 
-    def hidden(self, report: Report) -> str:
+    def hidden(self, report: CalibrationReport) -> str:
         """Name what `tables` has only with `whole`; empty where it has all of it anyway."""
         return ""
 
     @abstractmethod
-    def charts(self, report: Report) -> list[Chart]:
+    def charts(self, report: CalibrationReport) -> list[Chart]:
         """Draw the curve."""
 
-    def sections(self, report: Report, *, whole: bool) -> list[Section]:
+    def sections(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         """Put a report into words, the verdict first."""
         verdict = Sentence(report.outcome.reason, "verdict")
         return [Section("outcome", "Outcome", [verdict]), *self.tables(report, whole=whole)]
@@ -272,7 +272,7 @@ def answered(session: Session, request: Request, tick: Callable[[], None]) -> Fi
     raise AssertionError("the engine ended without an answer")
 
 
-def measure_all(search: Search, run: Run) -> list[dict[str, Any]]:
+def measure_all(search: Search, run: SearchRun) -> list[dict[str, Any]]:
     """Measure what the store lacks; return all samples in the order of the items.
 
     Raises:
@@ -314,7 +314,7 @@ class _Opened:
     """None where the sample has been measured."""
 
 
-def _opened(search: Search, run: Run, number: int) -> _Opened:
+def _opened(search: Search, run: SearchRun, number: int) -> _Opened:
     """Read an item's images and name the sample; encode it where it is still to be measured."""
     item, limit = run.items[number - 1], run.session.loaded.spec.max_pixels
     files = [open_image(path, max_pixels=limit) for path in item.images]
@@ -332,7 +332,7 @@ def _opened(search: Search, run: Run, number: int) -> _Opened:
     return _Opened(number, key, digests, request)
 
 
-def _measured(search: Search, run: Run, opened: _Opened) -> dict[str, Any]:
+def _measured(search: Search, run: SearchRun, opened: _Opened) -> dict[str, Any]:
     item, start = run.items[opened.number - 1], perf_counter()
     assert opened.request is not None
     values = search.measure(run, item, opened.request)

@@ -21,7 +21,7 @@ from torch import Tensor
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
 from mvw_cli.calibrate.branches import branches_along
-from mvw_cli.calibrate.search import Outcome, Report, Run, Search, answered
+from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun, answered
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.types import Failed, Request
@@ -73,7 +73,7 @@ class VtwSearch(Search):
                 hint=f"mvw calibrate vtw --from {max(1, layers // 2)}",
             )
 
-    def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
+    def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         found = layer_divergences(run.session, request, tokens=self.tokens, tick=run.tick)
         return {
             "prompt_tokens": int(request.inputs["input_ids"].shape[1]),
@@ -81,7 +81,7 @@ class VtwSearch(Search):
             **asdict(found),
         }
 
-    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+    def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         points = curve([sample["kl_nats"] for sample in samples], seed=run.seed)
         layer, reason, remarks = choose_layer(points, self.eta, self.first)
         if self.tokens == 1:
@@ -98,7 +98,7 @@ class VtwSearch(Search):
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return f"vtw at layer {withdrawal['layer']}"
 
-    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         points, chosen = report.outcome.curve, (report.outcome.withdrawal or {}).get("layer")
         shown = points if whole else _around(points, chosen)
         rows = []
@@ -114,10 +114,10 @@ class VtwSearch(Search):
         table = Table(["K", "mean KL, nats", "95 % interval", ""], rows)
         return [Section("curve", "Vision gone before layer K", [table, said])]
 
-    def hidden(self, report: Report) -> str:
+    def hidden(self, report: CalibrationReport) -> str:
         return "every layer" if len(report.outcome.curve) > _SHOWN else ""
 
-    def charts(self, report: Report) -> list[Chart]:
+    def charts(self, report: CalibrationReport) -> list[Chart]:
         points = report.outcome.curve
         lowest = min([self.eta, *(one["kl_nats"] for one in points if one["kl_nats"] > 0)])
         floor = max(_FLOOR, lowest / 10)
@@ -287,7 +287,7 @@ def divergence(branch: Tensor, full: Tensor) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LayerPoint:
     """One layer of the curve."""
 
     layer: int
@@ -297,13 +297,13 @@ class Point:
     """Percentile bootstrap over the samples; None with fewer than 10."""
 
 
-def curve(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[Point]:
+def curve(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[LayerPoint]:
     """Take the mean over the samples for each layer, with its interval."""
     points = []
     for layer, column in enumerate(zip(*samples, strict=True)):
         values = [value for value in column if value is not None]
         if len(values) == len(column):
-            points.append(Point(layer, fmean(values), _mean_interval_95(values, seed)))
+            points.append(LayerPoint(layer, fmean(values), _mean_interval_95(values, seed)))
     return points
 
 
@@ -315,7 +315,7 @@ def _mean_interval_95(values: Sequence[float], seed: int) -> tuple[float, float]
 
 
 def choose_layer(
-    points: Sequence[Point], eta: float, first: int
+    points: Sequence[LayerPoint], eta: float, first: int
 ) -> tuple[int | None, str, list[str]]:
     """Choose the first layer, from `first` on, whose mean is at most eta.
 

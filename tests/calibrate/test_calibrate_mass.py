@@ -16,7 +16,7 @@ from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.calibrate import mass as method
 from mvw_cli.calibrate.mass import (
     CONTROL,
-    Point,
+    ThresholdPoint,
     Traced,
     blind_agreement,
     candidates,
@@ -115,8 +115,8 @@ def test_the_curve_sums_up_each_threshold() -> None:
     assert refusal(points, 0.5, 0.05) is None
 
 
-def point(threshold: float, agreement: float, withdrawn: float = 1.0) -> Point:
-    return Point(threshold, withdrawn, 5.0, 10.0, agreement, None, 0.1, agreement >= 0.98)
+def point(threshold: float, agreement: float, withdrawn: float = 1.0) -> ThresholdPoint:
+    return ThresholdPoint(threshold, withdrawn, 5.0, 10.0, agreement, None, 0.1, agreement >= 0.98)
 
 
 def test_a_threshold_above_one_that_fails_does_not_qualify() -> None:

@@ -20,7 +20,7 @@ from mvw_cli.calibrate.dyvte.policy import Dyvte
 from mvw_cli.calibrate.dyvte.report import decisions, evaluate, prefill
 from mvw_cli.calibrate.dyvte.search import DyvteSearch
 from mvw_cli.calibrate.dyvte.training import Dataset, Training, train
-from mvw_cli.calibrate.search import Run, measure_all
+from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.cross_attention import cross_attention_layers
@@ -45,7 +45,7 @@ def labelled(session: Session, items: list[ItemSpec], folder: Path) -> Dataset:
     search = DyvteSearch(folder / "gates.safetensors", folder / "work")
     search.check_items(items)
     with SampleStore(folder / "samples.jsonl", {}) as store:
-        run = Run(session, items, store)
+        run = SearchRun(session, items, store)
         return search.dataset(run, measure_all(search, run))
 
 

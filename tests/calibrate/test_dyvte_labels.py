@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvw_cli.calibrate import branches
-from mvw_cli.calibrate.dyvte.labels import Example, label_question, labels
+from mvw_cli.calibrate.dyvte.labels import GateExample, label_question, labels
 
 ANSWER = [5, 17, 8, 42, 9, 33]
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "kimi_text_stack", "mllama")
@@ -85,7 +85,7 @@ def answered(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return logits[ids.shape[1] - 1 : -1]
 
 
-def expected(name: str, seed: int, keep_mlp: bool) -> Example:
+def expected(name: str, seed: int, keep_mlp: bool) -> GateExample:
     """The same as `label_question`, one plain pass per exit, and features of the prompt alone."""
     one = family(name)
     model = build(one)
@@ -107,7 +107,7 @@ def expected(name: str, seed: int, keep_mlp: bool) -> Example:
     read = [
         torch.cat([state[0, after[:-1]].mean(0), state[0, after[-1]]]) for state in states[1:layers]
     ]
-    return Example(
+    return GateExample(
         torch.stack(read),
         torch.stack(agreement),
         torch.stack(loss),

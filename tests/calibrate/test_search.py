@@ -12,7 +12,14 @@ import torch
 from sessions import tiny
 
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.calibrate.search import Interrupted, Outcome, Report, Run, Search, measure_all
+from mvw_cli.calibrate.search import (
+    CalibrationReport,
+    Interrupted,
+    Outcome,
+    Search,
+    SearchRun,
+    measure_all,
+)
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.types import Request
 from mvw_cli.errors import BadImage, OutOfMemory
@@ -41,25 +48,25 @@ class Noting(Search):
 
     sample_settings = settings
 
-    def prepare(self, run: Run, requests: Sequence[Request]) -> None:
+    def prepare(self, run: SearchRun, requests: Sequence[Request]) -> None:
         self.groups.append(len(requests))
 
-    def measure(self, run: Run, item: ItemSpec, request: Request) -> Mapping[str, Any]:
+    def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> Mapping[str, Any]:
         self.asked.append(item.question)
         if item.question == "too large":
             raise OutOfMemory("no room", cause="too many tokens", hint="mvw --help")
         return {"length": len(item.question)}
 
-    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+    def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         return Outcome([], None, "")
 
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return ""
 
-    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         return []
 
-    def charts(self, report: Report) -> list[Chart]:
+    def charts(self, report: CalibrationReport) -> list[Chart]:
         return []
 
 
@@ -83,9 +90,9 @@ def asking(tmp_path: Path) -> Any:
     names = ("adapter", "loaded", "engine", "policy", "settings")
     blinding = Blinding(*(getattr(session, name) for name in names))
 
-    def make(store: SampleStore, *questions: str, image: Path = path, **given: Any) -> Run:
+    def make(store: SampleStore, *questions: str, image: Path = path, **given: Any) -> SearchRun:
         items = [ItemSpec((str(image),), question) for question in questions]
-        return Run(blinding, items, store, **given)
+        return SearchRun(blinding, items, store, **given)
 
     return make
 

@@ -16,7 +16,7 @@ from mvw_cli.calibrate import branches, vtw
 from mvw_cli.calibrate.vtw import (
     LAYER_BY_LAYER,
     ONE_PASS,
-    Point,
+    LayerPoint,
     choose_layer,
     curve,
     divergence,
@@ -145,8 +145,8 @@ def test_every_family_of_the_engine_takes_one_pass() -> None:
 # -- the rule ---------------------------------------------------------------------------------
 
 
-def points(*means: float) -> list[Point]:
-    return [Point(layer, mean, None) for layer, mean in enumerate(means)]
+def points(*means: float) -> list[LayerPoint]:
+    return [LayerPoint(layer, mean, None) for layer, mean in enumerate(means)]
 
 
 def test_the_first_layer_whose_mean_is_at_most_eta() -> None:

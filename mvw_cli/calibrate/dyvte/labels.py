@@ -28,7 +28,7 @@ AGREEMENT, LOSS_RATIO = 0.99, 1.03
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Example:
+class GateExample:
     """One question, at all gates; G is one less than the decoder layers."""
 
     features: Tensor
@@ -70,7 +70,7 @@ def label_question(
     output_ids: Sequence[int],
     *,
     cross_attention: Literal["skip", "mlp"] = "skip",
-) -> Example:
+) -> GateExample:
     """Read a prompt and an answer with all exits.
 
     Args:
@@ -98,7 +98,7 @@ def label_question(
                 same = (one.argmax(-1) == whole).float().mean()
                 loss = functional.cross_entropy(one.float(), answer.to(one.device))
                 found[start] = float(same), float(loss)
-    return Example(
+    return GateExample(
         torch.stack([seen[gate] for gate in exits]),
         torch.tensor([found[start][0] for start in told]),
         torch.tensor([found[start][1] for start in told]),

@@ -25,7 +25,7 @@ from mvw_cli.calibrate.dyvte import report as reporting
 from mvw_cli.calibrate.dyvte.gates import Gate, write_gates
 from mvw_cli.calibrate.dyvte.labels import label_question, labels
 from mvw_cli.calibrate.dyvte.training import Dataset, Training, split, train
-from mvw_cli.calibrate.search import Interrupted, Outcome, Report, Run, Search
+from mvw_cli.calibrate.search import CalibrationReport, Interrupted, Outcome, Search, SearchRun
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
@@ -92,10 +92,10 @@ class DyvteSearch(Search):
     def key_of(self, item: ItemSpec, key: str) -> str:
         return key if self.along == "own" else item_key([key], item.reference or "")
 
-    def known(self, run: Run, key: str) -> dict[str, Any] | None:
+    def known(self, run: SearchRun, key: str) -> dict[str, Any] | None:
         return run.store.get(key) if self._features(run, key).exists() else None
 
-    def prepare(self, run: Run, requests: Sequence[Request]) -> None:
+    def prepare(self, run: SearchRun, requests: Sequence[Request]) -> None:
         """Let the model answer the questions, several at a time."""
         if self.along == "reference":
             return
@@ -106,7 +106,7 @@ class DyvteSearch(Search):
             if isinstance(event, Finished):
                 self._answers[event.request] = event.token_ids
 
-    def measure(self, run: Run, item: ItemSpec, request: Request) -> dict[str, Any]:
+    def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         model = run.session.loaded.model
         if self.along == "own":
             answer = self._answers[request.id]
@@ -140,7 +140,7 @@ class DyvteSearch(Search):
             "full_loss_nats": example.full_loss,
         }
 
-    def choose(self, run: Run, samples: list[dict[str, Any]]) -> Outcome:
+    def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         dataset, remarks = self.dataset(run, samples), [f"Left out: {one}" for one in run.left_out]
         cross_layers = cross_attention_layers(run.session.loaded.model)
         costs = None
@@ -177,10 +177,10 @@ class DyvteSearch(Search):
             {"data": data, **figures},
         )
 
-    def _features(self, run: Run, key: str) -> Path:
+    def _features(self, run: SearchRun, key: str) -> Path:
         return self.work / f"{run.store.run}-{key}.safetensors"
 
-    def dataset(self, run: Run, samples: Sequence[dict[str, Any]]) -> Dataset:
+    def dataset(self, run: SearchRun, samples: Sequence[dict[str, Any]]) -> Dataset:
         """Put the questions together, each once, in an order that no interruption changes."""
         by_key = {sample["key"]: sample for sample in samples}
         ordered = [by_key[key] for key in sorted(by_key)]
@@ -193,7 +193,7 @@ class DyvteSearch(Search):
             torch.tensor([one["full_loss_nats"] for one in ordered]),
         )
 
-    def _trained(self, run: Run, features: Tensor, truth: Tensor) -> list[Gate]:
+    def _trained(self, run: SearchRun, features: Tensor, truth: Tensor) -> list[Gate]:
         """Train the gates and round them as the file will hold them."""
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -215,7 +215,9 @@ class DyvteSearch(Search):
         kind = getattr(torch, self.gate_dtype)
         return [(one[0].to(kind), one[1].to(kind), one[2].to(kind)) for one in gates]
 
-    def _write(self, run: Run, gates: Sequence[Gate], data: dict[str, Any], **shape: int) -> None:
+    def _write(
+        self, run: SearchRun, gates: Sequence[Gate], data: dict[str, Any], **shape: int
+    ) -> None:
         """Write the gates, with what is to be known about them."""
         facts = {"model": run.facts["name"]}
         facts |= {name: run.facts[name] for name in ("revision", "adapter", "dtype")}
@@ -233,13 +235,13 @@ class DyvteSearch(Search):
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return "dyvte"
 
-    def tables(self, report: Report, *, whole: bool) -> list[Section]:
+    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         return reporting.tables(report.outcome, whole=whole)
 
-    def hidden(self, report: Report) -> str:
+    def hidden(self, report: CalibrationReport) -> str:
         return "every gate and every layer"
 
-    def charts(self, report: Report) -> list[Chart]:
+    def charts(self, report: CalibrationReport) -> list[Chart]:
         return reporting.charts(report.outcome)
 
 

@@ -133,7 +133,7 @@ def train(
         OSError: the checkpoint can't be written.
     """
     questions, count, width = features.shape
-    run = _Run(count, width, training, device)
+    run = _TrainingRun(count, width, training, device)
     name = _name(features, labels, training)
     run.resume(checkpoint, name)
     total = training.batches(questions, count)
@@ -156,7 +156,7 @@ def train(
     return [(one[0].detach(), one[1].detach(), one[2].detach()) for one in run.gates]
 
 
-class _Run:
+class _TrainingRun:
     """Gates, their optimisers, and the random numbers that come next."""
 
     def __init__(

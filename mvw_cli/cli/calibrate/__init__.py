@@ -12,7 +12,7 @@ from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, 
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.search import Search
-    from mvw_cli.cli.calibrate.run import Task
+    from mvw_cli.cli.calibrate.run import CalibrateTask
 
 _COUNT = click.IntRange(min=1)
 _PART = click.FloatRange(0, 1)
@@ -93,10 +93,10 @@ def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
         @functools.wraps(command)
         def call(**given: Any) -> int:
-            from mvw_cli.cli.calibrate.run import Task, run
+            from mvw_cli.cli.calibrate.run import CalibrateTask, run
 
             words = tuple(click.get_current_context().meta[ARGUMENTS])
-            task = Task(name, words, **{one: given.pop(one) for one in asked})
+            task = CalibrateTask(name, words, **{one: given.pop(one) for one in asked})
             return run(task, lambda: command(task, **given))
 
         wrapped: Callable[..., Any] = call
@@ -120,7 +120,7 @@ def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
     "Compare the first N tokens of the answer; the published search compares 1.",
 )
 @calibrating(limit=20)
-def vtw(task: Task, *, eta: float, first: int, tokens: int) -> Search:
+def vtw(task: CalibrateTask, *, eta: float, first: int, tokens: int) -> Search:
     """Find the decoder layer before which vision may leave the prompt (VTW, arXiv 2405.05803).
 
     For each layer K, the distribution of the first answer token with the vision gone before layer K
@@ -150,7 +150,7 @@ def vtw(task: Task, *, eta: float, first: int, tokens: int) -> Search:
 @_option("--tolerance", "PART", _PART, 0.02, "The part of the answers that may get worse.")
 @calibrating(limit=20)
 def mvw(
-    task: Task, *, moments: tuple[int, ...], tags: tuple[str, ...] | None, tolerance: float
+    task: CalibrateTask, *, moments: tuple[int, ...], tags: tuple[str, ...] | None, tolerance: float
 ) -> Search:
     """Find the smallest m, or the earliest tag, whose answers stay within the tolerance.
 
@@ -196,7 +196,7 @@ def mvw(
 @_option("--smoothing", "PART", _PART_ABOVE_0, 0.3, "Weight of the newest token in the average.")
 @calibrating(limit=20)
 def mass(
-    task: Task,
+    task: CalibrateTask,
     *,
     thresholds: tuple[float, ...] | None,
     tolerance: float,
@@ -257,7 +257,7 @@ def mass(
 @_option("--gate-dtype", None, click.Choice(_DTYPES), "model", "How the file holds the gates.")
 @_option("--slots", "N", _COUNT, 8, "Questions that the model answers at the same time.")
 @calibrating(limit=500)
-def dyvte(task: Task, *, lr: float, epochs: int, batch: int, **options: Any) -> Search:
+def dyvte(task: CalibrateTask, *, lr: float, epochs: int, batch: int, **options: Any) -> Search:
     """Train the gates that choose the layer of exit for each prompt (DyVTE, arXiv 2411.19628).
 
     Each question is answered with the image, then read again with an exit before every layer. The

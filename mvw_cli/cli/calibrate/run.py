@@ -30,13 +30,13 @@ from mvw_cli.render.svg import write_charts
 from mvw_cli.render.terminal import show
 
 if TYPE_CHECKING:
-    from mvw_cli.calibrate.search import Report, Run, Search
+    from mvw_cli.calibrate.search import CalibrationReport, Search, SearchRun
 
 REPORT, SAMPLES = ".report.json", ".samples.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class CalibrateTask:
     """What the command line asks for, whatever the method."""
 
     method: str
@@ -81,7 +81,7 @@ class Task:
         return output.with_name(output.stem + ending)
 
 
-def run(task: Task, make: Callable[[], Search]) -> int:
+def run(task: CalibrateTask, make: Callable[[], Search]) -> int:
     """Search, write everything, and return the exit code.
 
     Args:
@@ -109,7 +109,7 @@ def run(task: Task, make: Callable[[], Search]) -> int:
     return ExitCode.INTERRUPTED if report is None else _delivered(task, search, report)
 
 
-def _resolved(task: Task) -> Resolved:
+def _resolved(task: CalibrateTask) -> Resolved:
     """Resolve the profile, and refuse files that could not be written later."""
     if Path(task.output).suffix.lower() not in (".yaml", ".yml"):
         raise UsageProblem(
@@ -127,7 +127,7 @@ def _resolved(task: Task) -> Resolved:
     return resolved
 
 
-def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
+def _items(task: CalibrateTask, resolved: Resolved, scratch: Path) -> Items:
     """Find the items, or draw some into a folder."""
 
     question = task.question or resolved.profile.prompt.question or QUESTION
@@ -165,15 +165,15 @@ def _items(task: Task, resolved: Resolved, scratch: Path) -> Items:
 
 
 def _begun(
-    task: Task,
+    task: CalibrateTask,
     resolved: Resolved,
     items: Items,
     search: Search,
     view: ProfileView,
     stack: ExitStack,
-) -> Run:
+) -> SearchRun:
     """Load the model and open the store."""
-    from mvw_cli.calibrate.search import Run
+    from mvw_cli.calibrate.search import SearchRun
     from mvw_cli.calibrate.store import SampleStore
     from mvw_cli.session import open_session
 
@@ -190,7 +190,7 @@ def _begun(
     store = stack.enter_context(SampleStore(task.sibling(SAMPLES), identity))
     if store.others:
         view.note(f"{store.name}: {store.others} samples of other settings are left alone.")
-    return Run(
+    return SearchRun(
         session,
         items.items,
         store,
@@ -201,9 +201,11 @@ def _begun(
     )
 
 
-def _searched(task: Task, search: Search, running: Run, view: ProfileView) -> Report | None:
+def _searched(
+    task: CalibrateTask, search: Search, running: SearchRun, view: ProfileView
+) -> CalibrationReport | None:
     """Measure and choose; None where the user has interrupted it, which is said."""
-    from mvw_cli.calibrate.search import Interrupted, Report, measure_all
+    from mvw_cli.calibrate.search import CalibrationReport, Interrupted, measure_all
 
     try:
         samples = measure_all(search, running)
@@ -214,7 +216,7 @@ def _searched(task: Task, search: Search, running: Run, view: ProfileView) -> Re
         again = "the same command goes on"
         view.note(f"Interrupted: {len(store)} samples are in {store.name}; {again}.")
         return None
-    return Report(
+    return CalibrationReport(
         method=task.method,
         environment=describe_environment(str(running.device)),
         model=running.facts,
@@ -229,7 +231,7 @@ def _searched(task: Task, search: Search, running: Run, view: ProfileView) -> Re
     )
 
 
-def _delivered(task: Task, search: Search, report: Report) -> int:
+def _delivered(task: CalibrateTask, search: Search, report: CalibrationReport) -> int:
     """Write everything, files first.
 
     Raises:
@@ -260,7 +262,7 @@ def _delivered(task: Task, search: Search, report: Report) -> int:
     return ExitCode.ITEMS_FAILED if report.left_out else ExitCode.OK
 
 
-def _write_profile(task: Task, search: Search, report: Report) -> None:
+def _write_profile(task: CalibrateTask, search: Search, report: CalibrationReport) -> None:
 
     outcome = report.outcome
     withdrawal: dict[str, Any] = outcome.withdrawal or {}

@@ -33,7 +33,7 @@ from mvw_cli.calibrate.dyvte.gates import read_gates
 from mvw_cli.calibrate.dyvte.labels import label_question
 from mvw_cli.calibrate.dyvte.policy import Dyvte
 from mvw_cli.calibrate.dyvte.training import Dataset, split
-from mvw_cli.calibrate.search import Run, measure_all
+from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.errors import ExitCode
@@ -352,7 +352,7 @@ def test_the_same_question_twice_is_asked_once(calibrated: Path, tmp_path: Path)
     search = dyvte_search.DyvteSearch(tmp_path / "gates.safetensors", tmp_path / "work")
     search.check_items([item])
     with SampleStore(tmp_path / "samples.jsonl", {}) as store:
-        run = Run(session, [item, item], store)
+        run = SearchRun(session, [item, item], store)
         samples = measure_all(search, run)
         assert [one["number"] for one in samples] == [1, 2] and len(store) == 1
         assert len(search.dataset(run, samples).questions) == 1
