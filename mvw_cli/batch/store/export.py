@@ -24,8 +24,6 @@ from mvw_cli.engine.types import Withdrawal
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable, replacing
 
-TABLES = (".csv", ".parquet")
-
 _GROUP_ROWS = 16384
 _GROUP_BYTES = 8 << 20  # of text, as far as memory is concerned: rows may be of any length
 _WRITTEN = ("answer", "reasoning", "text")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from mvw_cli.batch.items import is_address
 from mvw_cli.batch.source.remote import fetch_file, store_file
-from mvw_cli.batch.store.export import TABLES, export
 from mvw_cli.batch.store.fingerprint import sidecar_path
 from mvw_cli.errors import UsageProblem
 
 LOG = ".jsonl"
+TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,8 @@ class Output:
         if not self.log.exists():
             return
         if self.table is not None:
+            from mvw_cli.batch.store.export import export  # few runs have a table
+
             export(self.log, self.table)
         if self.address is None:
             return
