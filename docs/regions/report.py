@@ -22,7 +22,7 @@ def report_keys() -> str:
     """Write the table of all keys of a report, and what summaries and ratios hold."""
     head = ("Key", "Type", "Meaning")
     parts = [
-        table(head, list(_rows(tree.Report, ""))),
+        table(head, list(_rows(tree.ProfileReport, ""))),
         "A *summary* has these keys:",
         table(head, list(_rows(stats.Summary, ""))),
         "A *ratio* has these:",

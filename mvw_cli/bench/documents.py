@@ -281,7 +281,7 @@ class AttentionMass:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ProfileReport:
     """One run of `mvw profile`."""
 
     environment: Environment
@@ -303,15 +303,15 @@ class Report:
     kind: Literal["profile"] = "profile"
 
 
-def to_json(report: Report) -> str:
+def to_json(report: ProfileReport) -> str:
     """Write a report as JSON."""
     from pydantic import TypeAdapter
 
-    document = TypeAdapter(Report).dump_python(report, mode="json")
+    document = TypeAdapter(ProfileReport).dump_python(report, mode="json")
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
-def read_report(path: str) -> Report:
+def read_report(path: str) -> ProfileReport:
     """Read a report.
 
     Raises:
@@ -321,7 +321,7 @@ def read_report(path: str) -> Report:
 
     try:
         document = json.loads(Path(path).read_text("utf-8"))
-        return TypeAdapter(Report).validate_python(document)
+        return TypeAdapter(ProfileReport).validate_python(document)
     except OSError as error:
         cause = error.strerror or str(error)
     except ValidationError as error:

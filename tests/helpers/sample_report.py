@@ -17,7 +17,7 @@ from mvw_cli.bench.documents import (
     MemoryPoint,
     Model,
     Phases,
-    Report,
+    ProfileReport,
     Vision,
     Workload,
 )
@@ -35,9 +35,9 @@ PER_VISION_MS = {1: 0.0004, 8: 0.012}
 
 
 @cache
-def report(*, batches: tuple[int, ...] = (1, 8), seed: int = 0) -> Report:
+def report(*, batches: tuple[int, ...] = (1, 8), seed: int = 0) -> ProfileReport:
     """Make a report in which everything was measured: batches, arms, answers, attention."""
-    return Report(
+    return ProfileReport(
         environment=environment(),
         model=Model("llava-cot", "Xkev/Llama-3.2V-11B-cot", "a1b2c3d", "bfloat16", "cuda:0",
                     "sdpa", False),
@@ -63,7 +63,7 @@ def report(*, batches: tuple[int, ...] = (1, 8), seed: int = 0) -> Report:
     )  # fmt: skip
 
 
-def bare() -> Report:
+def bare() -> ProfileReport:
     """Make a report in which as little as possible was measured: one batch, the baseline alone."""
     full = report(batches=(1,))
     arm = full.cells[0].arms[0]
@@ -86,7 +86,7 @@ def bare() -> Report:
     )
 
 
-def layerwise() -> Report:
+def layerwise() -> ProfileReport:
     """Make a report on arms that act in the prefill, only look away, and look back."""
     full = report(batches=(8,))
     baseline, early, late = full.cells[0].arms
@@ -125,7 +125,7 @@ def _vision(
     return Vision(sum(along) / len(along), along, held, sum(held), withdrawals, looks)
 
 
-def planned() -> Report:
+def planned() -> ProfileReport:
     """Make what `--plan` gives: figures from the configuration, nothing run."""
     return replace(bare(), plan=plan((1, 8)), cells=[])
 

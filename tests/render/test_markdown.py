@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import sample_report
 
-from mvw_cli.bench.documents import Report
+from mvw_cli.bench.documents import ProfileReport
 from mvw_cli.bench.report.tables import sections, title
 from mvw_cli.render import markdown
 from mvw_cli.render.sections import Table
 
 
 @pytest.mark.parametrize("made", [sample_report.report, sample_report.planned])
-def test_markdown_holds_every_section_and_row(made: Callable[[], Report]) -> None:
+def test_markdown_holds_every_section_and_row(made: Callable[[], ProfileReport]) -> None:
     report = made()
     text = markdown.document(title(report), sections(report))
     assert text.startswith(f"# Profile of {report.model.name}\n")

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import sample_report
 
-from mvw_cli.bench.documents import Report
+from mvw_cli.bench.documents import ProfileReport
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.errors import MvwError
 from mvw_cli.render.chart import Chart, Line, Point, decades, ranges, tick_text, ticks
@@ -34,7 +34,7 @@ LOGARITHMIC = Chart(
 
 
 @pytest.fixture(scope="module")
-def full() -> Report:
+def full() -> ProfileReport:
     return sample_report.report()
 
 
@@ -103,7 +103,7 @@ def test_a_heatmap_is_strong_where_its_line_is_high() -> None:
     assert ">7</text>" in drawn and ">layer</text>" in drawn
 
 
-def test_files_are_labelled_with_their_units(full: Report, tmp_path: Path) -> None:
+def test_files_are_labelled_with_their_units(full: ProfileReport, tmp_path: Path) -> None:
     made = {tmp_path / f"{chart.name}.svg": chart for chart in charts(full)}
     assert write_charts(made) == list(made) and set(tmp_path.iterdir()) == set(made)
     for path, chart in made.items():
@@ -136,7 +136,7 @@ def test_a_file_is_a_whole_document_in_the_page_s_colours() -> None:
     assert ">mean<" in two and ">other<" in two
 
 
-def test_files_draw_any_name(full: Report) -> None:
+def test_files_draw_any_name(full: ProfileReport) -> None:
     arms = [
         replace(arm, name=f"$\\frac{{<b>&\x1b{i}" + "long " * 9)
         for i, arm in enumerate(full.cells[0].arms * 3)

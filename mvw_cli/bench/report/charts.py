@@ -13,7 +13,7 @@ from mvw_cli.bench.documents import (
     Comparison,
     MemoryPoint,
     Mode,
-    Report,
+    ProfileReport,
 )
 from mvw_cli.bench.stats import Ratio
 from mvw_cli.render.chart import Chart, Line, Point
@@ -23,7 +23,7 @@ TOKENS = "generated tokens"
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
-def charts(report: Report) -> list[Chart]:
+def charts(report: ProfileReport) -> list[Chart]:
     """Make all charts that the report has figures for."""
     found = [_time(cell) for cell in report.cells]
     found += [_attended(cell) for cell in report.cells if _attends_to_part(cell.arms)]

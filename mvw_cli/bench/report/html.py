@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvw_cli.bench.documents import BASELINE, Report
+from mvw_cli.bench.documents import BASELINE, ProfileReport
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.tables import (
     PARTS_OF_OTHERS,
@@ -31,7 +31,7 @@ _SECTIONS = {
 }
 
 
-def page(report: Report) -> str:
+def page(report: ProfileReport) -> str:
     """Write a report as one HTML page."""
     model, env = report.model, report.environment
     weights = "random weights, " if model.random_weights else ""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from textwrap import wrap
 
-from mvw_cli.bench.documents import BASELINE, Answers, Arm, Comparison, Memory, Report
+from mvw_cli.bench.documents import BASELINE, Answers, Arm, Comparison, Memory, ProfileReport
 from mvw_cli.bench.report.tables import suggestion, verdicts, written
 from mvw_cli.bench.stats import Ratio
 from mvw_cli.render.sections import Section, Sentence, Table
@@ -20,7 +20,7 @@ _HEADINGS = 5
 """Lines of the title, and of two headings with the empty line above them."""
 
 
-def summary(report: Report, width: int = 100, *, lines: int = LINES) -> list[Section]:
+def summary(report: ProfileReport, width: int = 100, *, lines: int = LINES) -> list[Section]:
     """Put the figures that a reader came for into a verdict and a table.
 
     Args:
@@ -61,7 +61,7 @@ def _height(table: Table, width: int) -> int:
     return math.ceil(needed / width) * (1 + len(table.rows))
 
 
-def _arms(report: Report) -> Table | None:
+def _arms(report: ProfileReport) -> Table | None:
     if not report.cells:
         return None
     several, answers = len(report.cells) > 1, report.answers
@@ -130,7 +130,7 @@ def _quality(arm: Comparison, answers: Answers) -> str:
     return written(same, lambda same: f"{same:,} of {arm.items:,}")
 
 
-def _warnings(report: Report) -> Iterator[Sentence]:
+def _warnings(report: ProfileReport) -> Iterator[Sentence]:
     """Sum up what is unstable; what ended early is told whole."""
     unstable = 0
     for cell in report.cells:
@@ -144,7 +144,7 @@ def _warnings(report: Report) -> Iterator[Sentence]:
         yield Sentence(f"{plural(unstable, 'figure')} unstable: -v names {them}.", "warning")
 
 
-def _rest(report: Report) -> str:
+def _rest(report: ProfileReport) -> str:
     told = ""
     if any(arm.ratios for cell in report.cells for arm in cell.arms):
         told = "A ratio without `faster` or `slower` shows no difference. "

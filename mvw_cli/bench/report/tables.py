@@ -20,7 +20,7 @@ from mvw_cli.bench.documents import (
     Memory,
     Mode,
     Phases,
-    Report,
+    ProfileReport,
     Vision,
 )
 from mvw_cli.bench.stats import Ratio, Summary
@@ -60,7 +60,7 @@ PARTS_OF_OTHERS = ("vision_ms", "detokenise_ms")
 assert set(PHASES) == {field.name for field in fields(Phases)}
 
 
-def sections(report: Report) -> list[Section]:
+def sections(report: ProfileReport) -> list[Section]:
     """Put a report into words; what was not measured is left out."""
     found = [
         Section("environment", "Environment", _environment(report)),
@@ -74,7 +74,7 @@ def sections(report: Report) -> list[Section]:
     return [section for section in found if section.parts]
 
 
-def title(report: Report) -> str:
+def title(report: ProfileReport) -> str:
     """Name the report by its model."""
     return f"Profile of {report.model.name}"
 
@@ -98,7 +98,7 @@ def written(value: T | None, write: Callable[[T], str]) -> str:
 # -- what was run -----------------------------------------------------------------------------
 
 
-def _environment(report: Report) -> Parts:
+def _environment(report: ProfileReport) -> Parts:
     model, work, env = report.model, report.workload, report.environment
     weights = "random weights" if model.random_weights else f"revision {model.revision or 'local'}"
     length = (
@@ -152,7 +152,7 @@ def _environment(report: Report) -> Parts:
 # -- time -------------------------------------------------------------------------------------
 
 
-def _phases(report: Report) -> Parts:
+def _phases(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
         for start in range(0, len(cell.arms), ARMS_PER_TABLE):
@@ -194,7 +194,7 @@ _FIGURES: list[tuple[str, str | None, Callable[[Arm], Summary | None], Callable[
 ]
 
 
-def _speed(report: Report) -> Parts:
+def _speed(report: ProfileReport) -> Parts:
     parts: Parts = []
     mode = report.workload.mode
     for cell in report.cells:
@@ -266,7 +266,7 @@ _VISION_COLUMNS: list[tuple[str, Callable[[Arm, Vision], str]]] = [
 ]
 
 
-def _vision(report: Report) -> Parts:
+def _vision(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
         whole = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
@@ -306,7 +306,7 @@ _PEAK_COLUMNS = ["ARM", "WEIGHTS", "ALLOCATED, PEAK", "RESERVED, PEAK", "PROCESS
                  "ON DEVICE, AT END"]  # fmt: skip
 
 
-def _memory(report: Report) -> Parts:
+def _memory(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
         rows = [_kv_row(arm) for arm in cell.arms]
@@ -391,13 +391,13 @@ def _peak_row(arm: Arm) -> list[str]:
 # -- bounds -----------------------------------------------------------------------------------
 
 
-def verdicts(report: Report) -> list[str]:
+def verdicts(report: ProfileReport) -> list[str]:
     """List the sentences of the verdict, each once."""
     planned = report.plan.verdicts if report.plan else []
     return list(dict.fromkeys([*report.verdicts, *planned]))
 
 
-def _bound(report: Report) -> Parts:
+def _bound(report: ProfileReport) -> Parts:
     parts: Parts = [Sentence(text, "verdict") for text in verdicts(report)]
     if report.plan is not None:
         parts += plan_tables(report.plan)
@@ -421,7 +421,7 @@ def _bound(report: Report) -> Parts:
     return [*parts, *_prefill_bounds(report)]
 
 
-def _prefill_bounds(report: Report) -> Parts:
+def _prefill_bounds(report: ProfileReport) -> Parts:
     """Set the time to the first token beside its bound, where arms act in the prefill."""
     rows = []
     for cell in report.cells:

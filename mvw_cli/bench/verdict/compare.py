@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from mvw_cli.bench.documents import Arm, Cell, Comparison, Report
+from mvw_cli.bench.documents import Arm, Cell, Comparison, ProfileReport
 from mvw_cli.bench.stats import (
     FEWEST_PAIRS,
     Shown,
@@ -69,12 +69,12 @@ class SideBySide:
     """What else differs between the two runs."""
 
 
-def _value(report: Report, key: str) -> object:
+def _value(report: ProfileReport, key: str) -> object:
     values = report.profile.get("values")
     return values.get(key) if isinstance(values, dict) else None
 
 
-MUST_AGREE: dict[str, Callable[[Report], object]] = {
+MUST_AGREE: dict[str, Callable[[ProfileReport], object]] = {
     "other device": lambda r: f"{r.environment.device_name} ({r.model.device.partition(':')[0]})",
     "other model": lambda r: f"{r.model.name} of {r.model.adapter}",
     "other weights": lambda r: "random" if r.model.random_weights else "those of the checkpoint",
@@ -87,7 +87,7 @@ MUST_AGREE: dict[str, Callable[[Report], object]] = {
 }
 """What has to be the same, and how it is read."""
 
-MAY_DIFFER: dict[str, Callable[[Report], object]] = {
+MAY_DIFFER: dict[str, Callable[[ProfileReport], object]] = {
     "mvw": lambda r: r.environment.mvw,
     "Python": lambda r: r.environment.python,
     "torch": lambda r: r.environment.torch,
@@ -105,7 +105,7 @@ MAY_DIFFER: dict[str, Callable[[Report], object]] = {
 """What a comparison may be about; a reader has to know of it."""
 
 
-def compare(a: Report, b: Report, *, names: tuple[str, str]) -> SideBySide:
+def compare(a: ProfileReport, b: ProfileReport, *, names: tuple[str, str]) -> SideBySide:
     """Set two reports side by side.
 
     Raises:
@@ -215,7 +215,7 @@ ANSWERS: dict[str, Callable[[Comparison, int], float | None]] = {
 }
 
 
-def _answers(a: Report, b: Report) -> Iterator[Figure]:
+def _answers(a: ProfileReport, b: ProfileReport) -> Iterator[Figure]:
     if a.answers is None or b.answers is None:
         return
     others = {arm.name: arm for arm in b.answers.arms}
@@ -232,7 +232,7 @@ def _answers(a: Report, b: Report) -> Iterator[Figure]:
 # -- whether the two measured the same ---------------------------------------------------------
 
 
-def _obstacles(a: Report, b: Report) -> Iterator[str]:
+def _obstacles(a: ProfileReport, b: ProfileReport) -> Iterator[str]:
     """Name what keeps the figures from being about the same thing."""
     for what, read in MUST_AGREE.items():
         one, other = read(a), read(b)
@@ -252,7 +252,7 @@ def _obstacles(a: Report, b: Report) -> Iterator[str]:
         yield f"no arm in common: {one} and {other}"
 
 
-def _differences(a: Report, b: Report) -> Iterator[str]:
+def _differences(a: ProfileReport, b: ProfileReport) -> Iterator[str]:
     """Name what differs and may."""
     for what, read in MAY_DIFFER.items():
         one, other = read(a), read(b)
@@ -276,11 +276,11 @@ def _named(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _names(report: Report) -> list[str]:
+def _names(report: ProfileReport) -> list[str]:
     return list(dict.fromkeys(arm.name for cell in report.cells for arm in cell.arms))
 
 
-def _common_cells(a: Report, b: Report) -> Iterator[tuple[Cell, Cell]]:
+def _common_cells(a: ProfileReport, b: ProfileReport) -> Iterator[tuple[Cell, Cell]]:
     """Pair the cells of the same batch size."""
     others = {cell.batch: cell for cell in b.cells}
     yield from ((cell, others[cell.batch]) for cell in a.cells if cell.batch in others)

@@ -24,7 +24,7 @@ from mvw_cli.bench.verdict.derived_profile import write_derived
 from mvw_cli.text import percent
 
 if TYPE_CHECKING:
-    from mvw_cli.bench.documents import Report
+    from mvw_cli.bench.documents import ProfileReport
 
 _ARM = re.compile(r"m=(\d+)")
 TAG_ARM = "until "
@@ -200,7 +200,7 @@ def _caveats(
 # -- the profile ----------------------------------------------------------------------------------
 
 
-def write_profile(report: Report, target: Path) -> None:
+def write_profile(report: ProfileReport, target: Path) -> None:
     """Write a profile that withdraws at the suggested m and is else the one that was measured.
 
     Raises:

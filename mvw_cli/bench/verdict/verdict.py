@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Arm, Cell, Report, Workload
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Arm, Cell, ProfileReport, Workload
 from mvw_cli.bench.stats import Ratio
 from mvw_cli.cost.bounds import MATTERS, Plan
 from mvw_cli.text import factor, percent, readable_bytes
@@ -25,7 +25,7 @@ _SAME = 1e-9
 """Relative difference up to which means of counts are the same."""
 
 
-def verdicts(report: Report) -> list[str]:
+def verdicts(report: ProfileReport) -> list[str]:
     """Write what the measured figures mean; empty where nothing was measured."""
     found: list[str | None] = []
     for cell in report.cells:

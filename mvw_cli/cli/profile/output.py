@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvw_cli import console
-from mvw_cli.bench.documents import SCHEMA_VERSION, Report, to_json
+from mvw_cli.bench.documents import SCHEMA_VERSION, ProfileReport, to_json
 from mvw_cli.bench.report.summary import summary
 from mvw_cli.bench.report.tables import plan_tables, sections, title
 from mvw_cli.console import deliver
@@ -55,7 +55,7 @@ def check_outputs(wanted: Outputs) -> None:
         check_writable(os.path.join(os.path.dirname(os.path.abspath(wanted.plot)), "mvw"), _HELP)
 
 
-def deliver_report(report: Report, wanted: Outputs) -> None:
+def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
     """Write the report to everywhere that was asked for; files first.
 
     Raises:
@@ -86,7 +86,7 @@ def deliver_report(report: Report, wanted: Outputs) -> None:
         terminal.show(title(report), summary(report, terminal.width()))
 
 
-def _document(report: Report, path: str) -> str:
+def _document(report: ProfileReport, path: str) -> str:
     if Path(path).suffix.lower() == ".md":
         from mvw_cli.render import markdown
 
@@ -94,7 +94,7 @@ def _document(report: Report, path: str) -> str:
     return to_json(report)
 
 
-def _plot(report: Report, folder: Path) -> list[Path]:
+def _plot(report: ProfileReport, folder: Path) -> list[Path]:
     from mvw_cli.bench.report.charts import charts
     from mvw_cli.render.svg import write_charts
 

@@ -24,7 +24,7 @@ from mvw_cli.bench.documents import (
     BASELINE,
     Answers,
     AttentionMass,
-    Report,
+    ProfileReport,
     Workload,
     read_report,
 )
@@ -349,7 +349,7 @@ def _case(context: _Context, found: Workload | None) -> Case:
     return replace(case, device=calibrate(profile.device, case.dtype))
 
 
-def _report(context: _Context, found: Sequence[Measured], quality: _Quality) -> Report:
+def _report(context: _Context, found: Sequence[Measured], quality: _Quality) -> ProfileReport:
     task, first = context.task, found[0]
     plan, cells = None, [one.cell for one in found if one.cell is not None]
     try:
@@ -361,7 +361,7 @@ def _report(context: _Context, found: Sequence[Measured], quality: _Quality) -> 
     answers = quality.answers
     if answers is not None and task.outputs.suggest is not None:
         answers = with_suggestion(answers, task.tolerance)
-    report = Report(
+    report = ProfileReport(
         environment=first.environment,
         model=first.model,
         profile=context.resolved.to_dict(),

@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 import sample_report
 
-from mvw_cli.bench.documents import Report
+from mvw_cli.bench.documents import ProfileReport
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.render.chart import Chart, Point
 
 
 @pytest.fixture(scope="module")
-def full() -> Report:
+def full() -> ProfileReport:
     return sample_report.report()
 
 
-def named(report: Report, name: str) -> Chart:
+def named(report: ProfileReport, name: str) -> Chart:
     return next(chart for chart in charts(report) if chart.name == name)
 
 
-def test_every_cell_has_its_charts(full: Report) -> None:
+def test_every_cell_has_its_charts(full: ProfileReport) -> None:
     assert [chart.name for chart in charts(full)] == [
         "time-per-token-batch-1",
         "time-per-token-batch-8",
@@ -37,7 +37,7 @@ def test_every_cell_has_its_charts(full: Report) -> None:
     assert charts(sample_report.bare()) == []
 
 
-def test_time_per_token_starts_at_the_second_token(full: Report) -> None:
+def test_time_per_token_starts_at_the_second_token(full: ProfileReport) -> None:
     line = named(full, "time-per-token-batch-8").lines[1]
     arm = full.cells[1].arms[1]
     assert (line.name, line.xs[0], line.xs[-1]) == ("m=16", 2.0, sample_report.NEW_TOKENS)
@@ -46,7 +46,7 @@ def test_time_per_token_starts_at_the_second_token(full: Report) -> None:
     assert cheap - 1 < line.withdrawn_x < cheap  # the mark stands right before the first fast step
 
 
-def test_memory_is_in_the_largest_unit_that_leaves_one(full: Report) -> None:
+def test_memory_is_in_the_largest_unit_that_leaves_one(full: ProfileReport) -> None:
     small, large = named(full, "kv-cache-batch-1"), named(full, "kv-cache-batch-8")
     assert (small.unit, large.unit) == ("MiB", "GiB")
     point = full.cells[1].arms[0].memory.timeline[-1]
@@ -55,13 +55,13 @@ def test_memory_is_in_the_largest_unit_that_leaves_one(full: Report) -> None:
     assert large.lines[0].faint[-1] == point.kv_allocated_bytes / 2**30
 
 
-def test_memory_is_marked_where_it_falls(full: Report) -> None:
+def test_memory_is_marked_where_it_falls(full: ProfileReport) -> None:
     line = named(full, "kv-cache-batch-8").lines[1]
     low = next(x for x, y in zip(line.xs, line.ys, strict=True) if y < 0.5)
     assert low - 1 < line.withdrawn_x < low
 
 
-def test_cross_attention_says_what_its_share_is(full: Report) -> None:
+def test_cross_attention_says_what_its_share_is(full: ProfileReport) -> None:
     assert full.attention is not None
     crossing = replace(full.attention, measure="cross-attention", vision_share_of_entries=[])
     chart = named(replace(full, attention=crossing), "attention")
@@ -70,7 +70,7 @@ def test_cross_attention_says_what_its_share_is(full: Report) -> None:
     assert "share of the attention" in named(full, "attention").caption
 
 
-def test_each_layer_has_its_line(full: Report) -> None:
+def test_each_layer_has_its_line(full: ProfileReport) -> None:
     assert full.attention is not None
     chart = named(full, "attention-by-layer")
     assert [line.name for line in chart.lines] == ["layer 3", "layer 8", "layer 13", "layer 18"]
@@ -80,7 +80,7 @@ def test_each_layer_has_its_line(full: Report) -> None:
     assert "attention" in names and "attention-by-layer" not in names
 
 
-def test_without_a_device_the_process_is_shown(full: Report) -> None:
+def test_without_a_device_the_process_is_shown(full: ProfileReport) -> None:
     arm = full.cells[0].arms[0]
     points = [
         replace(point, device_allocated_bytes=None, device_reserved_bytes=None)
@@ -91,7 +91,7 @@ def test_without_a_device_the_process_is_shown(full: Report) -> None:
     assert chart.lines[0].ys[0] == 4.0 and chart.lines[0].faint is None
 
 
-def test_quality_is_accuracy_where_there_are_references(full: Report) -> None:
+def test_quality_is_accuracy_where_there_are_references(full: ProfileReport) -> None:
     chart = named(full, "quality-speed-batch-8")
     ratio = full.cells[1].arms[1].ratios["tokens_per_s"]
     assert chart.points[0] == Point("baseline", 0, 1.0, 85.0, None, chart.points[0].y_interval)
@@ -101,14 +101,14 @@ def test_quality_is_accuracy_where_there_are_references(full: Report) -> None:
     assert chart.y_label == "right answers"
 
 
-def test_natural_length_is_judged_by_whole_answers(full: Report) -> None:
+def test_natural_length_is_judged_by_whole_answers(full: ProfileReport) -> None:
     natural = replace(full, workload=replace(full.workload, mode="natural"))
     chart = named(natural, "quality-speed-batch-8")
     assert chart.points[1].x == full.cells[1].arms[1].ratios["answer"].median
     assert "answers per second" in chart.x_label
 
 
-def test_quality_without_references_is_how_much_stays_the_same(full: Report) -> None:
+def test_quality_without_references_is_how_much_stays_the_same(full: ProfileReport) -> None:
     assert full.answers is not None
     arms = [replace(arm, correct=None) for arm in full.answers.arms]
     report = replace(full, answers=replace(full.answers, references=0, arms=arms))

@@ -11,7 +11,7 @@ import pytest
 import sample_report
 from browser import Browser, Checked, brightness, needs_browser
 
-from mvw_cli.bench.documents import Report
+from mvw_cli.bench.documents import ProfileReport
 from mvw_cli.bench.report import html
 from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.tables import sections
@@ -20,7 +20,7 @@ from mvw_cli.bench.stats import Ratio
 EVIL = "<script>alert(1)</script>\"' onload=x & \x1b[2J </style>"
 
 
-def many_arms() -> Report:
+def many_arms() -> ProfileReport:
     """Nine arms, long names: what a sweep over policies makes."""
     full = sample_report.report(batches=(8,))
     baseline, arm, _ = full.cells[0].arms
@@ -34,7 +34,7 @@ def many_arms() -> Report:
     )
 
 
-REPORTS: dict[str, Callable[[], Report]] = {
+REPORTS: dict[str, Callable[[], ProfileReport]] = {
     "full": sample_report.report,
     "bare": sample_report.bare,
     "planned": sample_report.planned,

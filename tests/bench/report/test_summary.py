@@ -11,7 +11,7 @@ import pytest
 import sample_report
 from rich.console import Console
 
-from mvw_cli.bench.documents import Report
+from mvw_cli.bench.documents import ProfileReport
 from mvw_cli.bench.report import comparison
 from mvw_cli.bench.report.summary import LINES, against, summary
 from mvw_cli.bench.report.tables import title
@@ -22,20 +22,20 @@ from mvw_cli.render.terminal import _drawn, plain
 
 
 @pytest.fixture(scope="module")
-def full() -> Report:
+def full() -> ProfileReport:
     return sample_report.report()
 
 
-def told(report: Report, width: int = 100) -> list[str]:
+def told(report: ProfileReport, width: int = 100) -> list[str]:
     return plain(title(report), summary(report, width)).splitlines()
 
 
-def rows(report: Report) -> list[list[str]]:
+def rows(report: ProfileReport) -> list[list[str]]:
     [table] = [part for one in summary(report) for part in one.parts if isinstance(part, Table)]
     return table.rows
 
 
-def test_the_verdict_comes_first_and_every_arm_has_its_row(full: Report) -> None:
+def test_the_verdict_comes_first_and_every_arm_has_its_row(full: ProfileReport) -> None:
     lines = told(full)
     assert lines[2:4] == ["VERDICT", full.verdicts[0]]
     assert [row[:2] for row in rows(full)] == [
@@ -66,7 +66,7 @@ def test_nothing_is_claimed_that_is_not_shown(ratio: Ratio | None, said: str) ->
     assert against(ratio) == said
 
 
-def test_answers_are_counted_by_the_best_that_is_known(full: Report) -> None:
+def test_answers_are_counted_by_the_best_that_is_known(full: ProfileReport) -> None:
     assert full.answers is not None
     answers = replace(full.answers, references=0)
     assert [row[-1] for row in rows(replace(full, answers=answers))][:2] == ["20 of 20", "12 of 20"]
@@ -78,7 +78,7 @@ def test_answers_are_counted_by_the_best_that_is_known(full: Report) -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 @pytest.mark.parametrize("arms", [1, 3, 8, 20])
-def test_a_screen_is_enough(full: Report, arms: int, width: int) -> None:
+def test_a_screen_is_enough(full: ProfileReport, arms: int, width: int) -> None:
     never, arm = full.cells[1].arms[:2]
     many = [never, *(replace(arm, name=f"vtw:layer={n}+mvw:m=16") for n in range(arms))]
     sentence = "It frees 93 % of the KV cache, and more is to be said of it than one line holds. "
@@ -96,12 +96,12 @@ def test_a_screen_is_enough(full: Report, arms: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("made", [sample_report.bare, sample_report.planned])
-def test_what_was_not_measured_is_left_out(made: Callable[[], Report]) -> None:
+def test_what_was_not_measured_is_left_out(made: Callable[[], ProfileReport]) -> None:
     text = "\n".join(told(made()))
     assert "None" not in text and "faster" not in text and "BOUND" not in text
 
 
-def test_a_comparison_takes_one_screen_too(full: Report) -> None:
+def test_a_comparison_takes_one_screen_too(full: ProfileReport) -> None:
     side = compare(full, sample_report.report(seed=1), names=("a.json", "b.json"))
     side = replace(side, remarks=[f"package {n} differs: 1 and 2" for n in range(60)])
     lines = plain("a and b", comparison.summary(side)).splitlines()

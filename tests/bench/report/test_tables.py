@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sample_report
 
-from mvw_cli.bench.documents import Cell, Report, read_report, to_json
+from mvw_cli.bench.documents import Cell, ProfileReport, read_report, to_json
 from mvw_cli.bench.report.tables import judged_ratio, sections, title
 from mvw_cli.bench.stats import Ratio, summarise
 from mvw_cli.render import terminal
@@ -18,11 +18,11 @@ from mvw_cli.text import milliseconds, percent
 
 
 @pytest.fixture(scope="module")
-def full() -> Report:
+def full() -> ProfileReport:
     return sample_report.report()
 
 
-def told(report: Report) -> str:
+def told(report: ProfileReport) -> str:
     return terminal.plain(title(report), sections(report))
 
 
@@ -31,13 +31,13 @@ def row(plain: str, first: str, arm: str, place: int = 0) -> str:
     return [line for line in rows if line[len(first) :].split()[0] == arm][place]
 
 
-def with_ratio(report: Report, ratio: Ratio) -> Report:
+def with_ratio(report: ProfileReport, ratio: Ratio) -> ProfileReport:
     cell = report.cells[0]
     arms = [cell.arms[0], replace(cell.arms[1], ratios={"tpot": ratio})]
     return replace(report, cells=[replace(cell, arms=arms)])
 
 
-def test_each_figure_stands_beside_the_baseline_with_its_interval(full: Report) -> None:
+def test_each_figure_stands_beside_the_baseline_with_its_interval(full: ProfileReport) -> None:
     plain = told(full)
     unmarked, sixteen = full.cells[1].arms[:2]
     found = row(plain, "time per output token", "m=16", place=1)
@@ -60,13 +60,13 @@ def test_each_figure_stands_beside_the_baseline_with_its_interval(full: Report) 
     ],
 )
 def test_nothing_is_faster_whose_interval_covers_one(
-    full: Report, interval: tuple[float, float], said: str
+    full: ProfileReport, interval: tuple[float, float], said: str
 ) -> None:
     plain = told(with_ratio(full, Ratio(1.12, interval, 12)))
     assert row(plain, "time per output token", "m=16").endswith(said)
 
 
-def test_what_is_unstable_says_so_with_its_remedy(full: Report) -> None:
+def test_what_is_unstable_says_so_with_its_remedy(full: ProfileReport) -> None:
     wild = replace(full.cells[0].arms[0], ttft_ms=summarise([10.0, 20.0, 30.0, 40.0]))
     sentence = "ttft_ms of baseline spreads by 60 %: close other programs."
     cell = replace(full.cells[0], arms=[wild], unstable=[sentence])
@@ -80,7 +80,7 @@ def test_what_is_unstable_says_so_with_its_remedy(full: Report) -> None:
     assert "  60 %  " in row(plain, "time per output token", "baseline")
 
 
-def test_phases_are_shares_of_the_whole_answer(full: Report) -> None:
+def test_phases_are_shares_of_the_whole_answer(full: ProfileReport) -> None:
     plain = told(full)
     line = next(line for line in plain.splitlines() if line.startswith("decode before withdrawal"))
     phases = full.cells[0].arms[0].phases
@@ -90,7 +90,7 @@ def test_phases_are_shares_of_the_whole_answer(full: Report) -> None:
     assert percent(phases.decode_before_ms.median / whole) in line
 
 
-def test_many_arms_are_split_over_tables_and_all_are_there(full: Report) -> None:
+def test_many_arms_are_split_over_tables_and_all_are_there(full: ProfileReport) -> None:
     arms = [replace(full.cells[0].arms[1], name=f"m={m}") for m in range(1, 8)]
     plain = told(replace(full, cells=[replace(full.cells[0], arms=arms)]))
     heads = [line for line in plain.splitlines() if line.startswith("PHASE")]
@@ -100,7 +100,7 @@ def test_many_arms_are_split_over_tables_and_all_are_there(full: Report) -> None
     ]
 
 
-def test_memory_says_whether_the_formula_agrees(full: Report) -> None:
+def test_memory_says_whether_the_formula_agrees(full: ProfileReport) -> None:
     arm = full.cells[0].arms[1]
     assert "  agrees  " in row(told(full), "m=16", "16")
     other = replace(arm.memory, kv_formula_bytes_after=arm.memory.kv_bytes_after + 1)
@@ -113,7 +113,7 @@ def test_memory_says_whether_the_formula_agrees(full: Report) -> None:
     assert "agrees" not in told(replace(full, cells=[cell]))
 
 
-def test_bounds_verdicts_and_answers_are_told(full: Report) -> None:
+def test_bounds_verdicts_and_answers_are_told(full: ProfileReport) -> None:
     plain = told(full)
     for sentence in full.verdicts:
         assert plain.count(sentence) == 1  # the plan says it too
@@ -136,7 +136,7 @@ def test_bounds_verdicts_and_answers_are_told(full: Report) -> None:
 
 @pytest.mark.parametrize("made", [sample_report.bare, sample_report.planned])
 def test_what_was_not_measured_is_left_out(made: object) -> None:
-    report: Report = made()  # type: ignore[operator]
+    report: ProfileReport = made()  # type: ignore[operator]
     plain = told(report)
     assert "None" not in plain and "nan" not in plain
     assert "WHAT CHANGED" not in plain and "faster" not in plain
@@ -144,7 +144,7 @@ def test_what_was_not_measured_is_left_out(made: object) -> None:
     assert ("BOUND" in plain) == (report.plan is not None)
 
 
-def test_cells_are_told_apart(full: Report) -> None:
+def test_cells_are_told_apart(full: ProfileReport) -> None:
     cells: list[Cell] = [full.cells[0], replace(full.cells[1], process="shared")]
     plain = told(replace(full, cells=cells))
     assert "Batch 1, 12 pairs, a process of its own" in plain
@@ -154,7 +154,7 @@ def test_cells_are_told_apart(full: Report) -> None:
 # -- what is read of the image --------------------------------------------------------------------
 
 
-def table(report: Report, section: str, caption: str = "") -> Table | None:
+def table(report: ProfileReport, section: str, caption: str = "") -> Table | None:
     """The first table of a section, or that of a caption."""
     for one in sections(report):
         for part in one.parts:
@@ -163,17 +163,17 @@ def table(report: Report, section: str, caption: str = "") -> Table | None:
     return None
 
 
-def of_arms(report: Report, *places: int) -> Report:
+def of_arms(report: ProfileReport, *places: int) -> ProfileReport:
     cell = report.cells[0]
     return replace(report, cells=[replace(cell, arms=[cell.arms[place] for place in places])])
 
 
 @pytest.fixture(scope="module")
-def layerwise() -> Report:
+def layerwise() -> ProfileReport:
     return sample_report.layerwise()
 
 
-def test_each_arm_s_vision_stands_beside_the_baseline_s(layerwise: Report) -> None:
+def test_each_arm_s_vision_stands_beside_the_baseline_s(layerwise: ProfileReport) -> None:
     found = table(layerwise, "vision")
     assert found is not None
     assert found.columns == [
@@ -188,7 +188,7 @@ def test_each_arm_s_vision_stands_beside_the_baseline_s(layerwise: Report) -> No
     ]
 
 
-def test_what_all_arms_share_is_left_out(full: Report, layerwise: Report) -> None:
+def test_what_all_arms_share_is_left_out(full: ProfileReport, layerwise: ProfileReport) -> None:
     some = table(of_arms(layerwise, 0, 2), "vision")
     assert some is not None and some.columns == ["ARM", "ATTENDED BY A TOKEN"]
     baseline, vtw = layerwise.cells[0].arms[:2]
@@ -201,7 +201,7 @@ def test_what_all_arms_share_is_left_out(full: Report, layerwise: Report) -> Non
     assert table(full, "vision") is None
 
 
-def test_the_prefill_is_set_beside_its_bound(layerwise: Report) -> None:
+def test_the_prefill_is_set_beside_its_bound(layerwise: ProfileReport) -> None:
     found = table(layerwise, "bound", "Prefill")
     assert found is not None
     rows = {row[1]: row for row in found.rows}
@@ -212,7 +212,7 @@ def test_the_prefill_is_set_beside_its_bound(layerwise: Report) -> None:
     assert table(of_arms(layerwise, 0, 2), "bound", "Prefill") is None
 
 
-def test_reports_from_before_can_still_be_read(layerwise: Report, tmp_path: Path) -> None:
+def test_reports_from_before_can_still_be_read(layerwise: ProfileReport, tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     document = json.loads(to_json(layerwise))
     for arm in document["cells"][0]["arms"]:

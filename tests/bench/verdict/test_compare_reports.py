@@ -14,25 +14,25 @@ import pytest
 import sample_report
 from processes import ROOT, Ran
 
-from mvw_cli.bench.documents import Arm, Report, to_json
+from mvw_cli.bench.documents import Arm, ProfileReport, to_json
 from mvw_cli.bench.stats import summarise
 from mvw_cli.bench.verdict.compare import SideBySide, compare, to_dict, unpaired
 from mvw_cli.errors import ExitCode, UsageProblem
 
 DOCS = ROOT / "docs"
-Change = Callable[[Report], Report]
+Change = Callable[[ProfileReport], ProfileReport]
 
 
 @pytest.fixture(scope="module")
-def full() -> Report:
+def full() -> ProfileReport:
     return sample_report.report()
 
 
-def sides(a: Report, b: Report) -> SideBySide:
+def sides(a: ProfileReport, b: ProfileReport) -> SideBySide:
     return compare(a, b, names=("a.json", "b.json"))
 
 
-def scaled(report: Report, factor: float) -> Report:
+def scaled(report: ProfileReport, factor: float) -> ProfileReport:
     """Make every time of a report so many times as long."""
 
     def slower(arm: Arm) -> Arm:
@@ -85,13 +85,15 @@ def environment(**change: Any) -> Change:
         ),
     ],
 )
-def test_what_did_not_measure_the_same_is_refused(full: Report, change: Change, said: str) -> None:
+def test_what_did_not_measure_the_same_is_refused(
+    full: ProfileReport, change: Change, said: str
+) -> None:
     with pytest.raises(UsageProblem) as caught:
         sides(full, change(full))
     assert caught.value.cause is not None and said in caught.value.cause
 
 
-def test_every_reason_is_named_at_once(full: Report) -> None:
+def test_every_reason_is_named_at_once(full: ProfileReport) -> None:
     other = workload(new_tokens=1)(model(dtype="float16")(full))
     with pytest.raises(UsageProblem) as caught:
         sides(full, other)
@@ -115,13 +117,13 @@ def test_every_reason_is_named_at_once(full: Report) -> None:
         ),
     ],
 )
-def test_what_may_differ_is_named(full: Report, change: Change, said: str) -> None:
+def test_what_may_differ_is_named(full: ProfileReport, change: Change, said: str) -> None:
     side = sides(full, change(full))
     assert said in side.remarks
     assert side.figures
 
 
-def test_the_same_report_twice_shows_no_difference(full: Report) -> None:
+def test_the_same_report_twice_shows_no_difference(full: ProfileReport) -> None:
     side = sides(full, full)
     assert side.remarks == []
     against = [figure.against for figure in side.figures if figure.kind == "speed"]
@@ -131,7 +133,7 @@ def test_the_same_report_twice_shows_no_difference(full: Report) -> None:
 
 
 @pytest.mark.parametrize(("factor", "shown"), [(0.8, "faster"), (1.25, "slower")])
-def test_a_planted_difference_is_found(full: Report, factor: float, shown: str) -> None:
+def test_a_planted_difference_is_found(full: ProfileReport, factor: float, shown: str) -> None:
     for figure in sides(full, scaled(sample_report.report(seed=1), factor)).figures:
         if figure.kind == "speed":
             assert figure.against is not None and figure.against.interval_95 is not None
@@ -156,13 +158,13 @@ def test_too_few_samples_have_no_interval_and_no_claim() -> None:
     assert unpaired([1.0] * 6, [9.0] * 6).shown == "faster"
 
 
-def test_steps_of_one_run_are_not_drawn_apart(full: Report) -> None:
+def test_steps_of_one_run_are_not_drawn_apart(full: ProfileReport) -> None:
     """255 steps of 12 runs are 12 samples, or the interval would be far too narrow."""
     found = next(f for f in sides(full, full).figures if f.name == "tpot_ms")
     assert found.against is not None and found.against.samples == (12, 12)
 
 
-def test_steps_that_belong_to_no_run_have_no_ratio(full: Report) -> None:
+def test_steps_that_belong_to_no_run_have_no_ratio(full: ProfileReport) -> None:
     arm = full.cells[0].arms[0]
     odd = replace(arm, tpot_ms=summarise([30.0] * 13))
     report = replace(full, cells=[replace(full.cells[0], arms=[odd])])
@@ -170,21 +172,21 @@ def test_steps_that_belong_to_no_run_have_no_ratio(full: Report) -> None:
     assert found["tpot_ms"] is None and found["ttft_ms"] is not None
 
 
-def test_steps_of_natural_answers_have_no_ratio(full: Report) -> None:
+def test_steps_of_natural_answers_have_no_ratio(full: ProfileReport) -> None:
     """Their lengths differ, so nothing tells which run a step is of, even where it comes out."""
     natural = workload(mode="natural")(full)
     found = {f.name: f.against for f in sides(natural, natural).figures}
     assert found["tpot_ms"] is None and found["answer_s"] is not None
 
 
-def test_an_answer_of_one_token_has_no_rate(full: Report) -> None:
+def test_an_answer_of_one_token_has_no_rate(full: ProfileReport) -> None:
     arm = replace(full.cells[0].arms[0], tokens_per_s=summarise([0.0] * 12))
     report = replace(full, cells=[replace(full.cells[0], arms=[arm])])
     found = {f.name: f.against for f in sides(report, report).figures}
     assert found["tokens_per_s"] is None
 
 
-def test_the_document_says_what_each_interval_shows(full: Report) -> None:
+def test_the_document_says_what_each_interval_shows(full: ProfileReport) -> None:
     document = json.loads(json.dumps(to_dict(sides(full, scaled(full, 0.5)))))
     assert list(document) == ["schema_version", "a", "b", "figures", "remarks"]
     first = document["figures"][0]
@@ -194,7 +196,7 @@ def test_the_document_says_what_each_interval_shows(full: Report) -> None:
     assert {figure["kind"] for figure in document["figures"]} == {"speed", "memory", "answers"}
 
 
-def test_the_document_is_documented(full: Report) -> None:
+def test_the_document_is_documented(full: ProfileReport) -> None:
     page = (DOCS / "json.md").read_text(encoding="utf-8")
     section = page.partition("## The document of `mvw compare`")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([^`]+)` \|", section, re.M))
@@ -208,8 +210,8 @@ def test_the_document_is_documented(full: Report) -> None:
 
 
 @pytest.fixture
-def files(full: Report, tmp_path: Path) -> Callable[[Report], tuple[str, str]]:
-    def write(other: Report) -> tuple[str, str]:
+def files(full: ProfileReport, tmp_path: Path) -> Callable[[ProfileReport], tuple[str, str]]:
+    def write(other: ProfileReport) -> tuple[str, str]:
         for name, report in (("a.json", full), ("b.json", other)):
             (tmp_path / name).write_text(to_json(report), encoding="utf-8")
         return str(tmp_path / "a.json"), str(tmp_path / "b.json")
@@ -218,7 +220,7 @@ def files(full: Report, tmp_path: Path) -> Callable[[Report], tuple[str, str]]:
 
 
 def test_the_command_shows_both(
-    mvw: Callable[..., Ran], files: Callable[[Report], tuple[str, str]], full: Report
+    mvw: Callable[..., Ran], files: Callable[[ProfileReport], tuple[str, str]], full: ProfileReport
 ) -> None:
     a, b = files(scaled(full, 0.8))
     page = str(Path(a).with_name("both.html"))
@@ -237,8 +239,8 @@ def test_the_command_shows_both(
 
 def test_the_command_refuses_with_a_reason(
     mvw: Callable[..., Ran],
-    files: Callable[[Report], tuple[str, str]],
-    full: Report,
+    files: Callable[[ProfileReport], tuple[str, str]],
+    full: ProfileReport,
     check_hint: Callable[[str], None],
 ) -> None:
     a, b = files(model(dtype="float32")(full))
@@ -251,8 +253,8 @@ def test_the_command_refuses_with_a_reason(
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"kind": "profile"}', "\xff"])
 def test_what_is_no_report_is_told(
     mvw: Callable[..., Ran],
-    files: Callable[[Report], tuple[str, str]],
-    full: Report,
+    files: Callable[[ProfileReport], tuple[str, str]],
+    full: ProfileReport,
     content: str | None,
 ) -> None:
     a, b = files(full)

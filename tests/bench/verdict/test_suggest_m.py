@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sample_report import report as sample_report
 
-from mvw_cli.bench.documents import Answers, Comparison, Report
+from mvw_cli.bench.documents import Answers, Comparison, ProfileReport
 from mvw_cli.bench.quality.proportions import paired_drop, wilson
 from mvw_cli.bench.stats import summarise
 from mvw_cli.bench.verdict.suggest import suggest, with_suggestion, write_profile
@@ -160,7 +160,7 @@ def test_the_suggestion_is_put_to_the_answers() -> None:
 # -- the profile ----------------------------------------------------------------------------------
 
 
-def suggested(name: str | None, flags: dict[str, object], m: int = 32) -> Report:
+def suggested(name: str | None, flags: dict[str, object], m: int = 32) -> ProfileReport:
     """Make a report of a profile whose answers suggest m."""
     answers = judged(100, 90, {f"m={m}": 0, "no image": 70})
     return replace(

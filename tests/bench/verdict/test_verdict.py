@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sample_report import report
 
-from mvw_cli.bench.documents import Arm, Cell, Report, Vision
+from mvw_cli.bench.documents import Arm, Cell, ProfileReport, Vision
 from mvw_cli.bench.stats import Ratio, summarise
 from mvw_cli.bench.verdict.verdict import plan_verdicts, verdicts
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
@@ -142,7 +142,9 @@ def test_a_planned_prefill_is_named_from_one_half_on() -> None:
 # -- measured -------------------------------------------------------------------------------
 
 
-def measured(baseline: dict[str, Any] | None = None, mode: str = "fixed", **arm: Any) -> Report:
+def measured(
+    baseline: dict[str, Any] | None = None, mode: str = "fixed", **arm: Any
+) -> ProfileReport:
     """One batch with `baseline` and `m=16`, with nothing to be said about unless changed."""
     full = report(batches=(1,))
     cell = full.cells[0]
@@ -377,7 +379,7 @@ def prefill_bounded(share: float, speedup: float) -> ArmBound:
     return ArmBound(one, one, 1.2, PrefillBound(share * 1e9, share, None, speedup))
 
 
-def of(arm: Vision | None, baseline: Vision | None = NEVER, **changes: Any) -> Report:
+def of(arm: Vision | None, baseline: Vision | None = NEVER, **changes: Any) -> ProfileReport:
     """An arm that has withdrawn nothing while decoding, unless it is said."""
     made = {"withdrawn_after": None, "name": "own", **changes}
     return measured(baseline={"vision": baseline}, vision=arm, **made)
