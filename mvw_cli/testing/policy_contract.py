@@ -69,7 +69,7 @@ class PolicyContract:
             heavy = heavy_imports(module)
             assert not heavy, f"importing `{module}` imports {', '.join(heavy)}"
 
-    def test_its_objections_are_clauses(self) -> None:
+    def test_its_conflicts_are_clauses(self) -> None:
         for policy in self.policies:
             for before in ((), (policy,)):
                 reason = policy.conflict(before)

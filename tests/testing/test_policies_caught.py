@@ -198,7 +198,7 @@ ATTENDS = "it_attends_to_vision_tokens_that_are_there"
         (AttendsToWhatIsGone(), {ATTENDS}),
         (AttendsElsewhere(), {ATTENDS}),
         (CountsEveryStep(), {"steps_of_requests_do_not_share_state"}),
-        (Grumbles(), {"its_objections_are_clauses"}),
+        (Grumbles(), {"its_conflicts_are_clauses"}),
     ],
 )
 def test_a_wrong_policy_is_caught(policy: WithdrawalPolicy, caught_by: set[str]) -> None:
