@@ -39,8 +39,8 @@ _HOMES = {
     "hookimpl": "mvw_cli.hookspecs",
     "locate_weights": "mvw_cli.machine.facts",
     "on_the_hub": "mvw_cli.machine.facts",
-    "parse_stages": "mvw_cli.stages",
-    "parse_thinking": "mvw_cli.stages",
+    "parse_stages": "mvw_cli.adapter",
+    "parse_thinking": "mvw_cli.adapter",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from mvw_cli.adapter import Patch as Patch
     from mvw_cli.adapter import VisionLayout as VisionLayout
     from mvw_cli.adapter import clipped_patch as clipped_patch
+    from mvw_cli.adapter import parse_stages as parse_stages
+    from mvw_cli.adapter import parse_thinking as parse_thinking
     from mvw_cli.errors import BadImage as BadImage
     from mvw_cli.errors import ExitCode as ExitCode
     from mvw_cli.errors import ModelProblem as ModelProblem
@@ -75,8 +77,6 @@ if TYPE_CHECKING:
     from mvw_cli.policy import StepView as StepView
     from mvw_cli.policy import Withdraw as Withdraw
     from mvw_cli.policy import WithdrawalPolicy as WithdrawalPolicy
-    from mvw_cli.stages import parse_stages as parse_stages
-    from mvw_cli.stages import parse_thinking as parse_thinking
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from mvw_cli.adapter import Adapter, LoadedModel
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import OutOfMemory
 from mvw_cli.machine.fit import check_fit
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.withdrawal import withdrawal_policy

@@ -23,7 +23,7 @@ from processes import Ran, make_venv, pip_install, run_process
 
 from mvw_cli import console
 from mvw_cli.__main__ import main
-from mvw_cli.plugins.loading import load_plugins
+from mvw_cli.plugins import load_plugins
 
 PLUGINS = Path(__file__).parent / "plugins"
 

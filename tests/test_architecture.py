@@ -70,7 +70,7 @@ def test_the_core_imports_no_adapter() -> None:
 PENDING = pytest.mark.xfail(strict=False, reason="the last modules are on their way")
 
 LAYERS = (
-    "errors", "text", "files", "environment", "console", "adapter", "stages", "policy",
+    "errors", "text", "files", "environment", "console", "adapter", "policy",
     "hookspecs", "plugins", "images", "engine", "policies", "oracle", "profiles", "cost",
     "machine", "session", "render", "doctor", "batch", "bench", "explain", "calibrate", "testing",
     "scaffold", "cli", "__main__",

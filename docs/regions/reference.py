@@ -10,9 +10,8 @@ from click.testing import CliRunner
 
 from mvw_cli.cli import cli
 from mvw_cli.errors import ExitCode, MvwError
-from mvw_cli.plugins.loading import load_plugins
-from mvw_cli.plugins.lookup import load_policy
-from mvw_cli.profiles.layers import VARIABLES
+from mvw_cli.plugins import load_plugins, load_policy
+from mvw_cli.profiles.resolution import VARIABLES
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
 from mvw_cli.profiles.withdrawal import policy_model
 

@@ -69,7 +69,7 @@ class Commands(click.Group):
             self.add_command(getattr(import_module(module), attribute), name)
 
     def _load_all(self) -> None:
-        from mvw_cli.plugins.loading import plugin_commands
+        from mvw_cli.plugins import plugin_commands
 
         for name in _OWN:
             self._load(name)

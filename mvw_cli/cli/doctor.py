@@ -84,9 +84,8 @@ def _findings(
     from mvw_cli.doctor.profile import check_model
     from mvw_cli.errors import MvwError
     from mvw_cli.machine import facts
-    from mvw_cli.plugins.loading import load_plugins
-    from mvw_cli.profiles.layers import parse_set
-    from mvw_cli.profiles.resolution import resolve
+    from mvw_cli.plugins import load_plugins
+    from mvw_cli.profiles.resolution import parse_set, resolve
 
     seen = facts.gather()
     findings = check_installation(seen, load_plugins().plugins)

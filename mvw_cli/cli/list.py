@@ -12,7 +12,7 @@ from mvw_cli import console
 from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
-    from mvw_cli.plugins.loading import Entry
+    from mvw_cli.plugins import Entry
     from mvw_cli.profiles.store import ProfileFile
 
 
@@ -27,7 +27,7 @@ def list_() -> None:
 @common_options
 def adapters(as_json: bool) -> None:
     """List the model families that can be loaded."""
-    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.plugins import load_plugins
 
     entries = load_plugins().adapters
     records = [
@@ -42,7 +42,7 @@ def adapters(as_json: bool) -> None:
 @common_options
 def policies(as_json: bool) -> None:
     """List the withdrawal policies: what decides when vision tokens go."""
-    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.plugins import load_plugins
 
     entries = load_plugins().policies
     records = [_record(entry, entries) for entry in entries]
@@ -83,8 +83,7 @@ def _profile(name: str, files: list[ProfileFile]) -> dict[str, Any]:
     import os
 
     from mvw_cli.errors import MvwError
-    from mvw_cli.profiles.layers import shown
-    from mvw_cli.profiles.resolution import chain
+    from mvw_cli.profiles.resolution import chain, shown
 
     values: dict[str, Any] = {}
     cause = None
@@ -122,7 +121,7 @@ def _show(what: str, records: list[dict[str, Any]], columns: Sequence[str], as_j
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:
     """List the installed plugins: what they bring, and whether they work."""
-    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.plugins import load_plugins
 
     root = context.find_root()
     if isinstance(root.command, click.Group):

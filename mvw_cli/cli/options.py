@@ -19,7 +19,7 @@ from mvw_cli.errors import UsageProblem
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from mvw_cli.plugins.loading import Entry
+    from mvw_cli.plugins import Entry
 
 ARGUMENTS = "mvw.arguments"
 """Key of the command's own words in `Context.meta`."""
@@ -95,7 +95,7 @@ def complete_adapters(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of an adapter."""
-    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.plugins import load_plugins
 
     return _matching(load_plugins().adapters, incomplete)
 
@@ -104,7 +104,7 @@ def complete_policies(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete the name of a withdrawal policy, also after others and a `+`."""
-    from mvw_cli.plugins.loading import load_plugins
+    from mvw_cli.plugins import load_plugins
 
     before, plus, last = incomplete.rpartition("+")
     return _matching(load_plugins().policies, last, before + plus)
@@ -305,7 +305,7 @@ def _merged(
             raise _conflict("--no-withdrawal", "--policy")
         merged["withdrawal.policy"] = "none"
     if settings:
-        from mvw_cli.profiles.layers import parse_set
+        from mvw_cli.profiles.resolution import parse_set
 
         for key, value in parse_set(settings).items():
             if key in merged:

@@ -59,8 +59,7 @@ def show(
 
     from mvw_cli.errors import UsageProblem
     from mvw_cli.profiles.json_schema import json_schema
-    from mvw_cli.profiles.layers import parse_set
-    from mvw_cli.profiles.resolution import resolve
+    from mvw_cli.profiles.resolution import parse_set, resolve
 
     if image is not None and not cost:
         raise UsageProblem(

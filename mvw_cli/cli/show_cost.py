@@ -17,7 +17,7 @@ from mvw_cli.cost.flops import flops_of
 from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
 from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
 from mvw_cli.images.reading import fit, open_image
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.text import readable_bytes
 

@@ -16,7 +16,7 @@ from mvw_cli.oracle.equivalence import (
     half_of,
     takes_flash,
 )
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved
 
 CHECK = "equivalence"

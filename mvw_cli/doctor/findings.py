@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mvw_cli.errors import MvwError
-from mvw_cli.machine.placement import Changes
+from mvw_cli.machine.fit import Changes
 from mvw_cli.profiles.resolution import Resolved
 
 Status = Literal["ok", "warning", "problem"]

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, metadata
 from mvw_cli import __version__
 from mvw_cli.doctor.findings import Finding, Status
 from mvw_cli.machine.facts import Facts
-from mvw_cli.plugins.loading import OWN, Plugin
+from mvw_cli.plugins import OWN, Plugin
 from mvw_cli.text import readable_bytes
 
 LITTLE_DISK = 20 * 2**30

@@ -10,8 +10,8 @@ from mvw_cli.cost.shape import Shape, shape_of, weight_bytes
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts, Gpu, locate_weights, on_the_hub
-from mvw_cli.machine.placement import Placement, installed_first, missing_extras, smallest_change
-from mvw_cli.plugins.lookup import find_adapter, load_adapter
+from mvw_cli.machine.fit import Placement, installed_first, missing_extras, smallest_change
+from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.profiles.withdrawal import withdrawal_policy
 from mvw_cli.text import readable_bytes

@@ -22,8 +22,7 @@ from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.cross_attention import CrossAttention
 from mvw_cli.engine.exact import NotExact, sliding_windows
 from mvw_cli.engine.prefill import prepare, present_in, run_prefill
-from mvw_cli.engine.sampling import Sampler, choose_tokens
-from mvw_cli.engine.sequence import Detokenizer, SequenceState
+from mvw_cli.engine.sequence import Detokenizer, Sampler, SequenceState, choose_tokens
 from mvw_cli.engine.types import (
     Admitted,
     Event,

@@ -20,13 +20,13 @@ _MAX_NODES = 10_000
 _MAX_DEPTH = 20
 _TAG = "tag:yaml.org,2002:"
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 class DocumentError(Exception):
     """The text is not what this module reads."""
 
-    def __init__(self, message: str, line: int | None = None, path: Path = ()) -> None:
+    def __init__(self, message: str, line: int | None = None, path: KeyPath = ()) -> None:
         super().__init__(message)
         self.message = message
         self.line = line
@@ -38,7 +38,7 @@ class Document:
     """Plain data, and the line (from 1) on which each key or item stands."""
 
     value: Any
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
@@ -88,10 +88,10 @@ class _Builder:
     """Make plain data of nodes. Counts what it makes: aliases can multiply without end."""
 
     def __init__(self) -> None:
-        self.lines: dict[Path, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self._made = 0
 
-    def build(self, node: yaml.Node, path: Path) -> Any:
+    def build(self, node: yaml.Node, path: KeyPath) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
         self._made += 1
@@ -107,7 +107,7 @@ class _Builder:
             return _scalar(node, line, path)
         raise DocumentError(f"tag {node.tag} is not allowed", line, path)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -123,7 +123,7 @@ class _Builder:
         return values
 
 
-def _scalar(node: yaml.ScalarNode, line: int, path: Path) -> Any:
+def _scalar(node: yaml.ScalarNode, line: int, path: KeyPath) -> Any:
     text = str(node.value)
     kind = node.tag.removeprefix(_TAG)
     try:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvw_cli.plugins.loading import OWN, load_plugins
-from mvw_cli.plugins.lookup import load_policy
+from mvw_cli.plugins import OWN, load_plugins, load_policy
 from mvw_cli.profiles.schema import SECTIONS, Profile
 from mvw_cli.profiles.withdrawal import policy_model
 

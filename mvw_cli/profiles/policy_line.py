@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins.loading import load_plugins
+from mvw_cli.plugins import load_plugins
 
 _HINT = "mvw list policies"
 _SEPARATOR = re.compile(r",|\+(?=\s*[A-Za-z_])")  # 1e+5 and C++ hold no separator

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins.loading import OWN, load_plugins
+from mvw_cli.plugins import OWN, load_plugins
 from mvw_cli.text import did_you_mean
 
 DEFAULT = "shapes"

@@ -15,14 +15,21 @@ from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugins.loading import OWN
-from mvw_cli.plugins.lookup import canonical, load_policy
+from mvw_cli.plugins import OWN, canonical, load_policy
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.checking import SCHEMA_HINT, Given, Locate, Origin, check, unknown_key
-from mvw_cli.profiles.document import Path, RawText, interpret
+from mvw_cli.profiles.document import KeyPath, RawText, interpret
 from mvw_cli.profiles.policy_line import parse
-from mvw_cli.profiles.schema import Profile, Section
+from mvw_cli.profiles.schema import (
+    SCHEMA_HINT,
+    Given,
+    Locate,
+    Origin,
+    Profile,
+    Section,
+    check,
+    unknown_key,
+)
 from mvw_cli.text import did_you_mean, error_line
 
 POLICY = "withdrawal.policy"
@@ -125,7 +132,7 @@ def _of_line(line: str, origin: Origin) -> list[Step]:
     ]
 
 
-def _of_mapping(item: Mapping[str, Any], path: Path, locate: Locate) -> Step:
+def _of_mapping(item: Mapping[str, Any], path: KeyPath, locate: Locate) -> Step:
     origin = locate((*path, "policy"))
     steps = _of_line(item["policy"], origin)
     if len(steps) > 1:
@@ -330,7 +337,7 @@ def _load(name: str, where: str) -> _Policy:
         ) from error
 
 
-def _build(policy: _Policy, origin: Origin, path: Path) -> WithdrawalPolicy:
+def _build(policy: _Policy, origin: Origin, path: KeyPath) -> WithdrawalPolicy:
     """Make a policy of what it was given, once that is checked; `path` is its place."""
 
     def origin_of(key: str) -> Origin:
@@ -339,7 +346,7 @@ def _build(policy: _Policy, origin: Origin, path: Path) -> WithdrawalPolicy:
     words = [part for part in path if isinstance(part, str)]
     infos = {".".join([*words, key]): info for key, info in policy.fields.items()}
     values = {key: one.value for key, one in policy.given.items()}
-    locate: Callable[[Path], Origin] = lambda place: origin_of(str(place[len(path)]))  # noqa: E731
+    locate: Callable[[KeyPath], Origin] = lambda place: origin_of(str(place[len(path)]))  # noqa: E731
     checked = check(policy.model, values, locate, path, infos)
     try:
         return policy.kind(**{key: getattr(checked, key) for key in checked.model_fields_set})

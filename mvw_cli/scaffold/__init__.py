@@ -21,7 +21,7 @@ from string import Template
 
 from mvw_cli import __version__
 from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.plugins.loading import load_plugins
+from mvw_cli.plugins import load_plugins
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _SUFFIX = ".tmpl"

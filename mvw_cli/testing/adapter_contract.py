@@ -35,7 +35,7 @@ from mvw_cli.oracle.equivalence import (
     run,
     writing_text_only,
 )
-from mvw_cli.plugins.lookup import find_adapter, load_adapter
+from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.testing.probes import (
     count_crossed,
     heavy_imports,

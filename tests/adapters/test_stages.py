@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.stages import parse_stages, parse_thinking
+from mvw_cli.adapter import parse_stages, parse_thinking
 
 WHOLE = "<SUMMARY> s </SUMMARY> <CAPTION>c</CAPTION>\n<CONCLUSION>\n2 </CONCLUSION>"
 

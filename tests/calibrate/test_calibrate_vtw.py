@@ -44,7 +44,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def pictures(mvw: Run, here: Path) -> Path:
     """A folder with three scenes, one of them no image."""
-    from mvw_cli.plugins.lookup import load_adapter
+    from mvw_cli.plugins import load_adapter
 
     load_adapter("shapes").samples(here / "scenes", 3, 1)
     folder = here / "pictures"

@@ -23,7 +23,7 @@ from mvw_cli.calibrate.dyvte.report import (
 from mvw_cli.calibrate.dyvte.training import Dataset
 from mvw_cli.calibrate.search import Outcome
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.render.svg import svg_file
 
 # Four questions, three gates: four layers.

@@ -11,7 +11,7 @@ import pytest
 from processes import Ran
 
 from mvw_cli import __version__
-from mvw_cli.plugins.loading import load_plugins
+from mvw_cli.plugins import load_plugins
 
 Run = Callable[..., Ran]
 HEAVY = {"torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic"}

@@ -117,7 +117,7 @@ def test_gemma3_takes_one_size() -> None:
 
 @pytest.mark.parametrize("adapter", ["hf", "shapes", "kimi-vl"])
 def test_a_fixed_size_is_what_the_adapter_encodes(adapter: str) -> None:
-    from mvw_cli.plugins.lookup import load_adapter
+    from mvw_cli.plugins import load_adapter
 
     made = load_adapter(adapter)
     tiny = made.tiny()

@@ -10,7 +10,7 @@ from narrowed import PUBLISHED
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost.shape import shape_of
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import model_spec, resolve
 from mvw_cli.profiles.store import known_profiles
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvw_cli.plugins.loading import load_plugins
+from mvw_cli.plugins import load_plugins
 
 _CODE = '''
 from dataclasses import dataclass, field

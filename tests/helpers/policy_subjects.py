@@ -20,7 +20,7 @@ from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import Event, Finished, Request, Token
 from mvw_cli.oracle.equivalence import noise, writing_text_only
 from mvw_cli.oracle.masked import attention_scores, masked_logits
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 
 TOKENS = 14

@@ -12,7 +12,7 @@ from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.oracle.equivalence import noise
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy

@@ -18,7 +18,7 @@ from processes import Ran
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.machine import facts as facts_module
 from mvw_cli.oracle.equivalence import ALLOWED, flash_equivalence, half_of
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 
 FLASH = ("--set", "device=cpu", "--set", "attention=flash")
 

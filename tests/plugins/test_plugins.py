@@ -11,8 +11,16 @@ import pytest
 from processes import own_adapters
 
 from mvw_cli.errors import PluginProblem, PluginWarning
-from mvw_cli.plugins.loading import Plugin, load_plugins, plugin_commands
-from mvw_cli.plugins.lookup import canonical, find_adapter, find_policy, load_adapter, load_policy
+from mvw_cli.plugins import (
+    Plugin,
+    canonical,
+    find_adapter,
+    find_policy,
+    load_adapter,
+    load_plugins,
+    load_policy,
+    plugin_commands,
+)
 
 Install = Callable[..., Path]
 
@@ -180,7 +188,7 @@ def test_the_first_of_two_copies_counts(
 
 
 def test_mvw_without_its_own_metadata_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvw_cli.plugins.loading.offered", lambda: iter(()))
+    monkeypatch.setattr("mvw_cli.plugins.offered", lambda: iter(()))
     with pytest.warns(PluginWarning, match=r"without being installed.*pip install -e \."):
         assert load_plugins().adapters == []
 

@@ -33,7 +33,7 @@ def documents(ran: Ran, key: str) -> list[dict[str, Any]]:
 def load(python: Path, what: str) -> subprocess.CompletedProcess[str]:
     code = f"""
 from mvw_cli.errors import PluginProblem
-from mvw_cli.plugins.lookup import load_adapter, load_policy
+from mvw_cli.plugins import load_adapter, load_policy
 try:
     print({what})
 except PluginProblem as error:

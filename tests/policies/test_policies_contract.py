@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mvw_cli.plugins.loading import OWN, load_plugins
-from mvw_cli.plugins.lookup import load_policy
+from mvw_cli.plugins import OWN, load_plugins, load_policy
 from mvw_cli.policies.look_back import LookBack
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.stack import stacked

@@ -22,8 +22,7 @@ from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.layers import parse_set
-from mvw_cli.profiles.resolution import Resolved, resolve
+from mvw_cli.profiles.resolution import Resolved, parse_set, resolve
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.profiles.withdrawal import withdrawal_policy
 

@@ -9,8 +9,7 @@ import pytest
 from hints import parse_hint
 
 from mvw_cli.errors import MvwError, PluginProblem, UsageProblem
-from mvw_cli.profiles.layers import parse_set
-from mvw_cli.profiles.resolution import resolve
+from mvw_cli.profiles.resolution import parse_set, resolve
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.profiles.store import packaged_folder
 

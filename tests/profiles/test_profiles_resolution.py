@@ -13,8 +13,13 @@ from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.profiles.layers import parse_set
-from mvw_cli.profiles.resolution import Resolved, generation_settings, model_spec, resolve
+from mvw_cli.profiles.resolution import (
+    Resolved,
+    generation_settings,
+    model_spec,
+    parse_set,
+    resolve,
+)
 from mvw_cli.profiles.withdrawal import withdrawal_policy
 
 Write = Callable[[str, str], Path]

@@ -17,7 +17,7 @@ from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.reading import fit
 from mvw_cli.machine.facts import free_memory, gather
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec

@@ -241,8 +241,7 @@ def mismatch(sidecar: Sidecar | None, runs: Set[str], fingerprint: Fingerprint) 
 
 
 def _distribution(kind: str, name: str) -> str:
-    from mvw_cli.plugins.loading import load_plugins
-    from mvw_cli.plugins.lookup import find_adapter, find_policy
+    from mvw_cli.plugins import find_adapter, find_policy, load_plugins
 
     # They raise where the name is unknown or ambiguous.
     info = find_adapter(name) if kind == "adapter" else find_policy(name)

@@ -23,7 +23,7 @@ from mvw_cli.console import deliver
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.files import check_writable
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts

@@ -45,7 +45,7 @@ from mvw_cli.cli.show_cost import image_size
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.gpus import named_gpu
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.session import Session, open_session
 

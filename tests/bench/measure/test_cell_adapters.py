@@ -14,7 +14,7 @@ from mvw_cli.bench.bounds import with_bounds
 from mvw_cli.bench.measure.cell import measure
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, Family, build
 
 from mvw_cli.bench.measure.phases import Clock, detokenise, vision_parts, watched_vision
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 
 TOWERS = {
     "idefics3": ["vision_model", "connector"],

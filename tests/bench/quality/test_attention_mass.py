@@ -20,7 +20,7 @@ from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.attention import attention_mass, mass_of, spread
 from mvw_cli.engine.types import Request
 from mvw_cli.oracle.masked import extended
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.session import Session
 
 OUTPUT = tuple(torch.randint(5, 60, (14,), generator=torch.Generator().manual_seed(3)).tolist())

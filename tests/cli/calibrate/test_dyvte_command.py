@@ -37,7 +37,7 @@ from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.errors import ExitCode
-from mvw_cli.plugins.lookup import load_adapter
+from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session

@@ -20,7 +20,7 @@ QUESTION = "How many red circles are there?"
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from mvw_cli.plugins.lookup import load_adapter
+    from mvw_cli.plugins import load_adapter
 
     folder = tmp_path_factory.mktemp("scenes")
     load_adapter("shapes").samples(folder, 1, 0)
