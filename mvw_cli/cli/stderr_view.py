@@ -161,6 +161,44 @@ class StderrView:
             self._stream.flush()
 
 
+class ProgressView(StderrView):
+    """Stderr while measurements run: one line that is redrawn, and remarks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open = False
+
+    def stage(self, text: str) -> None:
+        """Write what begins: a line of its own where nothing is redrawn."""
+        if self._live:
+            self.progress(text)
+        elif not self._quiet:
+            self.note(text)
+
+    def progress(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Write how far it is, in the line that is redrawn."""
+        if not self.live:
+            return
+        self.loaded()
+        count = f" {done} of {total}" if total else ""
+        width = terminal_width(self._stream.fileno()) - 1
+        line = f"{one_line(text)}{count}"[: max(1, width)]
+        self._write(ERASE + self._styled(line, DIM))
+        self._open = True
+
+    def done(self) -> None:
+        """Take the line away."""
+        self._close_line()
+
+    def _close_line(self) -> None:
+        if self._open:
+            self._open = False
+            self._write(ERASE)
+
+    def _unsaid(self) -> str:
+        return ERASE if self._open else ""
+
+
 def terminal_width(descriptor: int) -> int:
     """Return how many columns a terminal has; 80 where it does not tell."""
     with suppress(OSError):

@@ -18,7 +18,7 @@ from mvw_cli.batch.store.fingerprint import fingerprint
 from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
 from mvw_cli.bench.verdict.derived_profile import check_no_part, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
-from mvw_cli.cli.profile.view import ProfileView
+from mvw_cli.cli.stderr_view import ProgressView
 from mvw_cli.console import deliver
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
@@ -91,7 +91,7 @@ def run(task: CalibrateTask, make: Callable[[], Search]) -> int:
         MvwError: something is missing or wrong, or nothing can be suggested; what was measured is
             in the store.
     """
-    view = ProfileView()
+    view = ProgressView()
     with TemporaryDirectory(prefix="mvw-calibrate-") as scratch, ExitStack() as stack:
         with exit_on_interrupt(view.on_interrupt):
             view.progress("Preparing …")
@@ -169,7 +169,7 @@ def _begun(
     resolved: Resolved,
     items: Items,
     search: Search,
-    view: ProfileView,
+    view: ProgressView,
     stack: ExitStack,
 ) -> SearchRun:
     """Load the model and open the store."""
@@ -202,7 +202,7 @@ def _begun(
 
 
 def _searched(
-    task: CalibrateTask, search: Search, running: SearchRun, view: ProfileView
+    task: CalibrateTask, search: Search, running: SearchRun, view: ProgressView
 ) -> CalibrationReport | None:
     """Measure and choose; None where the user has interrupted it, which is said."""
     from mvw_cli.calibrate.search import CalibrationReport, Interrupted, measure_all

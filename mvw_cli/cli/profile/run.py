@@ -40,8 +40,8 @@ from mvw_cli.cli.process import (
     mute_libraries,
 )
 from mvw_cli.cli.profile.output import Outputs, check_outputs, deliver_plan, deliver_report
-from mvw_cli.cli.profile.view import ProfileView
 from mvw_cli.cli.show_cost import image_size
+from mvw_cli.cli.stderr_view import ProgressView
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.gpus import named_gpu
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
@@ -99,7 +99,7 @@ class _Context:
     """One run: what is known before a model is loaded, and who watches."""
 
     task: Task
-    view: ProfileView
+    view: ProgressView
     resolved: Resolved
     adapter: Adapter
     arms: list[ArmSpec]
@@ -119,7 +119,7 @@ def run(task: Task) -> int:
     if task.source is not None:
         deliver_report(read_report(task.source), task.outputs)
         return ExitCode.OK
-    view = ProfileView()
+    view = ProgressView()
     with tempfile.TemporaryDirectory(prefix="mvw-profile-") as scratch:
         with exit_on_interrupt(view.on_interrupt):
             context = _prepare(task, Path(scratch), view)
@@ -168,7 +168,7 @@ def _check(task: Task) -> None:
         )
 
 
-def _prepare(task: Task, scratch: Path, view: ProfileView) -> _Context:
+def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Context:
     view.progress("Preparing …")
     mute_libraries()
     resolved = resolve(task.profile, task.flags)
