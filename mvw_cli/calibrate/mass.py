@@ -20,7 +20,7 @@ from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality.answers import Comparing, Unanswerable, without_image
 from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
 from mvw_cli.bench.quality.divergence import Divergence, divergences
-from mvw_cli.bench.verdict.suggest import loss_in_words
+from mvw_cli.bench.verdict.suggest import Loss, loss_of
 from mvw_cli.calibrate.mvw import answers_of, given_from_dict
 from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun, answered
 from mvw_cli.engine.types import Finished, Request
@@ -136,16 +136,16 @@ class MassSearch(Search):
         if refused is not None:
             return None, refused, remarks
         for point in qualifying(points):
-            loss, told = self._loss(run, samples, traces, point.threshold)
-            if loss <= self.tolerance:
+            loss = self._loss(run, samples, traces, point.threshold)
+            if loss.share <= self.tolerance:
                 reason = (
                     f"With a threshold of {point.threshold:g}, "
                     f"{percent(point.agreement)} of the next tokens stay the likeliest, and "
-                    f"{told}; vision goes after {point.tokens_with_vision:.0f} of "
+                    f"{loss}; vision goes after {point.tokens_with_vision:.0f} of "
                     f"{point.tokens:.0f} tokens, in {percent(point.withdrawn)} of the answers."
                 )
                 return point.threshold, reason, remarks
-            remarks.append(f"A threshold of {point.threshold:g} is too high: {told}.")
+            remarks.append(f"A threshold of {point.threshold:g} is too high: {loss}.")
         return None, "No threshold that keeps the next tokens keeps the answers.", remarks
 
     def _loss(
@@ -154,12 +154,8 @@ class MassSearch(Search):
         samples: Sequence[dict[str, Any]],
         traces: Sequence[Traced],
         threshold: float,
-    ) -> tuple[float, str]:
-        """Answer every item under a threshold; return the loss by the rule of --suggest.
-
-        It is the drop of the right answers, or without references the part of answers that come out
-        otherwise; the clause says so.
-        """
+    ) -> Loss:
+        """Answer every item under a threshold; return the loss by the rule of --suggest."""
         policy = replace(self.policy, threshold=threshold)
         rows = []
         for place, (sample, trace) in enumerate(zip(samples, traces, strict=True), start=1):
@@ -174,7 +170,7 @@ class MassSearch(Search):
                 for name, one in ((BASELINE, sample), (_ARM, own))
             }
             rows.append(Row(given, {_ARM: trace.under(policy)}, item.reference is not None))
-        return loss_in_words(answers_of(rows, [_ARM]), _ARM)
+        return loss_of(answers_of(rows, [_ARM]), _ARM)
 
     def told(self, sample: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in sample.items() if name != "token_ids"}

@@ -270,14 +270,13 @@ def choose(rows: Sequence[Row], arms: Sequence[str], tolerance: float) -> Outcom
 
 def _point(answers: Answers, arm: Comparison, seen: float, tolerance: float) -> dict[str, Any]:
     """Write the figures of one arm."""
-    alone = arm.name == BASELINE
-    share, interval = (None, None) if alone else loss_of(answers, arm.name)
+    loss = None if arm.name == BASELINE else loss_of(answers, arm.name)
     return {
         "arm": arm.name,
         "tokens_with_vision": seen,
-        "loss": share,
-        "loss_interval_95": interval,
-        "within": None if share is None else share <= tolerance,
+        "loss": None if loss is None else loss.share,
+        "loss_interval_95": None if loss is None else loss.interval_95,
+        "within": None if loss is None else loss.share <= tolerance,
         "correct": arm.correct,
         "same_answer": arm.same_answer,
         "agreement": arm.agreement,

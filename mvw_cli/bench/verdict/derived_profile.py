@@ -14,6 +14,7 @@ from typing import Any
 
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import replacing, unwritable
+from mvw_cli.profiles.store import is_path
 
 Withdrawal = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """The `withdrawal` of a profile: a policy with its fields, or several in order."""
@@ -39,10 +40,23 @@ def write_derived(
         UsageProblem: the file can't be written, or the measured profile is made of it.
     """
     check_no_part(measured, target, hint)
-    text = _document(measured, target, withdrawal, description, reason)
+    lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
+    if measured["name"] is not None:
+        lines.append(f"extends: {_yaml(_as_seen_from(measured['name'], target))}")
+    lines.append(f"description: {_yaml(description)}")
+    for key, value in measured["values"].items():
+        if key in ("description", "withdrawal"):
+            continue
+        if isinstance(value, Mapping):
+            value = {one: given for one, given in value.items() if _by_hand(measured, key, one)}
+            if value:
+                lines.append(f"{key}: {_yaml(value)}")
+        elif _by_hand(measured, key):
+            lines.append(f"{key}: {_yaml(value)}")
+    lines.append(f"withdrawal: {_yaml(withdrawal)}")
     try:
         with replacing(Path(os.path.realpath(target))) as file:
-            file.write(text.encode())
+            file.write(("\n".join(lines) + "\n").encode())
     except OSError as error:
         raise unwritable(str(target), error.strerror or str(error), hint) from error
 
@@ -53,17 +67,15 @@ def check_no_part(measured: Mapping[str, Any], target: Path, hint: str) -> None:
     Raises:
         UsageProblem: it is.
     """
-    from mvw_cli.profiles.store import is_path
-
-    here, name = os.path.realpath(target), measured["name"]
-    files = {
-        os.path.realpath(os.path.expanduser(origin["where"]))
+    name = measured["name"]
+    files = [
+        origin["where"]
         for origin in measured["origins"].values()
         if origin["kind"] in ("profile", "user", "packaged")
-    }
+    ]
     if name is not None and is_path(name):
-        files.add(os.path.realpath(os.path.expanduser(name)))
-    if here in files:
+        files.append(name)
+    if os.path.realpath(target) in {os.path.realpath(os.path.expanduser(one)) for one in files}:
         raise UsageProblem(
             f"Cannot write {target}",
             cause="the profile that was measured is made of it, and would extend itself",
@@ -71,36 +83,9 @@ def check_no_part(measured: Mapping[str, Any], target: Path, hint: str) -> None:
         )
 
 
-def _document(
-    measured: Mapping[str, Any],
-    target: Path,
-    withdrawal: Withdrawal,
-    description: str,
-    reason: str,
-) -> str:
-    name = measured["name"]
-    lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
-    if name is not None:
-        lines.append(f"extends: {_yaml(_as_seen_from(name, target))}")
-    lines.append(f"description: {_yaml(description)}")
-    for key, value in measured["values"].items():
-        if key in ("description", "withdrawal"):
-            continue
-        if isinstance(value, Mapping):
-            inner = {
-                one: given for one, given in value.items() if _by_hand(measured, f"{key}.{one}")
-            }
-            if inner:
-                lines.append(f"{key}: {_yaml(inner)}")
-        elif _by_hand(measured, key):
-            lines.append(f"{key}: {_yaml(value)}")
-    lines.append(f"withdrawal: {_yaml(withdrawal)}")
-    return "\n".join(lines) + "\n"
-
-
-def _by_hand(measured: Mapping[str, Any], key: str) -> bool:
+def _by_hand(measured: Mapping[str, Any], *keys: str) -> bool:
     """Whether a value is from a flag or the environment, and so in no file."""
-    return bool(measured["origins"][key]["kind"] in ("flag", "environment"))
+    return measured["origins"][".".join(keys)]["kind"] in ("flag", "environment")
 
 
 def _yaml(value: object) -> str:
@@ -110,8 +95,6 @@ def _yaml(value: object) -> str:
 
 def _as_seen_from(name: str, target: Path) -> str:
     """Write a profile's name as a file beside it would say it: paths are relative to that file."""
-    from mvw_cli.profiles.store import is_path
-
     if not is_path(name):
         return name
     parent = os.path.realpath(os.path.expanduser(name))

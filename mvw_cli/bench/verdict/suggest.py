@@ -16,15 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, ProfileReport
 from mvw_cli.bench.quality.proportions import wilson
 from mvw_cli.bench.verdict.derived_profile import write_derived
 from mvw_cli.text import percent
-
-if TYPE_CHECKING:
-    from mvw_cli.bench.documents import ProfileReport
 
 _ARM = re.compile(r"m=(\d+)")
 TAG_ARM = "until "
@@ -33,14 +29,32 @@ _Z_SQUARE = 1.959964**2
 
 
 @dataclass(frozen=True, slots=True)
-class _Loss:
+class Loss:
     """What an arm's answers lose against the baseline, as a share of the items."""
 
     share: float
     interval_95: tuple[float, float]
     items: int
-    words: str
-    """The counts, as the middle of a sentence."""
+    counts: str
+    """As the middle of a sentence."""
+
+    def __str__(self) -> str:
+        low, high = (percent(end) for end in self.interval_95)
+        return f"{self.counts}: a loss of {percent(self.share)}, 95 % interval {low} to {high}"
+
+
+def loss_of(answers: Answers, name: str) -> Loss:
+    """Compute what an arm loses; its text is a clause that tells it."""
+    arms = {arm.name: arm for arm in answers.arms}
+    arm = arms[name]
+    if answers.references and arm.lost is not None and arm.won is not None:
+        total, right = answers.references, arms[BASELINE].correct
+        assert arm.drop_interval_95 is not None
+        counts = f"{arm.correct} of {total} answers are right, {right} without withdrawal"
+        return Loss((arm.lost - arm.won) / total, arm.drop_interval_95, total, counts)
+    total, same = arm.items, arm.same_answer or 0
+    counts = f"{same} of {total} answers come out as without withdrawal"
+    return Loss((total - same) / total, wilson(total - same, total), total, counts)
 
 
 def with_suggestion(answers: Answers, tolerance: float) -> Answers:
@@ -58,33 +72,24 @@ def suggest(answers: Answers, tolerance: float) -> tuple[int | None, str]:
     Args:
         tolerance: share of the items, from 0 to 1.
     """
-    arms = {arm.name: arm for arm in answers.arms}
-    base = arms.get(BASELINE)
-    moments = sorted(int(found[1]) for name in arms if (found := _ARM.fullmatch(name)))
-    if base is None or not moments:
+    names = [arm.name for arm in answers.arms]
+    moments = sorted(int(found[1]) for name in names if (found := _ARM.fullmatch(name)))
+    if BASELINE not in names or not moments:
         return None, "No arm that withdraws after a number of tokens has been compared."
-    if (silent := _can_not_tell(answers, base, arms, tolerance)) is not None:
+    if (silent := _can_not_tell(answers, tolerance)) is not None:
         return None, silent
-    within: list[tuple[int, _Loss]] = []
-    for m in reversed(moments):
-        loss = _loss(answers, base, arms[f"m={m}"])
-        if loss.share > tolerance:
+    m = None
+    for moment in reversed(moments):
+        if loss_of(answers, f"m={moment}").share > tolerance:
             break
-        within.append((m, loss))
-    if not within:
+        m = moment
+    if m is None:
         latest = moments[-1]
-        loss = _loss(answers, base, arms[f"m={latest}"])
         return None, (
-            f"With m = {latest}, the latest that was tried, {loss.words}: {_told(loss)}. That is "
-            f"more than {percent(tolerance)}."
+            f"With m = {latest}, the latest that was tried, {loss_of(answers, f'm={latest}')}. "
+            f"That is more than {percent(tolerance)}."
         )
-    m, loss = within[-1]
-    return m, " ".join(
-        [
-            f"With m = {m}, {loss.words}: {_told(loss)}.",
-            *_caveats(f"m={m}", m, loss, tolerance, base, arms),
-        ]
-    )
+    return m, _reason(answers, f"m={m}", f"m = {m}", m, tolerance)
 
 
 def suggest_tag(
@@ -98,81 +103,37 @@ def suggest_tag(
     Args:
         seen: by arm, mean number of tokens that are generated with vision.
     """
-    arms = {arm.name: arm for arm in answers.arms}
-    base = arms.get(BASELINE)
-    tags = sorted((name for name in arms if name.startswith(TAG_ARM)), key=lambda one: seen[one])
-    if base is None or not tags:
+    names = [arm.name for arm in answers.arms]
+    tags = sorted((name for name in names if name.startswith(TAG_ARM)), key=lambda one: seen[one])
+    if BASELINE not in names or not tags:
         return None, "No arm that withdraws at a tag has been compared."
-    if (silent := _can_not_tell(answers, base, arms, tolerance)) is not None:
+    if (silent := _can_not_tell(answers, tolerance)) is not None:
         return None, silent
-    losses = {name: _loss(answers, base, arms[name]) for name in tags}
+    losses = {name: loss_of(answers, name) for name in tags}
     name = next((one for one in tags if losses[one].share <= tolerance), None)
     if name is None:
         least = min(tags, key=lambda one: losses[one].share)
-        return None, (
-            f"With {least}, {losses[least].words}: {_told(losses[least])}. That is more than "
-            f"{percent(tolerance)}."
-        )
-    said = [f"With {name}, {losses[name].words}: {_told(losses[name])}."]
-    return name.removeprefix(TAG_ARM), " ".join(
-        [*said, *_caveats(name, seen[name], losses[name], tolerance, base, arms)]
-    )
+        return None, f"With {least}, {losses[least]}. That is more than {percent(tolerance)}."
+    return name.removeprefix(TAG_ARM), _reason(answers, name, name, seen[name], tolerance)
 
 
-def loss_of(answers: Answers, arm: str) -> tuple[float, tuple[float, float]]:
-    """Compute the share of the items that an arm loses against the baseline, with its interval."""
-    arms = {one.name: one for one in answers.arms}
-    loss = _loss(answers, arms[BASELINE], arms[arm])
-    return loss.share, loss.interval_95
-
-
-def loss_in_words(answers: Answers, arm: str) -> tuple[float, str]:
-    """Compute what an arm loses, as `loss_of`, and tell it as a clause."""
-    arms = {one.name: one for one in answers.arms}
-    loss = _loss(answers, arms[BASELINE], arms[arm])
-    return loss.share, f"{loss.words}: {_told(loss)}"
-
-
-def _can_not_tell(
-    answers: Answers, base: Comparison, arms: Mapping[str, Comparison], tolerance: float
-) -> str | None:
+def _can_not_tell(answers: Answers, tolerance: float) -> str | None:
     """Return why these items can't tell when an image may go; None where they can."""
-    if answers.references and not base.correct:
+    arms = {arm.name: arm for arm in answers.arms}
+    if answers.references and not arms[BASELINE].correct:
         return f"Without withdrawal none of {answers.references} answers is right."
-    control = arms.get(NO_IMAGE)
-    if control is not None and (blind := _loss(answers, base, control)).share <= tolerance:
+    if NO_IMAGE in arms and (blind := loss_of(answers, NO_IMAGE)).share <= tolerance:
         return (
-            f"Without any image {blind.words}: these questions hardly need their images, so they "
+            f"Without any image {blind.counts}: these questions hardly need their images, so they "
             "can't tell when an image may go."
         )
     return None
 
 
-def _loss(answers: Answers, base: Comparison, arm: Comparison) -> _Loss:
-    if answers.references and arm.lost is not None and arm.won is not None:
-        total = answers.references
-        assert arm.drop_interval_95 is not None
-        words = f"{arm.correct} of {total} answers are right, {base.correct} without withdrawal"
-        return _Loss((arm.lost - arm.won) / total, arm.drop_interval_95, total, words)
-    total, same = arm.items, arm.same_answer or 0
-    words = f"{same} of {total} answers come out as without withdrawal"
-    return _Loss((total - same) / total, wilson(total - same, total), total, words)
-
-
-def _told(loss: _Loss) -> str:
-    low, high = (percent(end) for end in loss.interval_95)
-    return f"a loss of {percent(loss.share)}, 95 % interval {low} to {high}"
-
-
-def _caveats(
-    arm: str,
-    seen: float,
-    loss: _Loss,
-    tolerance: float,
-    base: Comparison,
-    arms: Mapping[str, Comparison],
-) -> list[str]:
-    said = []
+def _reason(answers: Answers, name: str, called: str, seen: float, tolerance: float) -> str:
+    """Tell why an arm is suggested, and what its figures do not show."""
+    arms, loss = {arm.name: arm for arm in answers.arms}, loss_of(answers, name)
+    said = [f"With {called}, {loss}."]
     if loss.interval_95[1] <= tolerance:
         said.append(f"All of the interval is within {percent(tolerance)}.")
     elif tolerance > 0:
@@ -184,9 +145,9 @@ def _caveats(
         )
     else:
         said.append("No number of items shows that nothing is ever lost.")
-    if seen >= base.generated_tokens.median:
+    if seen >= arms[BASELINE].generated_tokens.median:
         said.append("Half of the answers end before that, so there is little to withdraw.")
-    agreement = arms[arm].agreement
+    agreement = arms[name].agreement
     if agreement is not None:
         said.append(
             f"Along the answers without withdrawal, {percent(agreement)} of the next tokens "
@@ -194,10 +155,7 @@ def _caveats(
         )
     if NO_IMAGE not in arms:
         said.append("There was no control without an image to show that the image is needed.")
-    return said
-
-
-# -- the profile ----------------------------------------------------------------------------------
+    return " ".join(said)
 
 
 def write_profile(report: ProfileReport, target: Path) -> None:

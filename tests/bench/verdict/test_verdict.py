@@ -216,6 +216,24 @@ def test_more_than_the_bound_allows() -> None:
     assert "exceeds" not in verdicts(measured(ratios=ratios, bound=bounded(1.11)))[0]
 
 
+def test_fewer_than_six_pairs_claim_nothing() -> None:
+    """Neither a difference, nor that a bound is exceeded, however far their figures lie apart."""
+    few, first = Ratio(3.0, (2.9, 3.1), 5), replace(prefill_bounded(0.4, 2.5), speedup=1.05)
+    made = of(THINNER, bound=first, ratios={"tokens_per_s": few, "ttft": few})
+    said = verdicts(replace(made, profiler_cost=few))
+    assert said[0] == (
+        "No difference shown in the decode of own at batch 1: 3.00 × (5 pairs, too few for an "
+        "interval); the bound is 1.05 ×."
+    )
+    assert said[1].endswith("measured are 3.00 × (5 pairs, too few for an interval), no "
+                            "difference shown.")  # fmt: skip
+    assert len(said) == 2
+    six = Ratio(3.0, (2.9, 3.1), 6)
+    said = verdicts(replace(of(THINNER, bound=first, ratios={"tokens_per_s": six, "ttft": six}),
+                            profiler_cost=six))  # fmt: skip
+    assert all("exceeds the bound" in sentence for sentence in said[:2]) and len(said) == 3
+
+
 def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
     natural = measured(mode="natural", ratios={"tokens_per_s": FASTER}, bound=bounded(1.0))
     assert verdicts(natural) == ["m=16 at batch 1 decodes faster: 1.20 × [1.10, 1.30]."]
