@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import random
@@ -50,6 +51,15 @@ def write_parquet(path: Path, table: pa.Table, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, **options)
     return path
+
+
+def table_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table of records."""
+    if path.suffix == ".parquet":
+        found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return found
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def save_to_disk(folder: Path, tables: Sequence[pa.Table], rows_per_batch: int = 3) -> Path:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,20 @@ def answered(
     return success(item, images, completion(text), Answer(text), **given)
 
 
+def rich() -> dict[str, Any]:
+    """An answer about two images, one of them in a table, that has all there can be."""
+    return success(
+        Item("a", (ImageRef("a.png"), ImageRef("t.parquet", 7, "image")), QUESTION, "3"),
+        [image("one"), image("two")],
+        completion(),
+        Answer("three", "so", {"SUMMARY": "s"}),
+        run=RUN,
+        timings={"latency_ms": 15.0, "read_ms": 1.0, "preprocess_ms": 2.0},
+        remarks=["outside"],
+        attempts=2,
+    )
+
+
 def ok(id: str, content: str | None = None, *, text: str = "three", **more: Any) -> dict[str, Any]:
     """An answered item; without a content, the image's is its id."""
     asked = item(id, more.pop("question", QUESTION))
@@ -94,3 +112,25 @@ def write(path: Path, *records: dict[str, Any]) -> Path:
     """A log as it lies on disk, without what tells its settings."""
     path.write_bytes(b"".join(map(dumps, records)))
     return path
+
+
+def ids(path: Path | str) -> list[str]:
+    """The ids in a log, each line of which has to be whole."""
+    return [json.loads(line)["id"] for line in Path(path).read_bytes().splitlines()]
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """See that nothing happens to the files of a folder."""
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = contents()
+    yield
+    assert contents() == before
+
+
+def no_space(*given: object) -> None:
+    """Take the place of a system call on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import errno
 import json
 import os
 import sys
@@ -13,17 +11,27 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from docs_pages import rows, section
-from hints import parse_hint
+from making import table_rows
 from peak_memory import run_measured
-from records import QUESTION, RUN, completion, digest, failed, image, ok, write
+from records import (
+    QUESTION,
+    RUN,
+    answered,
+    digest,
+    failed,
+    image,
+    no_space,
+    ok,
+    rich,
+    unchanged,
+    write,
+)
 
-from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item, item_key
 from mvw_cli.batch.store import export as module
 from mvw_cli.batch.store.export import COLUMNS, check_table, export
 from mvw_cli.batch.store.jsonl import DiskFull
-from mvw_cli.batch.store.output import is_table, log_of
-from mvw_cli.batch.store.record import dumps, success
+from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 HELPERS = Path(__file__).parents[2] / "helpers"
@@ -31,44 +39,23 @@ NASTY = '\n\r\x00\x0b\x85\u2028\t",; =1+1 \\ é 🙂 '
 both = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 
 
-def rich() -> dict[str, Any]:
-    return success(
-        Item("a", (ImageRef("a.png"), ImageRef("t.parquet", 7, "image")), QUESTION, "3"),
-        [image("one"), image("two")],
-        completion(),
-        Answer("three", "so", {"SUMMARY": "s"}),
-        run=RUN,
-        timings={"latency_ms": 15.0, "read_ms": 1, "preprocess_ms": 2.0},
-        remarks=["outside"],
-        attempts=2,
-    )
-
-
-def table_row(number: int = 7) -> dict[str, Any]:
-    """A record whose image lies in a table."""
-    where = Item(f"row {number}", (ImageRef("t.parquet", number, "image"),), QUESTION)
-    return success(
-        where, [image("x")], completion(), Answer("x"), run=RUN, timings={}, remarks=[], attempts=1
-    )
-
-
-def rows_of(table: Path) -> list[dict[str, Any]]:
-    if table.suffix == ".parquet":
-        found: list[dict[str, Any]] = pq.read_table(table).to_pylist()
-        return found
-    with table.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "log.jsonl"
 
 
+def exported(log: Path, *records: dict[str, Any], to: str = ".parquet") -> list[dict[str, Any]]:
+    """The rows of the table of these records."""
+    table = log.with_name(f"t{to}")
+    count = export(write(log, *records), table)
+    found = table_rows(table)
+    assert len(found) == count
+    return found
+
+
 def test_the_columns_of_an_answer(log: Path) -> None:
-    table = log.with_name("t.parquet")
-    assert export(write(log, rich()), table) == 1
-    (row,) = rows_of(table)
+    where = Item("row 7", (ImageRef("t.parquet", 7, "image"),), QUESTION)
+    row, of_table = exported(log, rich(), answered(where, [image("x")], "x"))
     assert list(row) == [column.name for column in COLUMNS]
     assert json.loads(row["images"]) == rich()["images"]
     assert (row["image"], row["image_sha256"], row["image_row"]) == ("a.png", digest("one"), None)
@@ -76,12 +63,13 @@ def test_the_columns_of_an_answer(log: Path) -> None:
     assert (row["withdrawal_step"], row["vision_attended_per_token"]) == (2, 6.5)
     assert (row["read_ms"], row["tokens_per_s_after"], row["error_type"]) == (1.0, None, None)
     assert row["key"] == item_key([digest("one"), digest("two")], QUESTION)
+    # One image has columns of its own, and no list.
+    names = ("image", "image_row", "image_column", "images", "remarks", "stages")
+    assert [of_table[name] for name in names] == ["t.parquet", 7, "image", None, None, None]
 
 
 def test_what_a_failure_does_not_know_is_null(log: Path) -> None:
-    table = log.with_name("t.parquet")
-    assert export(write(log, failed("a")), table) == 1
-    (row,) = rows_of(table)
+    (row,) = exported(log, failed("a"))
     assert {name: value for name, value in row.items() if value is not None} == {
         "id": "a",
         "status": "failed",
@@ -94,35 +82,25 @@ def test_what_a_failure_does_not_know_is_null(log: Path) -> None:
         "error_hint": "ls .",
         "run": RUN,
     }
-
-
-def test_an_empty_answer_is_no_missing_one(log: Path) -> None:
-    table = log.with_name("t.parquet")
-    export(write(log, ok("a", text=""), failed("b")), table)
-    assert [row["answer"] for row in rows_of(table)] == ["", None]
-
-
-def test_one_image_has_columns_of_its_own_and_no_list(log: Path) -> None:
-    table = log.with_name("t.parquet")
-    export(write(log, table_row()), table)
-    (row,) = rows_of(table)
-    assert (row["image"], row["image_row"], row["image_column"]) == ("t.parquet", 7, "image")
-    assert (row["images"], row["remarks"], row["stages"]) == (None, None, None)
+    # Columns are typed where all is null, and an empty answer is no missing one.
+    types = {field.name: str(field.type) for field in pq.read_schema(log.with_name("t.parquet"))}
+    kinds = {"text": "string", "json": "string", "int": "int64", "float": "double"}
+    assert types == {column.name: kinds[column.kind] for column in COLUMNS}
+    rows = exported(log, ok("a", text=""), failed("b"))
+    assert [row["answer"] for row in rows] == ["", None]
 
 
 def test_every_value_of_a_record_is_in_its_row(log: Path) -> None:
     """Values, whatever the columns are called: nothing of a record is left out of the table."""
-    table = log.with_name("t.parquet")
-    export(write(log, rich(), failed("b")), table)
 
     def leaves(value: Any) -> list[Any]:
-        if isinstance(value, dict):
-            return [leaf for inner in value.values() for leaf in leaves(inner)]
-        if isinstance(value, list):
-            return [leaf for inner in value for leaf in leaves(inner)]
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            return [leaf for one in inner for leaf in leaves(one)]
         return [value]
 
-    for record, row in zip([rich(), failed("b")], rows_of(table), strict=True):
+    records = [rich(), failed("b")]
+    for record, row in zip(records, exported(log, *records), strict=True):
         flat = list(row.values())
         for name in ("stages", "remarks", "images"):
             flat += leaves(json.loads(row[name] or "null"))
@@ -130,32 +108,19 @@ def test_every_value_of_a_record_is_in_its_row(log: Path) -> None:
         assert [leaf for leaf in leaves(record) if leaf not in flat and leaf != ""] == []
 
 
-def test_parquet_is_typed_even_where_all_is_null(log: Path) -> None:
-    table = log.with_name("t.parquet")
-    export(write(log, failed("a")), table)
-    types = {field.name: str(field.type) for field in pq.read_schema(table)}
-    kinds = {"text": "string", "json": "string", "int": "int64", "float": "double"}
-    assert types == {column.name: kinds[column.kind] for column in COLUMNS}
-
-
 def test_csv_says_the_same_as_parquet(log: Path) -> None:
-    write(log, rich(), table_row(), failed("b"), ok(NASTY, text=NASTY))
-    one, two = log.with_name("t.csv"), log.with_name("t.parquet")
-    assert export(log, one) == export(log, two) == 4
+    texts = ["-5", "=1+1", "@x", "+3", "- a\n- b", " 7", "a\rb", "'q'", NASTY]
+    records = [rich(), failed("b"), ok(NASTY), *(ok(f"{n}", text=t) for n, t in enumerate(texts))]
 
     def cell(value: Any) -> str:
         return "" if value is None else str(value)
 
-    expected = [{name: cell(value) for name, value in row.items()} for row in rows_of(two)]
-    assert rows_of(one) == expected
-    assert rows_of(one)[3]["text"] == NASTY
-
-
-@pytest.mark.parametrize("answer", ["-5", "=1+1", "@x", "+3", "- a\n- b", " 7", "a\rb", "'q'"])
-def test_texts_come_back_from_csv_as_they_were(log: Path, answer: str) -> None:
-    table = log.with_name("t.csv")
-    export(write(log, ok("a", text=answer), ok("b")), table)
-    assert [row["answer"] for row in rows_of(table)] == [answer, "three"]
+    of_csv = exported(log, *records, to=".csv")
+    expected = [
+        {name: cell(value) for name, value in row.items()} for row in exported(log, *records)
+    ]
+    assert of_csv == expected
+    assert [row["answer"] for row in of_csv[3:]] == texts
 
 
 @both
@@ -174,8 +139,7 @@ def test_pandas_reads_it(log: Path, suffix: str) -> None:
 
 @both
 def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix: str) -> None:
-    table = log.with_name(f"t{suffix}")
-    write(
+    found = exported(
         log,
         failed("a"),
         ok("b", text="first"),
@@ -185,14 +149,15 @@ def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix
         failed("a"),
         failed("c", attempts=2),
         ok("copy", "b"),
+        ok("c", question="How few?"),
+        to=suffix,
     )
-    assert export(log, table) == 4
-    found = rows_of(table)
     assert [(row["id"], row["status"]) for row in found] == [
         ("b", "ok"),
         ("c", "failed"),
         ("a", "ok"),
         ("copy", "ok"),
+        ("c", "ok"),
     ]
     assert found[0]["answer"] == "first"
 
@@ -204,16 +169,14 @@ def test_damage_is_passed_over(log: Path, suffix: str) -> None:
     log.write_bytes(dumps(ok("a")) + b"\x00\x00rubbish\n" + dumps(ok("b")) + cut)
     before = log.read_bytes()
     assert export(log, table) == 2
-    assert [row["id"] for row in rows_of(table)] == ["a", "b"]
+    assert [row["id"] for row in table_rows(table)] == ["a", "b"]
     assert log.read_bytes() == before
 
 
 @both
 def test_a_log_without_records_is_a_table_without_rows(log: Path, suffix: str) -> None:
-    table = log.with_name(f"t{suffix}")
-    assert export(write(log), table) == 0
-    assert rows_of(table) == []
-    assert "image_sha256" in table.read_bytes().decode(errors="replace")
+    assert exported(log, to=suffix) == []
+    assert b"image_sha256" in log.with_name(f"t{suffix}").read_bytes()
 
 
 def test_names_that_are_not_utf8_and_halves_of_characters(log: Path) -> None:
@@ -221,35 +184,29 @@ def test_names_that_are_not_utf8_and_halves_of_characters(log: Path) -> None:
     line = dumps(ok("a\udcff.png", text="x")).replace(b'"text":"x"', rb'"text":"\ud800"')
     log.write_bytes(line)
     export(log, table)
-    (row,) = rows_of(table)
+    (row,) = table_rows(table)
     assert (row["id"], row["text"]) == (r"a\udcff.png", r"\ud800")
 
 
 @both
 def test_many_groups_are_one_table(log: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = log.with_name(f"t{suffix}")
     monkeypatch.setattr(module, "_GROUP_ROWS", 3)
-    write(log, *(ok(f"{number}") for number in range(10)))
-    assert export(log, table) == 10
-    assert [row["id"] for row in rows_of(table)] == [f"{number}" for number in range(10)]
+    found = exported(log, *(ok(f"{number}") for number in range(10)), to=suffix)
+    assert [row["id"] for row in found] == [f"{number}" for number in range(10)]
     if suffix == ".parquet":
-        assert pq.ParquetFile(table).num_row_groups == 4
+        assert pq.ParquetFile(log.with_name("t.parquet")).num_row_groups == 4
 
 
 def test_long_rows_make_small_groups(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = log.with_name("t.parquet")
     monkeypatch.setattr(module, "_GROUP_BYTES", 4000)
-    write(log, *(ok(f"{number}", text="w" * 1500) for number in range(6)))
-    export(log, table)
-    assert pq.ParquetFile(table).num_row_groups == 3  # text and answer: 3,000 and some each
+    exported(log, *(ok(f"{number}", text="w" * 1500) for number in range(6)))
+    # Text and answer take 3,000 and some each.
+    assert pq.ParquetFile(log.with_name("t.parquet")).num_row_groups == 3
 
 
 def refused(log: Path, table: Path) -> MvwError:
-    before = sorted((p.name, p.read_bytes()) for p in log.parent.iterdir() if p.is_file())
-    with pytest.raises(MvwError) as caught:
+    with unchanged(log.parent), pytest.raises(MvwError) as caught:
         export(log, table)
-    after = sorted((p.name, p.read_bytes()) for p in log.parent.iterdir() if p.is_file())
-    assert after == before
     return caught.value
 
 
@@ -291,30 +248,22 @@ def test_a_value_of_another_type_is_no_record(
 def test_a_full_disk_leaves_the_table_as_it_was(
     log: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    device = log.with_name(f"d{suffix}")
+    device.symlink_to("/dev/full")  # it takes nothing
+    write(log, *(ok(f"{number}", text=os.urandom(40_000).hex()) for number in range(5)))
+    with pytest.raises(DiskFull) as caught:
+        export(log, device)
+    assert caught.value.hint == "df -h /dev"
+    device.unlink()
+
     table = log.with_name(f"t{suffix}")
     table.write_text("what was there")
-    write(log, ok("a"))
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", no_space)
     error = refused(log, table)
     assert type(error) is DiskFull
     assert error.message == f"Cannot write {table}"
     assert error.cause == f"No space left on device; the records are safe in {log}"
     assert error.hint == f"df -h {log.parent}"
-
-
-@both
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_device_that_takes_nothing(log: Path, suffix: str) -> None:
-    table = log.with_name(f"t{suffix}")
-    table.symlink_to("/dev/full")
-    write(log, *(ok(f"{number}", text=os.urandom(40_000).hex()) for number in range(5)))
-    with pytest.raises(DiskFull) as caught:
-        export(log, table)
-    assert caught.value.hint == "df -h /dev"
 
 
 @both
@@ -339,20 +288,10 @@ def test_without_pyarrow(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert error.message == f"Cannot write the table {table}"
     assert error.cause == "that needs the package pyarrow, which is not installed"
     assert error.hint == 'pip install "mvw[parquet]"'
-    parse_hint(error.hint)
     check_table(log.with_name("t.csv"), "mvw batch --help")
-    with pytest.raises(UsageProblem, match="Cannot write the table"):
-        check_table(table, "mvw batch --help")
-    with pytest.raises(UsageProblem, match="Cannot write "):
-        check_table(log.parent / "missing" / "t.csv", "mvw batch --help")
-
-
-def test_the_log_of_a_table_lies_beside_it() -> None:
-    assert log_of(Path("a/x.csv")) == Path("a/x.csv.jsonl")
-    assert log_of(Path("a/x.Parquet")) == Path("a/x.Parquet.jsonl")
-    assert log_of(Path("a/x.jsonl")) == Path("a/x.jsonl")
-    assert is_table(Path("x.CSV"))
-    assert not is_table(Path("x.jsonl"))
+    for place in (table, log.parent / "missing" / "t.csv"):
+        with pytest.raises(UsageProblem, match="Cannot write "):
+            check_table(place, "mvw batch --help")
 
 
 MEMORY = """
@@ -389,10 +328,3 @@ def test_the_columns_are_documented() -> None:
     for column, (*_, key) in zip(COLUMNS, documented, strict=True):
         path = ".".join(map(str, column.path)).replace("images.0", "images[0]")
         assert key.partition(";")[0] == f"`{path}`"
-
-
-def test_items_of_another_question_are_other_items(log: Path) -> None:
-    table = log.with_name("t.csv")
-    write(log, failed("a"), failed("a", question="How few?"), ok("a", question="How few?"))
-    assert export(log, table) == 2
-    assert [row["status"] for row in rows_of(table)] == ["failed", "ok"]

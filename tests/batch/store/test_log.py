@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 from peak_memory import run_measured
-from records import QUESTION, RUN, digest, failed, fingerprint, item, listed, ok, write
+from records import (
+    QUESTION,
+    RUN,
+    digest,
+    failed,
+    fingerprint,
+    ids,
+    item,
+    listed,
+    ok,
+    unchanged,
+    write,
+)
 
 from mvw_cli.batch.items import item_key
 from mvw_cli.batch.store import reader
@@ -37,21 +49,14 @@ def fill(path: Path, *records: dict[str, Any], **options: Any) -> None:
     log.close()  # a second time
 
 
-def ids(path: Path) -> list[str]:
-    return [json.loads(line)["id"] for line in path.read_bytes().splitlines()]
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "results.jsonl"
 
 
 def refused(path: Path, *args: Any, **options: Any) -> tuple[str, str | None, str | None]:
-    before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
-    with pytest.raises(UsageProblem) as caught:
+    with unchanged(path.parent), pytest.raises(UsageProblem) as caught:
         opened(path, *args, **options)
-    after = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
-    assert after == before
     return caught.value.message, caught.value.cause, caught.value.hint
 
 
@@ -68,46 +73,6 @@ def test_records_are_whole_lines_at_once(path: Path) -> None:
     sidecar = json.loads(path.with_name("results.jsonl.run.json").read_text())
     assert (sidecar["schema_version"], sidecar["run"]) == (1, RUN)
     assert Fingerprint.from_dict(sidecar["fingerprint"]) == fingerprint()
-
-
-def test_what_is_done_is_known_by_content_and_id(path: Path) -> None:
-    fill(path, ok("a", "cat"), ok("b", "dog"))
-    with opened(path) as log:
-        assert (log.done, log.recovered) == (2, [])
-        holds = listed("a", "b", "c")
-        assert log.is_done(item("a"), [digest("cat")], holds)
-        assert log.is_done(item("b"), [digest("dog")], holds)
-        assert not log.is_done(item("a"), [digest("another cat")], holds)
-        assert not log.is_done(item("a", "How few?"), [digest("cat")], holds)
-        assert not log.is_done(item("c"), [digest("cat")], holds)
-
-
-def test_a_renamed_file_claims_the_record_of_its_content_once(path: Path) -> None:
-    fill(path, ok("old", "cat"))
-    with opened(path) as log:
-        holds = listed("new", "copy")
-        assert log.is_done(item("new"), [digest("cat")], holds)
-        assert not log.is_done(item("copy"), [digest("cat")], holds)
-        assert not log.is_done(item("new"), [digest("cat")], holds)
-
-
-def test_copies_need_a_record_each(path: Path) -> None:
-    fill(path, ok("one", "cat"), ok("two", "cat"))
-    with opened(path) as log:
-        assert log.done == 2
-        holds = listed("one", "two", "three")
-        assert not log.is_done(item("three"), [digest("cat")], holds)
-        assert log.is_done(item("one"), [digest("cat")], holds)
-        assert log.is_done(item("two"), [digest("cat")], holds)
-
-
-def test_a_copy_claims_no_record_of_a_listed_name_that_is_not_utf8(path: Path) -> None:
-    odd = "a\udcff.png"
-    fill(path, ok(odd, "cat"))
-    with opened(path) as log:
-        holds = listed(odd, "copy")
-        assert not log.is_done(item("copy"), [digest("cat")], holds)
-        assert log.is_done(item(odd), [digest("cat")], holds)
 
 
 def test_failures_count_as_done_until_they_are_retried(path: Path) -> None:
@@ -289,20 +254,25 @@ def test_damage_in_the_middle_is_moved_aside(
     assert len(list(path.parent.iterdir())) == 3
 
 
-def test_damage_in_the_middle_and_at_the_end(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "kept", "aside", "told"),
+    [
+        (A + b"junk\n" + B + C[:50], A + B, b"junk\n", 2),
+        (A + b"\0" * 4096, A, None, 1),
+        (b"\n" + A + b"\r\n  \n", None, None, 0),
+    ],
+)
+def test_damage_at_the_end_is_taken_off_and_blank_lines_are_none(
+    path: Path, damaged: bytes, kept: bytes | None, aside: bytes | None, told: int
+) -> None:
     fill(path, ok("a"))
-    path.write_bytes(A + b"junk\n" + B + C[:50])
+    path.write_bytes(damaged)
+    left = damaged if kept is None else kept
     with opened(path) as log:
-        assert len(log.recovered) == 2
-        assert path.read_bytes() == A + B
-    assert path.with_name("results.jsonl.damaged").read_bytes() == b"junk\n"
-
-
-def test_nul_bytes_at_the_end_are_taken_off(path: Path) -> None:
-    fill(path, ok("a"))
-    path.write_bytes(A + b"\0" * 4096)
-    with opened(path) as log:
-        assert (log.done, path.read_bytes()) == (1, A)
+        assert (log.done, len(log.recovered)) == (left.count(b"schema"), told)
+        assert path.read_bytes() == left
+    found = path.with_name("results.jsonl.damaged")
+    assert (found.read_bytes() if found.exists() else None) == aside
 
 
 def test_a_line_longer_than_memory_is_read_in_pieces(
@@ -319,13 +289,6 @@ def test_a_line_longer_than_memory_is_read_in_pieces(
         assert path.read_bytes() == A
     aside = path.with_name("results.jsonl.damaged").read_bytes()
     assert aside.replace(b"\n", b"") == b"\0" * 10_000 + b"x" * 8192
-
-
-def test_blank_lines_do_no_harm(path: Path) -> None:
-    fill(path, ok("a"))
-    path.write_bytes(b"\n" + A + b"\r\n  \n")
-    with opened(path) as log:
-        assert (log.done, log.recovered) == (1, [])
 
 
 # What is not ours

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import fingerprint, ok
+from records import fingerprint, ids, no_space, ok
+from waiting import until
 
 from mvw_cli.batch.store import jsonl
 from mvw_cli.batch.store.jsonl import CannotRecord, DiskFull
@@ -32,10 +33,6 @@ def path(tmp_path: Path) -> Path:
 
 def opened(path: Path, **options: Any) -> RecordLog:
     return RecordLog(path, fingerprint(), **options)
-
-
-def ids(path: Path) -> list[str]:
-    return [json.loads(line)["id"] for line in path.read_bytes().splitlines()]
 
 
 def mounted(options: str, folder: Path, code: str, *arguments: str) -> dict[str, Any]:
@@ -58,41 +55,36 @@ FILL = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from records import fingerprint, ok
+from records import fingerprint, ids, ok
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.store.log import RecordLog
 path = Path(sys.argv[2], "results.jsonl")
-def lines():
-    return [json.loads(line)["id"] for line in path.read_bytes().splitlines()]
-def told(error):
-    return [error.message, error.cause, error.hint]
 appended, problems = [], []
+def told(error):
+    problems.append([error.message, error.cause, error.hint])
 with RecordLog(path, fingerprint()) as log:
     for number in range(1000):
         try:
             log.append(ok(f"{number}", text="word " * 2000))
         except DiskFull as error:
-            problems.append(told(error))
+            told(error)
             if len(problems) == 2:
                 break
             continue
         appended.append(f"{number}")
-assert lines() == appended, (lines(), appended)
+assert ids(path) == appended, (ids(path), appended)
 names = sorted(os.listdir(sys.argv[2]))
-try:
-    RecordLog(path, fingerprint())
-except DiskFull as error:
-    problems.append(told(error))
-try:
-    RecordLog(path.with_name("other.jsonl"), fingerprint())
-except DiskFull as error:
-    problems.append(told(error))
+for place in (path, path.with_name("other.jsonl")):
+    try:
+        RecordLog(place, fingerprint())
+    except DiskFull as error:
+        told(error)
 assert sorted(os.listdir(sys.argv[2])) == names
 Path(sys.argv[2], "ballast").unlink()
 with RecordLog(path, fingerprint()) as log:
     assert (log.done, log.recovered) == (len(appended), [])
     log.append(ok("more"))
-assert lines() == [*appended, "more"]
+assert ids(path) == [*appended, "more"]
 print(json.dumps([len(appended), names, problems]))
 """
 
@@ -106,20 +98,12 @@ def test_a_full_disk(tmp_path: Path) -> None:
     log = disk / "results.jsonl"
     assert appended > 80  # of 20 kB each
     assert names == ["ballast", "results.jsonl", "results.jsonl.run.json"]
-    no_space, hint = "No space left on device", f"df -h {disk}"
+    full, hint = "No space left on device", f"df -h {disk}"
     assert problems == [
-        [
-            f"Cannot write {log}",
-            f"{no_space}; the record of {appended} is not in it",
-            hint,
-        ],
-        [
-            f"Cannot write {log}",
-            f"{no_space}; the record of {appended + 1} is not in it",
-            hint,
-        ],
-        [f"Cannot write {log}", no_space, hint],
-        [f"Cannot write {disk / 'other.jsonl'}", no_space, hint],
+        [f"Cannot write {log}", f"{full}; the record of {appended} is not in it", hint],
+        [f"Cannot write {log}", f"{full}; the record of {appended + 1} is not in it", hint],
+        [f"Cannot write {log}", full, hint],
+        [f"Cannot write {disk / 'other.jsonl'}", full, hint],
     ]
 
 
@@ -264,11 +248,8 @@ def test_after_a_sync_that_failed_no_record_is_taken(
     with opened(path) as log:
         faults("fsync", log, errno.EIO)
         log.append(ok("a"))
-        deadline = time.monotonic() + 5
         with pytest.raises(CannotRecord) as caught:
-            while time.monotonic() < deadline:
-                time.sleep(0.02)
-                log.append(ok("b"))
+            until(lambda: log.append(ok("b")))
     assert caught.value.cause == (
         "Input/output error; the record of b is not in it; its last lines may not be on disk"
     )
@@ -289,11 +270,8 @@ def test_a_disk_that_is_full_from_the_start_is_told_at_once(
 def test_a_record_that_comes_when_nothing_can_be_begun(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_sidecar(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with opened(path) as log:
-        monkeypatch.setattr("mvw_cli.batch.store.log.write_sidecar", write_sidecar)
+        monkeypatch.setattr("mvw_cli.batch.store.log.write_sidecar", no_space)
         with pytest.raises(DiskFull) as caught:
             log.append(ok("a"))
     assert caught.value.cause == "No space left on device; the record of a is not in it"
@@ -330,9 +308,7 @@ def test_records_are_synced_in_groups(
         time.sleep(0.05)
         assert syncs == []
         log.append(ok("last"))
-        deadline = time.monotonic() + 5
-        while not syncs and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: syncs)
         assert len(syncs) == 1
 
 
@@ -344,7 +320,5 @@ def test_a_lone_record_is_synced_soon(
         log.append(ok("a"))
         syncs.clear()
         start = time.monotonic()
-        deadline = start + 5
-        while not syncs and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: syncs)
         assert 0.0 < syncs[0] - start < 2.0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +16,19 @@ from docs_pages import dotted, rows, section
 from hints import parse_hint
 from peak_memory import run_measured
 from processes import Ran
-from records import RUN, digest, failed, fingerprint, item, listed, ok, write
+from records import (
+    RUN,
+    digest,
+    failed,
+    fingerprint,
+    ids,
+    item,
+    listed,
+    no_space,
+    ok,
+    unchanged,
+    write,
+)
 
 from mvw_cli.batch.store import merge as module
 from mvw_cli.batch.store.export import export
@@ -30,7 +40,6 @@ from mvw_cli.batch.store.record import dumps
 from mvw_cli.batch.store.worklist import shard_of
 from mvw_cli.errors import MvwError, UsageProblem
 
-HELPERS = Path(__file__).parents[2] / "helpers"
 Run = Callable[..., Ran]
 
 
@@ -56,19 +65,15 @@ def log(
     return name
 
 
-def ids(path: str) -> list[str]:
-    return [json.loads(line)["id"] for line in Path(path).read_bytes().splitlines()]
-
-
-def files() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+def sidecar_of(log: str) -> Sidecar:
+    found = read_sidecar(Path(log))
+    assert found is not None
+    return found
 
 
 def refused(*names: str, output: str = "all.jsonl", **options: bool) -> MvwError:
-    before = files()
-    with pytest.raises(MvwError) as caught:
+    with unchanged(Path()), pytest.raises(MvwError) as caught:
         merge(names, output, **options)
-    assert files() == before
     if caught.value.hint and caught.value.hint.startswith("mvw "):
         parse_hint(caught.value.hint)
     return caught.value
@@ -99,10 +104,9 @@ def test_shards_become_one_log_that_a_run_goes_on_with() -> None:
     assert (counts(merged), merged.gaps, merged.remarks) == ((40, 0, 0), [], [])
     assert merged.run == RUN
     assert Path("all.jsonl").read_bytes() == b"".join(Path(part).read_bytes() for part in parts)
-    sidecar = read_sidecar(Path("all.jsonl"))
     lengths = [len(names) for names in shards(3, 40)]
     expected = tuple(WorkPart((i, 3), length) for i, length in enumerate(lengths))
-    assert sidecar == Sidecar(fingerprint(), expected)
+    assert sidecar_of("all.jsonl") == Sidecar(fingerprint(), expected)
     with RecordLog(Path("all.jsonl"), fingerprint()) as opened:
         assert (opened.done, opened.recovered) == (40, [])
         holds = listed(*(f"{number}.png" for number in range(41)))
@@ -129,19 +133,14 @@ def test_each_item_is_kept_once_and_an_answer_beats_a_failure() -> None:
     assert b"second" in Path("other.jsonl").read_bytes()
 
 
-def test_a_log_given_twice_counts_once() -> None:
+def test_links_are_followed_and_a_log_given_twice_counts_once() -> None:
     log("a.jsonl", ok("x"))
     Path("link.jsonl").symlink_to("a.jsonl")
+    Path("real").mkdir()
+    Path("all.jsonl").symlink_to("real/log.jsonl")
     merged = merge(["a.jsonl", "link.jsonl", "./a.jsonl"], "all.jsonl")
     assert counts(merged) == (1, 0, 0)
     assert [shard.name for shard in merged.shards] == ["a.jsonl"]
-
-
-def test_a_link_as_output_goes_on_being_one() -> None:
-    log("a.jsonl", ok("x"))
-    Path("real").mkdir()
-    Path("all.jsonl").symlink_to("real/log.jsonl")
-    merge(["a.jsonl"], "all.jsonl")
     assert Path("all.jsonl").is_symlink()
     assert sorted(os.listdir("real")) == ["log.jsonl", "log.jsonl.run.json"]
     assert ids("real/log.jsonl") == ["x"]
@@ -182,9 +181,7 @@ def test_an_empty_log_has_no_answers_that_could_differ() -> None:
     log("b.jsonl", shard=(1 - mine, 2), made_with=fingerprint(settled=False, revision=None))
     merged = merge(["b.jsonl", "a.jsonl"], "all.jsonl")
     assert (counts(merged), merged.gaps) == ((1, 0, 0), [])
-    sidecar = read_sidecar(Path("all.jsonl"))
-    assert sidecar is not None
-    assert sidecar.fingerprint == fingerprint()
+    assert sidecar_of("all.jsonl").fingerprint == fingerprint()
 
 
 def test_the_settings_beside_the_result_are_those_of_its_records() -> None:
@@ -193,9 +190,7 @@ def test_the_settings_beside_the_result_are_those_of_its_records() -> None:
     log("b.jsonl", ok("y"), made_with=fingerprint(settled=False))
     log("c.jsonl", ok("z"))
     merge(["a.jsonl", "b.jsonl", "c.jsonl"], "all.jsonl")
-    sidecar = read_sidecar(Path("all.jsonl"))
-    assert sidecar is not None
-    assert sidecar.fingerprint == fingerprint(settled=True)
+    assert sidecar_of("all.jsonl").fingerprint == fingerprint(settled=True)
 
 
 def test_no_settings_of_before_stay_beside_the_result() -> None:
@@ -205,7 +200,7 @@ def test_no_settings_of_before_stay_beside_the_result() -> None:
     assert merged.remarks == [
         "nothing tells how many items there should be: no log has its .run.json file"
     ]
-    assert sorted(files()) == ["a.jsonl", "all.jsonl"]
+    assert sorted(os.listdir()) == ["a.jsonl", "all.jsonl"]
     with RecordLog(Path("all.jsonl"), fingerprint()) as opened:
         assert opened.done == 1
 
@@ -303,9 +298,7 @@ def test_a_shard_run_again_when_the_folder_had_grown() -> None:
     log("other.jsonl", *map(ok, shards(2, 40)[1]), shard=(1, 2))
     merged = merge(["new.jsonl", "old.jsonl", "other.jsonl"], "all.jsonl")
     assert (merged.gaps, merged.answered) == ([], 40)
-    sidecar = read_sidecar(Path("all.jsonl"))
-    assert sidecar is not None
-    assert sum(part.listed for part in sidecar.parts) == 40
+    assert sum(part.listed for part in sidecar_of("all.jsonl").parts) == 40
 
 
 # Inputs that are damaged, in use, or none
@@ -382,25 +375,22 @@ def test_a_log_that_changes_while_it_is_read(monkeypatch: pytest.MonkeyPatch) ->
         "records that are gone: 1",
         "mvw merge a.jsonl -o all.jsonl",
     )
-    assert sorted(files()) == ["a.jsonl", "a.jsonl.run.json"]
+    assert sorted(os.listdir()) == ["a.jsonl", "a.jsonl.run.json"]
 
 
 def test_inputs_that_are_no_logs() -> None:
     log("a.jsonl", ok("x"))
-    error = refused("a.jsonl", "missing.jsonl")
-    assert (error.message, error.cause) == (
-        "Cannot read missing.jsonl",
-        "No such file or directory",
-    )
-    assert error.hint == "ls -l ."
     Path("folder").mkdir()
-    assert refused("folder").cause == "it is no regular file"
     os.mkfifo("pipe.jsonl")
-    assert refused("pipe.jsonl").cause == "it is no regular file"
-    error = refused("a.jsonl", "a.jsonl.run.json")
-    assert error.message == "a.jsonl.run.json is not a log of records"
     Path("questions.jsonl").write_text('{"image": "x.png"}\n')
-    assert refused("questions.jsonl").message == "questions.jsonl is not a log of records"
+    error = refused("a.jsonl", "missing.jsonl")
+    assert (error.message, error.cause, error.hint) == (
+        *("Cannot read missing.jsonl", "No such file or directory", "ls -l ."),
+    )
+    for name in ("folder", "pipe.jsonl"):
+        assert refused(name).cause == "it is no regular file"
+    for name in ("a.jsonl.run.json", "questions.jsonl"):
+        assert refused("a.jsonl", name).message == f"{name} is not a log of records"
 
 
 # The output
@@ -409,15 +399,17 @@ def test_inputs_that_are_no_logs() -> None:
 def test_what_is_there_and_no_input_is_not_replaced() -> None:
     log("a.jsonl", ok("x"))
     log("all.jsonl", ok("precious"))
-    error = refused("a.jsonl")
-    assert isinstance(error, UsageProblem)
-    assert error.message == "all.jsonl exists, and is none of the logs to be joined"
-    assert error.hint == "mvw merge a.jsonl -o all.jsonl --overwrite"
-    merge(["a.jsonl"], "all.jsonl", overwrite=True)
-    assert ids("all.jsonl") == ["x"]
+    Path("questions.csv").write_text("image,question\n")
+    for name in ("all.jsonl", "questions.csv"):
+        error = refused("a.jsonl", output=name)
+        assert isinstance(error, UsageProblem)
+        assert error.message == f"{name} exists, and is none of the logs to be joined"
+        assert error.hint == f"mvw merge a.jsonl -o {name} --overwrite"
+    assert refused("questions.csv").message == "Cannot read questions.csv.jsonl"
     Path("empty.jsonl").touch()
-    merge(["a.jsonl"], "empty.jsonl")
-    assert ids("empty.jsonl") == ["x"]
+    for name in ("all.jsonl", "empty.jsonl"):
+        merge(["a.jsonl"], name, overwrite=name == "all.jsonl")
+        assert ids(name) == ["x"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -432,14 +424,6 @@ def test_a_table_and_the_log_beside_it(suffix: str) -> None:
     # It stands for its log as an input, too.
     log("more.jsonl", ok("more"))
     assert merge([f"all{suffix}", "more.jsonl"], f"all{suffix}").answered == 21
-
-
-def test_a_table_of_something_else_is_not_replaced() -> None:
-    log("a.jsonl", ok("x"))
-    Path("questions.csv").write_text("image,question\n")
-    error = refused("a.jsonl", output="questions.csv")
-    assert error.message == "questions.csv exists, and is none of the logs to be joined"
-    assert refused("questions.csv").message == "Cannot read questions.csv.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -471,11 +455,7 @@ def test_a_full_disk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     log("a.jsonl", ok("x"))
     log("b.jsonl", ok("y"))
     log("c.jsonl", failed("x"))
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", no_space)
     error = refused("a.jsonl", "b.jsonl", output="all.jsonl")
     assert type(error) is DiskFull
     assert error.message == "Cannot write all.jsonl"
@@ -503,14 +483,10 @@ def test_a_disk_that_is_full_for_the_description_leaves_no_wrong_one(
 ) -> None:
     log("all.jsonl", ok("old"), made_with=fingerprint(32))
     log("a.jsonl", ok("x"))
-
-    def full(log: Path, sidecar: Sidecar) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(module, "write_sidecar", full)
+    monkeypatch.setattr(module, "write_sidecar", no_space)
     with pytest.raises(DiskFull) as caught:
         merge(["a.jsonl"], "all.jsonl", overwrite=True)
-    assert sorted(files()) == ["a.jsonl", "a.jsonl.run.json", "all.jsonl"]
+    assert sorted(os.listdir()) == ["a.jsonl", "a.jsonl.run.json", "all.jsonl"]
     assert caught.value.message == "Cannot write all.jsonl.run.json"
     assert caught.value.cause == "No space left on device; the records are safe in all.jsonl"
     # Nothing has to be written where nothing has changed.
@@ -561,11 +537,13 @@ def test_the_command_ends_with_3_where_items_failed(mvw: Run) -> None:
 
 def test_the_summary_as_json(mvw: Run) -> None:
     log("a.jsonl", ok("x"), failed("y"), shard=(0, 2), listed=3)
-    write(Path("b.jsonl"), ok("x"))
+    Path("b.jsonl").write_bytes(b"rubbish\n" + dumps(ok("x")))
     ran = mvw("merge", "a.jsonl", "b.jsonl", "-o", "all.jsonl", "--json")
     assert ran.code == 3
+    summary = json.loads(ran.out)
     n = [shard_of(id, 2) for id in "xy"]
-    assert json.loads(ran.out) == {
+    parts = [{"shard": "0/2", "listed": 3}]
+    assert summary == {
         "schema_version": 1,
         "output": "all.jsonl",
         "log": "all.jsonl",
@@ -574,30 +552,18 @@ def test_the_summary_as_json(mvw: Run) -> None:
         "failed": 1,
         "duplicates": 1,
         "shards": [
-            {
-                "log": "a.jsonl",
-                "parts": [{"shard": "0/2", "listed": 3}],
-                "answered": 1,
-                "failed": 1,
-            },
+            {"log": "a.jsonl", "parts": parts, "answered": 1, "failed": 1},
             {"log": "b.jsonl", "parts": [], "answered": 1, "failed": 0},
         ],
         "gaps": [
             {"shard": "0/2", "listed": 3, "found": n.count(0), "missing": 3 - n.count(0)},
             {"shard": "1/2", "listed": None, "found": n.count(1), "missing": None},
         ],
-        "remarks": [],
+        "remarks": ["b.jsonl: 1 damaged line left out"],
     }
-
-
-def test_every_key_of_the_summary_is_documented(mvw: Run) -> None:
-    log("a.jsonl", ok("x"), failed("y"), listed=3)
-    log("b.jsonl", ok("z"), shard=(0, 9))
-    Path("c.jsonl").write_bytes(b"rubbish\n" + dumps(ok("w")))
-    ran = mvw("merge", "a.jsonl", "b.jsonl", "c.jsonl", "-o", "all.jsonl", "--json")
-    keys = [key for key in dotted(json.loads(ran.out)) if key != "shards[].parts"]
+    keys = dict.fromkeys(key for key in dotted(summary) if key != "shards[].parts")
     documented = rows(section("json.md", "The summary of `mvw merge`"))
-    assert list(dict.fromkeys(keys)) == [key for key, *_ in documented]
+    assert list(keys) == [key for key, *_ in documented]
 
 
 def test_every_key_of_the_file_beside_a_log_is_documented() -> None:
@@ -628,17 +594,14 @@ def test_remarks_are_warnings_and_quiet_silences_them(mvw: Run) -> None:
     assert "all.jsonl: 1 answered, 0 failed" in ran.out
 
 
-def test_names_with_control_characters_do_not_reach_the_terminal(mvw: Run) -> None:
-    name = "a\x1b[31m.jsonl"
-    write(Path(name), ok("x"))
-    ran = mvw("merge", name, "-o", "all.txt")
+@pytest.mark.parametrize(
+    "words", [["-o", "all.jsonl"], ["a\x1b[31m.jsonl"], ["a\x1b[31m.jsonl", "-o", "all.txt"]]
+)
+def test_what_is_no_command_is_told_without_control_characters(mvw: Run, words: list[str]) -> None:
+    write(Path("a\x1b[31m.jsonl"), ok("x"))
+    ran = mvw("merge", *words)
     assert ran.code == 2
     assert "\x1b" not in ran.err
-
-
-def test_without_shards_or_output_the_usage_is_shown(mvw: Run) -> None:
-    assert mvw("merge", "-o", "all.jsonl").code == 2
-    assert mvw("merge", "a.jsonl").code == 2
 
 
 HEAVY = {"torch", "transformers", "PIL", "numpy", "pydantic"}
@@ -674,7 +637,6 @@ def test_it_needs_none_of_the_heavy_libraries(words: list[str], absent: set[str]
 def test_ctrl_c_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     log("a.jsonl", ok("x"))
     log("b.jsonl", *(ok(f"{number}", text="word " * 1000) for number in range(20)))
-    before = files()
     real = Coverage.see
 
     def interrupted(self: Coverage, id: str) -> None:
@@ -683,11 +645,9 @@ def test_ctrl_c_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> 
         real(self, id)
 
     monkeypatch.setattr(Coverage, "see", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        merge(["a.jsonl", "b.jsonl"], "a.jsonl")
-    with pytest.raises(KeyboardInterrupt):
-        merge(["b.jsonl"], "new.jsonl")
-    assert files() == before
+    for given, output in ((["a.jsonl", "b.jsonl"], "a.jsonl"), (["b.jsonl"], "new.jsonl")):
+        with unchanged(Path()), pytest.raises(KeyboardInterrupt):
+            merge(given, output)
 
 
 MEMORY = """
@@ -717,16 +677,15 @@ def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
     """SIGKILL right before the rename: the output is untouched, and merging again works."""
     log("a.jsonl", ok("x"))
     log("all.jsonl", ok("y"), failed("x"))
-    before = files()
     code = (
         "import os, signal\n"
         "from mvw_cli.batch.store.merge import merge\n"
         "os.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
         "merge(['a.jsonl', 'all.jsonl'], 'all.jsonl')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
-    assert done.returncode == -9
-    left = files()
-    assert {name: left[name] for name in before} == before
-    assert all(re.match(r"\.all\.jsonl\..+", name) for name in left.keys() - before.keys())
+    with unchanged(Path()):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        assert done.returncode == -9
+        for left in Path().glob(".all.jsonl.*"):
+            left.unlink()
     assert merge(["a.jsonl", "all.jsonl"], "all.jsonl").answered == 2

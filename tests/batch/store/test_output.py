@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hints import parse_hint
-from records import fingerprint, ok
+from making import table_rows
+from records import fingerprint, ids, ok
 
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.output import Output, plan_output
@@ -39,35 +39,34 @@ def record(output: Output, *ids: str) -> None:
             log.append(ok(id))
 
 
-def ids(data: bytes) -> list[str]:
-    return [json.loads(line)["id"] for line in data.splitlines()]
-
-
 # --- names ---
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "out/r.v2.JSONL", "/tmp/ö.jsonl"])
-def test_a_log_is_its_own_result(name: str) -> None:
-    assert plan_output(name, "default.jsonl") == Output(name, Path(name))
+S3 = "s3://bucket/runs/a"
 
 
-@pytest.mark.parametrize("name", ["results.csv", "out/r.parquet", "R.CSV"])
-def test_a_table_keeps_its_log_beside(name: str) -> None:
-    output = plan_output(name, "default.jsonl")
-    assert output == Output(name, Path(f"{name}.jsonl"), table=Path(name))
-
-
-def test_an_address_keeps_its_log_here() -> None:
-    log = plan_output("s3://bucket/runs/a.jsonl", "default.jsonl")
-    assert log == Output(
-        "s3://bucket/runs/a.jsonl", Path("a.jsonl"), address="s3://bucket/runs/a.jsonl"
-    )
-    table = plan_output("s3://bucket/runs/a.parquet", "default.jsonl")
-    assert (table.log, table.table) == (Path("a.parquet.jsonl"), Path("a.parquet"))
-
-
-def test_nothing_given_takes_the_default() -> None:
-    assert plan_output(None, "images.results.jsonl").log == Path("images.results.jsonl")
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("out/r.v2.JSONL", Output("out/r.v2.JSONL", Path("out/r.v2.JSONL"))),
+        ("/tmp/ö.jsonl", Output("/tmp/ö.jsonl", Path("/tmp/ö.jsonl"))),
+        (None, Output("default.jsonl", Path("default.jsonl"))),
+        ("r.csv", Output("r.csv", Path("r.csv.jsonl"), table=Path("r.csv"))),
+        ("o/R.CSV", Output("o/R.CSV", Path("o/R.CSV.jsonl"), table=Path("o/R.CSV"))),
+        (f"{S3}.jsonl", Output(f"{S3}.jsonl", Path("a.jsonl"), address=f"{S3}.jsonl")),
+        (
+            f"{S3}.parquet",
+            Output(
+                f"{S3}.parquet",
+                Path("a.parquet.jsonl"),
+                table=Path("a.parquet"),
+                address=f"{S3}.parquet",
+            ),
+        ),
+    ],
+)
+def test_a_table_keeps_its_log_beside_and_an_address_here(name: str | None, output: Output) -> None:
+    assert plan_output(name, "default.jsonl") == output
 
 
 @pytest.mark.parametrize(
@@ -103,19 +102,13 @@ def test_other_endings_are_refused_with_one_that_works(name: str, proposed: str)
 
 def test_a_table_is_made_of_the_log() -> None:
     output = plan_output("r.csv", "d.jsonl")
-    record(output, "a", "b")
     output.publish()
-    with open("r.csv", newline="") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == ["a", "b"]
-    assert ids(Path("r.csv.jsonl").read_bytes()) == ["a", "b"]
-    record(output, "c")
-    output.publish()
-    assert Path("r.csv").read_text().count("\n") == 4
-
-
-def test_no_records_no_table() -> None:
-    plan_output("r.csv", "d.jsonl").publish()
-    assert os.listdir(".") == []
+    assert os.listdir(".") == []  # no records, no table
+    for added in (["a", "b"], ["c"]):
+        record(output, *added)
+        output.publish()
+        assert [row["id"] for row in table_rows(Path("r.csv"))] == ids("r.csv.jsonl")
+    assert ids("r.csv.jsonl") == ["a", "b", "c"]
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -148,16 +141,12 @@ def test_a_run_goes_on_from_another_folder(
         RecordLog(second.log, fingerprint(m=3))
     record(second, "c")
     second.publish()
-    with fsspec.open(f"{address}/{log}", "rb") as file:
-        assert ids(file.read()) == ["a", "b", "c"]
-    if ending == "csv":
-        with fsspec.open(name, "r", newline="") as file:
-            assert [row["id"] for row in csv.DictReader(file)] == ["a", "b", "c"]
-    if ending == "parquet":
-        import pyarrow.parquet as pq
-
-        with fsspec.open(name, "rb") as file:
-            assert pq.read_table(file)["id"].to_pylist() == ["a", "b", "c"]
+    for number, there in enumerate(kept):
+        here = tmp_path / f"{number}.{there}"
+        with fsspec.open(f"{address}/{there}", "rb") as file:
+            here.write_bytes(file.read())
+        found = ids(here) if there == log else [row["id"] for row in table_rows(here)]
+        assert found == ["a", "b", "c"]
 
 
 def test_a_log_that_is_here_is_newer(memory: str) -> None:
@@ -166,7 +155,7 @@ def test_a_log_that_is_here_is_newer(memory: str) -> None:
     output.publish()
     record(output, "b")  # and then the machine went down
     assert output.fetch() is False
-    assert ids(Path("r.jsonl").read_bytes()) == ["a", "b"]
+    assert ids("r.jsonl") == ["a", "b"]
 
 
 def test_a_log_without_its_sidecar_is_fetched_all_the_same(memory: str) -> None:
@@ -180,28 +169,20 @@ def test_a_log_without_its_sidecar_is_fetched_all_the_same(memory: str) -> None:
     assert os.listdir(".") == ["r.jsonl"]
 
 
-class Down:
-    """A store whose writes fail as stores' do: with an exception of their own."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from fsspec.implementations.memory import MemoryFileSystem
-
-        class AccessDenied(Exception):
-            pass
-
-        def refuse(*args: object, **more: object) -> None:
-            raise AccessDenied("AccessDenied:\nno PutObject for you")
-
-        monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
-
-
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_a_store_that_fails_keeps_the_log_and_names_it(
     memory: str, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = plan_output(f"{memory}/r.{ending}", "d.jsonl")
     record(output, "a")
-    Down(monkeypatch)
+
+    class AccessDenied(Exception):
+        """As of a store's own library."""
+
+    def refuse(*args: object, **more: object) -> None:
+        raise AccessDenied("AccessDenied:\nno PutObject for you")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
     with pytest.raises(MvwError) as caught:
         output.publish()
     error = caught.value
@@ -209,7 +190,7 @@ def test_a_store_that_fails_keeps_the_log_and_names_it(
     assert error.message == f"Cannot write {memory}/{log}"
     assert error.cause == f"AccessDenied: no PutObject for you; {log} holds it on this machine"
     assert error.hint == f"ls -l {log}"
-    assert ids(Path(log).read_bytes()) == ["a"]
+    assert ids(log) == ["a"]
     assert ending == "jsonl" or Path("r.csv").exists()
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from making import noise
 from records import QUESTION, answered, failed, fingerprint, image
+from waiting import until
 
 from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.store import worklist as module
 from mvw_cli.batch.store.export import export
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.worklist import WorkList, pending
@@ -25,39 +27,36 @@ class Work:
     def __init__(self, folder: Path) -> None:
         self.folder, self.log, self.skipped = folder, folder / "log.jsonl", 0
 
-    def put(self, *names: str, content: bytes | None = None) -> None:
+    def put(self, *names: str) -> None:
         for name in names:
-            (self.folder / name).write_bytes(content or noise(int(name.split(".")[0])))
+            (self.folder / name).write_bytes(noise(int(name.split(".")[0])))
 
     def items(self, *names: str, question: str = QUESTION) -> list[Item]:
         return [Item(n, (ImageRef(str(self.folder / n)),), question) for n in names]
 
-    def record(self, *names: str, **more: Any) -> None:
-        """Answer these, with the content that their files have now."""
-        self.answer(*self.items(*names, **more))
-
     def answer(self, *items: Item) -> None:
+        """Record an answer to each, with the content that its files have now."""
         with RecordLog(self.log, fingerprint()) as log:
             for one in items:
                 files = [Path(image.path) for image in one.images]
                 images = [image(file.read_bytes(), str(file)) for file in files]
                 log.append(answered(one, images))
 
-    def fail(self, *names: str) -> None:
-        with RecordLog(self.log, fingerprint()) as log:
-            for name in names:
-                log.append(failed(name))
+    def record(self, *names: str) -> None:
+        self.answer(*self.items(*names))
 
-    def left(self, *items: Item, threads: int = 2, timeout_s: float = 5.0) -> list[str]:
+    def pending(self, log: RecordLog, *items: Item, **options: Any) -> Iterator[Item]:
         self.skipped = 0
 
         def skip() -> None:
             self.skipped += 1
 
-        worklist = WorkList(items)
+        given = {"threads": 2, "timeout_s": 5.0, **options}
+        return pending(WorkList(items), log, skipped=skip, **given)
+
+    def left(self, *items: Item, **options: Any) -> list[str]:
         with RecordLog(self.log, fingerprint()) as log:
-            found = pending(worklist, log, threads=threads, timeout_s=timeout_s, skipped=skip)
-            return [item.id for item in found]
+            return [item.id for item in self.pending(log, *items, **options)]
 
 
 @pytest.fixture
@@ -68,10 +67,7 @@ def work(tmp_path: Path) -> Work:
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 5
-    while any(t.name == "mvw-hash" for t in threading.enumerate()):
-        assert time.monotonic() < deadline, "a thread is left"
-        time.sleep(0.01)
+    until(lambda: all(t.name != "mvw-hash" for t in threading.enumerate()))
 
 
 NAMES = [f"{number}.png" for number in range(20)]
@@ -94,39 +90,46 @@ def test_what_has_its_record_is_skipped_in_any_order(work: Work) -> None:
     assert work.skipped == len(NAMES)
 
 
-def test_a_grown_folder_and_a_renamed_file(work: Work) -> None:
-    work.put("1.png", "2.png")
-    work.record("1.png", "2.png")
-    (work.folder / "1.png").rename(work.folder / "9.png")
-    work.put("3.png")
-    assert work.left(*work.items("2.png", "3.png", "9.png")) == ["3.png"]
+ODD = os.fsdecode(b"a\xff.png")
 
 
-def test_a_changed_file_is_asked_about_again(work: Work) -> None:
-    work.put("1.png", "2.png")
-    work.record("1.png", "2.png")
-    work.put("1.png", content=noise(77))
-    assert work.left(*work.items("1.png", "2.png")) == ["1.png"]
+@pytest.mark.parametrize(
+    ("recorded", "listed", "left"),
+    [
+        pytest.param("a:cat b:dog", "a:cat b:dog c:cow", ["c"], id="a grown folder"),
+        pytest.param("a:cat b:dog", "a:cow b:dog", ["a"], id="a changed file"),
+        pytest.param("a:cat", "a:cat gone", ["gone"], id="a missing file"),
+        pytest.param("a:cat", "a:cat b:cat:Why?", ["b"], id="another question"),
+        pytest.param("a:cat", "a:cat:Why?", ["a"], id="another question under its name"),
+        pytest.param("old:cat", "new:cat copy:cat", ["copy"], id="a renamed file claims it once"),
+        pytest.param("a:cat", "a:cat copy:cat", ["copy"], id="copies need a record each"),
+        pytest.param("a:cat b:cat", "c:cat a:cat b:cat", ["c"], id="a copy waits for its turn"),
+        pytest.param(f"{ODD}:cat", f"copy:cat {ODD}:cat", ["copy"], id="a name that is not UTF-8"),
+    ],
+)
+def test_items_are_known_by_content_question_and_id(
+    work: Work, recorded: str, listed: str, left: list[str]
+) -> None:
+    """An item is written `id:content:question`."""
 
+    def made(text: str) -> list[Item]:
+        found = []
+        for id, *more in (one.split(":") for one in text.split()):
+            if more:
+                (work.folder / id).write_text(more[0])
+            found += work.items(id, question=more[1] if len(more) > 1 else QUESTION)
+        return found
 
-def test_another_question_is_another_item(work: Work) -> None:
-    work.put("1.png")
-    work.record("1.png")
-    other = Item("1.png#2", work.items("1.png")[0].images, "And how many squares?")
-    assert work.left(*work.items("1.png"), other) == ["1.png#2"]
-
-
-def test_copies_need_a_record_each(work: Work) -> None:
-    work.put("1.png")
-    work.put("2.png", content=noise(1))
-    work.record("1.png")
-    assert work.left(*work.items("1.png", "2.png")) == ["2.png"]
+    work.answer(*made(recorded))
+    assert work.left(*made(listed)) == left
 
 
 def test_what_failed_is_skipped_without_being_read(work: Work) -> None:
     work.put("1.png")
     work.record("1.png")
-    work.fail("7.png", "8.png")
+    with RecordLog(work.log, fingerprint()) as log:
+        for name in ("7.png", "8.png"):
+            log.append(failed(name))
     os.mkfifo(work.folder / "7.png")  # to open it would hang
     began = time.monotonic()
     assert work.left(*work.items("1.png", "7.png", "8.png"), timeout_s=30) == []
@@ -134,16 +137,8 @@ def test_what_failed_is_skipped_without_being_read(work: Work) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_missing_file_is_left_to_whoever_reads_it(work: Work) -> None:
-    work.put("1.png")
-    work.record("1.png")
-    assert work.left(*work.items("1.png", "gone.png")) == ["gone.png"]
-
-
 def test_hashing_that_hangs_is_given_up(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that hangs takes a thread with it; there are always others for the rest."""
-    from mvw_cli.batch.store import worklist as module
-
     released, hash_images = threading.Event(), module.hash_images
 
     def slow(item: Item) -> list[str]:
@@ -165,8 +160,6 @@ def test_hashing_that_hangs_is_given_up(work: Work, monkeypatch: pytest.MonkeyPa
 def test_files_are_hashed_ahead_but_not_all_at_once(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvw_cli.batch.store import worklist as module
-
     hashed: list[str] = []
     hash_images = module.hash_images
 
@@ -178,9 +171,8 @@ def test_files_are_hashed_ahead_but_not_all_at_once(
     names = [f"{number}.png" for number in range(60)]
     work.put(*names)
     work.record("59.png")
-    worklist = WorkList(work.items(*names))
     with RecordLog(work.log, fingerprint()) as log:
-        found = pending(worklist, log, threads=2, timeout_s=5, skipped=lambda: None)
+        found = work.pending(log, *work.items(*names))
         assert next(found).id == "0.png"
         time.sleep(0.2)
         assert 1 <= len(hashed) <= 8
@@ -200,7 +192,7 @@ def test_items_that_share_their_first_image_are_different_items(work: Work) -> N
     assert work.left(one, two) == []
     table = work.folder / "table.csv"
     assert export(work.log, table) == 2
-    work.put("2.png", content=noise(77))
+    (work.folder / "2.png").write_bytes(noise(77))
     assert work.left(one, two) == ["one"]
 
 

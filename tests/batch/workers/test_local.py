@@ -73,7 +73,7 @@ def test_the_error_of_loading_is_the_workers_own(mortal: None) -> None:
         "It is a test.",
         "mvw doctor",
     )
-    assert "mortal_model.py" in error.__notes__[0]
+    assert "mortal.py" in error.__notes__[0]
 
 
 def test_ctrl_c_is_the_parents_matter_and_its_death_is_everyones(

@@ -18,10 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
+from docs_pages import dotted, rows, section
 from hints import parse_hint
-from making import hub_table, noise, write_parquet
+from making import hub_table, noise, table_rows, write_parquet
 from processes import Ran
 
 from mvw_cli.batch.store.worklist import shard_of
@@ -53,12 +54,8 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch.set_num_threads(1)
     disable_progress_bar()
-    for name in (
-        "TRANSFORMERS_VERBOSITY",
-        "HF_HUB_VERBOSITY",
-        "TORCH_CPP_LOG_LEVEL",
-        "HF_HUB_DISABLE_PROGRESS_BARS",
-    ):
+    muted = ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS")
+    for name in (*muted, "TORCH_CPP_LOG_LEVEL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -82,11 +79,9 @@ def put(folder: str, *numbers: int) -> None:
 
 
 def records(path: str = "images.results.jsonl") -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for line in Path(path).read_bytes().splitlines():
-        record = json.loads(line)
-        assert record["id"] not in found
-        found[record["id"]] = record
+    lines = Path(path).read_bytes().splitlines()
+    found = {record["id"]: record for record in map(json.loads, lines)}
+    assert len(found) == len(lines)
     return found
 
 
@@ -105,6 +100,11 @@ def refused(ran: Ran, code: int = ExitCode.USAGE) -> list[str]:
     else:
         assert re.match(r"Hint: (ls|sed|pip|mkdir|df) ", lines[2])
     return lines
+
+
+def documented(heading: str) -> list[str]:
+    """The keys that docs/json.md lists, in its order."""
+    return [key for key, *_ in rows(section("json.md", heading))]
 
 
 @pytest.fixture
@@ -129,8 +129,10 @@ def test_a_folder_and_a_question(batch: Run) -> None:
         assert (record["status"], record["question"], record["attempts"]) == ("ok", "w1 w2", 1)
         assert record["vision_tokens"] == 16 and record["generated_tokens"] <= 5
         assert record["text"] == record["answer"] and record["error"] is None
+        assert record["withdrawal"]["step"] == 2
     assert len({record["text"] for record in found.values()}) > 1
     assert "Items" in ran.err and "4 answered" in ran.err
+    assert re.search(r"^\d+ slots: .* free after the weights, 20% kept back; ", ran.err, re.M)
 
 
 @pytest.mark.parametrize(
@@ -154,37 +156,45 @@ def test_the_question_comes_last(words: tuple[str, ...], question: str | None) -
     assert split(words) == (paths, question)
 
 
-@pytest.mark.parametrize("words", [("imgaes", "w1 w2"), ("images", "imgaes/0.png")])
-def test_a_mistyped_path_is_no_question(batch: Run, unloadable: None, words: Any) -> None:
-    lines = refused(batch(*words))
-    assert "imgaes" in lines[0]
-    assert not list(Path().glob("*.jsonl"))
-
-
-def test_a_folder_that_is_nearly_there(batch: Run, unloadable: None) -> None:
-    lines = refused(batch("image", "w1 w2"))
-    assert lines[0] == "Error: There is no image" and lines[1] == "  did you mean images?"
-    assert "mvw batch images 'w1 w2'" in lines[2]
-
-
-def test_there_has_to_be_a_question(batch: Run, unloadable: None) -> None:
-    assert refused(batch("images"))[0] == "Error: There is no question"
-    assert refused(batch("images", "  "))[0] == "Error: the question is empty"
-    assert refused(batch())[0] == "Error: There is nothing to ask about"
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["imgaes", "w1 w2"], "There is no imgaes"),
+        (["images", "imgaes/0.png"], "There is no imgaes"),
+        (["image", "w1 w2"], "did you mean images?\nHint: mvw batch images 'w1 w2'"),
+        (["images"], "There is no question"),
+        (["images", "  "], "the question is empty"),
+        ([], "There is nothing to ask about"),
+        (["-", "w1 w2"], "There is no path on standard input"),
+        (["data.parquet", "w1 w2"], "There is no column image in data.parquet"),
+        (["images", "w1 w2", "-o", "out.json"], "-o out.json"),
+        (["images", "w1 w2", "-o", "gone/out.jsonl"], "there is no folder"),
+        (["images", "w1 w2", "-o", "images"], "-o images"),
+        (["images", "w1 w2", "-o", "out.parquet/"], "-o out.parquet/"),
+        (["images", "w1 w2", "-o", "answers.csv"], "answers.csv is there already"),
+        (["images", "w1 w2", "--overwrite", "--retry-failed"], "contradict"),
+        (["images", "w1 w2", "--ray-address", "auto"], "--executor ray"),
+    ],
+)
+def test_what_can_not_be_done_is_told_before_a_model_is_loaded(
+    batch: Run, unloadable: None, words: list[str], told: str
+) -> None:
+    write_parquet(Path("data.parquet"), pa.table({"text": ["a", "b"]}))
+    Path("answers.csv").write_text("mine\n1\n")
+    before = sorted(os.listdir())
+    assert told in "\n".join(refused(batch(*words)))
+    assert sorted(os.listdir()) == before
+    assert Path("answers.csv").read_text() == "mine\n1\n"
 
 
 def test_the_profiles_question(batch: Run, tiny_folder: str) -> None:
     prompt = f"adapter: hf\nmodel: {tiny_folder}\nprompt: {{question: w3 w4}}\n"
     Path("mine.yaml").write_text(f"{prompt}generation: {{max_new_tokens: 3}}\n")
-    assert batch("images", "--profile", "mine.yaml", "--limit", "1", model=False).code == 0
-    [record] = records().values()
-    assert (record["question"], record["generated_tokens"]) == ("w3 w4", 3)
-    ran = batch(
-        *("images", "w5 w6", "--profile", "mine.yaml", "--limit", "1", "-o", "own.jsonl"),
-        model=False,
-    )
-    assert ran.code == 0
-    assert records("own.jsonl")["0.png"]["question"] == "w5 w6"
+    for words, question in ((["images"], "w3 w4"), (["images", "w5 w6", "--overwrite"], "w5 w6")):
+        ran = batch(*words, "--profile", "mine.yaml", "--limit", "1", model=False)
+        assert ran.code == 0
+        [record] = records().values()
+        assert (record["question"], record["generated_tokens"]) == (question, 3)
 
 
 QUESTIONS = [
@@ -215,8 +225,9 @@ def test_a_file_of_questions(batch: Run, ending: str) -> None:
 def test_recursion_and_globs(batch: Run) -> None:
     put("images/sub", 10, 11)
     put("images/sub/old", 12)
-    ran = batch("images", "w1 w2", "--dry-run", "--json")
-    assert json.loads(ran.out)["listed"] == ITEMS  # none from the folders below
+    for paths, listed in ((["images"], ITEMS), (["images/sub", "images/0.png"], 3)):
+        ran = batch(*paths, "w1 w2", "--dry-run", "--json")
+        assert json.loads(ran.out)["listed"] == listed  # none from the folders below
     ran = batch(
         *("images", "w1 w2", "-r", "--include", "1*.png", "--include", "0.png"),
         *("--exclude", "sub/old/*", "--exclude", "11.png"),
@@ -228,36 +239,29 @@ def test_recursion_and_globs(batch: Run) -> None:
 def test_paths_on_standard_input(batch: Run) -> None:
     assert batch("-", "w1 w2", stdin=b"images/2.png\nimages/0.png\n").code == 0
     assert sorted(records("stdin.results.jsonl")) == ["images/0.png", "images/2.png"]
-    os.unlink("stdin.results.jsonl")
-    assert batch("-", "w1 w2", stdin=b"images/2.png\0images/1.png\0").code == 0
-    assert sorted(records("stdin.results.jsonl")) == ["images/1.png", "images/2.png"]
-    assert refused(batch("-", "w1 w2"))[0] == "Error: There is no path on standard input"
 
 
-def test_columns_are_named_where_they_are_called_otherwise(batch: Run) -> None:
-    table = hub_table(2, was=["w5", "w6"], name=["x", "y"], gold=["1", "2"])
-    table = table.append_column("photo", table["image"]).drop_columns(["image"])
-    write_parquet(Path("data.parquet"), table)
-    ran = batch(
-        *("data.parquet", "--image-column", "photo", "--question-column", "was"),
-        *("--id-column", "name", "--answer-column", "gold"),
-    )
-    assert ran.code == 0
+@pytest.mark.parametrize(
+    "names", [("image", "question", "id", "answer"), ("photo", "was", "name", "gold")]
+)
+def test_a_table_of_images(batch: Run, names: tuple[str, ...]) -> None:
+    asked = dict(zip(names[1:], (["w5", "w6"], ["x", "y"], ["1", "2"]), strict=True))
+    table = hub_table(2, **asked)
+    write_parquet(Path("data.parquet"), table.rename_columns([names[0], *asked]))
+    options = [f"--{kind}-column" for kind in ("image", "question", "id", "answer")]
+    given = [word for pair in zip(options, names, strict=True) for word in pair]
+    assert batch("data.parquet", *(given if names[0] != "image" else ())).code == 0
     found = records("data.results.jsonl")
     assert {id: (one["question"], one["reference"]) for id, one in found.items()} == {
         "x": ("w5", "1"),
         "y": ("w6", "2"),
     }
-    assert {one["images"][0]["column"] for one in found.values()} == {"photo"}
+    places = {
+        id: (one["images"][0]["row"], one["images"][0]["column"]) for id, one in found.items()
+    }
+    assert places == {"x": (0, names[0]), "y": (1, names[0])}
     lines = refused(batch("data.parquet", "w1 w2", "--image-column", "nope", "-o", "y.jsonl"))
     assert "nope" in " ".join(lines)
-
-
-def test_a_limit(batch: Run) -> None:
-    assert batch("images", "w1 w2", "--limit", "2").code == 0
-    assert sorted(records()) == ["0.png", "1.png"]
-    assert batch("images", "w1 w2", "--limit", "3").code == 0
-    assert sorted(records()) == ["0.png", "1.png", "2.png"]
 
 
 # --- where records go ---
@@ -266,14 +270,10 @@ def test_a_limit(batch: Run) -> None:
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_of_records(batch: Run, ending: str) -> None:
     ran = batch("images", "w1 w2", "-o", f"out.{ending}")
-    assert ran.code == 0 and f"Records  out.{ending}" in re.sub(" +", "  ", ran.err)
+    assert ran.code == 0 and re.search(rf"^Records +out\.{ending}$", ran.err, re.M)
     log = records(f"out.{ending}.jsonl")
-    if ending == "csv":
-        with open("out.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-    else:
-        rows = pq.read_table("out.parquet").to_pylist()
-    assert {row["id"]: row["text"] for row in rows} == {id: o["text"] for id, o in log.items()}
+    rows = {row["id"]: row["text"] for row in table_rows(Path(f"out.{ending}"))}
+    assert rows == {id: one["text"] for id, one in log.items()}
     assert batch("images", "w1 w2", "-o", f"out.{ending}").code == 0
 
 
@@ -294,7 +294,7 @@ def test_an_address(batch: Run, tmp_path: Path) -> None:
     [
         (("images", "w1 w2"), "images.results.jsonl"),
         (("images/", "w1 w2"), "images.results.jsonl"),
-        (("images/2.png", "w1 w2"), "2.results.jsonl"),
+        (("images/2.png", "images", "w1 w2"), "2.results.jsonl"),
         (("images/../images/.", "w1 w2"), "images.results.jsonl"),
         (("-", "w1 w2"), "stdin.results.jsonl"),
         (("--questions", "asked.v2.jsonl"), "asked.v2.results.jsonl"),
@@ -312,11 +312,6 @@ def test_the_default_name(batch: Run, unloadable: None, words: Any, name: str) -
     os.chdir("images")
     ran = batch(".", "w1 w2", "--dry-run", "--json")
     assert json.loads(ran.out)["output"] == "images.results.jsonl"
-
-
-@pytest.mark.parametrize("name", ["out.json", "gone/out.jsonl", "images", "out.parquet/"])
-def test_a_place_that_can_not_be_written(batch: Run, unloadable: None, name: str) -> None:
-    refused(batch("images", "w1 w2", "-o", name))
 
 
 # --- going on ---
@@ -342,19 +337,7 @@ def test_the_same_command_goes_on(batch: Run) -> None:
     assert found == texts("whole.jsonl")
 
 
-def test_what_is_done_is_done(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert batch("images", "w1 w2").code == 0
-    before = Path("images.results.jsonl").read_bytes()
-    monkeypatch.setattr(
-        "mvw_cli.batch.workers.worker.open_session", lambda *_, **__: pytest.fail("loaded")
-    )
-    ran = batch("images", "w1 w2")
-    assert ran.code == 0
-    assert "There is nothing left to do: each of 4 items has its record." in ran.err
-    assert Path("images.results.jsonl").read_bytes() == before
-
-
-def test_what_failed_is_tried_again_when_that_is_asked_for(batch: Run) -> None:
+def test_what_is_done_is_done(batch: Run, request: pytest.FixtureRequest) -> None:
     Path("images/0.png").write_bytes(b"no picture")
     first = batch("images", "w1 w2")
     assert first.code == ExitCode.ITEMS_FAILED
@@ -365,35 +348,33 @@ def test_what_failed_is_tried_again_when_that_is_asked_for(batch: Run) -> None:
     assert failed["text"] == "" and failed["attempts"] == 1
 
     Path("images/0.png").write_bytes(noise(0))
-    again = batch("images", "w1 w2")
-    assert again.code == ExitCode.ITEMS_FAILED and "nothing left to do" in again.err
     retried = batch("images", "w1 w2", "--retry-failed")
     assert retried.code == 0
     assert "1 answered, 3 had their record before" in retried.err
     assert records()["0.png"]["status"] == "ok"
 
+    before = Path("images.results.jsonl").read_bytes()
+    request.getfixturevalue("unloadable")
+    ran = batch("images", "w1 w2")
+    assert ran.code == 0
+    assert "There is nothing left to do: each of 4 items has its record." in ran.err
+    assert Path("images.results.jsonl").read_bytes() == before
 
-def test_starting_afresh(batch: Run) -> None:
-    assert batch("images", "w1 w2").code == 0
-    assert batch("images", "w1 w2", "--overwrite", "--limit", "2").code == 0
+
+def test_another_setting_is_refused_and_can_start_afresh(batch: Run) -> None:
+    assert batch("images", "w1 w2", "--limit", "2").code == 0
+    assert batch("images", "w1 w2", "--limit", "3").code == 0
+    assert sorted(records()) == ["0.png", "1.png", "2.png"]
+    before = Path("images.results.jsonl").read_bytes()
+    lines = refused(batch("images", "w1 w2", m="3"))
+    assert "withdrawal.m: 2 before, 3 now" in lines[1]
+    assert "--overwrite" in lines[2]
+    assert Path("images.results.jsonl").read_bytes() == before
+    assert batch("images", "w1 w2", "--overwrite", "--limit", "2", m="3").code == 0
     assert sorted(records()) == ["0.png", "1.png"]
 
 
-def test_what_contradicts_itself(batch: Run, unloadable: None) -> None:
-    lines = refused(batch("images", "w1 w2", "--overwrite", "--retry-failed"))
-    assert "contradict" in lines[0]
-    lines = refused(batch("images", "w1 w2", "--ray-address", "auto"))
-    assert "--executor ray" in lines[0]
-
-
 # --- how ---
-
-
-def test_slots_say_why(batch: Run) -> None:
-    ran = batch("images", "w1 w2")
-    assert re.search(r"^\d+ slots: .* free after the weights, 20% kept back; ", ran.err, re.M)
-    told = batch("images", "w1 w2", "--overwrite", "--slots", "2")
-    assert told.code == 0 and " slots: " not in told.err
 
 
 @pytest.mark.parametrize(
@@ -465,8 +446,8 @@ def test_a_shard_without_items(batch: Run, unloadable: None) -> None:
 
 def test_without_withdrawal(batch: Run, tiny_folder: str) -> None:
     chosen = ("--model", tiny_folder, "--max-new-tokens", "5", "--no-withdrawal")
-    ran = batch("images", "w1 w2", *chosen, model=False)
-    assert ran.code == 0 and "Withdrawal" not in ran.err
+    ran = batch("images", "w1 w2", *chosen, "--slots", "2", model=False)
+    assert ran.code == 0 and "Withdrawal" not in ran.err and " slots: " not in ran.err
     assert {one["withdrawal"] for one in records().values()} == {None}
 
 
@@ -524,12 +505,7 @@ def test_a_dry_run_as_json(batch: Run) -> None:
     assert batch("images", "w1 w2", "--limit", "1").code == 0
     ran = batch("images", "w1 w2", "--dry-run", "--json", "--slots", "3", "--kv-memory", "1MiB")
     plan = json.loads(ran.out)
-    assert list(plan) == [
-        *("schema_version", "listed", "recorded", "to_do", "output", "images_looked_at"),
-        *("images_unreadable", "vision_tokens_median", "vision_tokens_max"),
-        *("vision_tokens_total", "max_new_tokens", "weight_bytes", "kv_bytes_per_slot_before"),
-        *("kv_bytes_per_slot_after", "memory_free_bytes", "limits"),
-    ]
+    assert list(dotted(plan)) == documented("The plan of `mvw batch`")
     assert (plan["listed"], plan["recorded"], plan["to_do"]) == (4, 1, 3)
     assert (plan["images_looked_at"], plan["images_unreadable"]) == (4, 1)
     assert (plan["vision_tokens_median"], plan["vision_tokens_total"]) == (16, 48)
@@ -560,12 +536,7 @@ def test_the_summary_as_json(batch: Run) -> None:
     ran = batch("images", "w1 w2", "--json")
     assert ran.code == ExitCode.ITEMS_FAILED
     summary = json.loads(ran.out)
-    assert list(summary) == [
-        *("schema_version", "output", "log", "listed", "skipped", "answered", "failed"),
-        *("remaining", "failed_in_log", "errors", "interrupted", "elapsed_s", "items_per_s"),
-        *("tokens_per_s", "generated_tokens", "latency_ms", "withdrawal"),
-        *("kv_allocated_bytes_peak", "restarts", "retry", "go_on"),
-    ]
+    assert list(dotted(summary, whole=("errors",))) == documented("The summary of `mvw batch`")
     counts = [summary[key] for key in ("listed", "skipped", "answered", "failed", "remaining")]
     assert counts == [4, 0, 3, 1, 0]
     assert summary["errors"] == {"BadImage": 1}
@@ -696,14 +667,6 @@ def test_a_name_of_control_characters_reaches_no_terminal(batch: Run) -> None:
     ran = batch("images", "w1 w2")
     assert ran.code == ExitCode.ITEMS_FAILED
     assert "\x1b" not in ran.err
-
-
-def test_a_table_that_comes_from_elsewhere_is_kept(batch: Run, unloadable: None) -> None:
-    Path("answers.csv").write_text("mine\n1\n")
-    lines = refused(batch("images", "w1 w2", "-o", "answers.csv"))
-    assert "answers.csv is there already" in lines[0] and "--overwrite" in lines[2]
-    assert Path("answers.csv").read_text() == "mine\n1\n"
-    assert sorted(os.listdir()) == ["answers.csv", "images"]
 
 
 def test_a_lost_accelerator_costs_no_record(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
