@@ -20,7 +20,7 @@ def say(*words: object) -> None:
 
 
 def main() -> None:
-    from workers import RUN, items, job
+    from workers import items, job, served
 
     from mvw_cli.batch.workers.dispatcher import Dispatcher
     from mvw_cli.batch.workers.local import LocalProcesses
@@ -31,7 +31,7 @@ def main() -> None:
         say(*(process.pid for process, _ in pool._launcher._running.values()))
         made = items(Path(sys.argv[1]), 60)
         for draining in (wish.is_set, lambda: False):
-            for record in pool.records(iter(made), run=RUN, draining=draining):
+            for record in served(pool, made, draining):
                 say(record["id"], record["status"])
             say("drained")
 

@@ -1,4 +1,4 @@
-"""Images and tables for the tests of this folder."""
+"""Images, tables and sources of items for tests."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import csv
 import io
 import json
 import random
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
+
+from mvw_cli.batch.items import Item
+from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.paths import Source
+from mvw_cli.errors import ExitCode, UsageProblem
+
+QUESTION = "What is in the picture?"
 
 
 def picture(number: int, size: tuple[int, int] = (8, 6), kind: str = "PNG") -> bytes:
@@ -79,3 +88,25 @@ def save_to_disk(folder: Path, tables: Sequence[pa.Table], rows_per_batch: int =
     state = {"_data_files": [{"filename": name} for name in names]}
     (folder / "state.json").write_text(json.dumps(state))
     return folder
+
+
+def listed(*paths: object, **options: Any) -> list[Item]:
+    """The items of a source."""
+    given = {"question": QUESTION, **options}
+    return list(list_items(Source(tuple(map(str, paths)), **given)))
+
+
+def ids(*paths: object, **options: Any) -> list[str]:
+    return [item.id for item in listed(*paths, **options)]
+
+
+def refused(*paths: object, **options: Any) -> UsageProblem:
+    """The error of a source: in one line each, with a command that shows more."""
+    with pytest.raises(UsageProblem) as caught:
+        listed(*paths, **options)
+    error = caught.value
+    assert error.exit_code == ExitCode.USAGE
+    assert error.cause and error.hint
+    assert "\n" not in error.message + error.cause + error.hint
+    assert shlex.split(error.hint)[0] in ("mvw", "ls", "sed", "pip", "python")
+    return error

@@ -17,16 +17,17 @@ from mvw_cli.adapter import LoadedModel
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
-from mvw_cli.batch.serve.server import Record, Server
+from mvw_cli.batch.serve.server import Record, Server, State
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import Event, GenerationSettings
+from mvw_cli.engine.types import Event, GenerationSettings, summarise
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
 
 SIZE = (8, 6)
+Thing = Item | Ready | Unreadable | None
 
 
 def item(name: str, tokens: int, images: int = 1) -> Item:
@@ -70,7 +71,6 @@ class Scripted:
 
     def __init__(self, things: Iterable[Ready | Unreadable | None]) -> None:
         self._things = deque(things)
-        self.taken: list[str] = []
 
     @property
     def exhausted(self) -> bool:
@@ -79,24 +79,19 @@ class Scripted:
     def take(self, wait: bool) -> Ready | Unreadable | None:
         while self._things:
             thing = self._things.popleft()
-            if thing is not None:
-                self.taken.append(thing.item.id)
+            if thing is not None or not wait:
                 return thing
-            if not wait:
-                return None
         return None
 
 
 @dataclass
 class Did:
-    """One thing that was done to the slots."""
+    """One thing that was done to the slots, and how they were afterwards."""
 
     what: str
     """`admit` or `step`."""
     active: list[str]
-    """Afterwards."""
     kv_allocated_bytes: int
-    """Likewise."""
     request: str | None = None
 
 
@@ -110,6 +105,8 @@ class Bench:
     before_step: Callable[[Slots], None] = lambda slots: None
     before_admit: Callable[[Any], None] = lambda request: None
     encoder: Lengths = field(init=False)
+    state: State = field(init=False)
+    """Of the latest `serve`."""
     session: Session = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,17 +128,19 @@ class Bench:
     def _watch(self, slots: Slots) -> None:
         step, admit = slots.step, slots.admit
 
+        def note(what: str, request: str | None = None) -> None:
+            self.did.append(Did(what, slots.active, slots.kv_allocated_bytes, request))
+
         def noted_step() -> list[Event]:
             self.before_step(slots)
             events = step()
-            self.did.append(Did("step", slots.active, slots.kv_allocated_bytes))
+            note("step")
             return events
 
         def noted_admit(request: Any) -> list[Event]:
             self.before_admit(request)
             events = admit(request)
-            done = Did("admit", slots.active, slots.kv_allocated_bytes, request.id)
-            self.did.append(done)
+            note("admit", request.id)
             return events
 
         slots.step, slots.admit = noted_step, noted_admit  # type: ignore[method-assign]
@@ -154,19 +153,29 @@ class Bench:
     def unreadable(self, item: Item, error: Exception, *, read: bool = False) -> Unreadable:
         return Unreadable(item, pictures(item) if read else [], error)
 
-    def server(
-        self,
-        things: Iterable[Item | Ready | Unreadable | None],
-        limits: Limits,
-        **options: Any,
-    ) -> Server:
+    def server(self, things: Iterable[Thing], limits: Limits, **options: Any) -> Server:
         feed = Scripted(self.ready(one) if isinstance(one, Item) else one for one in things)
         return Server(self.session, feed, self.encoder, lambda first: limits, run="r", **options)
 
-    def serve(
-        self, things: Iterable[Item | Ready | Unreadable | None], limits: Limits, **options: Any
-    ) -> dict[str, Record]:
-        return by_id(self.server(things, limits, **options).records())
+    def serve(self, things: Iterable[Thing], limits: Limits, **options: Any) -> dict[str, Record]:
+        """Serve with nothing going wrong but what was set; afterwards nothing does."""
+        server = self.server(things, limits, **options)
+        self.state = server.state
+        records = by_id(server.records())
+        self.before_step = self.before_admit = lambda _: None
+        self.encoder = replace(self.encoder, fails={})
+        return records
+
+    def alone(self, items: Iterable[Item]) -> dict[str, Any]:
+        """What the engine itself answers, each item by itself."""
+        found = {}
+        for one in items:
+            request = self.encoder(one, pictures(one)).request
+            done = summarise(self.session.engine.run([request]))
+            step = done.withdrawal and done.withdrawal.step
+            found[one.id] = (done.text, done.finish_reason, done.generated_tokens, step)
+        self.did.clear()
+        return found
 
     @property
     def steps(self) -> list[Did]:
@@ -188,11 +197,10 @@ def by_id(records: Iterable[Record]) -> dict[str, Record]:
 
 def answers(records: dict[str, Record]) -> dict[str, tuple[str, str, int | None, Any]]:
     """What must not depend on neighbours, number of slots or memory."""
+    keys = ("text", "finish_reason", "generated_tokens")
     return {
         name: (
-            record["text"],
-            record["finish_reason"],
-            record["generated_tokens"],
+            *(record[key] for key in keys),
             record["withdrawal"] and record["withdrawal"]["step"],
         )
         for name, record in records.items()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from making import files
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.workers.worker import Job
+from mvw_cli.batch.workers.dispatcher import Dispatcher
+from mvw_cli.batch.workers.worker import Job, Worker
 from mvw_cli.profiles.schema import Profile
 
 RUN = "0123456789abcdef"
@@ -46,3 +47,18 @@ def essence(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         assert record["id"] not in found, record["id"]
         found[record["id"]] = {key: value for key, value in record.items() if key not in CHANCE}
     return found
+
+
+def served(
+    pool: Dispatcher | Worker, made: Iterable[Item], draining: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, Any]]:
+    return pool.records(iter(made), run=RUN, draining=draining)
+
+
+def check_death_of_one(records: list[dict[str, Any]], made: list[Item]) -> None:
+    """See that records are those of one undisturbed worker, but for the attempts of 5.png."""
+    with Worker(job()) as here:
+        assert essence(records) == essence(served(here, made))
+    assert len({record["answer"] for record in records}) > 5  # it could tell them apart
+    (killer,) = (record for record in records if record["id"] == "5.png")
+    assert (killer["attempts"], killer["status"]) == (2, "ok")

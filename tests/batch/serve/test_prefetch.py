@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from making import files, picture
 from peak_memory import run_measured
+from waiting import until
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve import prefetch as background
@@ -22,7 +23,6 @@ from mvw_cli.batch.source import reading
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
 
-HELPERS = Path(__file__).parents[2] / "helpers"
 TINY = 3 * 8 * 6
 """Bytes of the pixels of one of the images below."""
 
@@ -38,10 +38,7 @@ def readers() -> list[threading.Thread]:
 @pytest.fixture(autouse=True)
 def no_reader_left() -> Iterator[None]:
     yield
-    end = time.monotonic() + 5
-    while readers() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert readers() == []
+    until(lambda: not readers())
 
 
 @contextmanager
@@ -50,15 +47,8 @@ def prefetching(
     encode: Callable[[Item, list[ImageFile]], Any] = lambda item, images: item.id,
     **options: Any,
 ) -> Iterator[Prefetcher]:
-    given = {
-        "threads": 1,
-        "ahead": 4,
-        "ahead_bytes": 2**30,
-        "timeout_s": 60.0,
-        "max_pixels": None,
-        **options,
-    }
-    with Prefetcher(iter(items), encode=encode, **given) as feed:
+    given: dict[str, Any] = {"threads": 1, "ahead": 4, "ahead_bytes": 2**30, "timeout_s": 60.0}
+    with Prefetcher(iter(items), encode=encode, **{"max_pixels": None, **given, **options}) as feed:
         yield feed
 
 
@@ -67,41 +57,48 @@ def take_all(feed: Prefetcher, most_s: float = 10.0) -> list[Ready | Unreadable]
     end = time.monotonic() + most_s
     while not feed.exhausted:
         assert time.monotonic() < end
-        result = feed.take(wait=True)
-        if result is not None:
-            found.append(result)
+        found += filter(None, [feed.take(wait=True)])
     assert feed.take(wait=True) is None
     return found
 
 
-def take_one(feed: Prefetcher, most_s: float = 10.0) -> Ready | Unreadable | None:
+def take_one(feed: Prefetcher, most_s: float = 10.0) -> Ready | Unreadable:
     end = time.monotonic() + most_s
-    while (result := feed.take(wait=True)) is None and time.monotonic() < end:
-        pass
+    while (result := feed.take(wait=True)) is None:
+        assert time.monotonic() < end
     return result
 
 
-def until(condition: Callable[[], bool], most_s: float = 5.0) -> None:
-    end = time.monotonic() + most_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-def unreadable(result: Ready | Unreadable | None) -> Unreadable:
+def unreadable(result: Ready | Unreadable) -> Unreadable:
     assert isinstance(result, Unreadable)
     return result
 
 
-def ready(result: Ready | Unreadable | None) -> Ready:
+def ready(result: Ready | Unreadable) -> Ready:
     assert isinstance(result, Ready)
     return result
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set, no 0.png is read."""
+    opened, real = threading.Event(), reading.read_image
+
+    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
+        if image.path.endswith("/0.png"):
+            assert opened.wait(10)
+        return real(image, max_pixels)
+
+    monkeypatch.setattr(reading, "read_image", slow)
+    return opened
 
 
 # What comes out
 
 
 def test_one_reader_keeps_the_order(tmp_path: Path) -> None:
+    with prefetching([]) as feed:
+        assert take_all(feed) == []
     items = listed(*files(tmp_path / "images", 12))
     with prefetching(items, lambda item, images: (item.id, images[0].size)) as feed:
         found = [ready(result) for result in take_all(feed)]
@@ -111,34 +108,13 @@ def test_one_reader_keeps_the_order(tmp_path: Path) -> None:
     assert all(result.read_ms > 0 and result.preprocess_ms >= 0 for result in found)
 
 
-def test_several_readers_bring_every_item_once(tmp_path: Path) -> None:
-    items = listed(*files(tmp_path / "images", 40))
-    with prefetching(items, threads=4, ahead=8) as feed:
-        found = [ready(result).item.id for result in take_all(feed)]
-    assert sorted(found) == sorted(item.id for item in items)
-    assert len(set(found)) == 40
-
-
-def test_a_slow_item_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = listed(*files(tmp_path / "images", 6))
-    others_taken = threading.Event()
-    real = reading.read_image
-
-    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
-        if image.path.endswith("/0.png"):
-            assert others_taken.wait(10)
-        return real(image, max_pixels)
-
-    monkeypatch.setattr(reading, "read_image", slow)
-    with prefetching(items, threads=2) as feed:
-        first: list[str] = []
-        while len(first) < 5:
-            result = feed.take(wait=True)
-            first += [] if result is None else [result.item.id]
+def test_a_slow_item_holds_up_no_other(tmp_path: Path, gate: threading.Event) -> None:
+    with prefetching(listed(*files(tmp_path / "images", 6)), threads=2) as feed:
+        first = [take_one(feed).item.id for _ in range(5)]
         assert first == [f"{number}.png" for number in range(1, 6)]
         assert feed.take(wait=False) is None
         assert not feed.exhausted
-        others_taken.set()
+        gate.set()
         assert [result.item.id for result in take_all(feed)] == ["0.png"]
 
 
@@ -149,12 +125,6 @@ def test_images_are_scaled_down_and_several_keep_their_order(tmp_path: Path) -> 
         (found,) = (ready(result) for result in take_all(feed))
     assert [image.path for image in found.images] == [str(two), str(one)]
     assert [image.size for image in found.images] == [(20, 15), (20, 15)]
-
-
-def test_no_items_at_all() -> None:
-    with prefetching([]) as feed:
-        assert take_all(feed) == []
-        assert feed.exhausted
 
 
 # What is ahead is bounded
@@ -205,8 +175,8 @@ def test_an_item_larger_than_all_bytes_is_read_alone(tmp_path: Path) -> None:
         # Two readers may begin before it is known how large items are.
         until(lambda: feed.waiting >= 1)
         time.sleep(0.05)
-        assert feed.waiting <= 2
         taken = 0
+        assert feed.waiting <= 2
         while not feed.exhausted:
             taken += feed.take(wait=True) is not None
             assert feed.waiting <= 2
@@ -259,14 +229,6 @@ def test_what_is_wrong_with_an_image_is_one_failure(tmp_path: Path) -> None:
     assert "There is no image" in str(unreadable(one).error)
 
 
-def test_the_images_before_the_one_that_is_missing_are_known(tmp_path: Path) -> None:
-    (there,) = files(tmp_path / "images", 1)
-    pair = Item("pair", (ImageRef(str(there)), ImageRef(str(tmp_path / "gone.png"))), "?")
-    with prefetching([pair]) as feed:
-        (found,) = take_all(feed)
-    assert [image.path for image in unreadable(found).images] == [str(there)]
-
-
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
 def test_encoding_that_fails_is_one_failure(tmp_path: Path, error: BaseException) -> None:
     items = listed(*files(tmp_path / "images", 3))
@@ -303,7 +265,7 @@ def test_a_value_whose_size_can_not_be_told_is_one_failure(tmp_path: Path) -> No
     assert ready(one).value == 1
 
 
-def test_items_are_encoded_one_at_a_time(tmp_path: Path) -> None:
+def test_several_readers_bring_every_item_once_and_encode_one_at_a_time(tmp_path: Path) -> None:
     items = listed(*files(tmp_path / "images", 20))
     at_once = [0, 0]
 
@@ -314,7 +276,8 @@ def test_items_are_encoded_one_at_a_time(tmp_path: Path) -> None:
         at_once[0] -= 1
 
     with prefetching(items, encode, threads=4, ahead=8) as feed:
-        assert len(take_all(feed)) == 20
+        found = [ready(result).item.id for result in take_all(feed)]
+    assert sorted(found) == sorted(item.id for item in items)
     assert at_once == [0, 1]
 
 
@@ -327,12 +290,10 @@ def test_a_listing_that_fails_is_told_after_what_came_before(tmp_path: Path, thr
         raise BadImage("the list has ended too early")
 
     with prefetching(failing(), threads=threads) as feed:
-        found: list[str] = []
+        found = sorted(take_one(feed).item.id for _ in items)
+        assert found == ["0.png", "1.png", "2.png"]
         with pytest.raises(BadImage, match="too early"):
-            while not feed.exhausted:
-                result = feed.take(wait=True)
-                found += [] if result is None else [result.item.id]
-        assert sorted(found) == ["0.png", "1.png", "2.png"]
+            take_one(feed)
         with pytest.raises(BadImage, match="too early"):
             feed.take(wait=False)
 
@@ -351,12 +312,13 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     monkeypatch.setattr(reading, "read_image", read)
     yield path
-    end = time.monotonic() + 5
-    while readers() and time.monotonic() < end:
-        try:
+
+    def released() -> bool:
+        with suppress(OSError):  # nobody hangs on it just now
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # nobody hangs on it just now
-            time.sleep(0.01)
+        return not readers()
+
+    until(released)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -382,51 +344,35 @@ def test_what_hangs_is_given_up_and_the_others_go_on(
     assert len(readers()) == 2  # in the kernel, and of no further use
 
 
-def test_the_images_read_before_one_that_hangs_are_known(tmp_path: Path, hanging: Path) -> None:
+def test_the_images_before_one_that_hangs_or_is_missing_are_known(
+    tmp_path: Path, hanging: Path
+) -> None:
     (there,) = files(tmp_path / "images", 1)
-    pair = Item("pair", (ImageRef(str(there)), ImageRef(str(hanging))), "?")
-    with prefetching([pair], timeout_s=0.1) as feed:
-        (found,) = take_all(feed)
-    assert [image.path for image in unreadable(found).images] == [str(there)]
+    for bad in (hanging, tmp_path / "gone.png"):
+        pair = Item("pair", (ImageRef(str(there)), ImageRef(str(bad))), "?")
+        with prefetching([pair], timeout_s=0.1) as feed:
+            (found,) = take_all(feed)
+        assert [image.path for image in unreadable(found).images] == [str(there)]
 
 
-def test_what_comes_too_late_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = listed(*files(tmp_path / "images", 3))
-    released, encoded = threading.Event(), []
-    real = reading.read_image
-
-    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
-        if image.path.endswith("/0.png"):
-            assert released.wait(10)
-        return real(image, max_pixels)
-
-    monkeypatch.setattr(reading, "read_image", slow)
-    with prefetching(items, lambda item, images: encoded.append(item.id), timeout_s=0.2) as feed:
-        late = take_one(feed)
-        assert unreadable(late).item.id == "0.png"
-        released.set()
-        assert [result.item.id for result in take_all(feed)] == ["1.png", "2.png"]
-    until(lambda: not readers())
-    assert encoded == ["1.png", "2.png"]
-
-
-def test_what_fails_too_late_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = listed(*files(tmp_path / "images", 3))
-    released, real = threading.Event(), reading.read_image
-
-    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
-        if image.path.endswith("/0.png"):
-            assert released.wait(10)
-            raise BadImage("after all")
-        return real(image, max_pixels)
-
-    monkeypatch.setattr(reading, "read_image", slow)
-    with prefetching(items, timeout_s=0.2, ahead=1) as feed:
-        late = take_one(feed)
-        assert "after all" not in str(unreadable(late).error)
-        released.set()
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_comes_or_fails_too_late_is_dropped(
+    tmp_path: Path, gate: threading.Event, fails: bool
+) -> None:
+    paths, encoded = files(tmp_path / "images", 3), []
+    if fails:
+        paths[0].unlink()
+    with prefetching(
+        listed(*paths), lambda item, images: encoded.append(item.id), timeout_s=0.2, ahead=1
+    ) as feed:
+        late = unreadable(take_one(feed))
+        assert isinstance(late.error, BadImage) and late.item.id == "0.png"
+        assert "longer than" in (late.error.cause or "")
+        gate.set()
         until(lambda: len(readers()) == 1)
         assert [ready(result).item.id for result in take_all(feed)] == ["1.png", "2.png"]
+    until(lambda: not readers())
+    assert encoded == ["1.png", "2.png"]
 
 
 def test_encoding_has_no_time_limit(tmp_path: Path) -> None:
@@ -467,33 +413,26 @@ def test_taking_waits_for_a_fifth_of_a_second_at_most(blocked: Any) -> None:
         feed.stop()
 
 
-def test_stopping_wakes_whoever_waits(blocked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    items, encode, released = blocked
-    monkeypatch.setattr(background, "WAIT_S", 30.0)
-    with prefetching(items, encode, threads=3) as feed:
-        timer = threading.Timer(0.1, feed.stop)
-        timer.start()
-        began = time.monotonic()
-        assert feed.take(wait=True) is None
-        assert time.monotonic() - began < 2
-        assert feed.exhausted
-        assert (feed.take(wait=True), feed.waiting) == (None, 0)
-        timer.join()
-        released.set()
-
-
-def test_a_signal_handler_may_stop(blocked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_stopping_wakes_whoever_waits(
+    blocked: Any, monkeypatch: pytest.MonkeyPatch, by_signal: bool
+) -> None:
     items, encode, released = blocked
     monkeypatch.setattr(background, "WAIT_S", 30.0)
     with prefetching(items, encode, threads=3) as feed:
         before = signal.signal(signal.SIGALRM, lambda *_: feed.stop())
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            if by_signal:
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+            else:
+                threading.Timer(0.1, feed.stop).start()
             began = time.monotonic()
             assert feed.take(wait=True) is None
             assert time.monotonic() - began < 2
         finally:
             signal.signal(signal.SIGALRM, before)
+        assert feed.exhausted
+        assert (feed.take(wait=True), feed.waiting) == (None, 0)
         released.set()
 
 

@@ -20,7 +20,6 @@ from mvw_cli.batch.serve.server import RECOVERY
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import summarise
 from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.look_back import LookBack
@@ -55,23 +54,6 @@ def work(count: int, seed: int = 0, images: int = 1) -> list[Any]:
     ]
 
 
-def one_at_a_time(bench: Bench, items: Sequence[Any]) -> dict[str, Any]:
-    """What the engine itself answers, each item alone."""
-    found = {}
-    for one in items:
-        request = bench.encoder(one, pictures(one)).request
-        completion = summarise(bench.session.engine.run([request]))
-        withdrawal = completion.withdrawal
-        found[one.id] = (
-            completion.text,
-            completion.finish_reason,
-            completion.generated_tokens,
-            withdrawal and withdrawal.step,
-        )
-    bench.did.clear()
-    return found
-
-
 def out_of_memory(*args: object) -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 …")
 
@@ -93,7 +75,7 @@ POLICIES = (
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_answers_are_those_of_one_at_a_time(tiny: LoadedModel, slots: int, policy: Any) -> None:
     bench, items = Bench(tiny, policy), work(10, images=2)
-    expected = one_at_a_time(bench, items)
+    expected = bench.alone(items)
     records = bench.serve(items, Limits(slots))
     assert answers(records) == expected
     assert bench.most_at_once == slots if slots < 16 else bench.most_at_once > 4
@@ -104,15 +86,14 @@ def test_a_free_slot_is_taken_before_the_next_step(bench: Bench) -> None:
     items = work(14)
     bench.serve(items, Limits(3))
     kinds = [did.what for did in bench.did]
-    admitted = 0
+    requests = [did.request for did in bench.did if did.what == "admit"]
+    assert requests == [one.id for one in items]  # in order
     for number, did in enumerate(bench.did):
-        admitted += did.what == "admit"
-        if did.what == "step" and admitted < len(items):
+        if did.what == "step" and kinds[:number].count("admit") < len(items):
             # One prefill goes between two steps, and one only.
             free = len(bench.did[number - 1].active) < 3
             assert kinds[number + 1] == "admit" or not (free or len(did.active) < 3)
             assert kinds[number + 1 : number + 3] != ["admit", "admit"] or not did.active
-    assert admitted == len(items)
     assert "admit" in kinds[-60:]
 
 
@@ -121,12 +102,6 @@ def test_never_two_prefills_between_two_steps_while_others_wait(bench: Bench) ->
     kinds = [did.what for did in bench.did if did.active and "first" in did.active]
     assert "admit admit" not in " ".join(kinds)
     assert kinds.count("admit") > 5
-
-
-def test_items_are_admitted_in_order(bench: Bench) -> None:
-    items = work(9)
-    bench.serve(items, Limits(4))
-    assert [did.request for did in bench.did if did.what == "admit"] == [one.id for one in items]
 
 
 def test_decoding_goes_on_while_nothing_is_ready(bench: Bench) -> None:
@@ -141,17 +116,18 @@ def test_an_answer_of_one_token_needs_no_step(bench: Bench) -> None:
     assert not bench.steps
 
 
+def test_nothing_is_done_without_items_or_after_draining_has_begun(bench: Bench) -> None:
+    assert bench.serve([], Limits(2)) == {}
+    assert bench.serve(work(3), Limits(3), draining=lambda: True) == {}
+    assert not bench.did
+
+
 def test_a_record_comes_as_soon_as_its_answer_ends(bench: Bench) -> None:
     records = bench.server([item("long", 30), item("short", 3)], Limits(2)).records()
     assert next(records)["id"] == "short"
     assert len(bench.steps) < 6
     assert next(records)["id"] == "long"
     assert list(records) == []
-
-
-def test_an_empty_feed_ends_at_once_and_asks_for_no_limits(bench: Bench) -> None:
-    assert bench.serve([], Limits(2)) == {}
-    assert not bench.did
 
 
 def test_limits_are_asked_for_once_from_the_first_item_that_could_be_read(bench: Bench) -> None:
@@ -183,9 +159,8 @@ def test_what_a_record_says_of_time_and_attempts(bench: Bench) -> None:
 
 
 def test_the_state_counts_what_happened(bench: Bench) -> None:
-    server = bench.server(work(6), Limits(3))
-    records = list(server.records())
-    state = server.state
+    records = bench.serve(work(6), Limits(3)).values()
+    state = bench.state
     assert state.generated_tokens == sum(record["generated_tokens"] for record in records)
     assert state.restarts == 0
     assert state.kv_allocated_bytes_peak == max(did.kv_allocated_bytes for did in bench.did)
@@ -203,7 +178,7 @@ def test_the_cache_keeps_to_its_budget(
     """Items of one to fourteen images: up to 230 vision tokens, so of one chunk or two."""
     bench, items = Bench(tiny, policy), work(10, seed, images=14)
     records = bench.serve(items, Limits(8, rows * ROW, strict=True))
-    assert answers(records) == one_at_a_time(Bench(tiny, policy), items)
+    assert answers(records) == Bench(tiny, policy).alone(items)
     assert max(did.kv_allocated_bytes for did in bench.did) <= rows * ROW
     assert bench.most_at_once > 1
 
@@ -245,12 +220,11 @@ def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
     tiny: LoadedModel, short_sighted: None, budget: int, policy: Any
 ) -> None:
     bench, items = Bench(tiny, policy), work(12, images=2)
-    server = bench.server(items, Limits(8, budget, strict=True))
-    records = {record["id"]: record for record in server.records()}
-    assert answers(records) == one_at_a_time(Bench(tiny, policy), items)
+    records = bench.serve(items, Limits(8, budget, strict=True))
+    assert answers(records) == Bench(tiny, policy).alone(items)
     assert max(did.kv_allocated_bytes for did in bench.did) <= budget
-    assert server.state.restarts == sum(record["attempts"] - 1 for record in records.values())
-    assert server.state.restarts > 0
+    assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values())
+    assert bench.state.restarts > 0
     first = [did for did in bench.did if did.request == items[0].id]
     assert len(first) == 1  # the oldest is never sent back
     assert len(bench.steps) < sum(record["generated_tokens"] for record in records.values()) * 2
@@ -260,45 +234,37 @@ def test_a_first_request_may_exceed_a_budget_that_nobody_has_given(bench: Bench)
     items = work(3)
     records = bench.serve(items, Limits(4, ROW // 2, strict=False))
     assert bench.most_at_once == 1
-    assert answers(records) == one_at_a_time(bench, items)
+    assert answers(records) == bench.alone(items)
 
 
 def test_a_budget_that_was_given_fails_what_outgrows_it_and_nothing_else(bench: Bench) -> None:
     items = [item("0", 5), item("big", 5, images=10), *work(4)[1:]]
-    server = bench.server(items, Limits(4, ROW + 1, strict=True))
-    records = {record["id"]: record for record in server.records()}
+    records = bench.serve(items, Limits(4, ROW + 1, strict=True))
     failed = records.pop("big")
     assert failed["status"] == "failed"
     assert failed["error"]["type"] == "OutOfMemory"
     assert "16.0 KiB" in failed["error"]["cause"] and "--kv-memory" in failed["error"]["cause"]
     items = [one for one in items if one.id != "big"]
-    assert answers(records) == one_at_a_time(bench, items)
+    assert answers(records) == bench.alone(items)
 
 
 # --- memory that runs out ---
 
 
-def at_most(rows: int) -> Any:
-    """A machine on which a step of more rows is out of memory."""
-
-    def check(slots: Slots) -> None:
-        if len(slots.active) > rows:
-            raise out_of_memory()
-
-    return check
-
-
 def test_fewer_at_a_time_where_a_step_lacks_memory(bench: Bench) -> None:
     items = work(10)
-    bench.before_step = at_most(2)
-    server = bench.server(items, Limits(6))
-    records = {record["id"]: record for record in server.records()}
+
+    def check(slots: Slots) -> None:
+        if len(slots.active) > 2:
+            raise out_of_memory()
+
+    bench.before_step = check
+    records = bench.serve(items, Limits(6))
     assert max(len(did.active) for did in bench.steps) == 2
-    assert server.state.max_slots == 2
-    assert list(server.state.notes) == ["Memory ran out: from here on 2 at a time."]
-    assert server.state.restarts == sum(record["attempts"] - 1 for record in records.values()) == 1
-    bench.before_step = lambda slots: None
-    assert answers(records) == one_at_a_time(bench, items)
+    assert bench.state.max_slots == 2
+    assert list(bench.state.notes) == ["Memory ran out: from here on 2 at a time."]
+    assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values()) == 1
+    assert answers(records) == bench.alone(items)
 
 
 def test_one_more_slot_is_tried_after_a_calm_while(bench: Bench) -> None:
@@ -343,7 +309,7 @@ def test_memory_is_given_back_before_a_step_is_made_again(
     records = bench.serve(items, Limits(2))
     assert alive == [False]
     held.clear()
-    bench.before_step, bench.before_admit = lambda slots: None, fail_once
+    bench.before_admit = fail_once
     assert answers(bench.serve(items, Limits(2))) == answers(records)
     assert alive == [False, False]
     assert {record["attempts"] for record in records.values()} == {1}
@@ -361,12 +327,10 @@ def test_a_prefill_that_lacks_memory_waits_for_its_neighbours(bench: Bench) -> N
             raise out_of_memory()
 
     bench.before_admit = check
-    server = bench.server(items, Limits(4))
-    records = {record["id"]: record for record in server.records()}
+    records = bench.serve(items, Limits(4))
     assert records["big"]["status"] == "ok" and records["big"]["attempts"] > 1
-    assert crowded and server.state.restarts >= 1
-    bench.before_admit = lambda request: None
-    assert answers(records) == one_at_a_time(bench, items)
+    assert crowded and bench.state.restarts >= 1
+    assert answers(records) == bench.alone(items)
 
 
 def too_many_pixels(most: int) -> Any:
@@ -383,8 +347,7 @@ def test_a_smaller_image_where_the_profile_allows_it(bench: Bench) -> None:
     lacking = bench.unreadable(big, OutOfMemory("no room", cause="none"))
     lacking = replace(lacking, images=pictures(big, (40, 40)))
     items = [*work(2), lacking, *work(4)[2:]]
-    server = bench.server(items, Limits(3))
-    records = {record["id"]: record for record in server.records()}
+    records = bench.serve(items, Limits(3))
     record = records["big"]
     assert record["status"] == "ok" and record["attempts"] == 3
     [image] = record["images"]
@@ -392,10 +355,9 @@ def test_a_smaller_image_where_the_profile_allows_it(bench: Bench) -> None:
     assert (image["original_width_px"], image["original_height_px"]) == (40, 40)
     assert len(record["remarks"]) == 2
     assert "big-0.png was scaled from 40×40 to 28×28 pixels" in record["remarks"][0]
-    assert [note for note in server.state.notes if note.startswith("big: memory ran out")]
-    others = [one for one in work(4)]
+    assert [note for note in bench.state.notes if note.startswith("big: memory ran out")]
     del records["big"]
-    assert answers(records) == one_at_a_time(bench, others)
+    assert answers(records) == bench.alone(work(4))
 
 
 def test_only_the_largest_of_several_images_becomes_smaller(bench: Bench) -> None:
@@ -427,7 +389,7 @@ def test_what_can_not_be_made_smaller_fails_alone(bench: Bench) -> None:
     assert failed["status"] == "failed" and failed["attempts"] == 3  # 1,600, 800, 400 pixels
     assert failed["error"]["type"] == "OutOfMemory"
     assert "CUDA out of memory. Tried to allocate 2.00 GiB." in failed["error"]["cause"]
-    assert answers(records) == one_at_a_time(bench, work(4))
+    assert answers(records) == bench.alone(work(4))
 
 
 def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -> None:
@@ -446,8 +408,7 @@ def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -
     assert alone and all(did.active == ["later"] for did in alone)
     written = json.loads(dumps(records["later"]))["timings"]
     assert written["read_ms"] is None and written["latency_ms"] is None  # it is not known
-    bench.encoder = replace(bench.encoder, fails={})
-    assert answers(records) == one_at_a_time(bench, [*work(6), later])
+    assert answers(records) == bench.alone([*work(6), later])
 
 
 def test_room_that_can_not_be_given_back_is_kept(
@@ -469,7 +430,7 @@ def test_room_that_can_not_be_given_back_is_kept(
     records = bench.serve(items, Limits(6, 10 * ROW))
     monkeypatch.undo()
     assert refused
-    assert answers(records) == one_at_a_time(bench, items)
+    assert answers(records) == bench.alone(items)
 
 
 # --- failures ---
@@ -480,13 +441,9 @@ def test_an_unreadable_item_fails_and_the_others_go_on(bench: Bench) -> None:
     records = bench.serve([*work(2), bad, *work(4)[2:]], Limits(2))
     failed = records.pop("bad")
     assert (failed["status"], failed["key"], failed["attempts"]) == ("failed", None, 1)
-    assert failed["error"] == {
-        "type": "BadImage",
-        "message": "No image",
-        "cause": "gone",
-        "hint": "ls .",
-    }
-    assert answers(records) == one_at_a_time(bench, work(4))
+    told = {"type": "BadImage", "message": "No image", "cause": "gone", "hint": "ls ."}
+    assert failed["error"] == told
+    assert answers(records) == bench.alone(work(4))
 
 
 def test_a_prefill_that_raises_fails_alone(bench: Bench) -> None:
@@ -496,11 +453,10 @@ def test_a_prefill_that_raises_fails_alone(bench: Bench) -> None:
 
     bench.before_admit = check
     records = bench.serve(work(5), Limits(3))
-    bench.before_admit = lambda request: None
     failed = records.pop("2")
     assert (failed["status"], failed["error"]["message"]) == ("failed", "not this one")
     assert failed["key"] is not None and failed["timings"]["read_ms"] == 2.0
-    expected = one_at_a_time(bench, work(5))
+    expected = bench.alone(work(5))
     del expected["2"]
     assert answers(records) == expected
 
@@ -513,18 +469,16 @@ def test_an_error_of_a_common_step_is_traced_to_the_guilty_one(bench: Bench, slo
 
     items = [item(str(n), 9) for n in range(8)]
     bench.before_step = check
-    server = bench.server(items, Limits(slots))
-    records = {record["id"]: record for record in server.records()}
-    bench.before_step = lambda slots: None
+    records = bench.serve(items, Limits(slots))
     failed = records.pop("2")
     assert failed["error"]["message"] == "a kernel did not like it"
     assert failed["attempts"] == (1 if slots == 1 else 2)
     assert {record["status"] for record in records.values()} == {"ok"}
-    expected = one_at_a_time(bench, items)
+    expected = bench.alone(items)
     del expected["2"]
     assert answers(records) == expected
     attempts = sum(record["attempts"] - 1 for record in [failed, *records.values()])
-    assert server.state.restarts == attempts
+    assert bench.state.restarts == attempts
     after = [record for name, record in records.items() if int(name) >= slots + 2]
     assert all(record["attempts"] == 1 for record in after)
 
@@ -536,15 +490,11 @@ def test_an_answer_that_the_adapter_can_not_read_is_a_failure(bench: Bench) -> N
                 raise KeyError("no such stage")
             return super().parse(text)
 
-    wanted = one_at_a_time(bench, work(3))["1"][0]
+    wanted = bench.alone(work(3))["1"][0]
     bench.session = replace(bench.session, adapter=Picky())
     bench.encoder = replace(bench.encoder, session=bench.session)
     records = bench.serve(work(3), Limits(2))
-    assert {name: record["status"] for name, record in records.items()} == {
-        "0": "ok",
-        "1": "failed",
-        "2": "ok",
-    }
+    assert [records[name]["status"] for name in "012"] == ["ok", "failed", "ok"]
     assert records["1"]["error"]["type"] == "KeyError"
 
 
@@ -570,7 +520,7 @@ class Moody(NoWithdrawal):
 def test_a_policy_that_raises_fails_its_own_request(tiny: LoadedModel, at: int) -> None:
     """On being begun, at the first token, or in a step that it shares with others."""
     items = [item(str(n), 9) for n in range(5)]
-    expected = one_at_a_time(Bench(tiny, NoWithdrawal()), items)
+    expected = Bench(tiny, NoWithdrawal()).alone(items)
     bench = Bench(tiny, Moody([True, False, True], at))
     records = bench.serve(items, Limits(3))
     failed = records.pop("1")
@@ -633,19 +583,13 @@ def test_a_lost_device_ends_the_run(tiny: LoadedModel, where: str) -> None:
 
 def test_draining_admits_nothing_more_and_finishes_what_is_begun(bench: Bench) -> None:
     items = [item(str(n), 12) for n in range(9)]
-    server = bench.server(items, Limits(3), draining=lambda: len(bench.steps) >= 5)
-    records = {record["id"]: record for record in server.records()}
+    records = bench.serve(items, Limits(3), draining=lambda: len(bench.steps) >= 5)
     assert sorted(records) == ["0", "1", "2"]
     admitted = [did.request for did in bench.did if did.what == "admit"]
     assert admitted == ["0", "1", "2"]
     assert answers(records) == {
-        name: answer for name, answer in one_at_a_time(bench, items).items() if name in records
+        name: answer for name, answer in bench.alone(items).items() if name in records
     }
-
-
-def test_draining_before_the_first_item_does_nothing(bench: Bench) -> None:
-    assert bench.serve(work(3), Limits(3), draining=lambda: True) == {}
-    assert not bench.did
 
 
 def test_the_model_is_restored_when_the_records_are_left_half_way(bench: Bench) -> None:

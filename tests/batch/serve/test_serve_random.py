@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from mvw_hf.model import HuggingFace
-from serving import Bench, answers, item, pictures
+from serving import Bench, answers, item
 
 from mvw_cli.adapter import LoadedModel
 from mvw_cli.batch.serve import server as serve
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import summarise
 from mvw_cli.errors import BadImage, OutOfMemory
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
@@ -77,11 +76,7 @@ class Chance:
         return [*late, one]
 
     def alone(self, one: Any) -> Any:
-        bench = Bench(self.bench.loaded, self.policy)
-        request = bench.encoder(one, pictures(one)).request
-        done = summarise(bench.session.engine.run([request]))
-        step = done.withdrawal and done.withdrawal.step
-        return done.text, done.finish_reason, done.generated_tokens, step
+        return Bench(self.bench.loaded, self.policy).alone([one])[one.id]
 
 
 @pytest.mark.parametrize("seed", range(16))

@@ -8,27 +8,33 @@ import random
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pytest
-from making import files, hub_table, picture, save_to_disk, write_parquet
+from making import (
+    QUESTION,
+    files,
+    hub_table,
+    ids,
+    listed,
+    picture,
+    refused,
+    save_to_disk,
+    write_parquet,
+)
 from peak_memory import run_measured
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source import table
-from mvw_cli.batch.source.listing import list_items
-from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.source.reading import hash_images, read_image
 from mvw_cli.batch.source.table import Cells
-from mvw_cli.errors import BadImage, ExitCode, UsageProblem
+from mvw_cli.errors import BadImage, ExitCode
 from mvw_cli.images.reading import ImageFile
-
-Q = "What is in the picture?"
 
 
 def read_images(item: Item, max_pixels: int | None) -> list[ImageFile]:
@@ -41,21 +47,7 @@ def sha256(data: bytes) -> str:
 
 def one(*images: ImageRef | Path | str) -> Item:
     refs = tuple(im if isinstance(im, ImageRef) else ImageRef(str(im)) for im in images)
-    return Item("one", refs, Q)
-
-
-def listed(*paths: object, **options: object) -> list[Item]:
-    options.setdefault("question", Q)
-    return list(list_items(Source(tuple(map(str, paths)), **options)))  # type: ignore[arg-type]
-
-
-def refused(*paths: object, **options: object) -> UsageProblem:
-    with pytest.raises(UsageProblem) as caught:
-        listed(*paths, **options)
-    error = caught.value
-    assert error.cause and error.hint
-    assert "\n" not in error.message + error.cause + error.hint
-    return error
+    return Item("one", refs, QUESTION)
 
 
 def unreadable(item: Item) -> BadImage:
@@ -84,7 +76,9 @@ def test_files_are_read_and_hashed(tmp_path: Path) -> None:
     assert hash_images(item) == hashes == [first.sha256, second.sha256]
 
 
-def test_what_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "cut.jpg").write_bytes(picture(1, (400, 400), "JPEG")[:-300])
     (tmp_path / "empty.png").touch()
@@ -108,17 +102,11 @@ def test_what_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
         with pytest.raises(BadImage):
             hash_images(one(tmp_path / name))
 
-
-def test_memory_that_runs_out_is_that_image_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [path] = files(tmp_path, 1)
-
     def fail(path: str) -> bytes:
         raise MemoryError
 
     monkeypatch.setattr("mvw_cli.images.reading.read_file", fail)
-    assert unreadable(one(path)).cause == "MemoryError"
+    assert unreadable(one(*files(tmp_path, 1))).cause == "MemoryError"
 
 
 # --- tables: their items ---
@@ -134,7 +122,7 @@ def test_a_table_lists_its_rows(tmp_path: Path) -> None:
     refs = [ImageRef(str(path), row, "image") for row in range(3)]
     assert listed(path) == [
         Item("7", (refs[0],), "One?", "true"),
-        Item("t.parquet#1", (refs[1],), Q, None),
+        Item("t.parquet#1", (refs[1],), QUESTION, None),
         Item("9", (refs[2],), "Three?", "false"),
     ]
     error = refused(path, question=None)
@@ -146,16 +134,11 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
     path = write_parquet(
         tmp_path / "t.parquet", pa.table({"photo": [picture(0), picture(1)], **columns})
     )
-    items = listed(
-        path,
-        image_column="photo",
-        question_column="ask",
-        id_column="key",
-        answer_column="gold",
-    )
+    kinds = ("image_column", "question_column", "id_column", "answer_column")
+    items = listed(path, **dict(zip(kinds, ("photo", "ask", "key", "gold"), strict=True)))
     assert items[1] == Item("y", (ImageRef(str(path), 1, "photo"),), "2?", "s")
-    for name in ("image", "question", "id", "answer"):
-        error = refused(path, **{f"{name}_column": "nothing"})
+    for kind in kinds:
+        error = refused(path, **{kind: "nothing"})
         assert error.message == f"There is no column nothing in {path}"
         assert error.cause == "its columns are: photo, image, ask, key, gold"
 
@@ -180,7 +163,7 @@ def test_a_table_without_images_names_the_likely_column(tmp_path: Path) -> None:
     error = refused(path)
     assert error.message == f"There is no column image in {path}"
     assert error.cause == "its columns are: n, photo"
-    assert error.hint == f"mvw batch {path} '{Q}' --image-column photo"
+    assert error.hint == f"mvw batch {path} '{QUESTION}' --image-column photo"
     error = refused(path, image_column="n")
     assert error.cause == "it holds int64, not bytes, paths or both"
     error = refused(path, image_column="photo", question_column="n")
@@ -214,12 +197,12 @@ def test_a_folder_as_on_the_hub(tmp_path: Path) -> None:
 def test_a_folder_with_images_is_one_of_images(tmp_path: Path) -> None:
     files(tmp_path, 1)
     write_parquet(tmp_path / "metadata.parquet", pa.table({"file_name": ["0.png"]}))
-    assert [item.id for item in listed(tmp_path)] == ["0.png"]
+    assert ids(tmp_path) == ["0.png"]
     below = tmp_path / "below"
     below.mkdir()
     os.rename(tmp_path / "0.png", below / "x.png")
     os.rename(tmp_path / "metadata.parquet", below / "a.parquet")
-    assert [item.id for item in listed(tmp_path, recursive=True)] == ["below/x.png"]
+    assert ids(tmp_path, recursive=True) == ["below/x.png"]
 
 
 @pytest.mark.parametrize("splits", [(), ("test", "train")])
@@ -244,11 +227,8 @@ def test_without_pyarrow_the_way_to_it_is_shown(
     for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert refused(path).hint == 'pip install "mvw[parquet]"'
-    cells_of_another_thread: list[BadImage] = []
-    thread = threading.Thread(target=lambda: cells_of_another_thread.append(unreadable(item)))
-    thread.start()
-    thread.join()
-    assert cells_of_another_thread[0].hint == 'pip install "mvw[parquet]"'
+    with ThreadPoolExecutor(1) as pool:  # this thread has the table open
+        assert pool.submit(unreadable, item).result().hint == 'pip install "mvw[parquet]"'
 
 
 def test_pyarrow_and_fsspec_stay_away_without_a_table(tmp_path: Path) -> None:
@@ -348,19 +328,9 @@ print(peak_kib() - before)
 
 def test_images_of_a_table_in_several_threads(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", hub_table(60), row_group_size=13)
-    items = listed(path)
-    found: dict[int, list[str]] = {}
-
-    def read(part: int) -> None:
-        for number in range(part, 60, 3):
-            found[number] = [image.sha256 for image in read_images(items[number], None)]
-
-    threads = [threading.Thread(target=read, args=(part,)) for part in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {n: [sha256(picture(n))] for n in range(60)}
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda item: read_images(item, None)[0].sha256, listed(path))
+    assert list(found) == [sha256(picture(n)) for n in range(60)]
 
 
 def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
@@ -434,8 +404,8 @@ def test_a_remote_folder(bucket: str) -> None:
     assert items[0].images == (ImageRef(f"{bucket}/9.png"),)
     assert hash_images(items[0]) == [sha256(picture(1))]
     assert [image.path for image in read_images(items[2], None)] == [f"{bucket}/b/1.png"]
-    assert [item.id for item in listed(f"{bucket}/")] == ["9.png", "10.png"]
-    assert [item.id for item in listed(f"{bucket}/9.png")] == [f"{bucket}/9.png"]
+    assert ids(f"{bucket}/") == ["9.png", "10.png"]
+    assert ids(f"{bucket}/9.png") == [f"{bucket}/9.png"]
     assert refused(f"{bucket}/nothing").message == f"There is no {bucket}/nothing"
     assert "There is no image in" in refused(bucket, include=("*.jpg",)).message
 

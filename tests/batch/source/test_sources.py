@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from making import QUESTION, ids, listed, refused
 from peak_memory import run_measured
 from PIL import Image
 
@@ -19,32 +20,8 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import IMAGE_SUFFIXES, Source
 from mvw_cli.batch.store.worklist import WorkList
-from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.errors import MvwError
 from mvw_cli.images import reading as reader
-
-Q = "What is in the picture?"
-
-
-def ids(*paths: object, **options: object) -> list[str]:
-    options.setdefault("question", Q)
-    source = Source(tuple(str(path) for path in paths), **options)  # type: ignore[arg-type]
-    return [item.id for item in list_items(source)]
-
-
-def listed(*paths: object, **options: object) -> list[Item]:
-    options.setdefault("question", Q)
-    return list(list_items(Source(tuple(map(str, paths)), **options)))  # type: ignore[arg-type]
-
-
-def refused(*paths: object, **options: object) -> UsageProblem:
-    with pytest.raises(UsageProblem) as caught:
-        listed(*paths, **options)
-    error = caught.value
-    assert error.exit_code == ExitCode.USAGE
-    assert error.cause and error.hint
-    assert "\n" not in error.message + error.cause + error.hint
-    assert shlex.split(error.hint)[0] in ("mvw", "ls", "sed", "pip", "python")
-    return error
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -60,7 +37,7 @@ def touch(folder: Path, *names: str) -> Path:
 def test_a_folder_lists_its_images_by_number(tmp_path: Path) -> None:
     touch(tmp_path, "10.png", "9.PNG", "img1.Jpeg", "img02.webp", "notes.txt", "a/1.png", ".h.png")
     assert ids(tmp_path) == ["9.PNG", "10.png", "img1.Jpeg", "img02.webp"]
-    assert listed(tmp_path)[0] == Item("9.PNG", (ImageRef(f"{tmp_path}/9.PNG"),), Q, None)
+    assert listed(tmp_path)[0] == Item("9.PNG", (ImageRef(f"{tmp_path}/9.PNG"),), QUESTION, None)
 
 
 def test_recursive_goes_below(tmp_path: Path) -> None:
@@ -113,30 +90,20 @@ def test_several_folders_keep_their_names_apart(
     assert ids("a", "./b/") == ["a/1.png", "./b/1.png"]
 
 
-@pytest.mark.parametrize("order", [("a", "a/b"), ("a/b", "a"), ("a", "./a"), ("a", "a/b/2.png")])
+@pytest.mark.parametrize(
+    "order", [("a", "a/b"), ("a/b", "a"), ("a", "./a"), ("a", "a/b/2.png"), ("a", "{}/a/b/2.png")]
+)
 def test_what_is_given_twice_is_listed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
 ) -> None:
     touch(tmp_path, "a/1.png", "a/b/2.png")
     monkeypatch.chdir(tmp_path)
-    worklist = WorkList(list_items(Source(order, Q, recursive=True)))
-    assert sorted(item.id for item in worklist) == ["a/1.png", "a/b/2.png"]
-
-
-def test_a_file_in_a_folder_under_another_spelling_is_listed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "a/1.png", "a/2.png")
-    monkeypatch.chdir(tmp_path)
-    assert ids("a", tmp_path / "a" / "2.png") == ["a/1.png", f"{tmp_path}/a/2.png"]
-
-
-def test_names_that_are_no_utf8_survive_the_work_list(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.png")
-    (tmp_path / name).touch()
-    [item] = WorkList(list_items(Source((str(tmp_path),), Q)))
-    assert item.id == name
-    assert os.path.exists(item.images[0].path)
+    paths = tuple(path.format(tmp_path) for path in order)
+    worklist = WorkList(list_items(Source(paths, QUESTION, recursive=True)))
+    assert sorted(item.id.removeprefix(f"{tmp_path}/") for item in worklist) == [
+        "a/1.png",
+        "a/b/2.png",
+    ]
 
 
 def test_20_000_files_are_listed_in_little_memory(tmp_path: Path) -> None:
@@ -167,7 +134,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     error = refused(tmp_path / "imagse")
     assert error.message == f"There is no {tmp_path}/imagse"
     assert error.cause == f"did you mean {tmp_path}/images?"
-    assert error.hint == f"mvw batch {tmp_path}/images '{Q}'"
+    assert error.hint == f"mvw batch {tmp_path}/images '{QUESTION}'"
     assert refused(tmp_path / "nothing" / "of" / "that").cause == "no such file or folder"
 
 
@@ -182,7 +149,7 @@ def test_a_folder_without_an_image_says_what_is_in_it(tmp_path: Path) -> None:
     touch(tmp_path, "deep/er/1.png")
     error = refused(tmp_path)
     assert error.cause.endswith("; there are images in its subfolders")
-    assert error.hint == f"mvw batch {tmp_path} '{Q}' --recursive"
+    assert error.hint == f"mvw batch {tmp_path} '{QUESTION}' --recursive"
     error = refused(tmp_path, recursive=True, include=("*.jpg",))
     assert error.cause == "--include and --exclude leave out all of its 1"
 
@@ -211,7 +178,7 @@ def test_a_folder_that_vanishes_meanwhile_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "a/1.png", "b/2.png", "c/3.png")
-    items = list_items(Source((str(tmp_path),), Q, recursive=True))
+    items = list_items(Source((str(tmp_path),), QUESTION, recursive=True))
     assert next(items).id == "a/1.png"
     shutil.rmtree(tmp_path / "b")
     assert [item.id for item in items] == ["c/3.png"]
@@ -256,11 +223,6 @@ def test_files_go_by_the_path_that_was_given(tmp_path: Path) -> None:
     assert ids(tmp_path / "1.png", tmp_path / "photo", exclude=("photo",)) == [f"{tmp_path}/1.png"]
 
 
-def test_a_file_of_questions_in_the_place_of_an_image(tmp_path: Path) -> None:
-    touch(tmp_path, "q.jsonl")
-    assert refused(tmp_path / "q.jsonl").hint == f"mvw batch --questions {tmp_path}/q.jsonl"
-
-
 class Piped(io.TextIOWrapper):
     """Standard input that hands out a few bytes at a time, as a pipe may."""
 
@@ -286,9 +248,6 @@ def test_paths_come_from_standard_input(
     items = listed("-")
     assert [item.id for item in items] == paths
     assert [item.images[0].path for item in items] == paths
-
-
-def test_nothing_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Piped(b"\n"))
     assert refused("-").cause == "it is empty"
     monkeypatch.setattr(sys, "stdin", None)
@@ -319,8 +278,8 @@ def test_questions_from_jsonl(tmp_path: Path) -> None:
         Item("a.png", (a,), "One?", None),
         Item("a.png#2", (a,), "Two?", "2"),
         Item("7", (a, ImageRef("/b.png")), "Same?", '["no", "nein"]'),
-        Item("a.png#3", (a,), Q, None),
-        Item("c", (ImageRef("s3://bucket/c.png"),), Q, "ü"),
+        Item("a.png#3", (a,), QUESTION, None),
+        Item("c", (ImageRef("s3://bucket/c.png"),), QUESTION, "ü"),
     ]
 
 
@@ -343,7 +302,7 @@ def test_questions_from_csv(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     assert listed(questions=str(file)) == [
         Item("1", (ImageRef(f"{tmp_path}/a.png"),), 'What,\n"now"?', "red"),
-        Item(name, (ImageRef(f"{tmp_path}/{name}"),), Q, None),
+        Item(name, (ImageRef(f"{tmp_path}/{name}"),), QUESTION, None),
     ]
 
 
@@ -377,21 +336,15 @@ def test_a_line_that_is_no_question(tmp_path: Path, lines: list[object], cause: 
     assert re.search(cause, f"{error.message} {error.cause}")
 
 
-def test_a_line_without_a_question_where_none_is_asked(tmp_path: Path) -> None:
+def test_a_file_of_questions_that_can_not_be_asked(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "q.jsonl", {"image": "a.png", "question": "?"}, {"image": "a.png"})
     error = refused(questions=file, question=None)
     assert error.message == f"Line 2 of {file} is no question about an image"
     assert error.cause == "it lacks question, and there is no other question to ask"
     assert error.hint == f"sed -n 2p {file}"
-
-
-def test_a_csv_without_the_column(tmp_path: Path) -> None:
+    assert refused(file).hint == f"mvw batch --questions {file}"  # in the place of an image
     (tmp_path / "q.csv").write_text("file,question\na.png,?\n")
     error = refused(questions=str(tmp_path / "q.csv"))
     assert error.cause == "there is no column image; its columns are: file, question"
-
-
-def test_a_file_of_questions_that_is_not_there(tmp_path: Path) -> None:
-    error = refused(questions=str(tmp_path / "q.jsonl"))
-    assert error.cause == "No such file or directory"
+    assert refused(questions=str(tmp_path / "gone.jsonl")).cause == "No such file or directory"
     assert refused(questions=str(tmp_path)).cause == "it is a folder"

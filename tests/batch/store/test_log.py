@@ -477,9 +477,3 @@ def test_the_part_of_the_work_is_told(path: Path) -> None:
     assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 11}]
     fill(path, ok("b"))
     assert json.loads(sidecar.read_text())["parts"] == [{"shard": [2, 8], "listed": 11}]
-
-
-def test_a_shard_without_items_leaves_an_empty_log(path: Path) -> None:
-    fill(path, part=WorkPart((7, 8), 0))
-    assert path.read_bytes() == b""
-    assert path.with_name("results.jsonl.run.json").exists()

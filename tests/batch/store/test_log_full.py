@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +19,6 @@ from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import ExitCode
 
-HELPERS = Path(__file__).parents[2] / "helpers"
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -33,113 +27,6 @@ def path(tmp_path: Path) -> Path:
 
 def opened(path: Path, **options: Any) -> RecordLog:
     return RecordLog(path, fingerprint(), **options)
-
-
-def mounted(options: str, folder: Path, code: str, *arguments: str) -> dict[str, Any]:
-    """Run code beside a file system mounted for it alone; it prints JSON on its last line."""
-    if shutil.which("unshare") is None:
-        pytest.skip("no unshare")
-    script = f'mount {options} && exec "$@"'
-    words = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", code]
-    done = subprocess.run(
-        [*words, str(HELPERS), str(folder), *arguments], capture_output=True, text=True, timeout=60
-    )
-    if "mount:" in done.stderr or "unshare:" in done.stderr:
-        pytest.skip(f"no mounts here: {done.stderr.splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-FILL = """
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from records import fingerprint, ids, ok
-from mvw_cli.batch.store.jsonl import DiskFull
-from mvw_cli.batch.store.log import RecordLog
-path = Path(sys.argv[2], "results.jsonl")
-appended, problems = [], []
-def told(error):
-    problems.append([error.message, error.cause, error.hint])
-with RecordLog(path, fingerprint()) as log:
-    for number in range(1000):
-        try:
-            log.append(ok(f"{number}", text="word " * 2000))
-        except DiskFull as error:
-            told(error)
-            if len(problems) == 2:
-                break
-            continue
-        appended.append(f"{number}")
-assert ids(path) == appended, (ids(path), appended)
-names = sorted(os.listdir(sys.argv[2]))
-for place in (path, path.with_name("other.jsonl")):
-    try:
-        RecordLog(place, fingerprint())
-    except DiskFull as error:
-        told(error)
-assert sorted(os.listdir(sys.argv[2])) == names
-Path(sys.argv[2], "ballast").unlink()
-with RecordLog(path, fingerprint()) as log:
-    assert (log.done, log.recovered) == (len(appended), [])
-    log.append(ok("more"))
-assert ids(path) == [*appended, "more"]
-print(json.dumps([len(appended), names, problems]))
-"""
-
-
-def test_a_full_disk(tmp_path: Path) -> None:
-    """What was appended is there, what was not is told, and with room again the log goes on."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = f"-t tmpfs -o size=4m none {disk} && head -c 1900000 /dev/zero > {disk}/ballast"
-    appended, names, problems = mounted(mount, disk, FILL)
-    log = disk / "results.jsonl"
-    assert appended > 80  # of 20 kB each
-    assert names == ["ballast", "results.jsonl", "results.jsonl.run.json"]
-    full, hint = "No space left on device", f"df -h {disk}"
-    assert problems == [
-        [f"Cannot write {log}", f"{full}; the record of {appended} is not in it", hint],
-        [f"Cannot write {log}", f"{full}; the record of {appended + 1} is not in it", hint],
-        [f"Cannot write {log}", full, hint],
-        [f"Cannot write {disk / 'other.jsonl'}", full, hint],
-    ]
-
-
-READ_ONLY = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from records import fingerprint
-from mvw_cli.batch.store.log import RecordLog
-from mvw_cli.errors import UsageProblem
-told = []
-for name in ("results.jsonl", "new.jsonl"):
-    try:
-        RecordLog(Path(sys.argv[2], name), fingerprint())
-    except UsageProblem as error:
-        told.append([error.message, error.cause, error.hint])
-print(json.dumps(told))
-"""
-
-
-def test_a_read_only_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    with opened(folder / "results.jsonl") as log:
-        log.append(ok("a"))
-    mount = f"--bind {folder} {folder} && mount -o remount,ro,bind {folder}"
-    told = mounted(mount, folder, READ_ONLY)
-    there, new = folder / "results.jsonl", folder / "new.jsonl"
-    assert told == [
-        [f"Cannot write {there}", "permission denied", f"chmod u+w {there}"],
-        [
-            f"Cannot write {new}",
-            f"cannot write into {folder}: Read-only file system",
-            f"ls -ld {folder}",
-        ],
-    ]
 
 
 # Faults at the system call

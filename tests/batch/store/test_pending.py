@@ -16,7 +16,6 @@ from waiting import until
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.store import worklist as module
-from mvw_cli.batch.store.export import export
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.worklist import WorkList, pending
 
@@ -31,8 +30,8 @@ class Work:
         for name in names:
             (self.folder / name).write_bytes(noise(int(name.split(".")[0])))
 
-    def items(self, *names: str, question: str = QUESTION) -> list[Item]:
-        return [Item(n, (ImageRef(str(self.folder / n)),), question) for n in names]
+    def items(self, *names: str) -> list[Item]:
+        return [Item(n, (ImageRef(str(self.folder / n)),), QUESTION) for n in names]
 
     def answer(self, *items: Item) -> None:
         """Record an answer to each, with the content that its files have now."""
@@ -105,20 +104,32 @@ ODD = os.fsdecode(b"a\xff.png")
         pytest.param("a:cat", "a:cat copy:cat", ["copy"], id="copies need a record each"),
         pytest.param("a:cat b:cat", "c:cat a:cat b:cat", ["c"], id="a copy waits for its turn"),
         pytest.param(f"{ODD}:cat", f"copy:cat {ODD}:cat", ["copy"], id="a name that is not UTF-8"),
+        pytest.param("a:cat+dog", "a:cat+dog b:cat+cow", ["b"], id="the first image is shared"),
+        pytest.param("a:cat+dog", "b:cat+cow", ["b"], id="a shared image is no new name"),
+        pytest.param("a:cat+dog b:cat+cow", "b:cat+cow a:cat+dog", [], id="each has its record"),
+        pytest.param("a:cat+dog", "a:cat+cow", ["a"], id="the second image has changed"),
+        pytest.param("a:cat+dog", "new:cat+dog", [], id="a renamed pair"),
+        pytest.param("a:cat+dog", "b:dog+cat c:cat", ["b", "c"], id="another order, or one alone"),
+        pytest.param("a:cat+dog", "a:cat+dog:Why?", ["a"], id="another question about a pair"),
     ],
 )
 def test_items_are_known_by_content_question_and_id(
     work: Work, recorded: str, listed: str, left: list[str]
 ) -> None:
-    """An item is written `id:content:question`."""
+    """An item is written `id:content+content:question`; without a content, its file is missing.
 
-    def made(text: str) -> list[Item]:
-        found = []
-        for id, *more in (one.split(":") for one in text.split()):
-            if more:
-                (work.folder / id).write_text(more[0])
-            found += work.items(id, question=more[1] if len(more) > 1 else QUESTION)
-        return found
+    Whatever of an item is left out of its key is an answer that silently goes missing.
+    """
+
+    def made(text: str) -> Iterator[Item]:
+        for one in text.split():
+            id, contents, question = (*one.split(":"), "", "")[:3]
+            images = [
+                ImageRef(str(work.folder / f"{id}-{n}")) for n in range(contents.count("+") + 1)
+            ]
+            for ref, content in zip(images, filter(None, contents.split("+")), strict=False):
+                Path(ref.path).write_text(content)
+            yield Item(id, tuple(images), question or QUESTION)
 
     work.answer(*made(recorded))
     assert work.left(*made(listed)) == left
@@ -178,31 +189,3 @@ def test_files_are_hashed_ahead_but_not_all_at_once(
         assert 1 <= len(hashed) <= 8
         assert [item.id for item in found] == names[1:59]
         assert sorted(hashed) == sorted(names)
-
-
-def test_items_that_share_their_first_image_are_different_items(work: Work) -> None:
-    """Whatever of an item is left out of its key is an answer that silently goes missing."""
-    work.put("1.png", "2.png", "3.png")
-    first, second, third = (one.images[0] for one in work.items("1.png", "2.png", "3.png"))
-    one, two = Item("one", (first, second), QUESTION), Item("two", (first, third), QUESTION)
-    work.answer(one)
-    assert work.left(one, two) == ["two"]
-    assert work.left(two) == ["two"]  # "one" is not listed any more, and "two" is no new name of it
-    work.answer(two)
-    assert work.left(one, two) == []
-    table = work.folder / "table.csv"
-    assert export(work.log, table) == 2
-    (work.folder / "2.png").write_bytes(noise(77))
-    assert work.left(one, two) == ["one"]
-
-
-def test_an_image_of_several_needs_all_of_its_hashes(work: Work) -> None:
-    work.put("1.png", "2.png")
-    images = tuple(one.images[0] for one in work.items("1.png", "2.png"))
-    pair = Item("pair", images, QUESTION)
-    work.answer(pair)
-    assert work.left(pair) == []
-    assert work.left(Item("renamed", images, QUESTION)) == []
-    assert work.left(Item("swapped", images[::-1], QUESTION)) == ["swapped"]
-    assert work.left(Item("alone", images[:1], QUESTION)) == ["alone"]
-    assert work.left(Item("pair", images, "Another?")) == ["pair"]

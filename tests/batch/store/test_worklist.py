@@ -10,6 +10,8 @@ import pytest
 from peak_memory import run_measured
 
 from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.record import clean, digest
 from mvw_cli.batch.store.worklist import WorkList, shard_of
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
@@ -39,8 +41,11 @@ def test_items_come_back_whole_and_in_order() -> None:
     assert list(worklist) == listed  # a second time
 
 
-def test_names_that_are_no_utf8_survive() -> None:
+def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9 \xf0\x9f.png")
+    (tmp_path / name).touch()
+    [found] = WorkList(list_items(Source((str(tmp_path),), "What?")))
+    assert found.id == name and os.path.exists(found.images[0].path)
     odd = Item(name, (ImageRef(name),), "half a pair \ud83d", "\udc80")
     worklist = WorkList([odd])
     assert list(worklist) == [odd]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from records import item, ok
-from workers import RUN
+from workers import RUN, served
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
@@ -105,7 +105,7 @@ def serve(
     """Serve items; return the records by id, each of which has come once."""
     found: dict[str, dict[str, Any]] = {}
     with Dispatcher(fleet) as dispatcher:
-        for record in dispatcher.records(items or iter(ITEMS), run=RUN, draining=draining):
+        for record in served(dispatcher, items or ITEMS, draining):
             assert record["id"] not in found
             found[record["id"]] = record
     assert fleet.closed
@@ -132,9 +132,7 @@ def test_no_more_items_are_fetched_than_there_is_room_for() -> None:
 
     fleet = Fake(2, never)
     with Dispatcher(fleet) as dispatcher:
-        for done, _ in enumerate(
-            dispatcher.records(items(), run=RUN, draining=lambda: False), start=1
-        ):
+        for done, _ in enumerate(served(dispatcher, items()), start=1):
             assert fetched - done < 2 * (ROOM + 1) + 20
     assert done == 1000
 
@@ -257,7 +255,7 @@ def test_what_the_items_raise_is_raised_once_all_from_before_are_answered() -> N
     fleet = Fake(2, never)
     found = []
     with pytest.raises(OutOfMemory, match="of the list"), Dispatcher(fleet) as dispatcher:
-        for record in dispatcher.records(items(), run=RUN, draining=lambda: False):
+        for record in served(dispatcher, items()):
             found.append(record["id"])
     assert sorted(found) == [one.id for one in ITEMS[:7]]
 
@@ -265,12 +263,11 @@ def test_what_the_items_raise_is_raised_once_all_from_before_are_answered() -> N
 def test_a_second_list_can_follow_and_follows_also_a_first_that_was_left() -> None:
     fleet = Fake(2, never)
     with Dispatcher(fleet) as dispatcher:
-        first = dispatcher.records(iter(ITEMS[:10]), run=RUN, draining=lambda: False)
-        assert len(list(first)) == 10
-        left = dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)
+        assert len(list(served(dispatcher, ITEMS[:10]))) == 10
+        left = served(dispatcher, ITEMS)
         next(left)
-        left.close()
-        third = [r["id"] for r in dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)]
+        left.close()  # type: ignore[attr-defined]
+        third = [record["id"] for record in served(dispatcher, ITEMS)]
     assert sorted(third) == sorted(one.id for one in ITEMS)
 
 
@@ -283,7 +280,7 @@ def test_the_state_is_the_sum_and_counters_outlive_their_workers() -> None:
         states = (State(slots=3, kv_allocated_bytes=10, generated_tokens=5, restarts=1),)
         states += (State(slots=2, kv_allocated_bytes=7, generated_tokens=6, restarts=2),)
         states[1].notes.append("16 slots")
-        records = dispatcher.records(iter(ITEMS), run=RUN, draining=lambda: False)
+        records = served(dispatcher, ITEMS)
         next(records)
         fleet.reports += [(0, Status(states[0])), (1, Status(states[1]))]
         next(records), next(records), next(records)

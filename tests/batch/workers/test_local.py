@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from workers import RUN, essence, items, job
+from waiting import until
+from workers import check_death_of_one, items, job, served
 
 from mvw_cli.batch.workers import worker
 from mvw_cli.batch.workers.dispatcher import Dispatcher
@@ -36,30 +36,17 @@ def children(pid: int) -> list[int]:
     return [int(one) for task in tasks for one in task.read_text().split()]
 
 
-def gone(pids: list[int], within_s: float = 10.0) -> bool:
-    end = time.monotonic() + within_s
-    while any(map(alive, pids)):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path: Path) -> None:
     made = items(tmp_path / "images", 24, {5: "kill-once"})
     with Dispatcher(LocalProcesses(job(), 2)) as pool:
         pids = [process.pid for process, _ in pool._launcher._running.values()]
         assert pool.revision == "c0ffee"
-        records = list(pool.records(iter(made), run=RUN, draining=lambda: False))
+        records = list(served(pool, made))
         pids += [process.pid for process, _ in pool._launcher._running.values()]
         state = pool.state
-    assert gone(pids) and len(set(pids)) == 3
-    with Worker(job()) as here:
-        undisturbed = essence(here.records(iter(made), run=RUN, draining=lambda: False))
-    assert essence(records) == undisturbed
-    assert len({record["answer"] for record in records}) > 5  # it could tell them apart
-    by_id = {record["id"]: record for record in records}
-    assert by_id["5.png"]["attempts"] == 2 and by_id["5.png"]["status"] == "ok"
+    until(lambda: not any(map(alive, pids)))
+    assert len(set(pids)) == 3
+    check_death_of_one(records, made)
     assert state.generated_tokens >= sum(record["generated_tokens"] for record in records)
     assert any("killed by SIGKILL" in note for note in state.notes)
 
@@ -101,7 +88,7 @@ def test_ctrl_c_is_the_parents_matter_and_its_death_is_everyones(
     finally:
         process.kill()
         _, err = process.communicate()
-    assert gone(everyone)
+    until(lambda: not any(map(alive, everyone)))
     assert err == ""
 
 
@@ -129,7 +116,7 @@ def test_workers_on_a_cpu_take_a_part_of_the_free_memory_each(
     notes = []
     for sharers in (1, 4):
         with Worker(replace(job(), slots=None, sharers=sharers)) as here:
-            list(here.records(iter(items(tmp_path, 1)), run=RUN, draining=lambda: False))
+            list(served(here, items(tmp_path, 1)))
             notes += here.state.notes
     assert len(notes) == 2
     assert notes[0].split(": ")[1].startswith("976.6 KiB")

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import RUN, essence, items, job
+from workers import RUN, check_death_of_one, items, job, served
 
 from mvw_cli.batch.workers.dispatcher import Dispatcher
 from mvw_cli.batch.workers.messages import Begin, Broken, Exited
 from mvw_cli.batch.workers.ray import Actor, RayActors, connect, import_ray
-from mvw_cli.batch.workers.worker import Worker
 from mvw_cli.errors import ModelProblem, UsageProblem
 
 
@@ -35,19 +34,13 @@ def test_a_worker_killed_in_the_middle_changes_no_record(
     made = items(tmp_path / "images", 24, {5: "kill-once"})
     with Dispatcher(RayActors(job(), 2, None)) as executor:
         assert executor.revision == "c0ffee"
-        records = list(executor.records(iter(made), run=RUN, draining=lambda: False))
+        records = list(served(executor, made))
         notes = list(executor.state.notes)
         generated = executor.state.generated_tokens
         assert generated >= sum(record["generated_tokens"] for record in records)
-        drained = list(executor.records(iter(made), run=RUN, draining=lambda: True))
-    assert drained == []
+        assert list(served(executor, made, lambda: True)) == []
     assert running.is_initialized()  # what was there is left as it was
-
-    with Worker(job()) as here:
-        undisturbed = essence(here.records(iter(made), run=RUN, draining=lambda: False))
-    assert essence(records) == undisturbed
-    by_id = {record["id"]: record for record in records}
-    assert by_id["5.png"]["attempts"] == 2 and by_id["5.png"]["status"] == "ok"
+    check_death_of_one(records, made)
     assert any("was lost with its process" in note for note in notes)
     assert capfd.readouterr() == ("", "")
 

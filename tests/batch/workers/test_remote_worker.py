@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from records import item, ok
+from waiting import until
 from workers import RUN, job
 
 from mvw_cli.batch.items import Item
@@ -70,12 +71,11 @@ def said(monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteWorker, list[Report], t
 
 
 def wait_for(reports: list[Report], kind: type, count: int = 1) -> list[Any]:
-    for _ in range(1000):
-        found = [report for report in reports if isinstance(report, kind)]
-        if len(found) >= count:
-            return found
-        threading.Event().wait(0.01)
-    raise AssertionError(reports)
+    def found() -> list[Report]:
+        return [report for report in reports if isinstance(report, kind)]
+
+    until(lambda: len(found()) >= count)
+    return found()
 
 
 def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> None:
@@ -107,22 +107,18 @@ def test_it_drains(said: Any) -> None:
     assert not [report for report in reports if isinstance(report, Done)]
 
 
-def test_a_lost_device_is_a_death_and_all_else_is_an_error(said: Any) -> None:
+@pytest.mark.parametrize("what", ["device", "model"])
+def test_a_lost_device_is_a_death_and_all_else_is_an_error_that_tells_its_place(
+    said: Any, what: str
+) -> None:
     worker, reports, thread = said
     worker.deliver(Begin(RUN))
-    worker.deliver(Assign(item("a", "device")))
-    (died,) = wait_for(reports, Exited)
-    assert died == Exited("lost its device: CUDA error: an illegal address")
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-def test_an_error_of_serving_is_sent_with_where_it_came_from(said: Any) -> None:
-    worker, reports, thread = said
-    worker.deliver(Begin(RUN))
-    worker.deliver(Assign(item("a", "model")))
-    (broken,) = wait_for(reports, Broken)
-    assert isinstance(broken.error, ModelProblem) and not broken.loading
-    assert "test_remote_worker.py" in broken.error.__notes__[0]
+    worker.deliver(Assign(item("a", what)))
+    (told,) = wait_for(reports, Exited if what == "device" else Broken)
+    if what == "device":
+        assert told == Exited("lost its device: CUDA error: an illegal address")
+    else:
+        assert isinstance(told.error, ModelProblem) and not told.loading
+        assert "test_remote_worker.py" in told.error.__notes__[0]
     thread.join(10)
     assert not thread.is_alive()

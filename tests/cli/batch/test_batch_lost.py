@@ -137,52 +137,88 @@ def test_going_on_with_a_renamed_and_grown_folder(
     assert found == undisturbed  # the record of 3.png stands for new-name.png
 
 
-def test_a_read_only_folder_is_told_before_the_model_is_loaded(batch: Batch, log: Path) -> None:
-    if os.geteuid() == 0:
-        ran = batch("images", *LONG, "-o", "/proc/results.jsonl")
-    else:
-        (log.parent / "locked").mkdir(mode=0o500)
-        ran = batch("images", *LONG, "-o", "locked/results.jsonl")
-    assert ran.code == ExitCode.USAGE
-    assert "Cannot write" in ran.err and "loaded" not in ran.err
+def mounted(batch: Batch, script: str, **environment: str) -> str:
+    """Run a script that sees file systems of its own; `"$@"` in it is the command."""
+    words = batch.words("images", *LONG, "--slots", "2")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "mvw_cli", *words],
+        cwd=batch.folder,
+        env=batch.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("no mounts here")
+    return done.stderr
+
+
+def told(err: str) -> list[tuple[str, str, str]]:
+    """What, why and a hint, of each error."""
+    return re.findall(r"^Error: (.*)\n  (.*)\nHint: (.*)$", err, re.M)
 
 
 FULL = """
 set -e
 mount -t tmpfs -o size=2m none out
 set +e
-"$@"
-code=$?
-rm out/filler
+"$@" -o out/results.jsonl; codes=$?
 cp out/results.jsonl half.jsonl
+ls -A out > before
+"$@" -o out/results.jsonl; codes="$codes $?"
+"$@" -o out/other.jsonl; codes="$codes $?"
+ls -A out > after
+rm out/filler
 export FICKLE={}
-"$@"
-echo "codes $code $?" >&2
+"$@" -o out/results.jsonl; codes="$codes $?"
+echo "codes $codes" >&2
 cp out/results.jsonl whole.jsonl
 """
 
 
 def test_a_full_disk(batch: Batch, log: Path, undisturbed: dict[str, object]) -> None:
+    """What was answered is there, what was not is told, and with room again the log goes on."""
     folder = log.parent
     (folder / "out").mkdir()
-    words = batch.words("images", *LONG, "-o", "out/results.jsonl", "--slots", "2")
-    command = [sys.executable, "-m", "mvw_cli", *words]
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", FULL, "sh", *command],
-        cwd=folder,
-        env=batch.environment | {"FICKLE": '{"fill": "out/filler"}'},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if "mount:" in done.stderr or "unshare:" in done.stderr:
-        pytest.skip("no mounts here")
-    assert f"codes {ExitCode.FAILURE} 0" in done.stderr, done.stderr
-    assert "Error: Cannot write out/results.jsonl" in done.stderr
-    told = r"  No space left on device; the record of \d+\.png is not in it"
-    assert re.search(told, done.stderr)
+    err = mounted(batch, FULL, FICKLE='{"fill": "out/filler"}')
+    full = ExitCode.FAILURE
+    assert f"codes {full} {full} {full} 0" in err, err
+    (what, cause, hint), *again = told(err)
+    assert (what, hint) == ("Cannot write out/results.jsonl", f"df -h {folder / 'out'}")
+    no_space = "No space left on device"
+    assert re.fullmatch(rf"{no_space}; the record of \d+\.png is not in it", cause)
+    assert again == [(f"Cannot write out/{n}.jsonl", no_space, hint) for n in ("results", "other")]
+    assert err.count("loaded") == 2 and "cut" not in err
+    assert (folder / "before").read_text() == (folder / "after").read_text()
     assert 0 < len(records(folder / "half.jsonl")) < ITEMS
     assert answers(folder / "whole.jsonl") == undisturbed
+
+
+READ_ONLY = """
+set -e
+mount --bind out out
+mount -o remount,ro,bind out
+set +e
+"$@" -o out/old.jsonl; codes=$?
+"$@" -o out/new.jsonl; codes="$codes $?"
+echo "codes $codes" >&2
+"""
+
+
+def test_a_read_only_folder_is_told_before_the_model_is_loaded(batch: Batch, log: Path) -> None:
+    out = log.parent / "out"
+    out.mkdir()
+    (out / "old.jsonl").touch()
+    err = mounted(batch, READ_ONLY)
+    assert f"codes {ExitCode.USAGE} {ExitCode.USAGE}" in err and "loaded" not in err
+    assert told(err) == [
+        ("Cannot write out/old.jsonl", "permission denied", "chmod u+w out/old.jsonl"),
+        (
+            "Cannot write out/new.jsonl",
+            "cannot write into out: Read-only file system",
+            "ls -ld out",
+        ),
+    ]
 
 
 def test_images_that_disappear_change_or_are_none(
