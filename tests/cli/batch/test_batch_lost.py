@@ -212,11 +212,11 @@ def test_a_read_only_folder_is_told_before_the_model_is_loaded(batch: Batch, log
     err = mounted(batch, READ_ONLY)
     assert f"codes {ExitCode.USAGE} {ExitCode.USAGE}" in err and "loaded" not in err
     assert told(err) == [
-        ("Cannot write out/old.jsonl", "permission denied", "chmod u+w out/old.jsonl"),
+        ("Cannot write out/old.jsonl", "permission denied", f"chmod u+w {out}/old.jsonl"),
         (
             "Cannot write out/new.jsonl",
-            "cannot write into out: Read-only file system",
-            "ls -ld out",
+            f"cannot write into {out}: Read-only file system",
+            f"ls -ld {out}",
         ),
     ]
 
