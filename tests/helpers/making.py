@@ -108,5 +108,5 @@ def refused(*paths: object, **options: Any) -> UsageProblem:
     assert error.exit_code == ExitCode.USAGE
     assert error.cause and error.hint
     assert "\n" not in error.message + error.cause + error.hint
-    assert shlex.split(error.hint)[0] in ("mvw", "ls", "sed", "pip", "python")
+    assert shlex.split(error.hint)[0] in ("mvw", "ls", "sed", "pip", "python", "file")
     return error

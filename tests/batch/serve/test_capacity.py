@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from mvw_hf.model import HuggingFace
 from serving import Bench, item
 
 from mvw_cli.batch.serve.capacity import (
-    MARGIN,
     MAX_SLOTS,
     Limits,
     Load,
@@ -19,7 +20,6 @@ from mvw_cli.batch.workers.worker import Job, Worker
 from mvw_cli.cost.shape import CacheLayer, Shape, Weights
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
-from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.schema import Profile
 
 MiB = 2**20
@@ -30,38 +30,28 @@ def shape(*layers: CacheLayer) -> Shape:
 
 
 LOAD = Load(text_tokens=40, vision_tokens=1000, new_tokens=500, withdrawn_after=16)
+GQA = [CacheLayer(2 * 4 * 128)] * 28
+"""28 layers, 4 key-value heads of 128, as Qwen2.5-VL-7B: keys and values."""
+MLA = [CacheLayer(512 + 64)] * 27
+"""27 layers of a latent of 512 and a rotary key of 64, as Kimi-VL."""
+CROSS = [CacheLayer(2 * 8 * 128)] * 32 + [CacheLayer(2 * 8 * 128, cross=True)] * 8
+"""40 layers of 8 heads of 128, 8 of them crossed, as Llama 3.2 Vision."""
+SLIDING = [CacheLayer(10), CacheLayer(10, window=101)]
 
 
-def test_grouped_query_attention() -> None:
-    """28 layers, 4 key-value heads of 128, as Qwen2.5-VL-7B: keys and values, two bytes each."""
-    gqa = shape(*[CacheLayer(2 * 4 * 128)] * 28)
-    token = 28 * 2 * 4 * 128 * 2
-    assert slot_bytes(gqa, LOAD, "bfloat16") == ((40 + 16 + 1000) * token, (40 + 500) * token)
-    assert slot_bytes(gqa, LOAD, "float32") == (1056 * token * 2, 540 * token * 2)
-
-
-def test_latent_attention() -> None:
-    """27 layers of a latent of 512 and a rotary key of 64, as Kimi-VL."""
-    mla = shape(*[CacheLayer(512 + 64)] * 27)
-    token = 27 * 576 * 2
-    assert slot_bytes(mla, LOAD, "bfloat16") == (1056 * token, 540 * token)
-
-
-def test_cross_attention() -> None:
-    """Vision lies beside the sequence, so the prompt is text alone: none of it is to be taken off.
-
-    40 layers of 8 heads of 128, 8 of them crossed, as Llama 3.2 Vision.
-    """
-    own, crossed = [CacheLayer(2 * 8 * 128)] * 32, [CacheLayer(2 * 8 * 128, cross=True)] * 8
-    entry = 2 * 8 * 128 * 2
-    before, after = slot_bytes(shape(*own, *crossed), LOAD, "bfloat16")
-    assert before == (40 + 16) * 32 * entry + 1000 * 8 * entry
-    assert after == (40 + 500) * 32 * entry
-
-
-def test_sliding_windows_hold_no_more_than_their_width() -> None:
-    sliding = shape(CacheLayer(10), CacheLayer(10, window=101))
-    assert slot_bytes(sliding, LOAD, "float16") == ((1056 + 100) * 20, (540 + 100) * 20)
+@pytest.mark.parametrize(
+    ("layers", "dtype", "before", "after"),
+    [
+        (GQA, "bfloat16", (40 + 16 + 1000) * 28 * 2048, (40 + 500) * 28 * 2048),
+        (GQA, "float32", (40 + 16 + 1000) * 28 * 4096, (40 + 500) * 28 * 4096),
+        (MLA, "bfloat16", (40 + 16 + 1000) * 27 * 1152, (40 + 500) * 27 * 1152),
+        # Vision lies beside the sequence: the prompt is text alone, none of it is to be taken off.
+        (CROSS, "bfloat16", (40 + 16) * 32 * 4096 + 1000 * 8 * 4096, (40 + 500) * 32 * 4096),
+        (SLIDING, "float16", (1056 + 100) * 20, (540 + 100) * 20),
+    ],
+)
+def test_bytes_of_a_slot(layers: list[CacheLayer], dtype: str, before: int, after: int) -> None:
+    assert slot_bytes(shape(*layers), LOAD, dtype) == (before, after)
 
 
 @pytest.mark.parametrize(("after", "seen"), [(None, 500), (9000, 500), (1, 1)])
@@ -72,62 +62,51 @@ def test_vision_is_there_until_it_is_withdrawn_or_the_answer_ends(
     assert slot_bytes(shape(CacheLayer(1)), load, "float16")[0] == 2 * (1040 + seen)
 
 
-def choose(
-    free: int | None,
-    kind: str = "cuda",
-    *,
-    each: tuple[int, int] = (10 * MiB, 4 * MiB),
-    policy: WithdrawalPolicy | None = None,
-    kv_bytes: int | None = None,
-) -> Limits:
-    return choose_limits(free, kind, each, policy or Mvw(m=4), kv_bytes=kv_bytes)
+def most_for(kind: str) -> str:
+    return f"would fit, {kind} gains nothing beyond {MAX_SLOTS[kind]}"
 
 
-def test_a_margin_of_the_free_memory_is_kept_back() -> None:
-    limits = choose(100 * MiB)
-    assert MARGIN == 0.2
-    assert limits == Limits(20, 80 * MiB, strict=False, reason=limits.reason)
-    assert limits.reason == (
-        "20 slots: 100.0 MiB free after the weights, 20% kept back; "
-        "a slot takes up to 10.0 MiB, 4.0 MiB once vision is withdrawn"
-    )
+def untold(kind: str, most: int) -> tuple[dict[str, Any], int, None, str]:
+    return {"kind": kind}, most, None, f"{most} slots, the most for {kind}: its memory is not told"
 
 
-def test_nothing_of_what_was_given_is_kept_back() -> None:
-    limits = choose(None, kv_bytes=100 * MiB)
-    assert (limits.slots, limits.kv_bytes) == (25, 100 * MiB)
-    assert limits.reason.startswith("25 slots: 100.0 MiB for the KV cache; ")
+FREE, GIVEN = "100.0 MiB free after the weights, 20% kept back", "100.0 MiB for the KV cache"
+EACH = "a slot takes up to 10.0 MiB"
 
 
-def test_without_withdrawal_a_slot_keeps_its_vision() -> None:
-    limits = choose(100 * MiB, policy=NoWithdrawal())
-    assert limits.slots == 8
-    assert limits.reason.endswith("; a slot takes up to 10.0 MiB")
-
-
-def test_a_long_answer_may_outgrow_the_image() -> None:
-    """Then the most that a slot takes is not what counts for the number: bytes admit, not it."""
-    assert choose(100 * MiB, each=(4 * MiB, 10 * MiB)).slots == 20
-
-
-@pytest.mark.parametrize("kind", ["cpu", "mps", "cuda"])
-def test_more_slots_than_help_are_not_taken(kind: str) -> None:
-    limits = choose(2**40, kind)
-    assert limits.slots == MAX_SLOTS[kind]
-    assert limits.reason.endswith(f"would fit, {kind} gains nothing beyond {MAX_SLOTS[kind]}")
-
-
-def test_there_is_always_one_slot() -> None:
-    limits = choose(MiB)
-    assert (limits.slots, limits.kv_bytes, limits.strict) == (1, int(0.8 * MiB), False)
-    assert choose(0).slots == 1
-
-
-@pytest.mark.parametrize(("kind", "most"), [("mps", MAX_SLOTS["mps"]), ("xpu", MAX_SLOTS["cpu"])])
-def test_memory_that_is_not_told(kind: str, most: int) -> None:
-    limits = choose(None, kind)
-    assert (limits.slots, limits.kv_bytes) == (most, None)
-    assert limits.reason == f"{most} slots, the most for {kind}: its memory is not told"
+@pytest.mark.parametrize(
+    ("given", "slots", "kv_bytes", "reason"),
+    [
+        (
+            *({"free": 100 * MiB}, 20, 80 * MiB),
+            f"20 slots: {FREE}; {EACH}, 4.0 MiB once vision is withdrawn",
+        ),
+        (
+            *({"kv_bytes": 100 * MiB}, 25, 100 * MiB),
+            f"25 slots: {GIVEN}; {EACH}, 4.0 MiB once vision is withdrawn",
+        ),
+        ({"free": 100 * MiB, "policy": NoWithdrawal()}, 8, 80 * MiB, f"8 slots: {FREE}; {EACH}"),
+        # A long answer may outgrow the image: then the most that a slot takes is not what counts
+        # for the number. Bytes admit, not it.
+        ({"free": 100 * MiB, "each": (4 * MiB, 10 * MiB)}, 20, 80 * MiB, None),
+        ({"free": MiB}, 1, int(0.8 * MiB), None),
+        ({"free": 0}, 1, 0, None),
+        *[
+            ({"free": 2**40, "kind": kind}, most, int(0.8 * 2**40), most_for(kind))
+            for kind, most in MAX_SLOTS.items()
+        ],
+        untold("mps", MAX_SLOTS["mps"]),
+        untold("xpu", MAX_SLOTS["cpu"]),
+    ],
+)
+def test_how_many_at_a_time(
+    given: dict[str, Any], slots: int, kv_bytes: int | None, reason: str | None
+) -> None:
+    options = {"free": None, "kind": "cuda", "each": (10 * MiB, 4 * MiB), "policy": Mvw(m=4)}
+    free, kind, each, policy = ({**options, **given}[name] for name in options)
+    limits = choose_limits(free, kind, each, policy, kv_bytes=given.get("kv_bytes"))
+    assert (limits.slots, limits.kv_bytes, limits.strict) == (slots, kv_bytes, "kv_bytes" in given)
+    assert reason is None or limits.reason.endswith(reason)
 
 
 # --- a worker's choice, from its first item ---

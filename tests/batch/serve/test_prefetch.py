@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import files, picture
+from making import files
 from peak_memory import run_measured
 from waiting import until
 
@@ -96,15 +96,18 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 # What comes out
 
 
-def test_one_reader_keeps_the_order(tmp_path: Path) -> None:
+def test_one_reader_keeps_the_order_of_items_and_of_their_images(tmp_path: Path) -> None:
     with prefetching([]) as feed:
         assert take_all(feed) == []
-    items = listed(*files(tmp_path / "images", 12))
-    with prefetching(items, lambda item, images: (item.id, images[0].size)) as feed:
+    items = listed(*files(tmp_path / "images", 12, size=(40, 30)))
+    items.append(Item("pair", (*items[7].images, *items[3].images), "?"))
+    with prefetching(items, lambda item, images: (item.id, images[0].size), max_pixels=300) as feed:
         found = [ready(result) for result in take_all(feed)]
     assert [result.item for result in found] == items
-    assert [result.value for result in found] == [(item.id, (8, 6)) for item in items]
-    assert [result.images[0].path for result in found] == [item.images[0].path for item in items]
+    assert [result.value for result in found] == [(item.id, (20, 15)) for item in items]
+    assert [[image.path for image in result.images] for result in found] == [
+        [ref.path for ref in item.images] for item in items
+    ]
     assert all(result.read_ms > 0 and result.preprocess_ms >= 0 for result in found)
 
 
@@ -116,15 +119,6 @@ def test_a_slow_item_holds_up_no_other(tmp_path: Path, gate: threading.Event) ->
         assert not feed.exhausted
         gate.set()
         assert [result.item.id for result in take_all(feed)] == ["0.png"]
-
-
-def test_images_are_scaled_down_and_several_keep_their_order(tmp_path: Path) -> None:
-    one, two = files(tmp_path / "images", 2, size=(40, 30))
-    pair = Item("pair", (ImageRef(str(two)), ImageRef(str(one))), "?")
-    with prefetching([pair], max_pixels=300) as feed:
-        (found,) = (ready(result) for result in take_all(feed))
-    assert [image.path for image in found.images] == [str(two), str(one)]
-    assert [image.size for image in found.images] == [(20, 15), (20, 15)]
 
 
 # What is ahead is bounded
@@ -203,30 +197,6 @@ def test_what_can_not_be_read_takes_no_room_for_ever(tmp_path: Path) -> None:
 
 
 # What goes wrong
-
-
-def test_what_is_wrong_with_an_image_is_one_failure(tmp_path: Path) -> None:
-    paths = files(tmp_path / "images", 5)
-    items = listed(*paths)
-
-    def changing() -> Iterator[Item]:
-        """The files are listed, and change before they are read."""
-        paths[1].unlink()
-        paths[2].write_bytes(b"something else")
-        paths[3].write_bytes(picture(9, (20, 10)))
-        os.remove(paths[4])
-        os.mkfifo(paths[4])
-        yield from items
-
-    with prefetching(changing()) as feed:
-        zero, one, two, three, four = take_all(feed)
-    assert ready(zero).images[0].size == (8, 6)
-    assert ready(three).images[0].size == (20, 10)
-    for result in (one, two, four):
-        failure = unreadable(result)
-        assert type(failure.error) is BadImage
-        assert failure.images == []
-    assert "There is no image" in str(unreadable(one).error)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])

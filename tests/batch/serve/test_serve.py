@@ -251,22 +251,6 @@ def test_a_budget_that_was_given_fails_what_outgrows_it_and_nothing_else(bench: 
 # --- memory that runs out ---
 
 
-def test_fewer_at_a_time_where_a_step_lacks_memory(bench: Bench) -> None:
-    items = work(10)
-
-    def check(slots: Slots) -> None:
-        if len(slots.active) > 2:
-            raise out_of_memory()
-
-    bench.before_step = check
-    records = bench.serve(items, Limits(6))
-    assert max(len(did.active) for did in bench.steps) == 2
-    assert bench.state.max_slots == 2
-    assert list(bench.state.notes) == ["Memory ran out: from here on 2 at a time."]
-    assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values()) == 1
-    assert answers(records) == bench.alone(items)
-
-
 def test_one_more_slot_is_tried_after_a_calm_while(bench: Bench) -> None:
     tight = True
 
@@ -331,33 +315,6 @@ def test_a_prefill_that_lacks_memory_waits_for_its_neighbours(bench: Bench) -> N
     assert records["big"]["status"] == "ok" and records["big"]["attempts"] > 1
     assert crowded and bench.state.restarts >= 1
     assert answers(records) == bench.alone(items)
-
-
-def too_many_pixels(most: int) -> Any:
-    def check(images: Sequence[Any]) -> Exception | None:
-        pixels = sum(file.size[0] * file.size[1] for file in images)
-        return out_of_memory() if pixels > most else None
-
-    return check
-
-
-def test_a_smaller_image_where_the_profile_allows_it(bench: Bench) -> None:
-    bench.encoder = replace(bench.encoder, min_pixels=100, fails={"big": too_many_pixels(600)})
-    big = item("big", 9)
-    lacking = bench.unreadable(big, OutOfMemory("no room", cause="none"))
-    lacking = replace(lacking, images=pictures(big, (40, 40)))
-    items = [*work(2), lacking, *work(4)[2:]]
-    records = bench.serve(items, Limits(3))
-    record = records["big"]
-    assert record["status"] == "ok" and record["attempts"] == 3
-    [image] = record["images"]
-    assert image["width_px"] * image["height_px"] <= 600
-    assert (image["original_width_px"], image["original_height_px"]) == (40, 40)
-    assert len(record["remarks"]) == 2
-    assert "big-0.png was scaled from 40×40 to 28×28 pixels" in record["remarks"][0]
-    assert [note for note in bench.state.notes if note.startswith("big: memory ran out")]
-    del records["big"]
-    assert answers(records) == bench.alone(work(4))
 
 
 def test_only_the_largest_of_several_images_becomes_smaller(bench: Bench) -> None:
@@ -434,16 +391,6 @@ def test_room_that_can_not_be_given_back_is_kept(
 
 
 # --- failures ---
-
-
-def test_an_unreadable_item_fails_and_the_others_go_on(bench: Bench) -> None:
-    bad = bench.unreadable(item("bad", 5), BadImage("No image", cause="gone", hint="ls ."))
-    records = bench.serve([*work(2), bad, *work(4)[2:]], Limits(2))
-    failed = records.pop("bad")
-    assert (failed["status"], failed["key"], failed["attempts"]) == ("failed", None, 1)
-    told = {"type": "BadImage", "message": "No image", "cause": "gone", "hint": "ls ."}
-    assert failed["error"] == told
-    assert answers(records) == bench.alone(work(4))
 
 
 def test_a_prefill_that_raises_fails_alone(bench: Bench) -> None:

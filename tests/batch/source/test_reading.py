@@ -129,20 +129,6 @@ def test_a_table_lists_its_rows(tmp_path: Path) -> None:
     assert error.message == f"Row 1 of {path} has no question"
 
 
-def test_columns_by_other_names(tmp_path: Path) -> None:
-    columns = {"image": ["a", "b"], "ask": ["1?", "2?"], "key": ["x", "y"], "gold": ["r", "s"]}
-    path = write_parquet(
-        tmp_path / "t.parquet", pa.table({"photo": [picture(0), picture(1)], **columns})
-    )
-    kinds = ("image_column", "question_column", "id_column", "answer_column")
-    items = listed(path, **dict(zip(kinds, ("photo", "ask", "key", "gold"), strict=True)))
-    assert items[1] == Item("y", (ImageRef(str(path), 1, "photo"),), "2?", "s")
-    for kind in kinds:
-        error = refused(path, **{kind: "nothing"})
-        assert error.message == f"There is no column nothing in {path}"
-        assert error.cause == "its columns are: photo, image, ask, key, gold"
-
-
 def test_a_column_of_paths(tmp_path: Path) -> None:
     files(tmp_path / "images", 2)
     paths = ["images/1.png", "/absolute.png", "s3://bucket/x.png", None]
@@ -168,6 +154,9 @@ def test_a_table_without_images_names_the_likely_column(tmp_path: Path) -> None:
     assert error.cause == "it holds int64, not bytes, paths or both"
     error = refused(path, image_column="photo", question_column="n")
     assert error.cause == "it holds int64, not text"
+    for kind in ("image", "question", "id", "answer"):
+        error = refused(path, **{"image_column": "photo", f"{kind}_column": "nothing"})
+        assert error.message == f"There is no column nothing in {path}"
 
 
 def test_what_is_no_table(tmp_path: Path) -> None:
