@@ -49,6 +49,12 @@ def item_key(sha256: Sequence[str], question: str) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
+def shard_of(id: str, shards: int) -> int:
+    """Return which of 0 … shards - 1 an item belongs to: the same on every machine."""
+    name = hashlib.sha256(id.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(name.digest()) % shards
+
+
 def as_text(value: object) -> str | None:
     """An id or answer as text: JSON of what is neither text nor null."""
     if value is None or isinstance(value, str):

@@ -52,7 +52,7 @@ def test_the_example_is_computed_from_the_measured_rate(scaling: Any) -> None:
 
 
 def test_the_largest_shard_is_about_as_large_as_those_that_are_made(scaling: Any) -> None:
-    from mvw_cli.batch.store.worklist import shard_of
+    from mvw_cli.batch.items import shard_of
 
     sizes = [0] * 20
     for number in range(20_000):

@@ -1,19 +1,21 @@
-"""The items that a command line asks for: one folder, table, list or file of questions at a time.
+"""The items that a command line asks for: folders, tables, lists, files of questions.
 
 Nothing is opened here that holds an image. Items come as a stream, in the same order each time.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from io import BufferedIOBase
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
-from mvw_cli.batch.items import ImageRef, Item, is_address
+from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
 from mvw_cli.batch.source.paths import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
@@ -22,12 +24,13 @@ from mvw_cli.batch.source.paths import (
     identity,
     is_folder,
     join,
+    open_address,
     suffix,
     walk,
 )
-from mvw_cli.batch.source.questions import list_questions
 from mvw_cli.batch.source.table import list_rows
-from mvw_cli.errors import UsageProblem
+from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.text import error_line
 
 
 def list_items(source: Source) -> Iterator[Item]:
@@ -42,7 +45,7 @@ def list_items(source: Source) -> Iterator[Item]:
             it should be. Images themselves are not opened.
     """
     if source.questions is not None:
-        yield from list_questions(source)
+        yield from _from_questions(source.questions, source)
         return
     if not source.paths:
         raise UsageProblem(
@@ -158,40 +161,20 @@ def _from_file(path: str, source: Source) -> Iterator[Item]:
 
 
 def _from_stdin(source: Source) -> Iterator[Item]:
+    """List the paths on standard input: ended by NUL (`find -print0`) or on lines."""
+    cause = "it is empty"
     if sys.stdin is None or sys.stdin.isatty():
-        raise _nothing_piped(source, "it is a terminal" if sys.stdin else "it is closed")
-    listed, globs = False, source.globs
-    for line in _lines(cast(BufferedIOBase, sys.stdin.buffer)):
-        path = os.fsdecode(line)
-        listed = True
-        if globs.choose(path):
+        cause, data = "it is a terminal" if sys.stdin else "it is closed", b""
+    else:
+        data = sys.stdin.buffer.read()
+    paths = data.split(b"\0") if b"\0" in data else data.replace(b"\r\n", b"\n").split(b"\n")
+    if not any(paths):
+        raise UsageProblem(
+            "There is no path on standard input", cause=cause, hint=source.hint("./images")
+        )
+    for path in map(os.fsdecode, filter(None, paths)):
+        if source.globs.choose(path):
             yield Item(path, (ImageRef(path),), _question(source))
-    if not listed:
-        raise _nothing_piped(source, "it is empty")
-
-
-def _nothing_piped(source: Source, cause: str) -> UsageProblem:
-    return UsageProblem(
-        "There is no path on standard input", cause=cause, hint=source.hint("./images")
-    )
-
-
-def _lines(stream: BufferedIOBase) -> Iterator[bytes]:
-    """Split paths at NUL where the first one ends with it (find -print0), else at newlines."""
-    rest, separator = b"", b""
-    while data := stream.read1(1 << 16):
-        rest += data
-        if not separator:
-            separator = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b""
-        if separator:
-            *whole, rest = rest.split(separator)
-            yield from (path for one in whole if (path := _path(one, separator)))
-    if path := _path(rest, separator):
-        yield path
-
-
-def _path(line: bytes, separator: bytes) -> bytes:
-    return line if separator == b"\0" else line.removesuffix(b"\r")
 
 
 def _question(source: Source) -> str:
@@ -202,3 +185,124 @@ def _question(source: Source) -> str:
             hint=source.hint(source.paths[0] if source.paths else "./images"),
         )
     return source.question
+
+
+# -- files of questions: JSONL or CSV, one question about one or more images per line ---------
+
+
+def _from_questions(file: str, source: Source) -> Iterator[Item]:
+    """List the items of a file in its order; whether their images exist is found out later."""
+    folder = _start_of_paths(file, source)
+    number = 0
+    asked: Counter[str] = Counter()
+    lines: dict[str, int] = {}
+    for number, values in _lines(file):
+        try:
+            paths = _images_of(values)
+            if not all(map(source.globs.choose, paths)):
+                continue
+            id = as_text(values.get("id"))
+            if id is None:  # the image, with a number from its second question on
+                id = "+".join(paths)
+                asked[id] += 1
+                id = id if asked[id] == 1 else f"{id}#{asked[id]}"
+            if id in lines:
+                raise ValueError(f"its id {id} is that of line {lines[id]}")
+            question = _question_of(values, source)
+        except ValueError as error:
+            raise _bad_line(file, number, str(error)) from None
+        lines[id] = number
+        images = tuple(ImageRef(join(folder, path)) for path in paths)
+        yield Item(id, images, question, as_text(values.get("answer")))
+    if not number:
+        raise UsageProblem(f"There is no question in {file}", cause="it is empty", hint=source.help)
+
+
+def _start_of_paths(file: str, source: Source) -> str:
+    """The folder where relative paths start."""
+    if len(source.paths) > 1:
+        raise UsageProblem(
+            "--questions goes with one folder at most",
+            cause=f"given are {', '.join(source.paths)}",
+            hint=source.questions_hint(file, source.paths[0]),
+        )
+    if source.paths and source.paths[0] != "-" and is_folder(source.paths[0], source):
+        return source.paths[0]
+    return os.path.dirname(file)
+
+
+def _lines(file: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the number and the values of each line."""
+    with _open(file) as binary:
+        # What is no UTF-8 survives, since paths need not be.
+        text = io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
+        yield from _csv(file, text) if suffix(file) == ".csv" else _jsonl(file, text)
+
+
+def _open(file: str) -> IO[bytes]:
+    try:
+        return open_address(file) if is_address(file) else open(file, "rb")
+    except MvwError:
+        raise
+    except Exception as error:  # the system's, and those of every package behind a protocol
+        folder = "." if is_address(file) else os.path.dirname(file) or "."
+        raise UsageProblem(
+            f"Cannot read the questions in {file}",
+            cause=getattr(error, "strerror", None) or error_line(error),
+            hint=f"ls {shlex.quote(folder)}",
+        ) from None
+
+
+def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _bad_line(file, number, f"it is no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise _bad_line(file, number, "it is JSON, but no object with image and question")
+        yield number, values
+
+
+def _csv(file: str, text: io.TextIOWrapper) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(text, strict=True)
+    try:
+        if "image" not in (reader.fieldnames or ()):
+            names = ", ".join(reader.fieldnames or ()) or "none"
+            raise _bad_line(file, 1, f"there is no column image; its columns are: {names}")
+        for row in reader:
+            # An empty cell is how CSV says that there is nothing.
+            yield reader.line_num, {key: value or None for key, value in row.items()}
+    except csv.Error as error:
+        raise _bad_line(file, reader.line_num, f"it is no CSV: {error}") from None
+
+
+def _images_of(values: Mapping[str, Any]) -> list[str]:
+    image = values.get("image")
+    listed: list[Any] = image if isinstance(image, list) else [image]
+    if not listed or not all(isinstance(path, str) and path for path in listed):
+        raise ValueError("it lacks image, a path or a list of paths")
+    return listed
+
+
+def _question_of(values: Mapping[str, Any], source: Source) -> str:
+    question = values.get("question")
+    if question is None:
+        question = source.question
+    if question is None:
+        raise ValueError("it lacks question, and there is no other question to ask")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("its question is empty or no text")
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise ValueError("its question is not UTF-8")
+    return question
+
+
+def _bad_line(file: str, number: int, cause: str) -> UsageProblem:
+    return UsageProblem(
+        f"Line {number} of {file} is no question about an image",
+        cause=cause,
+        hint=f"sed -n {number}p {shlex.quote(file)}",
+    )

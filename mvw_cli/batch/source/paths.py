@@ -1,23 +1,27 @@
 """What a command asks about: paths and a question, and the files below folders in a stable order.
 
 A folder's files come first, in natural order (`2.png` before `10.png`), then its subfolders; one
-folder's names are held at a time.
+folder's names are held at a time. Addresses with `://` go through fsspec, which comes with
+huggingface_hub; the package behind a protocol (s3fs, gcsfs, adlfs, …) does not.
 """
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from mvw_cli.batch.items import is_address
-from mvw_cli.batch.source.remote import is_remote_folder, list_address
 from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.files import replacing
+from mvw_cli.text import closest, error_line
 
 IMAGES_OPTION = "--images"
 IMAGE_SUFFIXES = frozenset(
@@ -104,30 +108,27 @@ def is_folder(path: str, source: Source) -> bool:
 
     Raises:
         UsageProblem: there is neither file nor folder.
+        MvwError: an address cannot be looked up.
     """
     if is_address(path):
-        found = is_remote_folder(path)
+        with _reaching(path):
+            filesystem, where = _resolve(path)
+            is_there = filesystem.exists(where)
+            found = bool(filesystem.isdir(where))
     else:
-        found = os.path.isdir(path) if os.path.lexists(path) else None
-    if found is None:
-        raise _missing(path, source)
-    return found
-
-
-def _missing(path: str, source: Source) -> UsageProblem:
-    """Name what may have been meant."""
+        is_there, found = os.path.lexists(path), os.path.isdir(path)
+    if found or is_there:
+        return found
     parent, wanted = os.path.split(path.rstrip("/"))
     try:
-        names = {name.lower(): name for name in os.listdir(parent or ".")}
+        near = closest(wanted, os.listdir(parent or "."))
     except (OSError, ValueError):
-        names = {}
-    close = difflib.get_close_matches(wanted.lower(), names, n=1)
-    if close:
-        meant = os.path.join(parent, names[close[0]])
+        near = None
+    cause, hint = "no such file or folder", f"ls {shlex.quote(parent or '.')}"
+    if near is not None:
+        meant = os.path.join(parent, near)
         cause, hint = f"did you mean {meant}?", source.hint(meant)
-    else:
-        cause, hint = "no such file or folder", f"ls {shlex.quote(parent or '.')}"
-    return UsageProblem(f"There is no {path}", cause=cause, hint=hint)
+    raise UsageProblem(f"There is no {path}", cause=cause, hint=hint)
 
 
 def suffix(path: str) -> str:
@@ -136,10 +137,12 @@ def suffix(path: str) -> str:
 
 
 def join(folder: str, path: str) -> str:
-    """A path below a folder, which may be an address."""
-    if is_address(folder):
+    """A path below a folder, which may be an address; what is absolute stays as it is."""
+    if is_address(path):
+        return path
+    if is_address(folder) and not os.path.isabs(path):
         return f"{folder.rstrip('/')}/{path}"
-    return os.path.join(folder, path) if folder else path
+    return os.path.join(folder, path)
 
 
 def walk(
@@ -203,9 +206,15 @@ def _scan(root: str, folder: str) -> Iterator[tuple[str, bool, bool]]:
     """Yield name, whether it is a folder and whether it is a link, of all that is not hidden."""
     where = join(root, folder) if folder else root
     if is_address(root):
-        for name, is_folder in list_address(where):
-            if not name.startswith("."):
-                yield name, is_folder, False
+        with _reaching(where):
+            filesystem, path = _resolve(where)
+            found = filesystem.ls(path, detail=True)
+        for one in found:
+            address = one["name"].rstrip("/")
+            name = address.rpartition("/")[2]
+            # Object stores list a folder's own marker among its files.
+            if name and not name.startswith(".") and address != path.rstrip("/"):
+                yield name, one["type"] == "directory", False
         return
     try:
         with os.scandir(where) as entries:
@@ -246,3 +255,86 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
         or ("/" not in pattern and fnmatch.fnmatchcase(name, pattern))
         for pattern in patterns
     )
+
+
+def open_address(address: str) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        UsageProblem: nobody here speaks the address's protocol.
+        Exception: whatever the package behind the protocol raises.
+    """
+    filesystem, path = _resolve(address)
+    return cast("IO[bytes]", filesystem.open(path, "rb"))
+
+
+def fetch_file(address: str, target: Path) -> bool:
+    """Copy a file to this machine, as a whole or not at all; False where there is none.
+
+    Raises:
+        MvwError: it cannot be read.
+    """
+    with _reaching(address):
+        filesystem, path = _resolve(address)
+        if not filesystem.isfile(path):
+            return False
+        with filesystem.open(path, "rb") as source, replacing(target) as file:
+            shutil.copyfileobj(source, file)
+    return True
+
+
+def store_file(source: Path, address: str) -> None:
+    """Copy a file from this machine to an address.
+
+    Raises:
+        MvwError: it cannot be written there; the message names the file that is here.
+    """
+    with _reaching(address, "write", kept=source):
+        filesystem, path = _resolve(address, "write")
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+        filesystem.put_file(str(source), path)
+
+
+def _resolve(address: str, action: str = "read") -> tuple[Any, str]:
+    import fsspec
+
+    protocol = address.partition("://")[0].rpartition("::")[2]
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
+        package = (missing or "").partition(".")[0] or f"fsspec[{protocol}]"
+        raise UsageProblem(
+            f"Cannot {action} {address}",
+            cause=f"{protocol}:// needs the package {package}, which is not installed",
+            hint=f"pip install {shlex.quote(package)}",
+        ) from None
+    except ValueError as error:
+        known = "import fsspec; print(*fsspec.available_protocols())"
+        raise UsageProblem(
+            f"Cannot {action} {address}", cause=str(error), hint=f"python -c {shlex.quote(known)}"
+        ) from None
+    return filesystem, str(path)
+
+
+@contextmanager
+def _reaching(address: str, action: str = "read", kept: Path | None = None) -> Iterator[None]:
+    """Make one error of all that the packages behind protocols raise.
+
+    Args:
+        kept: the file on this machine that was to be written.
+    """
+    try:
+        yield
+    except MvwError:
+        raise
+    except Exception as error:
+        cause = error_line(error)
+        code = f"import fsspec; print(fsspec.open({address!r}))"
+        hint = f"python -c {shlex.quote(code)}"
+        if kept is not None:
+            cause, hint = (
+                f"{cause}; {kept} holds it on this machine",
+                f"ls -l {shlex.quote(str(kept))}",
+            )
+        raise MvwError(f"Cannot {action} {address}", cause=cause, hint=hint) from None

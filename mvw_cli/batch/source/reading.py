@@ -6,20 +6,19 @@ Whatever goes wrong is a `BadImage`, so that it is that item's failure alone.
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from mvw_cli.batch.items import ImageRef, Item, is_address
-from mvw_cli.batch.source.paths import suffix
-from mvw_cli.batch.source.remote import open_address
+from mvw_cli.batch.source.paths import join, open_address, suffix
+from mvw_cli.batch.source.table import Cells
 from mvw_cli.errors import BadImage, MvwError
+from mvw_cli.images.problems import FILE_LIMIT, too_many_bytes
+from mvw_cli.images.reading import ImageFile, open_image, read_file, upright_size
 from mvw_cli.text import error_line
-
-if TYPE_CHECKING:  # Pillow comes with the first image that is decoded
-    from mvw_cli.images.reading import ImageFile
 
 _threads = threading.local()
 
@@ -33,8 +32,6 @@ def read_image(image: ImageRef, max_pixels: int | None) -> ImageFile:
     Raises:
         BadImage: it is missing, unreadable, no image, damaged, or above the pixel limit.
     """
-    from mvw_cli.images.reading import open_image
-
     with _failing_alone(image):
         return open_image(_bytes(image), max_pixels=max_pixels, name=str(image))
 
@@ -45,8 +42,6 @@ def image_size(image: ImageRef) -> tuple[int, int]:
     Raises:
         BadImage: as `read_image`, as far as that can be told without decoding.
     """
-    from mvw_cli.images.reading import upright_size
-
     with _failing_alone(image):
         return upright_size(_bytes(image), str(image))
 
@@ -57,7 +52,11 @@ def hash_images(item: Item) -> list[str]:
     Raises:
         BadImage: one is missing or unreadable.
     """
-    return [_hash(image) for image in item.images]
+    hashes = []
+    for image in item.images:
+        with _failing_alone(image):
+            hashes.append(hashlib.sha256(_bytes(image)).hexdigest())
+    return hashes
 
 
 def too_slow(image: ImageRef, timeout_s: float) -> BadImage:
@@ -65,22 +64,19 @@ def too_slow(image: ImageRef, timeout_s: float) -> BadImage:
     return _unread(image, f"reading it took longer than {timeout_s:g} s")
 
 
-def _hash(image: ImageRef) -> str:
-    with _failing_alone(image):
-        return hashlib.sha256(_bytes(image)).hexdigest()
-
-
 @contextmanager
 def _failing_alone(image: ImageRef) -> Iterator[None]:
     """Make a `BadImage` of every error, with a hint that works for where the image lies."""
     try:
         yield
-    except BadImage as error:
+    except MvwError as error:
+        hint = error.hint or ""
         in_file = image.row is None and not is_address(image.path)
-        if in_file or (error.hint or "").startswith("pip "):
-            raise
-        # The hint is a command on files, and this is none.
-        raise BadImage(error.message, cause=error.cause, hint=_show_hint(image)) from None
+        if not in_file and not hint.startswith("pip "):
+            hint = _show_hint(image)  # the other is a command on files, and this is none
+        raise BadImage(error.message, cause=error.cause, hint=hint) from None
+    except FileNotFoundError:
+        raise _unread(image, "there is no such file") from None
     except Exception as error:
         raise _unread(image, error_line(error)) from None
 
@@ -88,49 +84,29 @@ def _failing_alone(image: ImageRef) -> Iterator[None]:
 def _bytes(image: ImageRef) -> bytes:
     """Fetch the bytes of one image; raises whatever goes wrong."""
     if image.row is not None:
-        return _cell(image.path, image.row, image.column or "image")
+        return _cell(image, image.row)
     if not is_address(image.path):
-        from mvw_cli.images.reading import read_file
-
         return read_file(image.path)
-    from mvw_cli.images.problems import FILE_LIMIT, too_many_bytes
-
-    try:
-        with open_address(image.path) as file:
-            data = file.read(FILE_LIMIT + 1)
-    except MvwError as error:
-        raise BadImage(error.message, cause=error.cause, hint=error.hint) from None
-    except FileNotFoundError:
-        raise _unread(image, "there is no such file") from None
+    with open_address(image.path) as file:
+        data = file.read(FILE_LIMIT + 1)
     if len(data) > FILE_LIMIT:
         raise too_many_bytes(image.path)
     return data
 
 
-def _cell(path: str, row: int, column: str) -> bytes:
+def _cell(image: ImageRef, row: int) -> bytes:
     """Read the bytes that a cell holds or points to."""
-    from mvw_cli.batch.source.table import Cells, below_table, no_pyarrow
-
     # Each thread has its own: one that hangs on a table must not hold up the others.
     if not hasattr(_threads, "cells"):
         _threads.cells = Cells()
-    where = ImageRef(path, row, column)
-    try:
-        value = _threads.cells.cell(path, row, column)
-    except ImportError:
-        error = no_pyarrow(path)
-        raise BadImage(error.message, cause=error.cause, hint=error.hint) from None
-    except MvwError as error:
-        raise BadImage(error.message, cause=error.cause, hint=error.hint) from None
-    except (IndexError, KeyError) as error:
-        raise _unread(where, f"{error.args[0]}; the table has changed") from None
+    value = _threads.cells.cell(image.path, row, image.column or "image")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
-        return _bytes(ImageRef(below_table(path, value)))
-    raise _unread(where, "its cell is empty")
+        return _bytes(ImageRef(join(os.path.dirname(image.path), value)))
+    raise _unread(image, "its cell is empty")
 
 
 def _unread(image: ImageRef, cause: str) -> BadImage:

@@ -11,13 +11,12 @@ import shlex
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
-from mvw_cli.batch.source.paths import Source, join, suffix
-from mvw_cli.batch.source.remote import open_address
+from mvw_cli.batch.source.paths import Source, join, open_address, suffix
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line
 
@@ -26,11 +25,19 @@ _BUFFER = 1 << 20  # bytes; without it pyarrow holds a column's whole row group
 _BATCH = 16 << 20  # bytes of images at a time
 _OPEN = 2  # columns: an item may have images in two, and files follow one another
 
+# How the names of Arrow's types begin.
+_BYTES = ("binary", "large_binary", "fixed_size_binary")
+_TEXT = (
+    *("string", "large_string"),
+    *("dictionary<values=string", "dictionary<values=large_string"),
+)
+
 
 class Table:
     """An open Parquet or Arrow file, read from the front by one thread."""
 
     def __init__(self, path: str) -> None:
+        check_pyarrow(path, "read")
         self.path = path
         self._file = _open(path)
         try:
@@ -52,11 +59,9 @@ class Table:
         indices = [self.schema.get_field_index(name) for name in columns]
         options = ipc.IpcReadOptions(use_threads=False, included_fields=indices or None)
         self._file.seek(0)
-        magic = self._file.read(6)
+        has_footer = self._file.read(6) == b"ARROW1"
         self._file.seek(0)
-        if magic == b"ARROW1":
-            return ipc.open_file(self._file, options=options)
-        return ipc.open_stream(self._file, options=options)
+        return (ipc.open_file if has_footer else ipc.open_stream)(self._file, options=options)
 
     def batches(
         self, columns: Sequence[str], *, row: int = 0, bytes_at_once: int | None = None
@@ -67,62 +72,42 @@ class Table:
             row: start no later than here, as close as the format allows.
             bytes_at_once: roughly how large a batch of Parquet may be; Arrow has its own.
         """
+        first = 0
         if self._parquet is None:
-            yield from self._arrow_batches(columns)
+            reader = self._arrow(columns)
+            count = getattr(reader, "num_record_batches", None)
+            for batch in reader if count is None else map(reader.get_batch, range(count)):
+                yield first, batch
+                first += batch.num_rows
             return
-        metadata, first = self._parquet.metadata, 0
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if first + rows > row:
-                size = self._rows_at_once(group, columns, bytes_at_once)
-                yield from self._group(group, first, columns, size)
-            first += rows
-
-    def _group(
-        self, group: int, first: int, columns: Sequence[str], size: int
-    ) -> Iterator[tuple[int, Any]]:
-        assert self._parquet is not None
-        for batch in self._parquet.iter_batches(
-            size, row_groups=[group], columns=list(columns), use_threads=False
-        ):
-            yield first, batch
-            first += batch.num_rows
-
-    def _rows_at_once(self, group: int, columns: Sequence[str], bytes_at_once: int | None) -> int:
-        if bytes_at_once is None:
-            return _ROWS
-        assert self._parquet is not None
-        metadata = self._parquet.metadata.row_group(group)
-        chunks = (metadata.column(index) for index in range(metadata.num_columns))
-        total: int = sum(
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if chunk.path_in_schema.partition(".")[0] in columns
-        )
-        rows = bytes_at_once * int(metadata.num_rows) // max(1, total)
-        return max(1, min(_ROWS, rows))
-
-    def _arrow_batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        reader, first = self._arrow(columns), 0
-        count = getattr(reader, "num_record_batches", None)
-        for batch in reader if count is None else map(reader.get_batch, range(count)):
-            yield first, batch
-            first += batch.num_rows
+        for group in range(self._parquet.metadata.num_row_groups):
+            metadata = self._parquet.metadata.row_group(group)
+            if first + metadata.num_rows <= row:
+                first += metadata.num_rows
+                continue
+            size = _ROWS
+            if bytes_at_once is not None:
+                size = _rows_at_once(metadata, columns, bytes_at_once)
+            for batch in self._parquet.iter_batches(
+                size, row_groups=[group], columns=list(columns), use_threads=False
+            ):
+                yield first, batch
+                first += batch.num_rows
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def _rows_at_once(metadata: Any, columns: Sequence[str], bytes_at_once: int) -> int:
+    chunks = (metadata.column(index) for index in range(metadata.num_columns))
+    total: int = sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.partition(".")[0] in columns
+    )
+    rows = bytes_at_once * int(metadata.num_rows) // max(1, total)
+    return max(1, min(_ROWS, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +133,7 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
         UsageProblem: it is no table, or lacks a column or a question.
     """
     try:
-        with Table(path) as table:
+        with closing(Table(path)) as table:
             columns = _choose(table, source)
             for first, batch in table.batches(columns.read):
                 values = {column: batch.column(column).to_pylist() for column in columns.read}
@@ -157,8 +142,6 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
                     yield _item(path, name, first + index, row, columns, source)
     except MvwError:
         raise
-    except ImportError:
-        raise no_pyarrow(path) from None
     except Exception as error:  # pyarrow's, the file system's, those of fsspec's backends
         raise UsageProblem(
             f"Cannot read the table {path}",
@@ -167,21 +150,20 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
         ) from None
 
 
-def no_pyarrow(path: str) -> UsageProblem:
-    """Name the package that reads tables."""
-    return UsageProblem(
-        f"Cannot read the table {path}",
-        cause="that needs the package pyarrow, which is not installed",
-        hint='pip install "mvw[parquet]"',
-    )
+def check_pyarrow(table: str, action: str) -> None:
+    """Name the package that reads and writes tables, where it is missing.
 
-
-def below_table(table: str, path: str) -> str:
-    """Where a path lies that stands in a table: relative ones start at the table's folder."""
-    if is_address(path) or os.path.isabs(path):
-        return path
-    folder = table.rpartition("/")[0] if is_address(table) else os.path.dirname(table)
-    return join(folder, path)
+    Raises:
+        UsageProblem: it is.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise UsageProblem(
+            f"Cannot {action} the table {table}",
+            cause="that needs the package pyarrow, which is not installed",
+            hint='pip install "mvw[parquet]"',
+        ) from None
 
 
 def _item(
@@ -189,7 +171,7 @@ def _item(
 ) -> Item:
     image = ImageRef(path, number, columns.image)
     if columns.image_is_path and row[columns.image]:
-        image = ImageRef(below_table(path, row[columns.image]))
+        image = ImageRef(join(os.path.dirname(path), row[columns.image]))
     question = row[columns.question] if columns.question else None
     if question is None:
         question = source.question
@@ -206,53 +188,49 @@ def _item(
 
 def _choose(table: Table, source: Source) -> _Columns:
     """Find the columns: those that were named, else those with the usual names."""
-    image = _column(table, source, "image", source.image_column)
+    types = {name: table.schema.field(name).type for name in table.schema.names}
+
+    def column(usual: str, named: str | None) -> str | None:
+        if named is not None and named not in types:
+            raise UsageProblem(
+                f"There is no column {named} in {table.path}",
+                cause=f"its columns are: {', '.join(types)}",
+                hint=source.hint(table.path),
+            )
+        return named or (usual if usual in types else None)
+
+    def wrong_type(name: str, role: str, wanted: str) -> UsageProblem:
+        held = str(types[name])
+        held = held if len(held) < 60 else f"{held[:57]}..."
+        return UsageProblem(
+            f"The column {name} of {table.path} holds no {role}s",
+            cause=f"it holds {held}, not {wanted}",
+            hint=source.hint(table.path, f"--{role}-column", "NAME"),
+        )
+
+    image = column("image", source.image_column)
     if image is None:
-        raise _no_images(table, source)
-    kind = table.schema.field(image).type
-    if not (_is_text(kind) or _is_image(kind)):
+        likely = [name for name, kind in types.items() if _is_image(kind)] or ["NAME"]
         raise UsageProblem(
-            f"The column {image} of {table.path} holds no images",
-            cause=f"it holds {_type_name(kind)}, not bytes, paths or both",
-            hint=source.hint(table.path, "--image-column", "NAME"),
+            f"There is no column image in {table.path}",
+            cause=f"its columns are: {', '.join(types) or 'none'}",
+            hint=source.hint(table.path, "--image-column", likely[0]),
         )
-    question = _column(table, source, "question", source.question_column)
-    if question is not None and not _is_text(table.schema.field(question).type):
-        raise UsageProblem(
-            f"The column {question} of {table.path} holds no questions",
-            cause=f"it holds {_type_name(table.schema.field(question).type)}, not text",
-            hint=source.hint(table.path, "--question-column", "NAME"),
-        )
-    return _Columns(
-        image,
-        _is_text(kind),
-        question,
-        _column(table, source, "id", source.id_column),
-        _column(table, source, "answer", source.answer_column),
-    )
+    is_path = str(types[image]).startswith(_TEXT)
+    if not is_path and not _is_image(types[image]):
+        raise wrong_type(image, "image", "bytes, paths or both")
+    question = column("question", source.question_column)
+    if question is not None and not str(types[question]).startswith(_TEXT):
+        raise wrong_type(question, "question", "text")
+    id, answer = column("id", source.id_column), column("answer", source.answer_column)
+    return _Columns(image, is_path, question, id, answer)
 
 
-def _column(table: Table, source: Source, usual: str, named: str | None) -> str | None:
-    names = table.schema.names
-    if named is None:
-        return usual if usual in names else None
-    if named not in names:
-        raise UsageProblem(
-            f"There is no column {named} in {table.path}",
-            cause=f"its columns are: {', '.join(names)}",
-            hint=source.hint(table.path),
-        )
-    return named
-
-
-def _no_images(table: Table, source: Source) -> UsageProblem:
-    fields = [table.schema.field(name) for name in table.schema.names]
-    likely = [field.name for field in fields if _is_image(field.type)] or ["NAME"]
-    return UsageProblem(
-        f"There is no column image in {table.path}",
-        cause=f"its columns are: {', '.join(table.schema.names) or 'none'}",
-        hint=source.hint(table.path, "--image-column", likely[0]),
-    )
+def _is_image(kind: Any) -> bool:
+    """Whether an Arrow type is bytes, or `datasets`' struct of bytes and path."""
+    if str(kind).startswith("struct<"):
+        return not {"bytes", "path"}.isdisjoint(field.name for field in kind)
+    return str(kind).startswith(_BYTES)
 
 
 class Cells:
@@ -265,8 +243,7 @@ class Cells:
         """Return a cell as Python's own kind of value.
 
         Raises:
-            IndexError: there is no such row.
-            KeyError: there is no such column.
+            MvwError: there is no such row or column, or no pyarrow.
             Exception: of pyarrow or the file system, where the table cannot be read.
         """
         key = (path, column)
@@ -275,76 +252,43 @@ class Cells:
         try:
             found = reader.at(row)
         except BaseException:
-            reader.close()
+            reader.table.close()
             raise
         self._columns[key] = reader
         if len(self._columns) > _OPEN:
-            self._columns.popitem(last=False)[1].close()
+            self._columns.popitem(last=False)[1].table.close()
         return found
 
     def close(self) -> None:
         """Close the files."""
         while self._columns:
-            self._columns.popitem()[1].close()
+            self._columns.popitem()[1].table.close()
 
 
 class _Column:
-    def __init__(self, path: str, column: str) -> None:
-        self._table = Table(path)
-        self._name = column
+    def __init__(self, path: str, name: str) -> None:
+        self.table = Table(path)
+        self._name = name
         self._batches: Iterator[tuple[int, Any]] = iter(())
         self._first, self._cells = 0, None
-        if column not in self._table.schema.names:
-            self._table.close()
-            raise KeyError(f"there is no column {column}")
 
     def at(self, row: int) -> Any:
+        if self._name not in self.table.schema.names:
+            raise self._changed(row, f"there is no column {self._name}")
         if self._cells is None or row < self._first:
-            self._restart(row)
+            self._cells = None
+            self._batches = self.table.batches([self._name], row=row, bytes_at_once=_BATCH)
         while self._cells is None or row >= self._first + len(self._cells):
             self._cells = None  # freed before the next one is read
             read = next(self._batches, None)
             if read is None:
-                raise IndexError(f"there is no row {row}")
+                raise self._changed(row, f"there is no row {row}")
             self._first, self._cells = read[0], read[1].column(self._name)
         return self._cells[row - self._first].as_py()
 
-    def _restart(self, row: int) -> None:
-        self._cells = None
-        self._batches = self._table.batches([self._name], row=row, bytes_at_once=_BATCH)
-
-    def close(self) -> None:
-        self._table.close()
-
-
-def _is_image(kind: Any) -> bool:
-    """Whether an Arrow type is bytes, or `datasets`' struct of bytes and path."""
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        names = {kind.field(index).name for index in range(kind.num_fields)}
-        return bool(names & {"bytes", "path"})
-    return bool(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    )
-
-
-def _is_text(kind: Any) -> bool:
-    """Whether an Arrow type is text, of whatever layout."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _type_name(kind: Any) -> str:
-    """A type on one line, and not too long a one."""
-    text = str(kind)
-    return text if len(text) < 60 else f"{text[:57]}..."
+    def _changed(self, row: int, cause: str) -> MvwError:
+        image = ImageRef(self.table.path, row, self._name)
+        return MvwError(f"Cannot read the image {image}", cause=f"{cause}; the table has changed")
 
 
 def _open(path: str) -> IO[bytes]:

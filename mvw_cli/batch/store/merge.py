@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvw_cli.batch.store.export import check_table, export
+from mvw_cli.batch.items import shard_of
 from mvw_cli.batch.store.fingerprint import (
     Sidecar,
     WorkPart,
@@ -26,10 +26,8 @@ from mvw_cli.batch.store.fingerprint import (
     write_sidecar,
 )
 from mvw_cli.batch.store.jsonl import JsonlFile, cannot_write
-from mvw_cli.batch.store.log import RecordIndex
-from mvw_cli.batch.store.output import LOG, check_name, is_table, log_of
-from mvw_cli.batch.store.reader import LogReader, cannot_read, repair
-from mvw_cli.batch.store.worklist import shard_of
+from mvw_cli.batch.store.log import LogReader, RecordIndex, cannot_read, repair
+from mvw_cli.batch.store.output import LOG, check_name, check_table, export, is_table, log_of
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import check_writable, is_special, unwritable
 from mvw_cli.text import plural

@@ -1,22 +1,34 @@
-"""Where the records of a run end up: always in a log on this machine, and from there elsewhere.
+"""Where the records of a run end up: a log on this machine, and from there a table or an address.
 
-A table is made of the log when a run ends, and so is the copy at an address of fsspec: neither can
-be appended to safely.
+A table (CSV or Parquet) is made of the log when a run ends, and so is the copy at an address of
+fsspec: neither can be appended to safely. Rows are read and written in groups, so that memory stays
+flat however long the log is.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 from mvw_cli.batch.items import is_address
-from mvw_cli.batch.source.remote import fetch_file, store_file
+from mvw_cli.batch.source.paths import fetch_file, store_file
+from mvw_cli.batch.source.table import check_pyarrow
 from mvw_cli.batch.store.fingerprint import sidecar_path
+from mvw_cli.batch.store.jsonl import cannot_write
+from mvw_cli.batch.store.log import LogReader, RecordIndex, not_a_log
+from mvw_cli.batch.store.record import TIMINGS, clean
+from mvw_cli.engine.types import Withdrawal
 from mvw_cli.errors import UsageProblem
+from mvw_cli.files import check_writable, replacing
 
 LOG = ".jsonl"
-TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +69,6 @@ class Output:
         if not self.log.exists():
             return
         if self.table is not None:
-            from mvw_cli.batch.store.export import export  # few runs have a table
-
             export(self.log, self.table)
         if self.address is None:
             return
@@ -122,3 +132,181 @@ def plan_output(given: str | None, default: str) -> Output:
     local = Path(last) if address else Path(name)
     log = log_of(local)
     return Output(name, log, table=local if log != local else None, address=address)
+
+
+TABLES = (".csv", ".parquet")
+
+_GROUP_ROWS = 16384
+_GROUP_BYTES = 8 << 20  # of text, as far as memory is concerned: rows may be of any length
+_WRITTEN = ("answer", "reasoning", "text")
+"""What the model wrote: empty means that it wrote nothing, null that it was not asked."""
+
+Value = str | int | float | None
+Rows = Iterator[tuple[Value, ...]]
+Kind = Literal["text", "json", "int", "float"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column."""
+
+    name: str
+    kind: Kind
+    """`json` is text that holds a list or object, null instead of an empty one."""
+    path: tuple[str | int, ...]
+    """Keys and indices that lead to the value."""
+
+
+def _columns(kind: Kind, *names: str, below: str = "", prefix: str = "") -> list[Column]:
+    start: tuple[str | int, ...] = {"": (), "images": ("images", 0)}.get(below, (below,))
+    return [Column(prefix + name, kind, (*start, name)) for name in names]
+
+
+_withdrawal = {"below": "withdrawal", "prefix": "withdrawal_"}
+_vision = {"below": "vision", "prefix": "vision_"}
+_image = {"below": "images", "prefix": "image_"}
+
+COLUMNS: tuple[Column, ...] = (
+    *_columns("text", "id", "status"),
+    Column("image", "text", ("images", 0, "path")),
+    *_columns("text", "question", "reference", "answer", "reasoning"),
+    *_columns("json", "stages"),
+    *_columns("text", "text", "finish_reason"),
+    *_columns("int", "prompt_tokens", "vision_tokens", "generated_tokens"),
+    *_columns("int", *(field.name for field in fields(Withdrawal)), **_withdrawal),
+    *_columns("float", "attended_per_token", **_vision),
+    *_columns("int", "entries_prefill", "withdrawals", "restores", **_vision),
+    *_columns("int", "offloaded_bytes_peak", **_vision),
+    *_columns("float", *TIMINGS, below="timings"),
+    *_columns("int", "kv_bytes_prefill", "kv_bytes_end", below="memory"),
+    *_columns("json", "remarks"),
+    *_columns("int", "attempts"),
+    *_columns("text", "type", "message", "cause", "hint", below="error", prefix="error_"),
+    *_columns("text", "sha256", **_image),
+    *_columns("int", "width_px", "height_px", "original_width_px", "original_height_px", **_image),
+    *_columns("int", "row", **_image),
+    *_columns("text", "column", **_image),
+    *_columns("json", "images"),
+    *_columns("text", "key", "run"),
+)
+"""In the order of the table: what is read most often first."""
+
+
+def check_table(table: Path, help_command: str) -> None:
+    """Refuse a table that could not be written later.
+
+    Args:
+        help_command: what to type where nothing better can be told.
+
+    Raises:
+        UsageProblem: the path can't be written, or pyarrow is missing.
+    """
+    check_writable(str(table), help_command)
+    if _is_parquet(table):
+        check_pyarrow(str(table), "write")
+
+
+def export(log: Path, table: Path) -> int:
+    """Write the table of a log; return the number of its rows.
+
+    Each item is in it once, in the order of the log: an answer beats a failure, and of several
+    records of the same kind the first counts. The format is that of the table's name.
+
+    Raises:
+        UsageProblem: the log is missing or holds something else, or pyarrow is missing.
+        CannotRecord: the table can't be written; the one that was there is as it was.
+        DiskFull: there is no room for it; the same.
+    """
+    if _is_parquet(table):
+        check_pyarrow(str(table), "write")
+    index = RecordIndex()
+    for record, _ in LogReader(log, str(log)):
+        index.add(record)
+    write = _write_parquet if _is_parquet(table) else _write_csv
+    try:
+        with replacing(Path(os.path.realpath(table))) as file:
+            return write(_rows(log, index), file)
+    except OSError as error:
+        safe = f"the records are safe in {log}"
+        raise cannot_write(str(table), error, safe) from None
+
+
+def _is_parquet(table: Path) -> bool:
+    return table.suffix.lower() == ".parquet"
+
+
+def _rows(log: Path, index: RecordIndex) -> Rows:
+    for record, _ in LogReader(log, str(log)):
+        if index.take(record):
+            try:
+                yield tuple(_value(record, column) for column in COLUMNS)
+            except ValueError as error:
+                raise not_a_log(str(log), f"of {record['id']}, {error}") from None
+
+
+def _value(record: Mapping[str, Any], column: Column) -> Value:
+    """Return what stands in a column; ValueError where it is of another type."""
+    value: Any = record
+    for key in column.path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):  # null, or a shorter list
+            return None
+    if value is None or (value == "" and record["status"] == "failed" and column.name in _WRITTEN):
+        return None
+    if column.kind == "json":
+        # One image is in the columns of its own.
+        is_empty = not value or (column.name == "images" and len(value) < 2)
+        return None if is_empty else clean(json.dumps(value, ensure_ascii=False))
+    if column.kind == "text" and isinstance(value, str):
+        return clean(value)
+    if column.kind == "int" and type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    if column.kind == "float" and type(value) in (int, float):
+        return float(value)
+    raise ValueError(f"{'.'.join(map(str, column.path))} is {json.dumps(value)[:60]}")
+
+
+def _write_csv(rows: Rows, file: BinaryIO) -> int:
+    """Write as RFC 4180 says, in UTF-8. Texts are left as they are, so that they can be read back:
+    a mark before what a spreadsheet takes for a formula would change answers such as -5.
+    """
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    # It quotes what holds a character of its line end: with \n alone, a \r would break rows.
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([column.name for column in COLUMNS])
+    count = 0
+    for values in rows:
+        writer.writerow(values)
+        count += 1
+    text.detach()
+    return count
+
+
+def _write_parquet(rows: Rows, file: BinaryIO) -> int:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    kinds = {"text": pa.string(), "json": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    schema = pa.schema([(column.name, kinds[column.kind]) for column in COLUMNS])
+    count = 0
+    with ParquetWriter(file, schema) as writer:
+        for group in _groups(rows):
+            columns = zip(*group, strict=True)
+            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema), row_group_size=len(group))
+            count += len(group)
+    return count
+
+
+def _groups(rows: Rows) -> Iterator[Sequence[tuple[Value, ...]]]:
+    group: list[tuple[Value, ...]] = []
+    size = 0
+    for values in rows:
+        group.append(values)
+        size += sum(len(value) for value in values if isinstance(value, str))
+        if len(group) == _GROUP_ROWS or size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 
-from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.items import ImageRef, Item, shard_of
 from mvw_cli.batch.source.reading import hash_images
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.record import clean, digest
@@ -111,12 +110,6 @@ class WorkList:
             cause=f"one is {one}, the other {two}",
             hint="mvw batch --help",
         )
-
-
-def shard_of(id: str, shards: int) -> int:
-    """Return which of 0 … shards - 1 an item belongs to: the same on every machine."""
-    name = hashlib.sha256(id.encode("utf-8", "surrogatepass"))
-    return int.from_bytes(name.digest()) % shards
 
 
 def pending(

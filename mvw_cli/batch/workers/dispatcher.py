@@ -20,7 +20,7 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.prefetch import Reader, Task
 from mvw_cli.batch.serve.server import Record, State
 from mvw_cli.batch.store.record import failure
-from mvw_cli.batch.workers.messages import (
+from mvw_cli.batch.workers.worker import (
     Assign,
     Begin,
     Broken,

@@ -14,8 +14,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from mvw_cli.batch.workers.messages import Exited, Order, Report
-from mvw_cli.batch.workers.worker import Job, RemoteWorker, share_threads
+from mvw_cli.batch.workers.worker import Exited, Job, Order, RemoteWorker, Report, share_threads
 from mvw_cli.errors import UsageProblem
 from mvw_cli.machine import facts
 from mvw_cli.machine.child_process import be_quiet, exit_now, exit_reason, signals_blocked

@@ -28,8 +28,7 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mvw_cli.batch.workers.messages import Exited, Order, Report
-from mvw_cli.batch.workers.worker import Job, RemoteWorker
+from mvw_cli.batch.workers.worker import Exited, Job, Order, RemoteWorker, Report
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line
 

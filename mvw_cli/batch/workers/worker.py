@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -20,26 +20,94 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.capacity import Limits, Load, choose_limits, slot_bytes
 from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready
 from mvw_cli.batch.serve.server import Record, Server, State
-from mvw_cli.batch.workers.messages import (
-    Assign,
-    Begin,
-    Broken,
-    Done,
-    Drain,
-    Ended,
-    Exited,
-    Loaded,
-    Order,
-    Report,
-    RequestItems,
-    Status,
-)
 from mvw_cli.cost.shape import shape_of
 from mvw_cli.engine.memory import lost_device
 from mvw_cli.machine.child_process import portable
 from mvw_cli.machine.facts import free_memory
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.session import Session, open_session
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Serve the items that follow."""
+
+    run: str
+    """Short hash of the fingerprint, for the records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """One item, to a worker that has requested one."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """There are no more items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what decodes, begin nothing more."""
+
+
+Order = Begin | Assign | End | Drain
+"""To a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is loaded."""
+
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestItems:
+    """There is room for so many more items."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of one item."""
+
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How things stand since `Begin`; notes are only in one of these."""
+
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """After `End` or `Drain`: nothing is held any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An error that another try would meet again; the worker does nothing more."""
+
+    error: Exception
+    loading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker is no more, or of no more use; what it held has to be done by another."""
+
+    reason: str
+
+
+Report = Loaded | RequestItems | Done | Status | Ended | Broken | Exited
+"""From a worker, or from the launcher that notices its death."""
+
 
 _AHEAD = 8
 """Items that are read ahead at least; as many as there are slots, where these are more."""

@@ -113,7 +113,7 @@ class Task:
         table = output.table
         if table is None:
             return
-        from mvw_cli.batch.store.export import check_table
+        from mvw_cli.batch.store.output import check_table
 
         check_table(table, "mvw batch --help")
         if self.overwrite or output.log.exists() or not table.exists():

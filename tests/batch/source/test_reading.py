@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_a_bad_image(
     def fail(path: str) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("mvw_cli.images.reading.read_file", fail)
+    monkeypatch.setattr("mvw_cli.batch.source.reading.read_file", fail)
     assert unreadable(one(*files(tmp_path, 1))).cause == "MemoryError"
 
 
@@ -228,14 +228,13 @@ from mvw_cli.batch.source.reading import read_image
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
 for item in list_items(Source((sys.argv[1],), "?")):
-    assert "PIL" not in sys.modules
     read_image(item.images[0], None)
-print(sorted({"pyarrow", "fsspec", "torch"} & set(sys.modules)), "PIL" in sys.modules)
+print(sorted({"pyarrow", "fsspec", "torch"} & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[] True\n"
+    assert done.stdout == "[]\n"
 
 
 # --- tables: their cells ---
@@ -261,9 +260,9 @@ def test_cells_in_any_order(numbers: Path, monkeypatch: pytest.MonkeyPatch, batc
     reader = Cells()
     assert [reader.cell(str(numbers), row, "x") for row in rows] == [b"%d" % row for row in rows]
     assert reader.cell(str(numbers), 3, "y") == "-"
-    with pytest.raises(IndexError):
+    with pytest.raises(MvwError):
         reader.cell(str(numbers), 100, "x")
-    with pytest.raises(KeyError):
+    with pytest.raises(MvwError):
         reader.cell(str(numbers), 0, "z")
     assert reader.cell(str(numbers), 5, "x") == b"5"
 

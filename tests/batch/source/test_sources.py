@@ -347,4 +347,4 @@ def test_a_file_of_questions_that_can_not_be_asked(tmp_path: Path) -> None:
     error = refused(questions=str(tmp_path / "q.csv"))
     assert error.cause == "there is no column image; its columns are: file, question"
     assert refused(questions=str(tmp_path / "gone.jsonl")).cause == "No such file or directory"
-    assert refused(questions=str(tmp_path)).cause == "it is a folder"
+    assert refused(questions=str(tmp_path)).cause == "Is a directory"

@@ -28,9 +28,9 @@ from records import (
 )
 
 from mvw_cli.batch.items import ImageRef, Item, item_key
-from mvw_cli.batch.store import export as module
-from mvw_cli.batch.store.export import COLUMNS, check_table, export
+from mvw_cli.batch.store import output as module
 from mvw_cli.batch.store.jsonl import DiskFull
+from mvw_cli.batch.store.output import COLUMNS, check_table, export
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
@@ -299,7 +299,7 @@ from pathlib import Path
 from peak_memory import peak_kib
 from records import ok
 import pyarrow.parquet
-from mvw_cli.batch.store.export import export
+from mvw_cli.batch.store.output import export
 from mvw_cli.batch.store.record import dumps
 log, table = Path(sys.argv[1], "log.jsonl"), Path(sys.argv[1], "t" + sys.argv[2])
 line = dumps(ok("NAME", text="word " * 1000))

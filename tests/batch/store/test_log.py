@@ -28,7 +28,7 @@ from records import (
 )
 
 from mvw_cli.batch.items import item_key
-from mvw_cli.batch.store import reader
+from mvw_cli.batch.store import log as reader
 from mvw_cli.batch.store.fingerprint import Fingerprint, WorkPart
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.record import dumps

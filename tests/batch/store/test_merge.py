@@ -30,14 +30,14 @@ from records import (
     write,
 )
 
+from mvw_cli.batch.items import shard_of
 from mvw_cli.batch.store import merge as module
-from mvw_cli.batch.store.export import export
 from mvw_cli.batch.store.fingerprint import Fingerprint, Sidecar, WorkPart, read_sidecar
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.merge import Coverage, Gap, Merged, merge
+from mvw_cli.batch.store.output import export
 from mvw_cli.batch.store.record import dumps
-from mvw_cli.batch.store.worklist import shard_of
 from mvw_cli.errors import MvwError, UsageProblem
 
 Run = Callable[..., Ran]

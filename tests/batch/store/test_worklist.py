@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from peak_memory import run_measured
 
-from mvw_cli.batch.items import ImageRef, Item
+from mvw_cli.batch.items import ImageRef, Item, shard_of
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.record import clean, digest
-from mvw_cli.batch.store.worklist import WorkList, shard_of
+from mvw_cli.batch.store.worklist import WorkList
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 

@@ -16,7 +16,7 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.workers.dispatcher import MAX_FAILURES, Dispatcher
-from mvw_cli.batch.workers.messages import (
+from mvw_cli.batch.workers.worker import (
     Assign,
     Begin,
     Broken,

@@ -13,8 +13,8 @@ import pytest
 from workers import RUN, check_death_of_one, items, job, served
 
 from mvw_cli.batch.workers.dispatcher import Dispatcher
-from mvw_cli.batch.workers.messages import Begin, Broken, Exited
 from mvw_cli.batch.workers.ray import Actor, RayActors, connect, import_ray
+from mvw_cli.batch.workers.worker import Begin, Broken, Exited
 from mvw_cli.errors import ModelProblem, UsageProblem
 
 

@@ -15,7 +15,8 @@ from workers import RUN, job
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.workers import worker as module
-from mvw_cli.batch.workers.messages import (
+from mvw_cli.batch.workers.worker import (
+    QUEUED,
     Assign,
     Begin,
     Broken,
@@ -25,11 +26,11 @@ from mvw_cli.batch.workers.messages import (
     Ended,
     Exited,
     Loaded,
+    RemoteWorker,
     Report,
     RequestItems,
     Status,
 )
-from mvw_cli.batch.workers.worker import QUEUED, RemoteWorker
 from mvw_cli.errors import ModelProblem
 
 

@@ -26,7 +26,7 @@ from hints import parse_hint
 from making import hub_table, noise, table_rows, write_parquet
 from processes import Ran
 
-from mvw_cli.batch.store.worklist import shard_of
+from mvw_cli.batch.items import shard_of
 from mvw_cli.cli.batch import _Size, split
 from mvw_cli.cli.batch import view as batch_view
 from mvw_cli.errors import ExitCode
