@@ -33,7 +33,7 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source import table
 from mvw_cli.batch.source.reading import hash_images, read_image
 from mvw_cli.batch.source.table import Cells
-from mvw_cli.errors import BadImage, ExitCode
+from mvw_cli.errors import BadImage, ExitCode, MvwError
 from mvw_cli.images.reading import ImageFile
 
 
