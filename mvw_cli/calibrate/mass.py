@@ -16,22 +16,30 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from mvw_cli.bench.documents import BASELINE
-from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.quality.answers import Comparing, Unanswerable, without_image
+from mvw_cli.bench.measure.items import ItemSpec, ask
+from mvw_cli.bench.quality.answers import Unanswerable, without_image
 from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
 from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.bench.verdict.suggest import Loss, loss_of
 from mvw_cli.calibrate.mvw import answers_of, given_from_dict
-from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun, answered
+from mvw_cli.calibrate.search import (
+    CalibrationReport,
+    Column,
+    Outcome,
+    Search,
+    SearchRun,
+    answered,
+    cell,
+)
 from mvw_cli.engine.types import Finished, Request
+from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mass import Mass
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
 from mvw_cli.render.chart import Chart, Line
-from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.session import Session
-from mvw_cli.text import number, percent, percents, plural
+from mvw_cli.text import number, percent, percents
 
 Tick = Callable[[], None]
 """Called before every token; what it raises ends the measurement."""
@@ -45,8 +53,20 @@ _ARM = "mass"
 class MassSearch(Search):
     """The options of `mvw calibrate mass`."""
 
-    method: ClassVar[str] = "mass"
     doing: ClassVar[str] = "Recording the mass, sample"
+    title: ClassVar[str] = "Withdrawn at a mass under the threshold"
+    key: ClassVar[str] = "threshold"
+    columns: ClassVar[Sequence[Column]] = (
+        ("threshold", cell("threshold", lambda threshold: f"{threshold:g}")),
+        ("withdrawn", cell("withdrawn", percent)),
+        (
+            "tokens with vision",
+            lambda one: f"{one['tokens_with_vision']:.1f} of {one['tokens']:.1f}",
+        ),
+        ("agreement", cell("agreement", percent)),
+        ("95 %", cell("agreement_interval_95", percents)),
+        ("KL, nats", cell("kl_nats_mean", number)),
+    )
 
     thresholds: tuple[float, ...] | None
     tolerance: float
@@ -71,7 +91,14 @@ class MassSearch(Search):
         return {"answer": answer, "token_ids": finished.token_ids, "mass": mass}
 
     def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
-        tried = sorted(self.thresholds or candidates([one["mass"] for one in samples]))
+        known = [mass for one in samples for mass in one["mass"] if mass is not None]
+        if not known:
+            raise UsageProblem(
+                "No attention mass was seen",
+                cause="every answer ended with its first token, before any policy is asked",
+                hint="mvw calibrate mass --max-new-tokens 512",
+            )
+        tried = sorted(self.thresholds or candidates(known))
         traces = []
         for place, sample in enumerate(samples, start=1):
             run.progress("Reading the answers with withdrawals, sample", place, len(samples))
@@ -101,21 +128,21 @@ class MassSearch(Search):
         names = {name: f"{sample['key']}@{name}" for name in (*map(str, steps), CONTROL)}
         missing = [name for name, key in names.items() if run.store.get(key) is None]
         if missing:
-            request = run.request(item)
+            request = ask(run.session, item, run.session.settings)
             control = _without_image(run, item) if CONTROL in missing else None
             steps = [int(name) for name in missing if name != CONTROL]
-            found = divergences_at(
-                run.session, request, sample["token_ids"], steps, control, run.tick
-            )
+            ids = sample["token_ids"]
+            found = divergences_at(run.session, request, ids, steps, control, run.tick)
             for name in missing:
                 divergence = found.get(name)
                 kept = {"kl_nats": None} if divergence is None else asdict(divergence)
                 run.store.put(names[name], kept)
-        at = {}
-        for name, key in names.items():
-            one = run.store.get(key)
-            if one is not None and one["kl_nats"] is not None:
-                at[name] = Divergence(one["kl_nats"], one["agrees"], one["withdrawn_after"])
+        kept = {name: run.store.get(key) for name, key in names.items()}
+        at = {
+            name: Divergence(one["kl_nats"], one["agrees"], one["withdrawn_after"])
+            for name, one in kept.items()
+            if one is not None and one["kl_nats"] is not None
+        }
         return Traced(len(sample["token_ids"]), sample["mass"], at)
 
     def _tried_for_real(
@@ -179,29 +206,9 @@ class MassSearch(Search):
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return f"mass under {withdrawal['threshold']}"
 
-    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
-        rows = []
-        for point in report.outcome.curve:
-            ends = point["agreement_interval_95"]
-            rows.append(
-                [
-                    f"{point['threshold']:g}",
-                    percent(point["withdrawn"]),
-                    f"{point['tokens_with_vision']:.1f} of {point['tokens']:.1f}",
-                    percent(point["agreement"]),
-                    "-" if ends is None else percents(ends),
-                    number(point["kl_nats_mean"]),
-                    "within" if point["within"] else "",
-                ]
-            )
-        columns = ["threshold", "withdrawn", "tokens with vision", "agreement", "95 %", "KL, nats"]
-        said = f"Over {plural(len(report.samples), 'item')}."
+    def remark(self, report: CalibrationReport) -> str:
         blind = report.outcome.figures["blind_agreement"]
-        if blind is not None:
-            said += f" Without any image the agreement is {percent(blind)}."
-        table = Table([*columns, ""], rows)
-        title = "Withdrawn at a mass under the threshold"
-        return [Section("curve", title, [table, Sentence(said)])]
+        return "" if blind is None else f"Without any image the agreement is {percent(blind)}."
 
     def charts(self, report: CalibrationReport) -> list[Chart]:
         """Draw agreement against the threshold, and the mass along the answers."""
@@ -289,9 +296,9 @@ def record(
 
 def answer(run: SearchRun, item: ItemSpec, policy: Mass) -> dict[str, Any]:
     """Answer an item under a policy."""
-    settings = replace(run.session.settings, ignore_eos=False)
     start = perf_counter()
-    request = replace(run.request(item), policy=policy, settings=settings)
+    settings = replace(run.session.settings, ignore_eos=False)
+    request = replace(ask(run.session, item, settings), policy=policy)
     finished = answered(run.session, request, run.tick)
     return {
         "token_ids": finished.token_ids,
@@ -326,11 +333,8 @@ def divergences_at(
 
 def _without_image(run: SearchRun, item: ItemSpec) -> Request | None:
     """Ask an item's question without its image; None where that can't be."""
-    comparing = Comparing(
-        run.session, {}, run.session.settings, lambda item, doing: None, run.stopping
-    )
     try:
-        return without_image(comparing, item.question)
+        return without_image(run.comparing({}), item.question)
     except Unanswerable:
         return None
 
@@ -347,16 +351,10 @@ def withdrawn_after(policy: Mass, mass: Sequence[float | None]) -> int | None:
     return None
 
 
-def candidates(masses: Sequence[Sequence[float | None]], count: int = CANDIDATES) -> list[float]:
-    """Choose thresholds to try: quantiles of all masses, with three digits.
-
-    Raises:
-        ValueError: no mass was told.
-    """
-    known = [value for one in masses for value in one if value is not None]
-    if not known:
-        raise ValueError("no mass was told")
-    cuts = quantiles(known, n=count + 1, method="inclusive") if len(known) > 1 else known
+def candidates(masses: Sequence[float], count: int = CANDIDATES) -> list[float]:
+    """Choose thresholds to try: quantiles of one mass or more, with three digits."""
+    several = len(masses) > 1
+    cuts = quantiles(masses, n=count + 1, method="inclusive") if several else masses
     rounded = {min(1.0, float(f"{cut:.3g}")) for cut in cuts}
     return sorted(one for one in rounded if one > 0)
 

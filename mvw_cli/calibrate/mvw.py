@@ -17,16 +17,15 @@ from mvw_cli.bench.quality import answers as answering
 from mvw_cli.bench.quality.comparisons import Given, Row, answers_match, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
-from mvw_cli.calibrate.search import CalibrationReport, Interrupted, Outcome, Search, SearchRun
+from mvw_cli.calibrate.search import CalibrationReport, Column, Outcome, Search, SearchRun, cell
 from mvw_cli.engine.types import Request
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.render.chart import Chart, Line
-from mvw_cli.render.sections import Section, Sentence, Table
-from mvw_cli.text import count, number, percent, percents, plural
+from mvw_cli.text import count, number, percent, percents
 
-_ROW = ("given", "divergence")
+_ROW = ("given", "divergence", "referenced")
 """Of a sample: every token of every answer. The report has their sums, the store has them whole."""
 _FLOOR = 1e-9
 """Nats; where a curve is lower, its picture ends here."""
@@ -36,11 +35,21 @@ _FLOOR = 1e-9
 class MvwSearch(Search):
     """The options of `mvw calibrate mvw`."""
 
-    method: ClassVar[str] = "mvw"
     doing: ClassVar[str] = "Comparing the answers, sample"
+    title: ClassVar[str] = "Withdrawn after m tokens, or at a tag"
+    key: ClassVar[str] = "arm"
+    columns: ClassVar[Sequence[Column]] = (
+        ("", cell("arm", str)),
+        ("tokens with vision", cell("tokens_with_vision", number)),
+        ("loss", cell("loss", lambda loss: percent(max(0.0, loss)))),
+        ("95 %", cell("loss_interval_95", percents)),
+        ("right", cell("correct", count)),
+        ("agreement", cell("agreement", percent)),
+        ("KL, nats", cell("kl_nats_mean", number)),
+    )
 
     moments: tuple[int, ...]
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] | None
     tolerance: float
     """Share of the items, from 0 to 1."""
     _comparing: answering.Comparing | None = None
@@ -48,30 +57,21 @@ class MvwSearch(Search):
     def arms(self) -> dict[str, WithdrawalPolicy]:
         """Name the policies that are compared, the baseline first."""
         moments = {f"m={m}": Mvw(m=m) for m in sorted(self.moments)}
-        tags = {f"{TAG_ARM}{tag}": Mvw(until=tag) for tag in self.tags}
+        tags = {f"{TAG_ARM}{tag}": Mvw(until=tag) for tag in self.tags or ()}
         return {BASELINE: NoWithdrawal(), **moments, **tags}
 
     def settings(self) -> dict[str, Any]:
         return {**self.sample_settings(), "tolerance": self.tolerance}
 
     def sample_settings(self) -> dict[str, Any]:
-        return {"m": sorted(self.moments), "tags": list(self.tags)}
+        return {"m": sorted(self.moments), "tags": list(self.tags or ())}
 
     def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         if self._comparing is None:
-            self._comparing = answering.Comparing(
-                run.session,
-                self.arms(),
-                replace(run.session.settings, ignore_eos=False),
-                progress=lambda place, arm: run.progress(f"Item {place}: {arm}", 0, 0),
-                stopping=lambda: run.stopping(),
-            )
+            self._comparing = run.comparing(self.arms())
         asked = replace(request, policy=NoWithdrawal(), settings=self._comparing.settings)
-        try:
-            row = answering.answer_item(self._comparing, run.items.index(item), asked, item)
-        except answering.Stopped:
-            raise Interrupted from None
-        return {"reference": item.reference, **row_to_dict(row)}
+        row = answering.answer_item(self._comparing, run.items.index(item), asked, item)
+        return {"reference": item.reference, **asdict(row)}
 
     def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         rows = [row_from_dict(sample, sample["reference"]) for sample in samples]
@@ -81,32 +81,26 @@ class MvwSearch(Search):
         return outcome
 
     def told(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Return of a sample what a reader of the report wants, by arm."""
         row = row_from_dict(sample, sample["reference"])
-        rest = {name: value for name, value in sample.items() if name not in _ROW}
-        return {**rest, "arms": row_in_short(row)}
+        arms = {}
+        for arm, given in row.given.items():
+            found = row.divergence.get(arm)
+            arms[arm] = {
+                "answer": given.answer,
+                "correct": given.correct,
+                "generated_tokens": len(given.token_ids),
+                "tokens_with_vision": _seen(row, arm),
+                "agreement": None if found is None else fmean(found.agrees),
+                "kl_nats": None if found is None else found.mean_kl_nats,
+            }
+        return {**{name: sample[name] for name in sample if name not in _ROW}, "arms": arms}
 
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
-        m = withdrawal.get("m")
-        return f"until {withdrawal['until']}" if m is None else f"m = {m}"
+        return _named(withdrawal)
 
-    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
-        columns = ["", "tokens with vision", "loss", "95 %", "right", "agreement", "KL, nats", ""]
-        rows = [
-            [
-                point["arm"],
-                number(point["tokens_with_vision"]),
-                _or_dash(point["loss"], lambda loss: percent(max(0.0, loss))),
-                _or_dash(point["loss_interval_95"], percents),
-                _or_dash(point["correct"], count),
-                _or_dash(point["agreement"], percent),
-                _or_dash(point["kl_nats_mean"], number),
-                "within" if point["within"] else "",
-            ]
-            for point in report.outcome.curve
-        ]
-        said = Sentence(f"Over {plural(len(report.samples), 'item')}.")
-        title = "Withdrawn after m tokens, or at a tag"
-        return [Section("curve", title, [Table(columns, rows), said])]
+    def chosen(self, withdrawal: Mapping[str, Any]) -> object:
+        return f"m={withdrawal['m']}" if "m" in withdrawal else _named(withdrawal)
 
     def charts(self, report: CalibrationReport) -> list[Chart]:
         """Draw agreement and loss, and KL, against the tokens that are generated with vision."""
@@ -144,8 +138,8 @@ class MvwSearch(Search):
         ]
 
 
-def _or_dash(value: Any, write: Callable[[Any], str]) -> str:
-    return "-" if value is None else write(value)
+def _named(withdrawal: Mapping[str, Any]) -> str:
+    return f"m = {withdrawal['m']}" if "m" in withdrawal else f"{TAG_ARM}{withdrawal.get('until')}"
 
 
 def _lines(
@@ -166,14 +160,6 @@ def _lines(
 # -- rows as plain data -------------------------------------------------------------------------
 
 
-def row_to_dict(row: Row) -> dict[str, Any]:
-    """Write what was found of one item as plain data."""
-    return {
-        "given": {arm: asdict(given) for arm, given in row.given.items()},
-        "divergence": {arm: asdict(found) for arm, found in row.divergence.items()},
-    }
-
-
 def row_from_dict(values: Mapping[str, Any], reference: str | None) -> Row:
     """Read a row; whether its answers are right is judged afresh."""
     given = {arm: given_from_dict(one, reference) for arm, one in values["given"].items()}
@@ -189,22 +175,6 @@ def given_from_dict(values: Mapping[str, Any], reference: str | None) -> Given:
         seconds=values["seconds"],
         correct=None if reference is None else answers_match(values["answer"], reference),
     )
-
-
-def row_in_short(row: Row) -> dict[str, Any]:
-    """Return of one item what a reader of the report wants, by arm."""
-    told = {}
-    for arm, given in row.given.items():
-        found = row.divergence.get(arm)
-        told[arm] = {
-            "answer": given.answer,
-            "correct": given.correct,
-            "generated_tokens": len(given.token_ids),
-            "tokens_with_vision": _seen(row, arm),
-            "agreement": None if found is None else fmean(found.agrees),
-            "kl_nats": None if found is None else found.mean_kl_nats,
-        }
-    return told
 
 
 # -- the rule -----------------------------------------------------------------------------------
@@ -259,11 +229,9 @@ def choose(rows: Sequence[Row], arms: Sequence[str], tolerance: float) -> Outcom
     before, withdrawal, reason = found[0]
     remarks = []
     if len(found) > 1:
-        other = found[1][1]
-        word = f"m = {other['m']}" if "m" in other else f"until {other['until']}"
         remarks.append(
-            f"{word} keeps the answers as well, with {found[1][0]:.1f} tokens generated with "
-            f"vision instead of {before:.1f}."
+            f"{_named(found[1][1])} keeps the answers as well, with {found[1][0]:.1f} tokens "
+            f"generated with vision instead of {before:.1f}."
         )
     return Outcome(curve, withdrawal, reason, remarks)
 

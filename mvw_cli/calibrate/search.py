@@ -11,31 +11,35 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from mvw_cli.batch.items import item_key
 from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.quality.answers import Comparing, Stopped
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.memory import relieve
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.environment import Environment
 from mvw_cli.errors import BadImage, MvwError, OutOfMemory
 from mvw_cli.images.reading import open_image
+from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.render.chart import Chart
-from mvw_cli.render.sections import Section, Sentence
+from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.session import Session
+from mvw_cli.text import plural
 
 SCHEMA_VERSION = 2
 _SAMPLES = "samples stand here"
 _HEAD = ("run", "schema_version")
 """Of a line of the store, what the report does not repeat."""
+_SHOWN = 16
+"""Candidates that a table on one screen has."""
 
-
-class Interrupted(Exception):
-    """The user has asked to stop."""
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+"""Of a table of the curve: its head, and what it says of a candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,24 +131,19 @@ class SearchRun:
         relieve(self.device)
 
     def tick(self) -> None:
-        """End what is under way where the user has asked for it.
-
-        Raises:
-            Interrupted: the user has.
-        """
+        """Raise `Stopped` where the user has asked for it."""
         if self.stopping():
-            raise Interrupted
+            raise Stopped
 
-    def kept(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what the store has under a key; measure it first where it has nothing."""
-        known = self.store.get(key)
-        return self.store.put(key, measure()) if known is None else known
-
-    def request(self, item: ItemSpec, key: str = "0") -> Request:
-        """Encode an item."""
-        limit = self.session.loaded.spec.max_pixels
-        images = [open_image(path, max_pixels=limit).image for path in item.images]
-        return self.session.request(images, item.question, id=key)
+    def comparing(self, policies: dict[str, WithdrawalPolicy]) -> Comparing:
+        """Begin to answer items under some policies, to the end of each answer."""
+        return Comparing(
+            self.session,
+            policies,
+            replace(self.session.settings, ignore_eos=False),
+            progress=lambda place, arm: self.progress(f"Item {place}: {arm}", 0, 0),
+            stopping=lambda: self.stopping(),
+        )
 
     @contextmanager
     def leaving_out(self) -> Iterator[None]:
@@ -162,9 +161,18 @@ class SearchRun:
 class Search(ABC):
     """How one method is calibrated. A subclass is a dataclass whose fields are its options."""
 
-    method: ClassVar[str]
     doing: ClassVar[str]
     """What is shown while samples are measured."""
+    title: ClassVar[str] = ""
+    """Of the table of the curve."""
+    key: ClassVar[str] = ""
+    """What names a candidate in the curve."""
+    columns: ClassVar[Sequence[Column]] = ()
+
+    @classmethod
+    def for_output(cls, output: Path, **options: Any) -> Self:
+        """Make a search of options of the command line, and of the profile that it is to write."""
+        return cls(**options)
 
     @property
     def together(self) -> int:
@@ -180,19 +188,11 @@ class Search(ABC):
         """Return those that a sample's figures depend on: under others it is measured again."""
 
     def check_items(self, items: Sequence[ItemSpec]) -> None:
-        """Refuse items that can't be measured, before the model is loaded.
-
-        Raises:
-            UsageProblem: something is missing.
-        """
+        """Refuse, with a UsageProblem, items that can't be measured: before the model is loaded."""
         return
 
     def check_model(self, session: Session) -> None:
-        """Refuse a model that the options don't suit.
-
-        Raises:
-            UsageProblem: they don't.
-        """
+        """Refuse, with a UsageProblem, a model that the options don't suit."""
         return
 
     def key_of(self, item: ItemSpec, key: str) -> str:
@@ -215,7 +215,7 @@ class Search(ABC):
             request: the item, encoded; it holds vision tokens.
 
         Raises:
-            Interrupted: the user has asked to stop.
+            Stopped: the user has asked to stop.
             OutOfMemory: the device has too little memory for this one.
             MvwError: the model can't be run.
         """
@@ -225,7 +225,7 @@ class Search(ABC):
         """Choose among the candidates; what needs the model for it is kept in the store, too.
 
         Raises:
-            Interrupted: the user has asked to stop.
+            Stopped: the user has asked to stop.
             MvwError: the model can't be run, or a file not written.
         """
 
@@ -238,21 +238,57 @@ class Search(ABC):
         """Describe what is suggested, in a few words."""
 
     @abstractmethod
+    def charts(self, report: CalibrationReport) -> list[Chart]:
+        """Draw the curve."""
+
+    def mark(self, point: Mapping[str, Any], outcome: Outcome) -> str:
+        """Return what the last column of the table says of a candidate."""
+        return "within" if point["within"] else ""
+
+    def chosen(self, withdrawal: Mapping[str, Any]) -> object:
+        """Return what the chosen candidate has under `key`."""
+        return withdrawal.get(self.key)
+
+    def remark(self, report: CalibrationReport) -> str:
+        """Return what is to be said under the table."""
+        return ""
+
     def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
-        """Put the curve into words: a table that fits a screen, or all of them."""
+        """Put the curve into a table: one that fits a screen, or all of it."""
+        outcome = report.outcome
+        shown = outcome.curve if whole else self._around(outcome)
+        rows = [
+            [*(write(point) for _, write in self.columns), self.mark(point, outcome)]
+            for point in shown
+        ]
+        said = [f"Over {plural(len(report.samples), 'sample')}.", self.remark(report)]
+        if len(shown) < len(outcome.curve):
+            said.append(f"{len(shown)} of {len(outcome.curve)} rows.")
+        table = Table([*(head for head, _ in self.columns), ""], rows)
+        return [Section("curve", self.title, [table, Sentence(" ".join(filter(None, said)))])]
+
+    def _around(self, outcome: Outcome) -> list[dict[str, Any]]:
+        """Choose what a screen holds: the first, those around the chosen one, and the last."""
+        points, chosen = outcome.curve, self.chosen(outcome.withdrawal or {})
+        if len(points) <= _SHOWN:
+            return points
+        places = (place for place, one in enumerate(points) if one[self.key] == chosen)
+        first = min(max(1, next(places, len(points)) - _SHOWN // 2), len(points) - _SHOWN + 1)
+        return [points[0], *points[first : first + _SHOWN - 2], points[-1]]
 
     def hidden(self, report: CalibrationReport) -> str:
         """Name what `tables` has only with `whole`; empty where it has all of it anyway."""
-        return ""
-
-    @abstractmethod
-    def charts(self, report: CalibrationReport) -> list[Chart]:
-        """Draw the curve."""
+        return "every row" if len(report.outcome.curve) > _SHOWN else ""
 
     def sections(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
         """Put a report into words, the verdict first."""
         verdict = Sentence(report.outcome.reason, "verdict")
         return [Section("outcome", "Outcome", [verdict]), *self.tables(report, whole=whole)]
+
+
+def cell(key: str, write: Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str]:
+    """Make a column's function: the value under a key as it is written, a dash where it is None."""
+    return lambda point: "-" if point[key] is None else write(point[key])
 
 
 def answered(session: Session, request: Request, tick: Callable[[], None]) -> Finished:
@@ -276,7 +312,7 @@ def measure_all(search: Search, run: SearchRun) -> list[dict[str, Any]]:
     """Measure what the store lacks; return all samples in the order of the items.
 
     Raises:
-        Interrupted: the user has asked to stop; what was measured is in the store.
+        Stopped: the user has asked to stop; what was measured is in the store.
         MvwError: the model can't be run, the store not written, or no item could be measured.
     """
     found: list[dict[str, Any]] = []

@@ -21,7 +21,15 @@ from torch import Tensor
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
 from mvw_cli.calibrate.branches import branches_along
-from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun, answered
+from mvw_cli.calibrate.search import (
+    CalibrationReport,
+    Column,
+    Outcome,
+    Search,
+    SearchRun,
+    answered,
+    cell,
+)
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.types import Failed, Request
@@ -30,13 +38,10 @@ from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.render.chart import Chart, Line
-from mvw_cli.render.sections import Section, Sentence, Table
 from mvw_cli.session import Session
-from mvw_cli.text import number, plural
+from mvw_cli.text import number
 
 ONE_PASS, LAYER_BY_LAYER = "one pass", "layer by layer"
-_SHOWN = 16
-"""Layers that a table on one screen has."""
 _FLOOR = 1e-9
 """Nats; where a curve is lower, its picture ends here."""
 
@@ -48,8 +53,17 @@ Tick = Callable[[], None]
 class VtwSearch(Search):
     """The options of `mvw calibrate vtw`."""
 
-    method: ClassVar[str] = "vtw"
     doing: ClassVar[str] = "KL of every layer, sample"
+    title: ClassVar[str] = "Vision gone before layer K"
+    key: ClassVar[str] = "layer"
+    columns: ClassVar[Sequence[Column]] = (
+        ("K", cell("layer", str)),
+        ("mean KL, nats", cell("kl_nats", number)),
+        (
+            "95 % interval",
+            cell("interval_95", lambda ends: f"[{number(ends[0])}, {number(ends[1])}]"),
+        ),
+    )
 
     eta: float
     """Nats."""
@@ -98,24 +112,14 @@ class VtwSearch(Search):
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return f"vtw at layer {withdrawal['layer']}"
 
-    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
-        points, chosen = report.outcome.curve, (report.outcome.withdrawal or {}).get("layer")
-        shown = points if whole else _around(points, chosen)
-        rows = []
-        for point in shown:
-            ends = point["interval_95"]
-            interval = "-" if ends is None else f"[{number(ends[0])}, {number(ends[1])}]"
-            mark = {0: "no vision at all", chosen: "chosen"}.get(point["layer"], "")
-            rows.append([str(point["layer"]), number(point["kl_nats"]), interval, mark])
-        tokens = max(sample["tokens"] for sample in report.samples)
-        of = "the first token" if tokens == 1 else f"the first {tokens} tokens"
-        some = "" if len(shown) == len(points) else f" {len(shown)} of {len(points)} layers."
-        said = Sentence(f"Of {of}, over {plural(len(report.samples), 'sample')}.{some}")
-        table = Table(["K", "mean KL, nats", "95 % interval", ""], rows)
-        return [Section("curve", "Vision gone before layer K", [table, said])]
+    def mark(self, point: Mapping[str, Any], outcome: Outcome) -> str:
+        if point["layer"] == 0:
+            return "no vision at all"
+        return "chosen" if point["layer"] == self.chosen(outcome.withdrawal or {}) else ""
 
-    def hidden(self, report: CalibrationReport) -> str:
-        return "every layer" if len(report.outcome.curve) > _SHOWN else ""
+    def remark(self, report: CalibrationReport) -> str:
+        tokens = max(sample["tokens"] for sample in report.samples)
+        return f"KL of the first {tokens} tokens." if tokens > 1 else "KL of the first token."
 
     def charts(self, report: CalibrationReport) -> list[Chart]:
         points = report.outcome.curve
@@ -146,20 +150,7 @@ class VtwSearch(Search):
         ]
 
 
-def _around(points: list[dict[str, Any]], chosen: int | None) -> list[dict[str, Any]]:
-    """Choose what a screen holds: the control, the layers around the chosen one, and the last."""
-    if len(points) <= _SHOWN:
-        return points
-    at = next((n for n, one in enumerate(points) if one["layer"] == chosen), len(points) - 1)
-    first = min(max(1, at - _SHOWN // 2), len(points) - _SHOWN + 1)
-    return [points[0], *points[first : first + _SHOWN - 2], points[-1]]
-
-
 # -- one sample ---------------------------------------------------------------------------------
-
-
-class _NoBranches(Exception):
-    """Why a model's layers can't be tried in one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +168,7 @@ class LayerDivergences:
     """Why it was not one pass."""
 
 
+@torch.inference_mode()
 def layer_divergences(
     session: Session, request: Request, *, tokens: int = 1, tick: Tick = lambda: None
 ) -> LayerDivergences:
@@ -195,24 +187,12 @@ def layer_divergences(
         settings = replace(request.settings, max_new_tokens=tokens)
         full = replace(request, policy=NoWithdrawal(), settings=settings)
         answer = answered(session, full, tick).token_ids
-    try:
-        found = _in_one_pass(session, request, answer, tick)
-        return LayerDivergences(found, max(1, len(answer)), ONE_PASS, None)
-    except _NoBranches as error:
-        reason = str(error)
-    slower = layer_by_layer(session, request, answer, tick=tick)
-    return LayerDivergences(slower, max(1, len(answer)), LAYER_BY_LAYER, reason)
-
-
-@torch.inference_mode()
-def _in_one_pass(
-    session: Session, request: Request, answer: Sequence[int], tick: Tick
-) -> list[float | None]:
     model = session.loaded.model
     layers = int(model.config.get_text_config().num_hidden_layers)
-    cross_layers = cross_attention_layers(model) if request.layout.cross_entries is not None else ()
-    candidates = list(cross_layers or range(layers))
+    crossed = request.layout.cross_entries is not None
+    candidates = list((crossed and cross_attention_layers(model)) or range(layers))
     found: dict[int, float] = {}
+    reason = None
     with session.serving():
         passes = branches_along(
             model,
@@ -228,10 +208,15 @@ def _in_one_pass(
                 for layer, branch in zip(group, logits[1:], strict=True):
                     found[layer] = divergence(branch, logits[0])
         except NotExact as error:  # the session would take it for a model that isn't served
-            raise _NoBranches(str(error)) from error
+            reason = str(error)
+    compared = max(1, len(answer))
+    if reason is not None:
+        slower = layer_by_layer(session, request, answer, tick=tick)
+        return LayerDivergences(slower, compared, LAYER_BY_LAYER, reason)
     # Between two cross-attention layers vision does not matter, nor after the last one.
     following = (next((one for one in candidates if one >= k), None) for k in range(layers))
-    return [0.0 if one is None else found[one] for one in following]
+    kl_nats = [0.0 if one is None else found[one] for one in following]
+    return LayerDivergences([*kl_nats], compared, ONE_PASS, None)
 
 
 def layer_by_layer(
@@ -303,15 +288,10 @@ def curve(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[L
     for layer, column in enumerate(zip(*samples, strict=True)):
         values = [value for value in column if value is not None]
         if len(values) == len(column):
-            points.append(LayerPoint(layer, fmean(values), _mean_interval_95(values, seed)))
+            enough = len(values) >= FEWEST_ITEMS
+            interval = bootstrap_interval(means, values, seed=seed) if enough else None
+            points.append(LayerPoint(layer, fmean(values), interval))
     return points
-
-
-def _mean_interval_95(values: Sequence[float], seed: int) -> tuple[float, float] | None:
-    """Bootstrap a mean over its samples; None where they are too few."""
-    if len(values) < FEWEST_ITEMS:
-        return None
-    return bootstrap_interval(means, values, seed=seed)
 
 
 def choose_layer(

@@ -49,7 +49,7 @@ def test_the_policy_withdraws_where_the_masses_say(name: str) -> None:
     *_, last = session.run([request])
     assert isinstance(last, Finished) and last.token_ids == found.token_ids
     steps = set()
-    for threshold in candidates([mass]):
+    for threshold in candidates([one for one in mass if one is not None]):
         policy = replace(LIKE, threshold=threshold)
         events = list(session.run([replace(request, policy=policy, forced=found.token_ids)]))
         really = next((one.step for one in events if isinstance(one, Withdrawn)), None)
@@ -62,7 +62,7 @@ def test_a_withdrawal_there_changes_what_the_policy_changes() -> None:
     session = tiny("hf")
     request = asked(session)
     found, mass = record(session, request, LIKE, nothing)
-    threshold = candidates([mass])[-2]
+    threshold = candidates([one for one in mass if one is not None])[-2]
     policy = replace(LIKE, threshold=threshold)
     step = withdrawn_after(policy, mass)
     assert step is not None
@@ -76,11 +76,9 @@ def test_a_withdrawal_there_changes_what_the_policy_changes() -> None:
 
 
 def test_candidates_are_quantiles() -> None:
-    assert candidates([[0.1, None, 0.3], [0.2]], count=1) == [0.2]
-    assert len(candidates([[value / 100 for value in range(1, 100)]])) == 12
-    assert candidates([[0.4]]) == [0.4]
-    with pytest.raises(ValueError, match="no mass"):
-        candidates([[None], []])
+    assert candidates([0.1, 0.3, 0.2], count=1) == [0.2]
+    assert len(candidates([value / 100 for value in range(1, 100)])) == 12
+    assert candidates([0.4]) == [0.4]
 
 
 def falling(wrong: dict[str, int], tokens: int = 10, blind_wrong: int | None = 5) -> Traced:
@@ -194,3 +192,11 @@ def test_no_threshold_keeps_the_answers(mvw: Run, here: Path) -> None:
     ran = mvw("calibrate", "mass", "--limit", "2", "--thresholds", "0.9")
     assert ran.code == 1 and "the lowest that was tried" in ran.err
     assert not (here / "mass.yaml").exists() and (here / "mass.report.json").exists()
+
+
+def test_answers_without_any_mass_are_refused(
+    mvw: Run, here: Path, check_hint: Callable[[str], None]
+) -> None:
+    ran = mvw("calibrate", "mass", "--limit", "2", "--max-new-tokens", "1")
+    assert ran.code == 2 and "No attention mass was seen" in ran.err
+    check_hint(ran.err.splitlines()[-1].removeprefix("Hint: "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from mvw_cli.calibrate.mvw import (
     answers_of,
     choose,
     row_from_dict,
-    row_to_dict,
     seen_tokens,
 )
 from mvw_cli.profiles.resolution import resolve
@@ -94,10 +94,10 @@ def test_questions_that_need_no_image_decide_nothing() -> None:
 
 def test_rows_survive_the_log() -> None:
     [one] = rows(1, {"m=4": 0}, {"m=4": 4})
-    read = row_from_dict(json.loads(json.dumps(row_to_dict(one))), "2")
+    read = row_from_dict(json.loads(json.dumps(asdict(one))), "2")
     assert read == one
-    assert row_from_dict(row_to_dict(one), "3").given["m=4"].correct is False
-    assert row_from_dict(row_to_dict(one), None).referenced is False
+    assert row_from_dict(asdict(one), "3").given["m=4"].correct is False
+    assert row_from_dict(asdict(one), None).referenced is False
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,12 +13,13 @@ import torch
 from sessions import tiny
 
 from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.quality.answers import Stopped
 from mvw_cli.calibrate.search import (
     CalibrationReport,
-    Interrupted,
     Outcome,
     Search,
     SearchRun,
+    cell,
     measure_all,
 )
 from mvw_cli.calibrate.store import SampleStore
@@ -25,7 +27,7 @@ from mvw_cli.engine.types import Request
 from mvw_cli.errors import BadImage, OutOfMemory
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.render.chart import Chart
-from mvw_cli.render.sections import Section
+from mvw_cli.render.sections import Sentence, Table
 from mvw_cli.session import Session
 
 
@@ -33,7 +35,6 @@ from mvw_cli.session import Session
 class Noting(Search):
     """Notes what it is asked for."""
 
-    method: ClassVar[str] = "noting"
     doing: ClassVar[str] = "Noting"
 
     groups: list[int] = field(default_factory=list)
@@ -62,9 +63,6 @@ class Noting(Search):
 
     def describe(self, withdrawal: Mapping[str, Any]) -> str:
         return ""
-
-    def tables(self, report: CalibrationReport, *, whole: bool) -> list[Section]:
-        return []
 
     def charts(self, report: CalibrationReport) -> list[Chart]:
         return []
@@ -129,7 +127,7 @@ def test_an_interrupt_keeps_what_is_finished(asking: Any, tmp_path: Path) -> Non
     search = Noting()
     with SampleStore(tmp_path / "log", {}) as store:
         run = asking(store, "a", "bb", "ccc", stopping=lambda: len(search.asked) == 1)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Stopped):
             measure_all(search, run)
         assert len(store) == 1
 
@@ -143,3 +141,27 @@ def test_a_store_keeps_the_samples_of_other_settings(tmp_path: Path) -> None:
     with SampleStore(tmp_path / "log", {"tokens": 1}) as store:
         found = store.get("a")
         assert found is not None and found["value"] == 1 and store.others == 1
+
+
+def test_a_screen_shows_the_first_the_last_and_those_around_the_chosen_one() -> None:
+    class Layered(Noting):
+        key = "layer"
+        columns = (("K", cell("layer", str)),)
+
+        def mark(self, point: Mapping[str, Any], outcome: Outcome) -> str:
+            return ""
+
+    def shown(layers: int, chosen: int | None, *, whole: bool = False) -> list[int]:
+        outcome = Outcome([{"layer": layer} for layer in range(layers)], {"layer": chosen}, "")
+        report: Any = SimpleNamespace(outcome=outcome, samples=[{}])
+        [section] = Layered().tables(report, whole=whole)
+        table, said = section.parts
+        assert isinstance(table, Table) and isinstance(said, Sentence)
+        assert (f"16 of {layers} rows" in said.text) == (len(table.rows) < layers)
+        return [int(row[0]) for row in table.rows]
+
+    for chosen in (1, 12, 39, None):
+        found = shown(40, chosen)
+        assert len(found) == 16 and found == sorted(set(found))
+        assert {0, 39, chosen or 0} <= set(found)
+    assert shown(16, 3) == list(range(16)) and shown(40, 3, whole=True) == list(range(40))

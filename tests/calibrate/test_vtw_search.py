@@ -12,7 +12,7 @@ from masked import masked_logits
 from sessions import asked, family, tiny
 from torch.nn import functional
 
-from mvw_cli.calibrate import branches, vtw
+from mvw_cli.calibrate import branches
 from mvw_cli.calibrate.vtw import (
     LAYER_BY_LAYER,
     ONE_PASS,
@@ -181,12 +181,3 @@ def test_the_interval_is_one_of_the_mean() -> None:
     assert low == pytest.approx(19.5 - 3.6, abs=0.5) and high == pytest.approx(19.5 + 3.6, abs=0.5)
     assert curve(samples[:9])[0].interval_95 is None
     assert choose_layer([replace(point, kl_nats=16.0)], 17.0, 1)[2]
-
-
-def test_a_screen_shows_the_control_the_last_layer_and_those_around_the_chosen_one() -> None:
-    every = [{"layer": layer} for layer in range(40)]
-    for chosen in (1, 12, 39, None):
-        shown = [one["layer"] for one in vtw._around(every, chosen)]
-        assert len(shown) == 16 and shown == sorted(set(shown))
-        assert {0, 39, chosen or 0} <= set(shown)
-    assert vtw._around(every[:16], 3) == every[:16]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save
@@ -21,11 +21,12 @@ from torch import Tensor
 from mvw_cli import __version__
 from mvw_cli.batch.items import item_key
 from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.quality.answers import Stopped
 from mvw_cli.calibrate.dyvte import report as reporting
 from mvw_cli.calibrate.dyvte.gates import Gate, write_gates
 from mvw_cli.calibrate.dyvte.labels import label_question, labels
 from mvw_cli.calibrate.dyvte.training import Dataset, Training, split, train
-from mvw_cli.calibrate.search import CalibrationReport, Interrupted, Outcome, Search, SearchRun
+from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import NotExact
@@ -43,7 +44,6 @@ from mvw_cli.session import Session
 class DyvteSearch(Search):
     """The options of `mvw calibrate dyvte`."""
 
-    method: ClassVar[str] = "dyvte"
     doing: ClassVar[str] = "Labelling: question"
 
     gates: Path
@@ -62,6 +62,12 @@ class DyvteSearch(Search):
     _answers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of the questions that are about to be labelled, by key."""
 
+    @classmethod
+    def for_output(cls, output: Path, **options: Any) -> Self:
+        gates, work = (output.with_name(output.stem + end) for end in (".safetensors", ".work"))
+        lr, epochs, batch = (options.pop(name) for name in ("lr", "epochs", "batch"))
+        return cls(gates, work, Training(lr, epochs, batch), **options)
+
     @property
     def together(self) -> int:
         return self.slots
@@ -76,11 +82,8 @@ class DyvteSearch(Search):
 
     def check_items(self, items: Sequence[ItemSpec]) -> None:
         check_writable(str(self.gates), "mvw calibrate dyvte --help")
-        try:
+        with _writing(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise unwritable(str(self.work), cause, "mvw calibrate dyvte --help") from error
         for item in items if self.along == "reference" else ():
             if not item.reference:
                 raise UsageProblem(
@@ -204,16 +207,16 @@ class DyvteSearch(Search):
             gates = train(
                 features,
                 truth,
-                self.training,
+                replace(self.training, seed=run.seed),
                 checkpoint,
                 device=run.device,
                 progress=progress,
                 stopping=run.stopping,
             )
         if gates is None:
-            raise Interrupted
+            raise Stopped
         kind = getattr(torch, self.gate_dtype)
-        return [(one[0].to(kind), one[1].to(kind), one[2].to(kind)) for one in gates]
+        return [(one.to(kind), two.to(kind), three.to(kind)) for one, two, three in gates]
 
     def _write(
         self, run: SearchRun, gates: Sequence[Gate], data: dict[str, Any], **shape: int

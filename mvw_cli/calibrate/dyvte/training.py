@@ -7,6 +7,7 @@ training that was interrupted goes on from its checkpoint, and ends with the sam
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import time
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
@@ -153,25 +152,24 @@ def train(
         if run.done % 50 == 0:
             progress(run.done, total, recent)
     run.save(checkpoint, name)
-    return [(one[0].detach(), one[1].detach(), one[2].detach()) for one in run.gates]
+    return [(one.detach(), two.detach(), three.detach()) for one, two, three in run.gates]
 
 
 class _TrainingRun:
-    """Gates, their optimisers, and the random numbers that come next."""
+    """Gates, their optimiser, and the random numbers that come next."""
 
     def __init__(
         self, count: int, width: int, training: Training, device: torch.device | str
     ) -> None:
         self._training, self._device = training, device
         self._random = torch.Generator().manual_seed(training.seed)
-        self.gates = [
-            tuple(one.to(device).requires_grad_() for one in _initial(width, self._random))
-            for _ in range(count)
-        ]
-        # One optimiser each: those of layers that are not drawn must not move on.
-        self._optimisers = [
-            torch.optim.AdamW(list(gate), lr=training.lr, weight_decay=0.0) for gate in self.gates
-        ]
+        self.gates: list[Gate] = [_initial(width, self._random, device) for _ in range(count)]
+        # Gates of layers that are not drawn have no gradient in a step, and do not move on.
+        self._optimiser = torch.optim.AdamW(
+            [parameter for gate in self.gates for parameter in gate],
+            lr=training.lr,
+            weight_decay=0.0,
+        )
         self.done = 0
         """Batches."""
 
@@ -180,66 +178,51 @@ class _TrainingRun:
         layer = int(torch.randint(len(self.gates), (1,), generator=self._random))
         rows = torch.randperm(len(features), generator=self._random)[: self._training.batch]
         read = features[rows, layer].to(self._device, torch.float32)
-        hidden, output, bias = self.gates[layer]
-        said = scores((hidden, output, bias), read)  # (b, 2)
+        said = scores(self.gates[layer], read)  # (b, 2)
         loss = functional.cross_entropy(said, labels[rows, layer].to(self._device))
-        self._optimisers[layer].zero_grad()
+        self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimisers[layer].step()
+        self._optimiser.step()
         self.done += 1
         return float(loss.detach())
 
     def save(self, path: Path, name: str) -> None:
-        tensors = {"random": self._random.get_state()}
-        for layer, gate in enumerate(self.gates):
-            states = self._optimisers[layer].state
-            for number, parameter in enumerate(gate):
-                tensors[f"{layer}.{number}"] = parameter.detach().cpu()
-                for key, value in states.get(parameter, {}).items():
-                    tensors[f"{layer}.{number}.{key}"] = value.cpu()
-        about = {"name": name, "done": str(self.done)}
+        state = {
+            "name": name,
+            "done": self.done,
+            "random": self._random.get_state(),
+            "gates": self.gates,
+            "optimiser": self._optimiser.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         with replacing(path) as file:
-            file.write(save(tensors, metadata=about))
+            file.write(buffer.getbuffer())
 
     def resume(self, path: Path, name: str) -> None:
         """Go on from a checkpoint of the same training; any other is left alone."""
         with suppress(Exception):  # whatever it holds, training can start afresh
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("name") != name:
-                    return
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self._take(tensors)
-            self.done = int(about["done"])
-
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        for layer, gate in enumerate(self.gates):
-            for number, parameter in enumerate(gate):
-                with torch.no_grad():
-                    parameter.copy_(tensors[f"{layer}.{number}"])
-                start = f"{layer}.{number}."
-                state: dict[str, Any] = {
-                    key.removeprefix(start): value
-                    for key, value in tensors.items()
-                    if key.startswith(start)
-                }
-                if state:
-                    moments = {
-                        key: value if key == "step" else value.to(self._device)
-                        for key, value in state.items()
-                    }
-                    self._optimisers[layer].state[parameter] = moments
-        self._random.set_state(tensors["random"])
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["name"] != name:
+                return
+            with torch.no_grad():
+                for gate, kept in zip(self.gates, state["gates"], strict=True):
+                    for parameter, value in zip(gate, kept, strict=True):
+                        parameter.copy_(value)
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._random.set_state(state["random"])
+            self.done = state["done"]
 
 
-def _initial(width: int, random: torch.Generator) -> Gate:
+def _initial(width: int, random: torch.Generator, device: torch.device | str) -> Gate:
     """Draw a gate as `torch.nn.Linear` does, from a generator of its own.
 
     Each number is uniform within one over the square root of the inputs.
     """
 
     def drawn(inputs: int, *shape: int) -> Tensor:
-        return (2 * torch.rand(shape, generator=random) - 1) / math.sqrt(inputs)
+        values = (2 * torch.rand(shape, generator=random) - 1) / math.sqrt(inputs)
+        return values.to(device).requires_grad_()
 
     return drawn(width, HIDDEN, width), drawn(HIDDEN, 2, HIDDEN), drawn(HIDDEN, 2)
 

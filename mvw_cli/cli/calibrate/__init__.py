@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
-
-if TYPE_CHECKING:
-    from mvw_cli.calibrate.search import Search
-    from mvw_cli.cli.calibrate.run import CalibrateTask
 
 _COUNT = click.IntRange(min=1)
 _PART = click.FloatRange(0, 1)
@@ -46,81 +42,82 @@ def _option(
     )
 
 
-def calibrating(limit: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a command of a function that makes a search.
+def _command(
+    name: str, short_help: str, search: str, *options: Callable[..., Any], limit: int = 20
+) -> Callable[[Callable[[], None]], click.Command]:
+    """Make a command of a docstring.
 
-    Added are the options that say which model is asked what, and where the outcome goes; the
-    function gets them as `task`. It is called once they have been checked, and imports the search.
+    To the options of the method, which are the fields of its search, those are added that say which
+    model is asked what, and where the outcome goes.
 
     Args:
+        search: module below `mvw_cli.calibrate` and class, imported once everything is checked.
         limit: items that are taken where the user gives no number.
     """
+    decorators: list[Callable[..., Any]] = [
+        *options,
+        click.argument("question", required=False, help="Asked of every image."),
+        click.option("--images", "folder", metavar="DIR", help="Folder of images."),
+        click.option(
+            "--questions",
+            metavar="FILE",
+            help="Images, questions and answers, as `mvw batch`; paths are below --images.",
+        ),
+        click.option("--limit", metavar="N", type=_COUNT, default=limit, show_default=True),
+        model_options,
+        click.option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            default=f"{name}.yaml",
+            show_default=True,
+            help="The profile; report, charts and samples are written next to it.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="The report as JSON to stdout."),
+        click.option("-v", "--verbose", is_flag=True, help="More than fits on a screen."),
+        click.option(
+            "--allow-pickle",
+            is_flag=True,
+            help="Read pickled weights where there are no others.",
+        ),
+        common_options,
+    ]
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        name = command.__name__
-        before: list[Callable[..., Any]] = [
-            click.argument("question", required=False, help="Asked of every image."),
-            click.option("--images", "folder", metavar="DIR", help="Folder of images."),
-            click.option(
-                "--questions",
-                metavar="FILE",
-                help="Images, questions and answers, as `mvw batch`; paths are below --images.",
-            ),
-            click.option("--limit", metavar="N", type=_COUNT, default=limit, show_default=True),
-        ]
-        after: list[Callable[..., Any]] = [
-            click.option(
-                "-o",
-                "--output",
-                metavar="FILE",
-                default=f"{name}.yaml",
-                show_default=True,
-                help="The profile; report, charts and samples are written next to it.",
-            ),
-            click.option("--json", "as_json", is_flag=True, help="The report as JSON to stdout."),
-            click.option("-v", "--verbose", is_flag=True, help="More than fits on a screen."),
-            click.option(
-                "--allow-pickle",
-                is_flag=True,
-                help="Read pickled weights where there are no others.",
-            ),
-            common_options,
-        ]
-        asked = (
-            *("profile", "flags", "question", "folder", "questions", "limit", "output"),
-            *("as_json", "verbose", "allow_pickle"),
-        )
-
-        @functools.wraps(command)
+    def decorate(described: Callable[[], None]) -> click.Command:
+        @functools.wraps(described)
         def call(**given: Any) -> int:
             from mvw_cli.cli.calibrate.run import CalibrateTask, run
 
             words = tuple(click.get_current_context().meta[ARGUMENTS])
-            task = CalibrateTask(name, words, **{one: given.pop(one) for one in asked})
-            return run(task, lambda: command(task, **given))
+            own = [one for one in given if one in CalibrateTask.__dataclass_fields__]
+            task = CalibrateTask(name, words, **{one: given.pop(one) for one in own})
+            return run(task, search, given)
 
         wrapped: Callable[..., Any] = call
-        for option in reversed([*before, model_options, *after]):
-            wrapped = option(wrapped)
-        return wrapped
+        for decorator in reversed(decorators):
+            wrapped = decorator(wrapped)
+        return calibrate.command(name, cls=Remembering, short_help=short_help)(wrapped)
 
     return decorate
 
 
-@calibrate.command(cls=Remembering, short_help="Find the layer for policy vtw.")
-@_option("--eta", "NATS", _ABOVE_0, 0.003, "Largest mean KL divergence that is accepted.")
-@_option(
-    "--from first", "K", _COUNT, 1, "First layer that may be chosen; the reference starts at 5."
+@_command(
+    "vtw",
+    "Find the layer for policy vtw.",
+    "vtw:VtwSearch",
+    _option("--eta", "NATS", _ABOVE_0, 0.003, "Largest mean KL divergence that is accepted."),
+    _option(
+        "--from first", "K", _COUNT, 1, "First layer that may be chosen; the reference starts at 5."
+    ),
+    _option(
+        "--tokens",
+        "N",
+        _COUNT,
+        1,
+        "Compare the first N tokens of the answer; the published search compares 1.",
+    ),
 )
-@_option(
-    "--tokens",
-    "N",
-    _COUNT,
-    1,
-    "Compare the first N tokens of the answer; the published search compares 1.",
-)
-@calibrating(limit=20)
-def vtw(task: CalibrateTask, *, eta: float, first: int, tokens: int) -> Search:
+def vtw() -> None:
     """Find the decoder layer before which vision may leave the prompt (VTW, arXiv 2405.05803).
 
     For each layer K, the distribution of the first answer token with the vision gone before layer K
@@ -137,21 +134,19 @@ def vtw(task: CalibrateTask, *, eta: float, first: int, tokens: int) -> Search:
       mvw calibrate vtw --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
       mvw calibrate vtw --questions dev.jsonl --profile qwen2.5-vl-7b --eta 0.001 -o fast.yaml
     """
-    from mvw_cli.calibrate.vtw import VtwSearch
-
-    return VtwSearch(eta=eta, first=first, tokens=tokens)
 
 
-@calibrate.command(cls=Remembering, short_help="Find m, or a tag, for policy mvw.")
-@_option("-m --m moments", "N,…", Listed(_COUNT, "moments"), _MOMENTS, "Moments to try.")
-@_option(
-    "--tags", "TAG,…", Listed(click.STRING, "tags"), None, "Tags to try as well, as </CAPTION>."
+@_command(
+    "mvw",
+    "Find m, or a tag, for policy mvw.",
+    "mvw:MvwSearch",
+    _option("-m --m moments", "N,…", Listed(_COUNT, "moments"), _MOMENTS, "Moments to try."),
+    _option(
+        "--tags", "TAG,…", Listed(click.STRING, "tags"), None, "Tags to try as well, as </CAPTION>."
+    ),
+    _option("--tolerance", "PART", _PART, 0.02, "The part of the answers that may get worse."),
 )
-@_option("--tolerance", "PART", _PART, 0.02, "The part of the answers that may get worse.")
-@calibrating(limit=20)
-def mvw(
-    task: CalibrateTask, *, moments: tuple[int, ...], tags: tuple[str, ...] | None, tolerance: float
-) -> Search:
+def mvw() -> None:
     """Find the smallest m, or the earliest tag, whose answers stay within the tolerance.
 
     Every item is answered without withdrawal, without its image, and under each m and tag. The rule
@@ -166,43 +161,38 @@ def mvw(
       mvw calibrate mvw --tags "</CAPTION>"
       mvw calibrate mvw --questions dev.jsonl --limit 200 --profile llava-cot --m 16,32,64,128
     """
-    from mvw_cli.calibrate.mvw import MvwSearch
-
-    return MvwSearch(moments=moments, tags=tags or (), tolerance=tolerance)
 
 
-@calibrate.command(cls=Remembering, short_help="Find the threshold for policy mass.")
-@_option(
-    "--thresholds",
-    "X,…",
-    Listed(_PART_ABOVE_0, "thresholds"),
-    None,
-    "Thresholds to try.  [default: 12 quantiles of the masses seen]",
+@_command(
+    "mass",
+    "Find the threshold for policy mass.",
+    "mass:MassSearch",
+    _option(
+        "--thresholds",
+        "X,…",
+        Listed(_PART_ABOVE_0, "thresholds"),
+        None,
+        "Thresholds to try.  [default: 12 quantiles of the masses seen]",
+    ),
+    _option(
+        "--tolerance",
+        "PART",
+        _PART,
+        0.02,
+        "The part of next tokens, and of answers, that may come out otherwise.",
+    ),
+    _option(
+        "--patience",
+        "N",
+        _COUNT,
+        4,
+        "Tokens in a row for which the average must be under the threshold.",
+    ),
+    _option(
+        "--smoothing", "PART", _PART_ABOVE_0, 0.3, "Weight of the newest token in the average."
+    ),
 )
-@_option(
-    "--tolerance",
-    "PART",
-    _PART,
-    0.02,
-    "The part of next tokens, and of answers, that may come out otherwise.",
-)
-@_option(
-    "--patience",
-    "N",
-    _COUNT,
-    4,
-    "Tokens in a row for which the average must be under the threshold.",
-)
-@_option("--smoothing", "PART", _PART_ABOVE_0, 0.3, "Weight of the newest token in the average.")
-@calibrating(limit=20)
-def mass(
-    task: CalibrateTask,
-    *,
-    thresholds: tuple[float, ...] | None,
-    tolerance: float,
-    patience: int,
-    smoothing: float,
-) -> Search:
+def mass() -> None:
     """Find the highest threshold of the vision attention mass that keeps the answers.
 
     Each item is answered once without withdrawal, and the mass after each token is kept: where any
@@ -217,47 +207,48 @@ def mass(
       mvw calibrate mass
       mvw calibrate mass --questions dev.jsonl --profile qwen3-vl-8b-thinking --patience 8
     """
-    from mvw_cli.calibrate.mass import MassSearch
-
-    return MassSearch(thresholds, tolerance, patience, smoothing)
 
 
-@calibrate.command(cls=Remembering, short_help="Train the gates of policy dyvte.")
-@_option(
-    "--along",
-    None,
-    click.Choice(["own", "reference"]),
-    "own",
-    "Answers to follow: the model's own, or those of the questions file.",
+@_command(
+    "dyvte",
+    "Train the gates of policy dyvte.",
+    "dyvte.search:DyvteSearch",
+    _option(
+        "--along",
+        None,
+        click.Choice(["own", "reference"]),
+        "own",
+        "Answers to follow: the model's own, or those of the questions file.",
+    ),
+    _option(
+        "--agreement",
+        "PART",
+        _PART,
+        0.99,
+        "Exit is right where more of the answer's tokens than this stay the likeliest …",
+    ),
+    _option(
+        "--loss-ratio",
+        "X",
+        click.FloatRange(1, 1e12),
+        1.03,
+        "… and the loss stays below X times the one with the vision.",
+    ),
+    _option("--lr", "RATE", _PART_ABOVE_0, 6e-5, "Learning rate."),
+    _option("--epochs", "N", _COUNT, 30, "How often each gate sees each question, on average."),
+    _option("--batch", "N", _COUNT, 16, "Questions in a batch of the training."),
+    _option(
+        "--held-out",
+        "PART",
+        click.FloatRange(0, 1, min_open=True, max_open=True),
+        0.2,
+        "Part of the images to judge the gates by, never trained on.",
+    ),
+    _option("--gate-dtype", None, click.Choice(_DTYPES), "model", "How the file holds the gates."),
+    _option("--slots", "N", _COUNT, 8, "Questions that the model answers at the same time."),
+    limit=500,
 )
-@_option(
-    "--agreement",
-    "PART",
-    _PART,
-    0.99,
-    "Exit is right where more of the answer's tokens than this stay the likeliest …",
-)
-@_option(
-    "--loss-ratio",
-    "X",
-    click.FloatRange(1, 1e12),
-    1.03,
-    "… and the loss stays below X times the one with the vision.",
-)
-@_option("--lr", "RATE", _PART_ABOVE_0, 6e-5, "Learning rate.")
-@_option("--epochs", "N", _COUNT, 30, "How often each gate sees each question, on average.")
-@_option("--batch", "N", _COUNT, 16, "Questions in a batch of the training.")
-@_option(
-    "--held-out",
-    "PART",
-    click.FloatRange(0, 1, min_open=True, max_open=True),
-    0.2,
-    "Part of the images to judge the gates by, never trained on.",
-)
-@_option("--gate-dtype", None, click.Choice(_DTYPES), "model", "How the file holds the gates.")
-@_option("--slots", "N", _COUNT, 8, "Questions that the model answers at the same time.")
-@calibrating(limit=500)
-def dyvte(task: CalibrateTask, *, lr: float, epochs: int, batch: int, **options: Any) -> Search:
+def dyvte() -> None:
     """Train the gates that choose the layer of exit for each prompt (DyVTE, arXiv 2411.19628).
 
     Each question is answered with the image, then read again with an exit before every layer. The
@@ -273,12 +264,3 @@ def dyvte(task: CalibrateTask, *, lr: float, epochs: int, batch: int, **options:
       mvw calibrate dyvte --images photos "What is shown?" --model llava-hf/llava-1.5-7b-hf
       mvw calibrate dyvte --questions train.jsonl --profile qwen2.5-vl-7b --epochs 50 -o fast.yaml
     """
-    from mvw_cli.calibrate.dyvte.search import DyvteSearch
-    from mvw_cli.calibrate.dyvte.training import Training
-
-    return DyvteSearch(
-        gates=task.sibling(".safetensors"),
-        work=task.sibling(".work"),
-        training=Training(lr, epochs, batch, task.seed),
-        **options,
-    )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mvw_cli import console
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.fingerprint import fingerprint
 from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
+from mvw_cli.bench.quality.answers import Stopped
 from mvw_cli.bench.verdict.derived_profile import check_no_part, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.cli.stderr_view import ProgressView
@@ -81,11 +83,13 @@ class CalibrateTask:
         return output.with_name(output.stem + ending)
 
 
-def run(task: CalibrateTask, make: Callable[[], Search]) -> int:
+def run(task: CalibrateTask, search_target: str, options: Mapping[str, object]) -> int:
     """Search, write everything, and return the exit code.
 
     Args:
-        make: makes the search; called once what is cheap to check has been checked.
+        search_target: module below `mvw_cli.calibrate` and class, imported once what is cheap to
+            check has been checked.
+        options: fields of the search.
 
     Raises:
         MvwError: something is missing or wrong, or nothing can be suggested; what was measured is
@@ -97,7 +101,9 @@ def run(task: CalibrateTask, make: Callable[[], Search]) -> int:
             view.progress("Preparing …")
             resolved = _resolved(task)
             items = _items(task, resolved, Path(scratch))
-            search = make()
+            module, name = search_target.split(":")
+            kind = getattr(import_module(f"mvw_cli.calibrate.{module}"), name)
+            search: Search = kind.for_output(Path(task.output), **options)
             search.check_items(items.items)
             running = _begun(task, resolved, items, search, view, stack)
         with finish_on_interrupt(view.on_interrupt) as shutdown:
@@ -129,17 +135,16 @@ def _resolved(task: CalibrateTask) -> Resolved:
 
 def _items(task: CalibrateTask, resolved: Resolved, scratch: Path) -> Items:
     """Find the items, or draw some into a folder."""
-
     question = task.question or resolved.profile.prompt.question or QUESTION
     if task.folder is not None or task.questions is not None:
-        paths = () if task.folder is None else (task.folder,)
         source = Source(
-            paths,
+            () if task.folder is None else (task.folder,),
             question=question,
             questions=task.questions,
             command=("mvw", "calibrate", task.method, "--images"),
         )
         items = own_items(source, task.limit, one=False)
+        cause = "none was found where they should be"
     else:
         items = generated_items(
             load_adapter(resolved.profile.adapter),
@@ -149,17 +154,12 @@ def _items(task: CalibrateTask, resolved: Resolved, scratch: Path) -> Items:
             seed=task.seed,
             question=question,
         )
-        if not items.meaningful:
-            raise UsageProblem(
-                "There are no images to calibrate on",
-                cause=f"adapter `{resolved.profile.adapter}` can't draw any that its model reads",
-                hint=shlex.join(["mvw", "calibrate", task.method, "--images", "DIR"]),
-            )
-    if not items.items:
+        cause = f"adapter `{resolved.profile.adapter}` can't draw any that its model reads"
+    if not items.meaningful or not items.items:
         raise UsageProblem(
             "There are no images to calibrate on",
-            cause="none was found where they should be",
-            hint=task.help,
+            cause=cause,
+            hint=f"mvw calibrate {task.method} --images DIR",
         )
     return items
 
@@ -205,12 +205,12 @@ def _searched(
     task: CalibrateTask, search: Search, running: SearchRun, view: ProgressView
 ) -> CalibrationReport | None:
     """Measure and choose; None where the user has interrupted it, which is said."""
-    from mvw_cli.calibrate.search import CalibrationReport, Interrupted, measure_all
+    from mvw_cli.calibrate.search import CalibrationReport, measure_all
 
     try:
         samples = measure_all(search, running)
         outcome = search.choose(running, samples)
-    except Interrupted:
+    except Stopped:
         view.done()
         store = running.store
         again = "the same command goes on"
@@ -237,13 +237,21 @@ def _delivered(task: CalibrateTask, search: Search, report: CalibrationReport) -
     Raises:
         MvwError: a file can't be written, or no candidate qualifies: after all else is there.
     """
-
     outcome, document = report.outcome, report.to_json()
     deliver(document, str(task.sibling(REPORT)))
     charts = {task.sibling(f".{chart.name}.svg"): chart for chart in search.charts(report)}
     written = [str(task.sibling(REPORT)), *map(str, write_charts(charts))]
     if outcome.withdrawal is not None:
-        _write_profile(task, search, report)
+        found = f"Found by: {shlex.join(report.command)}."
+        write_derived(
+            report.profile,
+            Path(task.output),
+            withdrawal=outcome.withdrawal,
+            description=f"{search.describe(outcome.withdrawal)}, by mvw calibrate on "
+            f"{len(report.samples)} samples",
+            reason=" ".join([found, outcome.reason, *outcome.remarks]),
+            hint=task.elsewhere,
+        )
         written.insert(0, task.output)
     if task.as_json:
         console.write(document)
@@ -260,19 +268,3 @@ def _delivered(task: CalibrateTask, search: Search, report: CalibrationReport) -
     if outcome.withdrawal is None:
         raise MvwError("Nothing is suggested", cause=outcome.reason, hint=task.help)
     return ExitCode.ITEMS_FAILED if report.left_out else ExitCode.OK
-
-
-def _write_profile(task: CalibrateTask, search: Search, report: CalibrationReport) -> None:
-
-    outcome = report.outcome
-    withdrawal: dict[str, Any] = outcome.withdrawal or {}
-    found = f"Found by: {shlex.join(report.command)}."
-    write_derived(
-        report.profile,
-        Path(task.output),
-        withdrawal=withdrawal,
-        description=f"{search.describe(withdrawal)}, by mvw calibrate on "
-        f"{len(report.samples)} samples",
-        reason=" ".join([found, outcome.reason, *outcome.remarks]),
-        hint=task.elsewhere,
-    )
