@@ -5,8 +5,11 @@ Every format draws these and nothing else, so that none of them says more than a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,11 @@ class Section:
     """For links and tests: `speed`."""
     title: str
     parts: list[Table | Sentence] = field(default_factory=list)
+
+
+def table_of(
+    columns: Mapping[str, Callable[[T], str]], items: Iterable[T], caption: str = ""
+) -> Table:
+    """Make a table with a row for each item; a column is a heading and what writes its cell."""
+    rows = [[write(item) for write in columns.values()] for item in items]
+    return Table(list(columns), rows, caption)

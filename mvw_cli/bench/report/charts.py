@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mvw_cli.bench.documents import (
     BASELINE,
@@ -28,10 +29,9 @@ def charts(report: ProfileReport) -> list[Chart]:
     found = [_time(cell) for cell in report.cells]
     found += [_attended(cell) for cell in report.cells if _attends_to_part(cell.arms)]
     for cell in report.cells:
-        found += [_kv_cache(cell), _device_memory(cell)]
+        found += _memory(cell)
     if report.attention is not None:
-        arms = report.cells[0].arms if report.cells else []
-        found += [_attention(report.attention, arms), _by_layer(report.attention)]
+        found += _attention(report.attention, report.cells[0].arms if report.cells else [])
     if report.answers is not None:
         mode = report.workload.mode
         found += [_quality(cell, report.answers, mode) for cell in report.cells]
@@ -84,73 +84,69 @@ def _attended(cell: Cell) -> Chart:
 # -- memory -----------------------------------------------------------------------------------
 
 _Read = Callable[[MemoryPoint], int | None]
-
-
-def _kv_cache(cell: Cell) -> Chart:
-    return _memory(
-        cell,
-        ("kv-cache", "KV cache"),
+_MEMORY: dict[str, tuple[str, str, str, _Read, _Read]] = {
+    "kv-cache": (
+        "KV cache",
         "Entries of the KV cache that are in use; behind them the storages that hold them.",
         "storages",
         lambda point: point.kv_bytes,
         lambda point: point.kv_allocated_bytes,
-    )
-
-
-def _device_memory(cell: Cell) -> Chart:
-    points = [point for arm in cell.arms for point in arm.memory.timeline]
-    if all(point.device_allocated_bytes is None for point in points):
-        return _memory(
-            cell,
-            ("process-memory", "Memory of the process"),
-            "Resident memory of the process.",
-            "",
-            lambda point: point.process_bytes,
-            lambda point: None,
-        )
-    return _memory(
-        cell,
-        ("device-memory", "Memory of the device"),
+    ),
+    "device-memory": (
+        "Memory of the device",
         "Memory that is allocated on the device; behind it what the allocator has reserved.",
         "reserved",
         lambda point: point.device_allocated_bytes,
         lambda point: point.device_reserved_bytes,
-    )
+    ),
+    "process-memory": (
+        "Memory of the process",
+        "Resident memory of the process.",
+        "",
+        lambda point: point.process_bytes,
+        lambda point: None,
+    ),
+}
+"""Title, caption, what the faint curve is, and where both are read."""
 
 
-def _memory(
-    cell: Cell,
-    names: tuple[str, str],
-    caption: str,
-    faint_label: str,
-    read: _Read,
-    read_faint: _Read,
-) -> Chart:
-    lines: list[Line] = []
-    for colour, arm in enumerate(cell.arms):
-        points = [point for point in arm.memory.timeline if read(point) is not None]
-        faint = [float(value) for point in points if (value := read_faint(point))]
-        if points:
-            lines.append(
-                Line(
-                    arm.name,
-                    colour,
-                    [float(point.token) for point in points],
-                    [float(read(point) or 0) for point in points],
-                    faint if len(faint) == len(points) else None,
-                    arm.withdrawn_after,
-                    # What is withdrawn after a token is gone at its point already.
-                    (arm.withdrawn_after or 0) - 0.5,
-                )
-            )
-    largest = max((max(*line.ys, *(line.faint or [0.0])) for line in lines), default=0.0)
+def _memory(cell: Cell) -> list[Chart]:
+    """Draw the KV cache, and the memory of the device or else of the process."""
+    points = [point for arm in cell.arms for point in arm.memory.timeline]
+    device = any(point.device_allocated_bytes is not None for point in points)
+    return [_memory_chart(cell, "kv-cache"),
+            _memory_chart(cell, "device-memory" if device else "process-memory")]  # fmt: skip
+
+
+def _memory_chart(cell: Cell, name: str) -> Chart:
+    title, caption, faint_label, read, read_faint = _MEMORY[name]
+    timelines = [
+        [point for point in arm.memory.timeline if read(point) is not None] for arm in cell.arms
+    ]
+    amounts = [value for points in timelines for point in points
+               for value in (read(point), read_faint(point)) if value]  # fmt: skip
+    largest = max(amounts, default=0)
     unit, size = next((pair for pair in _UNITS if largest >= pair[1]), _UNITS[-1])
-    for line in lines:
-        for values in (line.ys, line.faint or []):
-            values[:] = [value / size for value in values]
+    lines: list[Line] = []
+    for colour, (arm, points) in enumerate(zip(cell.arms, timelines, strict=True)):
+        if not points:
+            continue
+        after = arm.withdrawn_after
+        faint = [value / size for point in points if (value := read_faint(point))]
+        line = Line(
+            arm.name,
+            colour,
+            [float(point.token) for point in points],
+            [(read(point) or 0) / size for point in points],
+            faint if len(faint) == len(points) else None,
+            after,
+            # What is withdrawn after a token is gone at its point already.
+            (after or 0) - 0.5,
+        )
+        lines.append(line)
     return Chart(
-        f"{names[0]}-batch-{cell.batch}",
-        f"{names[1]} along the output, batch {cell.batch}",
+        f"{name}-batch-{cell.batch}",
+        f"{title} along the output, batch {cell.batch}",
         TOKENS,
         "memory",
         unit,
@@ -163,96 +159,115 @@ def _memory(
 # -- attention --------------------------------------------------------------------------------
 
 
-def _attention(found: AttentionMass, arms: Sequence[Arm]) -> Chart:
+def _attention(found: AttentionMass, arms: Sequence[Arm]) -> list[Chart]:
+    """Draw the mean over the layers, and each layer that was watched."""
     first = next((arm.withdrawn_after for arm in arms if arm.withdrawn_after is not None), None)
-    uniform = found.vision_share_of_entries
-    line = Line(
-        "vision tokens",
-        1,
-        [float(token) for token in range(1, len(found.mass) + 1)],
-        [100 * share for share in found.mass],
-        [100 * share for share in uniform] if len(uniform) == len(found.mass) else None,
-        first,
-        (first or 0) + 0.5,
-    )
-    cross = found.measure == "cross-attention"
     layers = plural(len(found.layers), "layer")
-    what = (
-        f"What {layers} of cross-attention add to the stream, as a share of its size"
-        if cross
-        else f"The share of the attention that goes to vision tokens, mean over heads and {layers}"
-    )
-    return Chart(
-        "attention",
-        "What vision adds to each token" if cross else "Attention on vision tokens",
-        TOKENS,
-        "share added" if cross else "share of attention",
-        "%",
-        f"{what}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
-        [line] if found.mass else [],
-        "what uniform attention would give",
-    )
-
-
-def _by_layer(found: AttentionMass) -> Chart:
+    if found.measure == "cross-attention":
+        title, y_label = "What vision adds to each token", "share added"
+        what = f"What {layers} of cross-attention add to the stream, as a share of its size"
+    else:
+        title, y_label = "Attention on vision tokens", "share of attention"
+        what = "The share of the attention that goes to vision tokens, "
+        what += f"mean over heads and {layers}"
+    mean = _share_line("vision tokens", 1, found.mass)
+    uniform = found.vision_share_of_entries
+    if len(uniform) == len(found.mass):
+        mean = replace(mean, faint=[100 * share for share in uniform])
+    mean = replace(mean, withdrawn_after=first, withdrawn_x=(first or 0) + 0.5)
     # A report with layers that have no figures does not tell which they are.
     complete = len(found.layers) == len(found.by_layer) > 1
-    pairs = list(zip(found.layers, found.by_layer, strict=True)) if complete else []
     lines = [
-        Line(
-            f"layer {layer}",
-            1 + place,
-            [float(token) for token in range(1, len(mass) + 1)],
-            [100 * share for share in mass],
+        _share_line(f"layer {layer}", place, mass)
+        for place, (layer, mass) in enumerate(
+            zip(found.layers, found.by_layer, strict=False), start=1
         )
-        for place, (layer, mass) in enumerate(pairs)
-        if mass
+        if mass and complete
     ]
-    whole = _attention(found, [])
-    return Chart(
-        "attention-by-layer",
-        f"{whole.title}, by layer",
-        TOKENS,
-        whole.y_label,
-        whole.unit,
-        "The same for each layer that was watched: the stronger the colour, the larger the "
-        f"share, up to {max((max(line.ys) for line in lines), default=0.0):.0f} %.",
-        lines,
-        heatmap=True,
-    )
+    largest = max((max(line.ys) for line in lines), default=0.0)
+    return [
+        Chart(
+            "attention",
+            title,
+            TOKENS,
+            y_label,
+            "%",
+            f"{what}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
+            [mean] if found.mass else [],
+            "what uniform attention would give",
+        ),
+        Chart(
+            "attention-by-layer",
+            f"{title}, by layer",
+            TOKENS,
+            y_label,
+            "%",
+            "The same for each layer that was watched: the stronger the colour, the larger the "
+            f"share, up to {largest:.0f} %.",
+            lines,
+            heatmap=True,
+        ),
+    ]
+
+
+def _share_line(name: str, colour: int, shares: Sequence[float]) -> Line:
+    xs = [float(token) for token in range(1, len(shares) + 1)]
+    return Line(name, colour, xs, [100 * share for share in shares])
 
 
 # -- quality against speed --------------------------------------------------------------------
+
+_Interval = tuple[float, float] | None
+_QUALITY: dict[
+    str, tuple[Callable[[Comparison, Answers], float | None], Callable[[Comparison], _Interval]]
+] = {
+    "right answers": (
+        lambda arm, found: _share(arm.correct, found.references),
+        lambda arm: arm.accuracy_interval_95,
+    ),
+    "same answer": (lambda arm, _: _share(arm.same_answer, arm.items), lambda arm: None),
+    "same next token": (lambda arm, _: arm.agreement, lambda arm: arm.agreement_interval_95),
+    "identical answers": (lambda arm, _: _share(arm.identical, arm.items), lambda arm: None),
+}
+"""What quality can be, the best first, with its interval: the first that is known is drawn."""
+
+
+def _share(amount: int | None, whole: int) -> float | None:
+    return amount / whole if amount is not None and whole else None
 
 
 def _quality(cell: Cell, answers: Answers, mode: Mode) -> Chart:
     """Set the answers of each arm against its speed; the chart is empty without two arms."""
     key = "answer" if mode == "natural" else "tokens_per_s"
-    name, read, interval = quality_measure(answers)
-    compared = {arm.name: arm for arm in answers.arms}
+    name = next(
+        (name for name, (read, _) in _QUALITY.items()
+         if any(read(arm, answers) is not None for arm in answers.arms)),
+        "identical answers",
+    )  # fmt: skip
+    read, interval = _QUALITY[name]
+    reached = {arm.name: read(arm, answers) for arm in answers.arms}
+    ends = {arm.name: interval(arm) for arm in answers.arms}
+    if not answers.references and reached.get(BASELINE) is None:
+        reached[BASELINE] = 1.0  # it is the same as itself
     points = []
     for colour, arm in enumerate(cell.arms):
         baseline = arm.name == BASELINE
-        found = compared.get(arm.name)
         ratio = Ratio(1.0, (1.0, 1.0), 0) if baseline else arm.ratios.get(key)
-        reached = None if found is None else read(found)
-        if baseline and reached is None and not answers.references:
-            reached = 1.0  # it is the same as itself
-        if ratio is None or reached is None:
-            continue
-        ends = None if found is None else interval(found)
-        points.append(
-            Point(
-                arm.name,
-                colour,
-                ratio.median,
-                100 * reached,
-                None if baseline else ratio.interval_95,
-                None if ends is None else (100 * ends[0], 100 * ends[1]),
+        share, low_high = reached.get(arm.name), ends.get(arm.name)
+        if ratio is not None and share is not None:
+            points.append(
+                Point(
+                    arm.name,
+                    colour,
+                    ratio.median,
+                    100 * share,
+                    None if baseline else ratio.interval_95,
+                    low_high and (100 * low_high[0], 100 * low_high[1]),
+                )
             )
-        )
     shown = {arm.name for arm in cell.arms}
-    others = [(arm.name, read(arm)) for arm in answers.arms if arm.name not in shown]
+    others = ((name, 100 * share) for name, share in reached.items()
+              if name not in shown and share is not None)  # fmt: skip
     speed = "answers per second" if key == "answer" else "tokens per second"
     return Chart(
         f"quality-speed-batch-{cell.batch}",
@@ -262,33 +277,5 @@ def _quality(cell: Cell, answers: Answers, mode: Mode) -> Chart:
         "%",
         f"Each arm by its speed against {BASELINE} and by its answers, with 95 % intervals.",
         points=points if len(points) > 1 else [],
-        reference=next(((arm, 100 * value) for arm, value in others if value is not None), None),
+        reference=next(others, None),
     )
-
-
-_Share = Callable[[Comparison], float | None]
-_Interval = Callable[[Comparison], tuple[float, float] | None]
-
-
-def quality_measure(answers: Answers) -> tuple[str, _Share, _Interval]:
-    """Choose what quality is: right answers, or the same answers, next tokens or texts."""
-    if answers.references:
-        total = answers.references
-        return (
-            "right answers",
-            lambda arm: None if arm.correct is None else arm.correct / total,
-            lambda arm: arm.accuracy_interval_95,
-        )
-    if any(arm.same_answer is not None for arm in answers.arms):
-        return "same answer", _same_answer, lambda arm: None
-    if any(arm.agreement is not None for arm in answers.arms):
-        return "same next token", lambda arm: arm.agreement, lambda arm: arm.agreement_interval_95
-    return (
-        "identical answers",
-        lambda arm: arm.identical / arm.items if arm.items else None,
-        lambda arm: None,
-    )
-
-
-def _same_answer(arm: Comparison) -> float | None:
-    return arm.same_answer / arm.items if arm.same_answer is not None and arm.items else None

@@ -13,6 +13,7 @@ from mvw_cli.bench.report.tables import (
     total_ms,
     verdicts,
 )
+from mvw_cli.bench.verdict.verdict import measured
 from mvw_cli.render import html
 from mvw_cli.render.chart import Chart
 from mvw_cli.render.sections import Section, Sentence
@@ -62,6 +63,7 @@ def page(report: ProfileReport) -> str:
         baseline=BASELINE,
         cells=report.cells,
         factor=factor,
+        measured=measured,
         percent=percent,
         caption=caption,
         milliseconds=milliseconds,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from textwrap import wrap
 
 from mvw_cli.bench.documents import BASELINE, Answers, Arm, Comparison, Memory, ProfileReport
-from mvw_cli.bench.report.tables import suggestion, verdicts, written
+from mvw_cli.bench.report.tables import judged_ratio, suggestion, verdicts, written
 from mvw_cli.bench.stats import Ratio
-from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.render.sections import Section, Sentence, Table, table_of
 from mvw_cli.text import MISSING, factor, number, plural, readable_bytes
 
 LINES = 40
@@ -61,41 +61,44 @@ def _height(table: Table, width: int) -> int:
     return math.ceil(needed / width) * (1 + len(table.rows))
 
 
+_Row = tuple[str, str, Arm | None]
+"""Batch and name of an arm; without figures where only its answers were compared."""
+
+
 def _arms(report: ProfileReport) -> Table | None:
     if not report.cells:
         return None
-    several, answers = len(report.cells) > 1, report.answers
+    answers = report.answers
     compared = {} if answers is None else {arm.name: arm for arm in answers.arms}
-    bounds = any(arm.bound for cell in report.cells for arm in cell.arms)
-    columns = ["BATCH"] if several else []
-    columns += ["ARM", "TOKENS/S", f"× {BASELINE} [95 %]", *(["BOUND"] if bounds else []), "KV"]
-    columns += [] if answers is None else [_quality_name(answers)]
-    rows = []
-    for cell in report.cells:
-        for arm in cell.arms:
-            row = [f"{cell.batch}"] if several else []
-            row += [arm.name, number(arm.tokens_per_s.median)]
-            row.append(against(arm.ratios.get("tokens_per_s")))
-            row += [_bound(arm)] if bounds else []
-            row.append(_kv(arm.memory))
-            if answers is not None:
-                row.append(written(compared.get(arm.name), lambda one: _quality(one, answers)))
-            rows.append(row)
+    rows: list[_Row] = [
+        (str(cell.batch), arm.name, arm) for cell in report.cells for arm in cell.arms
+    ]
+    measured = {name for _, name, _ in rows}
+    rows += [(MISSING, name, None) for name in compared if name not in measured]
+    columns: dict[str, Callable[[_Row], str]] = {
+        "BATCH": lambda row: row[0],
+        "ARM": lambda row: row[1],
+        "TOKENS/S": lambda row: written(row[2], lambda arm: number(arm.tokens_per_s.median)),
+        f"× {BASELINE} [95 %]": lambda row: written(
+            row[2], lambda arm: against(arm.ratios.get("tokens_per_s"))
+        ),
+        "BOUND": lambda row: written(row[2], _bound),
+        "KV": lambda row: written(row[2], lambda arm: _kv(arm.memory)),
+    }
+    if len(report.cells) == 1:
+        del columns["BATCH"]
+    if not any(arm and arm.bound for _, _, arm in rows):
+        del columns["BOUND"]
     if answers is not None:
-        shown = {arm.name for cell in report.cells for arm in cell.arms}
-        blank = [MISSING] * (len(columns) - 2 - several)
-        for name, one in compared.items():
-            if name not in shown:
-                rows.append([*([MISSING] if several else []), name, *blank, _quality(one, answers)])
-    return Table(columns, rows)
+        columns[_quality_name(answers)] = lambda row: written(
+            compared.get(row[1]), lambda one: _quality(one, answers)
+        )
+    return table_of(columns, rows)
 
 
 def against(found: Ratio | None) -> str:
     """Write a ratio of rates; it says `faster` or `slower` only where that is shown."""
-    if found is None:
-        return MISSING
-    told = factor(found.median, found.interval_95)
-    return told if found.shown == "no difference shown" else f"{told} {found.shown}"
+    return judged_ratio(found).removesuffix(" no difference shown")
 
 
 def _bound(arm: Arm) -> str:

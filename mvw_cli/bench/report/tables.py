@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mvw_cli.bench.documents import (
     BASELINE,
@@ -18,20 +18,20 @@ from mvw_cli.bench.documents import (
     Cell,
     Comparison,
     Memory,
-    Mode,
     Phases,
     ProfileReport,
     Vision,
 )
 from mvw_cli.bench.stats import Ratio, Summary
-from mvw_cli.cost.bounds import Plan
-from mvw_cli.cost.case import Device, StepBound
-from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.bench.verdict.verdict import measured
+from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
+from mvw_cli.cost.case import StepBound
+from mvw_cli.render.prose import named_sentences
+from mvw_cli.render.sections import Section, Sentence, Table, table_of
 from mvw_cli.text import (
     MISSING,
     count,
     factor,
-    millions,
     milliseconds,
     number,
     percent,
@@ -44,6 +44,7 @@ from mvw_cli.text import (
 
 Parts = list[Table | Sentence]
 T = TypeVar("T")
+_PACKAGE = "mvw_cli.bench.report"
 
 ARMS_PER_TABLE = 4
 PHASES = {
@@ -87,7 +88,7 @@ def caption(cell: Cell) -> str:
 
 def judged_ratio(found: Ratio | None) -> str:
     """Write a ratio of rates, and what its interval allows to say."""
-    return MISSING if found is None else f"{factor(found.median, found.interval_95)} {found.shown}"
+    return written(found, lambda ratio: f"{measured(ratio)} {ratio.shown}")
 
 
 def written(value: T | None, write: Callable[[T], str]) -> str:
@@ -95,52 +96,17 @@ def written(value: T | None, write: Callable[[T], str]) -> str:
     return MISSING if value is None else write(value)
 
 
-# -- what was run -----------------------------------------------------------------------------
+def note(name: str) -> Sentence:
+    """Return what is to be known to read a table."""
+    return Sentence(named_sentences(_PACKAGE, "notes.txt.j2", BASELINE=BASELINE)[name])
 
 
 def _environment(report: ProfileReport) -> Parts:
-    model, work, env = report.model, report.workload, report.environment
-    weights = "random weights" if model.random_weights else f"revision {model.revision or 'local'}"
-    length = (
-        f"{work.new_tokens:,} tokens each, whatever the model writes"
-        if work.mode == "fixed"
-        else f"natural, at most {work.new_tokens:,} tokens each"
-    )
-    software = {
-        "mvw": env.mvw,
-        "Python": env.python,
-        "torch": env.torch,
-        "transformers": env.transformers,
-        "flash-attn": env.flash_attn,
-    }
-    rows = [
-        ["model", f"{model.name} ({weights}), adapter {model.adapter}"],
-        ["held as", f"{model.dtype} on {model.device}, attention {model.attention}"],
-        ["device", f"{env.device_name}, {plural(env.threads, 'CPU thread')}"],
-        ["software", ", ".join(f"{name} {version}" for name, version in software.items()
-                               if version)],
-        ["platform", env.platform],
-        [
-            "input",
-            f"{plural(work.items, 'item')} ({work.source}); the first: image of "
-            f"{work.image_width_px} x {work.image_height_px} px, "
-            f"{plural(work.vision_tokens, 'vision token')}, "
-            f"prompt of {plural(work.prompt_tokens, 'token')}",
-        ],
-        ["output", length],
-    ]  # fmt: skip
-    if report.cells:
-        measured = (
-            f"at least {plural(work.runs, 'pair')} and {number(work.min_time_s)} s, "
-            f"after {plural(work.warm_up, 'warm-up run')}; seed {work.seed}"
-        )
-        rows.append(["measured", measured])
-    rows.append(["started", f"{report.started}, took {seconds(report.seconds)}"])
-    rows.append(["command", shlex.join(report.command)])
-    parts: Parts = [Table(["WHAT", "VALUE"], rows)]
-    cost = report.profiler_cost
-    if cost is not None:
-        told = factor(cost.median, cost.interval_95)
+    facts = named_sentences(_PACKAGE, "environment.txt.j2", report=report)
+    facts["command"] = shlex.join(report.command)
+    parts: Parts = [Table(["WHAT", "VALUE"], [[name, fact] for name, fact in facts.items()])]
+    if report.profiler_cost is not None:
+        told = measured(report.profiler_cost)
         parts.append(
             Sentence(
                 f"Decode with the profiler's marks takes {told} the time of decode without them."
@@ -174,11 +140,12 @@ def total_ms(phases: Phases) -> float:
 
 def _phase(phases: Phases, key: str) -> str:
     summary: Summary | None = getattr(phases, key)
-    if summary is None:
-        return MISSING
-    total = total_ms(phases)
-    share = f"  {percent(summary.median / total)}" if total else ""
-    return f"{milliseconds(summary.median)}{share}"
+    return written(summary, lambda one: _with_share(milliseconds, one.median, total_ms(phases)))
+
+
+def _with_share(write: Callable[[Any], str], value: float, whole: float) -> str:
+    """Write a value, and its share of a whole."""
+    return f"{write(value)}  {percent(value / whole)}" if whole else write(value)
 
 
 # What it is called, its name in `Arm.ratios`, where it lies, how it is written.
@@ -196,160 +163,129 @@ _FIGURES: list[tuple[str, str | None, Callable[[Arm], Summary | None], Callable[
 
 def _speed(report: ProfileReport) -> Parts:
     parts: Parts = []
-    mode = report.workload.mode
+    natural = report.workload.mode == "natural"
+    columns = ["FIGURE", "ARM", "MEDIAN", "P90", "P99", "SPREAD", f"AGAINST {BASELINE} [95 %]"]
     for cell in report.cells:
-        columns = ["FIGURE", "ARM", "MEDIAN", "P90", "P99", "SPREAD", f"AGAINST {BASELINE} [95 %]"]
-        parts.append(Table(columns, _speed_rows(cell, mode), caption(cell)))
-        parts += [Sentence(_unstable(text), "warning") for text in cell.unstable]
+        parts.append(Table(columns, _speed_rows(cell, natural), caption(cell)))
+        for text in cell.unstable:
+            told = "unstable" in text.lower() or "ended early" in text
+            parts.append(Sentence(text if told else f"Unstable: {text}", "warning"))
     if any(arm.ratios for cell in report.cells for arm in cell.arms):
-        parts.append(
-            Sentence(
-                f"Ratios are rates against {BASELINE}, so above 1 is better: the median of pairs "
-                "that were run in turn, with its 95 % bootstrap interval. Where that covers 1, no "
-                "difference is shown."
-            )
-        )
-    if parts and mode == "natural":
-        parts.append(
-            Sentence(
-                "Answers end where the model ends them, so their lengths differ: tokens per "
-                "second and seconds per answer need not agree."
-            )
-        )
+        parts.append(note("ratios"))
+    if parts and natural:
+        parts.append(note("natural"))
     return parts
 
 
-def _unstable(text: str) -> str:
-    told = "unstable" in text.lower() or "ended early" in text
-    return text if told else f"Unstable: {text}"
-
-
-def _speed_rows(cell: Cell, mode: Mode) -> list[list[str]]:
+def _speed_rows(cell: Cell, natural: bool) -> list[list[str]]:
     withdraws = any(arm.tpot_after_ms is not None for arm in cell.arms)
     rows = []
     for name, key, read, write in _FIGURES:
         if name.startswith("  ") and not withdraws:
             continue  # a part of the output is worth a row only where some arm has another part
         # Steps of one run differ by nature, and so do answers that end where they like.
-        judged = key in ("ttft", "tokens_per_s") or (key == "answer" and mode == "fixed")
+        judged = key in ("ttft", "tokens_per_s") or (key == "answer" and not natural)
         for arm in cell.arms:
             summary = read(arm)
-            if summary is not None:
-                values = (summary.median, summary.p90, summary.p99)
-                against = judged_ratio(arm.ratios.get(key) if key else None)
-                spread = _spread(summary, judged=judged)
-                rows.append([name, arm.name, *map(write, values), spread, against])
+            if summary is None:
+                continue
+            spread = percent(summary.spread) if len(summary.samples) > 1 else MISSING
+            spread += " unstable" if judged and summary.unstable else ""
+            values = map(write, (summary.median, summary.p90, summary.p99))
+            against = judged_ratio(arm.ratios.get(key) if key else None)
+            rows.append([name, arm.name, *values, spread, against])
     return rows
-
-
-def _spread(summary: Summary, *, judged: bool) -> str:
-    if len(summary.samples) < 2:
-        return MISSING
-    return f"{percent(summary.spread)}{' unstable' if judged and summary.unstable else ''}"
 
 
 # -- vision and memory ------------------------------------------------------------------------
 
-# Left out where all arms have the same.
-_VISION_COLUMNS: list[tuple[str, Callable[[Arm, Vision], str]]] = [
-    ("HELD AFTER THE PREFILL", lambda arm, seen: count(round(seen.entries_held, 2))),
-    (
-        "KV AFTER THE PREFILL",
-        lambda arm, seen: written(arm.memory.kv_bytes_prefilled, readable_bytes),
-    ),
-    ("WITHDRAWALS", lambda arm, seen: count(round(seen.withdrawals, 2))),
-    ("LOOK-BACKS", lambda arm, seen: count(round(seen.look_backs, 2))),
-    (
-        "OFFLOADED TO THE HOST",
-        lambda arm, seen: readable_bytes(arm.memory.host_offloaded_peak_bytes),
-    ),
-]
+_Seen = tuple[Arm, Vision, float]
+"""An arm with its vision, and the vision tokens that the baseline attends to."""
+_SEEN: dict[str, Callable[[_Seen], str]] = {
+    "ARM": lambda one: one[0].name,
+    "ATTENDED BY A TOKEN": lambda one: _with_share(_means, one[1].attended, one[2]),
+    "HELD AFTER THE PREFILL": lambda one: _means(one[1].entries_held),
+    "KV AFTER THE PREFILL": lambda one: _bytes(one[0].memory.kv_bytes_prefilled),
+    "WITHDRAWALS": lambda one: _means(one[1].withdrawals),
+    "LOOK-BACKS": lambda one: _means(one[1].look_backs),
+    "OFFLOADED TO THE HOST": lambda one: _bytes(one[0].memory.host_offloaded_peak_bytes),
+}
+
+
+def _means(value: float) -> str:
+    return count(round(value, 2))
+
+
+def _bytes(amount: int | None) -> str:
+    return written(amount, readable_bytes)
 
 
 def _vision(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
-        whole = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
-        seen = [(arm, arm.vision) for arm in cell.arms if arm.vision is not None]
-        rows = [[arm.name, _attended(one, whole)] for arm, one in seen]
-        if len({row[1] for row in rows}) < 2:
-            continue
-        columns = ["ARM", "ATTENDED BY A TOKEN"]
-        for name, read in _VISION_COLUMNS:
-            cells = [read(arm, one) for arm, one in seen]
-            if len(set(cells)) > 1:
-                columns.append(name)
-                rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
-        parts.append(Table(columns, rows, caption(cell)))
+        baseline = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
+        whole = baseline.attended if baseline else 0.0
+        seen = [(arm, arm.vision, whole) for arm in cell.arms if arm.vision is not None]
+        # What all arms have in common is left out.
+        columns = {
+            name: write for name, write in _SEEN.items() if len({write(one) for one in seen}) > 1
+        }
+        if "ATTENDED BY A TOKEN" in columns:
+            parts.append(table_of(columns, seen, caption(cell)))
     if parts:
-        parts.append(
-            Sentence(
-                "Attended are the vision tokens that the query of a generated token sees, mean "
-                "over its answer and over the layers that hold vision where nothing is withdrawn. "
-                "Held are entries of the KV cache, all layers together; withdrawals are counted "
-                "while decoding, by answer."
-            )
-        )
+        parts.append(note("vision"))
     return parts
 
 
-def _attended(seen: Vision, baseline: Vision | None) -> str:
-    told = count(round(seen.attended, 2))
-    if baseline is None or not baseline.attended:
-        return told
-    return f"{told}  {percent(seen.attended / baseline.attended)}"
-
-
-_KV_COLUMNS = ["ARM", "WITHDRAWN AFTER", "KV BEFORE", "KV AFTER", "FREED", "BY FORMULA",
-               "STORAGE AT END"]  # fmt: skip
-_PEAK_COLUMNS = ["ARM", "WEIGHTS", "ALLOCATED, PEAK", "RESERVED, PEAK", "PROCESS, PEAK",
-                 "ON DEVICE, AT END"]  # fmt: skip
+_KV: dict[str, Callable[[Arm], str]] = {
+    "ARM": lambda arm: arm.name,
+    "WITHDRAWN AFTER": lambda arm: written(arm.withdrawn_after, lambda m: plural(m, "token")),
+    "KV BEFORE": lambda arm: _bytes(arm.memory.kv_bytes_before),
+    "KV AFTER": lambda arm: _bytes(arm.memory.kv_bytes_after),
+    "FREED": lambda arm: _freed(arm.memory),
+    "BY FORMULA": lambda arm: _by_formula(arm.memory),
+    "STORAGE AT END": lambda arm: _bytes(
+        arm.memory.timeline[-1].kv_allocated_bytes if arm.memory.timeline else None
+    ),
+}
+_PEAKS: dict[str, Callable[[Arm], str]] = {
+    "ARM": lambda arm: arm.name,
+    "WEIGHTS": lambda arm: _bytes(arm.memory.weight_bytes),
+    "ALLOCATED, PEAK": lambda arm: _bytes(arm.memory.device_allocated_peak_bytes),
+    "RESERVED, PEAK": lambda arm: _bytes(arm.memory.device_reserved_peak_bytes),
+    "PROCESS, PEAK": lambda arm: _bytes(arm.memory.process_peak_bytes),
+    "ON DEVICE, AT END": lambda arm: _bytes(arm.memory.device_process_bytes),
+}
 
 
 def _memory(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
-        rows = [_kv_row(arm) for arm in cell.arms]
-        parts.append(Table(_KV_COLUMNS, rows, f"KV cache. {caption(cell)}"))
+        parts.append(table_of(_KV, cell.arms, f"KV cache. {caption(cell)}"))
         parts += [
             Sentence(_disagreement(arm), "warning")
             for arm in cell.arms
             if _by_formula(arm.memory) == "differs"
         ]
-        peaks = [_peak_row(arm) for arm in cell.arms]
-        parts.append(Table(_PEAK_COLUMNS, peaks, f"Peaks. {caption(cell)}"))
+        parts.append(table_of(_PEAKS, cell.arms, f"Peaks. {caption(cell)}"))
     if parts:
-        parts.append(
-            Sentence(
-                "KV bytes are counted from the storages. A peak is reached at the prefill, before "
-                "anything is withdrawn while decoding: what that frees shows along the output."
-            )
-        )
+        parts.append(note("memory"))
     plan = report.plan
     if plan is not None and (plan.largest_batch_before or plan.largest_batch_after):
-        fitting = {
-            "with the vision tokens to the end": plan.largest_batch_before,
-            f"once they are withdrawn after {plan.withdrawn_after}": plan.largest_batch_after,
-        }
-        rows = [[name, written(size, count)] for name, size in fitting.items()]
+        rows = [
+            ["with the vision tokens to the end", written(plan.largest_batch_before, count)],
+            [
+                f"once they are withdrawn after {plan.withdrawn_after}",
+                written(plan.largest_batch_after, count),
+            ],
+        ]
         parts.append(Table(["CACHES THAT FIT BESIDE THE WEIGHTS", "SEQUENCES"], rows))
     return parts
 
 
-def _kv_row(arm: Arm) -> list[str]:
-    memory = arm.memory
+def _freed(memory: Memory) -> str:
     freed = memory.kv_bytes_before - memory.kv_bytes_after
-    share = f"{readable_bytes(freed)}  {percent(freed / memory.kv_bytes_before)}" if freed else ""
-    end = memory.timeline[-1].kv_allocated_bytes if memory.timeline else None
-    return [
-        arm.name,
-        written(arm.withdrawn_after, lambda tokens: plural(tokens, "token")),
-        readable_bytes(memory.kv_bytes_before),
-        readable_bytes(memory.kv_bytes_after),
-        share if freed > 0 else MISSING,
-        _by_formula(memory),
-        written(end, readable_bytes),
-    ]
+    return _with_share(readable_bytes, freed, memory.kv_bytes_before) if freed > 0 else MISSING
 
 
 def _by_formula(memory: Memory) -> str:
@@ -357,16 +293,16 @@ def _by_formula(memory: Memory) -> str:
         (memory.kv_bytes_before, memory.kv_formula_bytes_before),
         (memory.kv_bytes_after, memory.kv_formula_bytes_after),
     )
-    known = [(found, formula) for found, formula in pairs if formula is not None]
+    known = [found == formula for found, formula in pairs if formula is not None]
     if not known:
         return MISSING
-    return "agrees" if all(found == formula for found, formula in known) else "differs"
+    return "agrees" if all(known) else "differs"
 
 
 def _disagreement(arm: Arm) -> str:
     held = arm.memory
     before, after = (
-        written(amount, lambda exact: f"{exact:,}")
+        written(amount, count)
         for amount in (held.kv_formula_bytes_before, held.kv_formula_bytes_after)
     )
     return (
@@ -376,19 +312,35 @@ def _disagreement(arm: Arm) -> str:
     )
 
 
-def _peak_row(arm: Arm) -> list[str]:
-    memory = arm.memory
-    amounts = (
-        memory.weight_bytes,
-        memory.device_allocated_peak_bytes,
-        memory.device_reserved_peak_bytes,
-        memory.process_peak_bytes,
-        memory.device_process_bytes,
-    )
-    return [arm.name, *(written(amount, readable_bytes) for amount in amounts)]
-
-
 # -- bounds -----------------------------------------------------------------------------------
+
+_DECODE: dict[str, Callable[[tuple[Cell, Arm, ArmBound]], str]] = {
+    "BATCH": lambda one: str(one[0].batch),
+    "ARM": lambda one: one[1].name,
+    "A STEP READS": lambda one: _step(one[2].before),
+    "AT ITS LEAST": lambda one: _step(one[2].after),
+    "AT MOST": lambda one: factor(one[2].speedup),
+    "MEASURED, TOKENS PER S": lambda one: judged_ratio(one[1].ratios.get("tokens_per_s")),
+}
+_PREFILL: dict[str, Callable[[tuple[Cell, Arm, PrefillBound]], str]] = {
+    "BATCH": lambda one: str(one[0].batch),
+    "ARM": lambda one: one[1].name,
+    "PREFILL COMPUTES": lambda one: (
+        f"{scaled(one[2].flops, 'FLOP')}  {percent(one[2].share)} of the {BASELINE}'s"
+    ),
+    "TAKES AT LEAST": lambda one: written(one[2].seconds, seconds),
+    "AT MOST": lambda one: factor(one[2].speedup),
+    "MEASURED, FIRST TOKEN": lambda one: judged_ratio(one[1].ratios.get("ttft")),
+}
+_BATCHES: dict[str, Callable[[BatchBound], str]] = {
+    "BATCH": lambda bound: str(bound.batch),
+    "A STEP READS": lambda bound: _step(bound.before),
+    "AFTER WITHDRAWAL": lambda bound: _step(bound.after),
+    "TAKES AT LEAST": lambda bound: written(bound.before.seconds, seconds),
+    "AFTER": lambda bound: written(bound.after.seconds, seconds),
+    "STEP AT MOST": lambda bound: factor(bound.speedup),
+    "ANSWER AT MOST": lambda bound: factor(bound.speedup_of_answer),
+}
 
 
 def verdicts(report: ProfileReport) -> list[str]:
@@ -401,105 +353,31 @@ def _bound(report: ProfileReport) -> Parts:
     parts: Parts = [Sentence(text, "verdict") for text in verdicts(report)]
     if report.plan is not None:
         parts += plan_tables(report.plan)
-    arms = [(cell, arm) for cell in report.cells for arm in cell.arms]
-    rows = [
-        [
-            str(cell.batch),
-            arm.name,
-            _step(arm.bound.before),
-            _step(arm.bound.after),
-            factor(arm.bound.speedup),
-            judged_ratio(arm.ratios.get("tokens_per_s")),
-        ]
-        for cell, arm in arms
-        if arm.bound is not None and arm.ratios
+    bounds = [
+        (cell, arm, arm.bound)
+        for cell in report.cells
+        for arm in cell.arms
+        if arm.bound is not None
     ]
-    if rows:
-        columns = ["BATCH", "ARM", "A STEP READS", "AT ITS LEAST", "AT MOST",
-                   "MEASURED, TOKENS PER S"]  # fmt: skip
-        parts.append(Table(columns, rows, "Decode: bound and measurement"))
-    return [*parts, *_prefill_bounds(report)]
-
-
-def _prefill_bounds(report: ProfileReport) -> Parts:
-    """Set the time to the first token beside its bound, where arms act in the prefill."""
-    rows = []
-    for cell in report.cells:
-        bounds = [(arm, arm.bound.prefill) for arm in cell.arms if arm.bound and arm.bound.prefill]
-        if all(prefill.share >= 1 for _, prefill in bounds):
-            continue
-        rows += [
-            [
-                str(cell.batch),
-                arm.name,
-                f"{scaled(prefill.flops, 'FLOP')}  {percent(prefill.share)} of the {BASELINE}'s",
-                written(prefill.seconds, seconds),
-                factor(prefill.speedup),
-                judged_ratio(arm.ratios.get("ttft")),
-            ]
-            for arm, prefill in bounds
-            if arm.ratios
-        ]
-    columns = ["BATCH", "ARM", "PREFILL COMPUTES", "TAKES AT LEAST", "AT MOST",
-               "MEASURED, FIRST TOKEN"]  # fmt: skip
-    return [Table(columns, rows, "Prefill: bound and measurement")] if rows else []
+    decode = [one for one in bounds if one[1].ratios]
+    if decode:
+        parts.append(table_of(_DECODE, decode, "Decode: bound and measurement"))
+    prefills = [(cell, arm, bound.prefill) for cell, arm, bound in bounds if bound.prefill]
+    acting = {cell.batch for cell, _, prefill in prefills if prefill.share < 1}
+    prefills = [one for one in prefills if one[0].batch in acting and one[1].ratios]
+    if prefills:
+        parts.append(table_of(_PREFILL, prefills, "Prefill: bound and measurement"))
+    return parts
 
 
 def plan_tables(plan: Plan) -> Parts:
     """Put the bounds that are known without a measurement into tables."""
-    vision, text = (
-        plural(plan.vision_tokens, "vision token"),
-        plural(plan.text_tokens, "text token"),
-    )
-    least = "" if plan.prefill_s is None else f", at least {seconds(plan.prefill_s)}"
-    rows = [
-        ["parameters", f"{millions(plan.parameters)}, {readable_bytes(plan.weight_bytes)}"],
-        ["a sequence", f"{vision}, {text} at the middle of the output"],
-        ["prefill", scaled(plan.prefill_flops, "FLOP") + least],
-        ["1.1 × as fast a step", _matters(plan)],
-    ]
-    if plan.device is not None:
-        rows.insert(0, ["device", _device(plan.device)])
-    parts: Parts = [Table(["WHAT", "VALUE"], rows)]
+    facts = named_sentences(_PACKAGE, "plan.txt.j2", plan=plan)
+    parts: Parts = [Table(["WHAT", "VALUE"], [[name, fact] for name, fact in facts.items()])]
     if plan.batches:
-        columns = ["BATCH", "A STEP READS", "AFTER WITHDRAWAL", "TAKES AT LEAST", "AFTER",
-                   "STEP AT MOST", "ANSWER AT MOST"]  # fmt: skip
-        batches = [
-            [
-                str(batch.batch),
-                _step(batch.before),
-                _step(batch.after),
-                written(batch.before.seconds, seconds),
-                written(batch.after.seconds, seconds),
-                factor(batch.speedup),
-                factor(batch.speedup_of_answer),
-            ]
-            for batch in plan.batches
-        ]
         after = f"By the bytes and FLOPs of a step, withdrawn after {plan.withdrawn_after}"
-        parts.append(Table(columns, batches, after))
+        parts.append(table_of(_BATCHES, plan.batches, after))
     return parts
-
-
-def _matters(plan: Plan) -> str:
-    """Write from which batch and how many vision tokens on a step can be 1.1 × as fast."""
-    first = plan.matters_from_batch
-    told = ["at no batch size" if first is None else f"from batch {first:,} on"]
-    for batch, tokens in plan.matters_from_vision_tokens.items():
-        enough = "with no number of them" if tokens is None else f"from {tokens:,} of them on"
-        told.append(f"at batch {batch:,} {enough}")
-    return f"with {plural(plan.vision_tokens, 'vision token')} {'; '.join(told)}"
-
-
-def _device(device: Device) -> str:
-    source = device.reference
-    if not source.startswith(device.source):
-        source = f"{device.source}: {source}"
-    launch = "" if device.launch_s is None else f", launch {seconds(device.launch_s)}"
-    return (
-        f"{device.name}: {scaled(device.bandwidth_bytes_per_s, 'B/s')}, "
-        f"{scaled(device.flops_per_s, 'FLOP/s')}{launch} ({source})"
-    )
 
 
 def _step(step: StepBound) -> str:
@@ -510,68 +388,54 @@ def _step(step: StepBound) -> str:
 
 # -- answers ----------------------------------------------------------------------------------
 
+_COMPARED: dict[str, Callable[[Comparison], str]] = {
+    "ARM": lambda arm: arm.name,
+    "IDENTICAL": lambda arm: f"{arm.identical:,} of {arm.items:,}",
+    "SAME ANSWER": lambda arm: written(arm.same_answer, lambda same: f"{same:,} of {arm.items:,}"),
+    "FIRST DIFFERENCE": lambda arm: written(
+        arm.first_difference, lambda place: f"token {count(place.median)}"
+    ),
+    "SAME NEXT TOKEN [95 %]": lambda arm: written(
+        arm.agreement, lambda share: _with_interval(percent(share), arm.agreement_interval_95)
+    ),
+    "KL, NATS": lambda arm: written(arm.kl_nats, lambda nats: number(nats.median)),
+    "TOKENS": lambda arm: count(arm.generated_tokens.median),
+    "SECONDS": lambda arm: seconds(arm.seconds.median),
+}
+
 
 def _answers(found: Answers | None) -> Parts:
     if found is None:
         return []
-    columns = ["ARM", "IDENTICAL", "SAME ANSWER", "FIRST DIFFERENCE", "SAME NEXT TOKEN [95 %]",
-               "KL, NATS", "TOKENS", "SECONDS"]  # fmt: skip
     about = f"{plural(found.items, 'answer')} beside those of {BASELINE}; medians"
-    parts: Parts = [Table(columns, [_compared(arm) for arm in found.arms], about)]
+    parts: Parts = [table_of(_COMPARED, found.arms, about)]
     if any(arm.agreement is not None for arm in found.arms):
-        parts.append(
-            Sentence(
-                "Same next token and KL divergence are taken along the output of "
-                f"{BASELINE}, token by token."
-            )
-        )
-    if found.references:
-        columns = ["ARM", "RIGHT [95 %]", "LOST", "WON", "WORSE BY [95 %]", "P"]
-        rows = [_accuracy(arm, found.references) for arm in found.arms]
-        parts.append(Table(columns, rows, f"{plural(found.references, 'item')} with a reference"))
-        parts.append(
-            Sentence(
-                "Intervals of right answers are Wilson's. Lost are items that "
-                f"{BASELINE} has right and the arm wrong, won the reverse; worse by is the "
-                "difference of the right answers with Tango's interval, p McNemar's exact test."
-            )
-        )
+        parts.append(note("agreement"))
+    if total := found.references:
+        columns: dict[str, Callable[[Comparison], str]] = {
+            "ARM": lambda arm: arm.name,
+            "RIGHT [95 %]": lambda arm: written(
+                arm.correct,
+                lambda right: _with_interval(f"{right:,} of {total:,}", arm.accuracy_interval_95),
+            ),
+            "LOST": lambda arm: written(arm.lost, count),
+            "WON": lambda arm: written(arm.won, count),
+            "WORSE BY [95 %]": lambda arm: written(
+                arm.drop_interval_95,
+                lambda ends: _with_interval(
+                    f"{100 * ((arm.lost or 0) - (arm.won or 0)) / total:.0f} %", ends
+                ),
+            ),
+            "P": lambda arm: written(arm.p_value, number),
+        }
+        parts.append(table_of(columns, found.arms, f"{plural(total, 'item')} with a reference"))
+        parts.append(note("references"))
     parts += [Sentence(remark) for remark in found.remarks]
     return [*parts, *suggestion(found)]
 
 
-def _compared(arm: Comparison) -> list[str]:
-    agreement = MISSING
-    if arm.agreement is not None:
-        ends = arm.agreement_interval_95
-        agreement = percent(arm.agreement) + (f" {percents(ends)}" if ends else "")
-    return [
-        arm.name,
-        f"{arm.identical:,} of {arm.items:,}",
-        written(arm.same_answer, lambda same: f"{same:,} of {arm.items:,}"),
-        written(arm.first_difference, lambda place: f"token {count(place.median)}"),
-        agreement,
-        written(arm.kl_nats, lambda nats: number(nats.median)),
-        count(arm.generated_tokens.median),
-        seconds(arm.seconds.median),
-    ]
-
-
-def _accuracy(arm: Comparison, references: int) -> list[str]:
-    if arm.correct is None:
-        return [arm.name, *[MISSING] * 5]
-    ends, drop = arm.accuracy_interval_95, MISSING
-    if arm.drop_interval_95 is not None and arm.lost is not None and arm.won is not None:
-        share = (arm.lost - arm.won) / references
-        drop = f"{100 * share:.0f} % {percents(arm.drop_interval_95)}"
-    return [
-        arm.name,
-        f"{arm.correct:,} of {references:,}" + (f" {percents(ends)}" if ends else ""),
-        written(arm.lost, count),
-        written(arm.won, count),
-        drop,
-        written(arm.p_value, number),
-    ]
+def _with_interval(text: str, ends: tuple[float, float] | None) -> str:
+    return f"{text} {percents(ends)}" if ends else text
 
 
 def suggestion(found: Answers | None) -> list[Sentence]:

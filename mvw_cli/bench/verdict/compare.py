@@ -6,10 +6,10 @@ within one report, and a machine that has changed in between is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mvw_cli.bench.documents import Arm, Cell, Comparison, ProfileReport
 from mvw_cli.bench.stats import (
@@ -23,6 +23,7 @@ from mvw_cli.bench.stats import (
 from mvw_cli.errors import UsageProblem
 
 SCHEMA_VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,28 @@ MAY_DIFFER: dict[str, Callable[[ProfileReport], object]] = {
 }
 """What a comparison may be about; a reader has to know of it."""
 
+TIMES: dict[str, Callable[[Arm], Summary]] = {
+    "ttft_ms": lambda arm: arm.ttft_ms,
+    "tpot_ms": lambda arm: arm.tpot_ms,
+    "answer_s": lambda arm: arm.answer_s,
+}
+MEMORY = (
+    "weight_bytes",
+    "kv_bytes_prefilled",
+    "kv_bytes_before",
+    "kv_bytes_after",
+    "device_allocated_peak_bytes",
+    "device_reserved_peak_bytes",
+    "process_peak_bytes",
+)
+ANSWERS: dict[str, Callable[[Comparison, int], float | None]] = {
+    "identical_share": lambda arm, _: arm.identical / arm.items if arm.items else None,
+    "agreement": lambda arm, _: arm.agreement,
+    "accuracy": lambda arm, references: (
+        arm.correct / references if arm.correct is not None and references else None
+    ),
+}
+
 
 def compare(a: ProfileReport, b: ProfileReport, *, names: tuple[str, str]) -> SideBySide:
     """Set two reports side by side.
@@ -119,45 +142,32 @@ def compare(a: ProfileReport, b: ProfileReport, *, names: tuple[str, str]) -> Si
             hint="mvw compare --help",
         )
     figures: list[Figure] = []
-    for one, other in _common_cells(a, b):
-        for arm, its in _common_arms(one, other):
-            figures += _speeds(one.batch, arm, its, fixed=a.workload.mode == "fixed")
-            figures += _memory(one.batch, arm, its)
+    for batch, arm, its in _common_arms(a, b):
+        figures += _speeds(batch, arm, its, fixed=a.workload.mode == "fixed")
+        for name in MEMORY:
+            values = getattr(arm.memory, name), getattr(its.memory, name)
+            if values != (None, None):
+                figures.append(Figure(batch, arm.name, name, "memory", *values, None))
     figures += _answers(a, b)
     return SideBySide(*names, figures, list(_differences(a, b)))
 
 
 def to_dict(side: SideBySide) -> dict[str, Any]:
     """Serialise, with what each interval shows."""
-    figures = []
-    for figure in side.figures:
-        entry = asdict(figure)
+    document = {"schema_version": SCHEMA_VERSION, **asdict(side)}
+    for figure, entry in zip(side.figures, document["figures"], strict=True):
         if figure.against is not None:
             entry["against"]["shown"] = figure.against.shown
-        figures.append(entry)
-    return {"schema_version": SCHEMA_VERSION, **asdict(side), "figures": figures}
+    return document
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Unpaired:
-    """Compare two rates that were not sampled in turn.
-
-    Raises:
-        ValueError: there is nothing in one of them.
-    """
-    if not a or not b:
-        raise ValueError("no samples")
+    """Compare two rates that were not sampled in turn; neither may be empty."""
     ratio, sizes = median(b) / median(a), (len(a), len(b))
     if min(sizes) < FEWEST_PAIRS:
         return Unpaired(ratio, None, sizes)
     interval = bootstrap_interval(lambda one, other: medians(other) / medians(one), a, b, seed=seed)
     return Unpaired(ratio, interval, sizes)
-
-
-TIMES: dict[str, Callable[[Arm], Summary]] = {
-    "ttft_ms": lambda arm: arm.ttft_ms,
-    "tpot_ms": lambda arm: arm.tpot_ms,
-    "answer_s": lambda arm: arm.answer_s,
-}
 
 
 def _speeds(batch: int, a: Arm, b: Arm, *, fixed: bool) -> Iterator[Figure]:
@@ -172,7 +182,7 @@ def _speeds(batch: int, a: Arm, b: Arm, *, fixed: bool) -> Iterator[Figure]:
 
 def _rates(a: Sequence[float], b: Sequence[float]) -> Unpaired | None:
     # An answer of one token has no rate.
-    return unpaired(a, b) if min([*a, *b], default=0) > 0 and a and b else None
+    return unpaired(a, b) if a and b and min(*a, *b) > 0 else None
 
 
 def _runs(summary: Summary, arm: Arm, *, fixed: bool) -> list[float]:
@@ -191,40 +201,12 @@ def _runs(summary: Summary, arm: Arm, *, fixed: bool) -> list[float]:
     return [median(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
-def _memory(batch: int, a: Arm, b: Arm) -> Iterator[Figure]:
-    for name in (
-        "weight_bytes",
-        "kv_bytes_prefilled",
-        "kv_bytes_before",
-        "kv_bytes_after",
-        "device_allocated_peak_bytes",
-        "device_reserved_peak_bytes",
-        "process_peak_bytes",
-    ):
-        one, other = getattr(a.memory, name), getattr(b.memory, name)
-        if one is not None or other is not None:
-            yield Figure(batch, a.name, name, "memory", one, other, None)
-
-
-ANSWERS: dict[str, Callable[[Comparison, int], float | None]] = {
-    "identical_share": lambda arm, _: arm.identical / arm.items if arm.items else None,
-    "agreement": lambda arm, _: arm.agreement,
-    "accuracy": lambda arm, references: (
-        arm.correct / references if arm.correct is not None and references else None
-    ),
-}
-
-
 def _answers(a: ProfileReport, b: ProfileReport) -> Iterator[Figure]:
     if a.answers is None or b.answers is None:
         return
-    others = {arm.name: arm for arm in b.answers.arms}
-    for arm in a.answers.arms:
+    for arm, its in _common(a.answers.arms, b.answers.arms, lambda arm: arm.name):
         for name, read in ANSWERS.items():
-            if arm.name not in others:
-                continue
-            one = read(arm, a.answers.references)
-            other = read(others[arm.name], b.answers.references)
+            one, other = read(arm, a.answers.references), read(its, b.answers.references)
             if one is not None or other is not None:
                 yield Figure(None, arm.name, name, "answers", one, other, None)
 
@@ -234,59 +216,63 @@ def _answers(a: ProfileReport, b: ProfileReport) -> Iterator[Figure]:
 
 def _obstacles(a: ProfileReport, b: ProfileReport) -> Iterator[str]:
     """Name what keeps the figures from being about the same thing."""
-    for what, read in MUST_AGREE.items():
-        one, other = read(a), read(b)
-        if one != other:
-            yield f"{what}: {_named(one)} and {_named(other)}"
+    yield from (f"{what}: {values}" for what, values in _unlike(MUST_AGREE, a, b))
     revisions = a.model.revision, b.model.revision
     if None not in revisions and revisions[0] != revisions[1]:
         yield f"other revision of the model: {revisions[0]} and {revisions[1]}"
     bare = [name for name, report in (("first", a), ("second", b)) if not report.cells]
     if bare:
         yield f"nothing was measured in the {' and in the '.join(bare)}"
-    elif not any(True for _ in _common_cells(a, b)):
+    elif not _common_cells(a, b):
         one, other = (", ".join(str(cell.batch) for cell in r.cells) for r in (a, b))
         yield f"no batch size in common: {one} and {other}"
-    elif not any(True for pair in _common_cells(a, b) for _ in _common_arms(*pair)):
+    elif not _common_arms(a, b):
         one, other = (", ".join(_names(report)) for report in (a, b))
         yield f"no arm in common: {one} and {other}"
 
 
 def _differences(a: ProfileReport, b: ProfileReport) -> Iterator[str]:
     """Name what differs and may."""
-    for what, read in MAY_DIFFER.items():
-        one, other = read(a), read(b)
-        if one != other:
-            yield f"{what} differs: {_named(one)} and {_named(other)}"
+    yield from (f"{what} differs: {values}" for what, values in _unlike(MAY_DIFFER, a, b))
     batches = [{cell.batch for cell in report.cells} for report in (a, b)]
     for batch in sorted(batches[0] ^ batches[1]):
         yield f"batch {batch} is in one of them only"
-    for one_cell, other_cell in _common_cells(a, b):
-        if one_cell.process != other_cell.process:
+    for one, other in _common_cells(a, b):
+        if one.process != other.process:
             yield (
-                f"batch {one_cell.batch}: a process that is {one_cell.process} and one that is "
-                f"{other_cell.process}"
+                f"batch {one.batch}: a process that is {one.process} and one that is "
+                f"{other.process}"
             )
-    arms = [set(_names(report)) for report in (a, b)]
-    for name in sorted(arms[0] ^ arms[1]):
+    for name in sorted(_names(a).keys() ^ _names(b).keys()):
         yield f"the arm {name} is in one of them only"
 
 
-def _named(value: object) -> str:
-    return "none" if value is None else str(value)
+def _unlike(
+    facts: dict[str, Callable[[ProfileReport], object]], a: ProfileReport, b: ProfileReport
+) -> Iterator[tuple[str, str]]:
+    for what, read in facts.items():
+        one, other = ("none" if value is None else str(value) for value in (read(a), read(b)))
+        if one != other:
+            yield what, f"{one} and {other}"
 
 
-def _names(report: ProfileReport) -> list[str]:
-    return list(dict.fromkeys(arm.name for cell in report.cells for arm in cell.arms))
+def _names(report: ProfileReport) -> dict[str, None]:
+    return dict.fromkeys(arm.name for cell in report.cells for arm in cell.arms)
 
 
-def _common_cells(a: ProfileReport, b: ProfileReport) -> Iterator[tuple[Cell, Cell]]:
-    """Pair the cells of the same batch size."""
-    others = {cell.batch: cell for cell in b.cells}
-    yield from ((cell, others[cell.batch]) for cell in a.cells if cell.batch in others)
+def _common_cells(a: ProfileReport, b: ProfileReport) -> list[tuple[Cell, Cell]]:
+    return _common(a.cells, b.cells, lambda cell: cell.batch)
 
 
-def _common_arms(one: Cell, other: Cell) -> Iterator[tuple[Arm, Arm]]:
-    """Pair the arms of the same name."""
-    others = {arm.name: arm for arm in other.arms}
-    yield from ((arm, others[arm.name]) for arm in one.arms if arm.name in others)
+def _common_arms(a: ProfileReport, b: ProfileReport) -> list[tuple[int, Arm, Arm]]:
+    """Pair the arms of the same name at the same batch size."""
+    return [
+        (one.batch, arm, its)
+        for one, other in _common_cells(a, b)
+        for arm, its in _common(one.arms, other.arms, lambda arm: arm.name)
+    ]
+
+
+def _common(a: Iterable[T], b: Iterable[T], key: Callable[[T], object]) -> list[tuple[T, T]]:
+    others = {key(one): one for one in b}
+    return [(one, others[key(one)]) for one in a if key(one) in others]

@@ -50,13 +50,14 @@ def verdicts(report: ProfileReport) -> list[str]:
         acts=_acts,
         formula_differs=_formula_differs,
         exceeds=_exceeds,
-        measured=_measured,
+        measured=measured,
     )
 
 
-def _measured(ratio: Ratio) -> str:
+def measured(ratio: Ratio) -> str:
+    """Write a ratio with its interval; with too few pairs for one, with their number."""
     if ratio.pairs < FEWEST_PAIRS:
-        return f"{factor(ratio.median)} ({plural(ratio.pairs, 'pair')}, too few for an interval)"
+        return f"{factor(ratio.median)} (only {plural(ratio.pairs, 'pair')})"
     return factor(ratio.median, ratio.interval_95)
 
 
@@ -73,10 +74,10 @@ def _prefill_share(baseline: Arm) -> float:
 
 def _explained_share(baseline: Arm) -> float | None:
     """What its bound is of the time that a step took; None where either is not known."""
-    measured = baseline.tpot_ms.median / 1000
-    if baseline.bound is None or baseline.bound.before.seconds is None or not measured:
+    step_s = baseline.tpot_ms.median / 1000
+    if baseline.bound is None or baseline.bound.before.seconds is None or not step_s:
         return None
-    return baseline.bound.before.seconds / measured
+    return baseline.bound.before.seconds / step_s
 
 
 def _formula_differs(memory: Memory) -> Iterator[tuple[int, int, str]]:
