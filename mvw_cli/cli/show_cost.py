@@ -46,7 +46,7 @@ class Report:
         shape, weights = self.case.shape, self.case.shape.weights
         size, known = DTYPE_BYTES[self.case.dtype], self.vision_tokens is not None
         before, after = self.case.steps(1, TEXT_TOKENS)
-        image_bytes = shape.kv_elements_per_image(self.vision_tokens or 0) * size
+        image_bytes = shape.kv_elements(0, self.vision_tokens or 0) * size
         freed = before.kv_bytes - after.kv_bytes
         return {
             "profile": self.name,

@@ -139,25 +139,25 @@ def _prefill_bound(case: Case, share: VisionShare) -> PrefillBound:
     return PrefillBound(flops, flops / whole, own, gain)
 
 
-def make_plan(
-    case: Case,
-    batches: Sequence[int],
-    withdrawn_after: int,
-    *,
-    memory_bytes: int | None = None,
-) -> Plan:
+def make_plan(case: Case, batches: Sequence[int], withdrawn_after: int) -> Plan:
     """Bound what can be bounded without running anything.
 
     Args:
         withdrawn_after: tokens generated before the withdrawal.
-        memory_bytes: that there are for weights and caches, where not the device's own.
     """
     shape, device = case.shape, case.device
-    memory = memory_bytes
-    if memory is None and device is not None:
-        memory = device.memory_bytes
+    memory = None if device is None else device.memory_bytes
     held = weight_bytes(shape.weights, case.dtype, case.bits)
     fitting = (None, None) if memory is None else largest_batches(case, memory - held)
+    batch_bounds = [
+        BatchBound(
+            batch,
+            *case.steps(batch, case.middle),
+            case.step_speedup(batch),
+            case.answer_speedup(batch, withdrawn_after),
+        )
+        for batch in batches
+    ]
     return Plan(
         device=device,
         parameters=shape.weights.total,
@@ -168,7 +168,7 @@ def make_plan(
         withdrawn_after=withdrawn_after,
         prefill_flops=case.prefill_flops(),
         prefill_s=case.prefill_seconds(),
-        batches=[_at(case, batch, withdrawn_after) for batch in batches],
+        batches=batch_bounds,
         matters_from_batch=matters_from_batch(case),
         matters_from_vision_tokens={
             batch: matters_from_vision_tokens(case, batch) for batch in batches
@@ -176,17 +176,6 @@ def make_plan(
         largest_batch_before=fitting[0],
         largest_batch_after=fitting[1],
         verdicts=[],
-    )
-
-
-def _at(case: Case, batch: int, withdrawn_after: int) -> BatchBound:
-    before, after = case.steps(batch, case.middle)
-    return BatchBound(
-        batch=batch,
-        before=before,
-        after=after,
-        speedup=case.step_speedup(batch),
-        speedup_of_answer=case.answer_speedup(batch, withdrawn_after),
     )
 
 

@@ -12,11 +12,11 @@ leaves `m - 1` steps with the vision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mvw_cli.cost.flops import Flops, Latent
+from mvw_cli.cost.flops import Flops
 from mvw_cli.cost.shape import DTYPE_BYTES, Shape, held_bytes, weight_bytes
 
 
@@ -71,8 +71,6 @@ class Case:
     new_tokens: int
     keep_mlp: bool = False
     """Whether withdrawn cross-attention layers keep their gated MLP (`cross_attention: mlp`)."""
-    latent: Latent = "compressed"
-    """How a step reads the latents of MLA; without a meaning for other models."""
     bits: int | None = None
     """8 or 4 where linear layers are quantised."""
     device: Device | None = None
@@ -102,11 +100,16 @@ class Case:
         read, gone = self._weight_bytes(batch)
         size = DTYPE_BYTES[self.dtype] * batch
         keep = self.keep_mlp and self.vision_tokens > 0
-        with_vision = self.flops.step(text, self.vision_tokens, batch, latent=self.latent)
-        without = self.flops.step(text, 0, batch, keep_mlp=keep, latent=self.latent)
+        elements, flops, vision = self.shape.kv_elements, self.flops, self.vision_tokens
         return (
-            self._bound(round(read), self._moved(text, self.vision_tokens) * size, with_vision),
-            self._bound(round(read - gone), self._moved(text, 0) * size, without),
+            self._bound(
+                round(read), elements(text, vision) * size, flops.step(text, vision, batch)
+            ),
+            self._bound(
+                round(read - gone),
+                elements(text, 0) * size,
+                flops.step(text, 0, batch, keep_mlp=keep),
+            ),
         )
 
     def _weight_bytes(self, batch: int) -> tuple[float, float]:
@@ -125,16 +128,6 @@ class Case:
             return read, layers
         attention = weights.cross_attention, weights.cross_attention_quantizable
         return read, held_bytes(*attention, self.dtype, self.bits)
-
-    def _moved(self, text: int, vision: int) -> int:
-        """Count the numbers that a step moves for the cache of one sequence.
-
-        Latents that are expanded first are written once and read once more.
-        """
-        held = self.shape.kv_elements(text, vision)
-        if self.latent == "compressed":
-            return held
-        return held + 2 * self.flops.expanded_elements(text, vision)
 
     def step_with_share(
         self, batch: int, text: int, share: float, layers: float | None = None
@@ -177,14 +170,13 @@ class Case:
             withdrawn_after: tokens generated before the withdrawal, 0 where the prefill has left
                 no vision; None for never.
         """
-        last = self.new_tokens - 1
-        if withdrawn_after is None or last < 1:
-            return 1.0
-        seen = max(0, min(withdrawn_after - 1, last))
-        baseline = self._total(batch, 1, last, withdrawn=False)
-        withdrawn = self._total(batch, 1, seen, withdrawn=False)
-        withdrawn += self._total(batch, seen + 1, last, withdrawn=True)
-        return ratio(baseline, withdrawn)
+        baseline = taken = 0.0
+        for step in range(1, self.new_tokens):
+            before, after = self.steps(batch, self.question_tokens + step)
+            baseline += before.cost
+            sees = withdrawn_after is None or step < withdrawn_after
+            taken += before.cost if sees else after.cost
+        return ratio(baseline, taken)
 
     def speedup_with_shares(
         self, batch: int, shares: Sequence[float], layers: float | None = None
@@ -195,43 +187,12 @@ class Case:
             shares: by generated token, as `step_with_share`; the first comes out of the prefill.
             layers: as in `step_with_share`.
         """
-        last = min(len(shares), self.new_tokens) - 1
-        if last < 1:
-            return 1.0
-        text = self.question_tokens
-        taken = sum(
-            self.step_with_share(batch, text + step, shares[step], layers).cost
-            for step in range(1, last + 1)
-        )
-        return ratio(self._total(batch, 1, last, withdrawn=False), taken)
-
-    def _total(self, batch: int, first: int, last: int, *, withdrawn: bool) -> float:
-        """Add up the cost of steps `first` to `last` of the answer."""
-        text = self.question_tokens
-
-        def moved(step: int) -> float:
-            bound = self.steps(batch, text + step)[withdrawn]
-            return bound.bytes_moved / self._bandwidth
-
-        def computed(step: int) -> float:
-            if self.device is None:
-                return 0.0
-            return self.steps(batch, text + step)[withdrawn].flops / self.device.flops_per_s
-
-        before = text + (0 if self._cross_attention or withdrawn else self.vision_tokens)
-        windows = {layer.window for layer in self.shape.layers if layer.window is not None}
-        # Where a window is full, what it adds with each step changes to nothing.
-        bends = sorted({size - before - off for size in windows for off in (1, 0)})
-        total, start = 0.0, first
-        for end in [*(bend for bend in bends if first <= bend < last), last]:
-            if end >= start:
-                total += sum_of_larger(moved, computed, start, end)
-                start = end + 1
-        return total
-
-    @property
-    def _bandwidth(self) -> float:
-        return self.device.bandwidth_bytes_per_s if self.device is not None else 1.0
+        baseline = taken = 0.0
+        for step, share in enumerate(shares[1 : self.new_tokens], start=1):
+            text = self.question_tokens + step
+            baseline += self.steps(batch, text)[0].cost
+            taken += self.step_with_share(batch, text, share, layers).cost
+        return ratio(baseline, taken)
 
     def prefill_flops(self, read: Sequence[int] | None = None) -> float:
         """Count the FLOPs of reading one prompt.  read: as in `Flops.prefill`"""
@@ -251,7 +212,8 @@ class Case:
             skipped = weights.cross_attention if self.keep_mlp else weights.cross
             passed -= skipped * sum(not states for states in read) / len(read)
         part = passed / weights.total  # what is read is taken to be as much quantised as the rest
-        moving = part * weight_bytes(weights, self.dtype, self.bits) / self._bandwidth
+        read_bytes = part * weight_bytes(weights, self.dtype, self.bits)
+        moving = read_bytes / self.device.bandwidth_bytes_per_s
         return max(moving, self.prefill_flops(read) / self.device.flops_per_s)
 
     @property
@@ -263,18 +225,3 @@ class Case:
 def ratio(before: float, after: float) -> float:
     """Compute how many times less `after` is; 1 where there is nothing to do."""
     return before / after if after else 1.0
-
-
-def sum_of_larger(
-    one: Callable[[int], float], other: Callable[[int], float], first: int, last: int
-) -> float:
-    """Add up the larger of two linear functions over the whole numbers from `first` to `last`."""
-    if first > last:
-        return 0.0
-    starts, ends = (one(first), other(first)), (one(last), other(last))
-    if (starts[0] >= starts[1]) == (ends[0] >= ends[1]) or last - first < 2:
-        if last - first < 2 and last > first:
-            return max(starts) + max(ends)
-        return (last - first + 1) * (max(starts) + max(ends)) / 2
-    middle = (first + last) // 2
-    return sum_of_larger(one, other, first, middle) + sum_of_larger(one, other, middle + 1, last)

@@ -7,11 +7,15 @@ rates alone, half of that is taken. Nothing is reached by a real program: bounds
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.resources import files
 
 from mvw_cli.cost.case import Device
+from mvw_cli.cost.shape import DTYPE_BYTES
 from mvw_cli.errors import UsageProblem
 
 GIB = 1 << 30
@@ -24,62 +28,31 @@ _LISTED = 3
 class Gpu:
     """One GPU as its maker publishes it."""
 
-    name: str
+    names: tuple[str, ...]
+    """The first is its own; the others also stand for it."""
     gigabytes_per_s: float
-    tera_bf16: float | None
-    """TFLOP/s in bfloat16; None where it has no matrix units for it."""
-    tera_fp16: float
-    tera_fp32: float | None
-    """None where sources contradict each other."""
+    tera: dict[str, float | None]
+    """TFLOP/s by dtype; None where it has no matrix units for it, or where sources disagree."""
     memory: int
     """GiB, as it is sold."""
     source: str
-    others: tuple[str, ...] = ()
-    """Names that also stand for it."""
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
-_A100 = "NVIDIA A100 datasheet"
-_H100 = "NVIDIA H100 datasheet"
-_GA102 = "NVIDIA Ampere GA102 whitepaper"
-_ADA = "NVIDIA Ada GPU architecture whitepaper"
-_VOLTA = "NVIDIA V100 datasheet"
+def _published() -> Iterator[Gpu]:
+    """Read the table that lies beside this module; an empty cell is a rate that nobody gives."""
+    with (files(__package__) / "gpus.csv").open(encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            rates = {dtype: float(row[dtype]) if row[dtype] else None for dtype in DTYPE_BYTES}
+            names = tuple(row["names"].split("; "))
+            bandwidth, memory = float(row["gigabytes_per_s"]), int(row["gib"])
+            yield Gpu(names, bandwidth, rates, memory, row["source"])
 
-GPUS = (
-    Gpu("A100 SXM 80GB", 2039, 312, 312, 19.5, 80, _A100, ("A100", "A100 80GB", "A100 SXM")),
-    Gpu("A100 PCIe 80GB", 1935, 312, 312, 19.5, 80, _A100, ("A100 PCIe",)),
-    Gpu("A100 SXM 40GB", 1555, 312, 312, 19.5, 40, _A100, ("A100 40GB",)),
-    Gpu("A100 PCIe 40GB", 1555, 312, 312, 19.5, 40, _A100),
-    Gpu("H100 SXM", 3350, 989.4, 989.4, 66.9, 80, "NVIDIA H100 architecture whitepaper",
-        ("H100", "H100 80GB HBM3", "H100 SXM 80GB", "H100 80GB")),
-    Gpu("H100 PCIe", 2000, 756, 756, 51.2, 80, "NVIDIA H100 architecture whitepaper",
-        ("H100 PCIe 80GB",)),
-    Gpu("H100 NVL", 3900, 835, 835, 60, 94, _H100),
-    Gpu("H200 SXM", 4800, 989, 989, 67, 141, "NVIDIA H200 datasheet", ("H200",)),
-    Gpu("H200 NVL", 4800, 835, 835, 60, 141, "NVIDIA H200 datasheet"),
-    Gpu("B200", 8000, 2250, 2250, None, 180, "NVIDIA DGX B200 datasheet, an eighth of the system"),
-    Gpu("L4", 300, 121, 121, 30.3, 24, "NVIDIA L4 datasheet"),
-    Gpu("L40", 864, 181, 181, 90.5, 48, "NVIDIA L40 datasheet"),
-    Gpu("L40S", 864, 362, 362, 91.6, 48, "NVIDIA L40S datasheet"),
-    Gpu("A10", 600, 125, 125, 31.2, 24, "NVIDIA A10 datasheet"),
-    Gpu("A10G", 600, 70, 70, 35, 24, "NVIDIA A10G datasheet, for AWS"),
-    Gpu("A30", 933, 165, 165, 10.3, 24, "NVIDIA A30 datasheet"),
-    Gpu("A40", 696, 149.7, 149.7, 37.4, 48, "NVIDIA A40 datasheet"),
-    Gpu("T4", 320, None, 65, 8.1, 16, "NVIDIA Turing architecture whitepaper"),
-    Gpu("V100 SXM 32GB", 900, None, 125, 15.7, 32, _VOLTA, ("V100", "V100 SXM", "V100 32GB")),
-    Gpu("V100 SXM 16GB", 900, None, 125, 15.7, 16, _VOLTA, ("V100 16GB",)),
-    Gpu("V100 PCIe 32GB", 900, None, 112, 14, 32, _VOLTA, ("V100 PCIe",)),
-    Gpu("V100 PCIe 16GB", 900, None, 112, 14, 16, _VOLTA),
-    Gpu("RTX 3090", 936, 71, 71, 35.6, 24, _GA102, ("3090",)),
-    Gpu("RTX A6000", 768, 154.8, 154.8, 38.7, 48, _GA102, ("A6000",)),
-    Gpu("RTX 4090", 1008, 165.2, 165.2, 82.6, 24, _ADA, ("4090",)),
-    Gpu("RTX 6000 Ada", 960, 364.2, 364.2, 91.1, 48, _ADA, ("6000 Ada",)),
-    Gpu("RTX 5090", 1792, 209.5, 209.5, 104.8, 32,
-        "NVIDIA RTX Blackwell GPU architecture whitepaper", ("5090",)),
-    Gpu("MI300X", 5300, 1307.4, 1307.4, 163.4, 192, "AMD Instinct MI300X data sheet",
-        ("MI300X OAM",)),
-    Gpu("MI325X", 6000, 1307.4, 1307.4, 163.4, 256, "AMD Instinct MI325X data sheet",
-        ("MI325X OAM",)),
-)  # fmt: skip
+
+GPUS = tuple(_published())
 
 
 def named_gpu(name: str, dtype: str) -> Device:
@@ -91,7 +64,8 @@ def named_gpu(name: str, dtype: str) -> Device:
     Raises:
         UsageProblem: unknown name, or no rate in that dtype.
     """
-    gpu = _known().get(_words(name))
+    known = {_words(spelled): gpu for gpu in GPUS for spelled in gpu.names}
+    gpu = known.get(_words(name))
     if gpu is None:
         near = _nearest(name)
         raise UsageProblem(
@@ -99,7 +73,7 @@ def named_gpu(name: str, dtype: str) -> Device:
             cause=f"known ones that are near: {', '.join(near)}",
             hint=f'mvw profile --plan --gpu "{near[0]}"',
         )
-    tera = {"bfloat16": gpu.tera_bf16, "float16": gpu.tera_fp16, "float32": gpu.tera_fp32}[dtype]
+    tera = gpu.tera[dtype]
     if tera is None:
         raise UsageProblem(
             f"--gpu {gpu.name}: there is no published rate in {dtype}",
@@ -119,10 +93,6 @@ def named_gpu(name: str, dtype: str) -> Device:
     )
 
 
-def _known() -> dict[frozenset[str], Gpu]:
-    return {_words(name): gpu for gpu in GPUS for name in (gpu.name, *gpu.others)}
-
-
 def _words(name: str) -> frozenset[str]:
     """Take a name apart: its words in any order, without vendors and spelling."""
     spaced = re.sub(r"\b(rtx)(?=[\da])", r"\1 ", name.lower())
@@ -132,7 +102,7 @@ def _words(name: str) -> frozenset[str]:
 
 def _nearest(name: str) -> list[str]:
     """List names that look alike, and the best known ones where none does."""
-    spelled = {one.lower(): gpu.name for gpu in GPUS for one in (gpu.name, *gpu.others)}
+    spelled = {one.lower(): gpu.name for gpu in GPUS for one in gpu.names}
     wanted = " ".join(word for word in name.lower().split() if word not in _VENDORS)
     near = get_close_matches(wanted, spelled, n=3 * _LISTED, cutoff=0.5)
     found = list(dict.fromkeys(spelled[one] for one in near))

@@ -114,10 +114,6 @@ class Shape:
             for layer in self.layers
         )
 
-    def kv_elements_per_image(self, vision: int) -> int:
-        """Count the numbers that the vision tokens of one image add, at the end of the prompt."""
-        return self.kv_elements(0, vision)
-
 
 def shape_of(adapter: Adapter, config: Any) -> Shape:
     """Count the model of a configuration; nothing is downloaded or allocated.
@@ -148,24 +144,16 @@ def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
         dtype: `float32`, `bfloat16` or `float16`; of what is not quantised, where `bits` is given.
         bits: 8 or 4 for the linear layers as bitsandbytes holds them, their scales included
             (one float32 for a row of 8-bit weights is left out: below a thousandth).
-
-    Raises:
-        ValueError: another dtype or number of bits.
     """
     return int(held_bytes(weights.total, weights.quantizable, dtype, bits))
 
 
 def held_bytes(count: float, quantizable: float, dtype: str, bits: int | None = None) -> float:
-    """Compute what so many weights take in bytes; arguments as those of `weight_bytes`.
+    """Compute what so many weights take in bytes, as `weight_bytes`.
 
     Args:
         quantizable: those of `count` in linear layers that bitsandbytes replaces.
-
-    Raises:
-        ValueError: another dtype or number of bits.
     """
-    if dtype not in DTYPE_BYTES or bits not in (None, 4, 8):
-        raise ValueError(f"{dtype} with {bits} bits")
     if bits is None:
         return count * DTYPE_BYTES[dtype]
     per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
@@ -320,21 +308,19 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
         inputs["cross_attention_states"] = torch.empty(
             1, 1, text.hidden_size, dtype=torch.bfloat16, device="meta"
         )
+    found = []
     try:
         with torch.inference_mode():
             cache = model(**inputs, use_cache=True).past_key_values
-        layers = [_layer(layer, number in crossed) for number, layer in enumerate(cache.layers)]
+        for number, layer in enumerate(cache.layers):
+            entries = layer.keys.shape[-2]
+            elements = (layer.keys.numel() + layer.values.numel()) // entries
+            window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
+            found.append(CacheLayer(elements, window, number in crossed))
     except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise ModelProblem(
             f"{type(model).__name__} can't be counted without its weights.",
             cause=next(iter(str(error).strip().splitlines()), type(error).__name__),
             hint="mvw list profiles",
         ) from error
-    return tuple(layers)
-
-
-def _layer(layer: Any, cross: bool) -> CacheLayer:
-    numbers = layer.keys.numel() + layer.values.numel()
-    entries = layer.keys.shape[-2]
-    window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
-    return CacheLayer(numbers // entries, window, cross)
+    return tuple(found)

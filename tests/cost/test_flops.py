@@ -70,7 +70,12 @@ def test_a_prefill_is_what_the_counter_finds(family: Family) -> None:
     assert mine == pytest.approx(found, rel=WITHIN)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family",
+    # transformers expands the latents of MLA, which the engine doesn't: see the test of Kimi.
+    [family for family in FAMILIES if family.name != "kimi_text_stack"],
+    ids=lambda family: family.name,
+)
 def test_a_step_is_what_the_counter_finds(family: Family) -> None:
     model, inputs = eager(family), family.prompt(2)
     _, cache = counted(model, **inputs)
@@ -80,9 +85,9 @@ def test_a_step_is_what_the_counter_finds(family: Family) -> None:
     found, _ = counted(model, **step)
     flops = flops_of(HuggingFace(), build(family).config)
     text, vision = layout(family, inputs)
-    mine = flops.step(text + 1, vision, latent="expanded")
+    mine = flops.step(text + 1, vision)
     assert mine == pytest.approx(found, rel=WITHIN)
-    assert flops.step(text + 1, vision, 3, latent="expanded") == pytest.approx(3 * mine)
+    assert flops.step(text + 1, vision, 3) == pytest.approx(3 * mine)
 
 
 def test_kimi_with_its_latents_compressed() -> None:
@@ -101,8 +106,6 @@ def test_kimi_with_its_latents_compressed() -> None:
     with absorbed(model):
         step, _ = counted(model, input_ids=torch.tensor([[5]]), past_key_values=cache)
     assert flops.step(sequence - vision + 1, vision) == pytest.approx(step, rel=WITHIN)
-    plain = flops.step(sequence - vision + 1, vision, latent="expanded")
-    assert plain > 1.05 * flops.step(sequence - vision + 1, vision)
 
 
 def test_withdrawn_cross_attention_layers_compute_their_mlp_or_nothing() -> None:
