@@ -213,7 +213,7 @@ def summed_up(
     prefill_flops: float,
 ) -> dict[str, Any]:
     """Sum up one arm, and set it against others on the same questions."""
-    from mvw_cli.bench.quality.proportions import wilson
+    from mvw_cli.bench.stats import wilson
 
     right, count = sum(one.right for one in answered), len(answered)
     low, high = wilson(right, count)
@@ -245,7 +245,7 @@ def summed_up(
 
 def against(answered: Sequence[Answered], base: Sequence[Answered]) -> dict[str, Any]:
     """Compare the right answers of two arms on the same questions."""
-    from mvw_cli.bench.quality.proportions import mcnemar, paired_drop
+    from mvw_cli.bench.stats import mcnemar, paired_drop
 
     lost = sum(b.right and not a.right for a, b in zip(answered, base, strict=True))
     won = sum(a.right and not b.right for a, b in zip(answered, base, strict=True))

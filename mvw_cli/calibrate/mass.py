@@ -334,7 +334,7 @@ def divergences_at(
 def _without_image(run: SearchRun, item: ItemSpec) -> Request | None:
     """Ask an item's question without its image; None where that can't be."""
     try:
-        return without_image(run.comparing({}), item.question)
+        return without_image(run.session, item.question, run.session.settings)
     except Unanswerable:
         return None
 

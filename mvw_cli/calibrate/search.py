@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Self
 
 from mvw_cli.batch.items import item_key
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.quality.answers import Comparing, Stopped
+from mvw_cli.bench.measure.run import Stopped
+from mvw_cli.bench.quality.answers import Comparing
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.memory import relieve
 from mvw_cli.engine.types import Finished, Request

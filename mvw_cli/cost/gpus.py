@@ -44,12 +44,12 @@ class Gpu:
 
 def _published() -> Iterator[Gpu]:
     """Read the table that lies beside this module; an empty cell is a rate that nobody gives."""
-    with (files(__package__) / "gpus.csv").open(encoding="utf-8", newline="") as table:
-        for row in csv.DictReader(table):
-            rates = {dtype: float(row[dtype]) if row[dtype] else None for dtype in DTYPE_BYTES}
-            names = tuple(row["names"].split("; "))
-            bandwidth, memory = float(row["gigabytes_per_s"]), int(row["gib"])
-            yield Gpu(names, bandwidth, rates, memory, row["source"])
+    table = (files(__package__) / "gpus.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(table.splitlines()):
+        rates = {dtype: float(row[dtype]) if row[dtype] else None for dtype in DTYPE_BYTES}
+        names = tuple(row["names"].split("; "))
+        bandwidth, memory = float(row["gigabytes_per_s"]), int(row["gib"])
+        yield Gpu(names, bandwidth, rates, memory, row["source"])
 
 
 GPUS = tuple(_published())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sessions import tiny
 
-from mvw_cli.bench.quality.proportions import wilson
+from mvw_cli.bench.stats import wilson
 from mvw_cli.calibrate.dyvte.report import (
     Found,
     Prefill,

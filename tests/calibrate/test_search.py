@@ -13,7 +13,7 @@ import torch
 from sessions import tiny
 
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.quality.answers import Stopped
+from mvw_cli.bench.measure.run import Stopped
 from mvw_cli.calibrate.search import (
     CalibrationReport,
     Outcome,

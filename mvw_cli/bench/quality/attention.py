@@ -18,10 +18,9 @@ from typing import Any, ClassVar, Protocol
 from transformers import DynamicCache
 
 from mvw_cli.bench.documents import AttentionMass
-from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.engine.cross_attention import cross_attention_layers
 from mvw_cli.engine.exact import sliding_windows
-from mvw_cli.engine.types import Failed, GenerationSettings, Request
+from mvw_cli.engine.types import Failed, Request
 from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
 from mvw_cli.session import Session
 
@@ -92,44 +91,21 @@ class _Masses:
 
 
 def attention_mass(
-    session: Session,
-    item: ItemSpec,
-    *,
-    settings: GenerationSettings | None = None,
-    output_ids: Sequence[int] | None = None,
-    layers: Sequence[int] | None = None,
-    tick: Callable[[], None] = lambda: None,
+    session: Session, request: Request, *, tick: Callable[[], None] = lambda: None
 ) -> AttentionMass:
-    """Answer an item without withdrawal, and say where the attention goes.
+    """Serve an encoded request alone and measure where its attention goes.
+
+    At most 12 layers are probed, evenly spaced. In each of them a step reads the keys once more and
+    makes one weight in float32 for each query head and entry. The first token comes out of the
+    prefill, whose last query counts for it.
 
     Args:
-        settings: how tokens are chosen; the session's own without it.
-        output_ids: the answer, where it is known already: it is read instead of being chosen.
-        layers: which layers to probe; all without it, or 12 that are evenly spaced.
         tick: called before every token; what it raises ends the measurement.
 
     Raises:
-        BadImage: an image can't be read.
         ModelProblem: the model turned out not to be servable exactly.
         OutOfMemory: the device has too little memory.
-        ValueError: the item has no vision tokens, or there is no such layer.
-    """
-    asked = ask(session, item, settings or session.settings)
-    forced = None if output_ids is None else tuple(output_ids)
-    return mass_of(session, replace(asked, forced=forced), layers=layers, tick=tick)
-
-
-def mass_of(
-    session: Session,
-    request: Request,
-    *,
-    layers: Sequence[int] | None = None,
-    tick: Callable[[], None] = lambda: None,
-) -> AttentionMass:
-    """Serve an encoded request alone and say where its attention goes; see `attention_mass`.
-
-    In each probed layer a step reads the keys once more and makes one weight in float32 for each
-    query head and entry. The first token comes out of the prefill, whose last query counts for it.
+        ValueError: the request has no vision tokens.
     """
     if not request.layout.vision_tokens:
         raise ValueError("the request holds no vision tokens")
@@ -138,11 +114,7 @@ def mass_of(
     holding = (
         tuple(cross_attention_layers(model)) if cross else tuple(range(text.num_hidden_layers))
     )
-    chosen = tuple(spread(holding) if layers is None else layers)
-    if not chosen or not set(chosen) <= set(holding):
-        raise ValueError(
-            f"layers {list(chosen)} are not all among those that hold vision, {holding}"
-        )
+    chosen = tuple(spread(holding))
     recorder = _Masses(chosen)
     with session.serving() as slots:
         tick()

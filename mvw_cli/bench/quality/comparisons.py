@@ -9,8 +9,14 @@ from decimal import Decimal
 
 from mvw_cli.bench.documents import BASELINE, Comparison
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
-from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, summarise
+from mvw_cli.bench.stats import (
+    FEWEST_ITEMS,
+    bootstrap_interval,
+    mcnemar,
+    paired_drop,
+    summarise,
+    wilson,
+)
 
 _NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")
 

@@ -1,24 +1,22 @@
 """How far an arm's next-token distributions are from the baseline's, along one and the same output.
 
-Teacher forcing: the engine reads the baseline's tokens under each arm's own withdrawal, all arms in
-lock step, and each step's logits are compared on the device and let go. Answers that differ in one
-early word can't be compared word by word afterwards; distributions along the same words can.
+Teacher forcing: answers that differ in one early word can't be compared word by word afterwards;
+distributions along the same words can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from mvw_cli.bench.measure.events import withdrawn_after
+from mvw_cli.engine.memory import relieve
 from mvw_cli.engine.types import Event, Failed, Request
 from mvw_cli.errors import OutOfMemory
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mvw_cli.session import Session
+from mvw_cli.session import Session
 
 Tick = Callable[[], None]
 """Called before every decode step; what it raises ends the measurement."""
@@ -74,7 +72,7 @@ def divergences(
             if size == 1:
                 raise
             size = (size + 1) // 2
-            _relieve(session)
+            relieve(session.loaded.model.device)
     return found
 
 
@@ -83,9 +81,18 @@ def _along(
 ) -> list[Divergence]:
     """Read the output under all requests in lock step; the first is the baseline."""
     names = [str(number) for number in range(len(requests))]
-    meter = _Meter(names)
+    rows: dict[str, Tensor] = {}
+    steps: list[tuple[Tensor, Tensor]] = []
+
+    def see(name: str, step: int, row: Tensor) -> None:  # row: # (V,)
+        # A prefill's row may be a view of the logits of the whole prompt.
+        rows[name] = row.clone()
+        if len(rows) == len(names):
+            steps.append(compared(*(rows[one] for one in names)))
+            rows.clear()
+
     events: list[Event] = []
-    with session.serving(observe=meter.see) as slots:
+    with session.serving(observe=see) as slots:
         for name, request in zip(names, requests, strict=True):
             tick()
             events += slots.admit(replace(request, id=name, forced=forced))
@@ -95,38 +102,11 @@ def _along(
             failed = next((event for event in events if isinstance(event, Failed)), None)
             if failed is not None:
                 raise failed.error
-    kl, agrees = meter.figures()
+    kl, agrees = (torch.stack(found, dim=1).tolist() for found in zip(*steps, strict=True))
     return [
         Divergence(kl[arm], agrees[arm], withdrawn_after(events, name))
         for arm, name in enumerate(names[1:])
     ]
-
-
-class _Meter:
-    """Takes in the logits of a step, and compares them once all arms have shown theirs."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._rows: dict[str, Tensor] = {}
-        self._kl: list[Tensor] = []
-        self._agrees: list[Tensor] = []
-
-    def see(self, name: str, step: int, row: Tensor) -> None:
-        """Take in one row.  row: # (V,)"""
-        # A prefill's row may be a view of the logits of the whole prompt.
-        self._rows[name] = row.clone()
-        if len(self._rows) == len(self._names):
-            kl, agrees = compared(*(self._rows[one] for one in self._names))
-            self._kl.append(kl)
-            self._agrees.append(agrees)
-            self._rows.clear()
-
-    def figures(self) -> tuple[list[list[float]], list[list[bool]]]:
-        """Fetch what was found, by arm and token."""
-        import torch
-
-        kl, agrees = torch.stack(self._kl, dim=1), torch.stack(self._agrees, dim=1)  # (A, T)
-        return kl.tolist(), agrees.tolist()
 
 
 def compared(baseline: Tensor, *arms: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +114,6 @@ def compared(baseline: Tensor, *arms: Tensor) -> tuple[Tensor, Tensor]:
 
     baseline, arms: # (V,). Returned: # (A,) float32 and # (A,) bool, on the device.
     """
-    import torch
-
     rows = torch.stack((baseline, *arms))
     likeliest = rows.argmax(-1)
     logs = rows.float().log_softmax(-1)  # (1 + A, V)
@@ -143,9 +121,3 @@ def compared(baseline: Tensor, *arms: Tensor) -> tuple[Tensor, Tensor]:
     # What the baseline rules out counts for nothing, whatever the arm makes of it.
     terms = torch.where(first.isneginf(), 0.0, first.exp() * (first - logs[1:]))
     return terms.sum(-1).clamp(min=0), likeliest[1:] == likeliest[0]
-
-
-def _relieve(session: Session) -> None:
-    from mvw_cli.engine.memory import relieve
-
-    relieve(session.loaded.model.device)

@@ -18,7 +18,7 @@ from math import ceil
 from pathlib import Path
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, ProfileReport
-from mvw_cli.bench.quality.proportions import wilson
+from mvw_cli.bench.stats import wilson
 from mvw_cli.bench.verdict.derived_profile import write_derived
 from mvw_cli.text import percent
 

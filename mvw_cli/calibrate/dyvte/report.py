@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvw_cli.bench.quality.proportions import wilson
+from mvw_cli.bench.stats import wilson
 from mvw_cli.calibrate.dyvte.gates import scores
 from mvw_cli.calibrate.dyvte.training import Dataset
 from mvw_cli.calibrate.search import Outcome

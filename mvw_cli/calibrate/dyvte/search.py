@@ -21,7 +21,7 @@ from torch import Tensor
 from mvw_cli import __version__
 from mvw_cli.batch.items import item_key
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.quality.answers import Stopped
+from mvw_cli.bench.measure.run import Stopped
 from mvw_cli.calibrate.dyvte import report as reporting
 from mvw_cli.calibrate.dyvte.gates import Gate, write_gates
 from mvw_cli.calibrate.dyvte.labels import label_question, labels

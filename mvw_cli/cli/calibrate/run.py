@@ -17,7 +17,7 @@ from mvw_cli import console
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.fingerprint import fingerprint
 from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
-from mvw_cli.bench.quality.answers import Stopped
+from mvw_cli.bench.measure.run import Stopped
 from mvw_cli.bench.verdict.derived_profile import check_no_part, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.cli.stderr_view import ProgressView

@@ -29,8 +29,7 @@ from mvw_cli.bench.documents import (
     read_report,
 )
 from mvw_cli.bench.measure.arms import ArmSpec, Job, choose_arms
-from mvw_cli.bench.measure.items import QUESTION, Items, generated_items, own_items
-from mvw_cli.bench.quality.answers import compare_answers
+from mvw_cli.bench.measure.items import QUESTION, Items, ask, generated_items, own_items
 from mvw_cli.bench.verdict.suggest import with_suggestion
 from mvw_cli.bench.verdict.verdict import verdicts
 from mvw_cli.cli.process import (
@@ -291,6 +290,8 @@ def _compare(context: _Context, shutdown: ShutdownRequest, found: _Quality) -> N
     wants_answers = wants_answers or task.outputs.suggest is not None
     if not (wants_answers or wants_attention):
         return
+    from mvw_cli.bench.quality.answers import compare_answers  # imports torch
+
     view.stage("Loading the model to compare the answers")
     session = open_session(
         context.resolved.profile,
@@ -318,12 +319,14 @@ def _attention(
 ) -> AttentionMass | None:
     from mvw_cli.bench.quality.attention import attention_mass  # imports torch
 
+    request = ask(session, context.items.items[0], session.settings)
+
     def tick() -> None:
         if shutdown.requested:
             raise _Stopped
 
     try:
-        return attention_mass(session, context.items.items[0], tick=tick)
+        return attention_mass(session, request, tick=tick)
     except _Stopped:
         return None
     except ValueError as error:  # an item without vision tokens

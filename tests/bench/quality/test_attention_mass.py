@@ -16,8 +16,9 @@ from sessions import GREEDY, IMAGE, answered, asked, family, opened, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.adapter import unchanged
-from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.quality.attention import attention_mass, mass_of, spread
+from mvw_cli.bench.measure.items import ItemSpec, ask
+from mvw_cli.bench.quality import attention
+from mvw_cli.bench.quality.attention import attention_mass, spread
 from mvw_cli.engine.types import Request
 from mvw_cli.oracle.masked import extended
 from mvw_cli.plugins import load_adapter
@@ -54,7 +55,7 @@ def by_transformers(session: Session, request: Request) -> torch.Tensor:
 
 
 def check(session: Session, request: Request) -> None:
-    found = mass_of(session, replace(request, forced=OUTPUT))
+    found = attention_mass(session, replace(request, forced=OUTPUT))
     expected = by_transformers(session, request)
     assert found.measure == "attention"
     assert found.layers == list(range(len(expected)))
@@ -81,7 +82,7 @@ def test_it_is_the_same_in_latent_attention_absorbed_or_expanded(serving: str) -
 
 def test_what_uniform_attention_would_give_is_counted() -> None:
     session, request = family("llava")
-    found = mass_of(session, replace(request, forced=OUTPUT))
+    found = attention_mass(session, replace(request, forced=OUTPUT))
     prompt, vision = request.inputs["input_ids"].shape[1], request.layout.vision_tokens
     assert found.vision_share_of_entries == pytest.approx(
         [vision / (prompt + read) for read in range(len(OUTPUT))]
@@ -92,12 +93,12 @@ def test_a_sliding_layer_counts_what_it_still_sees() -> None:
     """Windows of 12: the vision tokens slide out of two layers of three."""
     session, request = family("gemma3")
     entries, prompt = request.layout.entries, request.inputs["input_ids"].shape[1]
-    found = mass_of(session, replace(request, forced=OUTPUT), layers=[0, 1])
+    found = attention_mass(session, replace(request, forced=OUTPUT))
     for read, uniform in enumerate(found.vision_share_of_entries):
         length = prompt + read
         start = max(0, length - 12)
         inside = int(entries[start:].sum())
-        expected = (inside / (length - start) + int(entries.sum()) / length) / 2
+        expected = (2 * inside / (length - start) + int(entries.sum()) / length) / 3
         assert uniform == pytest.approx(expected)
     assert found.by_layer[0][-1] == 0 and found.by_layer[1][-1] > 0
 
@@ -105,7 +106,7 @@ def test_a_sliding_layer_counts_what_it_still_sees() -> None:
 @torch.inference_mode()
 def test_cross_attention_tells_what_it_adds_to_the_stream() -> None:
     session, request = family("mllama")
-    found = mass_of(session, replace(request, forced=OUTPUT))
+    found = attention_mass(session, replace(request, forced=OUTPUT))
     model, ins, outs = session.loaded.model, {}, {}
     handles = []
     for number in (1, 3):
@@ -140,7 +141,7 @@ def test_it_changes_nothing_and_takes_itself_off() -> None:
     request = asked(session)
     alone = answered(session, request)
     before = dict(ALL_ATTENTION_FUNCTIONS)
-    found = mass_of(session, request)
+    found = attention_mass(session, request)
     assert len(found.mass) == len(alone)
     assert dict(ALL_ATTENTION_FUNCTIONS) == before
     assert answered(session, request) == alone
@@ -158,7 +159,7 @@ def test_the_kernel_goes_on_serving(monkeypatch: pytest.MonkeyPatch) -> None:
         return sdpa(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    mass_of(session, replace(request, forced=OUTPUT))
+    attention_mass(session, replace(request, forced=OUTPUT))
     towers = 2 * session.loaded.model.config.vision_config.num_hidden_layers
     assert 3 * len(OUTPUT) <= calls <= 3 * len(OUTPUT) + towers
 
@@ -168,15 +169,16 @@ def test_an_item_is_answered_or_its_answer_read(tmp_path: Path) -> None:
     IMAGE.save(path)
     session = tiny("hf")
     item = ItemSpec((str(path),), "w1 w2 red circles")
-    answered_here = attention_mass(session, item, settings=replace(GREEDY, max_new_tokens=7))
+    request = ask(session, item, replace(GREEDY, max_new_tokens=7))
+    answered_here = attention_mass(session, request)
     tokens = answered(session, asked(session))[:7]
-    read = attention_mass(session, item, output_ids=tokens)
+    read = attention_mass(session, replace(request, forced=tuple(tokens)))
     for one, other in zip(read.by_layer, answered_here.by_layer, strict=True):
         assert one == pytest.approx(other)
     assert len(read.mass) == 7
     # An answer that ends early has so many figures, not as many as were allowed.
     session.loaded.model.generation_config.eos_token_id = tokens[2]
-    short = attention_mass(session, item, settings=replace(GREEDY, ignore_eos=False))
+    short = attention_mass(session, ask(session, item, replace(GREEDY, ignore_eos=False)))
     assert len(short.mass) == len(short.by_layer[0]) == tokens.index(tokens[2]) + 1
 
 
@@ -190,16 +192,16 @@ def test_layers_are_spread_evenly() -> None:
     assert spread([3, 8, 13], most=2) == [3, 13]
 
 
-def test_chosen_layers_alone_are_watched() -> None:
+def test_of_many_layers_the_chosen_alone_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     session, request = family("llava")
-    all_of_them = mass_of(session, replace(request, forced=OUTPUT))
-    last = mass_of(session, replace(request, forced=OUTPUT), layers=[2])
+    all_of_them = attention_mass(session, replace(request, forced=OUTPUT))
+    monkeypatch.setattr(attention, "spread", lambda layers: layers[2:])
+    last = attention_mass(session, replace(request, forced=OUTPUT))
+    assert last.layers == [2]
     assert last.by_layer == [all_of_them.by_layer[2]] and last.mass == last.by_layer[0]
 
 
-def test_what_can_not_be_watched_is_refused() -> None:
+def test_a_request_without_vision_is_refused() -> None:
     session = tiny("hf")
     with pytest.raises(ValueError, match="no vision tokens"):
-        mass_of(session, session.request([], "w1 w2"))
-    with pytest.raises(ValueError, match=r"layers \[7\]"):
-        mass_of(session, asked(session), layers=[7])
+        attention_mass(session, session.request([], "w1 w2"))

@@ -6,8 +6,7 @@ import pytest
 
 from mvw_cli.bench.quality.comparisons import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
-from mvw_cli.bench.stats import FEWEST_ITEMS
+from mvw_cli.bench.stats import FEWEST_ITEMS, mcnemar, paired_drop, wilson
 
 
 def given(tokens: str, answer: str, correct: bool | None, seconds: float = 1.0) -> Given:

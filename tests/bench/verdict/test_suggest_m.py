@@ -11,8 +11,7 @@ import pytest
 from sample_report import report as sample_report
 
 from mvw_cli.bench.documents import Answers, Comparison, ProfileReport
-from mvw_cli.bench.quality.proportions import paired_drop, wilson
-from mvw_cli.bench.stats import summarise
+from mvw_cli.bench.stats import paired_drop, summarise, wilson
 from mvw_cli.bench.verdict.suggest import suggest, with_suggestion, write_profile
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.resolution import resolve

@@ -7,7 +7,7 @@ from math import log, sqrt
 
 import pytest
 
-from mvw_cli.bench.quality.proportions import mcnemar, paired_drop, wilson
+from mvw_cli.bench.stats import mcnemar, paired_drop, wilson
 
 
 def test_wilson_is_newcombes_published_one() -> None:
