@@ -77,7 +77,8 @@ def _refusal(model_type: str, kind: str) -> str:
     import torch
     import transformers
 
-    from mvw_cli.engine.exact import NotExact, check_architecture
+    from mvw_cli.engine.engine import check_architecture
+    from mvw_cli.engine.types import NotExact
 
     config: Any = transformers.AutoConfig.for_model(model_type)
     with torch.device("meta"):  # shapes without memory

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.engine.cross_attention import cross_attention_layers
-from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.layer_exits import cut_rows, hidden_of, silent
+from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.prefill import prepare
-from mvw_cli.engine.types import GenerationSettings
+from mvw_cli.engine.types import GenerationSettings, NotExact
 from mvw_cli.oracle.masked import extended
 
 LOGIT_BYTES = 2**28

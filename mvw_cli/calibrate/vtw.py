@@ -30,8 +30,8 @@ from mvw_cli.calibrate.search import (
     answered,
     cell,
 )
-from mvw_cli.engine.cross_attention import cross_attention_layers
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.layers import cross_attention_layers
+from mvw_cli.engine.types import NotExact
 from mvw_cli.engine.types import Failed, Request
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.none import NoWithdrawal

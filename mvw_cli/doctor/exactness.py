@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from mvw_cli.adapter import Adapter
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.doctor.profile import check_device
+from mvw_cli.engine.attention import choose_kernel
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts
-from mvw_cli.oracle.equivalence import (
-    Equivalence,
-    equivalence,
-    flash_equivalence,
-    half_of,
-    takes_flash,
-)
+from mvw_cli.oracle.equivalence import Equivalence, equivalence, tiny_model
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved
 
@@ -52,7 +45,7 @@ def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
         return [(refused(CHECK, error), None)]
 
 
-def _half(resolved: Resolved) -> Literal["float16", "bfloat16"]:
+def _half(resolved: Resolved) -> str:
     """Choose the half precision to compare in: the sharper one unless the profile has the other."""
     return "bfloat16" if resolved.profile.dtype == "bfloat16" else "float16"
 
@@ -60,15 +53,17 @@ def _half(resolved: Resolved) -> Literal["float16", "bfloat16"]:
 def _would_take_flash(resolved: Resolved, facts: Facts, adapter: Adapter, device: str) -> bool:
     if resolved.profile.dtype == "float32" or facts.flash_attn is None:
         return False
-    return takes_flash(half_of(adapter, device, _half(resolved)).model)
+    return choose_kernel(tiny_model(adapter, device, _half(resolved)).model, "auto") == "flash"
 
 
 def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Compared:
     way_out = again(resolved, {"attention": "sdpa"}, equivalence=True)
     try:
-        figures = flash_equivalence(
+        figures = equivalence(
             adapter,
-            half_of(adapter, device, _half(resolved)),
+            attention="flash",
+            device=device,
+            dtype=_half(resolved),
             cross_attention=resolved.profile.cross_attention,
         )
     except MvwError as error:

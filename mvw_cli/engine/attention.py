@@ -11,36 +11,44 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from mvw_cli.engine.attention_probe import StepProbes, record_prefill
 from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.cross_attention import CrossLayer
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.layers import CrossLayer, SlotLayer
 from mvw_cli.engine.rows import Part
-from mvw_cli.engine.slot_layer import SlotLayer
+from mvw_cli.engine.types import NotExact
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
 """Names under which the kernels are registered. transformers takes any name with "flash" in it
 for one of its own, which would keep it from making the masks that are needed here."""
 
-_decoding: ContextVar[SlotCache | None] = ContextVar("decoding", default=None)
-_probes: ContextVar[StepProbes | None] = ContextVar("probes", default=None)
+
+@dataclass(frozen=True, slots=True)
+class DecodeStep:
+    """The decode step that is running."""
+
+    cache: SlotCache
+    probes: StepProbes | None = None
+
+
+_step: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
 
 Attended = tuple[Tensor, Tensor | None]
 """What comes out, # (n, T, H, D), and the weights where the kernel makes them: # (n, H, T, L)."""
 Forward = Callable[..., Attended]
 
 
-def choose_kernel(model: Any, requested: str) -> str:
+def choose_kernel(model: PreTrainedModel, requested: str) -> str:
     """Choose the attention kernel: the requested one, or for `auto` the fastest that fits.
 
     flash-attn is taken where it can be imported, the model runs in half precision on a GPU that
@@ -62,7 +70,7 @@ def choose_kernel(model: Any, requested: str) -> str:
     return requested
 
 
-def _flash_obstacle(model: Any) -> str | None:
+def _flash_obstacle(model: PreTrainedModel) -> str | None:
     """Return why flash-attn can't be used, or None."""
     if find_spec("flash_attn") is None:
         return "flash-attn is not installed"
@@ -75,42 +83,31 @@ def _flash_obstacle(model: Any) -> str | None:
     # FlashAttention-2 is made for Ampere and later (its README); on AMD there is no such number.
     if torch.version.hip is None and torch.cuda.get_device_capability(model.device) < (8, 0):
         return "flash-attn needs a GPU of compute capability 8.0 or later"
-    return _import_problem()
-
-
-def _import_problem() -> str | None:
-    """Return why flash-attn can't be imported, or None; built for another PyTorch, it can't."""
     try:
         import_module("flash_attn")
-    except Exception as error:  # it fails in many ways
+    except Exception as error:  # it fails in many ways, if it was built for another PyTorch
         first = next(iter(str(error).strip().splitlines()), "")
         return f"flash-attn can't be imported: {type(error).__name__}: {first}"
     return None
 
 
 @contextmanager
-def decoding(cache: SlotCache, probes: StepProbes | None = None) -> Iterator[None]:
-    """Let attention calls inside read the slots' lengths from `cache`, and be seen by `probes`."""
-    token, probing = _decoding.set(cache), _probes.set(probes)
+def decoding(step: DecodeStep) -> Iterator[None]:
+    """Let attention calls inside read the slots' lengths from the step's cache."""
+    token = _step.set(step)
     try:
         yield
     finally:
-        _probes.reset(probing)
-        _decoding.reset(token)
+        _step.reset(token)
 
 
-def decoded_cache() -> SlotCache | None:
-    """Return the cache of the decode step that is running, or None outside of one."""
-    return _decoding.get()
-
-
-def decode_probes() -> StepProbes | None:
-    """Return the probes of the decode step that is running, or None."""
-    return _probes.get()
+def decode_step() -> DecodeStep | None:
+    """Return the decode step that is running, or None outside of one."""
+    return _step.get()
 
 
 @contextmanager
-def attention_kernel(model: Any, kernel: str) -> Iterator[None]:
+def attention_kernel(model: PreTrainedModel, kernel: str) -> Iterator[None]:
     """Route the language model's attention through this module; restore it on the way out.
 
     The vision tower keeps its own implementation.
@@ -120,12 +117,11 @@ def attention_kernel(model: Any, kernel: str) -> Iterator[None]:
     """
     config = model.config
     text = config.get_text_config()
-    before = {key: getattr(config, key)._attn_implementation for key in _sub_configs(config)}
-    before[""] = config._attn_implementation
-    wanted = dict(before)
-    wanted[_key_of(config, text)] = _NAMES[kernel]
+    parts = {"": config, **{key: getattr(config, key, None) for key in config.sub_configs}}
+    before = {key: one._attn_implementation for key, one in parts.items() if one is not None}
+    own = next((key for key in before if key and parts[key] is text), "")
     try:
-        model.set_attn_implementation(wanted)
+        model.set_attn_implementation({**before, own: _NAMES[kernel]})
         if text._attn_implementation != _NAMES[kernel]:
             raise NotExact("its attention can't be replaced")
         yield
@@ -133,22 +129,14 @@ def attention_kernel(model: Any, kernel: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _sub_configs(config: Any) -> list[str]:
-    return [key for key in config.sub_configs if getattr(config, key, None) is not None]
-
-
-def _key_of(config: Any, text: Any) -> str:
-    return next((key for key in _sub_configs(config) if getattr(config, key) is text), "")
-
-
 def _decode_layer(
     module: nn.Module, query: Tensor, options: dict[str, Any]
 ) -> SlotLayer | CrossLayer | None:
     """Find the slots that a call attends to; None for a call that is no decode step."""
-    cache = _decoding.get()
-    if cache is None:
+    step = _step.get()
+    if step is None:
         return None
-    layer: SlotLayer | CrossLayer = cache.layers[module.layer_idx]
+    layer: SlotLayer | CrossLayer = step.cache.layers[module.layer_idx]
     if query.shape[2] != 1:
         raise NotExact("it reads more than one token in a decode step")
     window = options.get("sliding_window")
@@ -172,13 +160,11 @@ def _by_parts(
 
     query: # (n, H, 1, D); returned: # (n, 1, H, D)
     """
-    probes, number = _probes.get(), int(module.layer_idx)
-    parts = layer.parts(key, value)
-    rows = query.shape[0]
-    output: Tensor | None = None
-    for part in parts:
-        end = part.first + len(part.rows)
-        queries = query[part.first : end]
+    step, number = _step.get(), int(module.layer_idx)
+    probes = None if step is None else step.probes
+
+    def attend_to(part: Part) -> Attended:
+        queries = query[part.first : part.first + len(part.rows)]
         if probes is not None:
             part = probes.narrowed(number, part)
         attended, weights = attend(queries, part)
@@ -188,13 +174,14 @@ def _by_parts(
         if 0 in lengths:  # a row of which a policy has left this cross-attention layer nothing
             empty = part.rows.on_device(lengths) == 0
             attended = attended.masked_fill(empty[:, None, None, None], 0.0)
-        if len(parts) == 1 and len(part.rows) == rows:
-            return attended, weights
-        if output is None:
-            output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
-        output[part.first : end] = attended
-    if output is None:
-        output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
+        return attended, weights
+
+    parts, rows = layer.parts(key, value), query.shape[0]
+    if len(parts) == 1 and len(parts[0].rows) == rows:
+        return attend_to(parts[0])
+    output = query.new_zeros(rows, 1, query.shape[1], value.shape[3])
+    for part in parts:
+        output[part.first : part.first + len(part.rows)] = attend_to(part)[0]
     return output, None
 
 
@@ -213,7 +200,8 @@ def _masked(
     def attend(rows: Tensor, part: Part) -> Attended:
         visible = part.attendable()
         if visible is not None and additive:
-            visible = _additive(visible, query.dtype)
+            lowest = torch.finfo(query.dtype).min
+            visible = rows.new_zeros(()).masked_fill(~visible, lowest)
         return forward(module, rows, part.keys, part.values, visible, **kw)
 
     layer = _decode_layer(module, query, kw)
@@ -288,17 +276,11 @@ def _flash_decode(query: Tensor, part: Part, scale: float | None) -> Tensor:
     return attended
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros((), dtype=dtype, device=visible.device).masked_fill(
-        ~visible, torch.finfo(dtype).min
-    )
-
-
 def _mask_function(normal: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
     """Skip the model's own mask in a decode step: each layer masks for itself there."""
 
     def mask(**kwargs: Any) -> Tensor | None:
-        return None if _decoding.get() is not None else normal(**kwargs)
+        return None if _step.get() is not None else normal(**kwargs)
 
     return mask
 

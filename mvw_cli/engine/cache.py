@@ -1,23 +1,21 @@
 """The KV cache of the engine: slots, each with its own length at every layer.
 
-Here is in which row a slot lies; the layers (`slot_layer.py`, `cross_attention.py`) store, grow,
-compact and count bytes. Which entries are vision tokens is told with each withdrawal.
+Here is in which row a slot lies; the layers (`layers.py`) store, grow, compact and count bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from mvw_cli.engine.cross_attention import CrossLayer
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.layers import CrossLayer, KVLayer, SlotLayer
 from mvw_cli.engine.memory import ran_out
 from mvw_cli.engine.rows import ROW_CHUNK, Memo, Offloaded
-from mvw_cli.engine.slot_layer import KVLayer, SlotLayer
+from mvw_cli.engine.types import NotExact
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -67,33 +65,23 @@ class SlotCache(Cache):  # type: ignore[misc]
                 there, or for cross-attention which of the vision tokens; all in the layers that
                 are not named.  # (K,) long
         """
-        done = []
         everything = torch.arange(prompt)  # one tensor for all layers: `present_in` tells by it
-        try:
-            for number, (layer, source) in enumerate(
-                zip(self.layers, prefilled.layers, strict=True)
-            ):
-                chosen = None if held is None else held.get(number)
-                if isinstance(layer, SlotLayer) and chosen is None:
-                    chosen = everything
-                layer.load(source, chosen, prompt, vision, cross_entries)
-                done.append(layer)
-        except BaseException:
-            for layer in done:
-                layer.unload(vision)
-            self.trim()
-            raise
+
+        def load(number: int, layer: KVLayer) -> None:
+            default = everything if isinstance(layer, SlotLayer) else None
+            chosen = (held or {}).get(number, default)
+            layer.load(prefilled.layers[number], chosen, prompt, vision, cross_entries)
+
+        self._append(vision, load)
         used = {*self._withdrawn, *self._with_vision}
         slot = next(number for number in count() if number not in used)
-        (self._with_vision if vision else self._withdrawn).append(slot)
+        self._slots(vision).append(slot)
         return slot
 
     def release(self, slot: int) -> None:
         """Free a slot, and the memory that no other needs."""
         row, vision = self._find(slot)
-        for layer in self.layers:
-            layer.remove(row, vision)
-        _fill(self._with_vision if vision else self._withdrawn, row)
+        self._remove(row, vision)
         self.trim()
 
     def withdraw(self, slot: int, indices: Sequence[Tensor], *, complete: bool = True) -> int:
@@ -106,28 +94,16 @@ class SlotCache(Cache):  # type: ignore[misc]
         with vision, nothing has changed.
         """
         row, vision = self._find(slot)
-        pairs = list(zip(self.layers, indices, strict=True))
         if not vision or not complete:
             # In place: the row stays among its own, with or without vision.
+            pairs = zip(self.layers, indices, strict=True)
             gone: int = sum(layer.prune(row, one, vision) for layer, one in pairs)
             self.trim()
             return gone
-        # What stays is copied over to the rows without vision before the row goes, layer by layer,
-        # so that a lack of memory at any layer can be undone. Layers need not agree on what they
-        # hold: each masks by its own lengths.
-        gone, done = 0, []
-        try:
-            for layer, one in pairs:
-                gone += layer.withdraw(row, one)
-                done.append(layer)
-        except BaseException:
-            for layer in done:
-                layer.unload(vision=False)
-            self.trim()
-            raise
-        for layer in self.layers:
-            layer.remove(row, vision=True)
-        _fill(self._with_vision, row)
+        # What stays is copied over to the rows without vision before the row goes. Layers need not
+        # agree on what they hold: each masks by its own lengths.
+        gone = self._append(False, lambda number, layer: layer.withdraw(row, indices[number]))
+        self._remove(row, vision=True)
         self._withdrawn.append(slot)
         self.trim()
         return gone
@@ -144,21 +120,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         Returns their number, summed over the layers. If memory runs out, nothing has changed.
         """
         row, vision = self._find(slot)
-        done: list[KVLayer] = []
-        came = 0
-        try:
-            for layer, one in zip(self.layers, back, strict=True):
-                came += layer.restore(row, one, vision)
-                done.append(layer)
-        except BaseException:
-            for layer in done:
-                layer.unload(vision=True)
-            self.trim()
-            raise
-        for layer in self.layers:
-            layer.remove(row, vision)
+        came = self._append(True, lambda number, layer: layer.restore(row, back[number], vision))
         self._with_vision.append(slot)
-        _fill(self._with_vision if vision else self._withdrawn, row)
+        self._remove(row, vision)
         self.trim()
         return came
 
@@ -242,11 +206,38 @@ class SlotCache(Cache):  # type: ignore[misc]
         if missed:
             raise NotExact(f"layers {missed} do not use transformers' attention interface")
 
+    def _append(self, vision: bool, append: Callable[[int, KVLayer], int | None]) -> int:
+        """Let each layer append a row to a group; return the sum of what they return.
+
+        Memory may run out at any layer: the rows that others have appended go again.
+        """
+        done, total = 0, 0
+        try:
+            for number, layer in enumerate(self.layers):
+                total += append(number, layer) or 0
+                done += 1
+        except BaseException:
+            for layer in self.layers[:done]:
+                layer.unload(vision)
+            self.trim()
+            raise
+        return total
+
+    def _remove(self, row: int, vision: bool) -> None:
+        """Take a row out of its group; the last one fills the hole."""
+        for layer in self.layers:
+            layer.remove(row, vision)
+        slots = self._slots(vision)
+        slots[row] = slots[-1]
+        slots.pop()
+
+    def _slots(self, vision: bool) -> list[int]:
+        return self._with_vision if vision else self._withdrawn
+
     def _find(self, slot: int) -> tuple[int, bool]:
         """Return in which row a slot lies, and whether among those with vision."""
-        if slot in self._with_vision:
-            return self._with_vision.index(slot), True
-        return self._withdrawn.index(slot), False
+        vision = slot in self._with_vision
+        return self._slots(vision).index(slot), vision
 
 
 def _turning_points(with_vision: int) -> list[int]:
@@ -259,7 +250,24 @@ def _turning_points(with_vision: int) -> list[int]:
     return [*counts] if len(counts) <= 2 * edge else [*counts[:edge], *counts[-edge:]]
 
 
-def _fill(slots: list[int], row: int) -> None:
-    """Take a row out as `Rows.remove` does."""
-    slots[row] = slots[-1]
-    slots.pop()
+def sliding_windows(prefilled: Cache) -> list[int | None]:
+    """Read each layer's sliding window off a cache that transformers made for the model.
+
+    None stands for full attention.
+
+    Raises:
+        NotExact: a layer keeps a state that the slots can't hold exactly (recurrent, shared,
+            indexed …).
+    """
+    windows: list[int | None] = []
+    for number, layer in enumerate(prefilled.layers):
+        if type(layer) is DynamicLayer:
+            windows.append(None)
+        elif type(layer) is DynamicSlidingWindowLayer:
+            windows.append(int(layer.sliding_window))
+        else:
+            raise NotExact(
+                f"layer {number} keeps a {type(layer).__name__}, a state that can't be split into "
+                "vision and text"
+            )
+    return windows

@@ -1,26 +1,30 @@
-"""A loaded model, ready to serve requests: checked that it can be exactly, and patched for that."""
+"""A loaded model, ready to serve requests: checked that it can be exactly, and patched for that.
+
+Exact means: the logits of every token are those of one full forward pass in which the withdrawn
+tokens are masked, up to the rounding of a sum in another order (1e-5 in float32). In half precision
+that rounding is larger, and a token whose logit ties with another's may fall the other way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.engine.attention import (
-    attention_kernel,
-    choose_kernel,
-    decode_probes,
-    decoded_cache,
-)
+from mvw_cli.engine.attention import attention_kernel, choose_kernel, decode_step
 from mvw_cli.engine.attention_probe import record_prefill_added
-from mvw_cli.engine.cross_attention import CrossAttention, cross_attention_layers
-from mvw_cli.engine.exact import NotExact, check_architecture
+from mvw_cli.engine.cache import sliding_windows
+from mvw_cli.engine.layer_exits import decoder_layers, hidden_of
+from mvw_cli.engine.layers import CrossAttention, cross_attention_layers
 from mvw_cli.engine.slots import Observe, Slots
-from mvw_cli.engine.types import Event, Failed, Request
+from mvw_cli.engine.types import Event, Failed, NotExact, Request
 from mvw_cli.errors import ModelProblem
 
 
@@ -57,7 +61,7 @@ class Engine:
         self.cross_attention = cross_attention
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
         with self._refusing():
-            check_architecture(self._model)
+            self._windows = check_architecture(self._model)
             self.attention = choose_kernel(self._model, attention)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
@@ -104,6 +108,7 @@ class Engine:
             yield Slots(
                 self._model,
                 self._tokenizer,
+                windows=self._windows,
                 cross_layers=self._cross_layers,
                 cross_attention=self.cross_attention,
                 observe=observe or self._observe,
@@ -122,8 +127,29 @@ class Engine:
             ) from error
 
 
+def check_architecture(model: PreTrainedModel) -> list[int | None]:
+    """Check what can be told from the model's class and configuration.
+
+    What only shows in a forward pass is caught in `attention.py` and `cache.py`. Returns the
+    sliding window of each layer, as `sliding_windows`.
+
+    Raises:
+        NotExact: with the reason.
+    """
+    text = model.config.get_text_config()
+    if not model.can_generate():
+        raise NotExact("it can't generate text")
+    if model.config.is_encoder_decoder:
+        raise NotExact("it is an encoder-decoder; only decoder-only models are served")
+    if "position_ids" not in signature(model.forward).parameters:
+        raise NotExact("it takes no position ids, so withdrawal would shift positions")
+    if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        raise NotExact("it attends in chunks, which withdrawal would shift")
+    return sliding_windows(DynamicCache(config=text))
+
+
 @contextmanager
-def _skipping(model: Any, layers: Sequence[int]) -> Iterator[None]:
+def _skipping(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
     """Let cross-attention layers leave the rows of withdrawn slots as they are in decode steps.
 
     Where all slots are withdrawn, transformers skips the layer itself. The hooks are removed on the
@@ -133,12 +159,10 @@ def _skipping(model: Any, layers: Sequence[int]) -> Iterator[None]:
         NotExact: the decoder's layers aren't where transformers has them.
     """
     with ExitStack() as stack:
+        decoder = decoder_layers(model) if layers else ()
         for number in layers:
-            decoder = model.get_decoder()
-            if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-                raise NotExact("its decoder has no list of layers")
             hook = partial(_after_cross_layer, number)
-            handle = decoder.layers[number].register_forward_hook(hook, with_kwargs=True)
+            handle = decoder[number].register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
@@ -148,14 +172,14 @@ def _after_cross_layer(
     layer: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    output: Any,
-) -> Any:
-    cache, probes = decoded_cache(), decode_probes()
-    before = args[0] if args else kwargs["hidden_states"]  # (n, 1, D), or (1, P, D)
-    if cache is None:
+    output: Tensor,
+) -> Tensor:
+    before = hidden_of(args, kwargs)  # (n, 1, D), or (1, P, D)
+    step = decode_step()
+    if step is None:
         record_prefill_added(number, before, output)
         return output
-    output = cache.layers[number].without_skipped(before, output)
-    if probes is not None:
-        probes.record_added(number, before, output)
+    output = step.cache.layers[number].without_skipped(before, output)
+    if step.probes is not None:
+        step.probes.record_added(number, before, output)
     return output

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mvw_cli.engine.attention_probe import PrefillProbe, check_choice
-from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.vision import Vision
+from mvw_cli.engine.types import NotExact
+from mvw_cli.engine.vision import Vision, per_layer
 from mvw_cli.policy import LayerView, Select
 
 _ALONG = {
@@ -95,34 +95,20 @@ class Selection:
 
     def held(self, layers: Sequence[int]) -> dict[int, Tensor]:
         """Return what these layers have read, for `SlotCache.load`: # (K,) long each."""
-        known: dict[int, Tensor] = {}
-        found = {}
-        for layer in layers:
-            present = self.by_layer[layer]
-            if bool(present.all()):
-                continue
-            if id(present) not in known:
-                tokens = present.nonzero()[:, 0]
-                gone = self.vision.entries(~present)
-                known[id(present)] = (
-                    tokens if self.vision.cross_attention else (~gone).nonzero()[:, 0]
-                )
-            found[layer] = known[id(present)]
-        return found
+        fewer = {one: self.by_layer[one] for one in layers if not bool(self.by_layer[one].all())}
+        return per_layer(self.read, fewer)
 
-    def rows(self) -> Tensor:
-        """Places of the prompt that a layer of the sequence reads now: # (R,) long."""
-        gone = self.vision.entries(~self.present)
-        return (~gone).nonzero()[:, 0]
+    def read(self, present: Tensor) -> Tensor:
+        """Return what a layer reads where these vision tokens are there: # (K,) long.
+
+        Places of the prompt, or vision tokens of a cross-attention layer.
+        """
+        return (~self.vision.entries(~present)).nonzero()[:, 0]
 
 
 @contextmanager
 def selecting(
-    model: Any,
-    selection: Selection,
-    cross_layers: Sequence[int],
-    *,
-    keep_mlp: bool,
+    model: PreTrainedModel, selection: Selection, cross_layers: Sequence[int], *, keep_mlp: bool
 ) -> Iterator[None]:
     """Let a selection decide what each decoder layer reads; restore the model on the way out.
 
@@ -130,25 +116,15 @@ def selecting(
         NotExact: the decoder's layers aren't where transformers has them, or take arguments whose
             rows can't be told.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise NotExact("its decoder has no list of layers")
     with ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            if selection.vision.cross_attention:
-                if number in cross_layers:
-                    stack.enter_context(_cross_layer(layer, number, selection, keep_mlp))
-                else:
-                    before = partial(_asked, number, selection)
-                    hook = layer.register_forward_pre_hook(before, with_kwargs=True)
-                    stack.callback(hook.remove)
-            else:
-                cut = _Cut(number, selection)
-                for hook in (
-                    layer.register_forward_pre_hook(cut.before, with_kwargs=True),
-                    layer.register_forward_hook(cut.after),
-                ):
-                    stack.callback(hook.remove)
+        for number, layer in enumerate(decoder_layers(model)):
+            if number in cross_layers and selection.vision.cross_attention:
+                stack.enter_context(_cross_layer(layer, number, selection, keep_mlp))
+                continue
+            cut = _Cut(number, selection)
+            hook = layer.register_forward_pre_hook(cut.before, with_kwargs=True)
+            stack.callback(hook.remove)
+            stack.callback(layer.register_forward_hook(cut.after).remove)
         yield
 
 
@@ -167,12 +143,11 @@ class _Cut:
         if hidden.shape[1] != length:
             raise NotExact(f"layer {self._number} does not read the prompt as it is")
         present = selection.ask(self._number, hidden)
-        if bool(present.all()):
-            self._whole = None
-            return None
+        if bool(present.all()) or selection.vision.cross_attention:
+            return None  # with cross-attention no vision is among the rows
         # Positions are not renumbered: ids, rotary phases and mask are cut to the same rows as the
         # hidden states, so that each row that stays is read as if the others were masked.
-        self._whole, self._rows = hidden, selection.rows().to(hidden.device)
+        self._whole, self._rows = hidden, selection.read(present).to(hidden.device)
         if int(self._rows[-1]) != length - 1:
             # The first token comes out of the last row.
             raise NotExact("its prompt ends with a vision token")
@@ -202,13 +177,20 @@ class _Cut:
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
-def _asked(
-    number: int, selection: Selection, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    selection.ask(number, hidden_of(args, kwargs))
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the layers of a model's decoder.
+
+    Raises:
+        NotExact: they aren't where transformers has them.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise NotExact("its decoder has no list of layers")
+    return layers
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden states that a layer is called with."""
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
@@ -246,14 +228,14 @@ def _cross_layer(layer: Any, number: int, selection: Selection, keep_mlp: bool) 
         if not present.any():
             with silent(layer.cross_attn):
                 return plain(*args, **kwargs)
-        fewer = _fewer_states(kwargs, selection.vision.places[~present])
-        lost = _lost(fewer.get("cross_attention_mask"))
+        kwargs |= _fewer_states(kwargs, selection.vision.places[~present])
+        lost = _lost(kwargs["cross_attention_mask"])
         if lost is None:
-            return plain(*args, **{**kwargs, **fewer})
+            return plain(*args, **kwargs)
         if keep_mlp:
             with silent(layer.cross_attn, lost):
-                return plain(*args, **{**kwargs, **fewer})
-        output = plain(*args, **{**kwargs, **fewer})
+                return plain(*args, **kwargs)
+        output = plain(*args, **kwargs)
         return torch.where(lost.to(output.device), hidden.to(output.device), output)
 
     layer.forward = forward

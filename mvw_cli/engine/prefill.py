@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from mvw_cli.engine.attention_probe import PrefillProbe, probing_prefill
@@ -51,11 +51,13 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(model: Any, inputs: Mapping[str, Tensor], settings: GenerationSettings) -> Prepared:
+def prepare(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: GenerationSettings
+) -> Prepared:
     """Let the model's own `generate` prepare a request, and stop before the first forward."""
 
     def capture(
-        model: Any,
+        model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: object,
@@ -111,7 +113,7 @@ class PrefillOutput:
 
 
 def run_prefill(
-    model: Any,
+    model: PreTrainedModel,
     prepared: Prepared,
     request: Request,
     cross_layers: Sequence[int],
@@ -146,24 +148,6 @@ def run_prefill(
         with_vision=vision.tokens > 0 and (selection is None or selection.left(layers)),
         held=None if selection is None else selection.held(layers),
     )
-
-
-def present_in(
-    indices: Sequence[Tensor], vision: Vision, layers: Sequence[int]
-) -> dict[int, Tensor]:
-    """Return which vision tokens some layers of the cache hold: # (N,) bool each.
-
-    indices: by layer, as `SlotCache.indices` gives them.
-    """
-    known: dict[int, Tensor] = {}
-    for layer in layers:
-        held = indices[layer]
-        if id(held) not in known:
-            numbers = held if vision.cross_attention else vision.of(held)
-            present = torch.zeros(vision.tokens, dtype=torch.bool)
-            present[numbers[numbers >= 0]] = True
-            known[id(held)] = present
-    return {layer: known[id(indices[layer])] for layer in layers}
 
 
 def _vision_layers(vision: Vision, depth: int, cross_layers: Sequence[int]) -> tuple[int, ...]:

@@ -188,10 +188,10 @@ class Rows:
 
         places: # (K,) long, on the host
         """
-        keys, values, entry = self.row(row)
-        gone = entry.length - len(places)
+        gone, kept = self.entries[row].length - len(places), len(places)
         if gone:
-            on_device, kept = places.to(keys.device), len(places)
+            keys, values, entry = self.row(row)
+            on_device = places.to(keys.device)
             # Indexing copies, so the source is safe from the writes.
             keys[:, :kept] = keys[:, on_device]
             values[:, :kept] = values[:, on_device]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from mvw_cli.engine.attention_probe import AttentionProbe, PrefillProbe, check_choice
 from mvw_cli.engine.rows import Offloaded
 from mvw_cli.engine.types import FinishReason, Request
-from mvw_cli.engine.vision import Vision
+from mvw_cli.engine.vision import Vision, per_layer
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw
 
 
@@ -20,8 +20,7 @@ from mvw_cli.policy import Decide, Signals, StepView, Withdraw
 class Sampler:
     """How one request's tokens are chosen."""
 
-    processors: Any
-    """`LogitsProcessorList` of the request."""
+    processors: LogitsProcessorList
     sample: bool
     seed: int
     ids: Tensor
@@ -62,14 +61,13 @@ def choose_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int | Excepti
     """
     if all(sampler.plain for sampler in samplers):
         return [int(token) for token in logits.argmax(-1).tolist()]
-    return [_chosen(sampler, row) for sampler, row in zip(samplers, logits, strict=True)]
-
-
-def _chosen(sampler: Sampler, logits: Tensor) -> int | Exception:
-    try:
-        return sampler.choose(logits)
-    except Exception as error:  # of one request; the others have drawn their random numbers
-        return error
+    chosen: list[int | Exception] = []
+    for sampler, row in zip(samplers, logits, strict=True):
+        try:
+            chosen.append(sampler.choose(row))
+        except Exception as error:  # of one request; the others go on
+            chosen.append(error)
+    return chosen
 
 
 _INCOMPLETE = "�"
@@ -82,7 +80,7 @@ class Detokenizer:
     once it is complete.
     """
 
-    def __init__(self, tokenizer: Any | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._start = 0  # of the window that is decoded again
@@ -256,22 +254,10 @@ class SequenceState:
     def remove(self, gone: Mapping[int, Tensor]) -> None:
         """Note that vision tokens have left layers.  gone: # (N,) bool, by layer"""
         # Layers that lose the same go on sharing one tensor: `attended` counts it once.
-        left: dict[tuple[int, int], Tensor] = {}
-        for layer, tokens in gone.items():
-            present = self.present[layer]
-            key = (id(present), id(tokens))
-            if key not in left:
-                left[key] = present & ~tokens
-        self.present |= {
-            layer: left[id(self.present[layer]), id(tokens)] for layer, tokens in gone.items()
-        }
+        self.present |= per_layer(lambda lost, present: present & ~lost, gone, self.present)
 
     def restore(self, back: Sequence[Offloaded]) -> None:
         """Note that offloaded entries are back.  back: by layer of the cache"""
         for layer, present in self.present.items():
-            indices = back[layer].indices
-            numbers = indices if self.vision.cross_attention else self.vision.of(indices)
-            found = present.clone()
-            found[numbers] = True
-            self.present[layer] = found
+            self.present[layer] = present | self.vision.held_by(back[layer].indices)
         self.offloaded = None

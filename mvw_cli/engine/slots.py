@@ -9,19 +9,18 @@ changed: no position is renumbered, and no other entry of the cache is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mvw_cli.engine.attention import decoding
+from mvw_cli.engine.attention import DecodeStep, decoding
 from mvw_cli.engine.attention_probe import StepProbes
-from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.cross_attention import CrossAttention
-from mvw_cli.engine.exact import NotExact, sliding_windows
-from mvw_cli.engine.prefill import prepare, present_in, run_prefill
+from mvw_cli.engine.cache import SlotCache, sliding_windows
+from mvw_cli.engine.layers import CrossAttention
+from mvw_cli.engine.prefill import prepare, run_prefill
 from mvw_cli.engine.sequence import Detokenizer, Sampler, SequenceState, choose_tokens
 from mvw_cli.engine.types import (
     Admitted,
@@ -29,13 +28,14 @@ from mvw_cli.engine.types import (
     Failed,
     Finished,
     FinishReason,
+    NotExact,
     Prefilled,
     Request,
     Restored,
     Token,
     Withdrawn,
 )
-from mvw_cli.engine.vision import Vision
+from mvw_cli.engine.vision import per_layer
 from mvw_cli.policy import Withdraw, decisions
 
 Observe = Callable[[str, int, Tensor], None]
@@ -47,9 +47,10 @@ class Slots:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
         *,
+        windows: Sequence[int | None],
         cross_layers: Sequence[int],
         cross_attention: CrossAttention,
         observe: Observe | None,
@@ -59,7 +60,8 @@ class Slots:
         self._cross_layers = cross_layers
         self._keep_mlp = cross_attention == "mlp"
         self._observe = observe
-        self._cache: SlotCache | None = None
+        self._windows = windows
+        self._cache = SlotCache(windows, cross_layers=cross_layers, keep_mlp=self._keep_mlp)
         self._sequences: dict[int, SequenceState] = {}
         """By slot, the earliest admitted first."""
 
@@ -73,12 +75,12 @@ class Slots:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the cache entries in use, all slots together."""
-        return 0 if self._cache is None else self._cache.used_bytes()
+        return self._cache.used_bytes()
 
     @property
     def kv_allocated_bytes(self) -> int:
         """Bytes of the storages behind the cache, all slots together."""
-        return 0 if self._cache is None else self._cache.allocated_bytes()
+        return self._cache.allocated_bytes()
 
     def room_bytes(
         self, request: Request | None = None, *, ahead: int = 1, withdrawing: bool = False
@@ -94,8 +96,6 @@ class Slots:
             withdrawing: count the most that they may take meanwhile instead, whenever those with
                 vision are withdrawn. A withdrawal copies what stays before the rest goes.
         """
-        if self._cache is None:
-            return 0
         offloaded = sum(one.offloaded_bytes for one in self._sequences.values())
         text = [one.request.text_tokens + len(one.ids) for one in self._sequences.values()]
         if request is None:
@@ -114,8 +114,7 @@ class Slots:
     @torch.inference_mode()
     def trim(self) -> None:
         """Give back what the cache keeps for requests to come."""
-        if self._cache is not None:
-            self._cache.trim(exactly=True)
+        self._cache.trim(exactly=True)
 
     # -- admit, step, drop ------------------------------------------------------------------
 
@@ -147,13 +146,8 @@ class Slots:
             raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
         decide = request.policy.begin()  # may raise, and nothing is loaded yet
-        if self._cache is None:
-            # Made from the first prefill: only now is it known how transformers caches each layer.
-            self._cache = SlotCache(
-                sliding_windows(prefill.cache),
-                cross_layers=self._cross_layers,
-                keep_mlp=self._keep_mlp,
-            )
+        if sliding_windows(prefill.cache) != self._windows:
+            raise NotExact("its cache is not the one that its configuration tells of")
         slot = self._cache.load(
             prefill.cache,
             prompt,
@@ -161,6 +155,7 @@ class Slots:
             cross_entries=request.layout.cross_entries,
             held=prefill.held,
         )
+        indices = self._cache.indices(slot)
         try:
             sequence = self._sequences[slot] = SequenceState(
                 request=request,
@@ -171,8 +166,10 @@ class Slots:
                 position=prepared.next_position,
                 detokenizer=Detokenizer(self._tokenizer),
                 vision=prefill.vision,
-                windows={layer: self._cache.layers[layer].window for layer in prefill.layers},
-                present=present_in(self._cache.indices(slot), prefill.vision, prefill.layers),
+                windows={layer: self._windows[layer] for layer in prefill.layers},
+                present=per_layer(
+                    prefill.vision.held_by, {layer: indices[layer] for layer in prefill.layers}
+                ),
             )
             sequence.attach_probe(prefill.probe)
             prefilled = Prefilled(
@@ -198,7 +195,6 @@ class Slots:
         concerns one request alone (its policy, its sampler, its withdrawal) is an event, `Failed`.
         """
         cache = self._cache
-        assert cache is not None
         # In the cache's order, which is not that of admission: rows without vision come first, so
         # that rows with and without it lie in one rectangle each.
         sequences = [self._sequences[slot] for slot in cache.order]
@@ -207,7 +203,7 @@ class Slots:
         step_probes = StepProbes(probes) if any(one is not None for one in probes) else None
         cache.reserve_step()
         try:
-            with decoding(cache, step_probes):
+            with decoding(DecodeStep(cache, step_probes)):
                 output = self._model(
                     input_ids=torch.tensor([[s.ids[-1]] for s in sequences], device=device),
                     # Each row's own position, counted on from its prompt whatever has left its
@@ -286,11 +282,12 @@ class Slots:
     def _withdraw(self, sequence: SequenceState, decision: Withdraw) -> Withdrawn:
         """Take vision tokens out of a sequence's slot."""
         cache, slot = self._cache, sequence.slot
-        assert cache is not None
         start = perf_counter()
         before = cache.slot_bytes(slot)
         taken = sequence.withdrawn_by(decision)
-        masks = _by_cache_layer(cache, sequence.vision, taken)
+        nothing = torch.zeros(0, dtype=torch.bool)
+        leaving = per_layer(sequence.vision.entries, taken)
+        masks = [leaving.get(layer, nothing) for layer in range(len(cache.layers))]
         if decision.offload:
             copies, held = cache.offload(slot, masks), sequence.offloaded
             if held is not None:
@@ -320,7 +317,7 @@ class Slots:
     def _restore(self, sequence: SequenceState) -> Restored:
         """Bring what was offloaded back into a sequence's slot."""
         cache, slot, back = self._cache, sequence.slot, sequence.offloaded
-        assert cache is not None and back is not None
+        assert back is not None
         start = perf_counter()
         before = cache.slot_bytes(slot)
         # Appended behind the text they once stood before: attention is a sum over the entries, and
@@ -340,18 +337,16 @@ class Slots:
         )
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> Finished:
-        cache, slot = self._cache, sequence.slot
-        assert cache is not None
         event = Finished(
             sequence.request.id,
             perf_counter(),
             reason=reason,
             text=sequence.detokenizer.text,
             token_ids=tuple(sequence.ids),
-            kv_bytes=cache.slot_bytes(slot),
-            kv_allocated_bytes=cache.allocated_bytes(),
+            kv_bytes=self._cache.slot_bytes(sequence.slot),
+            kv_allocated_bytes=self._cache.allocated_bytes(),
         )
-        self._release(slot)
+        self._release(sequence.slot)
         return event
 
     def _fail(self, sequence: SequenceState, error: Exception) -> Failed:
@@ -359,22 +354,8 @@ class Slots:
         return Failed(sequence.request.id, perf_counter(), error)
 
     def _release(self, slot: int) -> None:
-        assert self._cache is not None
         self._cache.release(slot)
         self._sequences.pop(slot, None)
-
-
-def _by_cache_layer(cache: SlotCache, vision: Vision, tokens: Mapping[int, Tensor]) -> list[Tensor]:
-    """Turn vision tokens by layer into what `SlotCache.withdraw` takes.  tokens: # (N,) bool"""
-    nothing = torch.zeros(vision.tokens, dtype=torch.bool)
-    known: dict[int, Tensor] = {}
-    for one in tokens.values():
-        if id(one) not in known:
-            known[id(one)] = vision.entries(one)
-    return [
-        known[id(tokens[layer])] if layer in tokens else nothing
-        for layer in range(len(cache.layers))
-    ]
 
 
 def _synchronise(device: torch.device) -> None:

@@ -6,8 +6,8 @@ Events are small dataclasses with a timestamp. A completion sums up those of one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.policy import WithdrawalPolicy
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["eos", "stop", "length"]
+
+
+class NotExact(Exception):
+    """Why a model can't be served exactly, as the end of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +65,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """The request has got a slot; its prefill starts now."""
-
+class _Event:
     request: str
     at: float
-    """Seconds on the monotonic clock (`time.perf_counter`), as in every event."""
+    """Seconds on the monotonic clock (`time.perf_counter`)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prefilled:
+class Admitted(_Event):
+    """The request has got a slot; its prefill starts now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled(_Event):
     """The prompt is in the KV cache and the first token has been chosen."""
 
-    request: str
-    at: float
     prompt_tokens: int
     vision_tokens: int
     kv_bytes: int
@@ -85,11 +90,9 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class Token(_Event):
     """A token has been generated."""
 
-    request: str
-    at: float
     step: int
     """1 for the token that comes out of the prefill."""
     id: int
@@ -101,11 +104,9 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Withdrawn:
+class Withdrawn(_Event):
     """Vision tokens of the request have left the KV cache."""
 
-    request: str
-    at: float
     step: int
     """Number of tokens that were generated with vision visible."""
     vision_tokens: int
@@ -115,7 +116,7 @@ class Withdrawn:
     kv_bytes_before: int
     kv_bytes_after: int
     duration_s: float
-    """Seconds the withdrawal itself took."""
+    """Seconds that the withdrawal itself took."""
     complete: bool = True
     """Whether no layer holds any vision token now."""
     offloaded_bytes: int = 0
@@ -123,11 +124,9 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(_Event):
     """Vision tokens that were offloaded are back in the KV cache."""
 
-    request: str
-    at: float
     step: int
     """Number of tokens that were generated before."""
     entries: int
@@ -138,11 +137,9 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(_Event):
     """The request is complete and its slot is free."""
 
-    request: str
-    at: float
     reason: FinishReason
     text: str
     token_ids: tuple[int, ...]
@@ -153,11 +150,9 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(_Event):
     """The request raised, and is out of its slot; the others go on."""
 
-    request: str
-    at: float
     error: Exception
 
 
@@ -194,6 +189,13 @@ class Withdrawal:
     entries: int
     kv_bytes_before: int
     kv_bytes_after: int
+
+    @classmethod
+    def of(cls, event: Withdrawn | None) -> Withdrawal | None:
+        """Take the figures of an event; None where there was none."""
+        if event is None:
+            return None
+        return cls(**{one.name: getattr(event, one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,23 +239,20 @@ def summarise(events: Iterable[Event]) -> Completion:
     Raises:
         ValueError: the events are not those of one whole request.
     """
-    admitted = prefilled = finished = None
+    found: dict[type[Event], Any] = {}
     tokens: list[Token] = []
     changes: list[Withdrawn | Restored] = []
     for event in events:
-        match event:
-            case Admitted():
-                admitted = event
-            case Prefilled():
-                prefilled = event
-            case Token():
-                tokens.append(event)
-            case Withdrawn() | Restored():
-                changes.append(event)
-            case Finished():
-                finished = event
-    if admitted is None or prefilled is None or finished is None or not tokens:
+        if isinstance(event, Token):
+            tokens.append(event)
+        elif isinstance(event, Withdrawn | Restored):
+            changes.append(event)
+        else:
+            found[type(event)] = event
+    if not found.keys() >= {Admitted, Prefilled, Finished} or not tokens:
         raise ValueError("the events do not make up one whole request")
+    prefilled: Prefilled = found[Prefilled]
+    finished: Finished = found[Finished]
     taken = [event for event in changes if isinstance(event, Withdrawn)]
     withdrawn = next((event for event in taken if event.complete), next(iter(taken), None))
     return Completion(
@@ -263,15 +262,7 @@ def summarise(events: Iterable[Event]) -> Completion:
         prompt_tokens=prefilled.prompt_tokens,
         vision_tokens=prefilled.vision_tokens,
         generated_tokens=len(finished.token_ids),
-        withdrawal=None
-        if withdrawn is None
-        else Withdrawal(
-            step=withdrawn.step,
-            vision_tokens=withdrawn.vision_tokens,
-            entries=withdrawn.entries,
-            kv_bytes_before=withdrawn.kv_bytes_before,
-            kv_bytes_after=withdrawn.kv_bytes_after,
-        ),
+        withdrawal=Withdrawal.of(withdrawn),
         vision=VisionStats(
             entries_prefill=sum(prefilled.vision_by_layer),
             attended_per_token=sum(token.vision_attended for token in tokens) / len(tokens),
@@ -280,7 +271,7 @@ def summarise(events: Iterable[Event]) -> Completion:
             offloaded_bytes_peak=max((event.offloaded_bytes for event in taken), default=0),
         ),
         timings=_timings(
-            admitted.at,
+            found[Admitted].at,
             [token.at for token in tokens],
             withdrawn,
             sum(event.duration_s for event in changes),

@@ -6,6 +6,7 @@ holds; this module turns one into the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.types import NotExact
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +53,13 @@ class Vision:
         found[self.places[tokens]] = True
         return found
 
+    def held_by(self, indices: Tensor) -> Tensor:
+        """Mark the vision tokens among a layer's entries: # (K,) long -> (N,) bool."""
+        numbers = indices if self.cross_attention else self.of(indices)
+        found = torch.zeros(self.tokens, dtype=torch.bool)
+        found[numbers[numbers >= 0]] = True
+        return found
+
 
 def vision_of(layout: VisionLayout, prompt: int) -> Vision:
     """Number the vision tokens of a layout.
@@ -80,6 +88,22 @@ def vision_of(layout: VisionLayout, prompt: int) -> Vision:
             f"its adapter tells of {sum(images)} vision tokens by image, of {count} else"
         )
     return Vision(count, prompt, cross_attention, places, numbers, images, layout.grids)
+
+
+def per_layer(function: Callable[..., Tensor], *of: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Apply a function at each layer of the first mapping.
+
+    Layers that share their tensors, which most do, are computed once and share what comes out.
+    """
+    known: dict[tuple[int, ...], Tensor] = {}
+    found = {}
+    for layer in of[0]:
+        given = [one[layer] for one in of]
+        key = tuple(map(id, given))
+        if key not in known:
+            known[key] = function(*given)
+        found[layer] = known[key]
+    return found
 
 
 def _runs(places: Tensor) -> tuple[int, ...]:

@@ -8,24 +8,24 @@ weights, and the engine may be off by a little more than the oracle in the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import import_module
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mvw_cli.adapter import Adapter, LoadedModel
 from mvw_cli.engine.attention import choose_kernel
-from mvw_cli.engine.cross_attention import CrossAttention
 from mvw_cli.engine.engine import Engine
-from mvw_cli.engine.exact import NotExact
-from mvw_cli.engine.types import Event, GenerationSettings, Request, Token
+from mvw_cli.engine.layers import CrossAttention
+from mvw_cli.engine.types import Event, GenerationSettings, NotExact, Request, Token
 from mvw_cli.errors import ModelProblem
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
@@ -91,138 +91,93 @@ def equivalence(
     m: int = 3,
     new_tokens: int = 12,
     device: str = "cpu",
+    dtype: str = "float32",
     cross_attention: CrossAttention = "skip",
 ) -> Equivalence:
     """Run engine and oracle on the adapter's tiny model, and compare every logit.
 
     Raises:
-        ModelProblem: the engine refuses the model, or this attention kernel for it.
+        ModelProblem: the engine refuses the model, or this attention kernel for it; or all was to
+            be served by flash-attn, and nothing has been.
     """
-    tiny = adapter.tiny()
-    loaded = replace(tiny, model=tiny.model.to(device))
+    loaded = tiny_model(adapter, device, dtype)
+    model = loaded.model
     request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
-    [trial], kernel = run(loaded, [request], attention=attention, cross_attention=cross_attention)
-    expected, visible = (
-        _expected(loaded.model, request, request.inputs, trial, at, cross_attention)
-        for at in (m, None)
-    )
-    return _compared(
-        loaded,
-        request,
-        kernel,
-        m,
-        difference=float((trial.logits - expected).abs().max()),
-        tolerance=TOLERANCE,
-        effect=float((visible - expected).abs().max()),
+    options = {"attention": attention, "cross_attention": cross_attention}
+    calls = None
+    if attention == "flash":
+        try:
+            choose_kernel(model, "flash")
+        except NotExact as error:
+            problem, cause = "flash-attn can't serve it.", f"{error}"
+            raise ModelProblem(problem, cause=cause, hint=_WITHOUT_FLASH) from error
+        with _counted() as names:
+            [trial], kernel = run(loaded, [request], **options)
+        calls = len(names)
+        if not calls:
+            raise ModelProblem(
+                "flash-attn was not called.",
+                cause="The engine gives all of this model's attention to SDPA: it needs masks, or "
+                "keys and values of different width",
+                hint=_WITHOUT_FLASH,
+            )
+    else:
+        [trial], kernel = run(loaded, [request], **options)
+    difference, rounding, effect = distances(model, request, trial, m, cross_attention)
+    return Equivalence(
+        difference=difference,
+        tolerance=TOLERANCE if rounding is None else ALLOWED * rounding,
+        effect=effect,
         tokens=len(trial.token_ids),
+        vision_tokens=request.layout.vision_tokens,
+        m=m,
+        attention=kernel,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        rounding=rounding,
+        flash_calls=calls,
     )
 
 
-def half_of(adapter: Adapter, device: str, dtype: Literal["float16", "bfloat16"]) -> LoadedModel:
-    """Build the adapter's tiny model in half precision on a device."""
+def tiny_model(adapter: Adapter, device: str, dtype: str) -> LoadedModel:
+    """Build the adapter's tiny model on a device, its weights rounded to a precision."""
     tiny = adapter.tiny()
     return replace(tiny, model=tiny.model.to(device, getattr(torch, dtype)))
 
 
-def takes_flash(model: Any) -> bool:
-    """Whether the engine would serve a model by flash-attn if it were free to choose."""
-    return choose_kernel(model, "auto") == "flash"
-
-
-def flash_equivalence(
-    adapter: Adapter,
-    loaded: LoadedModel,
-    *,
-    m: int = 3,
-    new_tokens: int = 12,
-    cross_attention: CrossAttention = "skip",
-) -> Equivalence:
-    """Run the engine with flash-attn and the oracle on a tiny model, and compare every logit.
-
-    Args:
-        loaded: as `half_of` makes it.
-
-    Raises:
-        ModelProblem: flash-attn can't serve this model here, or has served no call of it.
-    """
-    try:
-        choose_kernel(loaded.model, "flash")
-    except NotExact as error:
-        raise ModelProblem(
-            "flash-attn can't serve it.", cause=f"{error}", hint=_WITHOUT_FLASH
-        ) from error
-    request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
-    with _counted() as calls:
-        [trial], kernel = run(loaded, [request], attention="flash", cross_attention=cross_attention)
-    if not calls:
-        raise ModelProblem(
-            "flash-attn was not called.",
-            cause="The engine gives all of this model's attention to SDPA: it needs masks, or "
-            "keys and values of different width",
-            hint=_WITHOUT_FLASH,
-        )
-    difference, rounding, effect = against_float32(loaded.model, request, trial, m, cross_attention)
-    return _compared(
-        loaded,
-        request,
-        kernel,
-        m,
-        difference=difference,
-        tolerance=ALLOWED * rounding,
-        effect=effect,
-        tokens=len(trial.token_ids),
-        rounding=rounding,
-        flash_calls=len(calls),
-    )
-
-
-def against_float32(
-    model: Any, request: Request, trial: Trial, m: int, cross_attention: CrossAttention = "skip"
-) -> tuple[float, float, float]:
-    """Compare what a model in half precision came to with the oracle in float32 on the CPU.
-
-    Returns the largest absolute differences of logits that the engine makes, that rounding makes to
-    the oracle itself, and that the withdrawal makes.
-    """
-    rounded = _expected(model, request, request.inputs, trial, m, cross_attention).float().cpu()
-    inputs = {
-        name: value.cpu().float() if value.is_floating_point() else value.cpu()
-        for name, value in request.inputs.items()
-    }
-    wide = deepcopy(model).float().cpu()  # the weights as half precision has rounded them
-    exact, visible = (
-        _expected(wide, request, inputs, trial, at, cross_attention) for at in (m, None)
-    )
-    return (
-        float((trial.logits.float().cpu() - exact).abs().max()),
-        float((rounded - exact).abs().max()),
-        float((visible - exact).abs().max()),
-    )
-
-
-def _expected(
-    model: Any,
+def distances(
+    model: PreTrainedModel,
     request: Request,
-    inputs: Mapping[str, Tensor],
     trial: Trial,
-    m: int | None,
-    cross_attention: CrossAttention,
-) -> Tensor:
-    vision = request.layout.entries.to(inputs["input_ids"].device)
-    return oracle_logits(model, inputs, trial.token_ids, vision, m, cross_attention=cross_attention)
+    m: int,
+    cross_attention: CrossAttention = "skip",
+) -> tuple[float, float | None, float]:
+    """Compare what a model came to with the oracle in float32.
 
+    A model in half precision is compared with the same weights in float32 on the CPU. Returns the
+    largest absolute differences of logits: that the engine makes, that rounding makes to the oracle
+    itself (None in float32), and that the withdrawal makes.
+    """
+    half = model.dtype != torch.float32
+    exactly = deepcopy(model).float().cpu() if half else model
 
-def _compared(
-    loaded: LoadedModel, request: Request, kernel: str, m: int, **figures: Any
-) -> Equivalence:
-    return Equivalence(
-        vision_tokens=request.layout.vision_tokens,
-        m=m,
-        attention=kernel,
-        device=str(loaded.model.device),
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
-        **figures,
-    )
+    def oracle(one: PreTrainedModel, at: int | None) -> Tensor:
+        inputs = {
+            name: value.to(one.device, one.dtype if value.is_floating_point() else value.dtype)
+            for name, value in request.inputs.items()
+        }
+        vision = request.layout.entries.to(one.device)
+        return oracle_logits(
+            one, inputs, trial.token_ids, vision, at, cross_attention=cross_attention
+        )
+
+    exact = oracle(exactly, m)
+
+    def off(logits: Tensor) -> float:
+        return float((logits.to(exact) - exact).abs().max())
+
+    rounding = off(oracle(model, m)) if half else None
+    return off(trial.logits), rounding, off(oracle(exactly, None))
 
 
 def question_of(
@@ -274,7 +229,7 @@ def run(
 
 
 @contextmanager
-def writing_text_only(model: Any) -> Iterator[None]:
+def writing_text_only(model: PreTrainedModel) -> Iterator[None]:
     """Keep a model from writing placeholders, which no forward pass could read without an image.
 
     A random model writes any token; the suppression is that of transformers' generation config.
@@ -309,10 +264,8 @@ def _counted() -> Iterator[list[str]]:
         return call
 
     before = {name: getattr(library, name) for name in _FLASH_FUNCTIONS}
+    vars(library).update({name: noted(name, function) for name, function in before.items()})
     try:
-        for name, function in before.items():
-            setattr(library, name, noted(name, function))
         yield calls
     finally:
-        for name, function in before.items():
-            setattr(library, name, function)
+        vars(library).update(before)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -29,7 +29,7 @@ CrossAttention = Literal["skip", "mlp"]
 
 @torch.inference_mode()
 def oracle_logits(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     output_ids: Sequence[int],
     vision: Tensor,
@@ -44,24 +44,23 @@ def oracle_logits(
         output_ids: the T tokens that were generated.
         vision: which prompt entries are vision tokens: # (P,) bool.
         m: withdrawal after this many generated tokens; None for never.
-        cross_attention: what a row after the withdrawal still gets from a cross-attention layer:
-            nothing, or its gated MLP.
+        cross_attention: as in `masked_logits`.
 
     Returns:
         # (T, V): row k is the distribution of token k + 1.
     """
     layout = VisionLayout(vision, _states(model, inputs))
-    rows = inputs["input_ids"].shape[1] + len(output_ids)
-    hidden = torch.zeros(rows, layout.vision_tokens, dtype=torch.bool)
+    prompt = inputs["input_ids"].shape[1]
+    hidden = torch.zeros(prompt + len(output_ids), layout.vision_tokens, dtype=torch.bool)
     if m is not None:
-        hidden[inputs["input_ids"].shape[1] + m - 1 :] = True
+        hidden[prompt + m - 1 :] = True
     layers = dict.fromkeys(range(model.config.get_text_config().num_hidden_layers), hidden)
     return masked_logits(model, inputs, output_ids, layout, layers, cross_attention=cross_attention)
 
 
 @torch.inference_mode()
 def masked_logits(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     output_ids: Sequence[int],
     layout: VisionLayout,
@@ -71,19 +70,12 @@ def masked_logits(
 ) -> Tensor:
     """Compute the logits of the output with some vision tokens hidden, by layer and by row.
 
-    A row is a place in prompt and output. One that passes a cross-attention layer with every
-    vision token hidden, or all that the model itself lets it see, gets from it what
-    `cross_attention` says.
-
-    Args:
-        inputs: model inputs of one prompt, `input_ids` # (1, P).
-        output_ids: the T tokens that were generated.
-        layout: where the N vision tokens are.
+    A row is a place in prompt and output. Args:
         hidden: by layer, True where a row may not attend to a vision token; layers that are not
             named hide nothing, and those that hold no vision have nothing to hide.
             # (P + T, N) bool
-        cross_attention: what a row that sees no vision at a cross-attention layer still gets from
-            it: nothing, or its gated MLP.
+        cross_attention: what a row still gets from a cross-attention layer where every vision
+            token is hidden, or all that the model itself lets it see: nothing, or its gated MLP.
 
     Returns:
         # (T, V): row k is the distribution of token k + 1.
@@ -91,13 +83,13 @@ def masked_logits(
     Raises:
         ValueError: something hidden has another shape, or lies at a layer that there is not.
     """
-    logits = _forward(model, extended(inputs, output_ids), layout, hidden, cross_attention)
+    logits, _ = _forward(model, extended(inputs, output_ids), layout, hidden, cross_attention)
     return logits[inputs["input_ids"].shape[1] - 1 : -1]
 
 
 @torch.inference_mode()
 def attention_scores(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     output_ids: Sequence[int],
     layout: VisionLayout,
@@ -109,11 +101,9 @@ def attention_scores(
 ) -> dict[int, Tensor]:
     """Compute the scores that the softmax of chosen rows takes, by head.
 
-    Args:
+    Args, further than those of `masked_logits`:
         layers: where; cross-attention models have vision at those layers only.
         rows: places in prompt and output, which may be counted from the end.
-
-    The others are those of `masked_logits`.
 
     Returns:
         By layer; -inf where a column is hidden or the model itself does not let the row see it.
@@ -123,12 +113,13 @@ def attention_scores(
         ValueError: as `masked_logits`, or one of the layers holds no vision.
     """
     length = inputs["input_ids"].shape[1] + len(output_ids)
-    watch = Watch(frozenset(layers), torch.arange(length)[list(rows)])
-    _forward(model, extended(inputs, output_ids), layout, hidden, cross_attention, watch)
-    missing = sorted(set(layers) - set(watch.found))
+    watched = dict.fromkeys(layers, torch.arange(length)[list(rows)])
+    inputs = extended(inputs, output_ids)
+    _, scores = _forward(model, inputs, layout, hidden, cross_attention, watched)
+    missing = sorted(set(layers) - set(scores))
     if missing:
         raise ValueError(f"layers {missing} hold no vision")
-    return watch.found
+    return scores
 
 
 def extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[str, Tensor]:
@@ -148,7 +139,7 @@ def extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[st
     return longer
 
 
-def _states(model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+def _states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor | None:
     """Mark the vision states of Mllama that the output may attend to: # (V,) bool."""
     if "cross_attention_mask" not in inputs:
         return None
@@ -158,23 +149,14 @@ def _states(model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """Of which rows the scores are noted, at which layers."""
-
-    layers: frozenset[int]
-    rows: Tensor  # (R,) long
-    found: dict[int, Tensor] = field(default_factory=dict)
-    """By layer; -inf where a row does not see.  # (H, R, columns) float32"""
-
-
-@dataclass(frozen=True, slots=True)
 class _Pass:
     """What one forward pass hides and notes."""
 
     hidden: Mapping[int, Tensor]  # (rows, N) bool
     places: Tensor  # (N,) long: columns of the vision tokens at the layers that hold them
     cross_layers: frozenset[int]  # empty where vision is in the sequence
-    watch: Watch | None
+    watched: Mapping[int, Tensor]  # by layer, rows of which the scores are noted: (R,) long
+    scores: dict[int, Tensor] = field(default_factory=dict)  # (H, R, columns) float32
     without: dict[int, Tensor] = field(default_factory=dict)  # (rows,) bool, by cross layer
 
     def holds(self, layer: int) -> bool:
@@ -185,28 +167,24 @@ _running: ContextVar[_Pass] = ContextVar("oracle")
 
 
 def _forward(
-    model: Any,
+    model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     layout: VisionLayout,
     hidden: Mapping[int, Tensor],
     cross_attention: CrossAttention,
-    watch: Watch | None = None,
-) -> Tensor:
-    """Read inputs whose rows are `hidden`'s in one pass; return the logits: # (rows, V).
-
-    Raises:
-        ValueError: something hidden has another shape, or lies at a layer that there is not.
-    """
+    watched: Mapping[int, Tensor] | None = None,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Read inputs whose rows are `hidden`'s in one pass; return logits and scores: # (rows, V)."""
     text = model.config.get_text_config()
     shape = (inputs["input_ids"].shape[1], layout.vision_tokens)
     for layer, rows in hidden.items():
         if layer not in range(text.num_hidden_layers) or tuple(rows.shape) != shape:
             raise ValueError(f"{tuple(rows.shape)} hidden at layer {layer}, not {shape} at a layer")
     cross_layers = frozenset(getattr(text, "cross_attention_layers", None) or ())
-    run = _Pass(hidden, vision_columns(layout), cross_layers, watch)
+    run = _Pass(hidden, vision_columns(layout), cross_layers, watched or {})
     with _masked(model, run), _without_vision(model, run, cross_attention):
         logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits[0]
+    return logits[0], run.scores
 
 
 def vision_columns(layout: VisionLayout) -> Tensor:
@@ -216,7 +194,7 @@ def vision_columns(layout: VisionLayout) -> Tensor:
 
 
 @contextmanager
-def _without_vision(model: Any, run: _Pass, keep: CrossAttention) -> Iterator[None]:
+def _without_vision(model: PreTrainedModel, run: _Pass, keep: CrossAttention) -> Iterator[None]:
     """Change the rows of cross-attention layers that see nothing there, and nothing else."""
 
     def skip(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -244,13 +222,12 @@ def _without_vision(model: Any, run: _Pass, keep: CrossAttention) -> Iterator[No
 
 
 @contextmanager
-def _masked(model: Any, run: _Pass) -> Iterator[None]:
+def _masked(model: PreTrainedModel, run: _Pass) -> Iterator[None]:
     config = model.config
     text = config.get_text_config()
-    keys = [key for key in config.sub_configs if getattr(config, key, None) is not None]
-    before = {key: getattr(config, key)._attn_implementation for key in keys}
-    before[""] = config._attn_implementation
-    text_key = next((key for key in keys if getattr(config, key) is text), "")
+    parts = {"": config, **{key: getattr(config, key, None) for key in config.sub_configs}}
+    before = {key: one._attn_implementation for key, one in parts.items() if one is not None}
+    text_key = next((key for key in before if key and parts[key] is text), "")
     token = _running.set(run)
     try:
         model.set_attn_implementation({**before, text_key: _NAME})
@@ -269,9 +246,9 @@ def _attend(
     """
     run, layer = _running.get(), module.layer_idx
     visible = _visible(run, layer, query, key, mask)
-    if run.watch is not None and layer in run.watch.layers and run.holds(layer):
+    if layer in run.watched and run.holds(layer):
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        run.watch.found[layer] = _scores(run, layer, query[0], key[0], visible, scale)
+        run.scores[layer] = _scores(run, layer, query[0], key[0], visible, scale)
     attended: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, visible[None, None], **options
     )
@@ -300,8 +277,7 @@ def _scores(
     run: _Pass, layer: int, query: Tensor, key: Tensor, visible: Tensor, scale: float
 ) -> Tensor:
     """Score every column for the rows that are watched: # (H, R, columns) float32, on the host."""
-    assert run.watch is not None
-    rows = run.watch.rows.to(query.device)
+    rows = run.watched[layer].to(query.device)
     keys = key.float().repeat_interleave(query.shape[0] // key.shape[0], dim=0)
     scores = scale * query[:, rows].float() @ keys.transpose(1, 2)
     seen = visible[rows]

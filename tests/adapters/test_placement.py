@@ -27,7 +27,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicLayer
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
-from mvw_cli.engine.cross_attention import CrossLayer
+from mvw_cli.engine.layers import CrossLayer
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.machine import fit
 from mvw_cli.oracle.equivalence import noise, question_of, run

@@ -10,7 +10,7 @@ from families import FAMILIES, Family, build
 from masked import masked_logits
 
 from mvw_cli.calibrate.branches import branch_logits
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.types import NotExact
 
 
 def starts_of(model: Any) -> list[int]:

@@ -23,7 +23,7 @@ from mvw_cli.calibrate.dyvte.training import Dataset, Training, train
 from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.engine.cross_attention import cross_attention_layers
+from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.policies.none import NoWithdrawal

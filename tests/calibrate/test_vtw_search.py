@@ -23,7 +23,7 @@ from mvw_cli.calibrate.vtw import (
     layer_by_layer,
     layer_divergences,
 )
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.types import NotExact
 
 
 def test_divergence_is_that_of_the_reference() -> None:

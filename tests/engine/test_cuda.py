@@ -16,8 +16,8 @@ from families import FAMILIES, build
 from running import loaded, request
 
 from mvw_cli.engine.attention import choose_kernel
-from mvw_cli.engine.exact import NotExact
-from mvw_cli.oracle.equivalence import ALLOWED, TOLERANCE, against_float32, run
+from mvw_cli.engine.types import NotExact
+from mvw_cli.oracle.equivalence import ALLOWED, TOLERANCE, distances, run
 from mvw_cli.oracle.masked import oracle_logits
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -93,7 +93,7 @@ def test_engine_is_as_near_as_bfloat16_allows(device: str, name: str, kernel: st
     assert served_by == kernel
     told = 0
     for one, trial, (_, m) in zip(requests, trials, PLAN, strict=True):
-        difference, rounding, effect = against_float32(model, one, trial, m)
-        assert 0 < difference <= ALLOWED * rounding
+        difference, rounding, effect = distances(model, one, trial, m)
+        assert rounding is not None and 0 < difference <= ALLOWED * rounding
         told += effect > 3 * ALLOWED * rounding
     assert told >= len(PLAN) / 2, "withdrawal must change more than rounding does"

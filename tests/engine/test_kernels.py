@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mvw_cli.engine.attention import choose_kernel
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.types import NotExact
 
 
 def model(**differences: Any) -> Any:

@@ -17,7 +17,7 @@ from processes import Ran
 
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.machine import facts as facts_module
-from mvw_cli.oracle.equivalence import ALLOWED, flash_equivalence, half_of
+from mvw_cli.oracle.equivalence import ALLOWED, equivalence
 from mvw_cli.plugins import load_adapter
 
 FLASH = ("--set", "device=cpu", "--set", "attention=flash")
@@ -126,6 +126,5 @@ def test_flash_is_not_claimed_where_it_has_not_run(
 
 def test_the_library_is_as_it_was(library: FlashLibrary) -> None:
     before = dict(vars(library), calls=None)
-    adapter = load_adapter("hf")
-    flash_equivalence(adapter, half_of(adapter, "cpu", "float16"))
+    equivalence(load_adapter("hf"), attention="flash", dtype="float16")
     assert dict(vars(library), calls=None) == before

@@ -17,10 +17,9 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
 from mvw_cli.batch.store.record import failure, success
-from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import Event, Failed, Finished, Request, Token, summarise
+from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, Token, summarise
 from mvw_cli.errors import ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session

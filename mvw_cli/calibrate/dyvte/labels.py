@@ -21,7 +21,7 @@ from torch.nn import functional
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.calibrate.branches import branches_along
 from mvw_cli.calibrate.dyvte.gates import features
-from mvw_cli.engine.cross_attention import cross_attention_layers
+from mvw_cli.engine.layers import cross_attention_layers
 
 AGREEMENT, LOSS_RATIO = 0.99, 1.03
 """Bounds of the published labels (arXiv 2411.19628)."""

@@ -28,10 +28,9 @@ from mvw_cli.calibrate.dyvte.labels import label_question, labels
 from mvw_cli.calibrate.dyvte.training import Dataset, Training, split, train
 from mvw_cli.calibrate.search import CalibrationReport, Outcome, Search, SearchRun
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.engine.cross_attention import cross_attention_layers
-from mvw_cli.engine.exact import NotExact
+from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.memory import ran_out
-from mvw_cli.engine.types import Finished, Request
+from mvw_cli.engine.types import Finished, NotExact, Request
 from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.files import check_writable, replacing, unwritable
 from mvw_cli.policies.none import NoWithdrawal

@@ -18,7 +18,6 @@ from mvw_cli.batch.serve import server as serve
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.server import RECOVERY
 from mvw_cli.batch.store.record import dumps
-from mvw_cli.engine.exact import NotExact
 from mvw_cli.engine.slots import Slots
 from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.anneal import Anneal
