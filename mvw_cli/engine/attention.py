@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,64 +185,60 @@ def _by_parts(
     return output, None
 
 
-def _masked(
-    forward: Forward,
-    additive: bool,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kw: dict[str, Any],
-) -> Attended:
+def _masked(forward_of: Callable[[nn.Module], Forward], additive: bool) -> Forward:
     """Attend by a function that takes a mask: bool, True where attended, or `additive`."""
 
-    def attend(rows: Tensor, part: Part) -> Attended:
-        visible = part.attendable()
-        if visible is not None and additive:
-            lowest = torch.finfo(query.dtype).min
-            visible = rows.new_zeros(()).masked_fill(~visible, lowest)
-        return forward(module, rows, part.keys, part.values, visible, **kw)
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    ) -> Attended:
+        forward, scaling = forward_of(module), kw.get("scaling")
 
-    layer = _decode_layer(module, query, kw)
-    if layer is not None:
-        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
-    attended = forward(module, query, key, value, mask, **kw)
-    record_prefill(module, query, key, mask, attended[1], kw.get("scaling"))
-    return attended
+        def attend(rows: Tensor, part: Part) -> Attended:
+            visible = part.attendable()
+            if visible is not None and additive:
+                lowest = torch.finfo(query.dtype).min
+                visible = rows.new_zeros(()).masked_fill(~visible, lowest)
+            return forward(module, rows, part.keys, part.values, visible, **kw)
+
+        layer = _decode_layer(module, query, kw)
+        if layer is not None:
+            return _by_parts(module, layer, query, key, value, attend, scaling)
+        attended = forward(module, query, key, value, mask, **kw)
+        record_prefill(module, query, key, mask, attended[1], scaling)
+        return attended
+
+    return attention
 
 
-def _sdpa(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
-) -> Attended:
-    return _masked(sdpa_attention_forward, False, module, query, key, value, mask, kw)
-
-
-def _eager(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
-) -> Attended:
+def _own_eager(module: nn.Module) -> Forward:
     # Each model file has its own eager function (soft caps, sinks), so take that very one.
     forward = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if forward is None:
         raise NotExact("its file has no eager attention function")
-    return _masked(forward, True, module, query, key, value, mask, kw)
+    return cast(Forward, forward)
+
+
+_sdpa = _masked(lambda module: sdpa_attention_forward, additive=False)
+_eager = _masked(_own_eager, additive=True)
 
 
 def _flash(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> Attended:
-    def attend(rows: Tensor, part: Part) -> Attended:
-        return _flash_decode(rows, part, kw.get("scaling")), None
-
+    scaling = kw.get("scaling")
     layer = _decode_layer(module, query, kw)
     # flash-attn takes no masks and one width for keys and values. Its window counts places in the
     # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
     plain = mask is None and key.shape[-1] == value.shape[-1]
     if layer is not None and plain and layer.window is None:
-        return _by_parts(module, layer, query, key, value, attend, kw.get("scaling"))
+
+        def attend(rows: Tensor, part: Part) -> Attended:
+            return _flash_decode(rows, part, scaling), None
+
+        return _by_parts(module, layer, query, key, value, attend, scaling)
     if layer is None and plain and _is_causal_prefill(module, query, key, kw):
-        record_prefill(module, query, key, None, None, kw.get("scaling"))
-        return _flash_prefill(query, key, value, kw.get("scaling")), None
+        record_prefill(module, query, key, None, None, scaling)
+        return _flash_prefill(query, key, value, scaling), None
     return _sdpa(module, query, key, value, mask, **kw)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from mvw_cli.engine.rows import Entries, Gathered, Part
+from mvw_cli.engine.rows import Entries, Part
 from mvw_cli.engine.vision import Vision
 from mvw_cli.policy import Attend, AttendView
 
@@ -293,7 +293,7 @@ class StepProbes:
             ends = part.rows.on_device([len(one) for one in places])[:, None]
             filled = (torch.arange(longest, device=device)[None] < ends)[:, None, None]
             visible = filled if visible is None else visible & filled
-        return replace(part, keys=keys, values=values, gathered=Gathered(places, visible))
+        return replace(part, keys=keys, values=values, places=places, visible=visible)
 
     def record(
         self,
@@ -327,10 +327,10 @@ class StepProbes:
             if not length:
                 continue
             line = line[:, :length]
-            if part.gathered is None:
+            if part.places is None:
                 columns, numbers = probe.columns(number, entry, line.device)
             else:
-                of = probe.vision.of(entry.indices(entry.length)[part.gathered.places[row]])
+                of = probe.vision.of(entry.indices(entry.length)[part.places[row]])
                 columns = (of >= 0).nonzero()[:, 0].to(line.device)
                 numbers = of[of >= 0].to(line.device)
             probe.take(number, line, columns, numbers)

@@ -40,7 +40,6 @@ class SlotCache(Cache):  # type: ignore[misc]
         )
         self._withdrawn: list[int] = []
         self._with_vision: list[int] = []
-        self._before: list[tuple[list[int], list[int]]] = []
 
     @property
     def order(self) -> list[int]:
@@ -135,14 +134,13 @@ class SlotCache(Cache):  # type: ignore[misc]
     def reserve_step(self) -> None:
         """Start a step: make room for one more entry in every slot."""
         self._memo.clear()
-        self._before = [layer.lengths() for layer in self.layers]
         for layer in self.layers:
             layer.reserve_step()
 
     def undo_step(self) -> None:
         """Forget what a step that failed has appended."""
-        for layer, lengths in zip(self.layers, self._before, strict=True):
-            layer.rollback(lengths)
+        for layer in self.layers:
+            layer.rollback()
 
     def trim(self, exactly: bool = False) -> None:
         """Give back room that no slot needs, layer by layer, with new storages.

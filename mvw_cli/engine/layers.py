@@ -45,36 +45,33 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         """Sliding-window size in tokens, or None for full attention."""
         self.is_sliding = window is not None
         self.is_initialized: bool = False  # transformers looks at `keys` otherwise
-        self.withdrawn = Rows(window, memo)
-        self.with_vision = Rows(window, memo)
+        self.withdrawn, self.with_vision = Rows(window, memo), Rows(window, memo)
+        self.groups = (self.withdrawn, self.with_vision)
+        """In the order of the batch, and by whether a row has vision."""
         self._entry_bytes = 0
         self._device: torch.device | None = None
 
     def get_max_length(self) -> int:
         return -1
 
-    def group(self, vision: bool) -> Rows:
-        """Return the rows with vision, or those without."""
-        return self.with_vision if vision else self.withdrawn
-
     def indices(self, row: int, vision: bool) -> Tensor:
         """Return what each entry that was loaded or kept stands for: # (K,) long.
 
         Its index in the sequence, or at a cross-attention layer its number as a vision token.
         """
-        return self.group(vision).entries[row].kept
+        return self.groups[vision].entries[row].kept
 
     # -- entries leave and come back; `leaving`, by what `indices` tells: # (P,) or (N,) bool; what
     # -- lies past its end stays -------------------------------------------------------------
 
     def prune(self, row: int, leaving: Tensor, vision: bool) -> int:
         """Take entries out of a row, in place; return how many went."""
-        group = self.group(vision)
+        group = self.groups[vision]
         return group.prune(row, (~_leave(group.entries[row], leaving)).nonzero()[:, 0])
 
     def offload(self, row: int, leaving: Tensor, vision: bool) -> Offloaded:
         """Copy entries of a row to the host."""
-        group = self.group(vision)
+        group = self.groups[vision]
         if group.keys is None:  # cross-attention rows without any entry
             return Offloaded(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
         keys, values, entry = group.row(row)
@@ -85,7 +82,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
 
         Returns their number. If memory runs out, nothing has changed.
         """
-        group, came = self.group(vision), len(back.indices)
+        group, came = self.groups[vision], len(back.indices)
         entry = group.entries[row]
         pairs = [] if group.keys is None else [group.row(row)[:2]]
         if came:
@@ -106,38 +103,35 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def unload(self, vision: bool) -> None:
         """Take the row out that was loaded last."""
-        self.remove(len(self.group(vision)) - 1, vision)
+        self.remove(len(self.groups[vision]) - 1, vision)
 
     def remove(self, row: int, vision: bool) -> None:
         """Take a row out; the last of its group fills the hole."""
-        self.group(vision).remove(row)
+        self.groups[vision].remove(row)
 
     # -- steps and room ---------------------------------------------------------------------
 
     def reserve_step(self) -> None:
         """Make room for one more entry in every slot."""
-        self.withdrawn.reserve_step()
-        self.with_vision.reserve_step()
+        for rows in self.groups:
+            rows.reserve_step()
 
-    def lengths(self) -> tuple[list[int], list[int]]:
-        return self.withdrawn.lengths, self.with_vision.lengths
-
-    def rollback(self, lengths: tuple[list[int], list[int]]) -> None:
-        """Go back to lengths that the rows had before a step that failed."""
-        self.withdrawn.rollback(lengths[0])
-        self.with_vision.rollback(lengths[1])
+    def rollback(self) -> None:
+        """Forget what a step that failed has appended."""
+        for rows in self.groups:
+            rows.rollback()
 
     def trim(self, exactly: bool) -> None:
         """Give back room that no slot needs."""
-        self.withdrawn.trim(exactly)
-        self.with_vision.trim(exactly)
+        for rows in self.groups:
+            rows.trim(exactly)
 
     def row_bytes(self, row: int, vision: bool) -> int:
         """Bytes of the entries that a row uses."""
-        return self.group(vision).entries[row].length * self._entry_bytes
+        return self.groups[vision].entries[row].length * self._entry_bytes
 
     def allocated_bytes(self) -> int:
-        return self.withdrawn.allocated_bytes() + self.with_vision.allocated_bytes()
+        return sum(rows.allocated_bytes() for rows in self.groups)
 
     def _measure(self, keys: Tensor, values: Tensor) -> None:
         """Note how wide an entry is, and where it lies.  keys, values: # (1, H, T, D)"""
@@ -188,8 +182,7 @@ class SlotLayer(KVLayer):
         return max(self.withdrawn.longest, self.with_vision.longest) + query_length, 0
 
     def get_seq_length(self) -> int:
-        entries = (*self.withdrawn.entries, *self.with_vision.entries)
-        return max((entry.next_index for entry in entries), default=0)
+        return max((one.next_index for rows in self.groups for one in rows.entries), default=0)
 
     # -- what the attention calls -----------------------------------------------------------
 
@@ -244,7 +237,7 @@ class SlotLayer(KVLayer):
         length = keys.shape[1]  # below K where a sliding layer let go of the start
         entry = Entries(held if length == len(held) else held[-length:], prompt, length)
         self._measure(source.keys, source.values)
-        self.group(vision).load(keys, values, entry)
+        self.groups[vision].load(keys, values, entry)
 
     def withdraw(self, row: int, leaving: Tensor) -> int:
         """Append a copy of a with-vision row, without some entries, to the withdrawn rows.
@@ -259,8 +252,8 @@ class SlotLayer(KVLayer):
         self.withdrawn.load(keys[:, on_device], values[:, on_device], kept)
         return entry.length - len(places)
 
-    def rollback(self, lengths: tuple[list[int], list[int]]) -> None:
-        super().rollback(lengths)
+    def rollback(self) -> None:
+        super().rollback()
         self.unattended, self._handed = False, None
 
     def room_bytes(

@@ -58,16 +58,6 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gathered:
-    """Places of some rows that a policy has left to attend to."""
-
-    places: Sequence[Tensor]
-    """By row.  # (K,) long, on the host"""
-    visible: Tensor | None
-    """As `Rows.attendable`, of these places."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """The rows of a batched attention call that lie in one rectangle."""
 
@@ -77,20 +67,23 @@ class Part:
     """# (rows, H, longest, D)"""
     values: Tensor
     rows: Rows
-    gathered: Gathered | None = None
-    """Where `keys` and `values` hold some of the rows' places only."""
+    places: Sequence[Tensor] | None = None
+    """By row, the places that a policy has left in `keys` and `values`; None for all.
+    # (K,) long, on the host"""
+    visible: Tensor | None = None
+    """As `Rows.attendable`, of these places."""
 
     @property
     def lengths(self) -> list[int]:
         """Entries that are attended to, row by row."""
-        return self.rows.lengths if self.gathered is None else list(map(len, self.gathered.places))
+        return self.rows.lengths if self.places is None else list(map(len, self.places))
 
     def attendable(self) -> Tensor | None:
         """Mark which entries each row's newest token may attend to; None for all.
 
         # (rows, 1, 1, longest) bool
         """
-        return self.rows.attendable() if self.gathered is None else self.gathered.visible
+        return self.rows.attendable() if self.places is None else self.visible
 
 
 class Rows:
@@ -106,6 +99,7 @@ class Rows:
         self.entries: list[Entries] = []
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self._appended = False
         self._index: Tensor | None = None
         """Index in the sequence of each place, for sliding layers.  # (row capacity, capacity)"""
 
@@ -134,9 +128,8 @@ class Rows:
     def seen(self) -> tuple[Tensor, Tensor]:
         """Return views of what has to be attended to: # (rows, H, longest, D)."""
         assert self.keys is not None and self.values is not None
-        return self.keys[: len(self), :, : self.longest], self.values[
-            : len(self), :, : self.longest
-        ]
+        rows, longest = len(self), self.longest
+        return self.keys[:rows, :, :longest], self.values[:rows, :, :longest]
 
     # -- rows come and go -------------------------------------------------------------------
 
@@ -176,7 +169,7 @@ class Rows:
             self.entries[row] = self.entries[last]
         elif row != last:
             keys, values, entry = self.row(last)
-            assert self.keys is not None and self.values is not None
+            assert self.values is not None
             self.keys[row, :, : entry.length] = keys
             self.values[row, :, : entry.length] = values
             self.entries[row] = entry
@@ -220,16 +213,20 @@ class Rows:
             self.values[row, :, place] = values[:, :, 0]
         for entry in self.entries:
             entry.length += 1
+        self._appended = True
 
-    def rollback(self, lengths: list[int]) -> None:
-        """Go back to shorter rows, as after a step that failed half way."""
-        for entry, length in zip(self.entries, lengths, strict=True):
-            entry.length = length
+    def rollback(self) -> None:
+        """Forget what has been appended since `reserve_step`, after a step that failed."""
+        if self._appended:
+            for entry in self.entries:
+                entry.length -= 1
+        self._appended = False
 
     # -- room -------------------------------------------------------------------------------
 
     def reserve_step(self) -> None:
-        """Make room for one more entry in every row."""
+        """Begin a step: make room for one more entry in every row."""
+        self._appended = False
         if self.entries:
             self._hold(len(self), self.longest + 1)
 
@@ -282,13 +279,16 @@ class Rows:
         if min(lengths) < longest:
             ends = self.on_device(lengths)[:, None]
             visible = torch.arange(longest, device=self.keys.device)[None] < ends
-        if self._index is not None and self._reaches_past_window():
+        window = self.window
+        if (
+            self._index is not None
+            and window is not None
+            and any(entry.next_index - window > entry.oldest for entry in self.entries)
+        ):
             # By position, not by place: once entries have left the middle, the last `window` places
             # reach further back than `window` positions.
-            assert self.window is not None
             newest = [entry.next_index - 1 for entry in self.entries]
-            oldest = self.on_device(newest)[:, None] - self.window
-            inside = self._index[: len(self), :longest] > oldest
+            inside = self._index[: len(self), :longest] > self.on_device(newest)[:, None] - window
             visible = inside if visible is None else visible & inside
         return None if visible is None else visible[:, None, None]
 
@@ -299,10 +299,6 @@ class Rows:
         if key not in self._memo:
             self._memo[key] = torch.tensor(numbers, device=self.keys.device)
         return self._memo[key]
-
-    def _reaches_past_window(self) -> bool:
-        assert self.window is not None
-        return any(entry.next_index - self.window > entry.oldest for entry in self.entries)
 
     # -- storages ---------------------------------------------------------------------------
 
