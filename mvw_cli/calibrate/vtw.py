@@ -31,8 +31,7 @@ from mvw_cli.calibrate.search import (
     cell,
 )
 from mvw_cli.engine.layers import cross_attention_layers
-from mvw_cli.engine.types import NotExact
-from mvw_cli.engine.types import Failed, Request
+from mvw_cli.engine.types import Failed, NotExact, Request
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Protocol
 from transformers import DynamicCache
 
 from mvw_cli.bench.documents import AttentionMass
-from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.cache import sliding_windows
+from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.types import Failed, Request
 from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
 from mvw_cli.session import Session
