@@ -19,6 +19,7 @@ from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.server import RECOVERY
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import NotExact
 from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.look_back import LookBack
