@@ -7,7 +7,7 @@ wrong cheaply is found out before the model is loaded, and a record is on disk b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
-from mvw_cli.batch.store.output import Output, plan_output
-from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.view import BatchView, Summary, again, summarise
+from mvw_cli.batch.store.output import Output, check_table, plan_output
+from mvw_cli.cli.batch.view import BatchView, Summary, Tally, again
 from mvw_cli.cli.process import (
     ShutdownRequest,
     exit_on_interrupt,
@@ -30,6 +29,7 @@ from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
+    from mvw_cli.batch.store.fingerprint import Fingerprint
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList
     from mvw_cli.batch.workers.dispatcher import Dispatcher
@@ -113,8 +113,6 @@ class Task:
         table = output.table
         if table is None:
             return
-        from mvw_cli.batch.store.output import check_table
-
         check_table(table, "mvw batch --help")
         if self.overwrite or output.log.exists() or not table.exists():
             return
@@ -133,15 +131,13 @@ class RunContext:
     task: Task
     view: BatchView
     resolved: Resolved
+    settings: Fingerprint
     output: Output
     worklist: WorkList
     log: RecordLog
-    settle: Callable[[str | None], None]
-    """Tells the log which revision was loaded."""
-    items: Iterator[Item]
-    """Those that are left to do."""
     first: Item | None
-    """The first of them, taken out already."""
+    """The first of the items that are left to do."""
+    others: Iterator[Item]
     tally: Tally
 
 
@@ -158,14 +154,7 @@ def run(task: Task) -> int:
     with ExitStack() as held:
         with exit_on_interrupt(view.on_interrupt), view.making_room():
             context = _prepare(task, output, view, held)
-        if not task.dry_run:
-            return _serve(context)
-        from mvw_cli.cli.batch.plan import write_plan
-
-        to_do = sum(1 for _ in context.items) + (context.first is not None)
-        profile = context.resolved.profile
-        write_plan(task, profile, context.worklist, context.tally, to_do=to_do, output=output.name)
-        return ExitCode.OK
+        return _plan(context) if task.dry_run else _serve(context)
 
 
 def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> RunContext:
@@ -205,17 +194,32 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
     held.callback(_close, items)
     first = next(items, None)
     view.loaded()
-
-    def settle(revision: str | None) -> None:
-        log.settle(settings.with_revision(revision))
-
-    return RunContext(task, view, resolved, output, worklist, log, settle, items, first, tally)
+    return RunContext(task, view, resolved, settings, output, worklist, log, first, items, tally)
 
 
 def _close(items: Iterator[Item]) -> None:
     """Let go of what a generator holds, unless a reader that hangs is still inside."""
     with suppress(ValueError):
         items.close()  # type: ignore[attr-defined]
+
+
+def _plan(context: RunContext) -> int:
+    """Look at a sample of the items, and write what a run would take."""
+    from mvw_cli.batch.serve.capacity import sample, survey
+    from mvw_cli.cli.batch.plan import write_plan
+    from mvw_cli.profiles.resolution import generation_settings
+
+    task, listed, profile = context.task, context.tally.listed, context.resolved.profile
+    items = sample(iter(context.worklist), listed)
+    write_plan(
+        survey(items, profile, slots=task.slots, kv_bytes=task.kv_memory),
+        listed=listed,
+        to_do=sum(1 for _ in context.others) + (context.first is not None),
+        max_new_tokens=generation_settings(profile).max_new_tokens,
+        output=context.output.name,
+        as_json=task.as_json,
+    )
+    return ExitCode.OK
 
 
 def _serve(context: RunContext) -> int:
@@ -229,7 +233,7 @@ def _serve(context: RunContext) -> int:
     else:
         _introduce(context)
         executor = make_executor(task, context.resolved)
-        items = chain([context.first], context.items)
+        items = chain([context.first], context.others)
         with ExitStack() as held:
             with exit_on_interrupt(view.on_interrupt), view.making_room():
                 _load(executor, context, held)
@@ -242,7 +246,7 @@ def _serve(context: RunContext) -> int:
                     stopped = _lost(context, error)
             state = executor.state
     context.log.flush()
-    summary = summarise(
+    summary = Summary(
         context.tally,
         state,
         output=output,
@@ -256,10 +260,12 @@ def _serve(context: RunContext) -> int:
         stopped = stopped or error
     view.summary(summary)
     if task.as_json:
-        console.write_json(summary.to_dict())
+        console.write_json(summary.facts)
     if stopped is not None:
         raise stopped
-    return _exit_code(summary)
+    if shutdown.requested and context.tally.remaining:
+        return ExitCode.INTERRUPTED
+    return ExitCode.ITEMS_FAILED if context.log.failed else ExitCode.OK
 
 
 def make_executor(task: Task, resolved: Resolved) -> Worker | Dispatcher:
@@ -280,22 +286,22 @@ def make_executor(task: Task, resolved: Resolved) -> Worker | Dispatcher:
         readers=task.readers,
         read_timeout_s=task.read_timeout,
     )
+    if task.executor == "ray":
+        from mvw_cli.batch.workers.dispatcher import Dispatcher
+        from mvw_cli.batch.workers.ray import RayActors
+
+        return Dispatcher(RayActors(job, task.workers, task.ray_address))
     workers = task.workers
-    if task.executor != "ray" and workers is None:
+    if workers is None:
         # Unless the profile names one GPU or spreads a model over all.
         all_gpus = job.profile.device in ("auto", "cuda") and job.profile.device_map is None
         workers = gpu_count() if all_gpus else 1
-    if task.executor != "ray" and (workers or 1) == 1:
+    if workers <= 1:
         return Worker(job)
     from mvw_cli.batch.workers.dispatcher import Dispatcher
-
-    if task.executor == "ray":
-        from mvw_cli.batch.workers.ray import RayActors
-
-        return Dispatcher(RayActors(job, workers, task.ray_address))
     from mvw_cli.batch.workers.local import LocalProcesses
 
-    return Dispatcher(LocalProcesses(job, workers or 1))
+    return Dispatcher(LocalProcesses(job, workers))
 
 
 def _load(executor: Worker | Dispatcher, context: RunContext, held: ExitStack) -> None:
@@ -308,7 +314,7 @@ def _load(executor: Worker | Dispatcher, context: RunContext, held: ExitStack) -
         held.enter_context(executor)
     finally:
         view.loaded()
-    context.settle(executor.revision)
+    context.log.settle(context.settings.with_revision(executor.revision))
 
 
 def _record(
@@ -365,9 +371,3 @@ def _lost(context: RunContext, error: RuntimeError) -> MvwError:
         cause=f"{reason}; {context.tally.served:,} records were written, none is lost",
         hint=context.task.again(),
     )
-
-
-def _exit_code(summary: Summary) -> int:
-    if summary.interrupted and summary.remaining:
-        return ExitCode.INTERRUPTED
-    return ExitCode.ITEMS_FAILED if summary.failed_in_log else ExitCode.OK

@@ -1,21 +1,25 @@
 """What a person sees on stderr while a batch runs, and when it ends.
 
-A bar with figures on a terminal, a line every few seconds elsewhere, from numbers that others
-count; at the end a summary, which `--json` writes as well.
+A bar with figures on a terminal, a line every few seconds elsewhere, from numbers that are counted
+as records come; at the end a summary, which `--json` writes as well.
 """
 
 from __future__ import annotations
 
 import shlex
+import statistics
 import threading
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from math import isfinite
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.batch.store.output import Output
-from mvw_cli.batch.store.tally import Tally
 from mvw_cli.cli.stderr_view import BOLD, StderrView
 from mvw_cli.text import number, one_line, printable, readable_bytes
 
@@ -24,7 +28,6 @@ if TYPE_CHECKING:  # neither is imported before it is needed
 
     from mvw_cli.batch.serve.server import State
 
-SCHEMA_VERSION = 1
 EVERY_S = 10.0
 """Seconds from one line to the next, where nobody redraws them."""
 _REDRAWS_PER_S = 4
@@ -33,6 +36,87 @@ _SHOWN = 10
 _SHOW_CURSOR = "\x1b[?25h"
 _ONCE = ("--overwrite", "--retry-failed", "--dry-run", "--json")
 """Switches that are about one run, not about what is asked."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one run, from its records alone. One thread adds, any may look."""
+
+    listed: int = 0
+    """Items of the work list."""
+    skipped: int = 0
+    """Items whose record was there before."""
+    answered: int = 0
+    failed: int = 0
+    generated_tokens: int = 0
+    withdrawals: int = 0
+    kv_bytes_freed: int = 0
+    """Bytes of cache entries that withdrawals have freed, all answers together."""
+    kv_bytes_before: int = 0
+    """Bytes of the entries that were there when they did."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Failed items, by the type of what went wrong."""
+    began: float | None = None
+    """When serving began, by `perf_counter`."""
+    latencies_ms: array[float] = field(default_factory=lambda: array("d"))
+
+    def begin(self) -> None:
+        """Start the clock: the model is loaded."""
+        self.began = perf_counter()
+
+    def skip(self) -> None:
+        """Count an item that needs no work."""
+        self.skipped += 1
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a record."""
+        if record["status"] != "ok":
+            self.failed += 1
+            self.errors[record["error"]["type"]] += 1
+            return
+        self.answered += 1
+        self.generated_tokens += record["generated_tokens"]
+        latency_ms = record["timings"]["latency_ms"]
+        if latency_ms is not None and isfinite(latency_ms):
+            self.latencies_ms.append(latency_ms)
+        if withdrawal := record["withdrawal"]:
+            self.withdrawals += 1
+            self.kv_bytes_before += withdrawal["kv_bytes_before"]
+            self.kv_bytes_freed += withdrawal["kv_bytes_before"] - withdrawal["kv_bytes_after"]
+
+    @property
+    def served(self) -> int:
+        """Items that this run has a record of."""
+        return self.answered + self.failed
+
+    @property
+    def remaining(self) -> int:
+        """Items without a record, as far as is known."""
+        return max(0, self.listed - self.skipped - self.served)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since serving began."""
+        return 0.0 if self.began is None else perf_counter() - self.began
+
+    @property
+    def items_per_s(self) -> float | None:
+        """Records per second; None while there is nothing to tell it from."""
+        return self.served / self.elapsed_s if self.served and self.elapsed_s else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the rest will take at this rate."""
+        rate = self.items_per_s
+        return None if rate is None else self.remaining / rate
+
+    def latency_ms(self) -> dict[str, float] | None:
+        """Median and 90th percentile, from reading an image to its last token."""
+        if not self.latencies_ms:
+            return None
+        values = [*self.latencies_ms] * (2 if len(self.latencies_ms) == 1 else 1)
+        p90 = statistics.quantiles(values, n=10, method="inclusive")[-1]
+        return {"median": statistics.median(values), "p90": p90}
 
 
 class BatchView(StderrView):
@@ -74,7 +158,9 @@ class BatchView(StderrView):
                 self._write_notes(state())
                 if finishing() and not told:
                     told = True
-                    self.note(_finishing(state()))
+                    slots = state().slots
+                    begun = "the answer that is" if slots == 1 else f"{slots} answers that are"
+                    self.note(f"Finishing {begun} begun; Ctrl-C again leaves at once.")
                 waited_s += 1 / _REDRAWS_PER_S
                 if not self.live and waited_s >= EVERY_S:
                     waited_s = 0.0
@@ -97,8 +183,8 @@ class BatchView(StderrView):
                 self._write(f"{one_line(line)}\n")
             return
         lines = summary.lines()
-        width = max(len(label) for label, _ in lines)
-        for label, text in lines:
+        width = max(map(len, lines))
+        for label, text in lines.items():
             self._put_line(f"{self._styled(label.ljust(width), BOLD)}  {printable(text)}")
 
     def _unsaid(self) -> str:
@@ -179,133 +265,101 @@ def _figures(tally: Tally, state: State) -> list[str]:
     return parts
 
 
-def _finishing(state: State) -> str:
-    begun = f"{state.slots} answers that are" if state.slots != 1 else "the answer that is"
-    return f"Finishing {begun} begun; Ctrl-C again leaves at once."
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one run, by the keys that `--json` writes; docs/json.md describes them."""
-
-    output: str
-    log: str
-    listed: int
-    skipped: int
-    """Items that had a record before."""
-    answered: int
-    failed: int
-    remaining: int
-    failed_in_log: int
-    """Failed items of the log, those of earlier runs included."""
-    errors: dict[str, int]
-    """Failed items of this run, by the type of what went wrong."""
-    interrupted: bool
-    elapsed_s: float
-    """From the moment that the model was loaded."""
-    items_per_s: float | None
-    tokens_per_s: float | None
-    generated_tokens: int
-    latency_ms: dict[str, float] | None
-    withdrawal: dict[str, int]
-    kv_allocated_bytes_peak: int | None
-    restarts: int
-    """Times that an item was begun again, for want of memory or next to a failing one."""
-    retry: str | None
-    """Command that tries again what failed."""
-    go_on: str | None
-    """Command that does the rest."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
-
-    def lines(self) -> list[tuple[str, str]]:
-        """Write it for people: a label and a text each."""
-        counts = [f"{self.answered:,} answered"]
-        if self.failed:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.errors.items())
-            counts.append(f"{self.failed:,} failed ({kinds})")
-        if self.skipped:
-            counts.append(f"{self.skipped:,} had their record before")
-        if self.remaining:
-            counts.append(f"{self.remaining:,} left")
-        lines = [("Items", ", ".join(counts))]
-        if self.answered + self.failed:
-            rates = [duration(self.elapsed_s)]
-            rates += [] if self.items_per_s is None else [f"{number(self.items_per_s)} items/s"]
-            rates += [] if self.tokens_per_s is None else [f"{number(self.tokens_per_s)} tokens/s"]
-            lines.append(("Time", ", ".join(rates)))
-        if self.latency_ms is not None:
-            median, p90 = (duration(self.latency_ms[key] / 1e3) for key in ("median", "p90"))
-            lines.append(("Latency", f"median {median}, p90 {p90}"))
-        if self.withdrawal["withdrawals"]:
-            freed = self.withdrawal["kv_bytes_freed"]
-            share = freed / max(1, self.withdrawal["kv_bytes_before"])
-            text = (
-                f"{self.withdrawal['withdrawals']:,} times, {readable_bytes(freed)} of cache "
-                f"entries freed, {share:.0%} of what was there"
-            )
-            lines.append(("Withdrawal", text))
-        if self.kv_allocated_bytes_peak:
-            lines.append(("KV cache", f"{readable_bytes(self.kv_allocated_bytes_peak)} at most"))
-        lines.append(("Records", self.output))
-        if self.go_on is not None:
-            lines.append(("Go on", self.go_on))
-        if self.retry is not None:
-            lines.append(("Retry failed", self.retry))
-        return lines
-
-    def complaint(self) -> str:
-        """Write in one line what did not go well; empty where all did."""
-        if self.interrupted and self.go_on is not None:
-            return f"Interrupted, {self.remaining:,} of {self.listed:,} items left: {self.go_on}"
-        if self.retry is not None:
-            return f"{self.failed_in_log:,} of {self.listed:,} items failed: {self.retry}"
-        return ""
-
-
-def summarise(
-    tally: Tally,
-    state: State | None,
-    *,
-    output: Output,
-    failed_in_log: int,
-    interrupted: bool,
-    words: Sequence[str],
-) -> Summary:
-    """Sum a run up.
+    """How one run went: `facts`, by the keys that `--json` writes; docs/json.md describes them.
 
     Args:
         state: of the executor; None where nothing had to be done.
+        failed_in_log: failed items of the log, those of earlier runs included.
         words: of the command line, after `mvw batch`.
     """
-    elapsed, tokens = tally.elapsed_s, tally.generated_tokens
-    return Summary(
-        output=output.name,
-        log=str(output.log),
-        listed=tally.listed,
-        skipped=tally.skipped,
-        answered=tally.answered,
-        failed=tally.failed,
-        remaining=tally.remaining,
-        failed_in_log=failed_in_log,
-        errors=dict(tally.errors.most_common()),
-        interrupted=interrupted,
-        elapsed_s=elapsed,
-        items_per_s=tally.items_per_s,
-        tokens_per_s=tokens / elapsed if tokens and elapsed else None,
-        generated_tokens=tokens,
-        latency_ms=tally.latency_ms(),
-        withdrawal={
-            "withdrawals": tally.withdrawals,
-            "kv_bytes_before": tally.kv_bytes_before,
-            "kv_bytes_freed": tally.kv_bytes_freed,
-        },
-        kv_allocated_bytes_peak=None if state is None else state.kv_allocated_bytes_peak,
-        restarts=0 if state is None else state.restarts,
-        retry=again(words, "--retry-failed") if failed_in_log else None,
-        go_on=again(words) if tally.remaining else None,
-    )
+
+    def __init__(
+        self,
+        tally: Tally,
+        state: State | None,
+        *,
+        output: Output,
+        failed_in_log: int,
+        interrupted: bool,
+        words: Sequence[str],
+    ) -> None:
+        elapsed, tokens = tally.elapsed_s, tally.generated_tokens
+        self.facts: dict[str, Any] = {
+            "schema_version": 1,
+            "output": output.name,
+            "log": str(output.log),
+            "listed": tally.listed,
+            "skipped": tally.skipped,
+            "answered": tally.answered,
+            "failed": tally.failed,
+            "remaining": tally.remaining,
+            "failed_in_log": failed_in_log,
+            "errors": dict(tally.errors.most_common()),
+            "interrupted": interrupted,
+            "elapsed_s": elapsed,
+            "items_per_s": tally.items_per_s,
+            "tokens_per_s": tokens / elapsed if tokens and elapsed else None,
+            "generated_tokens": tokens,
+            "latency_ms": tally.latency_ms(),
+            "withdrawal": {
+                "withdrawals": tally.withdrawals,
+                "kv_bytes_before": tally.kv_bytes_before,
+                "kv_bytes_freed": tally.kv_bytes_freed,
+            },
+            "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
+            "restarts": 0 if state is None else state.restarts,
+            "retry": again(words, "--retry-failed") if failed_in_log else None,
+            "go_on": again(words) if tally.remaining else None,
+        }
+
+    def lines(self) -> dict[str, str]:
+        """Write it for people: texts by their labels."""
+        facts = self.facts
+        counts = [f"{facts['answered']:,} answered"]
+        if facts["failed"]:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts["errors"].items())
+            counts.append(f"{facts['failed']:,} failed ({kinds})")
+        if facts["skipped"]:
+            counts.append(f"{facts['skipped']:,} had their record before")
+        if facts["remaining"]:
+            counts.append(f"{facts['remaining']:,} left")
+        lines = {"Items": ", ".join(counts)}
+        if facts["answered"] + facts["failed"]:
+            rates = [duration(facts["elapsed_s"])]
+            rates += [
+                f"{number(facts[f'{unit}_per_s'])} {unit}/s"
+                for unit in ("items", "tokens")
+                if facts[f"{unit}_per_s"] is not None
+            ]
+            lines["Time"] = ", ".join(rates)
+        if latency := facts["latency_ms"]:
+            median, p90 = (duration(latency[key] / 1e3) for key in ("median", "p90"))
+            lines["Latency"] = f"median {median}, p90 {p90}"
+        withdrawal = facts["withdrawal"]
+        if withdrawal["withdrawals"]:
+            freed = withdrawal["kv_bytes_freed"]
+            share = freed / max(1, withdrawal["kv_bytes_before"])
+            lines["Withdrawal"] = (
+                f"{withdrawal['withdrawals']:,} times, {readable_bytes(freed)} of cache "
+                f"entries freed, {share:.0%} of what was there"
+            )
+        if facts["kv_allocated_bytes_peak"]:
+            lines["KV cache"] = f"{readable_bytes(facts['kv_allocated_bytes_peak'])} at most"
+        lines["Records"] = facts["output"]
+        commands = {"Go on": facts["go_on"], "Retry failed": facts["retry"]}
+        return lines | {label: command for label, command in commands.items() if command}
+
+    def complaint(self) -> str:
+        """Write in one line what did not go well; empty where all did."""
+        facts = self.facts
+        if facts["interrupted"] and facts["go_on"]:
+            left = f"{facts['remaining']:,} of {facts['listed']:,} items left"
+            return f"Interrupted, {left}: {facts['go_on']}"
+        if facts["retry"]:
+            failed = f"{facts['failed_in_log']:,} of {facts['listed']:,} items failed"
+            return f"{failed}: {facts['retry']}"
+        return ""
 
 
 def duration(seconds: float) -> str:

@@ -8,10 +8,9 @@ import pytest
 from records import failed, ok
 
 from mvw_cli.batch.serve.server import State
-from mvw_cli.batch.store import tally as module
 from mvw_cli.batch.store.output import plan_output
-from mvw_cli.batch.store.tally import Tally
-from mvw_cli.cli.batch.view import Summary, duration, progress_line, summarise
+from mvw_cli.cli.batch import view as module
+from mvw_cli.cli.batch.view import Summary, Tally, duration, progress_line
 
 
 class Clock:
@@ -113,7 +112,7 @@ def told(tally: Tally, state: State | None = None, **more: Any) -> Summary:
     given = {"failed_in_log": tally.failed, "interrupted": False, **more}
     words = ("images", "What's this?", "--retry-failed", "--json")
     output = plan_output("out/x.csv", "y.jsonl")
-    return summarise(tally, state, output=output, words=words, **given)
+    return Summary(tally, state, output=output, words=words, **given)
 
 
 def test_a_summary(clock: Clock) -> None:
@@ -136,7 +135,7 @@ def test_a_summary(clock: Clock) -> None:
         "Go on": """mvw batch images 'What'"'"'s this?'""",
         "Retry failed": """mvw batch images 'What'"'"'s this?' --retry-failed""",
     }
-    found = summary.to_dict()
+    found = summary.facts
     assert (found["output"], found["log"]) == ("out/x.csv", "out/x.csv.jsonl")
 
 
