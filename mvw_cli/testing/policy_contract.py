@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass, replace
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from mvw_cli.errors import MvwError
-from mvw_cli.policy import LayerView, Restore, StepView, Withdraw, WithdrawalPolicy
+from mvw_cli.policy import Restore, StepView, Withdraw, WithdrawalPolicy
 from mvw_cli.testing.policy_situations import (
     SITUATIONS,
     Situation,
@@ -39,6 +39,10 @@ class PolicyContract:
     """Decoder layers of the model that they are for."""
     hidden: ClassVar[int] = 8
     """Width of its hidden states."""
+
+    def cases(self) -> Iterator[tuple[WithdrawalPolicy, Situation]]:
+        """Yield each policy in each situation."""
+        return product(self.policies, SITUATIONS)
 
     def test_it_is_a_frozen_dataclass_with_a_name(self) -> None:
         """Its fields are the YAML keys and the flags, so they can't change while it is in use."""
@@ -80,54 +84,49 @@ class PolicyContract:
     # -- after each token -------------------------------------------------------------------
 
     def test_its_decisions_are_decisions(self) -> None:
-        for policy in self.policies:
-            for situation in SITUATIONS:
-                for view, answer in said(policy, situation, self.layers):
-                    check_decisions(answer, view)
+        for policy, situation in self.cases():
+            for view, answer in said(policy, situation, self.layers):
+                check_decisions(answer, view)
 
     def test_it_restores_only_what_was_offloaded(self) -> None:
-        for policy in self.policies:
-            for situation in SITUATIONS:
-                offloaded = False
-                for view, answer in said(policy, situation, self.layers):
-                    for one in heard(answer):
-                        if isinstance(one, Restore):
-                            assert offloaded, f"after token {view.step} there is nothing to restore"
-                        offloaded = isinstance(one, Withdraw) and (offloaded or one.offload)
+        for policy, situation in self.cases():
+            offloaded = False
+            for view, answer in said(policy, situation, self.layers):
+                for one in heard(answer):
+                    if isinstance(one, Restore):
+                        assert offloaded, f"after token {view.step} there is nothing to restore"
+                    offloaded = isinstance(one, Withdraw) and (offloaded or one.offload)
 
     def test_the_same_output_gets_the_same_decisions(self) -> None:
-        for policy in self.policies:
-            for situation in SITUATIONS:
-                first, second = (list(self._answers(policy, situation)) for _ in range(2))
-                assert first == second, f"with {situation.title}: {first}, then {second}"
+        for policy, situation in self.cases():
+            first, second = (list(self._answers(policy, situation)) for _ in range(2))
+            assert first == second, f"with {situation.title}: {first}, then {second}"
 
     def test_requests_do_not_share_state(self) -> None:
-        """One policy serves many requests at once: state belongs into the function of begin()."""
+        """One policy serves many requests at once: state belongs into the functions of `begin…`."""
         for policy in self.policies:
-            alone = [list(self._answers(policy, one)) for one in SITUATIONS]
-            together = at_once([self._answers(policy, one) for one in SITUATIONS])
-            assert together == alone, "requests at the same time change each other"
+            for ask in (self._answers, self._choices, self._attended):
+                alone = [list(ask(policy, one)) for one in SITUATIONS]
+                together = at_once([ask(policy, one) for one in SITUATIONS])
+                assert together == alone, "requests at the same time change each other"
 
     def test_it_survives_text_that_is_empty_or_strange(self) -> None:
-        for policy in self.policies:
-            for text in ("", "\ufffd", "<" * 1000, "\n"):
-                view = StepView(step=1, token_ids=[0], text=text)
-                check_decisions(saying(policy)(view), view)
+        for policy, text in product(self.policies, ("", "\ufffd", "<" * 1000, "\n")):
+            view = StepView(step=1, token_ids=[0], text=text)
+            check_decisions(saying(policy)(view), view)
 
     def test_it_asks_for_weights_of_layers_that_hold_vision(self) -> None:
-        for policy in self.policies:
-            for layers in ((), (0,), (0, 1, 2), (3, 8, 13)):
-                outside = set(policy.signals(layers).weights) - set(layers)
-                assert not outside, f"signals({layers}) asks for weights at {sorted(outside)}"
+        for policy, layers in product(self.policies, ((), (0,), (0, 1, 2), (3, 8, 13))):
+            outside = set(policy.signals(layers).weights) - set(layers)
+            assert not outside, f"signals({layers}) asks for weights at {sorted(outside)}"
 
     # -- in the prefill ---------------------------------------------------------------------
 
     def test_it_chooses_among_the_vision_tokens_that_are_there(self) -> None:
-        for policy in self.policies:
-            for situation in SITUATIONS:
-                for view, chosen in self._prefill(policy, situation):
-                    if chosen is not None:
-                        check_mask(chosen, view.present, f"before layer {view.layer}")
+        for policy, situation in self.cases():
+            for view, chosen in prefill(policy, situation, self.layers, self.hidden):
+                if chosen is not None:
+                    check_mask(chosen, view.present, f"before layer {view.layer}")
 
     def test_the_same_prefill_gets_the_same_choices(self) -> None:
         """Whatever the state of the generators is, which it leaves as they are."""
@@ -138,17 +137,10 @@ class PolicyContract:
                     torch.manual_seed(seed)
                     before = torch.get_rng_state(), random.getstate()
                     found.append([list(self._choices(policy, one)) for one in SITUATIONS])
-                    assert torch.equal(torch.get_rng_state(), before[0]), (
-                        "it uses torch's generator"
-                    )
+                    own = torch.equal(torch.get_rng_state(), before[0])
+                    assert own, "it uses torch's generator"
                     assert random.getstate() == before[1], "it uses Python's generator"
             assert found[0] == found[1], f"{found[0]}, then {found[1]}"
-
-    def test_prefills_do_not_share_state(self) -> None:
-        for policy in self.policies:
-            alone = [list(self._choices(policy, one)) for one in SITUATIONS]
-            together = at_once([self._choices(policy, one) for one in SITUATIONS])
-            assert together == alone, "prefills at the same time change each other"
 
     def test_it_leaves_what_it_sees_alone(self) -> None:
         for policy in self.policies:
@@ -182,34 +174,22 @@ class PolicyContract:
     # -- in each decode step ----------------------------------------------------------------
 
     def test_it_attends_to_vision_tokens_that_are_there(self) -> None:
-        for policy in self.policies:
-            for situation in SITUATIONS:
-                held = situation.layers_of(self.layers)
-                layer, attend = policy.attending_layer(held), policy.begin_attending()
-                if layer is None:
-                    continue
-                assert layer in held, f"attending_layer({held}) is {layer}"
-                assert attend is not None, "it names a layer, and has nothing to ask there"
-                for step, view in enumerate(attend_views(situation), start=1):
-                    check_mask(attend(view), view.present, f"in step {step}")
-
-    def test_steps_of_requests_do_not_share_state(self) -> None:
-        for policy in self.policies:
-            alone = [list(self._attended(policy, one)) for one in SITUATIONS]
-            together = at_once([self._attended(policy, one) for one in SITUATIONS])
-            assert together == alone, "requests at the same time change each other"
+        for policy, situation in self.cases():
+            held = situation.layers_of(self.layers)
+            layer, attend = policy.attending_layer(held), policy.begin_attending()
+            if layer is None:
+                continue
+            assert layer in held, f"attending_layer({held}) is {layer}"
+            assert attend is not None, "it names a layer, and has nothing to ask there"
+            for step, view in enumerate(attend_views(situation), start=1):
+                check_mask(attend(view), view.present, f"in step {step}")
 
     def _answers(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
         for _, answer in said(policy, situation, self.layers):
             yield comparable(answer)
 
-    def _prefill(
-        self, policy: WithdrawalPolicy, situation: Situation
-    ) -> Iterator[tuple[LayerView, Tensor | None]]:
-        return prefill(policy, situation, self.layers, self.hidden)
-
     def _choices(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
-        for _, chosen in self._prefill(policy, situation):
+        for _, chosen in prefill(policy, situation, self.layers, self.hidden):
             yield plain(chosen)
 
     def _attended(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:

@@ -172,7 +172,7 @@ class Grumbles(Right):
 
 CHOICE = "it_chooses_among_the_vision_tokens_that_are_there"
 SAME = "the_same_prefill_gets_the_same_choices"
-APART = "prefills_do_not_share_state"
+APART = "requests_do_not_share_state"
 FEWER = "a_model_with_fewer_layers_is_refused_with_a_reason"
 DECISIONS = "its_decisions_are_decisions"
 RESTORES = "it_restores_only_what_was_offloaded"
@@ -197,7 +197,7 @@ ATTENDS = "it_attends_to_vision_tokens_that_are_there"
         (AsksElsewhere(), {"it_asks_for_weights_of_layers_that_hold_vision"}),
         (AttendsToWhatIsGone(), {ATTENDS}),
         (AttendsElsewhere(), {ATTENDS}),
-        (CountsEveryStep(), {"steps_of_requests_do_not_share_state"}),
+        (CountsEveryStep(), {APART}),
         (Grumbles(), {"its_conflicts_are_clauses"}),
     ],
 )

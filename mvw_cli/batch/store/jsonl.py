@@ -213,7 +213,8 @@ class JsonlFile:
 def _open_locked(path: Path, name: str) -> tuple[int, bool]:
     """Return a descriptor for reading and appending, and whether it has a lock."""
     if len(os.fsencode(path.name)) + _LONGEST_ADDITION > 255:
-        raise unwritable(name, "its name is too long", "mvw batch --help")
+        folder = shlex.quote(str(path.parent))
+        raise unwritable(name, "its name is too long", f"getconf NAME_MAX {folder}")
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
