@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,42 +85,39 @@ class IgnoresTheTemplate(HuggingFace):
         return super().encode(plain, images, question)
 
 
-class OtherWeightsEachTime(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        loaded = super().tiny()
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.seed()
-            weight = loaded.model.get_output_embeddings().weight
-            weight.mul_(1 + 1e-3 * torch.randn_like(weight))
-        return loaded
+def tiny(change: Callable[[LoadedModel], LoadedModel | None]) -> type[HuggingFace]:
+    """Make an adapter whose tiny model is changed, in place or by another."""
+
+    class Changed(HuggingFace):
+        def tiny(self) -> LoadedModel:
+            loaded = super().tiny()
+            return change(loaded) or loaded
+
+    return Changed
 
 
-class UsesUpRandomNumbers(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        torch.rand(1)
-        return super().tiny()
+def other_weights_each_time(loaded: LoadedModel) -> None:
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.seed()
+        weight = loaded.model.get_output_embeddings().weight
+        weight.mul_(1 + 1e-3 * torch.randn_like(weight))
 
 
-class TooFlatToTell(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        loaded = super().tiny()
-        with torch.no_grad():
-            loaded.model.get_output_embeddings().weight.mul_(1e-6)
-        return loaded
+def use_up_random_numbers(loaded: LoadedModel) -> None:
+    torch.rand(1)
 
 
-class InTrainingMode(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        loaded = super().tiny()
-        loaded.model.train()
-        return loaded
+def too_flat_to_tell(loaded: LoadedModel) -> None:
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight.mul_(1e-6)
 
 
-class HalfPrecision(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        loaded = super().tiny()
-        loaded.model.bfloat16()
-        return loaded
+def in_training_mode(loaded: LoadedModel) -> None:
+    loaded.model.train()
+
+
+def half_precision(loaded: LoadedModel) -> None:
+    loaded.model.bfloat16()
 
 
 class MakesAnswersUp(HuggingFace):
@@ -173,49 +170,27 @@ def forgetful(model: Any) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def wrong(model: Any) -> Iterator[None]:
-    """A faster decode step that computes something else: its MLP is half as strong."""
-    mlp = model.get_decoder().layers[0].mlp
+def stepping(change: Callable[[Tensor], Tensor]) -> type[HuggingFace]:
+    """Make an adapter with a faster step in which the first MLP computes something else."""
 
-    def halved(module: Any, args: Any, output: Tensor) -> Tensor:
-        return output / 2 if output.shape[1] == 1 else output
+    @contextmanager
+    def wrong(model: Any) -> Iterator[None]:
+        mlp = model.get_decoder().layers[0].mlp
+        handle = mlp.register_forward_hook(lambda module, args, output: change(output))
+        try:
+            yield
+        finally:
+            handle.remove()
 
-    handle = mlp.register_forward_hook(halved)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def mixing(model: Any) -> Iterator[None]:
-    """A decode step in which the sequences of a batch change each other."""
-    mlp = model.get_decoder().layers[0].mlp
-
-    def mixed(module: Any, args: Any, output: Tensor) -> Tensor:
-        return output + output.mean(0, keepdim=True) if len(output) > 1 else output
-
-    handle = mlp.register_forward_hook(mixed)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return tiny(lambda loaded: replace(loaded, serving=wrong))
 
 
-class NeverRestoresTheModel(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        return replace(super().tiny(), serving=forgetful)
+def halved(output: Tensor) -> Tensor:
+    return output / 2 if output.shape[1] == 1 else output
 
 
-class DecodesSomethingElse(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        return replace(super().tiny(), serving=wrong)
-
-
-class MixesRows(HuggingFace):
-    def tiny(self) -> LoadedModel:
-        return replace(super().tiny(), serving=mixing)
+def mixed(output: Tensor) -> Tensor:
+    return output + output.mean(0, keepdim=True) if len(output) > 1 else output
 
 
 LAYOUT, ORACLE = "the_vision_layout_is_right", "the_engine_equals_the_oracle"
@@ -242,10 +217,10 @@ def test_a_right_adapter_passes(adapter: type[HuggingFace]) -> None:
         ),
         (IgnoresTheQuestion, {"it_encodes_question_and_images"}),
         (IgnoresTheTemplate, {"the_template_and_the_system_prompt_reach_the_model"}),
-        (OtherWeightsEachTime, {TINY}),
-        (UsesUpRandomNumbers, {TINY}),
-        (InTrainingMode, {TINY}),
-        (TooFlatToTell, {ORACLE}),
+        (tiny(other_weights_each_time), {TINY}),
+        (tiny(use_up_random_numbers), {TINY}),
+        (tiny(in_training_mode), {TINY}),
+        (tiny(too_flat_to_tell), {ORACLE}),
         (MakesAnswersUp, {"parse_copes_with_text_that_was_cut"}),
         (ParsesWholeTextOnly, {"parse_copes_with_text_that_was_cut"}),
         (RemarksInSeveralLines, {"its_remarks_are_lines"}),
@@ -253,9 +228,12 @@ def test_a_right_adapter_passes(adapter: type[HuggingFace]) -> None:
         (ReadsWeightsAllTheSame, {RANDOM}),
         (MakesRandomWeightsOfAnotherType, {RANDOM}),
         (MakesAnotherModel, {RANDOM}),
-        (NeverRestoresTheModel, {"the_model_is_restored_after_an_error"}),
-        (DecodesSomethingElse, {ORACLE, LATE}),
-        (MixesRows, {MANY}),
+        (
+            tiny(lambda loaded: replace(loaded, serving=forgetful)),
+            {"the_model_is_restored_after_an_error"},
+        ),
+        (stepping(halved), {ORACLE, LATE}),
+        (stepping(mixed), {MANY}),
     ],
 )
 def test_a_wrong_adapter_is_caught(adapter: type[HuggingFace], caught_by: set[str]) -> None:
@@ -263,7 +241,7 @@ def test_a_wrong_adapter_is_caught(adapter: type[HuggingFace], caught_by: set[st
 
 
 def test_half_precision_is_caught_and_more_with_it() -> None:
-    assert {TINY, ORACLE} <= adapter_failures(HalfPrecision)
+    assert {TINY, ORACLE} <= adapter_failures(tiny(half_precision))
 
 
 def test_cross_attention_that_nobody_tells_of_is_caught() -> None:
@@ -321,57 +299,40 @@ class Undescribed(Simple):
     count: int = 3
 
 
-@dataclass(frozen=True)
-class Unknown(Simple):
-    triggers: ClassVar[tuple[str, ...]] = ("nothing",)
+def simple(**members: Any) -> WithdrawalPolicy:
+    """Make the right policy with some of its members replaced."""
+    return dataclass(frozen=True)(type("Wrong", (Simple,), members))()
 
 
-@dataclass(frozen=True)
-class Silent(Simple):
-    def describe(self) -> str:
-        return ""
+def saying(decide: Callable[[StepView], Any]) -> WithdrawalPolicy:
+    return simple(begin=lambda self: decide)
 
 
-@dataclass(frozen=True)
-class SaysTrue(Simple):
-    def begin(self) -> Decide:
-        return lambda view: view.step == 3  # type: ignore[return-value]
+def sharing() -> WithdrawalPolicy:
+    """Count the tokens of all requests together."""
+    steps: list[int] = []
 
+    def decide(view: StepView) -> Withdraw | None:
+        steps.append(view.step)
+        return Withdraw() if len(steps) == 3 else None
 
-SHARED: list[int] = []
-
-
-@dataclass(frozen=True)
-class Shares(Simple):
-    """Counts the tokens of all requests together."""
-
-    def begin(self) -> Decide:
-        SHARED.clear()
-
-        def decide(view: StepView) -> Withdraw | None:
-            SHARED.append(view.step)
-            return Withdraw() if len(SHARED) == 3 else None
-
+    def begin(self: WithdrawalPolicy) -> Decide:
+        steps.clear()
         return decide
 
+    return simple(begin=begin)
 
-CALLS: list[int] = []
 
+def wavering() -> WithdrawalPolicy:
+    """Withdraw later with every request."""
+    calls: list[int] = []
 
-@dataclass(frozen=True)
-class Wavers(Simple):
-    """Withdraws later with every request."""
-
-    def begin(self) -> Decide:
-        CALLS.append(0)
-        late = len(CALLS) % 7
+    def begin(self: WithdrawalPolicy) -> Decide:
+        calls.append(0)
+        late = len(calls) % 7
         return lambda view: Withdraw() if view.step == late else None
 
-
-@dataclass(frozen=True)
-class NeedsText(Simple):
-    def begin(self) -> Decide:
-        return lambda view: Withdraw() if view.text[0] == "?" else None
+    return simple(begin=begin)
 
 
 @pytest.mark.parametrize(
@@ -380,15 +341,21 @@ class NeedsText(Simple):
         (Simple(), set()),
         (Changeable(), {"it_is_a_frozen_dataclass_with_a_name", "its_fields_are_described"}),
         (Undescribed(), {"its_fields_are_described"}),
-        (Unknown(), {"its_fields_are_described"}),
-        (Silent(), {"it_describes_itself"}),
-        (SaysTrue(), {"its_decisions_are_decisions", "it_survives_text_that_is_empty_or_strange"}),
-        (Shares(), {"requests_do_not_share_state"}),
+        (simple(triggers=("nothing",)), {"its_fields_are_described"}),
+        (simple(describe=lambda self: ""), {"it_describes_itself"}),
         (
-            Wavers(),
+            saying(lambda view: view.step == 3),
+            {"its_decisions_are_decisions", "it_survives_text_that_is_empty_or_strange"},
+        ),
+        (sharing(), {"requests_do_not_share_state"}),
+        (
+            wavering(),
             {"the_same_output_gets_the_same_decisions", "requests_do_not_share_state"},
         ),
-        (NeedsText(), {"it_survives_text_that_is_empty_or_strange"}),
+        (
+            saying(lambda view: Withdraw() if view.text[0] == "?" else None),
+            {"it_survives_text_that_is_empty_or_strange"},
+        ),
     ],
 )
 def test_a_wrong_policy_is_caught(policy: WithdrawalPolicy, caught_by: set[str]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -46,128 +46,48 @@ class Right(Simple):
         return lambda view: said.get(view.step)
 
 
-@dataclass(frozen=True)
-class BringsBack(Right):
-    def begin_prefill(self) -> Select:
-        return lambda view: torch.full_like(view.present, view.layer % 2 == 1)
+def wrong(**methods: Any) -> WithdrawalPolicy:
+    """Make the right policy with some of its methods replaced."""
+    return dataclass(frozen=True)(type("Wrong", (Right,), methods))()
 
 
-@dataclass(frozen=True)
-class GivesIndices(Right):
-    def begin_prefill(self) -> Select:
-        return lambda view: view.present.nonzero()[:, 0] if view.layer == 0 else None
+def selecting(select: Callable[[LayerView], Any]) -> WithdrawalPolicy:
+    return wrong(begin_prefill=lambda self: select)
 
 
-@dataclass(frozen=True)
-class ThrowsDice(Right):
-    def begin_prefill(self) -> Select:
-        return lambda view: view.present & (torch.rand(len(view.present)) > 0.5)
+def saying(decide: Callable[[StepView], Any]) -> WithdrawalPolicy:
+    return wrong(begin=lambda self: decide)
 
 
-COUNTS: list[int] = []
+def writes_into_what_it_sees(view: LayerView) -> Tensor:
+    view.present[:1] = False
+    return view.present
 
 
-@dataclass(frozen=True)
-class CountsEveryPrefill(Right):
-    def begin_prefill(self) -> Select:
-        COUNTS.clear()
+def counting(few: int) -> Any:
+    """Make what says other things once it has been asked often, by all requests together."""
+    asked = []
 
-        def select(view: LayerView) -> Tensor:
-            COUNTS.append(view.layer)
-            return view.present & (len(COUNTS) < 5)
+    def ask(view: LayerView | AttendView) -> Tensor:
+        asked.append(0)
+        return view.present & (len(asked) < few)
 
-        return select
+    def begin(self: WithdrawalPolicy) -> Any:
+        asked.clear()
+        return ask
 
-
-@dataclass(frozen=True)
-class WritesIntoWhatItSees(Right):
-    def begin_prefill(self) -> Select:
-        def select(view: LayerView) -> Tensor:
-            view.present[:1] = False
-            return view.present
-
-        return select
+    return begin
 
 
-@dataclass(frozen=True)
-class SilentBeyondTheModel(Right):
-    layer: ClassVar[int] = 12
+def silent_beyond_the_model() -> WithdrawalPolicy:
+    def select(view: LayerView) -> Tensor | None:
+        return ~view.present & view.present if view.layer == 12 else None
 
-    def begin_prefill(self) -> Select:
-        return lambda view: ~view.present & view.present if view.layer == self.layer else None
-
-
-@dataclass(frozen=True)
-class LooksBeyondTheModel(Right):
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        return (12,)
+    return wrong(layer=12, begin_prefill=lambda self: select)
 
 
-@dataclass(frozen=True)
-class RestoresNothing(Right):
-    def begin(self) -> Decide:
-        return lambda view: Restore() if view.step == 2 else None
-
-
-@dataclass(frozen=True)
-class RestoresWhatIsLost(Right):
-    def begin(self) -> Decide:
-        said = {3: Withdraw(), 6: Restore()}
-        return lambda view: said.get(view.step)
-
-
-@dataclass(frozen=True)
-class KeepsTooFew(Right):
-    def begin(self) -> Decide:
-        def decide(view: StepView) -> Withdraw:
-            return Withdraw({layer: torch.ones(2, dtype=torch.bool) for layer in view.layers})
-
-        return decide
-
-
-@dataclass(frozen=True)
-class KeepsElsewhere(Right):
-    def begin(self) -> Decide:
-        def decide(view: StepView) -> Withdraw:
-            return Withdraw({99: torch.ones(view.vision_tokens, dtype=torch.bool)})
-
-        return decide
-
-
-@dataclass(frozen=True)
-class AsksElsewhere(Right):
-    def signals(self, layers: tuple[int, ...]) -> Signals:
-        return Signals(weights=(7,))
-
-
-@dataclass(frozen=True)
-class AttendsToWhatIsGone(Right):
-    def begin_attending(self) -> Attend:
-        return lambda view: torch.ones_like(view.present)
-
-
-@dataclass(frozen=True)
-class AttendsElsewhere(Right):
-    def attending_layer(self, layers: tuple[int, ...]) -> int:
-        return 99
-
-
-@dataclass(frozen=True)
-class CountsEveryStep(Right):
-    def begin_attending(self) -> Attend:
-        COUNTS.clear()
-
-        def attend(view: AttendView) -> Tensor:
-            COUNTS.append(0)
-            return view.present & (len(COUNTS) < 3)
-
-        return attend
-
-
-@dataclass(frozen=True)
-class Grumbles(Right):
-    def conflict(self, before: Sequence[WithdrawalPolicy]) -> str:
-        return ""
+def masks(layers: Sequence[int], tokens: int) -> Withdraw:
+    return Withdraw(dict.fromkeys(layers, torch.ones(tokens, dtype=torch.bool)))
 
 
 CHOICE = "it_chooses_among_the_vision_tokens_that_are_there"
@@ -179,27 +99,55 @@ RESTORES = "it_restores_only_what_was_offloaded"
 ATTENDS = "it_attends_to_vision_tokens_that_are_there"
 
 
-@pytest.mark.parametrize(
-    ("policy", "caught_by"),
-    [
-        (Right(), set()),
-        (BringsBack(), {CHOICE}),
-        (GivesIndices(), {CHOICE}),
-        (ThrowsDice(), {SAME, APART}),
-        (CountsEveryPrefill(), {APART}),
-        (WritesIntoWhatItSees(), {"it_leaves_what_it_sees_alone"}),
-        (SilentBeyondTheModel(), {FEWER}),
-        (LooksBeyondTheModel(), {FEWER}),
-        (RestoresNothing(), {RESTORES}),
-        (RestoresWhatIsLost(), {RESTORES}),
-        (KeepsTooFew(), {DECISIONS}),
-        (KeepsElsewhere(), {DECISIONS, "it_survives_text_that_is_empty_or_strange"}),
-        (AsksElsewhere(), {"it_asks_for_weights_of_layers_that_hold_vision"}),
-        (AttendsToWhatIsGone(), {ATTENDS}),
-        (AttendsElsewhere(), {ATTENDS}),
-        (CountsEveryStep(), {APART}),
-        (Grumbles(), {"its_conflicts_are_clauses"}),
-    ],
-)
-def test_a_wrong_policy_is_caught(policy: WithdrawalPolicy, caught_by: set[str]) -> None:
+WRONG: dict[str, tuple[WithdrawalPolicy, set[str]]] = {
+    "right": (Right(), set()),
+    "brings back": (
+        selecting(lambda view: torch.full_like(view.present, view.layer % 2 == 1)),
+        {CHOICE},
+    ),
+    "gives indices": (
+        selecting(lambda view: view.present.nonzero()[:, 0] if view.layer == 0 else None),
+        {CHOICE},
+    ),
+    "throws dice": (
+        selecting(lambda view: view.present & (torch.rand(len(view.present)) > 0.5)),
+        {SAME, APART},
+    ),
+    "counts every prefill": (wrong(begin_prefill=counting(5)), {APART}),
+    "counts every step": (wrong(begin_attending=counting(3)), {APART}),
+    "writes into what it sees": (
+        selecting(writes_into_what_it_sees),
+        {"it_leaves_what_it_sees_alone"},
+    ),
+    "silent beyond the model": (silent_beyond_the_model(), {FEWER}),
+    "looks beyond the model": (wrong(prefill_weights=lambda self, layers: (12,)), {FEWER}),
+    "restores nothing": (
+        saying(lambda view: Restore() if view.step == 2 else None),
+        {RESTORES},
+    ),
+    "restores what is lost": (
+        saying(lambda view: {3: Withdraw(), 6: Restore()}.get(view.step)),
+        {RESTORES},
+    ),
+    "keeps too few": (saying(lambda view: masks(view.layers, 2)), {DECISIONS}),
+    "keeps elsewhere": (
+        saying(lambda view: masks([99], view.vision_tokens)),
+        {DECISIONS, "it_survives_text_that_is_empty_or_strange"},
+    ),
+    "asks elsewhere": (
+        wrong(signals=lambda self, layers: Signals(weights=(7,))),
+        {"it_asks_for_weights_of_layers_that_hold_vision"},
+    ),
+    "attends to what is gone": (
+        wrong(begin_attending=lambda self: lambda view: torch.ones_like(view.present)),
+        {ATTENDS},
+    ),
+    "attends elsewhere": (wrong(attending_layer=lambda self, layers: 99), {ATTENDS}),
+    "grumbles": (wrong(conflict=lambda self, before: ""), {"its_conflicts_are_clauses"}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_policy_is_caught(name: str) -> None:
+    policy, caught_by = WRONG[name]
     assert policy_failures(policy) == caught_by
