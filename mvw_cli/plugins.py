@@ -96,16 +96,15 @@ def load_plugins() -> Registry:
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
     # In an order of our own: that of the file system would decide who wins a clash of commands.
-    found_here = sorted(offered(), key=lambda one: (one.distribution != OWN, one.distribution))
-    if not any(found.distribution == OWN for found in found_here):
+    found = sorted(offered(), key=lambda one: (one[0].distribution != OWN, one[0].distribution))
+    if not any(plugin.distribution == OWN for plugin, _ in found):
         _warn(
             "mvw runs here without being installed, so its own adapters are not found; "
             "way out: pip install -e ."
         )
-    for found in _wanted(found_here):
-        plugin = Plugin(found.distribution, found.version, found.name, found.value)
+    for plugin, entry_point in _wanted(found):
         registry.plugins.append(plugin)
-        if _attempt(plugin, partial(_register, registry.manager, plugin, found)) is None:
+        if _attempt(plugin, partial(_register, registry.manager, plugin, entry_point)) is None:
             _collect(registry, plugin)
     _warn_of_clashes("adapter", registry.adapters)
     _warn_of_clashes("policy", registry.policies)
@@ -143,11 +142,11 @@ def _wanted(found: list[Offered]) -> list[Offered]:
     if chosen is None:
         return found
     names = {name.strip() for name in chosen.split(",") if name.strip()}
-    known = {name for one in found for name in (one.name, one.distribution)}
+    known = {name for plugin, _ in found for name in (plugin.name, plugin.distribution)}
     for name in sorted(names - known):
         guess = did_you_mean(name, known, otherwise="it is not installed")
         _warn(f"MVW_LOAD_PLUGINS names no installed plugin with `{name}`: {guess}")
-    return [one for one in found if one.distribution == OWN or {one.name, one.distribution} & names]
+    return [one for one in found if {OWN, *names} & {one[0].name, one[0].distribution}]
 
 
 def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
@@ -158,7 +157,9 @@ def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
             step()
     except (Exception, SystemExit) as error:
         cause = error_line(error)
-        _fail(plugin, "broken", cause, _removal(plugin), error)
+        own = plugin.distribution == OWN
+        way_out = "install --force-reinstall" if own else "uninstall"
+        _fail(plugin, "broken", cause, f"pip {way_out} {plugin.distribution}", error)
         return cause
     return None
 
@@ -175,32 +176,28 @@ def _fail(
     _warn(f"{what}: {cause}; way out: {way_out}")
 
 
-def _register(manager: pluggy.PluginManager, plugin: Plugin, found: Offered) -> None:
-    if found.entry_point is None:
-        raise ImportError(found.problem)
-    module = found.entry_point.load()
+def _register(
+    manager: pluggy.PluginManager, plugin: Plugin, entry_point: EntryPoint | Exception
+) -> None:
+    if isinstance(entry_point, Exception):
+        raise entry_point
+    module = entry_point.load()
     plugin.path = getattr(module, "__file__", None)
-    manager.register(module, name=_key(plugin))
-    implemented = sorted(caller.name for caller in manager.get_hookcallers(module) or [])
     specified = [name for name in vars(hookspecs) if name.startswith("mvw_")]
-    try:
-        manager.check_pending()
-        if not implemented:
-            bare = [name for name in specified if hasattr(module, name)]
-            why = f"`{bare[0]}` is not marked with @hookimpl" if bare else "it implements no hook"
-            manager.unregister(module)
-            raise TypeError(why)
-    except pluggy.PluginValidationError as error:
-        manager.unregister(module)
-        wrong = next(name for name in implemented if name not in specified)
+    implemented = [name for name in dir(module) if manager.parse_hookimpl_opts(module, name)]
+    for wrong in (name for name in implemented if name not in specified):
         guess = did_you_mean(wrong, specified, otherwise=f"the hooks are {', '.join(specified)}")
-        raise TypeError(f"there is no hook `{wrong}`; {guess}") from error
+        raise TypeError(f"there is no hook `{wrong}`; {guess}")
+    if not implemented:
+        for bare in (name for name in specified if hasattr(module, name)):
+            raise TypeError(f"`{bare}` is not marked with @hookimpl")
+        raise TypeError("it implements no hook")
+    manager.register(module, name=_key(plugin))
     plugin.hooks = tuple(implemented)
 
 
 def _collect(registry: Registry, plugin: Plugin) -> None:
-    adapters: list[Entry[AdapterInfo]] = []
-    policies: list[Entry[PolicyInfo]] = []
+    """Ask a plugin for what it brings, besides commands."""
 
     def folder(path: Path) -> None:
         if not Path(path).is_dir():
@@ -208,33 +205,24 @@ def _collect(registry: Registry, plugin: Plugin) -> None:
         registry.profiles.append((Path(path), plugin))
         plugin.profiles.append(str(path))
 
-    def ask(hook: str, register: Callable[[Any], None]) -> str | None:
-        return _attempt(plugin, partial(_call, registry.manager, plugin, hook, register=register))
-
-    distribution = plugin.distribution
-    theirs = [e.info.name for e in registry.adapters if e.plugin.distribution == distribution]
-    take_adapter = _taker(adapters, AdapterInfo, plugin, plugin.adapters, theirs)
-    failed = ask("mvw_register_adapters", take_adapter)
-    registry.adapters += [replace(one, problem=failed or one.problem) for one in adapters]
-    theirs = [e.info.name for e in registry.policies if e.plugin.distribution == distribution]
-    take_policy = _taker(policies, PolicyInfo, plugin, plugin.policies, theirs)
-    failed = ask("mvw_register_policies", take_policy)
-    registry.policies += [replace(one, problem=failed or one.problem) for one in policies]
-    ask("mvw_register_profiles", folder)
-    brought: list[Entry[Any]] = [*adapters, *policies]
-    for one in brought:
-        if one.info.api != API_VERSION and one.problem is not None:
-            behind = OWN if one.info.api > API_VERSION else plugin.distribution
-            _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
+    manager = registry.manager
+    _take(manager, plugin, "mvw_register_adapters", AdapterInfo, registry.adapters, plugin.adapters)
+    _take(manager, plugin, "mvw_register_policies", PolicyInfo, registry.policies, plugin.policies)
+    _attempt(plugin, partial(_call, manager, plugin, "mvw_register_profiles", register=folder))
 
 
-def _taker(
-    entries: list[Entry[InfoT]],
-    kind: type[InfoT],
+def _take(
+    manager: pluggy.PluginManager,
     plugin: Plugin,
+    hook: str,
+    kind: type[InfoT],
+    entries: list[Entry[InfoT]],
     names: list[str],
-    theirs: Collection[str],
-) -> Callable[[InfoT], None]:
+) -> None:
+    """Add what a hook of a plugin registers to `entries`, and its names to the plugin's `names`."""
+    taken: list[Entry[InfoT]] = []
+    theirs = [one.info.name for one in entries if one.plugin.distribution == plugin.distribution]
+
     def register(info: InfoT) -> None:
         if not isinstance(info, kind):
             raise TypeError(f"register() takes {kind.__name__}, not {type(info).__name__}")
@@ -242,7 +230,7 @@ def _taker(
             raise TypeError(f"{info!r}: name, target and summary are text")
         if not isinstance(info.api, int) or isinstance(getattr(info, "checkpoints", ()), str):
             raise TypeError(f"{info!r}: api is a number, checkpoints is a tuple")
-        if info.name in names or info.name in theirs:
+        if info.name in [*theirs, *names]:
             raise ValueError(f"`{info.name}` is registered twice")
         if not info.name or ":" in info.name or info.target.count(":") != 1:
             raise ValueError(f'{info!r}: no ":" in the name, one in the target')
@@ -250,21 +238,20 @@ def _taker(
         problem = None
         if info.api != API_VERSION:
             problem = f"`{info.name}` needs plugin API {info.api}, and this mvw has {API_VERSION}"
-        entries.append(Entry(info, plugin, problem))
+        taken.append(Entry(info, plugin, problem))
 
-    return register
+    failed = _attempt(plugin, partial(_call, manager, plugin, hook, register=register))
+    entries += [replace(one, problem=failed or one.problem) for one in taken]
+    for one in taken:
+        if one.problem is not None:
+            behind = OWN if one.info.api > API_VERSION else plugin.distribution
+            _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
 
 
 def _call(manager: pluggy.PluginManager, plugin: Plugin, hook: str, **arguments: object) -> None:
     """Call the hook of this plugin alone: in a joint call one that raises would end the others'."""
     others = [module for name, module in manager.list_name_plugin() if name != _key(plugin)]
     manager.subset_hook_caller(hook, others)(**arguments)
-
-
-def _removal(plugin: Plugin) -> str:
-    if plugin.distribution == OWN:
-        return f"pip install --force-reinstall {OWN}"
-    return f"pip uninstall {plugin.distribution}"
 
 
 def _key(plugin: Plugin) -> str:
@@ -287,19 +274,8 @@ def _warn(message: str) -> None:
     warnings.warn(message, PluginWarning, stacklevel=2)
 
 
-_GROUP = "mvw"
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """One entry point, or a distribution whose entry points can't be read."""
-
-    distribution: str
-    version: str
-    name: str
-    value: str
-    entry_point: EntryPoint | None
-    problem: str | None = None
+Offered = tuple[Plugin, EntryPoint | Exception]
+"""One entry point, or why those of a distribution can't be read."""
 
 
 def offered() -> Iterator[Offered]:
@@ -310,8 +286,7 @@ def offered() -> Iterator[Offered]:
     """
     seen: set[str] = set()
     for dist in distributions():
-        text = _entry_points_of(dist)
-        if f"[{_GROUP}]" not in text:
+        if "[mvw]" not in _text_of(dist, "entry_points.txt"):
             continue
         name, version = _identity(dist)
         normal = name.lower().replace("_", "-").replace(".", "-")
@@ -319,30 +294,27 @@ def offered() -> Iterator[Offered]:
             continue
         seen.add(normal)
         try:
-            entries = [entry for entry in dist.entry_points if entry.group == _GROUP]
+            entries = [entry for entry in dist.entry_points if entry.group == "mvw"]
         except Exception as error:  # malformed lines raise whatever the parser stumbles over
             problem = f"entry_points.txt can't be read ({type(error).__name__}: {error})"
-            yield Offered(name, version, "?", "", None, problem)
+            yield Plugin(name, version, "?", ""), ImportError(problem)
             continue
         for entry in entries:
-            yield Offered(name, version, entry.name, entry.value, entry)
+            yield Plugin(name, version, entry.name, entry.value), entry
 
 
-def _entry_points_of(dist: Distribution) -> str:
+def _text_of(dist: Distribution, file: str) -> str:
     try:
-        return dist.read_text("entry_points.txt") or ""
+        return dist.read_text(file) or ""
     except (OSError, ValueError):  # not UTF-8, or gone since the folder was listed
         return ""
 
 
 def _identity(dist: Distribution) -> tuple[str, str]:
     """Name and version, from the folder's name where the metadata file is missing."""
-    try:
-        # The e-mail parser behind `dist.metadata` would read the whole README to get there, and
-        # raises on an absent file.
-        header = (dist.read_text("METADATA") or "").partition("\n\n")[0]
-    except (OSError, ValueError):
-        header = ""
+    # The e-mail parser behind `dist.metadata` would read the whole README to get there, and raises
+    # on an absent file.
+    header = _text_of(dist, "METADATA").partition("\n\n")[0]
     fields = dict(line.split(": ", 1) for line in header.splitlines() if ": " in line)
     if "Name" in fields and "Version" in fields:
         return fields["Name"].strip(), fields["Version"].strip()
@@ -350,6 +322,8 @@ def _identity(dist: Distribution) -> tuple[str, str]:
     name, _, version = (folder.stem if folder is not None else "unknown").partition("-")
     return name.replace("_", "-"), version or "unknown"
 
+
+# -- by name -------------------------------------------------------------------------------------
 
 Kind = Literal["adapter", "policy"]
 _LISTING = {"adapter": "mvw list adapters", "policy": "mvw list policies"}
@@ -371,15 +345,12 @@ def load_adapter(name: str) -> Adapter:
         PluginProblem: as `find_adapter`, or its class can't be imported or is no adapter.
     """
     entry = _find("adapter", name, load_plugins().adapters)
-    found = _import("adapter", entry.info.target, entry)
-    if not (isinstance(found, type) and issubclass(found, Adapter)):
-        raise _unusable("adapter", entry, f"{entry.info.target} is not a subclass of Adapter")
-    try:
-        return found()
-    except MvwError:
-        raise
-    except Exception as error:  # a missing abstract method among them
-        raise _unusable("adapter", entry, error_line(error)) from error
+    with _reported("adapter", entry):
+        found = _import(entry.info.target)
+        if not (isinstance(found, type) and issubclass(found, Adapter)):
+            raise _unusable("adapter", entry, f"{entry.info.target} is not a subclass of Adapter")
+        adapter = found()  # raises where a method is missing
+    return adapter
 
 
 def find_policy(name: str) -> PolicyInfo:
@@ -398,7 +369,8 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
         PluginProblem: as `find_policy`, or its class can't be imported or is no policy.
     """
     entry = _find("policy", name, load_plugins().policies)
-    found = _import("policy", entry.info.target, entry)
+    with _reported("policy", entry):
+        found = _import(entry.info.target)
     if not (isinstance(found, type) and issubclass(found, WithdrawalPolicy)):
         raise _unusable("policy", entry, f"{entry.info.target} is not a WithdrawalPolicy")
     if not is_dataclass(found):
@@ -406,21 +378,24 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
     return found
 
 
+def short_name(entry: Entry[InfoT], entries: Sequence[Entry[InfoT]]) -> str:
+    """Write a name as short as it can be: qualified where another distribution brings the same."""
+    alone = [one.info.name for one in entries].count(entry.info.name) == 1
+    return entry.info.name if alone else entry.qualified
+
+
 def canonical(kind: Kind, name: str, speaker: str | None = None) -> str:
-    """Write a name as short as it can be; a name that is not known stays as it is.
+    """Write the name of an adapter or policy as `short_name` does; an unknown one stays as it is.
 
     An ambiguous one is qualified by the distribution that speaks, if that brings one itself: a
     packaged profile means the adapter of its own package, whatever else is installed.
     """
     registry = load_plugins()
-    entries: Sequence[Entry[AdapterInfo] | Entry[PolicyInfo]]
-    entries = registry.adapters if kind == "adapter" else registry.policies
+    entries: list[Entry[Any]] = [*(registry.adapters if kind == "adapter" else registry.policies)]
     for entry in entries:
-        if name == entry.qualified or (
-            name == entry.info.name and entry.plugin.distribution == speaker
-        ):
-            alone = [one.info.name for one in entries].count(entry.info.name) == 1
-            return entry.info.name if alone else entry.qualified
+        own = entry.plugin.distribution == speaker and entry.info.name == name
+        if own or entry.qualified == name:
+            return short_name(entry, entries)
     return name
 
 
@@ -448,17 +423,20 @@ def _unknown(kind: Kind, name: str, known: Sequence[str]) -> PluginProblem:
             what = f"{kind} `{name}` can't be used: plugin {plugin.distribution} is broken"
             return PluginProblem(what, cause=plugin.cause, hint=_repair(plugin))
     listing = f"known: {', '.join(sorted(set(known))) or 'none'}"
-    return PluginProblem(
-        f"there is no {kind} `{name}`",
-        cause=did_you_mean(name, known, otherwise=listing),
-        hint=_LISTING[kind],
-    )
+    cause = did_you_mean(name, known, otherwise=listing)
+    return PluginProblem(f"there is no {kind} `{name}`", cause=cause, hint=_LISTING[kind])
 
 
-def _import(kind: Kind, target: str, entry: Entry[InfoT]) -> object:
+def _import(target: str) -> object:
     module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@contextlib.contextmanager
+def _reported(kind: Kind, entry: Entry[InfoT]) -> Iterator[None]:
+    """Turn whatever a plugin's class raises into a `PluginProblem`."""
     try:
-        return getattr(import_module(module), attribute)
+        yield
     except MvwError:
         raise
     except (Exception, SystemExit) as error:

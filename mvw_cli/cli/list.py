@@ -66,15 +66,15 @@ def profiles(as_json: bool) -> None:
 
 
 def _record(entry: Entry[Any], entries: Sequence[Entry[Any]]) -> dict[str, Any]:
-    alone = [one.info.name for one in entries].count(entry.info.name) == 1
-    status = entry.plugin.status if entry.problem else "ok"
+    from mvw_cli.plugins import short_name
+
     return {
-        "name": entry.info.name if alone else entry.qualified,
+        "name": short_name(entry, entries),
         "summary": entry.info.summary,
         "distribution": entry.plugin.distribution,
         "target": entry.info.target,
         "api": entry.info.api,
-        "status": status,
+        "status": entry.plugin.status if entry.problem else "ok",
         "cause": entry.problem,
     }
 
