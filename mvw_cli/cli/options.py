@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -19,10 +18,9 @@ from mvw_cli.errors import UsageProblem
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from mvw_cli.plugins import Entry
-
 ARGUMENTS = "mvw.arguments"
 """Key of the command's own words in `Context.meta`."""
+Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 json_option = click.option(
@@ -91,35 +89,24 @@ def complete_profiles(
     return found or [CompletionItem(incomplete, type="file")]
 
 
-def complete_adapters(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Complete the name of an adapter."""
-    from mvw_cli.plugins import load_plugins
+def _complete(kind: Literal["adapters", "policies"]) -> Complete:
+    """Make what completes the name of an adapter or policy, also after others and a `+`."""
 
-    return _matching(load_plugins().adapters, incomplete)
+    def complete(
+        context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
 
+        from mvw_cli.plugins import load_plugins
 
-def complete_policies(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Complete the name of a withdrawal policy, also after others and a `+`."""
-    from mvw_cli.plugins import load_plugins
+        before, plus, last = incomplete.rpartition("+")
+        return [
+            CompletionItem(before + plus + entry.info.name, help=entry.info.summary)
+            for entry in getattr(load_plugins(), kind)
+            if entry.info.name.startswith(last)
+        ]
 
-    before, plus, last = incomplete.rpartition("+")
-    return _matching(load_plugins().policies, last, before + plus)
-
-
-def _matching(
-    entries: Sequence[Entry[Any]], incomplete: str, before: str = ""
-) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    return [
-        CompletionItem(before + entry.info.name, help=entry.info.summary)
-        for entry in entries
-        if entry.info.name.startswith(incomplete)
-    ]
+    return complete
 
 
 class Remembering(click.Command):
@@ -133,89 +120,136 @@ class Remembering(click.Command):
 # -- keys of a profile ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class _Flag:
-    key: str
-    names: tuple[str, ...]
-    metavar: str
-    help: str
-    type: Any = str
-    complete: Any = None
-    joined_by: str | None = None
-    """Repeatable; what lies between the values of one key."""
+    """An option that sets one key of a profile."""
 
-    @property
-    def parameter(self) -> str:
-        return self.key.replace(".", "_")
+    def __init__(self, key: str, *names: str, **options: Any) -> None:
+        self.key, self.names = key, names
+        self.parameter = key.replace(".", "_")
+        self.option = click.option(*names, self.parameter, **options)
 
 
-_FLAGS = (
+_WITHDRAWAL = (
     _Flag(
         "withdrawal.m",
-        ("-m", "--m"),
-        "N",
-        "Withdraw the vision tokens after N generated tokens.",
-        click.IntRange(min=1),
+        "-m",
+        "--m",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Withdraw the vision tokens after N generated tokens.",
     ),
-    _Flag("withdrawal.until", ("--until",), "TAG", "Withdraw once TAG, as </CAPTION>, is written."),
+    _Flag(
+        "withdrawal.until",
+        "--until",
+        metavar="TAG",
+        help="Withdraw once TAG, as </CAPTION>, is written.",
+    ),
     _Flag(
         "withdrawal.policy",
-        ("--policy",),
-        "NAME[:KEY=VALUE,…]",
-        "Withdrawal policy, as mvw:m=16; `mvw list policies` shows them. Repeatable: they act in "
-        "this order.",
-        complete=complete_policies,
-        joined_by="+",
+        "--policy",
+        metavar="NAME[:KEY=VALUE,…]",
+        multiple=True,
+        shell_complete=_complete("policies"),
+        help="Withdrawal policy, as mvw:m=16; `mvw list policies` shows them. Repeatable: they act "
+        "in this order.",
     ),
-    _Flag("model", ("--model",), "ORG/NAME", "Weights: a Hugging Face id, or a folder."),
+)
+_OTHERS = (
+    _Flag("model", "--model", metavar="ORG/NAME", help="Weights: a Hugging Face id, or a folder."),
     _Flag(
         "adapter",
-        ("--adapter",),
-        "NAME",
-        "Model family; `mvw list adapters` shows them.",
-        complete=complete_adapters,
+        "--adapter",
+        metavar="NAME",
+        shell_complete=_complete("adapters"),
+        help="Model family; `mvw list adapters` shows them.",
     ),
     _Flag(
         "generation.max_new_tokens",
-        ("--max-new-tokens",),
-        "N",
-        "Generate at most N tokens.",
-        click.IntRange(min=1),
+        "--max-new-tokens",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Generate at most N tokens.",
     ),
     _Flag(
         "generation.temperature",
-        ("--temperature",),
-        "T",
-        "0 takes the likeliest token; above 0 samples.",
-        click.FloatRange(min=0),
+        "--temperature",
+        metavar="T",
+        type=click.FloatRange(min=0),
+        help="0 takes the likeliest token; above 0 samples.",
     ),
     _Flag(
         "generation.top_p",
-        ("--top-p",),
-        "P",
-        "Sample from the likeliest tokens of probability P together.",
-        click.FloatRange(min=0, max=1, min_open=True),
+        "--top-p",
+        metavar="P",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        help="Sample from the likeliest tokens of probability P together.",
     ),
-    _Flag("generation.seed", ("--seed",), "N", "Seed of the sampling.", click.IntRange(min=0)),
-    _Flag("device", ("--device",), "DEVICE", "auto, cpu, mps, cuda or cuda:N."),
-    _Flag("device_map", ("--device-map",), "auto", "Spread the layers over all GPUs."),
-    _Flag("dtype", ("--dtype",), "DTYPE", "auto, float32, bfloat16 or float16."),
-    _Flag("quantization", ("--quantization",), "8bit|4bit", "Hold linear layers in so many bits."),
-    _Flag("attention", ("--attention",), "KERNEL", "auto, sdpa, eager or flash."),
+    _Flag(
+        "generation.seed",
+        "--seed",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="Seed of the sampling.",
+    ),
+    _Flag("device", "--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N."),
+    _Flag("device_map", "--device-map", metavar="auto", help="Spread the layers over all GPUs."),
+    _Flag("dtype", "--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
+    _Flag(
+        "quantization",
+        "--quantization",
+        metavar="8bit|4bit",
+        help="Hold linear layers in so many bits.",
+    ),
+    _Flag("attention", "--attention", metavar="KERNEL", help="auto, sdpa, eager or flash."),
+)
+
+
+def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from mvw_cli.cli.process import stay_offline
+
+        stay_offline()
+
+
+_PROFILE = click.option(
+    "--profile",
+    metavar="NAME|FILE",
+    shell_complete=complete_profiles,
+    help="Profile to run; `mvw list profiles` shows them.  [env var: MVW_PROFILE]",
+)
+_NO_WITHDRAWAL = click.option(
+    "--no-withdrawal", is_flag=True, help="Keep the vision tokens to the end (--policy none)."
+)
+_SET = click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Set any key of the profile, as generation.top_k=20; repeatable.",
+)
+_OFFLINE = click.option(
+    "--offline",
+    is_flag=True,
+    envvar="MVW_OFFLINE",
+    expose_value=False,
+    callback=_offline,
+    help="Ask no network: use what is on this machine.  [env var: MVW_OFFLINE]",
 )
 
 
 def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options; the command gets them as `profile`, a name, and `flags` by dotted key."""
-    return _with_options(command, _FLAGS)
+    return _with_options(command, _WITHDRAWAL)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the same without the withdrawal, for commands that have their own words for it."""
-    return _with_options(command, [one for one in _FLAGS if not one.key.startswith("withdrawal.")])
+    return _with_options(command, ())
 
 
-def _with_options(command: Callable[..., Any], flags: Sequence[_Flag]) -> Callable[..., Any]:
+def _with_options(command: Callable[..., Any], withdrawal: Sequence[_Flag]) -> Callable[..., Any]:
+    flags = [*withdrawal, *_OTHERS]
+
     @functools.wraps(command)
     def call(
         *args: Any,
@@ -224,75 +258,24 @@ def _with_options(command: Callable[..., Any], flags: Sequence[_Flag]) -> Callab
         no_withdrawal: bool = False,
         **given: Any,
     ) -> Any:
-        chosen = {flag.key: _whole(flag, given.pop(flag.parameter)) for flag in flags}
+        chosen = {flag.key: given.pop(flag.parameter) for flag in flags}
+        policies = chosen.get("withdrawal.policy")
+        if policies is not None:
+            chosen["withdrawal.policy"] = "+".join(policies) if policies else None
         merged = _merged(chosen, settings, no_withdrawal)
         return command(*args, profile=profile, flags=merged, **given)
 
     wrapped: Callable[..., Any] = call
-    for option in reversed(_options(flags)):
+    options = [flag.option for flag in withdrawal] + ([_NO_WITHDRAWAL] if withdrawal else [])
+    options += [flag.option for flag in _OTHERS]
+    for option in reversed([_PROFILE, *options, _SET, _OFFLINE]):
         wrapped = option(wrapped)
     return wrapped
 
 
-def _options(chosen: Sequence[_Flag]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    profile = click.option(
-        "--profile",
-        metavar="NAME|FILE",
-        shell_complete=complete_profiles,
-        help="Profile to run; `mvw list profiles` shows them.  [env var: MVW_PROFILE]",
-    )
-    flags = [
-        click.option(
-            *flag.names,
-            flag.parameter,
-            metavar=flag.metavar,
-            type=flag.type,
-            shell_complete=flag.complete,
-            help=flag.help,
-            multiple=flag.joined_by is not None,
-        )
-        for flag in chosen
-    ]
-    never = click.option(
-        "--no-withdrawal", is_flag=True, help="Keep the vision tokens to the end (--policy none)."
-    )
-    offline = click.option(
-        "--offline",
-        is_flag=True,
-        envvar="MVW_OFFLINE",
-        expose_value=False,
-        callback=_offline,
-        help="Ask no network: use what is on this machine.  [env var: MVW_OFFLINE]",
-    )
-    any_key = click.option(
-        "--set",
-        "settings",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Set any key of the profile, as generation.top_k=20; repeatable.",
-    )
-    withdrawal = sum(flag.key.startswith("withdrawal.") for flag in chosen)
-    first, rest = flags[:withdrawal], flags[withdrawal:]
-    return [profile, *first, *([never] if first else []), *rest, any_key, offline]
-
-
 def option_names(key: str) -> list[str]:
     """List the options that set a key of a profile; none where only `--set` does."""
-    return [name for flag in _FLAGS if flag.key == key for name in flag.names]
-
-
-def _whole(flag: _Flag, value: Any) -> Any:
-    """Make one value of those of a repeatable option; None where it is not given."""
-    if flag.joined_by is None:
-        return value
-    return flag.joined_by.join(value) if value else None
-
-
-def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        from mvw_cli.cli.process import stay_offline
-
-        stay_offline()
+    return [name for flag in (*_WITHDRAWAL, *_OTHERS) if flag.key == key for name in flag.names]
 
 
 def _merged(
@@ -309,22 +292,11 @@ def _merged(
 
         for key, value in parse_set(settings).items():
             if key in merged:
-                raise _conflict(f"--set {key}", _option(key, no_withdrawal))
+                negated = no_withdrawal and key == "withdrawal.policy"
+                option = "--no-withdrawal" if negated else option_names(key)[-1]
+                raise _conflict(f"--set {key}", option)
             merged[key] = value
-    if merged.get("withdrawal.policy") == "none":
-        for key in merged:
-            if key.startswith("withdrawal.") and key != "withdrawal.policy":
-                option = _option("withdrawal.policy", no_withdrawal)
-                raise _conflict(
-                    "--policy none" if option == "--policy" else option, _option(key, no_withdrawal)
-                )
     return merged
-
-
-def _option(key: str, no_withdrawal: bool) -> str:
-    if key == "withdrawal.policy" and no_withdrawal:
-        return "--no-withdrawal"
-    return (option_names(key) or [f"--set {key}"])[-1]
 
 
 def _conflict(one: str, other: str) -> UsageProblem:

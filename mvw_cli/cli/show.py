@@ -74,11 +74,11 @@ def show(
     if cost:
         from mvw_cli.cli import show_cost
 
-        counted = show_cost.report(resolved, image)
+        figures = show_cost.figures(resolved, image)
         if as_json:
-            console.write_json({"schema_version": 1, **counted.to_dict()})
+            console.write_json({"schema_version": 1, **figures})
         else:
-            show_cost.write(counted)
+            show_cost.write(figures)
         return
     if as_json:
         console.write_json({"schema_version": 1, **resolved.to_dict()})

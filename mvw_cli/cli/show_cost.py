@@ -6,7 +6,6 @@ Everything comes from the model's configuration; no weights are read and no devi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from mvw_cli import console
@@ -19,7 +18,7 @@ from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
 from mvw_cli.images.reading import fit, open_image
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
-from mvw_cli.text import readable_bytes
+from mvw_cli.text import millions, plural, readable_bytes
 
 DEFAULT_IMAGE = "1024x768"
 TEXT_TOKENS = 512
@@ -28,67 +27,10 @@ SEQUENCES = (1, 8, 64)
 _SIZE = re.compile(r"(\d{1,6})[xX\u00d7](\d{1,6})")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The figures of one profile."""
-
-    name: str | None
-    model: str
-    adapter: str
-    image: tuple[int, int]
-    """Width and height in pixels, as the processor gets it."""
-    vision_tokens: int | None
-    """None where the adapter can't tell."""
-    case: Case
-
-    def to_dict(self) -> dict[str, Any]:
-        """Serialise; figures of an image are null where its vision tokens are not known."""
-        shape, weights = self.case.shape, self.case.shape.weights
-        size, known = DTYPE_BYTES[self.case.dtype], self.vision_tokens is not None
-        before, after = self.case.steps(1, TEXT_TOKENS)
-        image_bytes = shape.kv_elements(0, self.vision_tokens or 0) * size
-        freed = before.kv_bytes - after.kv_bytes
-        return {
-            "profile": self.name,
-            "adapter": self.adapter,
-            "model": self.model,
-            "dtype": self.case.dtype,
-            "parameters": weights.total,
-            "parameters_vision": weights.vision,
-            "parameters_active": weights.active,
-            "weight_bytes": {
-                **{dtype: weight_bytes(weights, dtype) for dtype in DTYPE_BYTES},
-                "8-bit": weight_bytes(weights, self.case.dtype, 8),
-                "4-bit": weight_bytes(weights, self.case.dtype, 4),
-            },
-            "kv_bytes_per_token": shape.kv_elements_per_token() * size,
-            "image_width_px": self.image[0],
-            "image_height_px": self.image[1],
-            "vision_tokens": self.vision_tokens,
-            "kv_bytes_per_image": image_bytes if known else None,
-            "text_tokens": TEXT_TOKENS,
-            "kv_bytes_freed": freed if known else None,
-            "decode_steps": [self._step(sequences) for sequences in SEQUENCES] if known else [],
-            "speedup_bound_limit": ratio(before.kv_bytes, after.kv_bytes) if known else None,
-            "sequences_where_it_matters": matters_from_batch(self.case) if known else None,
-        }
-
-    def _step(self, sequences: int) -> dict[str, Any]:
-        before, after = self.case.steps(sequences, TEXT_TOKENS)
-        return {
-            "sequences": sequences,
-            "weight_bytes_before": before.weight_bytes,
-            "weight_bytes_after": after.weight_bytes,
-            "kv_bytes_before": before.kv_bytes,
-            "kv_bytes_after": after.kv_bytes,
-            "kv_share_before": before.kv_bytes / before.bytes_moved,
-            "kv_share_after": after.kv_bytes / after.bytes_moved,
-            "speedup_bound": self.case.step_speedup(sequences),
-        }
-
-
-def report(resolved: Resolved, image: str | None) -> Report:
+def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
     """Count the model of a profile, for an image given as WIDTHxHEIGHT or as a file.
+
+    What depends on the image's vision tokens is None where the adapter can't tell them.
 
     Raises:
         UsageProblem: no model is named, or the size is none.
@@ -102,26 +44,71 @@ def report(resolved: Resolved, image: str | None) -> Report:
     adapter = load_adapter(profile.adapter)
     config = adapter.shape(spec)
     flops = flops_of(adapter, config)
+    shape, weights = flops.shape, flops.shape.weights
+    dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
     tokens: int | None = None
     try:
         tokens = adapter.image_tokens(config, width, height)
     except (BadImage, ModelProblem) as problem:
         console.note(f"{problem.message} {problem.cause or ''}".strip())
-    return Report(
-        name=resolved.name,
-        model=profile.model or profile.adapter,
-        adapter=profile.adapter,
-        image=(width, height),
-        vision_tokens=tokens,
-        case=Case(
-            flops,
-            flops.shape.dtype if profile.dtype == "auto" else profile.dtype,
-            question_tokens=TEXT_TOKENS,
-            vision_tokens=tokens or 0,
-            new_tokens=0,
-            keep_mlp=profile.cross_attention == "mlp",
-        ),
+    case = Case(
+        flops,
+        dtype,
+        question_tokens=TEXT_TOKENS,
+        vision_tokens=tokens or 0,
+        new_tokens=0,
+        keep_mlp=profile.cross_attention == "mlp",
     )
+    of_image: dict[str, Any] = {
+        "kv_bytes_per_image": None,
+        "kv_bytes_freed": None,
+        "decode_steps": [],
+        "speedup_bound_limit": None,
+        "sequences_where_it_matters": None,
+    }
+    if tokens is not None:
+        before, after = case.steps(1, TEXT_TOKENS)
+        of_image = {
+            "kv_bytes_per_image": shape.kv_elements(0, tokens) * DTYPE_BYTES[dtype],
+            "kv_bytes_freed": before.kv_bytes - after.kv_bytes,
+            "decode_steps": [_step(case, sequences) for sequences in SEQUENCES],
+            "speedup_bound_limit": ratio(before.kv_bytes, after.kv_bytes),
+            "sequences_where_it_matters": matters_from_batch(case),
+        }
+    return {
+        "profile": resolved.name,
+        "adapter": profile.adapter,
+        "model": spec.model,
+        "dtype": dtype,
+        "parameters": weights.total,
+        "parameters_vision": weights.vision,
+        "parameters_active": weights.active,
+        "weight_bytes": {
+            **{held_in: weight_bytes(weights, held_in) for held_in in DTYPE_BYTES},
+            "8-bit": weight_bytes(weights, dtype, 8),
+            "4-bit": weight_bytes(weights, dtype, 4),
+        },
+        "kv_bytes_per_token": shape.kv_elements_per_token() * DTYPE_BYTES[dtype],
+        "image_width_px": width,
+        "image_height_px": height,
+        "vision_tokens": tokens,
+        "text_tokens": TEXT_TOKENS,
+        **of_image,
+    }
+
+
+def _step(case: Case, sequences: int) -> dict[str, Any]:
+    before, after = case.steps(sequences, TEXT_TOKENS)
+    return {
+        "sequences": sequences,
+        "weight_bytes_before": before.weight_bytes,
+        "weight_bytes_after": after.weight_bytes,
+        "kv_bytes_before": before.kv_bytes,
+        "kv_bytes_after": after.kv_bytes,
+        "kv_share_before": before.kv_bytes / before.bytes_moved,
+        "kv_share_after": after.kv_bytes / after.bytes_moved,
+        "speedup_bound": case.step_speedup(sequences),
+    }
 
 
 def image_size(
@@ -152,64 +139,51 @@ def image_size(
     return fit((width, height), max_pixels)
 
 
-def write(report: Report) -> None:
-    """Write the report as tables."""
-    figures = report.to_dict()
+def write(figures: dict[str, Any]) -> None:
+    """Write what `figures` has counted as tables."""
+    image = f"image of {figures['image_width_px']} x {figures['image_height_px']}"
+    tokens = figures["vision_tokens"]
+    known = tokens is not None
     rows = [
         ["model", f"{figures['model']} (adapter {figures['adapter']})"],
-        ["parameters", _billions(figures["parameters"])],
-        ["read per token", _billions(figures["parameters_active"])],
-        ["vision, read once", _billions(figures["parameters_vision"])],
+        ["parameters", millions(figures["parameters"])],
+        ["read per token", millions(figures["parameters_active"])],
+        ["vision, read once", millions(figures["parameters_vision"])],
         *(
             [f"weights in {kind}", readable_bytes(count)]
             for kind, count in figures["weight_bytes"].items()
         ),
         ["dtype of the figures below", figures["dtype"]],
         ["KV per text token", readable_bytes(figures["kv_bytes_per_token"])],
+        [image, f"{tokens} vision tokens" if known else "vision tokens not known"],
     ]
-    width, height = report.image
-    if report.vision_tokens is not None:
+    if known:
         rows += [
-            [f"image of {width} x {height}", f"{report.vision_tokens} vision tokens"],
             ["KV per image", readable_bytes(figures["kv_bytes_per_image"])],
             ["freed by withdrawal", readable_bytes(figures["kv_bytes_freed"])],
         ]
-    else:
-        rows.append([f"image of {width} x {height}", "vision tokens not known"])
-    console.table(["COST", report.name or report.model], rows)
-    if report.vision_tokens is not None:
-        _write_steps(report, figures)
-
-
-def _write_steps(report: Report, figures: dict[str, Any]) -> None:
-    rows = []
-    for step in figures["decode_steps"]:
-        before = step["weight_bytes_before"] + step["kv_bytes_before"]
-        after = step["weight_bytes_after"] + step["kv_bytes_after"]
-        rows.append(
-            [
-                str(step["sequences"]),
-                f"{readable_bytes(before)} ({step['kv_share_before']:.1%} KV)",
-                f"{readable_bytes(after)} ({step['kv_share_after']:.1%} KV)",
-                f"{step['speedup_bound']:.3f}x",
-            ]
-        )
+    console.table(["COST", figures["profile"] or figures["model"]], rows)
+    if not known:
+        return
+    steps = [
+        [
+            str(step["sequences"]),
+            *(
+                f"{readable_bytes(step[f'weight_bytes_{when}'] + step[f'kv_bytes_{when}'])} "
+                f"({step[f'kv_share_{when}']:.1%} KV)"
+                for when in ("before", "after")
+            ),
+            f"{step['speedup_bound']:.3f}x",
+        ]
+        for step in figures["decode_steps"]
+    ]
     console.write("")
-    console.table(["SEQUENCES", "A STEP READS", "AFTER WITHDRAWAL", "AT MOST FASTER"], rows)
-    console.write("")
-    console.write(_sentence(figures))
-
-
-def _sentence(figures: dict[str, Any]) -> str:
+    console.table(["SEQUENCES", "A STEP READS", "AFTER WITHDRAWAL", "AT MOST FASTER"], steps)
     start = figures["sequences_where_it_matters"]
-    text = f"With an image and {figures['text_tokens']} text tokens each, "
-    if start is None:
-        return f"{text}a decode step can't become 10% faster at any number of sequences."
-    return (
-        f"{text}a decode step can become 10% faster from {start} "
-        f"sequence{'s' if start > 1 else ''} on, and {figures['speedup_bound_limit']:.2f}x at most."
-    )
-
-
-def _billions(count: int) -> str:
-    return f"{count / 1e9:.2f} billion" if count >= 10**8 else f"{count / 1e6:.2f} million"
+    faster = "can't become 10% faster at any number of sequences."
+    if start is not None:
+        faster = (
+            f"can become 10% faster from {plural(start, 'sequence')} on, and "
+            f"{figures['speedup_bound_limit']:.2f}x at most."
+        )
+    console.write(f"\nWith an image and {TEXT_TOKENS} text tokens each, a decode step {faster}")

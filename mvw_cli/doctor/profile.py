@@ -13,7 +13,6 @@ from mvw_cli.machine.facts import Facts, Gpu, locate_weights, on_the_hub
 from mvw_cli.machine.fit import Placement, installed_first, missing_extras, smallest_change
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
-from mvw_cli.profiles.withdrawal import withdrawal_policy
 from mvw_cli.text import readable_bytes
 
 IMAGE = (1024, 768)
@@ -29,7 +28,6 @@ def check_model(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     """
     profile = resolved.profile
     try:
-        withdrawal_policy(profile)
         spec = model_spec(profile)
     except MvwError as error:
         yield refused("profile", error)

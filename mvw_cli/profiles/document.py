@@ -8,6 +8,7 @@ no key given twice, and bounds on size, depth and aliases.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -26,11 +27,10 @@ KeyPath = tuple[str | int, ...]
 class DocumentError(Exception):
     """The text is not what this module reads."""
 
-    def __init__(self, message: str, line: int | None = None, path: KeyPath = ()) -> None:
+    def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.line = line
-        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,15 @@ class _Loader(yaml.SafeLoader):
             )
         ]
     }
+
+
+_CONVERSIONS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "str": str,
+}
 
 
 def read(text: str) -> Document:
@@ -96,23 +105,23 @@ class _Builder:
         self.lines.setdefault(path, line)
         self._made += 1
         if self._made > _MAX_NODES:
-            raise DocumentError("too many values (aliases count each time)", line, path)
+            raise DocumentError("too many values (aliases count each time)", line)
         if len(path) > _MAX_DEPTH:
-            raise DocumentError("nested too deeply", line, path)
+            raise DocumentError("nested too deeply", line)
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node, line, path)
-        raise DocumentError(f"tag {node.tag} is not allowed", line, path)
+            return _scalar(node, line)
+        raise DocumentError(f"tag {node.tag} is not allowed", line)
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise DocumentError("a key must be a word", line, path)
+                raise DocumentError("a key must be a word", line)
             key = str(key_node.value)
             here = (*path, key)
             if key in values:
@@ -123,25 +132,17 @@ class _Builder:
         return values
 
 
-def _scalar(node: yaml.ScalarNode, line: int, path: KeyPath) -> Any:
+def _scalar(node: yaml.ScalarNode, line: int) -> Any:
     text = str(node.value)
     kind = node.tag.removeprefix(_TAG)
+    if kind not in _CONVERSIONS:
+        raise DocumentError(f"tag {node.tag} is not allowed", line)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DocumentError("half of a surrogate pair is no character", line)
     try:
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        if kind == "int":
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        if kind == "float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        return _CONVERSIONS[kind](text)
     except (ValueError, KeyError) as error:
-        raise DocumentError(f"`{text[:40]}` is no {kind}", line, path) from error
-    if kind == "str":
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DocumentError("half of a surrogate pair is no character", line, path)
-        return text
-    raise DocumentError(f"tag {node.tag} is not allowed", line, path)
+        raise DocumentError(f"`{text[:40]}` is no {kind}", line) from error
 
 
 class RawText(str):

@@ -29,21 +29,34 @@ def parse(text: str, where: str) -> list[tuple[str, dict[str, str]]]:
     Raises:
         UsageProblem: it is no such line, or gives a field twice.
     """
-    found: list[tuple[str, list[str]]] = []
+    found: list[tuple[str, dict[str, str]]] = []
     for separator, piece in _pieces(text):
+        written: str | None = piece
         if separator != ",":
-            name, field = _head(piece, where)
-            found.append((name, [] if field is None else [field]))
-        elif _FIELD.match(piece):
-            found[-1][1].append(piece)
-        else:
+            name, written = _head(piece, where)
+            found.append((name, {}))
+        if written is None:
+            continue
+        name, fields = found[-1]
+        field = _FIELD.match(written)
+        if field is None and separator == ",":
             raise UsageProblem(
                 f"{where}: `{piece}` is not KEY=VALUE",
                 cause='policies that act in order are joined by "+"; a value that holds a comma '
                 "stands in quotes, as in mvw:until='a,b'",
                 hint=_HINT,
             )
-    return [(name, _fields(name, fields, where)) for name, fields in found]
+        if field is None or not field[1]:
+            raise _no_value(name, written.strip(), where)
+        key, value = field[1], field[2].strip()
+        if key in fields:
+            raise UsageProblem(
+                f"{where}: `{key}` of policy `{name}` is given twice",
+                cause=f"{key}={fields[key]} and {key}={value}: give one of them",
+                hint=_HINT,
+            )
+        fields[key] = value
+    return found
 
 
 def split_compositions(text: str) -> tuple[str, ...]:
@@ -94,32 +107,11 @@ def _head(piece: str, where: str) -> tuple[str, str | None]:
     return name, rest if colon else None
 
 
-def _fields(name: str, pieces: list[str], where: str) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for piece in pieces:
-        found = _FIELD.match(piece)
-        if found is None or not found[1]:
-            raise _no_value(name, piece.strip(), where)
-        key, value = found[1], found[2].strip()
-        if key in fields:
-            raise UsageProblem(
-                f"{where}: `{key}` of policy `{name}` is given twice",
-                cause=f"{key}={fields[key]} and {key}={value}: give one of them",
-                hint=_HINT,
-            )
-        fields[key] = value
-    return fields
-
-
 def _is_policy(name: str) -> bool:
     return any(name in (entry.info.name, entry.qualified) for entry in load_plugins().policies)
 
 
 def _no_value(name: str, word: str, where: str) -> UsageProblem:
-    return UsageProblem(
-        f"{where}: `{word}` of policy `{name}` has no value"
-        if word
-        else f"{where}: no field after `{name}:`",
-        cause=f"fields are written {name}:KEY=VALUE,KEY=VALUE",
-        hint=_HINT,
-    )
+    what = f"`{word}` of policy `{name}` has no value" if word else f"no field after `{name}:`"
+    cause = f"fields are written {name}:KEY=VALUE,KEY=VALUE"
+    return UsageProblem(f"{where}: {what}", cause=cause, hint=_HINT)

@@ -6,6 +6,8 @@ What comes out says which model to load, how tokens are chosen, and when the vis
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,9 +110,7 @@ def environment_layer(env: Mapping[str, str]) -> Layer:
         if name.startswith("MVW_") and env[name] and name not in VARIABLES:
             raise UsageProblem(
                 f"there is no variable {name}",
-                cause=did_you_mean(
-                    name, VARIABLES, otherwise="keys of a profile are set by --set KEY=VALUE"
-                ),
+                cause=_instead_of(name, env[name]),
                 hint=f"unset {name}",
             )
     model = env.get("MVW_MODEL")
@@ -126,7 +126,22 @@ def flag_layer(flags: Mapping[str, object]) -> Layer:
         UsageProblem: a key that there is not, or a wrong value.
     """
     values = {key: value for key, value in flags.items() if value is not None}
-    return _checked(values, {key: Origin("flag", _flag(key, values[key])) for key in values})
+    origins = {}
+    for key, value in values.items():
+        option = "--" + key.rpartition(".")[2].replace("_", "-")
+        origins[key] = Origin("flag", f"--set {key}" if isinstance(value, RawText) else option)
+    return _checked(values, origins)
+
+
+def _instead_of(variable: str, value: str) -> str:
+    """Name what sets a profile's key, where that is what a variable reads like."""
+    word = variable.removeprefix("MVW_").lower()
+    keys = {key.replace(".", "_"): key for key in fields()}
+    key = keys.get(word) or re.sub("^withdrawal_", "withdrawal.", word)
+    if key in fields() or key.startswith("withdrawal."):
+        return f"a key of a profile is set by --set {shlex.quote(f'{key}={value}')}"
+    otherwise = "keys of a profile are set by --set KEY=VALUE"
+    return did_you_mean(variable, VARIABLES, otherwise=otherwise)
 
 
 def parse_set(pairs: Sequence[str]) -> dict[str, RawText]:
@@ -196,10 +211,10 @@ def _checked(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Layer:
     found: dict[str, Any] = {}
     policy_fields: dict[str, Any] = {}
     for key, value in values.items():
-        if not _is_text(f"{key}{value}"):
+        if any("\ud800" <= character <= "\udfff" for character in f"{key}{value}"):
             raise UsageProblem(
                 f"{origins[key]}: not UTF-8 text",
-                cause="it holds bytes that are no characters",
+                cause="it holds bytes that are no characters",  # Python lets them through as such
                 hint=SCHEMA_HINT,
             )
         if key in SECTIONS:
@@ -242,20 +257,6 @@ def _layer(
         distribution,
         flat.get("extends"),
     )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # bytes of the command line that Python could not decode
-        return False
-    return True
-
-
-def _flag(key: str, value: object) -> str:
-    if isinstance(value, RawText):
-        return f"--set {key}"
-    return "--" + key.rpartition(".")[2].replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,19 +424,27 @@ def model_spec(profile: Profile) -> ModelSpec:
             "as `model:` in a profile",
             hint="mvw list profiles",
         )
-    if profile.device_map is not None and profile.device not in ("auto", "cuda"):
-        raise UsageProblem(
-            f"device: {profile.device} and device_map: {profile.device_map} contradict each other",
-            cause="a device map spreads the model over all GPUs",
-            hint="mvw infer IMAGE QUESTION --device-map auto --device auto",
-        )
-    if profile.quantization is not None and profile.device in ("cpu", "mps"):
-        raise UsageProblem(
-            f"device: {profile.device} and quantization: {profile.quantization} contradict each "
-            "other",
-            cause="bitsandbytes is used on CUDA devices only",
-            hint="mvw infer IMAGE QUESTION --quantization 4bit --device auto",
-        )
+    no_gpu = profile.device in ("cpu", "mps")
+    for key, value, contradicts, cause in (
+        (
+            "device_map",
+            profile.device_map,
+            profile.device not in ("auto", "cuda"),
+            "a device map spreads the model over all GPUs",
+        ),
+        (
+            "quantization",
+            profile.quantization,
+            no_gpu,
+            "bitsandbytes is used on CUDA devices only",
+        ),
+    ):
+        if value is not None and contradicts:
+            raise UsageProblem(
+                f"device: {profile.device} and {key}: {value} contradict each other",
+                cause=cause,
+                hint="mvw infer IMAGE QUESTION --device auto",
+            )
     return ModelSpec(
         model=profile.model,
         revision=profile.revision,

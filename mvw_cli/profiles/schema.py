@@ -294,24 +294,8 @@ class Given:
 
 SCHEMA_HINT = "mvw show --schema"
 Locate = Callable[[KeyPath], Origin]
+_SHOULD = re.compile(r"^\w+ should |(, got| after validation).*")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-_KINDS = {
-    "string_type": "text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a group of keys",
-    "model_type": "a group of keys",
-    "model_attributes_type": "a group of keys",
-    "string_too_short": "more than an empty text",
-    "too_short": "a list of one or more",
-    "finite_number": "a finite number",
-}
-_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def check_profile(values: Mapping[str, Any], locate: Locate) -> Profile:
@@ -404,20 +388,11 @@ def _problem(
 
 
 def _expected(details: Sequence[ErrorDetails]) -> str:
-    detail = details[0]
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind in _KINDS:
-        kinds = [_KINDS[one["type"]] for one in details if one["type"] in _KINDS]
-        return f"must be {' or '.join(dict.fromkeys(kinds))}"
-    if kind == "literal_error":
-        return f"must be {context['expected'].replace(chr(39), '')}"
-    if kind == "value_error":
-        return str(context["error"])
-    for bound, words in _BOUNDS.items():
-        if bound in context:
-            limit = context[bound]
-            return f"must be {words} {limit:g}" if limit < 1e6 else f"must be {words} {limit}"
-    return f"is wrong ({detail['msg']})"
+    """Turn pydantic's "Input should be a valid list", one for each type, into what must be."""
+    if "ctx" in details[0] and "error" in details[0]["ctx"]:
+        return str(details[0]["ctx"]["error"])  # of a validator of this module
+    kinds = dict.fromkeys(_SHOULD.sub("", one["msg"]) for one in details)
+    return f"must {' or '.join(kinds).replace(' or be ', ' or ')}".replace("'", "")
 
 
 def _description(path: KeyPath, describe: Mapping[str, FieldInfo]) -> str | None:

@@ -28,7 +28,6 @@ from mvw_cli.profiles.schema import (
     Profile,
     Section,
     check,
-    unknown_key,
 )
 from mvw_cli.text import did_you_mean, error_line
 
@@ -119,7 +118,11 @@ def as_steps(
     if len(steps) == 1:
         steps = [Step(steps[0].policy, _once(steps[0].fields, loose))]
         loose = {}
-    named = (Step(_short(step.policy, distribution), step.fields) for step in steps)
+    named = []
+    for step in steps:
+        # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
+        speaker = OWN if step.policy == "none" else distribution
+        named.append(Step(canonical("policy", step.policy, speaker), step.fields))
     return LayerWithdrawal(loose, tuple(named), origin)
 
 
@@ -155,11 +158,6 @@ def _once(fields: Mapping[str, Given], more: Mapping[str, Given]) -> dict[str, G
             hint=SCHEMA_HINT,
         )
     return {**fields, **more}
-
-
-def _short(name: str, distribution: str | None) -> str:
-    # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
-    return canonical("policy", name, OWN if name == "none" else distribution)
 
 
 # -- all layers together ------------------------------------------------------------------------
@@ -219,12 +217,12 @@ def _deal(layer: LayerWithdrawal, policies: Sequence[_Policy], *, strict: bool) 
     for step, policy, fields in zip(layer.steps, policies, dealt, strict=False):
         for key, one in step.fields.items():
             if key not in policy.fields:
-                raise _no_field(one.origin, policy, key)
+                raise _no_field(one.origin, [policy], key)
             fields[key] = one
     for key, one in layer.loose.items():
         owners = [n for n, policy in enumerate(policies) if key in policy.fields]
         if strict and not owners:
-            raise _nobodys(one.origin, policies, key)
+            raise _no_field(one.origin, policies, key)
         if strict and len(owners) > 1:
             names = list(dict.fromkeys(policies[n].name for n in owners))
             raise UsageProblem(
@@ -259,25 +257,13 @@ def _written(
     return {POLICY: named}, origins
 
 
-def _no_field(origin: Origin, policy: _Policy, key: str) -> UsageProblem:
-    listing = f"its fields: {', '.join(policy.fields)}" if policy.fields else "it has none"
+def _no_field(origin: Origin, policies: Sequence[_Policy], key: str) -> UsageProblem:
+    of_whom = f"policy `{policies[0].name}` has no" if len(policies) == 1 else "no policy has a"
+    listing = (f"`{one.name}` has {', '.join(one.fields) or 'no fields'}" for one in policies)
+    known = ["policy", *(field for one in policies for field in one.fields)]
     return UsageProblem(
-        f"{origin}: policy `{policy.name}` has no field `{key}`",
-        cause=did_you_mean(key, policy.fields, otherwise=listing),
-        hint=SCHEMA_HINT,
-    )
-
-
-def _nobodys(origin: Origin, policies: Sequence[_Policy], key: str) -> UsageProblem:
-    fields = [known for one in policies for known in one.fields]
-    if len(policies) == 1:
-        return unknown_key(
-            origin, f"withdrawal.{key}", [POLICY, *(f"withdrawal.{f}" for f in fields)]
-        )
-    listing = "; ".join(f"{one.name} has {', '.join(one.fields) or 'none'}" for one in policies)
-    return UsageProblem(
-        f"{origin}: none of the policies has a field `{key}`",
-        cause=did_you_mean(key, fields, otherwise=listing),
+        f"{origin}: {of_whom} field `{key}`",
+        cause=did_you_mean(key, known, otherwise="; ".join(listing)),
         hint=SCHEMA_HINT,
     )
 
@@ -292,10 +278,8 @@ def withdrawal_policy(profile: Profile) -> WithdrawalPolicy:
         UsageProblem: a field that is wrong, or a combination that makes no sense.
         PluginProblem: a policy can't be used.
     """
-    return merge([as_steps(profile.withdrawal.model_dump(), lambda path: _PROFILE)])[0]
-
-
-_PROFILE = Origin("profile", "the profile")
+    origin = Origin("profile", "the profile")
+    return merge([as_steps(profile.withdrawal.model_dump(), lambda path: origin)])[0]
 
 
 def policy_model(kind: type[WithdrawalPolicy]) -> type[Section]:
@@ -305,14 +289,10 @@ def policy_model(kind: type[WithdrawalPolicy]) -> type[Section]:
     for field in dataclasses.fields(typing.cast(Any, kind)):
         if not field.init:
             continue
-        told = field.metadata.get("description")
-        if field.default_factory is not dataclasses.MISSING:
-            info = Field(default_factory=field.default_factory, description=told)
-        elif field.default is not dataclasses.MISSING:
-            info = Field(default=field.default, description=told)
-        else:
-            info = Field(description=told)
-        definitions[field.name] = (hints[field.name], info)
+        given = {"default": field.default, "default_factory": field.default_factory}
+        options = {key: value for key, value in given.items() if value is not dataclasses.MISSING}
+        described = Field(description=field.metadata.get("description"), **options)
+        definitions[field.name] = (hints[field.name], described)
     return create_model(kind.__name__, __base__=Section, **definitions)
 
 

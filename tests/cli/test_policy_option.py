@@ -12,7 +12,6 @@ import pytest
 from processes import Ran
 
 from mvw_cli.cli import cli
-from mvw_cli.cli.options import complete_policies
 
 Run = Callable[..., Ran]
 
@@ -64,10 +63,10 @@ def test_infer_composes_in_order_and_m_goes_to_the_policy_that_has_it(
         ("--policy layered:layer=1 --m 4", "--m: policy `layered` has no field `m`"),
         (
             "--policy layered:layer=1+again --m 4",
-            "--m: none of the policies has a field `m`",
+            "--m: no policy has a field `m`",
         ),
         ("--no-withdrawal --policy mvw:m=2", "--no-withdrawal and --policy contradict each other"),
-        ("--policy=", "--policy: `withdrawal.policy` must be more than an empty text"),
+        ("--policy=", "--policy: `withdrawal.policy` must have at least 1 character"),
     ],
 )
 def test_infer_refuses(
@@ -103,5 +102,5 @@ def test_an_empty_sweep_is_refused(mvw: Run) -> None:
 def test_completion_goes_on_after_a_plus() -> None:
     infer = command("infer")
     option = next(one for one in infer.params if one.name == "withdrawal_policy")
-    found = complete_policies(click.Context(infer), option, "vtw:layer=2+mv")
+    found = option.shell_complete(click.Context(infer), "vtw:layer=2+mv")
     assert [item.value for item in found] == ["vtw:layer=2+mvw"]

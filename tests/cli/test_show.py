@@ -76,8 +76,8 @@ def test_a_policy_of_a_plugin_is_checked_by_its_own_fields(installed: Run, tmp_p
     for fields, message in (
         ("{share: 2.0, budget: 3}", "withdrawal: share must lie between 0 and 1"),
         ("{share: 0.5}", "`withdrawal.budget` is missing"),
-        ("{budget: 1.5}", "`withdrawal.budget` must be a whole number, not 1.5"),
-        ("{budget: 1, tags: [a, 2]}", "`withdrawal.tags[1]` must be text, not 2"),
+        ("{budget: 1.5}", "`withdrawal.budget` must be a valid integer, not 1.5"),
+        ("{budget: 1, tags: [a, 2]}", "`withdrawal.tags[1]` must be a valid string, not 2"),
         ("{bugdet: 1}", "policy `fraction` has no field `bugdet`"),
     ):
         path = tmp_path / "x.yaml"

@@ -179,7 +179,7 @@ def test_a_field_without_a_policy_waits_for_the_one_that_has_it() -> None:
         ),
         (
             "withdrawal:\n  - policy: layered\n    layer: many\n  - {policy: mvw, m: 3}\n",
-            'x.yaml, line 3: `withdrawal.policy[0].layer` must be a whole number, not "many"',
+            'x.yaml, line 3: `withdrawal.policy[0].layer` must be a valid integer, not "many"',
             "First layer without vision.",
         ),
         (
@@ -202,11 +202,11 @@ def test_a_field_without_a_policy_waits_for_the_one_that_has_it() -> None:
             "x.yaml, line 2 and x.yaml, line 3: `m` is given twice",
             "give one of them",
         ),
-        ("withdrawal: []\n", "x.yaml, line 1: `withdrawal.policy` must be text or a", ""),
-        ("withdrawal: [mvw]\n", "x.yaml, line 1: `withdrawal.policy[0]` must be a group of", ""),
+        ("withdrawal: []\n", "x.yaml, line 1: `withdrawal.policy` must be a valid string or", ""),
+        ("withdrawal: [mvw]\n", "x.yaml, line 1: `withdrawal.policy[0]` must be an object", ""),
         (
             "withdrawal: {policy: 3}\n",
-            "x.yaml, line 1: `withdrawal.policy` must be text or a list, not 3",
+            "x.yaml, line 1: `withdrawal.policy` must be a valid string or a valid array, not 3",
             "",
         ),
         (
@@ -261,8 +261,8 @@ def test_a_file_is_refused(
         ),
         (
             {"withdrawal.policy": "layered:layer=1+again", "withdrawal.until": "</X>"},
-            "--until: none of the policies has a field `until`",
-            "layered has layer, tags, share; again has steps, on",
+            "--until: no policy has a field `until`",
+            "`layered` has layer, tags, share; `again` has steps, on",
         ),
         (
             {"withdrawal.policy": "layered:layr=1+mvw:m=2"},
@@ -373,8 +373,8 @@ def test_doctor_repeats_what_flags_gave() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{until: 3}", "`withdrawal.until` must be text or a list, not 3"),
-        ("{until: [a, 3]}", "`withdrawal.until[1]` must be text, not 3"),
+        ("{until: 3}", "`withdrawal.until` must be a valid string or a valid array, not 3"),
+        ("{until: [a, 3]}", "`withdrawal.until[1]` must be a valid string, not 3"),
     ],
 )
 def test_a_field_of_several_types_says_which(text: str, message: str) -> None:

@@ -50,18 +50,18 @@ FILES: dict[str, tuple[str, str] | Message] = {
     ),
     "adapter: shapes\nwithdrawal: {policy: none, m: 3}\n": (
         "x.yaml, line 2: policy `none` has no field `m`",
-        "it has none",
+        "`none` has no fields",
     ),
     "adapter: shapes\ngeneration:\n  temperature: hot\n": (
-        'x.yaml, line 3: `generation.temperature` must be a number, not "hot"',
+        'x.yaml, line 3: `generation.temperature` must be a valid number, not "hot"',
         "0 is greedy; null takes the model's generation config.",
     ),
     'adapter: shapes\ngeneration: {max_new_tokens: "16"}\n': (
-        'x.yaml, line 2: `generation.max_new_tokens` must be a whole number, not "16"',
+        'x.yaml, line 2: `generation.max_new_tokens` must be a valid integer, not "16"',
         "Generate at most this many tokens.",
     ),
     "adapter: shapes\ngeneration: {top_p: 1.5}\n": (
-        "x.yaml, line 2: `generation.top_p` must be at most 1, not 1.5",
+        "x.yaml, line 2: `generation.top_p` must be less than or equal to 1, not 1.5",
         "Sample from the likeliest tokens that have this probability together; null: as the model "
         "says.",
     ),
@@ -70,15 +70,15 @@ FILES: dict[str, tuple[str, str] | Message] = {
         "0 is greedy; null takes the model's generation config.",
     ),
     "adapter: shapes\ngeneration: {stop: [a, 3]}\n": (
-        "x.yaml, line 2: `generation.stop[1]` must be text, not 3",
+        "x.yaml, line 2: `generation.stop[1]` must be a valid string, not 3",
         "Stop once one of these has been written; it stays in the text.",
     ),
     "adapter: shapes\nimages: {max_pixels: true}\n": (
-        "x.yaml, line 2: `images.max_pixels` must be a whole number, not true",
+        "x.yaml, line 2: `images.max_pixels` must be a valid integer, not true",
         "Larger images are scaled down to at most this many pixels; null: never.",
     ),
     "adapter: shapes\ngeneration: 5\n": (
-        "x.yaml, line 2: `generation` must be a group of keys, not 5",
+        "x.yaml, line 2: `generation` must be an object, not 5",
         "its keys: max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, stop",
     ),
     "adapter: shapes\ndtype: fp16\n": (
@@ -95,7 +95,7 @@ FILES: dict[str, tuple[str, str] | Message] = {
         "Text sent with the images; {question} stands for the question.",
     ),
     "adapter: null\n": (
-        "x.yaml, line 1: `adapter` must be text, not null",
+        "x.yaml, line 1: `adapter` must be a valid string, not null",
         "Model family; `mvw list adapters` shows them. Without it: hf where a model is named, "
         "else shapes.",
     ),
@@ -108,7 +108,7 @@ FILES: dict[str, tuple[str, str] | Message] = {
         "fields of policy `mvw`: m, until, min, max",
     ),
     "adapter: shapes\nwithdrawal: {m: many}\n": (
-        'x.yaml, line 2: `withdrawal.m` must be a whole number, not "many"',
+        'x.yaml, line 2: `withdrawal.m` must be a valid integer, not "many"',
         "Withdraw after this many generated tokens; 1 or more.",
     ),
     "adapter: shapes\nwithdrawal: {policy: mwv}\n": (
@@ -187,7 +187,7 @@ FLAGS: list[tuple[dict[str, object], tuple[str, str]]] = [
     (
         {"generation.temperature": -1.0},
         (
-            "--temperature: `generation.temperature` must be at least 0, not -1.0",
+            "--temperature: `generation.temperature` must be greater than or equal to 0, not -1.0",
             "0 is greedy; null takes the model's generation config.",
         ),
     ),
@@ -251,8 +251,26 @@ def test_set_without_a_value() -> None:
             "</X>",
             (
                 "there is no variable MVW_WITHDRAWAL_UNTIL",
-                "keys of a profile are set by --set KEY=VALUE",
+                "a key of a profile is set by --set 'withdrawal.until=</X>'",
                 "unset MVW_WITHDRAWAL_UNTIL",
+            ),
+        ),
+        (
+            "MVW_DEVICE",
+            "cpu",
+            (
+                "there is no variable MVW_DEVICE",
+                "a key of a profile is set by --set device=cpu",
+                "unset MVW_DEVICE",
+            ),
+        ),
+        (
+            "MVW_ZZZ",
+            "1",
+            (
+                "there is no variable MVW_ZZZ",
+                "keys of a profile are set by --set KEY=VALUE",
+                "unset MVW_ZZZ",
             ),
         ),
         (
