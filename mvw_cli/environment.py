@@ -38,9 +38,9 @@ def describe_environment(device: str = "cpu") -> Environment:
     return Environment(
         mvw=__version__,
         python=platform.python_version(),
-        torch=_version("torch"),
-        transformers=_version("transformers"),
-        flash_attn=_version("flash-attn"),
+        torch=installed_version("torch"),
+        transformers=installed_version("transformers"),
+        flash_attn=installed_version("flash-attn"),
         platform=platform.platform(),
         device=device,
         device_name=_device_name(device),
@@ -48,7 +48,8 @@ def describe_environment(device: str = "cpu") -> Environment:
     )
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution; None where it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -221,7 +221,9 @@ def _take(
 ) -> None:
     """Add what a hook of a plugin registers to `entries`, and its names to the plugin's `names`."""
     taken: list[Entry[InfoT]] = []
-    theirs = [one.info.name for one in entries if one.plugin.distribution == plugin.distribution]
+    theirs: list[str] = [
+        one.info.name for one in entries if one.plugin.distribution == plugin.distribution
+    ]
 
     def register(info: InfoT) -> None:
         if not isinstance(info, kind):

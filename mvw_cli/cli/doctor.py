@@ -55,12 +55,12 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
       mvw doctor --profile llava-cot --equivalence
     """
     from mvw_cli.cli.process import mute_libraries
-    from mvw_cli.doctor.findings import worst
     from mvw_cli.errors import ExitCode
 
     mute_libraries()
     findings, compared = _findings(profile, pairs, equivalence)
-    status = worst(findings)
+    statuses = {finding.status for finding in findings}
+    status = next(one for one in ("problem", "warning", "ok") if one in statuses)
     if as_json:
         document = {
             "schema_version": 1,
@@ -88,7 +88,7 @@ def _findings(
     from mvw_cli.profiles.resolution import parse_set, resolve
 
     seen = facts.gather()
-    findings = check_installation(seen, load_plugins().plugins)
+    findings = [*check_installation(seen, load_plugins().plugins)]
     chosen = name is not None or bool(pairs)
     if not (chosen or with_equivalence):
         return findings, {}
@@ -96,8 +96,7 @@ def _findings(
         resolved = resolve(name, parse_set(pairs))
     except MvwError as error:
         return [*findings, refused("profile", error)], {}
-    if chosen:
-        findings += check_model(resolved, seen)
+    findings += check_model(resolved, seen) if chosen else ()
     if not with_equivalence:
         return findings, {}
     from mvw_cli.doctor.exactness import check_exactness

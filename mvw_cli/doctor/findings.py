@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from mvw_cli.errors import MvwError
-from mvw_cli.machine.fit import Changes
+from mvw_cli.machine.fit import Changes, set_options
 from mvw_cli.profiles.resolution import Resolved
 
 Status = Literal["ok", "warning", "problem"]
-_ORDER: tuple[Status, ...] = ("ok", "warning", "problem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +24,6 @@ class Finding:
     """A command to type next."""
 
 
-def worst(findings: Iterable[Finding]) -> Status:
-    """Return the worst status of all; `ok` for none."""
-    return max((one.status for one in findings), key=_ORDER.index, default="ok")
-
-
 def refused(check: str, error: MvwError) -> Finding:
     """Turn an error into a finding."""
     found = f"{error.message}: {error.cause}" if error.cause else error.message
@@ -43,7 +35,4 @@ def again(resolved: Resolved, changes: Changes, *, equivalence: bool = False) ->
     words = ["mvw", "doctor", *(["--equivalence"] if equivalence else [])]
     if resolved.name is not None and not resolved.is_default:
         words += ["--profile", resolved.name]
-    for key, value in {**resolved.by_flag(), **changes}.items():
-        written = value if isinstance(value, str) else json.dumps(value)
-        words += ["--set", f"{key}={written}"]
-    return shlex.join(words)
+    return shlex.join([*words, *set_options({**resolved.by_flag(), **changes})])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, metadata
 
 from mvw_cli import __version__
-from mvw_cli.doctor.findings import Finding, Status
+from mvw_cli.doctor.findings import Finding
 from mvw_cli.machine.facts import Facts
 from mvw_cli.plugins import OWN, Plugin
 from mvw_cli.text import readable_bytes
@@ -18,22 +18,31 @@ LITTLE_MEMORY = 4 * 2**30
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9-]+)>=([0-9.]+)")
 
 
-def check_installation(facts: Facts, plugins: Iterable[Plugin]) -> list[Finding]:
+def check_installation(facts: Facts, plugins: Sequence[Plugin]) -> Iterator[Finding]:
     """Judge this machine and this installation."""
     needed = needed_versions()
-    return [
-        Finding("mvw", "ok", __version__),
-        _python(facts, needed.get("python", "3")),
-        _torch(facts, needed.get("torch", "0")),
-        _library("transformers", facts.transformers, needed.get("transformers", "0")),
-        _device(facts),
-        _flash(facts),
-        _optional("accelerate", facts.accelerate, "device_map: auto, quantisation"),
-        _optional("bitsandbytes", facts.bitsandbytes, "4- and 8-bit weights"),
-        _disk(facts),
-        _memory(facts),
-        *_plugins(plugins),
-    ]
+    yield Finding("mvw", "ok", __version__)
+    python = needed.get("python", "3")
+    yield _version("Python", facts.python, python, f"python{python} -m venv .venv")
+    torch = needed.get("torch", "0")
+    if facts.torch is not None and facts.torch_problem is not None:
+        found = f"{facts.torch} can't be imported: {facts.torch_problem}"
+        yield Finding("PyTorch", "problem", found, "pip install --force-reinstall torch")
+    else:
+        yield _version("PyTorch", facts.torch, torch, f'pip install --upgrade "torch>={torch}"')
+    least = needed.get("transformers", "0")
+    way_out = f'pip install --upgrade "transformers>={least}"'
+    yield _version("transformers", facts.transformers, least, way_out)
+    yield _device(facts)
+    yield _flash(facts)
+    for name, version, used_for in (
+        ("accelerate", facts.accelerate, "device_map: auto, quantisation"),
+        ("bitsandbytes", facts.bitsandbytes, "4- and 8-bit weights"),
+    ):
+        yield Finding(name, "ok", version or f"not installed; needed for {used_for}")
+    yield _disk(facts)
+    yield _memory(facts)
+    yield from _plugins(plugins)
 
 
 def needed_versions() -> dict[str, str]:
@@ -53,28 +62,13 @@ def older(found: str, needed: str) -> bool:
     return _numbers(found) < _numbers(needed)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> list[int]:
     match = re.match(r"\d+(\.\d+)*", text)
     parts = [int(part) for part in match[0].split(".")] if match else []
-    return tuple(parts + [0] * (4 - len(parts)))
+    return parts + [0] * (4 - len(parts))
 
 
-def _python(facts: Facts, needed: str) -> Finding:
-    if older(facts.python, needed):
-        found = f"{facts.python}; mvw needs {needed} or later"
-        return Finding("Python", "problem", found, f"python{needed} -m venv .venv")
-    return Finding("Python", "ok", facts.python)
-
-
-def _torch(facts: Facts, needed: str) -> Finding:
-    if facts.torch is not None and facts.torch_problem is not None:
-        found = f"{facts.torch} can't be imported: {facts.torch_problem}"
-        return Finding("PyTorch", "problem", found, "pip install --force-reinstall torch")
-    return _library("PyTorch", facts.torch, needed, package="torch")
-
-
-def _library(name: str, found: str | None, needed: str, package: str | None = None) -> Finding:
-    way_out = f'pip install --upgrade "{package or name}>={needed}"'
+def _version(name: str, found: str | None, needed: str, way_out: str) -> Finding:
     if found is None:
         return Finding(name, "problem", "not installed", way_out)
     if older(found, needed):
@@ -83,18 +77,17 @@ def _library(name: str, found: str | None, needed: str, package: str | None = No
 
 
 def _device(facts: Facts) -> Finding:
+    reinstall = "pip install --force-reinstall torch"
     if facts.torch is None or facts.torch_problem is not None:
         return Finding("device", "warning", "not known without PyTorch", "pip install torch")
     if facts.gpus:
-        names = ", ".join(
-            f"{gpu.name} ({_free_of(gpu.free_bytes, gpu.total_bytes)})" for gpu in facts.gpus
-        )
+        names = (f"{gpu.name} ({_free_of(gpu.free_bytes, gpu.total_bytes)})" for gpu in facts.gpus)
         driver = f"; driver {facts.driver}" if facts.driver else ""
-        return Finding("device", "ok", f"{names}; CUDA {facts.torch_cuda}{driver}")
+        return Finding("device", "ok", f"{', '.join(names)}; CUDA {facts.torch_cuda}{driver}")
+    if facts.driver is not None and facts.torch_cuda is None:
+        found = f"driver {facts.driver} is there, but this PyTorch is built without CUDA"
+        return Finding("device", "problem", found, reinstall)
     if facts.driver is not None:
-        if facts.torch_cuda is None:
-            found = f"driver {facts.driver} is there, but this PyTorch is built without CUDA"
-            return Finding("device", "problem", found, "pip install --force-reinstall torch")
         found = f"PyTorch's CUDA {facts.torch_cuda} finds no GPU with driver {facts.driver}"
         return Finding("device", "problem", found, "nvidia-smi")
     if facts.mps:
@@ -106,24 +99,18 @@ def _device(facts: Facts) -> Finding:
 
 
 def _flash(facts: Facts) -> Finding:
-    if facts.flash_attn is not None and facts.gpus:
-        return Finding("flash-attn", "ok", facts.flash_attn)
     if facts.flash_attn is not None:
-        return Finding("flash-attn", "ok", f"{facts.flash_attn}; unused without a CUDA device")
+        unused = "" if facts.gpus else "; unused without a CUDA device"
+        return Finding("flash-attn", "ok", f"{facts.flash_attn}{unused}")
     if facts.gpus:
         found = "not installed; attention runs on SDPA"
         return Finding("flash-attn", "warning", found, 'pip install "mvw[flash]"')
     return Finding("flash-attn", "ok", "not installed; of use with a CUDA device only")
 
 
-def _optional(name: str, found: str | None, used_for: str) -> Finding:
-    return Finding(name, "ok", found or f"not installed; needed for {used_for}")
-
-
 def _disk(facts: Facts) -> Finding:
     if facts.disk_free_bytes is None:
-        found = f"no disk at {facts.hub_cache}"
-        return Finding("disk", "problem", found, "unset HF_HUB_CACHE")
+        return Finding("disk", "problem", f"no disk at {facts.hub_cache}", "unset HF_HUB_CACHE")
     found = f"{readable_bytes(facts.disk_free_bytes)} free for the hub cache in {facts.hub_cache}"
     if facts.disk_free_bytes < LITTLE_DISK:
         return Finding("disk", "warning", found, "hf cache ls")
@@ -145,13 +132,11 @@ def _free_of(free: int, total: int | None) -> str:
     return f"{readable_bytes(free)}{of} free"
 
 
-def _plugins(plugins: Iterable[Plugin]) -> Iterator[Finding]:
-    known = list(plugins)
-    for plugin in known:
-        if plugin.status != "ok":
-            status: Status = "warning"
-            found = f"{plugin.distribution} {plugin.version} is {plugin.status}: {plugin.cause}"
-            yield Finding("plugin", status, found, plugin.way_out or "mvw plugins")
-    if all(plugin.status == "ok" for plugin in known):
-        others = sorted({one.distribution for one in known} - {OWN})
+def _plugins(plugins: Sequence[Plugin]) -> Iterator[Finding]:
+    troubled = [plugin for plugin in plugins if plugin.status != "ok"]
+    for plugin in troubled:
+        found = f"{plugin.distribution} {plugin.version} is {plugin.status}: {plugin.cause}"
+        yield Finding("plugin", "warning", found, plugin.way_out or "mvw plugins")
+    if not troubled:
+        others = sorted({one.distribution for one in plugins} - {OWN})
         yield Finding("plugins", "ok", ", ".join(others) or "mvw's own")

@@ -10,7 +10,7 @@ from mvw_cli.cost.shape import Shape, shape_of, weight_bytes
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts, Gpu, locate_weights, on_the_hub
-from mvw_cli.machine.fit import Placement, installed_first, missing_extras, smallest_change
+from mvw_cli.machine.fit import Placement, missing_extras, way_to_fit
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.text import readable_bytes
@@ -54,8 +54,9 @@ def check_model(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
             yield Finding("size", "warning", f"not known: {found}", error.hint)
     yield _weights(resolved, spec, shape, facts)
     if shape is not None and device.status == "ok":
-        yield _dtype(resolved, shape, facts)
-        yield _fit(resolved, shape, vision or 0, facts)
+        dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
+        yield _dtype(resolved, dtype, facts)
+        yield _fit(resolved, shape, dtype, vision or 0, facts)
 
 
 def _kind(resolved: Resolved, facts: Facts) -> str:
@@ -66,22 +67,18 @@ def _kind(resolved: Resolved, facts: Facts) -> str:
 
 def _chosen_gpu(resolved: Resolved, facts: Facts) -> Gpu | None:
     index = int(resolved.profile.device.partition(":")[2] or 0)
-    return facts.gpus[index] if index < len(facts.gpus) else None
+    is_there = _kind(resolved, facts) == "cuda" and index < len(facts.gpus)
+    return facts.gpus[index] if is_there else None
 
 
 def check_device(resolved: Resolved, facts: Facts) -> Finding:
     """Judge whether the device that the profile names is there."""
     device, kind = resolved.profile.device, _kind(resolved, facts)
-    there = {
-        "cuda": _chosen_gpu(resolved, facts) is not None,
-        "mps": facts.mps,
-        "cpu": True,
-    }[kind]
-    if not there:
+    missing = kind == "cuda" and _chosen_gpu(resolved, facts) is None
+    if missing or (kind == "mps" and not facts.mps):
         found = f"{device} is not there; PyTorch sees {len(facts.gpus)} CUDA devices"
         return Finding("profile's device", "problem", found, again(resolved, {"device": "auto"}))
-    shown = kind if device == "auto" else device
-    return Finding("profile's device", "ok", f"{shown} (auto)" if device == "auto" else shown)
+    return Finding("profile's device", "ok", f"{kind} (auto)" if device == "auto" else device)
 
 
 def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
@@ -91,9 +88,8 @@ def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     asked = ", ".join(f"{key}: {value}" for key, value in wanted.items() if value is not None)
     if not asked:
         return
-    kind = _kind(resolved, facts)
     extras = missing_extras(profile.device_map, profile.quantization, facts)
-    if profile.quantization is not None and kind != "cuda":
+    if profile.quantization is not None and _kind(resolved, facts) != "cuda":
         found = f"{asked}: quantisation needs a CUDA device"
         yield Finding("placement", "problem", found, again(resolved, {"quantization": None}))
     elif extras:
@@ -101,25 +97,26 @@ def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         way_out = f'pip install --upgrade "mvw[{extras[0]}]"'
         yield Finding("placement", "problem", f"{asked}: needs {needed}", way_out)
     elif profile.device_map is not None and len(facts.gpus) < 2:
-        found = f"{asked}: {len(facts.gpus)} CUDA devices, so there is nothing to spread over"
-        yield Finding("placement", "ok", found)
+        asked += f": {len(facts.gpus)} CUDA devices, so there is nothing to spread over"
+        yield Finding("placement", "ok", asked)
     else:
         yield Finding("placement", "ok", asked)
 
 
 def _attention(resolved: Resolved, facts: Facts) -> Finding:
-    wanted = resolved.profile.attention
-    if wanted == "flash" and _kind(resolved, facts) != "cuda":
-        found = "flash needs a CUDA device"
-        return Finding("attention", "problem", found, again(resolved, {"attention": "auto"}))
-    if wanted == "flash" and facts.flash_attn is None:
+    wanted, gpu = resolved.profile.attention, _chosen_gpu(resolved, facts)
+    if wanted != "flash":
+        return Finding("attention", "ok", wanted)
+    way_out = again(resolved, {"attention": "auto"})
+    if _kind(resolved, facts) != "cuda":
+        return Finding("attention", "problem", "flash needs a CUDA device", way_out)
+    if facts.flash_attn is None:
         found = "flash needs flash-attn, which is not installed"
         return Finding("attention", "problem", found, 'pip install "mvw[flash]"')
-    gpu = _chosen_gpu(resolved, facts)
-    if wanted == "flash" and gpu is not None and not gpu.bfloat16:
+    if gpu is not None and not gpu.bfloat16:
         # Both came with compute capability 8.0 (README of Dao-AILab/flash-attention).
         found = f"flash needs a GPU of compute capability 8.0 or later, {gpu.name} is older"
-        return Finding("attention", "problem", found, again(resolved, {"attention": "auto"}))
+        return Finding("attention", "problem", found, way_out)
     return Finding("attention", "ok", wanted)
 
 
@@ -127,29 +124,28 @@ def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Fa
     model = spec.model or ""
     if "/" not in model and model in find_adapter(resolved.profile.adapter).checkpoints:
         return Finding("weights", "ok", "come with the adapter")
-    held = locate_weights(model, spec.revision)
+    held, hub = locate_weights(model, spec.revision), on_the_hub(model)
     # A folder that lacks files can only be mended by whoever made it.
-    way_out = f"hf download {shlex.quote(model)}" if on_the_hub(model) else "mvw list profiles"
-    if held.folder is None and on_the_hub(model):
-        return _to_download(model, shape, facts)
+    way_out = f"hf download {shlex.quote(model)}" if hub else "mvw list profiles"
+    if held.folder is None and hub:
+        return _to_download(way_out, shape, facts)
     if held.folder is None:
-        return Finding("weights", "problem", f"there is no folder {model}", way_out)
-    if held.missing:
+        found = f"there is no folder {model}"
+    elif held.missing:
         listed = f"{len(held.missing)} of {held.files + len(held.missing)} files"
         found = f"{listed} missing, the first is {held.missing[0]}"
-        return Finding("weights", "problem", found, way_out)
-    if held.damaged:
+    elif held.damaged:
         found = f"{held.damaged[0]} is damaged or cut"
-        anew = f"{way_out} --force-download" if on_the_hub(model) else way_out
-        return Finding("weights", "problem", found, anew)
-    if not held.files:
+        way_out += " --force-download" if hub else ""
+    elif not held.files:
         kind = "weights are pickled" if held.only_pickle else "there are no weights"
-        return Finding("weights", "problem", f"{kind} in {held.folder}, not safetensors", way_out)
-    return Finding("weights", "ok", f"{held.files} files, {readable_bytes(held.size_bytes)}")
+        found = f"{kind} in {held.folder}, not safetensors"
+    else:
+        return Finding("weights", "ok", f"{held.files} files, {readable_bytes(held.size_bytes)}")
+    return Finding("weights", "problem", found, way_out)
 
 
-def _to_download(model: str, shape: Shape | None, facts: Facts) -> Finding:
-    way_out = f"hf download {shlex.quote(model)}"
+def _to_download(way_out: str, shape: Shape | None, facts: Facts) -> Finding:
     if shape is None:
         return Finding("weights", "warning", "not on this machine yet", way_out)
     size = weight_bytes(shape.weights, shape.dtype)
@@ -160,32 +156,27 @@ def _to_download(model: str, shape: Shape | None, facts: Facts) -> Finding:
     return Finding("weights", "warning", found, way_out)
 
 
-def _dtype(resolved: Resolved, shape: Shape, facts: Facts) -> Finding:
-    dtype, kind = _used_dtype(resolved, shape), _kind(resolved, facts)
-    shown = f"{dtype} (the checkpoint's)" if resolved.profile.dtype == "auto" else dtype
-    gpu = _chosen_gpu(resolved, facts)
-    if kind == "cuda" and gpu is not None and dtype == "bfloat16" and not gpu.bfloat16:
+def _dtype(resolved: Resolved, dtype: str, facts: Facts) -> Finding:
+    profile, gpu = resolved.profile, _chosen_gpu(resolved, facts)
+    shown = f"{dtype} (the checkpoint's)" if profile.dtype == "auto" else dtype
+    in_bfloat16 = again(resolved, {"dtype": "bfloat16"})
+    if gpu is not None and dtype == "bfloat16" and not gpu.bfloat16:
         found = f"{shown}: {gpu.name} emulates it, slowly"
         return Finding("dtype", "warning", found, again(resolved, {"dtype": "float16"}))
-    if kind == "cpu" and dtype == "float16":
+    if _kind(resolved, facts) == "cpu" and dtype == "float16":
         found = f"{shown}: slow on a CPU, and not as wide as bfloat16"
-        return Finding("dtype", "warning", found, again(resolved, {"dtype": "bfloat16"}))
-    if resolved.profile.attention == "flash" and dtype == "float32":
-        found = f"{shown}: flash needs float16 or bfloat16"
-        return Finding("dtype", "problem", found, again(resolved, {"dtype": "bfloat16"}))
+        return Finding("dtype", "warning", found, in_bfloat16)
+    if profile.attention == "flash" and dtype == "float32":
+        return Finding("dtype", "problem", f"{shown}: flash needs float16 or bfloat16", in_bfloat16)
     return Finding("dtype", "ok", shown)
 
 
-def _used_dtype(resolved: Resolved, shape: Shape) -> str:
-    return shape.dtype if resolved.profile.dtype == "auto" else resolved.profile.dtype
-
-
-def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding:
+def _fit(resolved: Resolved, shape: Shape, dtype: str, vision: int, facts: Facts) -> Finding:
     profile = resolved.profile
     text = profile.generation.max_new_tokens
     placement = Placement(
         shape,
-        dtype=_used_dtype(resolved, shape),
+        dtype=dtype,
         device=profile.device,
         device_map=profile.device_map,
         quantization=profile.quantization,
@@ -193,10 +184,7 @@ def _fit(resolved: Resolved, shape: Shape, vision: int, facts: Facts) -> Finding
     )
 
     def smaller(part: float = 1.0) -> str:
-        changes = smallest_change(placement, facts, part=part)
-        if changes is None:
-            return "mvw list profiles"
-        return installed_first(changes, facts, again(resolved, changes))
+        return way_to_fit(placement, facts, lambda changes: again(resolved, changes), part=part)
 
     free, needed = placement.free(facts), placement.needed
     what = f"weights in {placement.held_in} and the cache of an image and {text} tokens"

@@ -14,8 +14,9 @@ import struct
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from mvw_cli.environment import installed_version
 
 OFFLOADED = 0.9
 """Part of the free memory that takes weights for which GPUs have no room. Source: `get_max_memory`
@@ -77,13 +78,13 @@ def gather() -> Facts:
     total, free = _memory()
     return Facts(
         python=platform.python_version(),
-        torch=_version("torch"),
+        torch=installed_version("torch"),
         torch_problem=problem,
         torch_cuda=built_with,
-        transformers=_version("transformers"),
-        flash_attn=_version("flash-attn"),
-        accelerate=_version("accelerate"),
-        bitsandbytes=_version("bitsandbytes"),
+        transformers=installed_version("transformers"),
+        flash_attn=installed_version("flash-attn"),
+        accelerate=installed_version("accelerate"),
+        bitsandbytes=installed_version("bitsandbytes"),
         gpus=gpus,
         mps=mps,
         driver=_driver(),
@@ -127,13 +128,6 @@ def hub_cache() -> Path:
 
         return Path(HF_HUB_CACHE)
     return Path.home() / ".cache" / "huggingface" / "hub"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _torch() -> tuple[str | None, str | None, tuple[Gpu, ...], bool]:

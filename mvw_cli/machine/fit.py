@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mvw_cli.adapter import Adapter, ModelSpec
-from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, weight_bytes
+from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
 from mvw_cli.errors import NotFetched, OutOfMemory
 from mvw_cli.machine.facts import OFFLOADED, Facts, free_memory, gather, gpu_count, locate_weights
 from mvw_cli.plugins import find_adapter
@@ -70,22 +71,33 @@ class Placement:
         return replace(self, **values)
 
 
-def smallest_change(placement: Placement, facts: Facts, *, part: float = 1.0) -> Changes | None:
-    """Return the smallest change after which a model fits, or None where none is known.
+def way_to_fit(
+    placement: Placement, facts: Facts, command: Callable[[Changes], str], *, part: float = 1.0
+) -> str:
+    """Write the command that makes the smallest change after which a model fits, if one is known.
+
+    What the change needs is installed before.
 
     Args:
+        command: writes the command that was typed with keys changed.
         part: how much of the free memory it may take.
     """
-    for changes in _candidates(placement, facts):
-        if _fits(placement.changed(changes), facts, part):
-            return changes
-    return _spilled(placement, facts) or _on_the_cpu(placement, facts, part)
-
-
-def installed_first(changes: Changes, facts: Facts, command: str) -> str:
-    """Put the installation of what a change needs before the command that makes the change."""
+    fitting = (one for one in _candidates(placement, facts) if _fits(placement, one, facts, part))
+    changes = next(fitting, None)
+    changes = changes or _spilled(placement, facts) or _on_the_cpu(placement, facts, part)
+    if changes is None:
+        return "mvw list profiles"
     extras = missing_extras(changes.get("device_map"), changes.get("quantization"), facts)
-    return f'pip install "mvw[{",".join(extras)}]" && {command}' if extras else command
+    install = f'pip install "mvw[{",".join(extras)}]" && ' if extras else ""
+    return install + command(changes)
+
+
+def set_options(values: Mapping[str, Any]) -> list[str]:
+    """Write values of a profile's keys as options of a command."""
+    words = []
+    for key, value in values.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
 
 
 def missing_extras(device_map: str | None, quantization: str | None, facts: Facts) -> list[str]:
@@ -98,9 +110,10 @@ def missing_extras(device_map: str | None, quantization: str | None, facts: Fact
     return missing
 
 
-def _fits(placement: Placement, facts: Facts, part: float) -> bool:
-    free = placement.free(facts)
-    return free is not None and placement.needed <= part * free
+def _fits(placement: Placement, changes: Changes, facts: Facts, part: float) -> bool:
+    changed = placement.changed(changes)
+    free = changed.free(facts)
+    return free is not None and changed.needed <= part * free
 
 
 def _candidates(placement: Placement, facts: Facts) -> Iterator[Changes]:
@@ -150,7 +163,7 @@ def _on_the_cpu(placement: Placement, facts: Facts, part: float) -> Changes | No
     if placement.dtype != "bfloat16":
         changes["dtype"] = "bfloat16"
     changes |= {key: None for key in ("device_map", "quantization") if getattr(placement, key)}
-    return changes if _fits(placement.changed(changes), facts, part) else None
+    return changes if _fits(placement, changes, facts, part) else None
 
 
 _PLENTY = 8
@@ -178,10 +191,6 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     free = _free(spec)
     if free is None or _small(spec.model, spec.revision, free):
         return
-    # Most models are small, or come with the adapter: what counts is imported where it must.
-    from mvw_cli.cost.shape import shape_of
-    from mvw_cli.machine.fit import Placement, installed_first, smallest_change
-
     try:
         config = adapter.shape(spec)
         if getattr(config, "quantization_config", None) is not None:
@@ -205,15 +214,13 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
     if spec.device_map is not None and gpu_count():
         where = " of all GPUs" if spec.quantization else " of all GPUs and of the machine"
     size = readable_bytes(placement.needed)
-    facts = gather()
-    changes = smallest_change(placement, facts)
-    hint = "mvw list profiles"
-    if changes is not None:
-        hint = installed_first(changes, facts, _command(changes))
+    command = ["mvw", "infer", "IMAGE", "QUESTION"]
     raise OutOfMemory(
         f"{spec.model} does not fit into the free memory{where}.",
         cause=f"Its weights take {size} in {placement.held_in}; {readable_bytes(free)} free.",
-        hint=hint,
+        hint=way_to_fit(
+            placement, gather(), lambda changes: shlex.join([*command, *set_options(changes)])
+        ),
     )
 
 
@@ -237,11 +244,3 @@ def _small(model: str, revision: str | None, free: int) -> bool:
     """Whether the files of a checkpoint are so small that there is nothing to count."""
     held = locate_weights(model, revision)
     return 0 < held.size_bytes * _PLENTY <= free and not (held.missing or held.damaged)
-
-
-def _command(changes: dict[str, str | None]) -> str:
-    """Write the command of the user with these keys changed."""
-    words = ["mvw", "infer", "IMAGE", "QUESTION"]
-    for key, value in changes.items():
-        words += ["--set", f"{key}={'null' if value is None else value}"]
-    return shlex.join(words)

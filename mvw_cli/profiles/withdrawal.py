@@ -289,9 +289,11 @@ def policy_model(kind: type[WithdrawalPolicy]) -> type[Section]:
     for field in dataclasses.fields(typing.cast(Any, kind)):
         if not field.init:
             continue
-        given = {"default": field.default, "default_factory": field.default_factory}
-        options = {key: value for key, value in given.items() if value is not dataclasses.MISSING}
-        described = Field(description=field.metadata.get("description"), **options)
+        options: dict[str, Any] = {"description": field.metadata.get("description")}
+        for key in ("default", "default_factory"):
+            if getattr(field, key) is not dataclasses.MISSING:
+                options[key] = getattr(field, key)
+        described = Field(**options)
         definitions[field.name] = (hints[field.name], described)
     return create_model(kind.__name__, __base__=Section, **definitions)
 

@@ -39,7 +39,7 @@ def compared(
 ) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
     """Run `mvw doctor --equivalence` with flash-attn among the installed packages."""
     monkeypatch.setattr(
-        facts_module, "_version", lambda name: {"flash-attn": "2.8.1"}.get(name, "99")
+        facts_module, "installed_version", lambda name: {"flash-attn": "2.8.1"}.get(name, "99")
     )
 
     def run(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
