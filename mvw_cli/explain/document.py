@@ -8,16 +8,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from mvw_cli.adapter import Patch
 from mvw_cli.bench.quality.attention import spread
 from mvw_cli.explain.record import Record
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from mvw_cli.adapter import Patch
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 24 * 2**20
@@ -99,7 +98,7 @@ def document(run: Explained) -> dict[str, Any]:
             for number, (token, text) in enumerate(run.tokens)
         ],
         "marks": [asdict(mark) for mark in run.marks],
-        "patches": _patches(run.patches),
+        "patches": None if run.patches is None else [*map(_place, run.patches)],
         "weights": rows,
         "policy": run.policy,
         "settings": dict(run.settings),
@@ -117,8 +116,6 @@ def shown_layers(record: Record) -> list[int]:
 
 def mean_weights(record: Record, token: int) -> Tensor:
     """Mean over the watched layers; one without vision counts as 0.  # (N,) float32"""
-    import torch
-
     total = torch.zeros(record.vision_tokens)
     for look in record.steps[token].by_layer.values():
         total += look.weights()
@@ -127,8 +124,6 @@ def mean_weights(record: Record, token: int) -> Tensor:
 
 def _rows(record: Record, layers: Sequence[int]) -> tuple[dict[str, Any], list[int | None]]:
     """Pack the weights: for each token with vision one row of the mean, then one of each layer."""
-    import torch
-
     packed = bytearray()
     scales: list[float] = []
     places: list[int | None] = []
@@ -157,12 +152,8 @@ def _rows(record: Record, layers: Sequence[int]) -> tuple[dict[str, Any], list[i
     }, places
 
 
-def _patches(patches: Sequence[Patch | None] | None) -> list[list[float] | None] | None:
-    if patches is None:
+def _place(patch: Patch | None) -> list[float] | None:
+    if patch is None:
         return None
-    return [
-        None
-        if one is None
-        else [one.image, *(round(edge, 6) for edge in (one.left, one.top, one.right, one.bottom))]
-        for one in patches
-    ]
+    edges = (patch.left, patch.top, patch.right, patch.bottom)
+    return [patch.image, *(round(edge, 6) for edge in edges)]

@@ -11,14 +11,13 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from markupsafe import Markup
 from PIL.Image import Image
 
-from mvw_cli.explain.document import Explained, document, mean_weights, shown_layers
-from mvw_cli.explain.record import Record
+from mvw_cli.explain.document import Explained, document, mean_weights
 from mvw_cli.render.html import POLICY, rendered, resource
 
 _LONGEST = 1600
@@ -29,12 +28,15 @@ _LOSSLESS = 512 * 512
 
 def page(run: Explained) -> str:
     """Write a recorded run as one HTML page."""
-    record, model = run.record, run.model
+    data = document(run)
+    # At first: the first token that saw the picture.
+    chosen = next((i for i, token in enumerate(data["tokens"]) if token["row"] is not None), 0)
+    weights = mean_weights(run.record, chosen).tolist() if data["tokens"] else []
+    placed = [
+        weight for weight, one in zip(weights, run.patches or [], strict=False) if one is not None
+    ]
     script = resource("mvw_cli.explain", "script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    seeing = (number for number, step in enumerate(record.steps) if step.by_layer)
-    largest = max((step.mass or 0.0 for step in record.steps), default=0.0)
-    chosen = next(seeing, 0)  # at first: the first token that saw the picture
     return rendered(
         "mvw_cli.explain",
         "page.html.j2",
@@ -42,51 +44,20 @@ def page(run: Explained) -> str:
         title=f"{run.question} · mvw infer --explain",
         style=resource("mvw_cli.explain", "style.css"),
         script=script,
-        data=Markup(_json(run)),
-        question=run.question,
-        subtitle=f"{model.get('name')} ({model.get('adapter')}), {run.policy}",
-        version=str(run.environment.get("mvw", "")),
+        data=data,
+        json=Markup(_json(data)),
+        mass_layers=run.record.mass_layers,
         chosen=chosen,
-        pictures=list(_pictures(run, chosen)),
-        placed=run.patches is not None and any(one is not None for one in run.patches),
-        record=record,
-        patches=run.patches,
-        shown_layers=shown_layers(record),
-        over_layers=_over_layers(record),
-        largest=largest,
+        pictures=list(_pictures(run, weights, max(placed, default=0.0) or 1.0)),
+        largest=max((token["mass"] or 0.0 for token in data["tokens"]), default=0.0),
+        strongest=max(placed, default=0.0),
+        elsewhere=sum(weights) - sum(placed) if len(placed) < len(weights) else None,
         percent=percent,
-        heat=_placed_weights(run, chosen),
-        tokens=list(_tokens(run, largest)),
-        marks=run.marks,
-        settings=_settings(run),
     )
 
 
-def _tokens(run: Explained, largest: float) -> Iterator[dict[str, Any]]:
-    """Gather what the page shows of each token: its text, its colour, its shares by layer."""
-    record = run.record
-    for number, (_, text) in enumerate(run.tokens):
-        step = record.steps[number]
-        shares = [step.mass, *(step.at(layer) for layer in record.layers)]
-        yield {
-            "text": text,
-            "lines": text.split("\n"),
-            "mass": step.mass,
-            "strength": f"{(step.mass or 0.0) / (largest or 1.0):.3f}",
-            "shares": ["—" if one is None else percent(one) for one in shares],
-        }
-
-
-# The pictures, with one rectangle for each patch: its opacity is the heat.
-
-
-def _pictures(run: Explained, chosen: int) -> Iterator[dict[str, Any]]:
-    patches = run.patches or []
-    weights: list[float] = [0.0] * len(patches)
-    if patches and run.record.steps:
-        weights = mean_weights(run.record, chosen).tolist()
-    placed = [w for w, one in zip(weights, patches, strict=True) if one is not None]
-    largest = max(placed, default=0.0) or 1.0
+def _pictures(run: Explained, weights: Sequence[float], full: float) -> Iterator[dict[str, Any]]:
+    """Gather the pictures, with a rectangle for each patch, whose opacity is the heat."""
     for number, picture in enumerate(run.pictures):
         width, height = picture.image.size
         yield {
@@ -101,9 +72,9 @@ def _pictures(run: Explained, chosen: int) -> Iterator[dict[str, Any]]:
                     "y": f"{patch.top * height:.2f}",
                     "width": f"{(patch.right - patch.left) * width:.2f}",
                     "height": f"{(patch.bottom - patch.top) * height:.2f}",
-                    "heat": f"{weights[token] / largest:.3f}",
+                    "heat": f"{weights[token] / full if weights else 0:.3f}",
                 }
-                for token, patch in enumerate(patches)
+                for token, patch in enumerate(run.patches or [])
                 if patch is not None and patch.image == number
             ],
         }
@@ -128,33 +99,7 @@ def percent(part: float) -> str:
     return f"{value:.{1 if value >= 10 else 2 if value >= 0.1 else 4}f} %"
 
 
-def _over_layers(record: Record) -> str:
-    count = len(record.layers)
-    return f"mean of {count} layers" if count != 1 else f"layer {record.layers[0]} alone"
-
-
-def _placed_weights(run: Explained, token: int) -> dict[str, Any]:
-    """Return how strong the heat map of a token is, and what lies on vision tokens of no place."""
-    if run.patches is None or not run.record.steps:
-        return {"strongest": None, "elsewhere": None}
-    weights = mean_weights(run.record, token).tolist()
-    placed = [w for w, one in zip(weights, run.patches, strict=True) if one is not None]
-    elsewhere = sum(weights) - sum(placed) if len(placed) < len(weights) else None
-    return {"strongest": max(placed, default=0.0), "elsewhere": elsewhere}
-
-
-def _settings(run: Explained) -> dict[str, str]:
-    rows: dict[str, Any] = {"withdrawal": run.policy}
-    rows |= {f"model: {key}": value for key, value in run.model.items()}
-    rows |= dict(run.settings)
-    rows |= {f"environment: {key}": value for key, value in run.environment.items()}
-    for number, one in enumerate(run.pictures, start=1):
-        size = f"{one.image.width} x {one.image.height} px"
-        rows[f"image {number}"] = f"{one.name}, {size}, sha256 {one.sha256}"
-    return {key: "—" if value is None else str(value) for key, value in rows.items()}
-
-
-def _json(run: Explained) -> str:
+def _json(data: dict[str, Any]) -> str:
     """Write the document so that nothing in it can end the element that holds it."""
-    written = json.dumps(document(run), ensure_ascii=True, allow_nan=False, default=str)
+    written = json.dumps(data, ensure_ascii=True, allow_nan=False, default=str)
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
