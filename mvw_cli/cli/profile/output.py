@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mvw_cli.bench.report.summary import summary
 from mvw_cli.bench.report.tables import plan_tables, sections, title
 from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
-from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable
 from mvw_cli.render import terminal
 from mvw_cli.render.sections import Section, Sentence
@@ -98,14 +98,8 @@ def _plot(report: ProfileReport, folder: Path) -> list[Path]:
     from mvw_cli.bench.report.charts import charts
     from mvw_cli.render.svg import write_charts
 
-    try:
+    with suppress(OSError):  # why it could not be made is told by the first chart
         folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MvwError(
-            f"Cannot write the charts into {folder}",
-            cause=error.strerror or str(error),
-            hint=f"ls -ld {shlex.quote(str(folder.parent))}",
-        ) from None
     return write_charts({folder / f"{chart.name}.svg": chart for chart in charts(report)})
 
 

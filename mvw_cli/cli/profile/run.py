@@ -1,8 +1,7 @@
 """One `mvw profile` from the command line to its report.
 
-Puts the parts together: images and arms to jobs, jobs to cells, cells to a report, the report to
-wherever it goes. What has been measured is never thrown away: an interrupt or a cell that fails
-leaves a report of the others.
+What has been measured is never thrown away: an interrupt or a cell that fails leaves a report of
+the others.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,6 @@ from mvw_cli.bench.documents import (
     Answers,
     AttentionMass,
     ProfileReport,
-    Workload,
     read_report,
 )
 from mvw_cli.bench.measure.arms import ArmSpec, Job, choose_arms
@@ -94,8 +92,8 @@ class Task:
 
 
 @dataclass(slots=True)
-class _Context:
-    """One run: what is known before a model is loaded, and who watches."""
+class _Run:
+    """What is known before a model is loaded, who watches, and what has been found so far."""
 
     task: Task
     view: ProgressView
@@ -105,6 +103,9 @@ class _Context:
     items: Items
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     clock: float = field(default_factory=time.perf_counter)
+    measured: list[Measured] = field(default_factory=list)
+    answers: Answers | None = None
+    attention: AttentionMass | None = None
 
 
 def run(task: Task) -> int:
@@ -121,12 +122,12 @@ def run(task: Task) -> int:
     view = ProgressView()
     with tempfile.TemporaryDirectory(prefix="mvw-profile-") as scratch:
         with exit_on_interrupt(view.on_interrupt):
-            context = _prepare(task, Path(scratch), view)
+            run = _prepare(task, Path(scratch), view)
         if not task.plan:
-            return _measure(context)
-        plan = plan_for(_case(context, None), task.batches, context.arms)
+            return _measure(run)
+        plan = plan_for(_case(run), task.batches, run.arms)
         view.done()
-        profile = context.resolved.profile
+        profile = run.resolved.profile
         deliver_plan(plan, profile.model or profile.adapter, task.outputs)
         return ExitCode.OK
 
@@ -137,20 +138,15 @@ def _check(task: Task) -> None:
     Raises:
         UsageProblem: it does.
     """
-    others = [name for name, value in (("--images", task.folder), ("--questions", task.questions))
-              if value is not None]  # fmt: skip
-    if task.image is not None and others:
-        raise UsageProblem(
-            f"IMAGE and {others[0]} contradict each other",
-            cause="images come from one place",
-            hint="mvw profile --help",
-        )
-    if task.image is not None and task.question is None and not os.path.exists(task.image):
-        raise UsageProblem(
-            f"There is no image {task.image}",
-            cause="no such file",
-            hint=f"ls {shlex.quote(os.path.dirname(task.image) or '.')}",
-        )
+    help_, image = "mvw profile --help", task.image
+    others = {"--images": task.folder, "--questions": task.questions}
+    other = next((name for name, value in others.items() if value is not None), None)
+    if image is not None and other is not None:
+        message, cause = f"IMAGE and {other} contradict each other", "images come from one place"
+        raise UsageProblem(message, cause=cause, hint=help_)
+    if image is not None and task.question is None and not os.path.exists(image):
+        hint = f"ls {shlex.quote(os.path.dirname(image) or '.')}"
+        raise UsageProblem(f"There is no image {image}", cause="no such file", hint=hint)
     if task.gpu is not None and not task.plan:
         raise UsageProblem(
             "--gpu goes with --plan",
@@ -158,16 +154,13 @@ def _check(task: Task) -> None:
             hint=shlex.join(["mvw", "profile", *task.words, "--plan"]),
         )
     if task.outputs.suggest is not None and (task.random_weights or task.answers is False):
-        raise UsageProblem(
-            "--suggest needs answers",
-            cause="with random weights there are none"
-            if task.random_weights
-            else "--no-answers leaves them out",
-            hint="mvw profile --help",
-        )
+        cause = "--no-answers leaves them out"
+        if task.random_weights:
+            cause = "with random weights there are none"
+        raise UsageProblem("--suggest needs answers", cause=cause, hint=help_)
 
 
-def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Context:
+def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Run:
     view.progress("Preparing …")
     mute_libraries()
     resolved = resolve(task.profile, task.flags)
@@ -194,42 +187,39 @@ def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Context:
             seed=task.seed,
             question=question or QUESTION,
         )
-    return _Context(task, view, resolved, adapter, arms, items)
+    return _Run(task, view, resolved, adapter, arms, items)
 
 
-def _measure(context: _Context) -> int:
+def _measure(run: _Run) -> int:
     """Measure cell by cell, then the answers, and deliver what there is."""
-    task, view = context.task, context.view
+    task, view = run.task, run.view
     if task.random_weights:
         view.warn(
             "The weights are random: time and memory are real, answers are noise, and questions "
             "are counted roughly where the model's tokenizer can't be had."
         )
-    found: list[Measured] = []
-    quality = _Quality()
     failed: Exception | None = None
     with finish_on_interrupt(view.on_interrupt) as shutdown:
         try:
             for batch in task.batches:
-                if shutdown.requested:
-                    break
-                found.append(_cell(context, batch, shutdown))
+                if not shutdown.requested:
+                    run.measured.append(_cell(run, batch, shutdown))
             if not shutdown.requested:
-                _compare(context, shutdown, quality)
+                _compare(run, shutdown)
         except Exception as error:  # whatever it is, what was measured before is delivered
             failed = error
     view.done()
-    if not any(one.cell for one in found):
+    if not any(one.cell for one in run.measured):
         if failed is not None:
             raise failed
         view.note("Interrupted before anything was measured.")
         return ExitCode.INTERRUPTED
-    report = _report(context, found, quality)
+    report = _report(run)
     view.done()
     deliver_report(report, task.outputs)
     if failed is not None:
         raise failed
-    if any(one.ended for one in found):
+    if any(one.ended for one in run.measured):
         return ExitCode.FAILURE  # the report says which cell ended early, and why
     if shutdown.requested:
         view.note("Interrupted: the report holds what was measured until then.")
@@ -237,20 +227,19 @@ def _measure(context: _Context) -> int:
     return ExitCode.OK
 
 
-def _cell(context: _Context, batch: int, shutdown: ShutdownRequest) -> Measured:
+def _cell(run: _Run, batch: int, shutdown: ShutdownRequest) -> Measured:
     from mvw_cli.bench.measure.cell import measure  # imports torch
     from mvw_cli.bench.measure.process import measure_apart
 
-    task, arms = context.task, context.arms
-    generation = context.resolved.profile.generation
+    task, profile = run.task, run.resolved.profile
     job = Job(
-        profile=context.resolved.profile,
-        arms=tuple(arms),
-        items=context.items.items,
-        source=context.items.source,
+        profile=profile,
+        arms=tuple(run.arms),
+        items=run.items.items,
+        source=run.items.source,
         batch=batch,
         mode="natural" if task.natural else "fixed",
-        new_tokens=generation.max_new_tokens if task.natural else task.new_tokens,
+        new_tokens=profile.generation.max_new_tokens if task.natural else task.new_tokens,
         runs=task.runs,
         min_time_s=task.min_time,
         warm_up=task.warmup,
@@ -258,52 +247,36 @@ def _cell(context: _Context, batch: int, shutdown: ShutdownRequest) -> Measured:
         random_weights=task.random_weights,
         allow_pickle=task.allow_pickle,
     )
-    context.view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in arms)}")
+    run.view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in run.arms)}")
     how = measure if task.in_process else measure_apart
-    return how(job, progress=context.view.progress, stopping=lambda: shutdown.requested)
+    return how(job, progress=run.view.progress, stopping=lambda: shutdown.requested)
 
 
-# What speed does not tell: what changes in the answers, and where the attention goes.
-
-
-@dataclass(slots=True)
-class _Quality:
-    answers: Answers | None = None
-    attention: AttentionMass | None = None
-
-
-class _Stopped(Exception):
-    """The user has had enough."""
-
-
-def _compare(context: _Context, shutdown: ShutdownRequest, found: _Quality) -> None:
-    """Load the model here, and fill in what is wanted, as it is found.
+def _compare(run: _Run, shutdown: ShutdownRequest) -> None:
+    """Find what speed does not tell: what changes in the answers, and where the attention goes.
 
     Raises:
         MvwError: the model can't be loaded or run.
     """
-    task, view, items = context.task, context.view, context.items.items
+    task, view, items = run.task, run.view, run.items.items
     # By default where the outcome means anything.
-    sensible = context.items.meaningful and not task.random_weights
+    sensible = run.items.meaningful and not task.random_weights
     wants_answers = sensible if task.answers is None else task.answers
-    wants_attention = sensible if task.attention_mass is None else task.attention_mass
     wants_answers = wants_answers or task.outputs.suggest is not None
+    wants_attention = sensible if task.attention_mass is None else task.attention_mass
     if not (wants_answers or wants_attention):
         return
     from mvw_cli.bench.quality.answers import compare_answers  # imports torch
 
     view.stage("Loading the model to compare the answers")
     session = open_session(
-        context.resolved.profile,
-        allow_pickle=task.allow_pickle,
-        random_weights=task.random_weights,
+        run.resolved.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
     )
     if wants_answers:
-        arms = [arm for arm in context.arms if arm.name != BASELINE]
-        found.answers = compare_answers(
+        run.answers = compare_answers(
             session,
             items,
-            {arm.name: arm.policy for arm in arms},
+            {arm.name: arm.policy for arm in run.arms if arm.name != BASELINE},
             progress=lambda number, doing: view.progress(
                 f"Comparing the answers, {doing}, item", number, len(items)
             ),
@@ -311,15 +284,17 @@ def _compare(context: _Context, shutdown: ShutdownRequest, found: _Quality) -> N
         )
     if wants_attention and not shutdown.requested:
         view.stage("Measuring the attention to the image")
-        found.attention = _attention(context, session, shutdown)
+        run.attention = _attention(run, session, shutdown)
 
 
-def _attention(
-    context: _Context, session: Session, shutdown: ShutdownRequest
-) -> AttentionMass | None:
+class _Stopped(Exception):
+    """The user has had enough."""
+
+
+def _attention(run: _Run, session: Session, shutdown: ShutdownRequest) -> AttentionMass | None:
     from mvw_cli.bench.quality.attention import attention_mass  # imports torch
 
-    request = ask(session, context.items.items[0], session.settings)
+    request = ask(session, run.items.items[0], session.settings)
 
     def tick() -> None:
         if shutdown.requested:
@@ -330,52 +305,49 @@ def _attention(
     except _Stopped:
         return None
     except ValueError as error:  # an item without vision tokens
-        context.view.warn(f"No attention to the image is shown: {error}")
+        run.view.warn(f"No attention to the image is shown: {error}")
         return None
 
 
-# The report.
-
-
-def _case(context: _Context, found: Workload | None) -> Case:
+def _case(run: _Run) -> Case:
     """Describe model, workload and device; without a measurement from the first item alone."""
-    task, adapter, profile = context.task, context.adapter, context.resolved.profile
-    if found is None:
-        case = planned_case(adapter, profile, context.items.items[0], task.new_tokens)
+    task, adapter, profile = run.task, run.adapter, run.resolved.profile
+    if run.measured:
+        case = measured_case(adapter, profile, run.measured[0].workload)
     else:
-        case = measured_case(adapter, profile, found)
+        case = planned_case(adapter, profile, run.items.items[0], task.new_tokens)
     if task.gpu is not None:
         return replace(case, device=named_gpu(task.gpu, case.dtype))
-    context.view.stage("Measuring the device's bandwidth and matrix rate")
+    run.view.stage("Measuring the device's bandwidth and matrix rate")
     from mvw_cli.bench.measure.device_peaks import calibrate  # imports torch
 
     return replace(case, device=calibrate(profile.device, case.dtype))
 
 
-def _report(context: _Context, found: Sequence[Measured], quality: _Quality) -> ProfileReport:
-    task, first = context.task, found[0]
-    plan, cells = None, [one.cell for one in found if one.cell is not None]
+def _report(run: _Run) -> ProfileReport:
+    task, first = run.task, run.measured[0]
+    plan, cells = None, [one.cell for one in run.measured if one.cell is not None]
     try:
-        case = _case(context, first.workload)
-        plan = plan_for(case, task.batches, context.arms)
+        case = _case(run)
+        plan = plan_for(case, task.batches, run.arms)
         cells = [with_bounds(cell, case) for cell in cells]
     except MvwError as error:
-        context.view.warn(f"No bounds: {error.message}")
-    answers = quality.answers
+        run.view.warn(f"No bounds: {error.message}")
+    answers = run.answers
     if answers is not None and task.outputs.suggest is not None:
         answers = with_suggestion(answers, task.tolerance)
     report = ProfileReport(
         environment=first.environment,
         model=first.model,
-        profile=context.resolved.to_dict(),
+        profile=run.resolved.to_dict(),
         workload=first.workload,
         command=["mvw", "profile", *task.words],
-        started=context.started,
-        seconds=time.perf_counter() - context.clock,
+        started=run.started,
+        seconds=time.perf_counter() - run.clock,
         plan=plan,
         cells=cells,
         profiler_cost=first.profiler_cost,
         answers=answers,
-        attention=quality.attention,
+        attention=run.attention,
     )
     return replace(report, verdicts=verdicts(report))
