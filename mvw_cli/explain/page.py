@@ -18,7 +18,8 @@ from markupsafe import Markup
 from PIL.Image import Image
 
 from mvw_cli.explain.document import Explained, document, mean_weights
-from mvw_cli.render.html import POLICY, rendered, resource
+from mvw_cli.render.html import POLICY
+from mvw_cli.render.jinja import rendered, resource
 
 _LONGEST = 1600
 """Pixels a side; a larger picture is scaled down for the page."""

@@ -1,41 +1,43 @@
 """A chart as SVG whose colours are CSS variables, so that a dark page has a dark one.
 
 `svg` is for a page, which defines the classes of `style.css`: `.c0` … `.c6`, `.grid`, `.axis`.
-`svg_file` is a document of its own. No library is needed; the same chart gives the same text.
+`svg_file` is a document of its own. The same chart gives the same text.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from math import log10
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from markupsafe import Markup
 
 from mvw_cli.errors import MvwError
 from mvw_cli.files import replacing
 from mvw_cli.render.chart import Chart, Line, Point, Range, decades, ranges, tick_text, ticks
-from mvw_cli.text import printable
+from mvw_cli.render.jinja import rendered, resource
 
 COLOURS = 7
 """Classes that a page has to define; more arms use them again, with other dashes."""
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MOST_POINTS = 600
 MOST_CELLS, SHADES = 120, 20
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 44
 _Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
+_Label = tuple[float, float, str]
+"""Where a text stands, and which of its ends."""
 _LABEL = 13
 """Pixels from one line of labels to the next."""
 
 
-def colour(place: int) -> str:
-    """Name the class of a palette's place; the first is the baseline's alone."""
-    return f"c{0 if place == 0 else 1 + (place - 1) % (COLOURS - 1)}"
+def palette(place: int) -> int:
+    """Return the number of a place's class; the first is the baseline's alone."""
+    return 0 if place == 0 else 1 + (place - 1) % (COLOURS - 1)
 
 
 def dash(place: int) -> str:
@@ -45,144 +47,127 @@ def dash(place: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The box of the axes, and what they cover."""
+    """The box of the axes in pixels, and what they cover."""
 
     width: int
     height: int
     xs: Range
     ys: Range
-    logarithmic: bool = False
+    logarithmic: bool
+    left: int = 52
+    top: int = 30
+
+    @property
+    def right(self) -> int:
+        return self.width - 14
+
+    @property
+    def bottom(self) -> int:
+        return self.height - 44
 
     def x(self, value: float) -> float:
         share = (value - self.xs[0]) / (self.xs[1] - self.xs[0])
-        return round(_LEFT + share * (self.width - _LEFT - _RIGHT), 1)
+        return round(self.left + share * (self.right - self.left), 1)
 
     def y(self, value: float) -> float:
         low, high = self.ys
         if self.logarithmic:
             low, high, value = (log10(one) for one in (low, high, value))
         share = (value - low) / (high - low)
-        return round(self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM), 1)
+        return round(self.bottom - share * (self.bottom - self.top), 1)
 
 
-def svg(chart: Chart, width: int, height: int) -> str:
-    """Draw a chart; `width` and `height` are in CSS pixels, at which its text is 12 px."""
+def svg(
+    chart: Chart, width: int, height: int, attributes: Mapping[str, object] | None = None
+) -> Markup:
+    """Draw a chart.
+
+    Args:
+        width, height: in CSS pixels, at which its text is 12 px.
+        attributes: of the element, for the page or file that it is a part of.
+    """
     frame = _Frame(width, height, *ranges(chart), chart.logarithmic)
-    if chart.heatmap:
-        drawn = _heatmap(chart, frame)
-    else:
-        drawn = [*_axes(chart, frame), *_marks(chart, frame)]
-        for place, line in enumerate(chart.lines):
-            drawn += _line(line, place, frame)
-        drawn += _points(chart, frame)
-    label = f"{chart.title}. {chart.caption}"
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{safe(label)}">'
-        f"{''.join(drawn)}</svg>"
+    curves = [] if chart.heatmap else chart.lines
+    written = rendered(
+        "mvw_cli.render",
+        "chart.svg.j2",
+        attributes=attributes or {},
+        chart=chart,
+        frame=frame,
+        palette=palette,
+        dash=dash,
+        path=lambda xs, ys: _path(xs, ys, frame),
+        x_ticks=_x_ticks(chart, frame),
+        y_ticks=[] if chart.heatmap else _y_ticks(frame),
+        rows=list(_rows(chart, frame)) if chart.heatmap else [],
+        lines=curves,
+        marks=list(_marks(curves, frame)),
+        points=_labelled(chart.points, frame),
     )
+    return Markup("\n").join(Markup(line) for line in written.splitlines() if line)
 
 
-def _heatmap(chart: Chart, frame: _Frame) -> list[str]:
-    """Draw each line as a row of cells, whose opacity is the median of what falls into them."""
-    top = max(max(line.ys) for line in chart.lines) or 1.0
-    left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
-    high = (bottom - _TOP) / len(chart.lines)
-    drawn = [*_x_axis(chart, frame)]
-    for row, line in enumerate(chart.lines):
-        count = min(len(line.xs), MOST_CELLS)
-        wide, y = (right - left) / count, round(_TOP + row * high, 1)
-        start, shade = 0, None
-        for cell in range(count + 1):
-            inside = line.ys[cell * len(line.ys) // count : (cell + 1) * len(line.ys) // count]
-            level = round(median(inside) / top * SHADES) if inside else None
-            if level != shade:  # neighbours of one shade are one
-                if shade:
-                    drawn.append(
-                        f'<rect x="{left + start * wide:.1f}" y="{y}" height="{high - 1:.1f}" '
-                        f'width="{(cell - start) * wide:.1f}" fill-opacity="{shade / SHADES:.2f}"/>'
-                    )
-                start, shade = cell, level
-        if high >= _LABEL or row % 2 == 0:
-            drawn.append(_text(left - 7, y + high / 2 + 4, line.name.removeprefix("layer "), "end"))
-    drawn.append(_text(4, 14, "layer", "start"))
-    return drawn
-
-
-def safe(text: str) -> str:
-    """Escape text for HTML and SVG, in elements and in attributes."""
-    return escape(printable(text), quote=True)
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{safe(text)}</text>'
-
-
-def _axes(chart: Chart, frame: _Frame) -> list[str]:
-    left, right = _LEFT, frame.width - _RIGHT
-    ys = decades(*frame.ys, most=6) if frame.logarithmic else ticks(*frame.ys, most=5)
-    drawn = []
-    for value in ys:
-        y = frame.y(value)
-        drawn.append(f'<path class="grid" d="M{left} {y}H{right}"/>')
-        named = f"{value:g}" if frame.logarithmic else tick_text(value, ys)
-        drawn.append(_text(left - 7, y + 4, named, "end"))
-    drawn.append(_text(4, 14, f"{chart.y_label}, {chart.unit}", "start"))
-    return [*drawn, *_x_axis(chart, frame)]
-
-
-def _x_axis(chart: Chart, frame: _Frame) -> list[str]:
-    left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
-    xs = ticks(*frame.xs, most=max(3, frame.width // 90))
-    named = {value: tick_text(value, xs) for value in xs}
+def _x_ticks(chart: Chart, frame: _Frame) -> list[tuple[float, str]]:
     if chart.x_names:
-        named = {float(place): name for place, name in enumerate(chart.x_names)}
-    drawn = []
-    for value, name in named.items():
-        x = frame.x(value)
-        drawn.append(f'<path class="axis" d="M{x} {bottom}v4"/>')
-        drawn.append(_text(x, bottom + 17, name))
-    drawn.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
-    drawn.append(_text((left + right) / 2, frame.height - 8, chart.x_label))
-    return drawn
+        return [(frame.x(place), name) for place, name in enumerate(chart.x_names)]
+    values = ticks(*frame.xs, most=max(3, frame.width // 90))
+    return [(frame.x(value), tick_text(value, values)) for value in values]
 
 
-def _marks(chart: Chart, frame: _Frame) -> list[str]:
+def _y_ticks(frame: _Frame) -> list[tuple[float, str]]:
+    if frame.logarithmic:
+        return [(frame.y(value), f"{value:g}") for value in decades(*frame.ys, most=6)]
+    values = ticks(*frame.ys, most=5)
+    return [(frame.y(value), tick_text(value, values)) for value in values]
+
+
+def _rows(chart: Chart, frame: _Frame) -> Iterator[dict[str, Any]]:
+    """Make each line a row of cells, whose opacity is the median of what falls into them."""
+    largest = max(max(line.ys) for line in chart.lines) or 1.0
+    high = (frame.bottom - frame.top) / len(chart.lines)
+    for row, line in enumerate(chart.lines):
+        y, named = round(frame.top + row * high, 1), high >= _LABEL or row % 2 == 0
+        yield {
+            "y": y,
+            "height": f"{high - 1:.1f}",
+            "middle": y + high / 2 + 4,
+            "name": line.name.removeprefix("layer ") if named else "",
+            "cells": list(_cells(line.ys, largest, frame)),
+        }
+
+
+def _cells(ys: list[float], largest: float, frame: _Frame) -> Iterator[dict[str, str]]:
+    count = min(len(ys), MOST_CELLS)
+    wide = (frame.right - frame.left) / count
+    start, shade = 0, None
+    for cell in range(count + 1):
+        inside = ys[cell * len(ys) // count : (cell + 1) * len(ys) // count]
+        level = round(median(inside) / largest * SHADES) if inside else None
+        if level == shade:  # neighbours of one shade are one
+            continue
+        if shade:
+            yield {
+                "x": f"{frame.left + start * wide:.1f}",
+                "width": f"{(cell - start) * wide:.1f}",
+                "opacity": f"{shade / SHADES:.2f}",
+            }
+        start, shade = cell, level
+
+
+def _marks(lines: list[Line], frame: _Frame) -> Iterator[dict[str, Any]]:
     """Mark withdrawals; labels that would lie over one another take lines of their own."""
-    drawn: list[str] = []
     ends: list[float] = []
     marked: dict[int, Line] = {}
-    for line in chart.lines:
+    for line in lines:
         if line.withdrawn_after is not None:
             marked.setdefault(line.withdrawn_after, line)
-    for _, line in sorted(marked.items()):
+    for after, line in sorted(marked.items()):
         if not frame.xs[0] <= line.withdrawn_x <= frame.xs[1]:
             continue
         x = frame.x(line.withdrawn_x)
-        text = f"{line.withdrawn_after}"
         row = next((i for i, end in enumerate(ends) if end < x), len(ends))
-        ends[row : row + 1] = [x + 12 + 7 * len(text)]
-        kind = colour(line.colour)
-        top, bottom = _TOP, frame.height - _BOTTOM
-        drawn.append(f'<path class="mark {kind}" d="M{x} {top}V{bottom}"/>')
-        drawn.append(
-            _text(x + 4, top + 10 + _LABEL * row, f"▾{text}", "start", f' class="t{kind[1:]}"')
-        )
-    return drawn
-
-
-def _line(line: Line, place: int, frame: _Frame) -> list[str]:
-    kind, dashes = colour(line.colour), dash(place)
-    style = f' stroke-dasharray="{dashes}"' if dashes else ""
-    drawn = []
-    if line.faint is not None:
-        drawn.append(
-            f'<path class="line faint-line {kind}" d="{_path(line.xs, line.faint, frame)}"/>'
-        )
-    drawn.append(f'<path class="line {kind}"{style} d="{_path(line.xs, line.ys, frame)}"/>')
-    if len(line.xs) == 1:
-        drawn.append(f'<circle class="dot {kind}" cx="{frame.x(line.xs[0])}" '
-                     f'cy="{frame.y(line.ys[0])}" r="3"/>')  # fmt: skip
-    return drawn
+        ends[row : row + 1] = [x + 12 + 7 * len(str(after))]
+        yield {"x": x, "y": frame.top + 10 + _LABEL * row, "after": after, "colour": line.colour}
 
 
 def _path(xs: list[float], ys: list[float], frame: _Frame) -> str:
@@ -196,59 +181,35 @@ def _path(xs: list[float], ys: list[float], frame: _Frame) -> str:
     return "M" + "L".join(f"{frame.x(xs[i])} {frame.y(ys[i])}" for i in kept)
 
 
-def _points(chart: Chart, frame: _Frame) -> list[str]:
-    drawn = []
-    if chart.points and not chart.lines:
-        x = frame.x(1.0)
-        drawn.append(f'<path class="axis faint" d="M{x} {_TOP}V{frame.height - _BOTTOM}"/>')
-    if chart.reference is not None:
-        name, value = chart.reference
-        y = frame.y(value)
-        drawn.append(f'<path class="axis faint" d="M{_LEFT} {y}H{frame.width - _RIGHT}"/>')
-        drawn.append(_text(frame.width - _RIGHT, y - 5, name, "end"))
+def _labelled(points: list[Point], frame: _Frame) -> list[tuple[Point, _Label]]:
     taken = [(frame.x(p.x) - 5, frame.y(p.y) - 5, frame.x(p.x) + 5, frame.y(p.y) + 5)
-             for p in chart.points]  # fmt: skip
-    for point in sorted(chart.points, key=lambda point: point.x):
-        drawn += _point(point, frame)
-        drawn.append(_label(point, frame, taken))
-    return drawn
+             for p in points]  # fmt: skip
+    return [(one, _label(one, frame, taken)) for one in sorted(points, key=lambda one: one.x)]
 
 
-def _label(point: Point, frame: _Frame, taken: list[_Box]) -> str:
+def _label(point: Point, frame: _Frame, taken: list[_Box]) -> _Label:
     """Name a point where its name lies over nothing, as near as can be."""
     x, y, width = frame.x(point.x), frame.y(point.y), 8 * len(point.name)
-    room = (_LEFT, _TOP - 8, frame.width - 4, frame.height - _BOTTOM)
     places = [(x + side, y + down, anchor) for down in (-9, 18, -24, 33, -39, 48)
               for side, anchor in ((9, "start"), (-9, "end"))]  # fmt: skip
 
-    def box(place: tuple[float, float, str]) -> _Box:
+    def box(place: _Label) -> _Box:
         left = place[0] if place[2] == "start" else place[0] - width
         return left, place[1] - 11, left + width, place[1] + 3
 
-    def cost(place: tuple[float, float, str]) -> int:
-        mine = box(place)
-        inside = room[0] <= mine[0] and room[1] <= mine[1] and mine[2] <= room[2]
+    def cost(place: _Label) -> int:
+        left, top, right, bottom = mine = box(place)
+        inside = frame.left <= left and frame.top - 8 <= top
+        inside = inside and right <= frame.width - 4 and bottom <= frame.bottom
         return 10 * (not inside) + sum(_overlap(mine, other) for other in taken)
 
     best = min(places, key=cost)  # the first of those that cost as little
     taken.append(box(best))
-    return _text(*best[:2], point.name, best[2], f' class="t{colour(point.colour)[1:]}"')
+    return best
 
 
 def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _point(point: Point, frame: _Frame) -> list[str]:
-    kind, x, y = colour(point.colour), frame.x(point.x), frame.y(point.y)
-    drawn = []
-    if point.x_interval is not None:
-        low, high = (frame.x(value) for value in point.x_interval)
-        drawn.append(f'<path class="whisker {kind}" d="M{low} {y}H{high}"/>')
-    if point.y_interval is not None:
-        low, high = (frame.y(value) for value in point.y_interval)
-        drawn.append(f'<path class="whisker {kind}" d="M{x} {low}V{high}"/>')
-    return [*drawn, f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="5"/>']
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +232,7 @@ def legend(chart: Chart) -> list[Entry]:
     for place, line in enumerate(chart.lines):
         mark = f" (▾ withdrawn after {line.withdrawn_after})"
         name = line.name + (mark if line.withdrawn_after is not None else "")
-        found.append(Entry(name, colour(line.colour), dash(place), len(line.xs) == 1))
+        found.append(Entry(name, f"c{palette(line.colour)}", dash(place), len(line.xs) == 1))
     if chart.faint_label and any(line.faint for line in chart.lines):
         found.append(Entry(chart.faint_label, "faint-line c0"))
     return found
@@ -291,38 +252,19 @@ def svg_file(*charts: Chart, width: int = WIDTH, height: int = HEIGHT) -> str:
     """
     drawn, top = [], 0
     for chart in charts:
-        inner = svg(chart, width, height).replace(
-            "<svg ", f'<svg y="{top + _TITLE}" width="{width}" height="{height}" ', 1
-        )
-        drawn.append(f'<text class="title" x="4" y="{top + 19}">{safe(chart.title)}</text>{inner}')
-        top += _TITLE + height
-        for entry in _legend_of_file(chart):
-            y, dashes = top + 6, f' stroke-dasharray="{entry.dashes}"' if entry.dashes else ""
-            drawn.append(
-                f'<circle class="dot {entry.kind}" cx="66" cy="{y}" r="3"/>'
-                if entry.single
-                else f'<path class="line {entry.kind}"{dashes} d="M52 {y}h28"/>'
-            )
-            drawn.append(f'<text x="88" y="{y + 4}">{safe(entry.name)}</text>')
-            top += _ROW
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top}" '
-        f'width="{width}" height="{top}"><style>{_style()}</style>'
-        f'<rect class="page" width="{width}" height="{top}"/>{"".join(drawn)}</svg>\n'
-    )
-
-
-def _legend_of_file(chart: Chart) -> list[Entry]:
-    found = legend(chart)
-    # The title says what an only line is.
-    return [] if len(found) == 1 and chart.lines[0].withdrawn_after is None else found
-
-
-def _style() -> str:
-    sheet = files("mvw_cli.render").joinpath("templates/style.css").read_text("utf-8")
-    chosen = [line for line in sheet.splitlines() if line.startswith(_STYLED)]
-    return "".join(
-        [*chosen, "svg rect.page{fill:var(--bg)}svg text.title{font-weight:600;fill:var(--ink)}"]
+        entries = legend(chart)
+        if len(entries) == 1 and chart.lines[0].withdrawn_after is None:
+            entries = []  # the title says what an only line is
+        below = top + _TITLE + height
+        legends = [(below + 6 + _ROW * row, entry) for row, entry in enumerate(entries)]
+        size = {"y": top + _TITLE, "width": width, "height": height}
+        inner = svg(chart, width, height, size)
+        drawn.append((top + 19, chart.title, inner, legends))
+        top = below + _ROW * len(entries)
+    sheet = resource("mvw_cli.render", "style.css").splitlines()
+    style = Markup("").join(line for line in sheet if line.startswith(_STYLED))
+    return rendered(
+        "mvw_cli.render", "file.svg.j2", charts=drawn, style=style, width=width, height=top
     )
 
 

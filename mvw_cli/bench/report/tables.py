@@ -26,7 +26,7 @@ from mvw_cli.bench.stats import Ratio, Summary
 from mvw_cli.bench.verdict.verdict import measured
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
 from mvw_cli.cost.case import StepBound
-from mvw_cli.render.prose import named_sentences
+from mvw_cli.render.jinja import named_sentences
 from mvw_cli.render.sections import Section, Sentence, Table, table_of
 from mvw_cli.text import (
     MISSING,

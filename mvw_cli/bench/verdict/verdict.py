@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Arm, Cell, Memory, ProfileReport
 from mvw_cli.bench.stats import FEWEST_PAIRS, Ratio
 from mvw_cli.cost.bounds import MATTERS, Plan
-from mvw_cli.render.prose import sentences
+from mvw_cli.render.jinja import sentences
 from mvw_cli.text import factor, plural
 
 PREFILL_MATTERS = 0.5
