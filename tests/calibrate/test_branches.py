@@ -6,32 +6,35 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, build
-from masked import masked_logits
+from families import FAMILIES, build
+from oracle_weights import logits_withdrawn_at
 
-from mvw_cli.calibrate.branches import branch_logits
+from mvw_cli.calibrate.branches import branch_logits, branches_along
 from mvw_cli.engine.types import NotExact
 
-
-def starts_of(model: Any) -> list[int]:
-    text = model.config.get_text_config()
-    cross_layers = getattr(text, "cross_attention_layers", None)
-    return list(cross_layers or range(text.num_hidden_layers))
+ANSWER = [5, 17]
+CASES = [*((one.name, "skip") for one in FAMILIES), ("mllama", "mlp")]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
-def test_each_branch_is_a_pass_of_its_own(family: Family) -> None:
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_each_branch_is_a_pass_of_its_own(name: str, kind: Any) -> None:
+    family = next(one for one in FAMILIES if one.name == name)
     model = build(family)
+    text = model.config.get_text_config()
+    starts = getattr(text, "cross_attention_layers", None) or range(text.num_hidden_layers)
     for seed in (0, 1):
         inputs = family.prompt(seed)
         layout = family.layout(inputs)
-        starts = starts_of(model)
-        found = branch_logits(model, inputs, layout, starts, tokens=2)
-        full = masked_logits(model, inputs, layout, len(model.get_decoder().layers), 2)
+        passes = branches_along(model, inputs, layout, starts, ANSWER, cross_attention=kind)
+        [(group, found)] = passes
+        assert list(group) == list(starts)
+        full = logits_withdrawn_at(model, inputs, layout, text.num_hidden_layers, ANSWER)
         assert found.shape == (1 + len(starts), *full.shape)
         torch.testing.assert_close(found[0], full, rtol=0, atol=2e-5)
         for start, logits in zip(starts, found[1:], strict=True):
-            expected = masked_logits(model, inputs, layout, start, 2)
+            expected = logits_withdrawn_at(
+                model, inputs, layout, start, ANSWER, cross_attention=kind
+            )
             torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
             # Otherwise a branch that sees everything would pass as well.
             assert (expected - full).abs().max() > 1e-3
@@ -41,29 +44,6 @@ def family_named(name: str) -> tuple[Any, dict[str, Any], Any]:
     family = next(one for one in FAMILIES if one.name == name)
     inputs = family.prompt(0)
     return build(family), inputs, family.layout(inputs)
-
-
-def test_cross_attention_keeps_its_gated_mlp_where_the_engine_does() -> None:
-    model, inputs, layout = family_named("mllama")
-    skipped = branch_logits(model, inputs, layout, [1, 3])
-    kept = branch_logits(model, inputs, layout, [1, 3], cross_attention="mlp")
-    assert torch.equal(skipped[0], kept[0])
-
-    def nothing(attention: Any, args: Any, output: Any) -> Any:
-        return torch.zeros_like(output[0]), output[1]
-
-    for place, start in enumerate((1, 3), start=1):
-        hooks = [
-            model.get_decoder().layers[number].cross_attn.register_forward_hook(nothing)
-            for number in (1, 3)
-            if number >= start
-        ]
-        with torch.inference_mode():
-            expected = model(**inputs, use_cache=False).logits[0, -1:]
-        for hook in hooks:
-            hook.remove()
-        torch.testing.assert_close(kept[place], expected, rtol=0, atol=2e-5)
-        assert (kept[place] - skipped[place]).abs().max() > 1e-3
 
 
 def hooks_of(model: Any) -> int:
@@ -108,7 +88,7 @@ def test_what_a_model_does_between_its_layers_is_noticed() -> None:
     # What is done inside a layer is a layer's own, and every branch gets it.
     layers[1] = Louder(inner)
     found = branch_logits(model, inputs, layout, [1])
-    expected = masked_logits(model, inputs, layout, 1)
+    expected = logits_withdrawn_at(model, inputs, layout, 1, [0])
     torch.testing.assert_close(found[1], expected, rtol=0, atol=2e-5)
     assert hooks_of(model) == 0
 

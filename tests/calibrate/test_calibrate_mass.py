@@ -137,14 +137,6 @@ Run = Callable[..., Ran]
 WORDS = ("calibrate", "mass", "--limit", "2", "--thresholds", "0.2,0.3,0.9")
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def test_the_command_writes_a_profile_that_withdraws(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

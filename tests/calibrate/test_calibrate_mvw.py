@@ -106,14 +106,6 @@ Run = Callable[..., Ran]
 WORDS = ("calibrate", "mvw", "--m", "8,64", "--tags", "</CAPTION>", "--limit", "2")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def test_the_command_writes_a_profile_that_withdraws(
     mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

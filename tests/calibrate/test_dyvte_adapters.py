@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from sessions import GREEDY, asked, tiny
+from sessions import GREEDY, asked, followed, tiny
 
-from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
 from mvw_cli.calibrate.dyvte.labels import labels
 from mvw_cli.calibrate.dyvte.policy import Dyvte
@@ -26,7 +26,6 @@ from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.types import Finished, Prefilled
 from mvw_cli.oracle.equivalence import noise
-from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 
 COUNT = 4
@@ -104,23 +103,13 @@ def planted(table: Dataset, exits: bool) -> Any:
 
 def seen(session: Any, item: ItemSpec, policy: Dyvte) -> tuple[float, Prefilled]:
     """Answer with the vision, read the answer again under a policy; compare the likeliest."""
-    from mvw_cli.images.reading import open_image
-
-    request = session.request([open_image(item.images[0]).image], item.question)
-    request = replace(request, policy=NoWithdrawal(), settings=GREEDY)
+    request = ask(session, item, GREEDY)
     *_, finished = session.run([request])
     assert isinstance(finished, Finished)
-    both = []
-    for one in (NoWithdrawal(), policy):
-        rows: list[torch.Tensor] = []
-        observe = lambda name, step, row: rows.append(row.argmax().clone())  # noqa: B023, E731
-        with session.serving(observe=observe) as slots:
-            events = slots.admit(replace(request, policy=one, forced=finished.token_ids))
-            while slots.active:
-                events += slots.step()
-        both.append(torch.stack(rows))
-    prefilled = next(event for event in events if isinstance(event, Prefilled))
-    return float((both[0] == both[1]).float().mean()), prefilled
+    request = replace(request, forced=finished.token_ids)
+    whole, _ = followed(session, request)
+    under, prefilled = followed(session, replace(request, policy=policy))
+    return float((whole.argmax(-1) == under.argmax(-1)).float().mean()), prefilled
 
 
 def test_gates_are_trained_on_what_was_labelled(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from families import FAMILIES, build
 from PIL.Image import Image
+from torch import Tensor
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.engine.engine import Engine
-from mvw_cli.engine.types import GenerationSettings, Request
+from mvw_cli.engine.types import GenerationSettings, Prefilled, Request
 from mvw_cli.oracle.equivalence import noise
 from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.mvw import Mvw
@@ -58,3 +60,13 @@ def answered(session: Session, request: Request) -> tuple[int, ...]:
     """Tokens of the answer."""
     *_, last = session.run([request])
     return tuple(last.token_ids)  # type: ignore[union-attr]
+
+
+def followed(session: Session, request: Request) -> tuple[Tensor, Prefilled]:
+    """Read an output; return the logits of its tokens, # (T, V), and the prefill."""
+    rows: list[Tensor] = []
+    with session.serving(observe=lambda name, step, row: rows.append(row.clone())) as slots:
+        events = slots.admit(request)
+        while slots.active:
+            events += slots.step()
+    return torch.stack(rows), next(one for one in events if isinstance(one, Prefilled))

@@ -24,6 +24,7 @@ import pytest
 import torch
 from hints import parse_hint
 from processes import Ran
+from sessions import followed
 
 from mvw_cli.__main__ import main
 from mvw_cli.batch.source.paths import Source
@@ -35,7 +36,7 @@ from mvw_cli.calibrate.dyvte.policy import Dyvte
 from mvw_cli.calibrate.dyvte.training import Dataset, split
 from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
-from mvw_cli.engine.types import Finished, Prefilled
+from mvw_cli.engine.types import Finished
 from mvw_cli.errors import ExitCode
 from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.none import NoWithdrawal
@@ -168,16 +169,6 @@ def _held_out(folder: Path) -> set[str]:
     nothing = torch.zeros(len(samples))
     _, rows = split(Dataset(tuple(samples), nothing, nothing, nothing, nothing), 0.5, 0)
     return {samples[row]["key"] for row in rows}
-
-
-def followed(session: Any, request: Any) -> tuple[torch.Tensor, Prefilled]:
-    """Read an output; return the logits of its tokens, # (T, V), and the prefill."""
-    rows: list[torch.Tensor] = []
-    with session.serving(observe=lambda name, step, row: rows.append(row.clone())) as slots:
-        events = slots.admit(request)
-        while slots.active:
-            events += slots.step()
-    return torch.stack(rows), next(one for one in events if isinstance(one, Prefilled))
 
 
 def test_a_process_that_is_killed_ends_with_the_same_gates(
