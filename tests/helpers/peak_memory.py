@@ -17,12 +17,19 @@ def peak_kib() -> int:
 
 
 def run_measured(code: str, *arguments: object, cwd: Path | None = None) -> int:
-    """Run code in a process of its own and return the number that it prints last.
+    """Run code in a process of its own; return how many KiB its peak has grown since `before`.
 
-    It finds its arguments from `sys.argv[1]` on, and what is in `tests/helpers`, this module too.
+    It sets `before = peak_kib()`, finds its arguments from `sys.argv[1]` on, and what is in
+    `tests/helpers`.
     """
     path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    words = [sys.executable, "-c", path + code, *map(str, arguments)]
+    path += "from pathlib import Path\nfrom peak_memory import peak_kib\n"
+    words = [
+        sys.executable,
+        "-c",
+        f"{path}{code}\nprint(peak_kib() - before)",
+        *map(str, arguments),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])

@@ -177,6 +177,13 @@ class Bench:
         self.did.clear()
         return found
 
+    def check(self, records: dict[str, Record], items: Sequence[Item], *failed: str) -> None:
+        """See that each item has its record, and that answers are those of one at a time."""
+        assert records.keys() == {one.id for one in items}
+        assert {id for id, record in records.items() if record["status"] != "ok"} == set(failed)
+        good = [one for one in items if one.id not in failed]
+        assert answers({one.id: records[one.id] for one in good}) == self.alone(good)
+
     @property
     def steps(self) -> list[Did]:
         return [did for did in self.did if did.what == "step"]

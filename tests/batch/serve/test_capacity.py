@@ -1,25 +1,30 @@
-"""How many at a time: bytes of a slot, counted by hand, and the limits that follow."""
+"""How many at a time: bytes of a slot, counted by hand, the limits that follow, and a survey."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mvw_hf.model import HuggingFace
+from PIL import Image
 from serving import Bench, item
 
+from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import (
     MAX_SLOTS,
     Limits,
     Load,
     choose_limits,
     slot_bytes,
+    survey,
 )
 from mvw_cli.batch.serve.prefetch import Ready
 from mvw_cli.batch.workers.worker import Job, Worker
 from mvw_cli.cost.shape import CacheLayer, Shape, Weights
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.profiles.resolution import resolve
 from mvw_cli.profiles.schema import Profile
 
 MiB = 2**20
@@ -130,13 +135,15 @@ TOKEN = 2 * 2 * 8 * 4
 """Bytes of a token of the tiny model: layers, keys and values, head size, float32."""
 
 
-def test_what_a_worker_chooses_by_itself(first: Ready) -> None:
+def test_what_a_worker_chooses_by_itself_it_explains_once(first: Ready) -> None:
     request = first.value.request
     assert (request.text_tokens, request.layout.vision_tokens) == (3, 16)
-    limits = chosen(first)
+    with Worker(Job(Profile())) as worker:
+        limits, again = worker._choose_limits(first), worker._choose_limits(first)
     assert (limits.slots, limits.kv_bytes, limits.strict) == (16, 8 * MiB, False)
     assert f"a slot takes up to {(3 + 4 + 16) * TOKEN / 1024:.1f} KiB" in limits.reason
     assert f"{(3 + 100) * TOKEN / 1024:.1f} KiB once vision is withdrawn" in limits.reason
+    assert (again.reason, again.slots) == ("", 16)
 
 
 def test_what_a_worker_is_told(first: Ready) -> None:
@@ -148,14 +155,6 @@ def test_what_a_worker_is_told(first: Ready) -> None:
     settled = (3 + 4 + 16) * TOKEN
     assert (memory.slots, memory.kv_bytes, memory.strict) == (40_000 // settled, 40_000, True)
     assert "39.1 KiB for the KV cache" in memory.reason
-
-
-def test_a_worker_explains_its_choice_once(first: Ready) -> None:
-    with Worker(Job(Profile())) as worker:
-        told = worker._choose_limits(first)
-        assert told.reason
-        again = worker._choose_limits(first)
-    assert (again.reason, again.slots) == ("", told.slots)
 
 
 def test_a_model_that_can_not_be_counted(first: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +176,38 @@ def test_a_policy_that_withdraws_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     memory = chosen(bench.ready(item("a", 100)), kv_bytes=40_000)
     assert memory.slots == 40_000 // ((3 + 16 + 100) * TOKEN)
     assert "withdrawn" not in memory.reason
+
+
+# --- what `--dry-run` estimates, of items that can't all be answered ---
+
+
+REFUSED = (7200, 30)
+"""In pixels. Kimi-VL reads 511 patches of 14 px a side, Qwen2.5-VL no side 200 times the other."""
+
+
+def items(folder: Path, *sizes: tuple[int, int]) -> list[Item]:
+    made = []
+    for number, size in enumerate(sizes):
+        path = folder / f"{number}.png"
+        Image.new("L", size).save(path)
+        made.append(Item(str(number), (ImageRef(str(path)),), "How many?"))
+    return made
+
+
+@pytest.mark.parametrize("name", ["kimi-vl", "qwen2.5-vl-7b"])
+def test_an_image_that_the_model_refuses_counts_as_unreadable(name: str, tmp_path: Path) -> None:
+    listed = items(tmp_path, (112, 112), REFUSED, (56, 56), (56, 56))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    listed.append(Item("broken", (ImageRef(str(tmp_path / "broken.png")),), "How many?"))
+    found = survey(listed, resolve(name, {}).profile, slots=2, kv_bytes=None)
+    assert (found.sampled, found.unreadable) == (5, 2)
+    assert found.vision_tokens == (4, 16)  # squares of 28 px
+    assert found.limits is not None
+    assert found.limits.slots == 2
+
+
+def test_where_the_model_refuses_every_image(tmp_path: Path) -> None:
+    listed = items(tmp_path, REFUSED)
+    found = survey(listed, resolve("kimi-vl", {}).profile, slots=None, kv_bytes=None)
+    assert (found.sampled, found.unreadable, found.vision_tokens) == (1, 1, None)
+    assert found.weight_bytes is not None

@@ -295,8 +295,6 @@ def test_without_pyarrow(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MEMORY = """
-from pathlib import Path
-from peak_memory import peak_kib
 from records import ok
 import pyarrow.parquet
 from mvw_cli.batch.store.output import export
@@ -308,7 +306,6 @@ with log.open("wb") as file:
         file.write(line.replace(b"NAME", str(number).encode()))
 before = peak_kib()
 assert export(log, table) == int(sys.argv[3])
-print(peak_kib() - before)
 """
 
 

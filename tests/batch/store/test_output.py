@@ -149,19 +149,13 @@ def test_a_run_goes_on_from_another_folder(
         assert found == ["a", "b", "c"]
 
 
-def test_a_log_that_is_here_is_newer(memory: str) -> None:
+def test_a_log_that_is_here_is_newer_and_one_without_its_sidecar_is_fetched(memory: str) -> None:
     output = plan_output(f"{memory}/r.jsonl", "d.jsonl")
     record(output, "a")
     output.publish()
     record(output, "b")  # and then the machine went down
     assert output.fetch() is False
     assert ids("r.jsonl") == ["a", "b"]
-
-
-def test_a_log_without_its_sidecar_is_fetched_all_the_same(memory: str) -> None:
-    output = plan_output(f"{memory}/r.jsonl", "d.jsonl")
-    record(output, "a")
-    output.publish()
     os.unlink("r.jsonl")
     os.unlink("r.jsonl.run.json")
     fsspec.filesystem("memory").rm("/bucket/runs/r.jsonl.run.json")

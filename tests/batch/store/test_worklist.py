@@ -1,24 +1,28 @@
-"""The work list: each item once, in order, in little memory."""
+"""The work list: each item once, in order, in little memory; and what of it is left to do."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from making import noise
 from peak_memory import run_measured
+from records import QUESTION, answered, failed, fingerprint, image, item
+from waiting import until
 
 from mvw_cli.batch.items import ImageRef, Item, shard_of
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
+from mvw_cli.batch.store import worklist as module
+from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.record import clean, digest
-from mvw_cli.batch.store.worklist import WorkList
+from mvw_cli.batch.store.worklist import WorkList, pending
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
-
-
-def item(id: str, path: str | None = None, question: str = "What?") -> Item:
-    return Item(id, (ImageRef(path or id),), question)
 
 
 def holds(worklist: WorkList, id: str) -> bool:
@@ -83,15 +87,6 @@ def test_the_shard_of_an_item_is_the_same_everywhere() -> None:
     assert shard_of("anything", 1) == 0
 
 
-def test_the_same_file_twice_is_one_item(tmp_path: Path) -> None:
-    (tmp_path / "x.png").touch()
-    (tmp_path / "link").symlink_to(tmp_path)
-    one = item("x", str(tmp_path / "x.png"))
-    same = item("x", str(tmp_path / "link" / "x.png"))
-    worklist = WorkList([one, same, one], limit=2)
-    assert list(worklist) == [one]
-
-
 @pytest.mark.parametrize("shard", [None, (shard_of("7", 4), 4)])
 def test_an_id_used_for_two_items_is_refused(shard: tuple[int, int] | None) -> None:
     one = Item("7", (ImageRef("a.parquet", 0, "image"),), "What?")
@@ -102,7 +97,7 @@ def test_an_id_used_for_two_items_is_refused(shard: tuple[int, int] | None) -> N
     assert caught.value.cause == "one is a.parquet#image/0, the other b.parquet#image/5"
     assert caught.value.exit_code == ExitCode.USAGE
     with pytest.raises(UsageProblem):
-        WorkList([item("7", "x.png", "What?"), item("7", "x.png", "Why?")])
+        WorkList([item("7", path="x.png"), item("7", "Why?", path="x.png")])
 
 
 def test_an_error_of_the_listing_is_the_callers() -> None:
@@ -115,7 +110,6 @@ def test_an_error_of_the_listing_is_the_callers() -> None:
 
 
 _MEMORY = """
-from peak_memory import peak_kib
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.store.record import digest
 from mvw_cli.batch.store.worklist import WorkList
@@ -131,10 +125,183 @@ before = peak_kib()
 many = WorkList(items(100_000))
 assert sum(1 for _ in many) == len(many) == 100_000
 assert many.holds(digest("folder/" + "0" * 55 + "99999.png"))
-print(peak_kib() - before)
 """
 
 
 def test_memory_over_100_000_items() -> None:
     # A digest of each id in a dict takes 12 MiB; the items themselves are packed.
     assert run_measured(_MEMORY) < 18 * 1024, "KiB more than for 1,000 items"
+
+
+# What is left to do: by content, by id, and without waiting for what hangs
+
+
+class Work:
+    """Files, the list of them, and a log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log, self.skipped = folder, folder / "log.jsonl", 0
+
+    def put(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).write_bytes(noise(int(name.split(".")[0])))
+
+    def items(self, *names: str) -> list[Item]:
+        return [Item(n, (ImageRef(str(self.folder / n)),), QUESTION) for n in names]
+
+    def answer(self, *items: Item) -> None:
+        """Record an answer to each, with the content that its files have now."""
+        with RecordLog(self.log, fingerprint()) as log:
+            for one in items:
+                files = [Path(image.path) for image in one.images]
+                images = [image(file.read_bytes(), str(file)) for file in files]
+                log.append(answered(one, images))
+
+    def record(self, *names: str) -> None:
+        self.answer(*self.items(*names))
+
+    def pending(self, log: RecordLog, *items: Item, **options: Any) -> Iterator[Item]:
+        self.skipped = 0
+
+        def skip() -> None:
+            self.skipped += 1
+
+        given = {"threads": 2, "timeout_s": 5.0, **options}
+        return pending(WorkList(items), log, skipped=skip, **given)
+
+    def left(self, *items: Item, **options: Any) -> list[str]:
+        with RecordLog(self.log, fingerprint()) as log:
+            return [item.id for item in self.pending(log, *items, **options)]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    yield
+    until(lambda: all(t.name != "mvw-hash" for t in threading.enumerate()))
+
+
+NAMES = [f"{number}.png" for number in range(20)]
+
+
+def test_a_new_log_leaves_everything_and_no_file_is_looked_at(work: Work) -> None:
+    assert work.left(*work.items(*NAMES)) == NAMES  # none of them exists
+    assert work.skipped == 0
+
+
+def test_what_has_its_record_is_skipped_in_any_order(work: Work) -> None:
+    work.put(*NAMES)
+    work.record("3.png", "17.png", "0.png")
+    left = [name for name in NAMES if name not in ("0.png", "3.png", "17.png")]
+    assert work.left(*work.items(*NAMES)) == left
+    assert work.skipped == 3
+    assert work.left(*work.items(*reversed(NAMES)), threads=1) == [*reversed(left)]
+    work.record(*left)
+    assert work.left(*work.items(*NAMES)) == []
+    assert work.skipped == len(NAMES)
+
+
+ODD = os.fsdecode(b"a\xff.png")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "listed", "left"),
+    [
+        pytest.param("a:cat b:dog", "a:cat b:dog c:cow", ["c"], id="a grown folder"),
+        pytest.param("a:cat b:dog", "a:cow b:dog", ["a"], id="a changed file"),
+        pytest.param("a:cat", "a:cat gone", ["gone"], id="a missing file"),
+        pytest.param("a:cat", "a:cat b:cat:Why?", ["b"], id="another question"),
+        pytest.param("a:cat", "a:cat:Why?", ["a"], id="another question under its name"),
+        pytest.param("old:cat", "new:cat copy:cat", ["copy"], id="a renamed file claims it once"),
+        pytest.param("a:cat", "a:cat copy:cat", ["copy"], id="copies need a record each"),
+        pytest.param("a:cat b:cat", "c:cat a:cat b:cat", ["c"], id="a copy waits for its turn"),
+        pytest.param(f"{ODD}:cat", f"copy:cat {ODD}:cat", ["copy"], id="a name that is not UTF-8"),
+        pytest.param("a:cat+dog", "a:cat+dog b:cat+cow", ["b"], id="the first image is shared"),
+        pytest.param("a:cat+dog", "b:cat+cow", ["b"], id="a shared image is no new name"),
+        pytest.param("a:cat+dog b:cat+cow", "b:cat+cow a:cat+dog", [], id="each has its record"),
+        pytest.param("a:cat+dog", "a:cat+cow", ["a"], id="the second image has changed"),
+        pytest.param("a:cat+dog", "new:cat+dog", [], id="a renamed pair"),
+        pytest.param("a:cat+dog", "b:dog+cat c:cat", ["b", "c"], id="another order, or one alone"),
+        pytest.param("a:cat+dog", "a:cat+dog:Why?", ["a"], id="another question about a pair"),
+    ],
+)
+def test_items_are_known_by_content_question_and_id(
+    work: Work, recorded: str, listed: str, left: list[str]
+) -> None:
+    """An item is written `id:content+content:question`; without a content, its file is missing.
+
+    Whatever of an item is left out of its key is an answer that silently goes missing.
+    """
+
+    def made(text: str) -> Iterator[Item]:
+        for one in text.split():
+            id, contents, question = (*one.split(":"), "", "")[:3]
+            images = [
+                ImageRef(str(work.folder / f"{id}-{n}")) for n in range(contents.count("+") + 1)
+            ]
+            for ref, content in zip(images, filter(None, contents.split("+")), strict=False):
+                Path(ref.path).write_text(content)
+            yield Item(id, tuple(images), question or QUESTION)
+
+    work.answer(*made(recorded))
+    assert work.left(*made(listed)) == left
+
+
+def test_what_failed_is_skipped_without_being_read(work: Work) -> None:
+    work.put("1.png")
+    work.record("1.png")
+    with RecordLog(work.log, fingerprint()) as log:
+        for name in ("7.png", "8.png"):
+            log.append(failed(name))
+    os.mkfifo(work.folder / "7.png")  # to open it would hang
+    began = time.monotonic()
+    assert work.left(*work.items("1.png", "7.png", "8.png"), timeout_s=30) == []
+    assert work.skipped == 3
+    assert time.monotonic() - began < 10
+
+
+def test_hashing_that_hangs_is_given_up(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that hangs takes a thread with it; there are always others for the rest."""
+    released, hash_images = threading.Event(), module.hash_images
+
+    def slow(item: Item) -> list[str]:
+        if item.id in ("2.png", "3.png", "5.png"):
+            released.wait(20)
+        return hash_images(item)
+
+    work.put(*NAMES)
+    work.record(*NAMES[:10])
+    monkeypatch.setattr(module, "hash_images", slow)
+    began = time.monotonic()
+    left = work.left(*work.items(*NAMES), threads=2, timeout_s=0.3)
+    assert time.monotonic() - began < 10
+    released.set()
+    assert left == ["2.png", "3.png", "5.png", *NAMES[10:]]
+    assert work.skipped == 7
+
+
+def test_files_are_hashed_ahead_but_not_all_at_once(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    hash_images = module.hash_images
+
+    def noted(item: Item) -> list[str]:
+        hashed.append(item.id)
+        return hash_images(item)
+
+    monkeypatch.setattr(module, "hash_images", noted)
+    names = [f"{number}.png" for number in range(60)]
+    work.put(*names)
+    work.record("59.png")
+    with RecordLog(work.log, fingerprint()) as log:
+        found = work.pending(log, *work.items(*names))
+        assert next(found).id == "0.png"
+        time.sleep(0.2)
+        assert 1 <= len(hashed) <= 8
+        assert [item.id for item in found] == names[1:59]
+        assert sorted(hashed) == sorted(names)

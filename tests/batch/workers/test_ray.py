@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,26 +91,6 @@ def test_without_ray_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.hint == 'pip install "mvw[ray]"'
 
 
-class Cluster:
-    """As much of Ray as is asked before anything is started."""
-
-    def __init__(self, **resources: float) -> None:
-        self.resources, self.left = resources, False
-
-    def is_initialized(self) -> bool:
-        return False
-
-    def init(self, **options: object) -> None:
-        if options["address"] != "local":
-            raise ConnectionError("nobody answers\nat all")
-
-    def cluster_resources(self) -> dict[str, float]:
-        return self.resources
-
-    def shutdown(self) -> None:
-        self.left = True
-
-
 @pytest.mark.parametrize(
     ("device", "address", "gpus"),
     [
@@ -124,11 +105,22 @@ def test_what_ray_has_no_room_for_is_an_error_before_anything_is_started(
     address: str | None,
     gpus: int,
 ) -> None:
-    cluster = Cluster(CPU=4, GPU=gpus)
+    left: list[bool] = []
+
+    def init(**options: object) -> None:
+        if options["address"] != "local":
+            raise ConnectionError("nobody answers\nat all")
+
+    cluster = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=init,
+        cluster_resources=lambda: {"CPU": 4, "GPU": gpus},
+        shutdown=lambda: left.append(True),
+    )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(sys.modules, "ray", cluster)
     with pytest.raises(UsageProblem) as caught, Dispatcher(RayActors(job().on(device), 2, address)):
         pass
     assert caught.value.cause and "\n" not in caught.value.cause
     check_hint(caught.value.hint or "")
-    assert cluster.left
+    assert left

@@ -21,7 +21,6 @@ from mvw_cli.batch.workers.worker import (
     Begin,
     Broken,
     Done,
-    Drain,
     End,
     Ended,
     Exited,
@@ -98,14 +97,6 @@ def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> 
         assert isinstance(new[-1], Ended)
     assert reports[0] == Loaded("c0ffee")
     assert thread.is_alive()
-
-
-def test_it_drains(said: Any) -> None:
-    worker, reports, _ = said
-    worker.deliver(Begin(RUN))
-    worker.deliver(Drain())
-    wait_for(reports, Ended)
-    assert not [report for report in reports if isinstance(report, Done)]
 
 
 @pytest.mark.parametrize("what", ["device", "model"])

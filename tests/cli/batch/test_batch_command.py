@@ -318,9 +318,11 @@ def test_the_same_command_goes_on(batch: Run) -> None:
     assert whole.code == 0
     assert batch("images", "w1 w2", "--limit", "2", "--slots", "2").code == 0
     before = Path("images.results.jsonl").read_bytes()
-    put("images", 9)
-    paths = b"".join(b"%d.png\n" % number for number in (9, 3, 2, 1, 0))
-    os.chdir("images")
+    os.rename("images", "pictures")
+    os.rename("pictures/1.png", "pictures/new-name.png")
+    put("pictures", 9)
+    paths = b"9.png\n3.png\n2.png\nnew-name.png\n0.png\n"
+    os.chdir("pictures")
     output = "../images.results.jsonl"
     ran = batch("-", "w1 w2", "-o", output, "--slots", "3", stdin=paths)
     os.chdir("..")
@@ -330,7 +332,7 @@ def test_the_same_command_goes_on(batch: Run) -> None:
     assert Path("images.results.jsonl").read_bytes().startswith(before)
     found = texts()
     del found["9.png"]
-    assert found == texts("whole.jsonl")
+    assert found == texts("whole.jsonl")  # the record of 1.png stands for new-name.png
 
 
 def test_what_is_done_is_done(batch: Run, request: pytest.FixtureRequest) -> None:
@@ -373,19 +375,10 @@ def test_another_setting_is_refused_and_can_start_afresh(batch: Run) -> None:
 # --- how ---
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("800MiB", 800 * 2**20),
-        ("20G", 20 * 2**30),
-        ("1.5 GiB", 3 * 2**29),
-        ("64k", 65536),
-        ("4096", 4096),
-        ("2tb", 2**41),
-    ],
-)
-def test_sizes(text: str, count: int) -> None:
-    assert _Size().convert(text, None, None) == count
+def test_sizes() -> None:
+    sizes = {"800MiB": 800 * 2**20, "20G": 20 * 2**30, "1.5 GiB": 3 * 2**29}
+    sizes |= {"64k": 65536, "4096": 4096, "2tb": 2**41}
+    assert {text: _Size().convert(text, None, None) for text in sizes} == sizes
 
 
 @pytest.mark.parametrize(
@@ -606,16 +599,13 @@ def test_the_bar_on_a_terminal(
     assert "Answering" not in shown[shown.rindex("\x1b[?25h") :]
 
 
-def test_quiet_on_a_terminal(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("option", "unseen"), [("-q", "."), ("--no-color", r"\x1b\[[0-9;]*m")])
+def test_what_is_not_wanted_on_a_terminal(
+    batch: Run, monkeypatch: pytest.MonkeyPatch, option: str, unseen: str
+) -> None:
     screen = Screen(monkeypatch)
-    assert batch("images", "w1 w2", "-q").code == 0
-    assert screen.close() == ""
-
-
-def test_no_colours_where_none_are_wanted(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen(monkeypatch)
-    assert batch("images", "w1 w2", "--no-color").code == 0
-    assert not re.search(r"\x1b\[[0-9;]*m", screen.close())
+    assert batch("images", "w1 w2", option).code == 0
+    assert not re.search(unseen, screen.close(), re.S)
 
 
 def test_quiet(batch: Run) -> None:

@@ -122,22 +122,6 @@ def test_a_second_interrupt_leaves_at_once(
     assert answers(log) == undisturbed
 
 
-def test_going_on_with_a_renamed_and_grown_folder(
-    batch: Batch, log: Path, undisturbed: dict[str, object]
-) -> None:
-    folder = log.parent
-    assert batch("images", *LONG, "--limit", "4", "-o", "all.jsonl").code == 0
-    (folder / "images").rename(folder / "pictures")
-    (folder / "pictures" / "3.png").rename(folder / "pictures" / "new-name.png")
-    (folder / "pictures" / "a.png").write_bytes(noise(200))
-    ran = batch("pictures", *LONG, "-o", "all.jsonl", "--slots", "1")
-    assert ran.code == 0
-    found = answers(folder / "all.jsonl")
-    added = found.pop("a.png")
-    assert added[0] == "ok"
-    assert found == undisturbed  # the record of 3.png stands for new-name.png
-
-
 def mounted(batch: Batch, script: str, **environment: str) -> str:
     """Run a script that sees file systems of its own; `"$@"` in it is the command."""
     words = batch.words("images", *LONG, "--slots", "2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,11 +75,9 @@ POLICIES = (
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_answers_are_those_of_one_at_a_time(tiny: LoadedModel, slots: int, policy: Any) -> None:
     bench, items = Bench(tiny, policy), work(10, images=2)
-    expected = bench.alone(items)
     records = bench.serve(items, Limits(slots))
-    assert answers(records) == expected
     assert bench.most_at_once == slots if slots < 16 else bench.most_at_once > 4
-    assert {record["status"] for record in records.values()} == {"ok"}
+    bench.check(records, items)
 
 
 def test_a_free_slot_is_taken_before_the_next_step(bench: Bench) -> None:
@@ -178,7 +176,7 @@ def test_the_cache_keeps_to_its_budget(
     """Items of one to fourteen images: up to 230 vision tokens, so of one chunk or two."""
     bench, items = Bench(tiny, policy), work(10, seed, images=14)
     records = bench.serve(items, Limits(8, rows * ROW, strict=True))
-    assert answers(records) == Bench(tiny, policy).alone(items)
+    Bench(tiny, policy).check(records, items)
     assert max(did.kv_allocated_bytes for did in bench.did) <= rows * ROW
     assert bench.most_at_once > 1
 
@@ -198,14 +196,6 @@ def test_withdrawal_puts_more_in_flight_in_the_same_memory(tiny: LoadedModel) ->
     assert steps["mvw"] < steps["none"]
 
 
-@pytest.fixture
-def short_sighted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Admission that looks no step ahead, over storages that grow by eight entries at a time."""
-    monkeypatch.setattr(serve, "LOOKAHEAD", 1)
-    monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 8)
-    yield
-
-
 @pytest.mark.parametrize(
     ("policy", "budget"),
     [
@@ -217,11 +207,14 @@ def short_sighted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
-    tiny: LoadedModel, short_sighted: None, budget: int, policy: Any
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, budget: int, policy: Any
 ) -> None:
+    """With admission that looks no step ahead, over storages that grow by eight entries a time."""
+    monkeypatch.setattr(serve, "LOOKAHEAD", 1)
+    monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 8)
     bench, items = Bench(tiny, policy), work(12, images=2)
     records = bench.serve(items, Limits(8, budget, strict=True))
-    assert answers(records) == Bench(tiny, policy).alone(items)
+    Bench(tiny, policy).check(records, items)
     assert max(did.kv_allocated_bytes for did in bench.did) <= budget
     assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values())
     assert bench.state.restarts > 0
@@ -234,18 +227,16 @@ def test_a_first_request_may_exceed_a_budget_that_nobody_has_given(bench: Bench)
     items = work(3)
     records = bench.serve(items, Limits(4, ROW // 2, strict=False))
     assert bench.most_at_once == 1
-    assert answers(records) == bench.alone(items)
+    bench.check(records, items)
 
 
 def test_a_budget_that_was_given_fails_what_outgrows_it_and_nothing_else(bench: Bench) -> None:
     items = [item("0", 5), item("big", 5, images=10), *work(4)[1:]]
     records = bench.serve(items, Limits(4, ROW + 1, strict=True))
-    failed = records.pop("big")
-    assert failed["status"] == "failed"
-    assert failed["error"]["type"] == "OutOfMemory"
-    assert "16.0 KiB" in failed["error"]["cause"] and "--kv-memory" in failed["error"]["cause"]
-    items = [one for one in items if one.id != "big"]
-    assert answers(records) == bench.alone(items)
+    error = records["big"]["error"]
+    assert error["type"] == "OutOfMemory"
+    assert "16.0 KiB" in error["cause"] and "--kv-memory" in error["cause"]
+    bench.check(records, items, "big")
 
 
 # --- memory that runs out ---
@@ -314,7 +305,7 @@ def test_a_prefill_that_lacks_memory_waits_for_its_neighbours(bench: Bench) -> N
     records = bench.serve(items, Limits(4))
     assert records["big"]["status"] == "ok" and records["big"]["attempts"] > 1
     assert crowded and bench.state.restarts >= 1
-    assert answers(records) == bench.alone(items)
+    bench.check(records, items)
 
 
 def test_only_the_largest_of_several_images_becomes_smaller(bench: Bench) -> None:
@@ -342,11 +333,11 @@ def test_what_can_not_be_made_smaller_fails_alone(bench: Bench) -> None:
     error = OutOfMemory("no room for big", cause="none")
     lacking = replace(bench.unreadable(big, error), images=pictures(big, (40, 40)))
     records = bench.serve([*work(2), lacking, *work(4)[2:]], Limits(3))
-    failed = records.pop("big")
-    assert failed["status"] == "failed" and failed["attempts"] == 3  # 1,600, 800, 400 pixels
+    failed = records["big"]
+    assert failed["attempts"] == 3  # 1,600, 800, 400 pixels
     assert failed["error"]["type"] == "OutOfMemory"
     assert "CUDA out of memory. Tried to allocate 2.00 GiB." in failed["error"]["cause"]
-    assert answers(records) == bench.alone(work(4))
+    bench.check(records, [*work(4), big], "big")
 
 
 def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -> None:
@@ -359,13 +350,12 @@ def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -
     bench.encoder = replace(bench.encoder, fails={"later": check})
     lacking = bench.unreadable(later, OutOfMemory("no room", cause="none"), read=True)
     records = bench.serve([*work(3), lacking, *work(6)[3:]], Limits(4))
-    assert records["later"]["status"] == "ok"
     assert encoded_beside == [0]
     alone = [did for did in bench.did if "later" in did.active]
     assert alone and all(did.active == ["later"] for did in alone)
     written = json.loads(dumps(records["later"]))["timings"]
     assert written["read_ms"] is None and written["latency_ms"] is None  # it is not known
-    assert answers(records) == bench.alone([*work(6), later])
+    bench.check(records, [*work(6), later])
 
 
 def test_room_that_can_not_be_given_back_is_kept(
@@ -387,7 +377,7 @@ def test_room_that_can_not_be_given_back_is_kept(
     records = bench.serve(items, Limits(6, 10 * ROW))
     monkeypatch.undo()
     assert refused
-    assert answers(records) == bench.alone(items)
+    bench.check(records, items)
 
 
 # --- failures ---
@@ -400,12 +390,10 @@ def test_a_prefill_that_raises_fails_alone(bench: Bench) -> None:
 
     bench.before_admit = check
     records = bench.serve(work(5), Limits(3))
-    failed = records.pop("2")
-    assert (failed["status"], failed["error"]["message"]) == ("failed", "not this one")
+    failed = records["2"]
+    assert failed["error"]["message"] == "not this one"
     assert failed["key"] is not None and failed["timings"]["read_ms"] == 2.0
-    expected = bench.alone(work(5))
-    del expected["2"]
-    assert answers(records) == expected
+    bench.check(records, work(5), "2")
 
 
 @pytest.mark.parametrize("slots", [1, 3, 6])
@@ -417,17 +405,12 @@ def test_an_error_of_a_common_step_is_traced_to_the_guilty_one(bench: Bench, slo
     items = [item(str(n), 9) for n in range(8)]
     bench.before_step = check
     records = bench.serve(items, Limits(slots))
-    failed = records.pop("2")
-    assert failed["error"]["message"] == "a kernel did not like it"
-    assert failed["attempts"] == (1 if slots == 1 else 2)
-    assert {record["status"] for record in records.values()} == {"ok"}
-    expected = bench.alone(items)
-    del expected["2"]
-    assert answers(records) == expected
-    attempts = sum(record["attempts"] - 1 for record in [failed, *records.values()])
-    assert bench.state.restarts == attempts
+    assert records["2"]["error"]["message"] == "a kernel did not like it"
+    assert records["2"]["attempts"] == (1 if slots == 1 else 2)
+    assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values())
     after = [record for name, record in records.items() if int(name) >= slots + 2]
     assert all(record["attempts"] == 1 for record in after)
+    bench.check(records, items, "2")
 
 
 def test_an_answer_that_the_adapter_can_not_read_is_a_failure(bench: Bench) -> None:
@@ -445,20 +428,20 @@ def test_an_answer_that_the_adapter_can_not_read_is_a_failure(bench: Bench) -> N
     assert records["1"]["error"]["type"] == "KeyError"
 
 
-class Moody(NoWithdrawal):
-    """A policy that raises for some requests, when it is told to."""
+class Failing(NoWithdrawal):
+    """A policy that raises from a step on, or on being begun, for requests that are not good."""
 
-    def __init__(self, begins: list[bool], at: int) -> None:
-        self._begins, self._at = begins, at
+    def __init__(self, error: Exception, at: int, good: list[bool]) -> None:
+        self._error, self._at, self._good = error, at, good
 
     def begin(self) -> Decide:
-        good = self._begins.pop(0) if self._begins else True
+        good = self._good.pop(0) if self._good else True
         if not good and not self._at:
-            raise RuntimeError("not in the mood")
+            raise self._error
 
         def decide(view: StepView) -> None:
             if not good and view.step >= self._at:
-                raise RuntimeError("not in the mood")
+                raise self._error
 
         return decide
 
@@ -466,15 +449,12 @@ class Moody(NoWithdrawal):
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_policy_that_raises_fails_its_own_request(tiny: LoadedModel, at: int) -> None:
     """On being begun, at the first token, or in a step that it shares with others."""
+    moody = RuntimeError("not in the mood")
     items = [item(str(n), 9) for n in range(5)]
-    expected = Bench(tiny, NoWithdrawal()).alone(items)
-    bench = Bench(tiny, Moody([True, False, True], at))
-    records = bench.serve(items, Limits(3))
-    failed = records.pop("1")
-    assert (failed["status"], failed["error"]["message"]) == ("failed", "not in the mood")
-    del expected["1"]
-    assert answers(records) == expected
-    assert {record["attempts"] for record in records.values()} == {1}
+    records = Bench(tiny, Failing(moody, at, [True, False])).serve(items, Limits(3))
+    assert records["1"]["error"]["message"] == "not in the mood"
+    assert {record["attempts"] for id, record in records.items() if id != "1"} == {1}
+    Bench(tiny, NoWithdrawal()).check(records, items, "1")
 
 
 # --- what ends the run ---
@@ -501,16 +481,7 @@ def test_a_model_that_is_not_exact_ends_the_run(bench: Bench, where: str) -> Non
 def test_a_lost_device_ends_the_run(tiny: LoadedModel, where: str) -> None:
     """Whatever is done on it from then on fails: no item is to blame."""
     lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
-
-    class Lost(NoWithdrawal):
-        def begin(self) -> Decide:
-            def decide(view: StepView) -> None:
-                if view.step == 3 and where == "policy":
-                    raise lost
-
-            return decide
-
-    bench = Bench(tiny, Lost())
+    bench = Bench(tiny, Failing(lost, 3, [where != "policy"] * 6))
     items: list[Any] = work(6)
 
     def fail(*args: object) -> None:
@@ -531,12 +502,8 @@ def test_a_lost_device_ends_the_run(tiny: LoadedModel, where: str) -> None:
 def test_draining_admits_nothing_more_and_finishes_what_is_begun(bench: Bench) -> None:
     items = [item(str(n), 12) for n in range(9)]
     records = bench.serve(items, Limits(3), draining=lambda: len(bench.steps) >= 5)
-    assert sorted(records) == ["0", "1", "2"]
-    admitted = [did.request for did in bench.did if did.what == "admit"]
-    assert admitted == ["0", "1", "2"]
-    assert answers(records) == {
-        name: answer for name, answer in bench.alone(items).items() if name in records
-    }
+    assert [did.request for did in bench.did if did.what == "admit"] == ["0", "1", "2"]
+    bench.check(records, items[:3])
 
 
 def test_the_model_is_restored_when_the_records_are_left_half_way(bench: Bench) -> None:
@@ -547,3 +514,84 @@ def test_the_model_is_restored_when_the_records_are_left_half_way(bench: Bench) 
     assert config._attn_implementation != before
     records.close()  # type: ignore[attr-defined]
     assert config._attn_implementation == before
+
+
+# --- whatever chance brings: memory, images and kernels fail at any moment ---
+
+
+class Chance:
+    """One run: its items, its limits, and what goes wrong."""
+
+    def __init__(self, seed: int, tiny: LoadedModel) -> None:
+        chance = self.chance = random.Random(seed)
+        self.policy = chance.choice([Mvw(m=1), Mvw(m=4), Mvw(m=11), NoWithdrawal()])
+        self.bench = Bench(tiny, self.policy)
+        self.items = [
+            item(str(n), chance.choice([1, 2, 3, 7, 12, 25]), chance.choice([1, 1, 2, 5, 9]))
+            for n in range(chance.randint(3, 11))
+        ]
+        self.guilty = chance.choice([None, None, str(chance.randrange(len(self.items)))])
+        self.most_rows = chance.choice([99, 99, 1, 2, 3])
+        self.often = chance.choice([0, 0, 0.02, 0.15]), chance.choice([0, 0, 0.1, 0.3])
+        self.bench.before_step = self.step
+        self.bench.before_admit = self.admit
+        self.unreadable: set[str] = set()
+        self.things = [thing for one in self.items for thing in self.arriving(one)]
+        if chance.random() < 0.5:
+            self.bench.encoder = replace(self.bench.encoder, min_pixels=chance.choice([10, 40]))
+        self.limits = Limits(
+            chance.choice([1, 2, 4, 9]),
+            chance.choice([None, None, 20_000, 60_000, 120_000]),
+            strict=chance.random() < 0.6,
+        )
+
+    def step(self, slots: Slots) -> None:
+        if self.guilty in slots.active:
+            raise RuntimeError("a kernel did not like it")
+        if len(slots.active) > self.most_rows or self.chance.random() < self.often[0]:
+            raise torch.OutOfMemoryError("no room")
+
+    def admit(self, request: Any) -> None:
+        if self.chance.random() < self.often[1]:
+            raise torch.OutOfMemoryError("no room")
+
+    def arriving(self, one: Any) -> list[Any]:
+        late = [None] if self.chance.random() < 0.2 else []
+        kind = self.chance.random()
+        if kind < 0.1:
+            self.unreadable.add(one.id)
+            return [*late, self.bench.unreadable(one, BadImage("damaged"))]
+        if kind < 0.2:
+            return [*late, self.bench.unreadable(one, OutOfMemory("no room"), read=True)]
+        return [*late, one]
+
+    def alone(self, one: Any) -> Any:
+        return Bench(self.bench.loaded, self.policy).alone([one])[one.id]
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_whatever_happens(seed: int, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(seed)
+    monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", chance.choice([4, 16, 128]))
+    monkeypatch.setattr(serve, "LOOKAHEAD", chance.choice([1, 8, 64]))
+    monkeypatch.setattr(serve, "RECOVERY", chance.choice([2, 16]))
+    monkeypatch.setattr(serve, "relieve", lambda device: None)  # a tenth of a second each time
+    run = Chance(seed, tiny)
+    bench, limits = run.bench, run.limits
+    records = bench.serve(run.things, limits)
+    assert sorted(records) == sorted(one.id for one in run.items)
+    for one in run.items:
+        record = records[one.id]
+        if record["status"] == "ok" and not record["remarks"]:
+            assert answers({one.id: record})[one.id] == run.alone(one)
+    failed = {id: one["error"]["type"] for id, one in records.items() if one["status"] != "ok"}
+    kinds = {id: "BadImage" for id in run.unreadable}
+    if run.guilty in failed and run.guilty not in kinds:
+        assert failed.pop(run.guilty) in ("RuntimeError", "OutOfMemory")
+    lacking = {id for id, kind in failed.items() if kind == "OutOfMemory"}
+    assert failed == kinds | dict.fromkeys(lacking, "OutOfMemory")
+    if run.often == (0, 0) and not (limits.strict and limits.kv_bytes):
+        assert not lacking  # one at a time there is room for each
+    if limits.kv_bytes is not None:
+        together = [did for did in bench.did if len(did.active) > 1]
+        assert all(did.kv_allocated_bytes <= limits.kv_bytes for did in together)
