@@ -139,6 +139,7 @@ def test_pandas_reads_it(log: Path, suffix: str) -> None:
 
 @both
 def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix: str) -> None:
+    pair = Item("pair", (ImageRef("1.png"), ImageRef("2.png")), QUESTION)
     found = exported(
         log,
         failed("a"),
@@ -150,6 +151,8 @@ def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix
         failed("c", attempts=2),
         ok("copy", "b"),
         ok("c", question="How few?"),
+        answered(pair, [image("b"), image("y")]),
+        answered(pair, [image("b"), image("z")]),
         to=suffix,
     )
     assert [(row["id"], row["status"]) for row in found] == [
@@ -158,6 +161,8 @@ def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix
         ("a", "ok"),
         ("copy", "ok"),
         ("c", "ok"),
+        ("pair", "ok"),
+        ("pair", "ok"),
     ]
     assert found[0]["answer"] == "first"
 

@@ -27,6 +27,7 @@ from making import hub_table, noise, table_rows, write_parquet
 from processes import Ran
 
 from mvw_cli.batch.items import shard_of
+from mvw_cli.batch.workers import worker
 from mvw_cli.cli.batch import _Size, split
 from mvw_cli.cli.batch import view as batch_view
 from mvw_cli.errors import ExitCode
@@ -440,17 +441,7 @@ def test_without_withdrawal(batch: Run, tiny_folder: str) -> None:
     assert {one["withdrawal"] for one in records().values()} == {None}
 
 
-def test_random_weights_are_no_answers(batch: Run, tiny_folder: str) -> None:
-    ran = batch("images", "w1 w2", "--random-weights", "--limit", "1")
-    assert ran.code == 0
-    assert "The weights are random: answers are noise." in ran.err
-    lines = refused(batch("images", "w1 w2"))
-    assert "random" in lines[1]
-
-
-def test_what_a_worker_is_told(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mvw_cli.batch.workers import worker
-
+def test_random_weights_are_no_answers(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     open_session = worker.open_session
 
@@ -459,8 +450,13 @@ def test_what_a_worker_is_told(batch: Run, monkeypatch: pytest.MonkeyPatch) -> N
         return open_session(profile, **options)
 
     monkeypatch.setattr(worker, "open_session", spied)
-    assert batch("images", "w1 w2", "--allow-pickle", "--workers", "1", "--limit", "1").code == 0
-    assert told == {"allow_pickle": True, "random_weights": False}
+    more = ("--allow-pickle", "--workers", "1", "--limit", "1")
+    ran = batch("images", "w1 w2", "--random-weights", *more)
+    assert ran.code == 0
+    assert "The weights are random: answers are noise." in ran.err
+    assert told == {"allow_pickle": True, "random_weights": True}
+    lines = refused(batch("images", "w1 w2"))
+    assert "random" in lines[1]
 
 
 # --- dry runs ---
