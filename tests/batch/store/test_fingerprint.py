@@ -43,7 +43,7 @@ def test_it_holds_what_answers_depend_on() -> None:
         ({"generation__seed": 1}, "generation.seed"),
         ({"generation__temperature": 0.5}, "generation.temperature"),
         ({"generation__max_new_tokens": 7}, "generation.max_new_tokens"),
-        ({"prompt__template": "{question}"}, "prompt.template"),
+        ({"prompt__template": "Q: {question}"}, "prompt.template"),
         ({"generation__stop": ["x"]}, "generation.stop"),
         ({"prompt__system": "Be brief."}, "prompt.system"),
         ({"images__max_pixels": 100}, "images.max_pixels"),
