@@ -23,23 +23,19 @@ def check_writable(path: str, help_command: str) -> None:
     Raises:
         UsageProblem: it is a folder, its folder is missing, or permissions forbid it.
     """
+    target = Path(os.path.realpath(path))
+    folder, quoted = target.parent, shlex.quote(str(target.parent))
     try:
-        _check(path, Path(os.path.realpath(path)))
+        if target.is_dir():
+            raise unwritable(path, "it is a folder", f"ls {shlex.quote(path)}")
+        if not folder.is_dir():
+            raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise unwritable(path, "permission denied", f"chmod u+w {shlex.quote(str(target))}")
+        if is_special(target):
+            return
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise unwritable(path, error.strerror or str(error), help_command) from None
-
-
-def _check(path: str, target: Path) -> None:
-    folder = target.parent
-    quoted = shlex.quote(str(folder))
-    if target.is_dir():
-        raise unwritable(path, "it is a folder", f"ls {shlex.quote(path)}")
-    if not folder.is_dir():
-        raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise unwritable(path, "permission denied", f"chmod u+w {shlex.quote(str(target))}")
-    if is_special(target):
-        return
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -50,30 +50,28 @@ class Limits:
     """Why, in one line for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one typical item asks for."""
-
-    text_tokens: int
-    """Question and template: the prompt without vision tokens."""
-    vision_tokens: int
-    """In the sequence or in cross-attention."""
-    new_tokens: int
-    """At most."""
-    withdrawn_after: int | None
-    """Tokens after which vision is withdrawn; None where that is not known beforehand."""
-
-
-def slot_bytes(shape: Shape, load: Load, dtype: str) -> tuple[int, int]:
+def slot_bytes(
+    shape: Shape,
+    dtype: str,
+    *,
+    text_tokens: int,
+    vision_tokens: int,
+    new_tokens: int,
+    withdrawn_after: int | None,
+) -> tuple[int, int]:
     """Bytes of one request's cache entries at their most: while vision is there, and afterwards.
 
-    Where the time of the withdrawal is not known beforehand, the first is the most that it can be.
+    Args:
+        text_tokens: the prompt without vision tokens.
+        vision_tokens: in the sequence or in cross-attention.
+        new_tokens: at most.
+        withdrawn_after: tokens after which vision is withdrawn; None where that is not known
+            beforehand, so that the first figure is the most that it can be.
     """
     size = DTYPE_BYTES.get(dtype, DTYPE_BYTES["float32"])
-    text = load.text_tokens
-    seen = load.new_tokens if load.withdrawn_after is None else load.withdrawn_after
-    before = shape.kv_elements(text + min(seen, load.new_tokens), load.vision_tokens) * size
-    return before, shape.kv_elements(text + load.new_tokens, 0) * size
+    seen = new_tokens if withdrawn_after is None else min(withdrawn_after, new_tokens)
+    before = shape.kv_elements(text_tokens + seen, vision_tokens) * size
+    return before, shape.kv_elements(text_tokens + new_tokens, 0) * size
 
 
 def choose_limits(
@@ -93,33 +91,18 @@ def choose_limits(
         each: what `slot_bytes` returns; None where it can't be told.
         slots, kv_bytes: as the user has said.
     """
-    strict = kv_bytes is not None
-    if slots is not None and strict:
-        return Limits(slots, kv_bytes, strict)
+    given = kv_bytes is not None
     most = MAX_SLOTS.get(device, MAX_SLOTS["cpu"])
-    available = free_bytes if kv_bytes is None else kv_bytes
+    available = kv_bytes if given else free_bytes
     if available is None or each is None:
-        reason = f"{most} slots, the most for {device}: its memory is not told"
-        chosen = Limits(most, kv_bytes, strict, reason)
-    else:
-        chosen = _fitting(available, device, most, each, policy, given=strict)
-    return chosen if slots is None else replace(chosen, slots=slots, reason="")
-
-
-def _fitting(
-    available: int,
-    device: str,
-    most: int,
-    each: tuple[int, int],
-    policy: WithdrawalPolicy,
-    *,
-    given: bool,
-) -> Limits:
+        told = f"{most} slots, the most for {device}: its memory is not told"
+        return Limits(slots or most, kv_bytes, given, "" if slots else told)
     before, after = each
     withdraws = not isinstance(policy, NoWithdrawal)
     budget = available if given else int(available * (1 - MARGIN))
+    if slots is not None:
+        return Limits(slots, budget, given)
     fitting = max(1, budget // max(1, min(before, after) if withdraws else before))
-    slots = min(most, fitting)
     told = f"{readable_bytes(available)} for the KV cache"
     if not given:
         told = f"{readable_bytes(available)} free after the weights, {MARGIN:.0%} kept back"
@@ -128,6 +111,7 @@ def _fitting(
         told += f", {readable_bytes(after)} once vision is withdrawn"
     if fitting > most:
         told += f"; {fitting:,} would fit, {device} gains nothing beyond {most}"
+    slots = min(most, fitting)
     return Limits(slots, budget, given, f"{slots} slots: {told}")
 
 
@@ -152,15 +136,7 @@ class Survey:
 def survey(
     items: Sequence[Item], profile: Profile, *, slots: int | None, kv_bytes: int | None
 ) -> Survey:
-    """Estimate tokens and memory.
-
-    Args:
-        items: a sample.
-        slots, kv_bytes: what the user has said, if anything.
-
-    Raises:
-        UsageProblem: no model is named.
-    """
+    """Estimate tokens and memory from a sample of the items."""
     policy, spec = withdrawal_policy(profile), model_spec(profile)
     adapter = load_adapter(profile.adapter)
     sizes = [size for item in items if (size := _sizes(item, profile)) is not None]
@@ -177,18 +153,19 @@ def survey(
     found = Survey(len(items), len(items) - len(tokens), weight_bytes=weights, free_bytes=free)
     if not tokens:
         return found
-    load = Load(
+    each = slot_bytes(
+        shape,
+        dtype,
         text_tokens=max(len(item.question) for item in items) // CHARACTERS_PER_TOKEN,
         vision_tokens=tokens[len(tokens) // 2],
         new_tokens=generation_settings(profile).max_new_tokens,
         withdrawn_after=policy.withdrawal_step(),
     )
-    each = slot_bytes(shape, load, dtype)
     device = gather().device if profile.device == "auto" else profile.device.partition(":")[0]
     left = None if free is None else max(0, free - weights)
     return replace(
         found,
-        vision_tokens=(load.vision_tokens, tokens[-1]),
+        vision_tokens=(tokens[len(tokens) // 2], tokens[-1]),
         slot_bytes=each,
         limits=choose_limits(left, device, each, policy, slots=slots, kv_bytes=kv_bytes),
     )

@@ -12,8 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from mvw_cli.batch.items import Item
@@ -134,12 +134,7 @@ class Reader(Generic[Result]):
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
         end = time.monotonic() + GRACE_S
         for thread in self._threads:
@@ -337,20 +332,15 @@ class Encoder:
     """Images may be scaled down to no fewer pixels than this; None: not at all."""
 
     def __call__(self, item: Item, images: Sequence[ImageFile]) -> Encoded:
-        """Encode an item.
-
-        Raises:
-            MvwError, or whatever the adapter raises.
-        """
+        """Encode an item."""
         pictures = [file.image for file in images]
         remarks = list(self.session.adapter.remarks(self.session.loaded, pictures, item.question))
         return Encoded(self.session.request(pictures, item.question, id=item.id), remarks)
 
     def scaled_down(self, ready: Ready) -> tuple[Ready, str] | None:
-        """Halve the pixels of an item's largest image; None if that leaves too few.
+        """Halve the pixels of an item's largest image, to be encoded again; None: too few are left.
 
-        Returns:
-            The item, which has to be encoded again, and a remark on what was done.
+        The second is a remark on what was done.
         """
         if self.min_pixels is None or not ready.images:
             return None
@@ -381,17 +371,13 @@ def _pixel_bytes(images: Iterable[ImageFile]) -> int:
 
 def _tensor_bytes(value: Any, depth: int = 5) -> int:
     """Bytes of all tensors or arrays in a value, nested in dictionaries, lists and dataclasses."""
-    try:
-        own = value.nbytes
-    except Exception:  # no attribute, or a tensor of a layout that has no such number
-        own = None
-    if isinstance(own, int):
-        return own
-    parts: list[Any] = []
-    if depth and isinstance(value, Mapping):
-        parts = list(value.values())
-    elif depth and isinstance(value, list | tuple):
-        parts = list(value)
-    elif depth and is_dataclass(value):
+    with suppress(Exception):  # no attribute, or a tensor of a layout that has no such number
+        return int(value.nbytes)
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, list | tuple):
+        parts = value
+    elif is_dataclass(value):
         parts = [getattr(value, part.name) for part in fields(value)]
-    return sum(_tensor_bytes(part, depth - 1) for part in parts)
+    return sum(_tensor_bytes(part, depth - 1) for part in parts) if depth else 0

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Protocol
+from typing import Any
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
+from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Reader, Ready, Unreadable
 from mvw_cli.batch.store.record import failure, success
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
@@ -32,15 +32,6 @@ LOOKAHEAD = 64
 number admits more, and preempts more of them when the cache has grown."""
 RECOVERY = 16
 """Requests that have to end without a lack of memory before one more slot is tried again."""
-
-
-class Feed(Protocol):
-    """Where prepared items come from."""
-
-    @property
-    def exhausted(self) -> bool: ...
-
-    def take(self, wait: bool) -> Ready | Unreadable | None: ...
 
 
 @dataclass(slots=True)
@@ -93,7 +84,7 @@ class Server:
     def __init__(
         self,
         session: Session,
-        feed: Feed,
+        feed: Reader[Ready | Unreadable],
         encoder: Encoder,
         choose_limits: Callable[[Ready], Limits],
         *,

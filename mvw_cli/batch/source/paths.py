@@ -269,11 +269,7 @@ def open_address(address: str) -> IO[bytes]:
 
 
 def fetch_file(address: str, target: Path) -> bool:
-    """Copy a file to this machine, as a whole or not at all; False where there is none.
-
-    Raises:
-        MvwError: it cannot be read.
-    """
+    """Copy a file to this machine, as a whole or not at all; False where there is none."""
     with _reaching(address):
         filesystem, path = _resolve(address)
         if not filesystem.isfile(path):
@@ -284,11 +280,7 @@ def fetch_file(address: str, target: Path) -> bool:
 
 
 def store_file(source: Path, address: str) -> None:
-    """Copy a file from this machine to an address.
-
-    Raises:
-        MvwError: it cannot be written there; the message names the file that is here.
-    """
+    """Copy a file from this machine to an address."""
     with _reaching(address, "write", kept=source):
         filesystem, path = _resolve(address, "write")
         filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -321,8 +313,7 @@ def _resolve(address: str, action: str = "read") -> tuple[Any, str]:
 def _reaching(address: str, action: str = "read", kept: Path | None = None) -> Iterator[None]:
     """Make one error of all that the packages behind protocols raise.
 
-    Args:
-        kept: the file on this machine that was to be written.
+    It names `kept`, the file on this machine that was to be written.
     """
     try:
         yield

@@ -24,10 +24,7 @@ _threads = threading.local()
 
 
 def read_image(image: ImageRef, max_pixels: int | None) -> ImageFile:
-    """Read and decode one image.
-
-    Args:
-        max_pixels: a larger image is scaled down to at most that many.
+    """Read and decode one image, and scale it down to at most so many pixels.
 
     Raises:
         BadImage: it is missing, unreadable, no image, damaged, or above the pixel limit.
@@ -47,11 +44,7 @@ def image_size(image: ImageRef) -> tuple[int, int]:
 
 
 def hash_images(item: Item) -> list[str]:
-    """SHA-256 of the bytes of an item's images, without decoding them.
-
-    Raises:
-        BadImage: one is missing or unreadable.
-    """
+    """SHA-256 of the bytes of an item's images, without decoding them; `BadImage` without them."""
     hashes = []
     for image in item.images:
         with _failing_alone(image):

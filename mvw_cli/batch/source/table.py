@@ -151,11 +151,7 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
 
 
 def check_pyarrow(table: str, action: str) -> None:
-    """Name the package that reads and writes tables, where it is missing.
-
-    Raises:
-        UsageProblem: it is.
-    """
+    """Refuse to read or write a table without pyarrow."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:

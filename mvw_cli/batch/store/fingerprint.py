@@ -70,15 +70,6 @@ class Fingerprint:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Fingerprint:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            TypeError: it is something else.
-        """
-        return cls(**{**content, "profile": dict(content["profile"])})
-
     def difference(self, other: Fingerprint) -> list[tuple[str, Any, Any]]:
         """List what differs: the key, the value here, the value there.
 
@@ -123,19 +114,16 @@ def fingerprint(resolved: Resolved, *, random_weights: bool) -> Fingerprint:
 def describe_difference(
     difference: list[tuple[str, Any, Any]], here: str = "before", there: str = "now"
 ) -> str:
-    """Write differences on one line, the first few of them.
-
-    Args:
-        here: where the one value comes from.
-        there: where the other does.
-    """
+    """Write differences on one line, the first few of them; `here`, `there`: of which values."""
 
     def text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    lines = [f"{key}: {text(one)} {here}, {text(two)} {there}" for key, one, two in difference]
-    more = len(lines) - _SHOWN
-    return "; ".join(lines[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    shown = difference[:_SHOWN]
+    lines = [f"{key}: {text(one)} {here}, {text(two)} {there}" for key, one, two in shown]
+    if len(difference) > _SHOWN:
+        lines.append(f"and {len(difference) - _SHOWN} more")
+    return "; ".join(lines)
 
 
 def folder_digest(folder: Path) -> str:
@@ -194,17 +182,15 @@ def read_sidecar(log: Path) -> Sidecar | None:
             WorkPart(None if shard is None else (shard[0], shard[1]), listed)
             for shard, listed in shards
         ]
-        return Sidecar(Fingerprint.from_dict(content["fingerprint"]), tuple(parts))
+        known = content["fingerprint"]
+        known["profile"] = dict(known["profile"])
+        return Sidecar(Fingerprint(**known), tuple(parts))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
 
 def write_sidecar(log: Path, sidecar: Sidecar) -> None:
-    """Write the file that goes with a log, whole or not at all.
-
-    Raises:
-        OSError: it can't be written.
-    """
+    """Write the file that goes with a log, whole or not at all."""
     content = {
         "schema_version": _SIDECAR_VERSION,
         "run": sidecar.fingerprint.short,
@@ -220,11 +206,10 @@ def mismatch(sidecar: Sidecar | None, runs: Set[str], fingerprint: Fingerprint) 
 
     Args:
         sidecar: of the records' log.
-        runs: short hashes that the records carry; without records there is nothing to contradict.
-        fingerprint: of the run.
+        runs: short hashes that the records carry.
     """
     if not runs:
-        return None
+        return None  # without records there is nothing to contradict
     known = fingerprint
     if sidecar is not None:
         known = sidecar.fingerprint

@@ -49,11 +49,7 @@ class JsonlFile:
     """An open file. `append` and `flush` may come from any thread."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """Open the file, or make it, as its only writer.
-
-        Args:
-            path: symbolic links resolved.
-            name: of the file, for messages.
+        """Open the file, or make it, as its only writer; messages call it `name`.
 
         Raises:
             UsageProblem: another process writes to it, or it can't be opened.
@@ -120,11 +116,7 @@ class JsonlFile:
         os.fsync(self.descriptor)
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
-        """Put these lines in the place of the content, all of them or none. The lock stays.
-
-        Raises:
-            OSError: they can't be written; the file is as it was.
-        """
+        """Put these lines in the place of the content, all of them or none. The lock stays."""
         draft = self.path.with_name(f".{self.path.name}.rewrite")
         new = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
@@ -158,11 +150,7 @@ class JsonlFile:
                 self.path.unlink()
 
     def close(self) -> None:
-        """Sync and let go of the file. A new file without a line is not left behind.
-
-        Raises:
-            CannotRecord: as `flush`.
-        """
+        """Sync and let go of the file. A new file without a line is not left behind."""
         if self.descriptor < 0:
             return
         self._closed = True

@@ -123,13 +123,11 @@ class LogReader:
 def repair(file: JsonlFile, read: LogReader) -> list[str]:
     """Take out of a log what is damaged; return what was done, one line each.
 
-    Damage in the middle goes to `<log>.damaged`, what is left of a last line goes away.
+    Damage in the middle goes to `<log>.damaged`, what is left of a last line goes away. On a full
+    disk the log is as it was.
 
     Args:
         read: has read the file to its end.
-
-    Raises:
-        OSError: the disk is full, or worse; the log is as it was.
     """
     told = []
     if read.junk:
@@ -367,11 +365,7 @@ class RecordLog:
         return self._fingerprint.short
 
     def settle(self, fingerprint: Fingerprint) -> None:
-        """Tell with what the model was really loaded; to be called before the first record.
-
-        Raises:
-            UsageProblem: the records in the log were made with something else.
-        """
+        """Tell with what the model was really loaded, before the first record is appended."""
         self._check(fingerprint)
         self._fingerprint = fingerprint
 
@@ -393,12 +387,7 @@ class RecordLog:
         return self._index.has_failed(item.id, item.question)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record, as `JsonlFile.append` does.
-
-        Raises:
-            DiskFull: no space is left. The record is not in the log, which ends with a whole one.
-            CannotRecord: anything else is wrong with the file; the same.
-        """
+        """Write a record, as `JsonlFile.append` does."""
         if record["run"] != self.run:
             raise ValueError(f"a record of run {record['run']} for a log of run {self.run}")
         what = f"the record of {record['id']}"
@@ -411,7 +400,7 @@ class RecordLog:
         self._index.add(record)
 
     def flush(self) -> None:
-        """Sync, as `JsonlFile.flush` does: what was appended outlives a power cut."""
+        """Sync: what was appended outlives a power cut."""
         self._file.flush()
 
     def close(self) -> None:

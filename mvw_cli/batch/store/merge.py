@@ -106,12 +106,8 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
     """Join logs, with the `.run.json` file that lets `mvw batch` go on with the result.
 
     The output may be one of them; its records then come first. Of records as good as each other,
-    the first counts. A table gets its log beside it, as with `mvw batch`.
-
-    Args:
-        names: of logs, or of tables that have their log beside them.
-        output: ends in .jsonl, .csv or .parquet.
-        overwrite: replace what is there and is none of the logs.
+    the first counts. A table stands for the log beside it, and gets one. What is there and is none
+    of the logs is replaced with `overwrite` only.
 
     Raises:
         UsageProblem: a log is missing or holds something else, the logs hold answers of different

@@ -48,9 +48,6 @@ class Output:
         """Bring a log that another machine has left at the address; return whether there was one.
 
         A log that is here is newer, and stays.
-
-        Raises:
-            MvwError: the address can't be looked up.
         """
         if self.address is None or self.log.exists():
             return False
@@ -96,14 +93,7 @@ def log_of(output: Path) -> Path:
 
 
 def check_name(name: str, command: str) -> None:
-    """Refuse an output whose name does not tell what it is.
-
-    Args:
-        command: that does the same with a name that does.
-
-    Raises:
-        UsageProblem: it ends in something else than .jsonl, .csv or .parquet.
-    """
+    """Refuse an output whose name does not tell what it is; in `command` it does."""
     suffix = "" if name.endswith("/") else Path(name).suffix
     if suffix.lower() not in (LOG, *TABLES):
         raise UsageProblem(
@@ -114,14 +104,7 @@ def check_name(name: str, command: str) -> None:
 
 
 def plan_output(given: str | None, default: str) -> Output:
-    """Work out the files from what the user asks for.
-
-    Args:
-        given: a path or an address that ends in .jsonl, .csv or .parquet; None takes the default.
-
-    Raises:
-        UsageProblem: it ends in something else.
-    """
+    """Work out the files from what the user asks for: a path or an address."""
     name = given or default
     folder, slash, last = name.rpartition("/")
     better = f"{folder}{slash}{default}"
@@ -193,14 +176,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def check_table(table: Path, help_command: str) -> None:
-    """Refuse a table that could not be written later.
-
-    Args:
-        help_command: what to type where nothing better can be told.
-
-    Raises:
-        UsageProblem: the path can't be written, or pyarrow is missing.
-    """
+    """Refuse a table that could not be written later."""
     check_writable(str(table), help_command)
     if _is_parquet(table):
         check_pyarrow(str(table), "write")
@@ -215,7 +191,6 @@ def export(log: Path, table: Path) -> int:
     Raises:
         UsageProblem: the log is missing or holds something else, or pyarrow is missing.
         CannotRecord: the table can't be written; the one that was there is as it was.
-        DiskFull: there is no room for it; the same.
     """
     if _is_parquet(table):
         check_pyarrow(str(table), "write")

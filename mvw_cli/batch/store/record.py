@@ -53,12 +53,7 @@ def success(
     remarks: Sequence[str],
     attempts: int,
 ) -> dict[str, Any]:
-    """Record an answer.
-
-    Args:
-        run: short hash of the fingerprint of the settings that gave it.
-        timings: any of `OWN_TIMINGS`.
-    """
+    """Record an answer; arguments as in `failure`."""
     known = asdict(completion)
     record = _blank(item, images, run, attempts, timings, known["timings"])
     record.update({key: known[key] for key in _OF_COMPLETION})
@@ -86,18 +81,15 @@ def failure(
 
     Args:
         images: those that could be read, the first ones of the item.
+        run: short hash of the fingerprint of the settings.
         timings: any of `OWN_TIMINGS`.
     """
     message, cause, hint = next(iter(str(error).splitlines()), ""), None, None
     if isinstance(error, MvwError):
         message, cause, hint = error.message, error.cause, error.hint
     record = _blank(item, images, run, attempts, timings, {})
-    record["error"] = {
-        "type": type(error).__name__,
-        "message": message,
-        "cause": cause,
-        "hint": hint,
-    }
+    kind = type(error).__name__
+    record["error"] = {"type": kind, "message": message, "cause": cause, "hint": hint}
     return record
 
 

@@ -57,11 +57,7 @@ class Launcher(Protocol):
     """Starts workers and carries messages. Workers are known by their numbers, from 0."""
 
     def open(self) -> list[str]:
-        """Get ready to start workers, and return their names, for notes.
-
-        Raises:
-            UsageProblem: there is no room for them.
-        """
+        """Get ready to start workers, and return their names; UsageProblem: there is no room."""
 
     def start(self, worker: int) -> None:
         """Start a worker, or start it again after its death."""
@@ -73,11 +69,7 @@ class Launcher(Protocol):
         """Return what has come, in order, deaths included; wait if there is nothing."""
 
     def stop(self, worker: int, *, for_good: bool = False) -> None:
-        """End a worker at once, if it lives; nothing more comes from it, not even its death.
-
-        Args:
-            for_good: it will not be started again.
-        """
+        """End a worker at once, if it lives; nothing more comes from it, not even its death."""
 
     def close(self) -> None:
         """End all of them, and leave nothing behind."""
@@ -134,23 +126,23 @@ class Queue:
             return None
         return self._deaths.pop(id, 0)
 
-    def take_back(self, worker: WorkerState) -> tuple[int, tuple[Item, int] | None]:
+    def take_back(self, worker: WorkerState) -> tuple[Item, int] | None:
         """Take back what a dead worker held.
 
         Returns:
-            How many items go to others, and the one that has killed it with the number of deaths,
-            if there is one; that one is done with.
+            The item that has killed it, with the number of deaths; it is done with. None: what it
+            held goes to others.
         """
         held = list(worker.held.values())
         worker.held.clear()
         for item in held:
             self._deaths[item.id] = self._deaths.get(item.id, 0) + 1
         if len(held) == 1 and self._deaths[held[0].id] >= SUSPECTED:
-            return 0, (held[0], self._deaths.pop(held[0].id))
+            return held[0], self._deaths.pop(held[0].id)
         for item in held:
             suspected = self._deaths[item.id] >= SUSPECTED
             (self._suspects if suspected else self._requeued).append(item)
-        return len(held), None
+        return None
 
     def _fetch(self) -> Item | None:
         if self.fault is None:
@@ -212,13 +204,7 @@ class Dispatcher:
         """
         try:
             # In a thread, since the iterator may read files to find out what is done already.
-            with Reader(
-                items,
-                _fetched,
-                threads=1,
-                ahead=_QUEUED,
-                name="mvw-feeder",
-            ) as feed:
+            with Reader(items, _fetched, threads=1, ahead=_QUEUED, name="mvw-feeder") as feed:
                 queue = Queue(feed)
                 yield from self._serve(queue, run, draining)
                 if queue.fault is not None:
@@ -299,10 +285,10 @@ class Dispatcher:
             case Ended():
                 self._rest(worker, "idle")
             case Exited(reason):
-                requeued, culprit = queue.take_back(worker)
-                if culprit is not None:
+                requeued = len(worker.held)
+                if culprit := queue.take_back(worker):
                     item, deaths = culprit
-                    worker.failures = -1  # now it is known why
+                    requeued, worker.failures = 0, -1  # now it is known why
                     error = _killed(deaths, reason)
                     yield failure(item, [], error, run=run, attempts=deaths, timings={})
                 self._on_exit(number, reason, requeued)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
 from mvw_cli.batch.items import Item
-from mvw_cli.batch.serve.capacity import Limits, Load, choose_limits, slot_bytes
+from mvw_cli.batch.serve.capacity import Limits, choose_limits, slot_bytes
 from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready
 from mvw_cli.batch.serve.server import Record, Server, State
 from mvw_cli.cost.shape import shape_of
@@ -27,29 +27,27 @@ from mvw_cli.machine.facts import free_memory
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.session import Session, open_session
 
+# What the dispatcher and its workers send each other, whole and in order, by pipe or by Ray.
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+
+class Begin(NamedTuple):
     """Serve the items that follow."""
 
     run: str
     """Short hash of the fingerprint, for the records."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(NamedTuple):
     """One item, to a worker that has requested one."""
 
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """There are no more items."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(NamedTuple):
     """Finish what decodes, begin nothing more."""
 
 
@@ -57,49 +55,42 @@ Order = Begin | Assign | End | Drain
 """To a worker."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """The model is loaded."""
 
     revision: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestItems:
+class RequestItems(NamedTuple):
     """There is room for so many more items."""
 
-    count: int
+    room: int
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """What came of one item."""
 
     record: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """How things stand since `Begin`; notes are only in one of these."""
 
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """After `End` or `Drain`: nothing is held any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(NamedTuple):
     """An error that another try would meet again; the worker does nothing more."""
 
     error: Exception
     loading: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(NamedTuple):
     """The worker is no more, or of no more use; what it held has to be done by another."""
 
     reason: str
@@ -200,15 +191,15 @@ class Worker:
             return replace(self._limits, reason="")  # it has been told
         job, session = self._job, self.session
         model, request = session.loaded.model, first.value.request
-        load = Load(
-            text_tokens=request.text_tokens,
-            vision_tokens=request.layout.vision_tokens,
-            new_tokens=request.settings.max_new_tokens,
-            withdrawn_after=session.policy.withdrawal_step(),
-        )
         try:
-            shape = shape_of(session.adapter, model.config)
-            each = slot_bytes(shape, load, str(model.dtype).removeprefix("torch."))
+            each = slot_bytes(
+                shape_of(session.adapter, model.config),
+                str(model.dtype).removeprefix("torch."),
+                text_tokens=request.text_tokens,
+                vision_tokens=request.layout.vision_tokens,
+                new_tokens=request.settings.max_new_tokens,
+                withdrawn_after=session.policy.withdrawal_step(),
+            )
         except Exception:  # of adapters by others, which need not tell it
             each = None
         free = free_memory(str(model.device)) if job.kv_bytes is None else None

@@ -14,7 +14,6 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.serve.capacity import (
     MAX_SLOTS,
     Limits,
-    Load,
     choose_limits,
     slot_bytes,
     survey,
@@ -34,7 +33,7 @@ def shape(*layers: CacheLayer) -> Shape:
     return Shape(Weights(0, 0, 0, 0, 0, 0, 0, 1, 1), layers, "bfloat16")
 
 
-LOAD = Load(text_tokens=40, vision_tokens=1000, new_tokens=500, withdrawn_after=16)
+LOAD = {"text_tokens": 40, "vision_tokens": 1000, "new_tokens": 500}
 GQA = [CacheLayer(2 * 4 * 128)] * 28
 """28 layers, 4 key-value heads of 128, as Qwen2.5-VL-7B: keys and values."""
 MLA = [CacheLayer(512 + 64)] * 27
@@ -56,15 +55,15 @@ SLIDING = [CacheLayer(10), CacheLayer(10, window=101)]
     ],
 )
 def test_bytes_of_a_slot(layers: list[CacheLayer], dtype: str, before: int, after: int) -> None:
-    assert slot_bytes(shape(*layers), LOAD, dtype) == (before, after)
+    assert slot_bytes(shape(*layers), dtype, **LOAD, withdrawn_after=16) == (before, after)
 
 
 @pytest.mark.parametrize(("after", "seen"), [(None, 500), (9000, 500), (1, 1)])
 def test_vision_is_there_until_it_is_withdrawn_or_the_answer_ends(
     after: int | None, seen: int
 ) -> None:
-    load = Load(40, 1000, 500, after)
-    assert slot_bytes(shape(CacheLayer(1)), load, "float16")[0] == 2 * (1040 + seen)
+    found = slot_bytes(shape(CacheLayer(1)), "float16", **LOAD, withdrawn_after=after)
+    assert found[0] == 2 * (1040 + seen)
 
 
 def most_for(kind: str) -> str:

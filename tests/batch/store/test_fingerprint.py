@@ -79,7 +79,7 @@ def test_the_loaded_revision_counts_once_it_is_known() -> None:
 
 def test_it_comes_back_from_json() -> None:
     one = of(model="org/name", generation__stop=["a", "b"]).with_revision("c0ffee")
-    again = Fingerprint.from_dict(json.loads(json.dumps(one.to_dict())))
+    again = Fingerprint(**json.loads(json.dumps(one.to_dict())))
     assert again == one
     assert again.short == one.short
 

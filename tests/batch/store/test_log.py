@@ -77,7 +77,7 @@ def test_records_are_whole_lines_at_once(path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.run.json"]
     sidecar = json.loads(path.with_name("results.jsonl.run.json").read_text())
     assert (sidecar["schema_version"], sidecar["run"]) == (1, RUN)
-    assert Fingerprint.from_dict(sidecar["fingerprint"]) == fingerprint()
+    assert Fingerprint(**sidecar["fingerprint"]) == fingerprint()
 
 
 def test_failures_count_as_done_until_they_are_retried(path: Path) -> None:

@@ -90,7 +90,7 @@ def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> 
         new = [report for report in reports[before:] if not isinstance(report, Loaded)]
         assert [r.record["id"] for r in new if isinstance(r, Done)] == ["a", "b"]
         assert {r.record["run"] for r in new if isinstance(r, Done)} == {run}
-        assert sum(r.count for r in new if isinstance(r, RequestItems)) == QUEUED + 2
+        assert sum(r.room for r in new if isinstance(r, RequestItems)) == QUEUED + 2
         (status,) = (r for r in new if isinstance(r, Status))
         assert status.state.generated_tokens == 6
         assert list(status.state.notes) == ["a", "b"]
