@@ -262,11 +262,6 @@ def _memory(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
         parts.append(table_of(_KV, cell.arms, f"KV cache. {caption(cell)}"))
-        parts += [
-            Sentence(_disagreement(arm), "warning")
-            for arm in cell.arms
-            if _by_formula(arm.memory) == "differs"
-        ]
         parts.append(table_of(_PEAKS, cell.arms, f"Peaks. {caption(cell)}"))
     if parts:
         parts.append(note("memory"))
@@ -297,19 +292,6 @@ def _by_formula(memory: Memory) -> str:
     if not known:
         return MISSING
     return "agrees" if all(known) else "differs"
-
-
-def _disagreement(arm: Arm) -> str:
-    held = arm.memory
-    before, after = (
-        written(amount, count)
-        for amount in (held.kv_formula_bytes_before, held.kv_formula_bytes_after)
-    )
-    return (
-        f"{arm.name}: the cache took {held.kv_bytes_before:,} bytes before and "
-        f"{held.kv_bytes_after:,} after; by the model's configuration it takes {before} and "
-        f"{after}. The bound rests on the configuration, so it does not hold either."
-    )
 
 
 # -- bounds -----------------------------------------------------------------------------------

@@ -105,9 +105,7 @@ def test_memory_says_whether_the_formula_agrees(full: ProfileReport) -> None:
     assert "  agrees  " in row(told(full), "m=16", "16")
     other = replace(arm.memory, kv_formula_bytes_after=arm.memory.kv_bytes_after + 1)
     cell = replace(full.cells[0], arms=[replace(arm, memory=other)])
-    plain = told(replace(full, cells=[cell]))
-    assert "  differs  " in row(plain, "m=16", "16")
-    assert f"{arm.memory.kv_bytes_after + 1:,}" in plain
+    assert "  differs  " in row(told(replace(full, cells=[cell])), "m=16", "16")
     unknown = replace(arm.memory, kv_formula_bytes_before=None, kv_formula_bytes_after=None)
     cell = replace(full.cells[0], arms=[replace(arm, memory=unknown)])
     assert "agrees" not in told(replace(full, cells=[cell]))

@@ -52,36 +52,18 @@ def fast(bandwidth: float = 1000.0, flops: float = 1000.0) -> Device:
 
 
 def test_a_plan_without_a_device() -> None:
+    weights = (
+        "The weights are 97 % of what a decode step moves at batch 1: expect withdrawal after "
+    )
+    bound = "to make the decode at most 1.03 × as fast; at batch 32 at most 1.40 ×."
     assert plan_verdicts(plan()) == [
-        "The weights are 97 % of what a decode step moves at batch 1: expect withdrawal after 16 "
-        "tokens to make the decode at most 1.03 × as fast; at batch 32 at most 1.40 ×.",
+        f"{weights}16 tokens {bound}",
         "With 1,000 vision tokens a step can become 10 % faster at batch 9, at no smaller one. "
         "It would take 22,000 at batch 1.",
     ]
-
-
-def test_a_plan_counts_its_moment() -> None:
-    assert "withdrawal after 1 token to make" in plan_verdicts(plan(withdrawn_after=1))[0]
-
-
-def test_a_plan_names_its_smallest_batch_first() -> None:
-    said = plan_verdicts(plan(batches=[at(32, 1.4, kv=900), at(1, 1.03)]))[0]
-    assert said.startswith("The weights are 97 % of what a decode step moves at batch 1:")
-    assert said.endswith("; at batch 32 at most 1.40 ×.")
-
-
-def test_a_plan_without_vision() -> None:
-    assert plan_verdicts(plan(vision_tokens=0)) == [
-        "There are no vision tokens to withdraw: nothing can become faster."
-    ]
-
-
-def test_weights_that_are_left_out() -> None:
-    bound = replace(at(1, 1.3), after=step(weights=776))
-    assert plan_verdicts(plan(batches=[bound]))[1] == (
-        "Withdrawal leaves out 20 % of the weights too: cross-attention layers have nothing left "
-        "to read."
-    )
+    assert plan_verdicts(plan(withdrawn_after=1))[0] == f"{weights}1 token {bound}"
+    turned = plan(batches=[at(32, 1.4, kv=900), at(1, 1.03)])
+    assert plan_verdicts(turned) == plan_verdicts(plan())
 
 
 @pytest.mark.parametrize(
@@ -101,42 +83,50 @@ def test_from_where_it_matters(batch: int | None, needed: dict[int, int | None],
     assert plan_verdicts(made)[1] == f"With 1,000 vision tokens {said}"
 
 
-def test_arithmetic_is_named_where_it_limits() -> None:
-    batches = [at(1, 1.03, flops=999.0), at(32, 1.0, flops=1001.0)]
-    found = plan_verdicts(plan(device=fast(), batches=batches))
-    assert found[2] == (
-        "At batch 32 arithmetic limits a step on toy, not what it moves: a smaller cache counts "
-        "for less there."
+BATCHES = [at(1, 1.03, flops=999.0), at(32, 1.0, flops=1001.0)]
+ONE_SECOND = [at(1, 1.03, seconds=0.01)]  # 100 steps
+CLOCKED = {"device": fast(1e9, 1e9), "prefill_s": 4.0, "batches": ONE_SECOND}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vision_tokens": 0},
+         "There are no vision tokens to withdraw: nothing can become faster."),
+        ({"device": fast(), "batches": BATCHES}, "At batch 32 arithmetic limits a step on toy, not "
+         "what it moves: a smaller cache counts for less there."),
+        ({"largest_batch_before": 14, "largest_batch_after": 1200}, "Beside the weights there is "
+         "room for the caches of 14 sequences with their vision, of 1,200 without."),
+        ({"largest_batch_before": 0, "largest_batch_after": 0},
+         "Beside the weights there is no room for the cache of one sequence."),
+        ({"device": replace(fast(), memory_bytes=512), "largest_batch_before": 0,
+          "largest_batch_after": 0}, "The weights take 1000 B, more than the 512 B of toy."),
+        (CLOCKED, "By these bounds the prefill is 80 % of a request at batch 1: withdrawal can't "
+         "help there, fewer vision tokens from the start can."),
+    ],
+)  # fmt: skip
+def test_what_else_a_plan_says(changes: dict[str, Any], said: str) -> None:
+    assert plan_verdicts(plan(**changes))[-1] == said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": fast(), "batches": BATCHES[:1]},
+        {**CLOCKED, "prefill_s": 0.9},
+        {**CLOCKED, "batches": [at(8, 1.0, seconds=0.01)]},
+    ],
+)
+def test_what_is_not_so_is_not_said(changes: dict[str, Any]) -> None:
+    assert len(plan_verdicts(plan(**changes))) == 2
+
+
+def test_weights_that_are_left_out() -> None:
+    bound = replace(at(1, 1.3), after=step(weights=776))
+    assert plan_verdicts(plan(batches=[bound]))[1] == (
+        "Withdrawal leaves out 20 % of the weights too: cross-attention layers have nothing left "
+        "to read."
     )
-    assert len(plan_verdicts(plan(device=fast(), batches=batches[:1]))) == 2
-
-
-def test_what_fits() -> None:
-    fits = plan_verdicts(plan(largest_batch_before=14, largest_batch_after=1200))
-    assert fits[-1] == (
-        "Beside the weights there is room for the caches of 14 sequences with their vision, of "
-        "1,200 without."
-    )
-    nothing = plan_verdicts(plan(largest_batch_before=0, largest_batch_after=0))
-    assert nothing[-1] == "Beside the weights there is no room for the cache of one sequence."
-
-
-def test_weights_that_do_not_fit() -> None:
-    small = replace(fast(), memory_bytes=512)
-    made = plan(device=small, largest_batch_before=0, largest_batch_after=0)
-    assert plan_verdicts(made)[-1] == "The weights take 1000 B, more than the 512 B of toy."
-
-
-def test_a_planned_prefill_is_named_from_one_half_on() -> None:
-    batches = [at(1, 1.03, seconds=0.01)]  # 100 steps: 1 s
-    device = fast(1e9, 1e9)
-    long = plan(device=device, prefill_s=4.0, batches=batches)
-    assert plan_verdicts(long)[-1] == (
-        "By these bounds the prefill is 80 % of a request at batch 1: withdrawal can't help there, "
-        "fewer vision tokens from the start can."
-    )
-    assert len(plan_verdicts(replace(long, prefill_s=0.9))) == 2
-    assert len(plan_verdicts(replace(long, batches=[at(8, 1.0, seconds=0.01)]))) == 2
 
 
 # -- measured -------------------------------------------------------------------------------
@@ -177,12 +167,49 @@ def tokens(count: float) -> Any:
     return summarise([count] * 3)
 
 
-def test_nothing_measured_nothing_said() -> None:
-    assert verdicts(replace(measured(), cells=[])) == []
+def prefill(ms: float | None) -> dict[str, Any]:
+    phases = measured().cells[0].arms[0].phases
+    return {"phases": replace(phases, prefill_ms=None if ms is None else summarise([ms]))}
 
 
-def test_figures_that_show_nothing_say_nothing() -> None:
-    assert verdicts(measured()) == []
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [
+        (prefill(8000.0), "The prefill is 80 % of your request at batch 1: withdrawal can't help "
+                          "there, fewer vision tokens from the start can."),
+        (prefill(4900.0), None),
+        (prefill(None), None),
+        ({"bound": bounded(1.2, seconds=0.0022)},
+         "Bytes and arithmetic account for 22 % of a step's time at batch 1: the rest is launches, "
+         "the host's work or kernels below the device's rates, and withdrawal does not shorten "
+         "it."),
+        ({"bound": bounded(1.2, seconds=0.0051)}, None),
+        ({"bound": bounded(1.2)}, None),
+        ({"bound": None}, None),
+        ({"bound": bounded(1.2, seconds=0.02)},
+         "A step at batch 1 takes 50 % of the time that its bytes and arithmetic need at the "
+         "device's rates: suspect these rates, or caches that hold it all."),
+        ({"bound": bounded(1.2, seconds=0.0108)}, None),
+    ],
+)  # fmt: skip
+def test_where_the_time_of_the_baseline_goes(baseline: dict[str, Any], said: str | None) -> None:
+    assert verdicts(measured(baseline=baseline)) == ([] if said is None else [said])
+
+
+SHORTER = {"generated_tokens": tokens(119), "ratios": {"answer": FASTER}}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        replace(measured(), cells=[]),
+        measured(),
+        measured(name="no image", ratios={"tokens_per_s": FASTER}),  # the control is not judged
+        measured({"generated_tokens": tokens(120)}, "natural", **SHORTER),  # about as long
+    ],
+)
+def test_figures_that_show_nothing_say_nothing(report: ProfileReport) -> None:
+    assert verdicts(report) == []
 
 
 @pytest.mark.parametrize(
@@ -216,6 +243,11 @@ def test_more_than_the_bound_allows() -> None:
     assert "exceeds" not in verdicts(measured(ratios=ratios, bound=bounded(1.11)))[0]
 
 
+def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
+    natural = measured(mode="natural", ratios={"tokens_per_s": FASTER}, bound=bounded(1.0))
+    assert verdicts(natural) == ["m=16 at batch 1 decodes faster: 1.20 × [1.10, 1.30]."]
+
+
 def test_fewer_than_six_pairs_claim_nothing() -> None:
     """Neither a difference, nor that a bound is exceeded, however far their figures lie apart."""
     few, first = Ratio(3.0, (2.9, 3.1), 5), prefill_bounded(0.4, 2.5)
@@ -231,11 +263,6 @@ def test_fewer_than_six_pairs_claim_nothing() -> None:
     said = verdicts(replace(of(THINNER, bound=first, ratios={"tokens_per_s": six, "ttft": six}),
                             profiler_cost=six))  # fmt: skip
     assert all("exceeds the bound" in sentence for sentence in said[:2]) and len(said) == 3
-
-
-def test_at_natural_length_no_bound_is_held_against_the_speed() -> None:
-    natural = measured(mode="natural", ratios={"tokens_per_s": FASTER}, bound=bounded(1.0))
-    assert verdicts(natural) == ["m=16 at batch 1 decodes faster: 1.20 × [1.10, 1.30]."]
 
 
 @pytest.mark.parametrize(
@@ -266,26 +293,12 @@ def test_length_is_told_from_speed(count: int, answer: Ratio, speed: Ratio, said
     assert len(verdicts(replace(made, workload=replace(made.workload, mode="fixed")))) == 1
 
 
-def test_answers_of_about_the_same_length_are_not_called_shorter() -> None:
-    made = measured(
-        baseline={"generated_tokens": tokens(120)},
-        mode="natural",
-        generated_tokens=tokens(119),
-        ratios={"answer": FASTER},
-    )
-    assert verdicts(made) == []
-
-
 def test_an_arm_that_never_withdrew() -> None:
     made = measured(withdrawn_after=None, ratios={"tokens_per_s": FASTER}, name="at </CAPTION>")
     assert verdicts(made) == [
         "at </CAPTION> at batch 1 withdrew nothing from its first item: nothing is concluded from "
         "it."
     ]
-
-
-def test_the_control_without_an_image_is_not_judged() -> None:
-    assert verdicts(measured(name="no image", ratios={"tokens_per_s": FASTER})) == []
 
 
 def test_an_arm_without_a_baseline_is_not_judged() -> None:
@@ -314,26 +327,6 @@ def test_a_cache_that_is_not_as_counted(field: str, when: str) -> None:
     ]
 
 
-def test_a_prefill_that_is_most_of_the_request() -> None:
-    phases = replace(measured().cells[0].arms[0].phases, prefill_ms=summarise([8000.0]))
-    assert verdicts(measured(baseline={"phases": phases})) == [
-        "The prefill is 80 % of your request at batch 1: withdrawal can't help there, fewer vision "
-        "tokens from the start can."
-    ]
-    for quiet in (summarise([4900.0]), None):
-        phases = replace(phases, prefill_ms=quiet)
-        assert verdicts(measured(baseline={"phases": phases})) == []
-
-
-def test_time_that_neither_bytes_nor_arithmetic_explain() -> None:
-    assert verdicts(measured(baseline={"bound": bounded(1.2, seconds=0.0022)})) == [
-        "Bytes and arithmetic account for 22 % of a step's time at batch 1: the rest is launches, "
-        "the host's work or kernels below the device's rates, and withdrawal does not shorten it."
-    ]
-    for quiet in (bounded(1.2, seconds=0.0051), bounded(1.2), None):
-        assert verdicts(measured(baseline={"bound": quiet})) == []
-
-
 def test_a_device_that_waits_for_the_host() -> None:
     made = measured(baseline={"bound": bounded(1.2, seconds=0.002)})
     idle = replace(made.cells[0], device_busy=0.22)
@@ -344,14 +337,6 @@ def test_a_device_that_waits_for_the_host() -> None:
     busy = replace(made.cells[0], device_busy=0.51)
     [sentence] = verdicts(replace(made, cells=[busy]))
     assert sentence.startswith("Bytes and arithmetic account for 20 %")
-
-
-def test_a_step_faster_than_the_device() -> None:
-    assert verdicts(measured(baseline={"bound": bounded(1.2, seconds=0.02)})) == [
-        "A step at batch 1 takes 50 % of the time that its bytes and arithmetic need at the "
-        "device's rates: suspect these rates, or caches that hold it all."
-    ]
-    assert verdicts(measured(baseline={"bound": bounded(1.2, seconds=0.0108)})) == []
 
 
 def test_marks_that_cost_too_much() -> None:
@@ -369,15 +354,6 @@ def test_every_batch_has_its_own_sentences() -> None:
     said = verdicts(replace(one, cells=cells))
     assert [" at batch 1: " in said[0], " at batch 8: " in said[1]] == [True, True]
     assert len(said) == 2
-
-
-def test_a_whole_report_is_judged_without_contradiction() -> None:
-    full = report(batches=(1, 8))
-    said = verdicts(full)
-    assert len(said) == len(set(said))
-    for arm in ("m=16", "m=64"):
-        for batch in (1, 8):
-            assert any(f"{arm} at batch {batch}" in sentence for sentence in said)
 
 
 # -- arms that act in the prefill, only look away, or look back -------------------------------
