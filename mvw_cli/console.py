@@ -33,15 +33,6 @@ class Settings:
 settings = Settings()
 
 
-def configure(
-    *, quiet: bool | None = None, no_color: bool | None = None, debug: bool | None = None
-) -> None:
-    """Turn global options on; an option that is not given leaves things as they are."""
-    settings.quiet = settings.quiet or bool(quiet)
-    settings.no_color = settings.no_color or bool(no_color)
-    settings.debug = settings.debug or bool(debug)
-
-
 def reset() -> None:
     """Go back to what the environment says, as at the start of a process."""
     settings.quiet = settings.no_color = False
@@ -98,11 +89,14 @@ def write_json(document: Any) -> None:
     write(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def deliver(text: str, path: str | None) -> None:
-    """Write a result to its destination; what a file does not take goes to stdout instead.
+def deliver(text: str, path: str | None, *, or_print: bool = True) -> None:
+    """Write a result to its destination.
+
+    Args:
+        or_print: whether what a file does not take goes to stdout instead.
 
     Raises:
-        MvwError: the file could not be written; the result is on stdout.
+        MvwError: the file could not be written.
     """
     from mvw_cli.files import replacing  # not on the way to every command's help
 
@@ -113,10 +107,12 @@ def deliver(text: str, path: str | None) -> None:
         with replacing(Path(os.path.realpath(path))) as file:
             file.write((text + "\n" if text else "").encode(errors="backslashreplace"))
     except OSError as error:
-        _to_stdout(text)
+        if or_print:
+            _to_stdout(text)
+        instead = "the result was printed instead" if or_print else "the answer was delivered"
         raise MvwError(
             f"Cannot write {path}",
-            cause=f"{error.strerror or error}; the result was printed instead",
+            cause=f"{error.strerror or error}; {instead}",
             hint=f"df -h {shlex.quote(os.path.dirname(os.path.realpath(path)))}",
         ) from None
 
@@ -142,10 +138,10 @@ def _to_stdout(text: str) -> None:
         ) from None
 
 
-def note(text: str, *, style: str = "") -> None:
+def note(text: str) -> None:
     """Write one line to stderr, unless -q is given."""
     if not settings.quiet:
-        _line(text, style)
+        _line(text, "")
 
 
 def warn(text: str) -> None:

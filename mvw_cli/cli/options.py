@@ -30,7 +30,7 @@ json_option = click.option(
 
 def _configure(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and parameter.name:
-        console.configure(**{parameter.name: True})
+        setattr(console.settings, parameter.name, True)
 
 
 def common_options(command: CommandT) -> CommandT:

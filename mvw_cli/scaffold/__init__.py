@@ -12,7 +12,6 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from pathlib import Path
 from string import Template
 
 from mvw_cli import __version__
+from mvw_cli.environment import installed_version
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.plugins import load_plugins
 
@@ -57,11 +57,12 @@ def check_name(name: str) -> Names:
         UsageProblem: it is malformed, or an adapter or an installed package has it.
     """
     if not _NAME.fullmatch(name):
+        nearest = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789").rstrip("-")
         raise UsageProblem(
             f"`{name}` can't be the name of an adapter",
             cause="a name has lower-case letters, digits and single dashes, and begins with a "
             "letter",
-            hint=f"mvw new-adapter {_mended(name)}",
+            hint=f"mvw new-adapter {nearest or 'my-model'}",
         )
     names = Names(name)
     cause = _taken(names)
@@ -78,21 +79,12 @@ def _taken(names: Names) -> str | None:
         if entry.info.name == names.adapter:
             plugin = entry.plugin
             return f"{plugin.distribution} {plugin.version} brings an adapter `{names.adapter}`"
-    try:
-        version = distribution(names.distribution).version
-    except PackageNotFoundError:
-        pass
-    else:
+    version = installed_version(names.distribution)
+    if version is not None:
         return f"{names.distribution} {version} is installed"
     if find_spec(names.module) is not None:
         return f"a Python package `{names.module}` is installed"
     return None
-
-
-def _mended(name: str) -> str:
-    """Find the valid name that is nearest."""
-    words = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    return words.lstrip("-0123456789").rstrip("-") or "my-model"
 
 
 def render(names: Names) -> dict[str, str]:
@@ -127,34 +119,28 @@ def write(names: Names, into: Path) -> Path:
         MvwError: the folder can't be made or written.
     """
     folder = into / names.distribution
-    if os.path.lexists(into) and not into.is_dir():
-        raise _there(into, "it is no folder", names, f"{into}-adapters")
+    is_there = folder if into.is_dir() else into
+    if os.path.lexists(is_there):
+        elsewhere = into / "new" if into.is_dir() else f"{into}-adapters"
+        raise UsageProblem(
+            f"{is_there} exists already",
+            cause="nothing is overwritten" if into.is_dir() else "it is no folder",
+            hint=shlex.join(["mvw", "new-adapter", names.adapter, "--into", str(elsewhere)]),
+        )
     try:
-        into.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except FileExistsError:
-        raise _there(folder, "nothing is overwritten", names, str(into / "new")) from None
+        folder.mkdir(parents=True)
+        try:
+            for path, text in render(names).items():
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8", newline="\n")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except OSError as error:
-        raise _unwritable(folder, error) from None
-    try:
-        for path, text in render(names).items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8", newline="\n")
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise _unwritable(folder, error) from None
-        raise
+        raise MvwError(
+            f"{folder} can't be written",
+            cause=error.strerror or str(error),
+            hint=f"ls -ld {shlex.quote(str(into))}",
+        ) from None
     return folder
-
-
-def _there(path: Path, cause: str, names: Names, elsewhere: str) -> UsageProblem:
-    again = shlex.join(["mvw", "new-adapter", names.adapter, "--into", elsewhere])
-    return UsageProblem(f"{path} exists already", cause=cause, hint=again)
-
-
-def _unwritable(folder: Path, error: OSError) -> MvwError:
-    where = shlex.quote(str(folder.parent))
-    cause = error.strerror or str(error)
-    return MvwError(f"{folder} can't be written", cause=cause, hint=f"ls -ld {where}")

@@ -111,7 +111,7 @@ def test_a_plain_table_is_aligned_and_whole(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_quiet_keeps_errors_and_drops_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
-    console.configure(quiet=True)
+    console.settings.quiet = True
     console.note("a remark")
     console.warn("a warning")
     console.err().print("progress")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from mvw_cli.adapter import Answer
 from mvw_cli.cli.infer.view import restored_line, withdrawal_line
 from mvw_cli.engine.types import Event, Prefilled, Request, Restored, Token, Withdrawn
 from mvw_cli.environment import describe_environment
-from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.errors import UsageProblem
 from mvw_cli.explain.document import Explained, Mark, Picture
 from mvw_cli.explain.page import page
 from mvw_cli.explain.record import Record, recorded
-from mvw_cli.files import check_writable, replacing
+from mvw_cli.files import check_writable
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.profiles.resolution import Resolved
 from mvw_cli.session import Session
@@ -82,24 +80,6 @@ def page_of(
             environment=asdict(describe_environment(facts["device"])),
         )
     )
-
-
-def write_page(written: str, path: str) -> None:
-    """Write the page; the answer has been delivered by then.
-
-    Raises:
-        MvwError: the file could not be written.
-    """
-    target = Path(os.path.realpath(path))
-    try:
-        with replacing(target) as file:
-            file.write((written + "\n").encode(errors="backslashreplace"))
-    except OSError as error:
-        raise MvwError(
-            f"Cannot write {path}",
-            cause=f"{error.strerror or error}; the answer was delivered",
-            hint=f"df -h {shlex.quote(str(target.parent))}",
-        ) from None
 
 
 def _mark(event: Event) -> Mark | None:

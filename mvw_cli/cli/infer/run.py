@@ -6,19 +6,21 @@ What can be wrong cheaply is found out before the model is loaded.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mvw_cli.cli.infer.view import View
 from mvw_cli.cli.process import exit_on_interrupt, mute_libraries
 from mvw_cli.cli.stderr_view import loading_progress
 from mvw_cli.console import deliver
 from mvw_cli.engine.types import Completion, summarise
+from mvw_cli.environment import describe_environment
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable
 from mvw_cli.profiles.store import DEFAULT
@@ -26,6 +28,9 @@ from mvw_cli.profiles.store import DEFAULT
 if TYPE_CHECKING:
     from mvw_cli.adapter import Answer
     from mvw_cli.images.reading import ImageFile
+
+SCHEMA_VERSION = 1
+"""Of the JSON document, whose keys carry their units and are a promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,7 @@ def run(task: Task) -> None:
             view.loaded()
     deliver(result, task.output)
     if task.explain is not None:
-        from mvw_cli.cli.infer.explain import write_page
-
-        write_page(page, task.explain)
+        deliver(page, task.explain, or_print=False)
         view.note(f"wrote {task.explain}")
 
 
@@ -148,19 +151,46 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         page = page_of(task.question, resolved, images, session, request, record, events, answer)
     if not task.as_json:
         return answer.answer, page
-    from mvw_cli.cli.infer.document import document
+    model = session.facts()
+    total_ms = phases.ms.pop("total_ms")
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "question": task.question,
+        "images": [_image(image) for image in images],
+        "answer": answer.answer,
+        "reasoning": answer.reasoning,
+        "stages": dict(answer.stages),
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "vision_tokens": completion.vision_tokens,
+        "generated_tokens": completion.generated_tokens,
+        "withdrawal": None if completion.withdrawal is None else asdict(completion.withdrawal),
+        "vision": asdict(completion.vision),
+        "timings": {**phases.ms, **asdict(completion.timings), "total_ms": total_ms},
+        "memory": {
+            "kv_bytes_prefill": completion.kv_bytes_prefill,
+            "kv_bytes_end": completion.kv_bytes_end,
+            "kv_allocated_bytes_end": completion.kv_allocated_bytes_end,
+        },
+        "remarks": remarks,
+        "model": model,
+        "profile": resolved.to_dict(),
+        "environment": asdict(describe_environment(model["device"])),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False), page
 
-    found = document(
-        question=task.question,
-        images=images,
-        answer=answer,
-        completion=completion,
-        remarks=remarks,
-        phases_ms=phases.ms,
-        model=session.facts(),
-        profile=resolved.to_dict(),
-    )
-    return found, page
+
+def _image(file: ImageFile) -> dict[str, Any]:
+    return {
+        # A file name that is not UTF-8 must not make the document invalid.
+        "path": os.fsencode(file.path).decode(errors="replace"),
+        "sha256": file.sha256,
+        "width_px": file.size[0],
+        "height_px": file.size[1],
+        "original_width_px": file.original_size[0],
+        "original_height_px": file.original_size[1],
+    }
 
 
 def _check(task: Task) -> None:

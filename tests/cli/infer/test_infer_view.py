@@ -84,7 +84,7 @@ def test_hidden(terminal: Shown) -> None:
 
 
 def test_quiet(terminal: Shown) -> None:
-    console.configure(quiet=True)
+    console.settings.quiet = True
     view = View(show_text=True)
     view.loading("a")
     play(view, "one", " two")
