@@ -61,13 +61,10 @@ def _other_image(hint: str) -> str:
 
 def _command(arguments: Sequence[str], root: click.Group) -> click.Command | None:
     """Find the command that these words call; options before its name take no values."""
-    command: click.Command = root
+    command: click.Command | None = root
     for word in arguments:
         if isinstance(command, click.Group) and not word.startswith("-"):
-            found = command.get_command(click.Context(command), word)
-            if found is None:
-                return None
-            command = found
+            command = command.get_command(click.Context(command), word)
     return None if isinstance(command, click.Group) else command
 
 

@@ -127,19 +127,14 @@ def _problem(merged: Merged, output: str) -> MvwError:
 
     from mvw_cli.errors import ExitCode, MvwError
 
-    command = ["mvw", "batch", "FOLDER", "QUESTION", "-o", output]
+    what, cause = f"{plural(merged.failed, 'item')} failed", "their records say why, under `error`"
     if merged.gaps:
-        causes = [_cause(gap) for gap in merged.gaps[:_TOLD]]
+        what, cause = "Records are missing", "; ".join(map(_cause, merged.gaps[:_TOLD]))
         if len(merged.gaps) > _TOLD:
-            causes.append(f"and {len(merged.gaps) - _TOLD:,} more")
-        what, cause = "Records are missing", "; ".join(causes)
-    else:
-        what, cause = (
-            f"{plural(merged.failed, 'item')} failed",
-            "their records say why, under `error`",
-        )
-        command.append("--retry-failed")
-    error = MvwError(what, cause=cause, hint=shlex.join(command))
+            cause += f"; and {len(merged.gaps) - _TOLD:,} more"
+    retry = [] if merged.gaps else ["--retry-failed"]
+    hint = shlex.join(["mvw", "batch", "FOLDER", "QUESTION", "-o", output, *retry])
+    error = MvwError(what, cause=cause, hint=hint)
     error.exit_code = ExitCode.ITEMS_FAILED
     return error
 

@@ -345,12 +345,6 @@ def unknown_key(origin: Origin, key: str, known: Iterable[str]) -> UsageProblem:
     return UsageProblem(f"{origin}: unknown key `{key}`", cause=cause, hint=SCHEMA_HINT)
 
 
-def dotted(path: KeyPath) -> str:
-    """Write a path as people do: `generation.stop[0]`."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
-
-
 def _place(values: Any, location: KeyPath) -> KeyPath:
     """Leave out of pydantic's location what names an alternative of a type."""
     path: list[str | int] = []
@@ -371,33 +365,26 @@ def _problem(
     path: KeyPath,
     describe: Mapping[str, FieldInfo],
 ) -> UsageProblem:
-    key, detail = dotted(path), details[0]
+    """Word what is wrong with the value at a path; `details` has one for each type it may have."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    detail = details[0]
     if detail["type"] == "extra_forbidden":
         return unknown_key(origin, key, [*describe, *SECTIONS])
-    if detail["type"] == "missing":
-        return UsageProblem(
-            f"{origin}: `{key}` is missing", cause=_description(path, describe), hint=SCHEMA_HINT
-        )
+    words = ".".join(part for part in path if isinstance(part, str))
+    info, cause = describe.get(words), None
+    if info is not None:
+        cause = info.description
+    elif words in SECTIONS:
+        cause = f"its keys: {', '.join(SECTIONS[words].model_fields)}"
     given = json.dumps(detail["input"], ensure_ascii=False, default=str)
     given = given if len(given) <= 60 else given[:57] + "..."
-    return UsageProblem(
-        f"{origin}: `{key}` {_expected(details)}, not {given}",
-        cause=_description(path, describe),
-        hint=SCHEMA_HINT,
-    )
-
-
-def _expected(details: Sequence[ErrorDetails]) -> str:
-    """Turn pydantic's "Input should be a valid list", one for each type, into what must be."""
-    if "ctx" in details[0] and "error" in details[0]["ctx"]:
-        return str(details[0]["ctx"]["error"])  # of a validator of this module
-    kinds = dict.fromkeys(_SHOULD.sub("", one["msg"]) for one in details)
-    return f"must {' or '.join(kinds).replace(' or be ', ' or ')}".replace("'", "")
-
-
-def _description(path: KeyPath, describe: Mapping[str, FieldInfo]) -> str | None:
-    words = [part for part in path if isinstance(part, str)]
-    info = describe.get(".".join(words))
-    if info is None and words[0] in SECTIONS:
-        return f"its keys: {', '.join(SECTIONS[words[0]].model_fields)}"
-    return info.description if info else None
+    if detail["type"] == "missing":
+        what = "is missing"
+    elif detail["type"] == "value_error":  # of a validator above
+        what = f"{detail['ctx']['error']}, not {given}"
+    else:
+        # Pydantic says "Input should be a valid list".
+        kinds = dict.fromkeys(_SHOULD.sub("", one["msg"]) for one in details)
+        expected = " or ".join(kinds).replace(" or be ", " or ").replace("'", "")
+        what = f"must {expected}, not {given}"
+    return UsageProblem(f"{origin}: `{key}` {what}", cause=cause, hint=SCHEMA_HINT)

@@ -1,7 +1,4 @@
-"""Where profiles lie, and which files a name stands for.
-
-Looks at file names only: neither yaml nor pydantic is needed.
-"""
+"""Where profiles lie, and which files a name stands for."""
 
 from __future__ import annotations
 
@@ -52,11 +49,10 @@ def known_profiles(env: Mapping[str, str] = os.environ) -> dict[str, list[Profil
     Where two distributions bring the same name, each is listed as `distribution:name`; a user's
     profile of that name lies over mvw's own then.
     """
-    own = {file.name: file for file in _in_folder(user_folder(env), "user", None)}
+    known = {file.name: [file] for file in _in_folder(user_folder(env), "user", None)}
     brought: dict[str, list[ProfileFile]] = {}
     for file in _brought():
         brought.setdefault(file.name, []).append(file)
-    known: dict[str, list[ProfileFile]] = {name: [file] for name, file in own.items()}
     for name, files in brought.items():
         if len(files) == 1:
             known.setdefault(name, []).extend(files)

@@ -55,16 +55,10 @@ class _Phases:
     """Milliseconds from one mark to the next."""
 
     ms: dict[str, float] = field(default_factory=dict)
-    _start: float = field(default_factory=perf_counter)
-    _last: float = field(default_factory=perf_counter)
+    start: float = field(default_factory=perf_counter)
 
     def mark(self, name: str) -> None:
-        now = perf_counter()
-        self.ms[name] = (now - self._last) * 1e3
-        self._last = now
-
-    def total(self) -> None:
-        self.ms["total_ms"] = (perf_counter() - self._start) * 1e3
+        self.ms[name] = (perf_counter() - self.start) * 1e3 - sum(self.ms.values())
 
 
 def run(task: Task) -> None:
@@ -137,12 +131,13 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     for event in session.run([request]):
         events.append(event)
         view.show(event)
-    phases.total()
+    total_ms = (perf_counter() - phases.start) * 1e3
     completion = summarise(events)
     answer = session.adapter.parse(completion.text)
     _comment(completion, answer, view)
     if task.verbose:
-        view.note(", ".join(f"{name[:-3]} {ms:.0f} ms" for name, ms in phases.ms.items()))
+        spent = {**phases.ms, "total_ms": total_ms}
+        view.note(", ".join(f"{name[:-3]} {ms:.0f} ms" for name, ms in spent.items()))
     view.figures(completion, session.policy.describe())
     page = ""
     if record is not None:
@@ -152,7 +147,6 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     if not task.as_json:
         return answer.answer, page
     model = session.facts()
-    total_ms = phases.ms.pop("total_ms")
     document = {
         "schema_version": SCHEMA_VERSION,
         "question": task.question,
@@ -200,14 +194,12 @@ def _check(task: Task) -> None:
             cause="a model needs to be asked something",
             hint=f'mvw infer {shlex.quote(task.images[0])} "What is in the picture?"',
         )
-    try:
-        task.question.encode()
-    except UnicodeEncodeError:
+    if any("\ud800" <= character <= "\udfff" for character in task.question):
         raise UsageProblem(
             "the question is not valid UTF-8",
             cause="it holds bytes that are no characters",
             hint="mvw infer --help",
-        ) from None
+        )
     if task.images.count("-") > 1:
         raise UsageProblem(
             "standard input holds one image",
