@@ -217,6 +217,7 @@ def test_every_module_says_what_it_is(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "absent"),
     [
+        ("", HEAVY | DRAWING),
         ("--help", HEAVY | DRAWING),
         ("--version", HEAVY | DRAWING),
         ("infer --help", HEAVY | DRAWING),
@@ -224,7 +225,7 @@ def test_every_module_says_what_it_is(folder: Path) -> None:
         ("doctor --help", HEAVY | DRAWING),
         ("new-adapter --help", HEAVY | DRAWING),
         ("compare --help", HEAVY | DRAWING),
-        ("list adapters", HEAVY),
+        ("list adapters", HEAVY | DRAWING),
         ("list policies --json", HEAVY),
         ("list profiles", HEAVY),
         ("plugins", HEAVY),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 import pytest
-from hints import parse_hint
 from processes import Ran
 
 from mvw_cli.cli import cli
@@ -193,27 +192,6 @@ def test_wrong_usage(mvw: Run, arguments: str, message: str) -> None:
     assert (ran.code, ran.out) == (ExitCode.USAGE, "")
     assert ran.err.startswith("Usage: mvw ")
     assert ran.err.splitlines()[-1] == message
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "show shaps",
-        "show ./none.yaml",
-        "show --set devic=cpu",
-        "show --set device",
-        "show --set device=gpu",
-        "show --set adapter=shaps",
-        "show --set withdrawal.policy=mwv",
-        "show --set withdrawal.m=0",
-    ],
-)
-def test_every_hint_is_a_command(mvw: Run, arguments: str) -> None:
-    ran = mvw(*shlex.split(arguments))
-    assert ran.code in (ExitCode.USAGE, ExitCode.PLUGIN)
-    what, cause, hint = ran.err.splitlines()
-    assert what.startswith("Error: ") and cause.startswith("  ") and hint.startswith("Hint: ")
-    parse_hint(hint.removeprefix("Hint: "))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -53,23 +53,6 @@ def test_every_command_has_help_and_the_common_options(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["--version"], ["infer", "--help"], ["list", "adapters"]]
-)
-def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "from mvw_cli.__main__ import main\n"
-        f"assert main({arguments!r}) == 0\n"
-        f"found = {HEAVY!r} & set(sys.modules)\n"
-        "assert not found, found\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("mvw ", {"infer", "list", "show", "plugins"}),
