@@ -272,7 +272,6 @@ def test_m_has_a_range(infer: Infer, m: str) -> None:
     "options",
     [
         ("--no-withdrawal", "--policy", "mvw"),
-        ("--no-withdrawal", "--set", "withdrawal.m=4"),
         ("--m", "4", "--set", "withdrawal.m=5"),
     ],
 )
@@ -287,11 +286,12 @@ def test_contradictions(infer: Infer, options: tuple[str, ...]) -> None:
     [
         ("--policy", "none", "--m", "4"),
         ("--no-withdrawal", "--m", "4"),
+        ("--no-withdrawal", "--set", "withdrawal.m=4"),
         ("--m", "4", "--set", "withdrawal.policy=none"),
     ],
 )
 def test_none_has_no_fields(infer: Infer, options: tuple[str, ...]) -> None:
-    assert refused(infer(*options), 2)[0] == "Error: --m: policy `none` has no field `m`"
+    assert refused(infer(*options), 2)[0].endswith("m: policy `none` has no field `m`")
 
 
 def test_no_withdrawal_says_the_same_as_policy_none(infer: Infer) -> None:
