@@ -23,14 +23,9 @@ CHARACTERS_PER_TOKEN = 4
 _IMAGE = "\0image\0"  # no question has it in it: neither arguments nor files of text hold zeros
 _OF_IMAGES = ("pixel_values", "image_grid_thw", "image_sizes")
 """What models of these families take; processors also return what only other processors read."""
-_TOKEN_TYPES = {
-    "gemma3": "token_type_ids",
-    "glm4v": "mm_token_type_ids",
-    "qwen2_vl": "mm_token_type_ids",
-    "qwen2_5_vl": "mm_token_type_ids",
-    "qwen3_vl": "mm_token_type_ids",
-    "qwen3_vl_moe": "mm_token_type_ids",
-}
+_TOKEN_TYPES = {"gemma3": "token_type_ids"} | dict.fromkeys(
+    ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "mm_token_type_ids"
+)
 """By which name a model is told which tokens are of an image."""
 
 
@@ -45,11 +40,7 @@ def fallback_tokenizer(
 ) -> FallbackTokenizer:
     """Make a tokenizer in which every id below `size` is a token, and can be decoded.
 
-    Args:
-        size: of the vocabulary.
-        special: special tokens with their ids, which may lie beyond `size`.
-        template: a chat template.
-        names: which of the special tokens are `bos_token`, `eos_token` and so on.
+    Ids of special tokens may lie beyond. `names` has those of them that are `bos_token` and so on.
     """
     taken = set(special.values())
     words = dict(zip(_words(), (n for n in range(size) if n not in taken), strict=False))

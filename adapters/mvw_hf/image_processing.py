@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import transformers
 from PIL.Image import Image
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import select_best_resolution
@@ -35,26 +36,23 @@ _RESIZERS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"
 
 def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
     """Make the image processor of a model's family; None where the family is not known here."""
-    make = _PROCESSORS.get(config.model_type)
-    return None if make is None else make(config)
+    known = _FAMILIES.get(config.model_type)
+    return None if known is None else known[0](config)
+
+
+# transformers imports the class of a family when it is asked for by name.
 
 
 def _qwen2(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    return Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN2_LIMITS)
+    return transformers.Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN2_LIMITS)
 
 
 def _qwen3(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    return Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN3_LIMITS, **_HALVES)
+    return transformers.Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN3_LIMITS, **_HALVES)
 
 
 def _glm4v(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
-    return Glm4vImageProcessorPil(**_patches(config), size=_GLM_LIMITS)
+    return transformers.Glm4vImageProcessorPil(**_patches(config), size=_GLM_LIMITS)
 
 
 def _patches(config: PreTrainedConfig) -> dict[str, int]:
@@ -67,10 +65,8 @@ def _patches(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def _internvl(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
     height, width = config.vision_config.image_size
-    return GotOcr2ImageProcessorPil(
+    return transformers.GotOcr2ImageProcessorPil(
         size={"height": height, "width": width},
         crop_to_patches=True,
         min_patches=1,
@@ -80,24 +76,18 @@ def _internvl(config: PreTrainedConfig) -> BaseImageProcessor:
 
 
 def _gemma3(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-
-    return Gemma3ImageProcessorPil(size=_square(config), **_HALVES)
+    return transformers.Gemma3ImageProcessorPil(size=_square(config), **_HALVES)
 
 
 def _llava(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers import CLIPImageProcessorPil
-
     side = config.vision_config.image_size
-    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=_square(config))
+    return transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size=_square(config)
+    )
 
 
 def _llava_onevision(config: PreTrainedConfig) -> BaseImageProcessor:
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
-
-    return LlavaOnevisionImageProcessorPil(
+    return transformers.LlavaOnevisionImageProcessorPil(
         size=_square(config), image_grid_pinpoints=config.image_grid_pinpoints, **_HALVES
     )
 
@@ -107,19 +97,6 @@ def _square(config: PreTrainedConfig) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
-_PROCESSORS: dict[str, Callable[[PreTrainedConfig], BaseImageProcessor]] = {
-    "gemma3": _gemma3,
-    "glm4v": _glm4v,
-    "internvl": _internvl,
-    "llava": _llava,
-    "llava_onevision": _llava_onevision,
-    "qwen2_vl": _qwen2,
-    "qwen2_5_vl": _qwen2,
-    "qwen3_vl": _qwen3,
-    "qwen3_vl_moe": _qwen3,
-}
-
-
 def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
     """Count the vision tokens of one image.
 
@@ -127,15 +104,15 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
         ModelProblem: the family's rule is not known here.
         BadImage: it refuses the image.
     """
-    rule = _RULES.get(config.model_type)
-    if rule is None:
+    known = _FAMILIES.get(config.model_type)
+    if known is None:
         raise ModelProblem(
             f"How many vision tokens {config.model_type} makes of an image is not known here.",
-            cause=f"known: {', '.join(sorted(_RULES))}",
+            cause=f"known: {', '.join(sorted(_FAMILIES))}",
             hint="mvw list profiles",
         )
     try:
-        return rule(config, width, height)
+        return known[1](config, width, height)
     except ValueError as error:
         raise BadImage(
             f"{config.model_type} takes no image of {width} x {height} pixels.",
@@ -154,13 +131,13 @@ def _fixed_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
 
 def _merged_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
     """Patches of a size that keeps the aspect ratio, merged into tokens side by side."""
-    patches = _PROCESSORS[config.model_type](config).get_number_of_image_patches(height, width, {})
+    patches = _FAMILIES[config.model_type][0](config).get_number_of_image_patches(height, width, {})
     return int(patches // config.vision_config.spatial_merge_size**2)
 
 
 def _internvl_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
     """Tiles of one size, and a thumbnail where there is more than one."""
-    tiles = _PROCESSORS[config.model_type](config).get_number_of_image_patches(height, width, {})
+    tiles = _FAMILIES[config.model_type][0](config).get_number_of_image_patches(height, width, {})
     return int(tiles * config.image_seq_length)
 
 
@@ -190,17 +167,24 @@ def _llava_onevision_tokens(config: PreTrainedConfig, width: int, height: int) -
     return int(patches**2 + rows * (columns + 1))
 
 
-_RULES: dict[str, Callable[[PreTrainedConfig, int, int], int]] = {
-    "gemma3": _gemma3_tokens,
-    "glm4v": _merged_tokens,
-    "internvl": _internvl_tokens,
-    "llava": _fixed_tokens,
-    "llava_onevision": _llava_onevision_tokens,
-    "qwen2_vl": _merged_tokens,
-    "qwen2_5_vl": _merged_tokens,
-    "qwen3_vl": _merged_tokens,
-    "qwen3_vl_moe": _merged_tokens,
+_FAMILIES: dict[
+    str,
+    tuple[
+        Callable[[PreTrainedConfig], BaseImageProcessor],
+        Callable[[PreTrainedConfig, int, int], int],
+    ],
+] = {
+    "gemma3": (_gemma3, _gemma3_tokens),
+    "glm4v": (_glm4v, _merged_tokens),
+    "internvl": (_internvl, _internvl_tokens),
+    "llava": (_llava, _fixed_tokens),
+    "llava_onevision": (_llava_onevision, _llava_onevision_tokens),
+    "qwen2_vl": (_qwen2, _merged_tokens),
+    "qwen2_5_vl": (_qwen2, _merged_tokens),
+    "qwen3_vl": (_qwen3, _merged_tokens),
+    "qwen3_vl_moe": (_qwen3, _merged_tokens),
 }
+"""Of each model type: how to make its image processor, and how it counts vision tokens."""
 
 
 def areas_of(
@@ -223,7 +207,7 @@ def _resized(settings: Any, width: int, height: int) -> tuple[float, float, floa
         left, top = (width - side) / 2, (height - side) / 2
         right, bottom = left + side, top + side
     if getattr(settings, "do_center_crop", False):
-        shortest = _side(settings.size, "shortest_edge")
+        shortest = settings.size.get("shortest_edge")
         if shortest is not None:
             wide = high = min(right - left, bottom - top) / shortest
         else:
@@ -233,8 +217,3 @@ def _resized(settings: Any, width: int, height: int) -> tuple[float, float, floa
         left, top = (left + right - wide) / 2, (top + bottom - high) / 2
         right, bottom = left + wide, top + high
     return left / width, top / height, right / width, bottom / height
-
-
-def _side(size: Any, name: str) -> int | None:
-    value = size.get(name) if hasattr(size, "get") else getattr(size, name, None)
-    return None if value is None else int(value)

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import is_accelerate_available, is_bitsandbytes_available
+from transformers import CONFIG_MAPPING, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
+from transformers.utils import (
+    cached_file,
+    is_accelerate_available,
+    is_bitsandbytes_available,
+)
 
 from mvw_cli import ModelProblem, ModelSpec, MvwError, OutOfMemory, UsageProblem, on_the_hub
 
 NO_CODE = {"trust_remote_code": False}
 """Code that lies beside weights is not run. Without this, transformers asks whoever sits at the
 terminal whether it may, and runs it after a yes (`resolve_trust_remote_code`)."""
+_ON_DISK = "offloaded to the disk"  # in what transformers says of weights that fit nowhere else
 
 
 def read_published(folder: Path, name: str) -> dict[str, Any] | None:
@@ -36,18 +42,24 @@ def read_published(folder: Path, name: str) -> dict[str, Any] | None:
     return told
 
 
+def fetched(name: str, file: str, revision: str | None) -> str | None:
+    """Fetch one file of a checkpoint; None where there is none, or the hub does not give it."""
+    path: str | None = cached_file(
+        name,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return path
+
+
 @contextmanager
-def explained(
-    name: str,
-    revision: str | None = None,
-    *,
-    kinds: Collection[str] = (),
-    weights: bool = True,
-) -> Iterator[None]:
+def explained(name: str, revision: str | None = None, *, weights: bool = True) -> Iterator[None]:
     """Turn what transformers and the hub raise while loading into three lines.
 
     Args:
-        kinds: model types that are served without transformers knowing them.
         weights: whether any are read, so that theirs may be the fault.
 
     Raises:
@@ -61,7 +73,7 @@ def explained(
     except Exception as error:
         from mvw_hf.problems import problem_of
 
-        problem = problem_of(error, name, revision, kinds=kinds, weights=weights)
+        problem = problem_of(error, name, revision, weights=weights)
         if problem is None:
             raise
         raise problem from error
@@ -75,9 +87,7 @@ def build_random(
 ) -> PreTrainedModel:
     """Build a model with random weights right on its device, the same ones each time.
 
-    Args:
-        build: makes the model of a configuration.
-        dtype: `auto` takes the configuration's own, float32 where it has none.
+    The dtype `auto` is the configuration's own, float32 where it has none.
     """
     config = deepcopy(config)
     wanted = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
@@ -93,14 +103,11 @@ def build_random(
     return model.to(wanted)
 
 
-def complete(auto_class: Any, spec: ModelSpec) -> PreTrainedModel:
-    """Load a checkpoint with a class of transformers, and all of it.
+def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
+    """Load a checkpoint with a class or auto class of transformers, and all of it.
 
     From safetensors only, unless the spec allows pickles. On the CPU, unless the spec has it
     spread over devices.
-
-    Args:
-        auto_class: one that has `from_pretrained`: an auto class or a model.
 
     Raises:
         ModelProblem: the checkpoint is of another architecture, or lacks weights;
@@ -108,9 +115,12 @@ def complete(auto_class: Any, spec: ModelSpec) -> PreTrainedModel:
         OutOfMemory: they do not fit where the spec has them placed.
     """
     name = str(spec.model)
-    check_kind(auto_class, name, spec.revision)
-    with _no_conversion(), room_for(name):
-        model, report = auto_class.from_pretrained(
+    check_kind(model_class, name, spec.revision)
+    # transformers would ask a service, in the user's name, to convert a repository that lacks
+    # safetensors (`auto_conversion` in transformers/safetensors_conversion.py).
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    with room_for(name):
+        model, report = model_class.from_pretrained(
             spec.model,
             revision=spec.revision,
             dtype=spec.dtype,
@@ -120,8 +130,8 @@ def complete(auto_class: Any, spec: ModelSpec) -> PreTrainedModel:
             **NO_CODE,
             **placing(spec),
         )
-    if "disk" in offloaded(model):
-        raise on_disk(name)
+        if "disk" in offloaded(model):
+            raise ValueError(_ON_DISK)
     lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise ModelProblem(
@@ -132,76 +142,41 @@ def complete(auto_class: Any, spec: ModelSpec) -> PreTrainedModel:
     return model
 
 
-@contextmanager
-def _no_conversion() -> Iterator[None]:
-    """Keep transformers from asking a service to convert a repository that lacks safetensors.
-
-    It would do so in the user's name and on its own (`auto_conversion` in
-    transformers/safetensors_conversion.py).
-    """
-    name = "DISABLE_SAFETENSORS_CONVERSION"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def check_kind(model_class: Any, name: str, revision: str | None = None) -> None:
-    """Compare a checkpoint's `model_type` with the class that is to hold it.
-
-    Args:
-        model_class: a class of transformers that has `from_pretrained`: an auto class or a model.
+    """Compare a checkpoint's `model_type` with the class, or auto class, that is to hold it.
 
     Raises:
         ModelProblem: another architecture, or one that this transformers does not know.
         OSError: there is no configuration.
     """
-    kind, served = model_type(name, revision), served_types(model_class)
-    if kind is None or served is None or kind in served:
+    # As it is: classes take any other's configuration with a warning.
+    told, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    kind = told.get("model_type")
+    served = getattr(model_class, "_model_mapping", None)
+    if served is None:
+        types = {model_class.config_class.model_type}
+    else:  # by its names: its values import a module for each
+        types = {*served._model_mapping, *(config.model_type for config in served._extra_content)}
+    if kind is None or kind in types:
         return
-    if len(served) > 1:
-        from mvw_hf.problems import no_vision, unknown_architecture
-
-        raise unknown_architecture(name, revision, kind) or no_vision(name, kind)
-    raise ModelProblem(
-        f"{name} is not of an architecture that this adapter serves.",
-        cause=f"Its model_type is {kind}, and {next(iter(served))} is needed.",
-        hint="mvw list adapters",
-    )
-
-
-def read_config(name: str, revision: str | None) -> dict[str, Any]:
-    """Read `config.json` as it is; classes take any other's configuration with a warning.
-
-    Raises:
-        OSError: there is none.
-    """
-    told: dict[str, Any] = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
-    return told
-
-
-def model_type(name: str, revision: str | None) -> str | None:
-    """Read the `model_type` of a checkpoint; None where it has none.
-
-    Raises:
-        OSError: there is no configuration.
-    """
-    kind = read_config(name, revision).get("model_type")
-    return kind if isinstance(kind, str) else None
-
-
-def served_types(model_class: Any) -> set[str] | None:
-    """Return the model types that a class of transformers holds; None where it does not tell."""
-    mapping = getattr(model_class, "_model_mapping", None)
-    if mapping is not None:
-        return {config_class.model_type for config_class in mapping}
-    config_class = getattr(model_class, "config_class", None)
-    return None if config_class is None else {config_class.model_type}
+    unknown = f"{name} is of an architecture that transformers does not know."
+    if len(types) == 1:
+        message = f"{name} is not of an architecture that this adapter serves."
+        cause = f"Its model_type is {kind}, and {types.pop()} is needed."
+        hint = "mvw list adapters"
+    elif kind in CONFIG_MAPPING:
+        message = f"{name} is not a vision-language model."
+        cause = f"transformers has {kind} as another kind of model."
+        hint = "mvw list profiles"
+    elif "auto_map" in told:
+        message = unknown
+        cause = f"Its model_type is {kind}; code of its own lies beside it, which is not run."
+        hint = "mvw list adapters"
+    else:
+        message = unknown
+        cause = f"Its model_type is {kind}, and transformers {transformers_version} has no such."
+        hint = "pip install --upgrade transformers"
+    raise ModelProblem(message, cause=cause, hint=hint)
 
 
 def choose_device(device: str) -> torch.device:
@@ -243,61 +218,48 @@ def check_placement(spec: ModelSpec) -> None:
             cause="They are made right on one device, in the type that dtype says.",
             hint="mvw infer IMAGE QUESTION --set quantization=null --set device_map=null",
         )
-    quantization = spec.quantization
-    if quantization is None:
-        if not is_accelerate_available():
+    there = {"accelerate": is_accelerate_available()}
+    if spec.quantization is None:
+        key, extra = f"device_map: {spec.device_map}", "multi-gpu"
+    else:
+        key, extra = f"quantization: {spec.quantization}", "quantization"
+        there["bitsandbytes"] = is_bitsandbytes_available()
+        if not torch.cuda.is_available():
             raise UsageProblem(
-                f"device_map: {spec.device_map} needs accelerate.",
-                cause="It is not installed, or too old for this transformers.",
-                hint='pip install --upgrade "mvw[multi-gpu]"',
+                f"{key} needs a CUDA device.",
+                cause=f"PyTorch {torch.__version__} sees none here.",
+                hint="mvw infer IMAGE QUESTION --dtype bfloat16",
             )
-        return
-    if not torch.cuda.is_available():
-        raise UsageProblem(
-            f"quantization: {quantization} needs a CUDA device.",
-            cause=f"PyTorch {torch.__version__} sees none here.",
-            hint="mvw infer IMAGE QUESTION --dtype bfloat16",
-        )
-    there = {"accelerate": is_accelerate_available(), "bitsandbytes": is_bitsandbytes_available()}
     missing = [name for name in there if not there[name]]
     if missing:
         raise UsageProblem(
-            f"quantization: {quantization} needs {' and '.join(missing)}.",
+            f"{key} needs {' and '.join(missing)}.",
             cause="Not installed, or too old for this transformers.",
-            hint='pip install --upgrade "mvw[quantization]"',
+            hint=f'pip install --upgrade "mvw[{extra}]"',
         )
 
 
 def placing(spec: ModelSpec) -> dict[str, Any]:
     """Make the arguments of `from_pretrained` that place the weights; none where they move later.
 
-    Weights in 8 or 4 bits are made where they stay: they can't be moved.
+    Weights in 8 or 4 bits are made where they stay: they can't be moved. 8 bits are LLM.int8, 4
+    bits NF4, QLoRA's type for weights that are distributed normally (arXiv:2305.14314, section 3).
     """
     options: dict[str, Any] = {}
-    if spec.device_map is not None:
-        options["device_map"] = spec.device_map
     if spec.quantization is not None:
-        options["quantization_config"] = quantization_config(spec)
         device = choose_device(spec.device)
         if device.type == "cuda":
             device = torch.device("cuda", device.index or 0)
-        options.setdefault("device_map", {"": device})
+        options["device_map"] = {"": device}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=spec.quantization == "8bit",
+            load_in_4bit=spec.quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16 if spec.dtype == "auto" else spec.dtype,
+        )
+    if spec.device_map is not None:
+        options["device_map"] = spec.device_map
     return options
-
-
-def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig:
-    """Make the `BitsAndBytesConfig` of a spec: LLM.int8, or NF4 in blocks of 64 weights.
-
-    4-bit weights are multiplied in the type that the spec names, bfloat16 where it names none;
-    NF4 is QLoRA's type for weights that are distributed normally (arXiv:2305.14314, section 3).
-    """
-    if spec.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if spec.dtype == "auto" else spec.dtype,
-    )
 
 
 def place(model: PreTrainedModel, device: torch.device, name: str) -> PreTrainedModel:
@@ -329,26 +291,18 @@ def room_for(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, ValueError) as error:
         cause = next(iter(str(error).splitlines()), "The device has no more memory to give.")
-        raise _too_large(name, cause) from error
-    except ValueError as error:
-        if "offloaded to the disk" not in str(error):
-            raise
-        raise on_disk(name) from error
-
-
-def on_disk(name: str) -> OutOfMemory:
-    """Refuse a model of which part would be read from the disk again for every token."""
-    return _too_large(name, "Part of its weights would stay on the disk, read for every token.")
-
-
-def _too_large(name: str, cause: str) -> OutOfMemory:
-    return OutOfMemory(
-        f"{name} does not fit where its weights are placed.",
-        cause=cause,
-        hint=shlex.join(["mvw", "doctor", "--set", f"model={name}", "--set", "device_map=auto"]),
-    )
+        if isinstance(error, ValueError):
+            if _ON_DISK not in str(error):
+                raise
+            cause = "Part of its weights would stay on the disk, read for every token."
+        doctor = ["mvw", "doctor", "--set", f"model={name}", "--set", "device_map=auto"]
+        raise OutOfMemory(
+            f"{name} does not fit where its weights are placed.",
+            cause=cause,
+            hint=shlex.join(doctor),
+        ) from error
 
 
 def device_map_of(model: PreTrainedModel) -> Mapping[str, int | str]:

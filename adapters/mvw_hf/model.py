@@ -28,6 +28,7 @@ from mvw_cli import (
 from mvw_hf.loading import (
     NO_CODE,
     build_random,
+    check_kind,
     check_placement,
     choose_device,
     complete,
@@ -60,8 +61,6 @@ class HuggingFace(Adapter):
     """Any model that `AutoModelForImageTextToText` loads and whose config names an image token."""
 
     name = "hf"
-    kinds: ClassVar[tuple[str, ...]] = ()
-    """Values of `model_type` that transformers does not know and the adapter serves."""
     published: ClassVar[Path] = Path(__file__).parent / "published"
     """The `config.json` of checkpoints, by hub id, that are known without a network."""
     checkpoint: ClassVar[str | None] = None
@@ -77,7 +76,7 @@ class HuggingFace(Adapter):
         check_placement(spec)
         device = choose_device(spec.device)
         reads = not spec.random_weights
-        with explained(spec.model, spec.revision, kinds=self.kinds, weights=reads):
+        with explained(spec.model, spec.revision, weights=reads):
             if reads:
                 processor = self.load_processor(spec)
                 model = self.load_model(spec)
@@ -100,10 +99,17 @@ class HuggingFace(Adapter):
             revision=getattr(model.config, "_commit_hash", None),
         )
 
+    def model_class(self) -> Any:
+        """Return the class, or auto class, of transformers that holds the model."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText
+
     def load_processor(self, spec: ModelSpec) -> Any:
         """Load the checkpoint's processor."""
         from transformers import AutoProcessor
 
+        check_kind(self.model_class(), str(spec.model), spec.revision)
         return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
     def _processor_or_fallback(self, spec: ModelSpec, config: PreTrainedConfig) -> Any:
@@ -133,9 +139,7 @@ class HuggingFace(Adapter):
 
     def load_model(self, spec: ModelSpec) -> PreTrainedModel:
         """Load the checkpoint's model, on the CPU or where the spec spreads it."""
-        from transformers import AutoModelForImageTextToText
-
-        return complete(AutoModelForImageTextToText, spec)
+        return complete(self.model_class(), spec)
 
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
@@ -217,7 +221,8 @@ class HuggingFace(Adapter):
         known = self.published_config(spec)
         if known is not None:
             return AutoConfig.for_model(known.pop("model_type"), **known)
-        with explained(str(spec.model), spec.revision, kinds=self.kinds):
+        with explained(str(spec.model), spec.revision):
+            check_kind(self.model_class(), str(spec.model), spec.revision)
             return AutoConfig.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
     def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -226,9 +231,8 @@ class HuggingFace(Adapter):
         return None if name is None or spec.revision else read_published(self.published, name)
 
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
-        from transformers import AutoModelForImageTextToText
-
-        return AutoModelForImageTextToText.from_config(config)
+        made = self.model_class()
+        return made.from_config(config) if hasattr(made, "from_config") else made(config)
 
     def image_tokens(self, config: PreTrainedConfig, width: int, height: int) -> int:
         from mvw_hf.image_processing import image_tokens

@@ -9,19 +9,16 @@ from __future__ import annotations
 import errno
 import shlex
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
-import transformers
 from huggingface_hub import constants, errors, is_offline_mode
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
-from transformers.utils import cached_file
 
 from mvw_cli import ModelProblem, NotFetched, locate_weights, on_the_hub
-from mvw_hf.loading import model_type, read_config, served_types
+from mvw_hf.loading import fetched
 
 OTHERS = "mvw list profiles"
 WITH_PICKLE = "mvw infer IMAGE QUESTION --allow-pickle"
@@ -35,17 +32,11 @@ _OF_PROCESSORS = (
 
 
 def problem_of(
-    error: Exception,
-    name: str,
-    revision: str | None,
-    *,
-    kinds: Collection[str] = (),
-    weights: bool = True,
+    error: Exception, name: str, revision: str | None, *, weights: bool = True
 ) -> ModelProblem | None:
     """Explain an error that transformers or the hub raised while loading; None for any other.
 
     Args:
-        kinds: model types that are served without transformers knowing them.
         weights: whether any were read, so that theirs may be the fault.
     """
     if isinstance(error, UnpicklingError):
@@ -68,7 +59,7 @@ def problem_of(
         return None
     return (
         _of_the_hub(error, name, revision)
-        or _of_the_configuration(name, revision, kinds)
+        or _of_the_folder(name)
         or (_of_the_files(name, revision) if weights else None)
         or ModelProblem(
             f"{name} can't be loaded.",
@@ -97,32 +88,6 @@ def disk_is_full(error: BaseException) -> bool:
     )
 
 
-def no_vision(name: str, kind: str) -> ModelProblem:
-    """Refuse a model that transformers knows as something other than image-text-to-text."""
-    return ModelProblem(
-        f"{name} is not a vision-language model.",
-        cause=f"transformers has {kind} as another kind of model.",
-        hint=OTHERS,
-    )
-
-
-def unknown_architecture(name: str, revision: str | None, kind: str) -> ModelProblem | None:
-    """Refuse a model type that this transformers does not know; None for one that it knows."""
-    if kind in CONFIG_MAPPING:
-        return None
-    if "auto_map" in read_config(name, revision):
-        return ModelProblem(
-            f"{name} is of an architecture that transformers does not know.",
-            cause=f"Its model_type is {kind}; code of its own lies beside it, which is not run.",
-            hint="mvw list adapters",
-        )
-    return ModelProblem(
-        f"{name} is of an architecture that transformers does not know.",
-        cause=f"Its model_type is {kind}, and transformers {transformers.__version__} has no such.",
-        hint="pip install --upgrade transformers",
-    )
-
-
 def _of_the_hub(error: BaseException, name: str, revision: str | None) -> NotFetched | None:
     """Explain what the hub, or the way to it, did not give; None where it was something else."""
     if disk_is_full(error):
@@ -132,38 +97,29 @@ def _of_the_hub(error: BaseException, name: str, revision: str | None) -> NotFet
     def is_a(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in causes)
 
-    if is_a(errors.GatedRepoError):
-        return NotFetched(
-            f"{name} is gated, and this machine has no access to it.",
-            cause="Its owners want the terms accepted on its page, by a logged-in user.",
-            hint="hf auth login",
-        )
-    if is_a(errors.RepositoryNotFoundError):
-        return NotFetched(
-            f"There is no model {name} on the hub.",
-            cause="The name is wrong, or it is private and this machine is not logged in.",
-            hint=OTHERS,
-        )
-    if is_a(errors.RevisionNotFoundError):
-        return NotFetched(
-            f"{name} has no revision {revision}.",
-            cause="The hub knows no branch, tag or commit of that name for it.",
-            hint="mvw infer IMAGE QUESTION --set revision=main",
-        )
+    hint = _download(name)
     not_held = is_a(errors.LocalEntryNotFoundError)
-    if is_a(errors.OfflineModeIsEnabled) or (not_held and is_offline_mode()):
-        return NotFetched(
-            f"{name} is not on this machine.",
-            cause="The hub is not asked: offline mode is on.",
-            hint=_download(name),
-        )
-    if not_held or is_a(_HTTP_ERROR, ConnectionError):
-        return NotFetched(
-            f"{name} can't be fetched: the hub does not answer.",
-            cause="There is no network or the hub is down, and the model is not on this machine.",
-            hint=_download(name),
-        )
-    return None
+    if is_a(errors.GatedRepoError):
+        message = f"{name} is gated, and this machine has no access to it."
+        cause = "Its owners want the terms accepted on its page, by a logged-in user."
+        hint = "hf auth login"
+    elif is_a(errors.RepositoryNotFoundError):
+        message = f"There is no model {name} on the hub."
+        cause = "The name is wrong, or it is private and this machine is not logged in."
+        hint = OTHERS
+    elif is_a(errors.RevisionNotFoundError):
+        message = f"{name} has no revision {revision}."
+        cause = "The hub knows no branch, tag or commit of that name for it."
+        hint = "mvw infer IMAGE QUESTION --set revision=main"
+    elif is_a(errors.OfflineModeIsEnabled) or (not_held and is_offline_mode()):
+        message = f"{name} is not on this machine."
+        cause = "The hub is not asked: offline mode is on."
+    elif not_held or is_a(_HTTP_ERROR, ConnectionError):
+        message = f"{name} can't be fetched: the hub does not answer."
+        cause = "There is no network or the hub is down, and the model is not on this machine."
+    else:
+        return None
+    return NotFetched(message, cause=cause, hint=hint)
 
 
 def _no_space(name: str) -> NotFetched:
@@ -177,71 +133,44 @@ def _no_space(name: str) -> NotFetched:
     )
 
 
-def _of_the_configuration(
-    name: str, revision: str | None, kinds: Collection[str]
-) -> ModelProblem | None:
+def _of_the_folder(name: str) -> ModelProblem | None:
     folder = Path(name).expanduser()
-    if not on_the_hub(name) and not folder.is_dir():
-        return ModelProblem(
-            f"There is no folder {name}.",
-            cause="It is a file." if folder.exists() else "There is nothing of that name.",
-            hint=OTHERS,
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        return ModelProblem(
-            f"{name} is not a checkpoint.",
-            cause="The folder has no config.json.",
-            hint=OTHERS,
-        )
-    kind = None
-    with suppress(OSError, ValueError):
-        kind = model_type(name, revision)
-    if kind is None or kind in kinds:
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return None
+        message, cause = f"{name} is not a checkpoint.", "The folder has no config.json."
+    elif on_the_hub(name):
         return None
-    unknown = unknown_architecture(name, revision, kind)
-    if unknown is not None:
-        return unknown
-    served = served_types(AutoModelForImageTextToText) or ()
-    return None if kind in served else no_vision(name, kind)
+    else:
+        message = f"There is no folder {name}."
+        cause = "It is a file." if folder.exists() else "There is nothing of that name."
+    return ModelProblem(message, cause=cause, hint=OTHERS)
 
 
 def _of_the_files(name: str, revision: str | None) -> ModelProblem | None:
     held = locate_weights(name, revision)
     if held.folder is None:
         return None
+    hint = _download(name)
     if held.missing:
+        said = "is incomplete"
         of = held.files + len(held.missing)
-        return ModelProblem(
-            f"{name} is incomplete.",
-            cause=f"{len(held.missing)} of {of} files of weights missing: {held.missing[0]}.",
-            hint=_download(name),
-        )
-    if held.damaged:
-        return ModelProblem(
-            f"{name} is damaged.",
-            cause=f"{held.damaged[0]} is cut, or no safetensors file.",
-            hint=f"{_download(name)} --force-download" if on_the_hub(name) else OTHERS,
-        )
-    if held.only_pickle:
-        return ModelProblem(
-            f"{name} has no weights as safetensors.",
-            cause="It has pickled weights only, and reading a pickle can run any code in it.",
-            hint=WITH_PICKLE,
-        )
-    if not held.files and on_the_hub(name):
+        cause = f"{len(held.missing)} of {of} files of weights missing: {held.missing[0]}."
+    elif held.damaged:
+        said, cause = "is damaged", f"{held.damaged[0]} is cut, or no safetensors file."
+        hint = f"{hint} --force-download" if on_the_hub(name) else OTHERS
+    elif held.only_pickle:
+        said, hint = "has no weights as safetensors", WITH_PICKLE
+        cause = "It has pickled weights only, and reading a pickle can run any code in it."
+    elif held.files:
+        return None
+    elif on_the_hub(name):
         # Only the configuration has been fetched: what else the repository has is not known.
-        return ModelProblem(
-            f"{name} has no weights as safetensors.",
-            cause="If it has pickled ones, reading them can run any code in them.",
-            hint=WITH_PICKLE,
-        )
-    if not held.files:
-        return ModelProblem(
-            f"{name} has no weights.",
-            cause="There is no safetensors file.",
-            hint=_download(name),
-        )
-    return None
+        said, hint = "has no weights as safetensors", WITH_PICKLE
+        cause = "If it has pickled ones, reading them can run any code in them."
+    else:
+        said, cause = "has no weights", "There is no safetensors file."
+    return ModelProblem(f"{name} {said}.", cause=cause, hint=hint)
 
 
 def _download(name: str) -> str:
@@ -250,23 +179,12 @@ def _download(name: str) -> str:
 
 
 def _processor_lacks(name: str, revision: str | None) -> list[tuple[str, ...]]:
-    """List the files that no processor can do without and that can't be had.
-
-    Each of them may go by several names, of which one would be enough.
-    """
-
-    def is_there(file: str) -> bool:
-        found = cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-        return found is not None
-
-    return [files for files in _OF_PROCESSORS if not any(map(is_there, files))]
+    """List the files that no processor can do without and that can't be had, by their names."""
+    return [
+        files
+        for files in _OF_PROCESSORS
+        if not any(fetched(name, file, revision) for file in files)
+    ]
 
 
 def _lack_of_a_processor(name: str, revision: str | None) -> str | None:

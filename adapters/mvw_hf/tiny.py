@@ -25,21 +25,12 @@ _TEMPLATE = (
 
 def tiny_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Build model and processor; the same weights each time."""
-    vocabulary = {word: number for number, word in enumerate([*_SPECIAL, *_WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens = [*_SPECIAL, *_WORDS]
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}
         ),
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="<pad>",
-            bos_token="<s>",
-            eos_token="</s>",
-            unk_token="<unk>",
-            additional_special_tokens=["<image>"],
-        ),
+        tokenizer=word_tokenizer(tokens, "<s>", "</s>", ["<image>"]),
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -60,14 +51,14 @@ def tiny_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
-            vocab_size=len(vocabulary),
+            vocab_size=len(tokens),
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,
             # The usual 0.02 makes every distribution flat, and any mistake too small to see.
             initializer_range=0.3,
         ),
-        image_token_id=vocabulary["<image>"],
+        image_token_id=tokens.index("<image>"),
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
     )
@@ -75,3 +66,20 @@ def tiny_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config).eval()
     return model, processor
+
+
+def word_tokenizer(
+    tokens: list[str], begin: str, end: str, special: list[str]
+) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of whole words; among them are `<pad>`, `<unk>` and the special ones."""
+    vocabulary = {word: number for number, word in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token=begin,
+        eos_token=end,
+        unk_token="<unk>",
+        additional_special_tokens=special,
+    )

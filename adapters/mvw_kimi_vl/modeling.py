@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mvw_hf.loading import fetched
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import (
@@ -31,24 +32,12 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     eager_attention_forward,
 )
 from transformers.models.kimi_k25 import Kimi_K25Config, Kimi_K25ForConditionalGeneration
-from transformers.utils import cached_file
 
 MODEL_TYPE = "kimi_vl"
 DEFAULT_PATCHES = 4096
 """Most patches of an image before merging, by the checkpoints' own code."""
 _NO_TOKEN = -1  # Kimi-VL reads no videos
-_VISION_NAMES = {
-    "init_pos_emb_height": "pos_emb_height",
-    "init_pos_emb_width": "pos_emb_width",
-}
-_VISION_KEYS = (
-    "patch_size",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "merge_kernel_size",
-)
+_VISION_NAMES = {"init_pos_emb_height": "pos_emb_height", "init_pos_emb_width": "pos_emb_width"}
 
 
 class KimiVLConfig(Kimi_K25Config):  # type: ignore[misc]
@@ -91,17 +80,16 @@ def config_from_hub(told: dict[str, Any]) -> KimiVLConfig:
     """
     if "media_placeholder_token_id" not in told:
         return KimiVLConfig(**told)  # one that transformers has saved
-    vision = told["vision_config"]
-    renamed = {ours: vision[theirs] for theirs, ours in _VISION_NAMES.items() if theirs in vision}
-    renamed |= {key: vision[key] for key in _VISION_KEYS if key in vision}
+    vision = {_VISION_NAMES.get(key, key): told for key, told in told["vision_config"].items()}
+    vision.pop("model_type", None)
     text = {**told["text_config"], "model_type": "deepseek_v3"}
     # The checkpoint's own modelling code lies beside it and is not run.
     text.pop("auto_map", None)
     tied = told.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     return KimiVLConfig(
         text_config=text,
-        vision_config=renamed,
-        projection_hidden_size=renamed.get("hidden_size", 1152),
+        vision_config=vision,
+        projection_hidden_size=vision.get("hidden_size", 1152),
         image_token_id=told["media_placeholder_token_id"],
         video_token_id=_NO_TOKEN,
         tie_word_embeddings=bool(tied),
@@ -115,14 +103,7 @@ def _patch_limit(name: str, revision: str | None) -> int:
 
     The default where its `preprocessor_config.json` can't be had or does not tell.
     """
-    found = cached_file(
-        name,
-        "preprocessor_config.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    found = fetched(name, "preprocessor_config.json", revision)
     told = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
     return int(told.get("in_token_limit", DEFAULT_PATCHES))
 
@@ -134,16 +115,13 @@ def _register_names() -> None:
         for entry in get_checkpoint_conversion_mapping("kimi_k25")
         if not any("mm_projector" in pattern for pattern in entry.source_patterns)
     ]
+    names = {"pre_norm": "pre_norm", "linear_1": "in_proj", "linear_2": "out_proj"}
     projector = [
         WeightRenaming(
             source_patterns=rf"multi_modal_projector.{theirs}",
             target_patterns=rf"model.mm_projector.{ours}",
         )
-        for theirs, ours in (
-            ("pre_norm", "pre_norm"),
-            ("linear_1", "in_proj"),
-            ("linear_2", "out_proj"),
-        )
+        for theirs, ours in names.items()
     ]
     register_checkpoint_conversion_mapping(MODEL_TYPE, [*shared, *projector], overwrite=True)
 

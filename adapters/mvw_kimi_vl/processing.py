@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mvw_cli import BadImage, UsageProblem
 from mvw_kimi_vl.modeling import DEFAULT_PATCHES, KimiVLConfig
 from mvw_kimi_vl.tokenizer import TEMPLATE
 
@@ -59,7 +60,7 @@ class ImageProcessor:
         """Return how an image is scaled, then padded or cropped: two times width and height, in px.
 
         Raises:
-            ValueError: a side has too many patches, or none.
+            BadImage: a side has too many patches, or none.
         """
         patch = self.patch_size
         scaled_width, scaled_height = width, height
@@ -76,9 +77,13 @@ class ImageProcessor:
             final_height = scaled_height - scaled_height % down
         sides = (final_width // patch, final_height // patch)
         if not min(sides) > 0 or max(sides) >= MAX_PATCHES:
-            raise ValueError(
-                f"an image of {width} x {height} px becomes {sides[0]} x {sides[1]} "
-                f"patches; 1 to {MAX_PATCHES - 1} a side can be read"
+            longest = (MAX_PATCHES - max(self.merge_kernel_size)) * patch
+            pixels = int(width * height * (longest / max(width, height)) ** 2)
+            raise BadImage(
+                "An image can't be read by Kimi-VL.",
+                cause=f"{width} x {height} px become {sides[0]} x {sides[1]} patches; "
+                f"1 to {MAX_PATCHES - 1} a side can be read.",
+                hint=f"mvw infer IMAGE QUESTION --set images.max_pixels={pixels}",
             )
         return scaled_width, scaled_height, final_width, final_height
 
@@ -98,7 +103,7 @@ class ImageProcessor:
         """Count the vision tokens of an image.
 
         Raises:
-            ValueError: it can't be read.
+            BadImage: it can't be read.
         """
         _, _, final_width, final_height = self.size(width, height)
         merged = math.prod(self.merge_kernel_size)
@@ -167,15 +172,18 @@ class KimiProcessor:
         """Encode a conversation; each image's placeholder is repeated for its vision tokens.
 
         Raises:
-            ValueError: the text has more placeholders than there are images.
+            UsageProblem: the text has more placeholders than there are images.
+            BadImage: an image can't be read.
         """
         text = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
         )
         pieces = text.split(PLACEHOLDER)
         if len(pieces) != len(images) + 1:
-            raise ValueError(
-                f"the prompt has {len(pieces) - 1} image placeholders for {len(images)} images"
+            raise UsageProblem(
+                "The question can't be put to Kimi-VL.",
+                cause=f"The prompt has {len(pieces) - 1} placeholders for {len(images)} images.",
+                hint='mvw infer IMAGE "What is on the table?" --adapter kimi-vl',
             )
         written = pieces[0]
         for image, piece in zip(images, pieces[1:], strict=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _UPPER, _LOWER = (rf"[\p{{{kind}}}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for kind in ("Lu", "Ll"))
@@ -96,7 +97,7 @@ def build_tokenizer(
     ranks: dict[bytes, int], special: dict[str, int], *, template: str, names: dict[str, str]
 ) -> PreTrainedTokenizerFast:
     """Build the tokenizer; special tokens keep the ids that they are given."""
-    letters = _letters()
+    letters = bytes_to_unicode()
 
     def shown(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
@@ -132,12 +133,3 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         if token[:cut] in ranks and token[cut:] in ranks
     ]
     return [(left, right) for _, _, _, left, right in sorted(pairs)]
-
-
-def _letters() -> dict[int, str]:
-    """Map bytes to letters as byte-level tokenizers write them (GPT-2): printable ones as is."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + number) for number, byte in enumerate(others)
-    }

@@ -34,11 +34,7 @@ _TEMPLATE = (
 
 
 def fallback_processor(config: MllamaConfig) -> MllamaProcessor | None:
-    """Make the processor; None for a vocabulary without Llama 3's special tokens.
-
-    Args:
-        config: a `MllamaConfig`, which names the image token and the size and number of tiles.
-    """
+    """Make the processor; None for a vocabulary without Llama 3's special tokens."""
     text, vision = config.text_config, config.vision_config
     if text.vocab_size <= max(_SPECIAL.values()):
         return None

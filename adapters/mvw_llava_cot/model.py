@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mvw_hf.loading import check_kind, complete
 from mvw_hf.model import HuggingFace, conversation
 from PIL.Image import Image
 from torch import Tensor
@@ -37,17 +36,13 @@ class LlavaCot(HuggingFace):
     published = Path(__file__).parent / "published"
     checkpoint = CHECKPOINT
 
-    def load_processor(self, spec: ModelSpec) -> Any:
-        check_kind(MllamaForConditionalGeneration, str(spec.model), spec.revision)
-        return super().load_processor(spec)
+    def model_class(self) -> type[MllamaForConditionalGeneration]:
+        return MllamaForConditionalGeneration
 
     def fallback_processor(self, config: MllamaConfig) -> Any:
         from mvw_llava_cot.fallback import fallback_processor
 
         return fallback_processor(config)
-
-    def load_model(self, spec: ModelSpec) -> MllamaForConditionalGeneration:
-        return complete(MllamaForConditionalGeneration, spec)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
         messages = conversation(loaded, images, text)
@@ -91,9 +86,6 @@ class LlavaCot(HuggingFace):
         model, processor = tiny_mllama()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
 
-    def build(self, config: MllamaConfig) -> MllamaForConditionalGeneration:
-        return MllamaForConditionalGeneration(config)
-
     def image_tokens(self, config: MllamaConfig, width: int, height: int) -> int:
         """Count the vision states of one image: its tiles, each with a class token.
 
@@ -117,32 +109,20 @@ def tile_patches(
     """List the patches of one tile; the first state is its class token, which has no place.
 
     Tiles are chosen, and the picture fitted into their canvas, as `MllamaImageProcessor` does.
-
-    Args:
-        vision: configuration of the vision tower.
-        image: number of the picture; size: its width and height in pixels.
-        tile: number of the tile; they go row by row.
+    They go row by row; `image` is the number of the picture, `size` its width and height in px.
     """
     width, height = size
     side = vision.image_size
     canvas_height, canvas_width = get_optimal_tiled_canvas(
         height, width, vision.max_num_tiles, side
     )
-    fitted_height, fitted_width = get_image_size_fit_to_canvas(
-        height, width, canvas_height, canvas_width, side
+    high, wide = map(
+        int, get_image_size_fit_to_canvas(height, width, canvas_height, canvas_width, side)
     )
     row, column = divmod(tile, canvas_width // side)
     found: list[Patch | None] = [None]
     for y in range(row * side, (row + 1) * side, vision.patch_size):
         for x in range(column * side, (column + 1) * side, vision.patch_size):
             right, bottom = x + vision.patch_size, y + vision.patch_size
-            found.append(
-                clipped_patch(
-                    image,
-                    x / int(fitted_width),
-                    y / int(fitted_height),
-                    right / int(fitted_width),
-                    bottom / int(fitted_height),
-                )
-            )
+            found.append(clipped_patch(image, x / wide, y / high, right / wide, bottom / high))
     return found

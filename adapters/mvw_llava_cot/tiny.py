@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from mvw_hf.loading import read_published
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import MllamaConfig, MllamaForConditionalGeneration, PreTrainedTokenizerFast
+from mvw_hf.tiny import word_tokenizer
+from tokenizers import processors
+from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import MllamaProcessor
 
@@ -37,24 +38,17 @@ def tiny_mllama() -> tuple[MllamaForConditionalGeneration, MllamaProcessor]:
 
 
 def _processor() -> MllamaProcessor:
-    vocabulary = {word: number for number, word in enumerate([*_TOKENS, "<|image|>"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokens = [*_TOKENS, "<|image|>"]
+    special = ["<|image|>", "<|python_tag|>"]
+    tokenizer = word_tokenizer(tokens, "<|begin_of_text|>", "<|eot_id|>", special)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 1)]
     )
     return MllamaProcessor(
         image_processor=MllamaImageProcessorPil(
             size={"height": _SIDE, "width": _SIDE}, max_image_tiles=4
         ),
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="<pad>",
-            bos_token="<|begin_of_text|>",
-            eos_token="<|eot_id|>",
-            unk_token="<unk>",
-            additional_special_tokens=["<|image|>", "<|python_tag|>"],
-        ),
+        tokenizer=tokenizer,
         chat_template=_TEMPLATE,
     )
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mvw_hf.loading import complete
 from mvw_hf.model import HuggingFace
 from PIL.Image import Image, Resampling
 from transformers import (
@@ -38,16 +37,13 @@ class Shapes(HuggingFace):
     def load(self, spec: ModelSpec) -> LoadedModel:
         folder = _folder(spec)
         loaded = super().load(replace(spec, model=str(folder)))
-        if folder != WEIGHTS:
-            return loaded
-        return LoadedModel(self.name, EMBEDDED, loaded.model, loaded.processor, loaded.spec)
+        return replace(loaded, name=EMBEDDED) if folder == WEIGHTS else loaded
 
     def load_processor(self, spec: ModelSpec) -> LlavaProcessor:
         return LlavaProcessor.from_pretrained(spec.model, trust_remote_code=False)
 
-    def load_model(self, spec: ModelSpec) -> LlavaForConditionalGeneration:
-        model: LlavaForConditionalGeneration = complete(LlavaForConditionalGeneration, spec)
-        return model
+    def model_class(self) -> type[LlavaForConditionalGeneration]:
+        return LlavaForConditionalGeneration
 
     def parse(self, text: str) -> Answer:
         return parse_stages(text)

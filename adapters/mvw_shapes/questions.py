@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
-from mvw_shapes.scenes import COLOURS, KINDS, PLACES, Shape
+from mvw_shapes.scenes import COLOURS, KINDS, Shape
 
 QUESTION_KINDS = ("count", "place", "existence", "comparison", "relation")
 
@@ -45,87 +47,78 @@ ANY = Selection()
 
 # Slots: {things}/{thing}/{a_thing} carry the first selection, {others}/{other} the second;
 # {sorts} and {colour}, {a_sort} carry one half of it; {at} and {spot} the place; {in} says nothing.
-TEMPLATES: tuple[tuple[str, str, str], ...] = (
+# The order is part of what a seed draws.
+_FORMS = (
     ("count", "number", "how many {things} are there{in}"),
     ("count", "number", "how many {things}"),
-    ("count", "number", "how many {things} can you see{in}"),
-    ("count", "number", "how many {things} do you see{in}"),
+    ("count", "number", "how many {things} (can|do) you see{in}"),
     ("count", "number", "how many {things} are{in!}"),
-    ("count", "number", "how many {things} does the {picture} show"),
-    ("count", "number", "how many {things} does the {picture} have"),
-    ("count", "number", "how many {sorts} are {colour}"),
-    ("count", "number", "how many of the {sorts} are {colour}"),
-    ("count", "number", "count the {things}{in}"),
-    ("count", "number", "count all the {things}{in}"),
-    ("count", "number", "count all {things}{in}"),
+    ("count", "number", "how many {things} does the {picture} (show|have)"),
+    ("count", "number", "how many (|of the ){sorts} are {colour}"),
+    ("count", "number", "count (the|all the|all) {things}{in}"),
     ("count", "number", "what is the number of {things}{in}"),
     ("count", "number", "tell me how many {things} there are{in}"),
-    ("place", "object", "what is {at}"),
-    ("place", "object", "what's {at}"),
-    ("place", "object", "what do you see {at}"),
-    ("place", "object", "what can you see {at}"),
-    ("place", "object", "what is there {at}"),
-    ("place", "object", "which object is {at}"),
-    ("place", "object", "what object is {at}"),
-    ("place", "colour", "what {hue} is {at}"),
-    ("place", "colour", "which {hue} is {at}"),
-    ("place", "colour", "what {hue} is the {sort} {at}"),
-    ("place", "colour", "which {hue} is the {sort} {at}"),
+    ("place", "object", "(what is|what's|what do you see|what can you see|what is there) {at}"),
+    ("place", "object", "(which|what) object is {at}"),
+    ("place", "colour", "(what|which) {hue} is {at}"),
+    ("place", "colour", "(what|which) {hue} is the {sort} {at}"),
     ("place", "colour", "what is the {hue} of the {sort} {at}"),
     ("place", "colour", "what {hue} is the {spot} {sort}"),
     ("place", "colour", "what is the {hue} of the {spot} {sort}"),
     ("place", "colour", "what {hue} does the {sort} {at} have"),
-    ("place", "shape", "what shape is {at}"),
-    ("place", "shape", "which shape is {at}"),
+    ("place", "shape", "(what|which) shape is {at}"),
     ("place", "shape", "what is the shape {at}"),
     ("place", "shape", "what kind of shape is {at}"),
-    ("place", "shape", "what shape do you see {at}"),
-    ("place", "shape", "what shape can you see {at}"),
-    ("existence", "any", "is there {a_thing}{in}"),
-    ("existence", "any", "is there any {thing}{in}"),
-    ("existence", "any", "are there any {things}{in}"),
-    ("existence", "any", "are there {things}{in}"),
-    ("existence", "any", "do you see {a_thing}{in}"),
-    ("existence", "any", "do you see any {things}{in}"),
-    ("existence", "any", "can you see {a_thing}{in}"),
-    ("existence", "any", "can you see any {things}{in}"),
-    ("existence", "any", "does the {picture} show {a_thing}"),
-    ("existence", "any", "does the {picture} contain {a_thing}"),
+    ("place", "shape", "what shape (do|can) you see {at}"),
+    ("existence", "any", "is there ({a_thing}|any {thing}){in}"),
+    ("existence", "any", "are there (any |){things}{in}"),
+    ("existence", "any", "(do|can) you see ({a_thing}|any {things}){in}"),
+    ("existence", "any", "does the {picture} (show|contain) {a_thing}"),
     ("existence", "any", "does the {picture} contain any {things}"),
     ("existence", "any", "is {a_thing}{in!}"),
-    ("existence", "any", "is there {a_thing} {at}"),
-    ("existence", "any", "do you see {a_thing} {at}"),
-    ("existence", "any", "can you see {a_thing} {at}"),
+    ("existence", "any", "(is there|do you see|can you see) {a_thing} {at}"),
     ("existence", "any", "is there anything {at}"),
-    ("existence", "any", "is the {sort} {at} {colour}"),
-    ("existence", "any", "is the {sort} {at} {a_sort}"),
-    ("comparison", "more", "are there more {things} than {others}{in}"),
-    ("comparison", "more", "do you see more {things} than {others}{in}"),
-    ("comparison", "more", "can you see more {things} than {others}{in}"),
+    ("existence", "any", "is the {sort} {at} ({colour}|{a_sort})"),
+    ("comparison", "more", "(are there|do you see|can you see) more {things} than {others}{in}"),
     ("comparison", "more", "does the {picture} show more {things} than {others}"),
-    ("comparison", "fewer", "are there fewer {things} than {others}{in}"),
-    ("comparison", "fewer", "are there less {things} than {others}{in}"),
+    ("comparison", "fewer", "are there (fewer|less) {things} than {others}{in}"),
     ("comparison", "fewer", "do you see fewer {things} than {others}{in}"),
-    ("comparison", "equal", "are there as many {things} as {others}{in}"),
-    ("comparison", "equal", "do you see as many {things} as {others}{in}"),
-    ("comparison", "equal", "are there the same number of {things} and {others}{in}"),
-    ("comparison", "equal", "are there equally many {things} and {others}{in}"),
-    *(
-        ("relation", direction, f"is the {{thing}} {word} the {{other}}{{in}}")
-        for direction, words in (
-            ("left", ("left of", "to the left of", "on the left of")),
-            ("right", ("right of", "to the right of", "on the right of")),
-            ("above", ("above", "higher than")),
-            ("below", ("below", "under", "lower than")),
-        )
-        for word in words
+    ("comparison", "equal", "(are there|do you see) as many {things} as {others}{in}"),
+    (
+        "comparison",
+        "equal",
+        "are there (the same number of|equally many) {things} and {others}{in}",
     ),
+    ("relation", "left", "is the {thing} (|to the |on the )left of the {other}{in}"),
+    ("relation", "right", "is the {thing} (|to the |on the )right of the {other}{in}"),
+    ("relation", "above", "is the {thing} (above|higher than) the {other}{in}"),
+    ("relation", "below", "is the {thing} (below|under|lower than) the {other}{in}"),
 )
+
+
+def _written_out(form: str) -> list[str]:
+    """Turn "(a|b) c" into "a c" and "b c"."""
+    parts = (part.split("|") for part in re.split(r"[()]", form))
+    return ["".join(chosen) for chosen in product(*parts)]
+
+
+TEMPLATES = tuple((kind, asks, text) for kind, asks, form in _FORMS for text in _written_out(form))
 
 _SHAPE_WORDS = ("shape", "object", "thing")
 _PICTURE_WORDS = ("picture", "image")
-_MIDDLES = ("middle", "centre", "center")
-_EDGES = {"top": ("top", "upper"), "bottom": ("bottom", "lower")}
+_SPOTS = (
+    ("top left", "upper left"),
+    ("top middle", "top centre", "top center"),
+    ("top right", "upper right"),
+    ("middle left", "centre left", "center left"),
+    ("middle", "centre", "center"),
+    ("middle right", "centre right", "center right"),
+    ("bottom left", "lower left"),
+    ("bottom middle", "bottom centre", "bottom center"),
+    ("bottom right", "lower right"),
+)
+"""What each place is called, the plainest first."""
+_CORNERS = (0, 2, 6, 8)
 
 
 def with_article(noun: str) -> str:
@@ -133,36 +126,21 @@ def with_article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def _singulars(colours: bool = True, sorts: bool = True) -> dict[str, Selection]:
+def _singulars(colours: Iterable[str | None]) -> dict[str, Selection]:
     found: dict[str, Selection] = {}
-    for colour in (None, *COLOURS) if colours else (None,):
-        for kind in (None, *KINDS) if sorts else (None,):
+    for colour in colours:
+        for kind in (None, *KINDS):
             for noun in (kind,) if kind else _SHAPE_WORDS:
                 found[" ".join(filter(None, (colour, noun)))] = Selection(colour, kind)
     return found
 
 
-def _spots(corners: bool) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for index, name in enumerate(PLACES):
-        words = name.split()
-        if name == "centre":
-            spots = [*_MIDDLES]
-        elif index in (0, 2, 6, 8):
-            spots = [f"{edge} {words[1]}" for edge in _EDGES[words[0]]]
-            spots += [f"{spot} corner" for spot in spots] if corners else []
-        elif words[0] == "middle":
-            spots = [f"{middle} {words[1]}" for middle in _MIDDLES]
-        else:
-            spots = [f"{words[0]} {middle}" for middle in _MIDDLES]
-        found |= dict.fromkeys(spots, index)
-    return found
-
-
 def _places() -> dict[str, int]:
     found: dict[str, int] = {}
-    for spot, index in _spots(corners=True).items():
-        found[f"at the {spot}"] = found[f"in the {spot}"] = index
+    for index, spots in enumerate(_SPOTS):
+        corners = [f"{spot} corner" for spot in spots] if index in _CORNERS else []
+        for spot in (*spots, *corners):
+            found[f"at the {spot}"] = found[f"in the {spot}"] = index
     for phrase, index in list(found.items()):
         for picture in _PICTURE_WORDS:
             found[f"{phrase} of the {picture}"] = index
@@ -177,8 +155,8 @@ def _surroundings() -> list[str]:
 @cache
 def slots() -> dict[str, dict[str, object]]:
     """List for every slot the wordings that may fill it and what each means."""
-    thing = _singulars()
-    sort = _singulars(colours=False)
+    thing = _singulars((None, *COLOURS))
+    sort = _singulars((None,))
     things = {f"{text}s": value for text, value in thing.items()}
     a_thing = {with_article(text): value for text, value in thing.items()}
     around = _surroundings()
@@ -195,7 +173,7 @@ def slots() -> dict[str, dict[str, object]]:
         "hue": {"colour": None, "color": None},
         "picture": {word: None for word in _PICTURE_WORDS},
         "at": {**_places()},
-        "spot": {**_spots(corners=False)},
+        "spot": {spot: index for index, spots in enumerate(_SPOTS) for spot in spots},
         "in": {text: None for text in ("", *around)},
         "in!": {text: None for text in around if text.endswith(_PICTURE_WORDS)},
     }
@@ -283,12 +261,10 @@ def _says(template: _Template, question: Question) -> bool:
     if ("at" in slots or "spot" in slots) != (question.place is not None):
         return False
     whole = any(slot in slots for slot in ("things", "thing", "a_thing"))
-    says_kind, says_colour = whole or "sorts" in slots, whole or "colour" in slots
-    if (first.kind and not (says_kind or "a_sort" in slots)) or (first.colour and not says_colour):
-        return False
-    return not ("a_sort" in slots and not first.kind) and not (
-        "colour" in slots and not first.colour
-    )
+    for part, said_by in ((first.kind, {"sorts", "a_sort"}), (first.colour, {"colour"})):
+        if part and not whole and not said_by & set(slots):
+            return False
+    return bool(first.kind or "a_sort" not in slots) and bool(first.colour or "colour" not in slots)
 
 
 @cache

@@ -29,8 +29,13 @@ def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = F
         MvwError: the directory cannot be made or written.
     """
     names = [f"scene-{number:04d}.png" for number in range(1, count + 1)]
-    if not overwrite:
-        _refuse_existing(directory, [QUESTIONS, *names])
+    for name in () if overwrite else (QUESTIONS, *names):
+        if os.path.lexists(directory / name):
+            raise UsageProblem(
+                f"{directory / name} exists already",
+                cause="samples would replace it",
+                hint=f"mvw samples {shlex.quote(str(directory))} --overwrite",
+            )
     rng = random.Random(f"samples/{seed}")
     lines = []
     try:
@@ -57,16 +62,6 @@ def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = F
             hint="mvw samples samples",
         ) from None
     return directory / QUESTIONS
-
-
-def _refuse_existing(directory: Path, names: list[str]) -> None:
-    for name in names:
-        if os.path.lexists(directory / name):
-            raise UsageProblem(
-                f"{directory / name} exists already",
-                cause="samples would replace it",
-                hint=f"mvw samples {shlex.quote(str(directory))} --overwrite",
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,25 +16,30 @@ from typing import Any
 
 import pytest
 import torch
-from broken import write_checkpoint
-from mvw_hf.fallback import FallbackTokenizer, fallback_tokenizer
+from broken import set_config, write_checkpoint
+from mvw_hf.fallback import FallbackProcessor, FallbackTokenizer, fallback_tokenizer
 from mvw_hf.model import HuggingFace
 from mvw_kimi_vl.model import CHECKPOINT as KIMI
 from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import CHECKPOINT as COT
 from mvw_llava_cot.model import LlavaCot
-from narrowed import narrow
+from narrowed import PUBLISHED as FAMILIES
+from narrowed import narrow, published
 from PIL import Image
 from processes import Ran
 
-from mvw_cli import LoadedModel, ModelProblem, ModelSpec, NotFetched
+from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec, NotFetched
 from mvw_cli.errors import ExitCode
+from mvw_cli.testing.probes import misplaced
 
 SIZES = [(40, 30), (560, 560), (561, 560), (1200, 300), (300, 1700), (1003, 997)]
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[type[HuggingFace], str]] = {
     "llava-cot": (LlavaCot, COT),
     "kimi-vl": (KimiVL, KIMI),
+    "qwen2.5-vl-7b": (HuggingFace, "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "gemma-3-12b": (HuggingFace, "google/gemma-3-12b-it"),
 }
+OF_THEIR_OWN = ["llava-cot", "kimi-vl"]
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
 
 @pytest.fixture
 def narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for adapter, _ in PUBLISHED.values():
+    for adapter in (LlavaCot, KimiVL, HuggingFace):  # the base class last: they call it
         whole = adapter.shape
         monkeypatch.setattr(
             adapter, "shape", lambda self, spec, whole=whole: narrow(whole(self, spec))
@@ -80,8 +86,15 @@ def fallback_for(name: str) -> tuple[Any, LoadedModel]:
 
 
 @pytest.mark.usefixtures("narrowed")
-@pytest.mark.parametrize(("size", "offline"), [((640, 480), True), ((700, 300), False)])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "size", "offline"),
+    [
+        ("llava-cot", (640, 480), True),
+        ("kimi-vl", (700, 300), False),
+        ("qwen2.5-vl-7b", (300, 200), True),
+        ("gemma-3-12b", (300, 200), False),
+    ],
+)
 def test_by_the_command_without_a_network(
     name: str,
     offline: bool,
@@ -110,7 +123,7 @@ def test_by_the_command_without_a_network(
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
 def test_vision_tokens_are_the_published_ones(name: str, size: tuple[int, int]) -> None:
     adapter, loaded = fallback_for(name)
     inputs = adapter.tokenize(loaded, [Image.new("RGB", size), Image.new("RGB", (90, 60))], "How?")
@@ -163,16 +176,9 @@ def test_ids_are_those_of_the_model(name: str, known: dict[str, int]) -> None:
 def test_the_prompt_has_the_published_frame() -> None:
     adapter, loaded = fallback_for("llava-cot")
     ids = adapter.tokenize(loaded, [Image.new("RGB", (9, 9))], "How many?")["input_ids"][0].tolist()
-    header, close, end, image = 128006, 128007, 128009, 128256
+    header, image, end = (128006, 128007), 128256, 128009
     assert ids[0] == 128000
-    assert [number for number in ids if number > 128000] == [
-        header,
-        close,
-        image,
-        end,
-        header,
-        close,
-    ]
+    assert [n for n in ids if n > 128000] == [*header, image, end, *header]
     adapter, loaded = fallback_for("kimi-vl")
     ids = adapter.tokenize(loaded, [Image.new("RGB", (9, 9))], "How?")["input_ids"][0].tolist()
     assert [number for number in ids if number > 163585] == [
@@ -211,11 +217,15 @@ def test_a_damaged_processor_is_said_to_be(tmp_path: Path) -> None:
     assert "processor_config.json" in (refusal.value.cause or "")
 
 
-def test_another_architecture_is_refused_without_a_processor_too(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "model")
-    for file in folder.iterdir():
+def only_config(folder: Path) -> Path:
+    for file in write_checkpoint(folder).iterdir():
         if file.name != "config.json":
             file.unlink()
+    return folder
+
+
+def test_another_architecture_is_refused_without_a_processor_too(tmp_path: Path) -> None:
+    folder = only_config(tmp_path / "model")
     with pytest.raises(ModelProblem, match="not of an architecture"):
         LlavaCot().load(spec_of(folder))
 
@@ -237,3 +247,70 @@ def test_a_model_that_is_nowhere(asked: list[str]) -> None:
     with pytest.raises(NotFetched):
         HuggingFace().load(ModelSpec(model="a/b", device="cpu", random_weights=True))
     assert asked
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A folder with nothing but a configuration."""
+    folder = tmp_path_factory.mktemp("folder")
+    narrow(published(request.param)).save_pretrained(folder)
+    loaded = HuggingFace().load(replace(spec_of(folder), dtype="float32"))
+    for parameter in loaded.model.parameters():
+        if not parameter.any():  # Gemma's projector is made as zeros, which would hide the image
+            torch.nn.init.normal_(parameter)
+    return loaded
+
+
+def test_the_model_reads_what_it_is_given(loaded: LoadedModel) -> None:
+    """Two images of unlike sizes: transformers compares the tokens with the features."""
+    adapter = HuggingFace()
+    assert isinstance(loaded.processor, FallbackProcessor)
+    assert len(adapter.remarks(loaded, [], "How many?")) == 1
+    sizes = [(100, 100), (300, 100)]
+    images = [Image.effect_noise(size, 90).convert("RGB") for size in sizes]
+    inputs = adapter.encode(loaded, images, "How many?")
+    counted = sum(adapter.image_tokens(loaded.model.config, *size) for size in sizes)
+    assert adapter.vision(loaded, inputs).vision_tokens == counted
+    other = adapter.encode(loaded, [images[0].rotate(180), images[1]], "How many?")
+    with torch.inference_mode():
+        first, second = (loaded.model(**given).logits[0, -1] for given in (inputs, other))
+    assert first.isfinite().all()
+    assert not first.equal(second)
+    if loaded.model.config.model_type.startswith(("qwen", "glm")):  # others take any shape
+        with pytest.raises(BadImage):
+            adapter.encode(loaded, [Image.new("RGB", (9000, 10))], "How many?")
+    text_only = adapter.encode(loaded, [], "How many?")
+    assert adapter.vision(loaded, text_only).vision_tokens == 0
+    assert text_only["input_ids"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("sizes", [[(200, 120)], [(90, 170), (130, 60)]])
+def test_vision_tokens_lie_where_it_says(loaded: LoadedModel, sizes: list[tuple[int, int]]) -> None:
+    """Of most families; those that cut tiles of their own do not tell."""
+    try:
+        assert misplaced(HuggingFace(), loaded, sizes) is None
+    except LookupError:
+        assert loaded.model.config.model_type in ("internvl", "llava_onevision")
+
+
+def test_an_adapter_with_a_prompt_of_its_own_gets_no_fallback_that_it_did_not_make(
+    tmp_path: Path,
+) -> None:
+    class Own(HuggingFace):
+        def tokenize(self, loaded: LoadedModel, images: Any, text: str) -> dict[str, Any]:
+            return dict(loaded.processor.of_its_own_kind(images, text))
+
+    narrow(published("Qwen/Qwen2.5-VL-7B-Instruct")).save_pretrained(tmp_path)
+    with pytest.raises(ModelProblem, match="can't be loaded"):
+        Own().load(spec_of(tmp_path))
+
+
+def test_what_is_missing_is_named_where_no_fallback_is_known(tmp_path: Path) -> None:
+    folder = only_config(tmp_path / "model")
+    set_config(folder, model_type="vipllava")  # of the same keys
+    with pytest.raises(ModelProblem, match="can't be loaded") as refusal:
+        HuggingFace().load(spec_of(folder))
+    assert refusal.value.cause == (
+        "There is no preprocessor_config.json or processor_config.json, and no tokenizer.json or "
+        "tokenizer.model or tiktoken.model or vocab.json."
+    )

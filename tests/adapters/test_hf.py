@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from broken import write_checkpoint
 from mvw_hf.model import HuggingFace
 from PIL import Image
+from processes import Ran
 from safetensors.torch import load_file, save_file
 
-from mvw_cli.adapter import ModelSpec
+from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import Finished, GenerationSettings, Request
 from mvw_cli.errors import ExitCode, ModelProblem, MvwError, UsageProblem
@@ -49,18 +52,6 @@ def test_dtype_is_taken_from_the_spec(checkpoint: Path) -> None:
     inputs = ADAPTER.encode(loaded, [RED], "w1")
     assert inputs["pixel_values"].dtype == torch.bfloat16
     assert inputs["input_ids"].dtype == torch.long
-
-
-def test_vision_tokens_are_where_the_image_is(checkpoint: Path) -> None:
-    loaded = ADAPTER.tiny()
-    for images in (1, 2, 3):
-        inputs = ADAPTER.encode(loaded, [RED] * images, "w1 w2 w3")
-        layout = ADAPTER.vision(loaded, inputs).entries
-        assert layout.dtype == torch.bool
-        assert layout.shape == inputs["input_ids"].shape[1:]
-        assert int(layout.sum()) == 16 * images
-    text_only = ADAPTER.encode(loaded, [], "w1")
-    assert not ADAPTER.vision(loaded, text_only).entries.any()
 
 
 def test_template_and_system_prompt_reach_the_model(checkpoint: Path) -> None:
@@ -110,3 +101,68 @@ def test_a_checkpoint_that_lacks_a_tensor(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(checkpoint: Path) -> None:
     error = problem(UsageProblem, ModelSpec(model=str(checkpoint), device="cuda:7"))
     assert "cuda:7" in error.message
+
+
+# -- random weights ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Configuration and processor, and no weights."""
+    made = write_checkpoint(tmp_path / "model")
+    (made / "model.safetensors").unlink()
+    return made
+
+
+def spec_of(folder: Path, dtype: str = "auto") -> ModelSpec:
+    return ModelSpec(model=str(folder), device="cpu", dtype=dtype, random_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
+def test_shape_and_type_are_those_of_the_checkpoint(
+    folder: Path, dtype: str, wanted: torch.dtype
+) -> None:
+    state = torch.random.get_rng_state()
+    loaded = HuggingFace().load(spec_of(folder, dtype))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float32
+    assert not loaded.model.training
+    shapes = {name: p.shape for name, p in HuggingFace().tiny().model.named_parameters()}
+    assert {name: p.shape for name, p in loaded.model.named_parameters()} == shapes
+    assert {p.dtype for p in loaded.model.parameters()} == {wanted}
+    again = HuggingFace().load(spec_of(folder, dtype))
+    for one, other in zip(loaded.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_adapter_that_can_not_build_is_not_asked_to_load(
+    mvw: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reads(HuggingFace):
+        build = Adapter.build
+
+        def load(self, spec: ModelSpec) -> LoadedModel:
+            raise AssertionError("weights are read")
+
+    monkeypatch.setattr("mvw_cli.session.load_adapter", lambda name: Reads())
+    picture = tmp_path / "picture.png"
+    RED.save(picture)
+    ran = mvw("infer", str(picture), "w1", "--random-weights")
+    assert (ran.code, ran.out) == (ExitCode.MODEL, "")
+    assert "can't build a model without a checkpoint" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_by_the_command(folder: Path, mvw: Callable[..., Ran], tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    RED.save(picture)
+    command = ["infer", str(picture), "w1", "--model", str(folder), "--device", "cpu"]
+    command += ["--max-new-tokens", "6", "-m", "2", "--json"]
+    assert mvw(*command).code == ExitCode.MODEL
+    ran = mvw(*command, "--random-weights")
+    assert ran.code == ExitCode.OK, ran.err
+    assert "this answer is noise" in ran.err
+    assert any("noise" in remark for remark in json.loads(ran.out)["remarks"])

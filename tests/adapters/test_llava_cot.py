@@ -1,12 +1,11 @@
-"""LLaVA-CoT's adapter: prompt, tiles, stages, loading; and the engine equals the oracle on it."""
+"""LLaVA-CoT's adapter: prompt, tiles, stages, loading. The contract has the rest."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,18 +15,10 @@ from processes import Ran
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from mvw_cli import LoadedModel, ModelSpec
-from mvw_cli.engine.engine import Engine
-from mvw_cli.engine.types import Finished, GenerationSettings, Request, Token, Withdrawn
-from mvw_cli.oracle.masked import oracle_logits
-from mvw_cli.policies.mvw import Mvw
-from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.oracle.equivalence import noise
 
 STATES = 5  # of a tile of the tiny model: 2 x 2 patches and a class token
 BEGIN, IMAGE = 1, 62
-TEXT = (
-    "<SUMMARY> I will count. </SUMMARY>\n\n<CAPTION> Two cats. </CAPTION>\n\n"
-    "<REASONING> One and one. </REASONING>\n\n<CONCLUSION> 2 </CONCLUSION>"
-)
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +26,9 @@ def loaded() -> LoadedModel:
     return LlavaCot().tiny()
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    noise = random.Random(seed).randbytes(3 * width * height)
-    return Image.frombytes("RGB", (width, height), noise)
-
-
-def request(
-    loaded: LoadedModel, sizes: Sequence[tuple[int, int]], m: int | None, *, name: str = "a"
-) -> Request:
-    adapter = LlavaCot()
-    images = [picture(*size, seed=number) for number, size in enumerate(sizes)]
-    inputs = adapter.encode(loaded, images, f"w{len(sizes)} w7 w30")
-    policy = NoWithdrawal() if m is None else Mvw(m=m)
-    settings = GenerationSettings(max_new_tokens=16, temperature=0, ignore_eos=True)
-    return Request(name, inputs, adapter.vision(loaded, inputs), policy, settings)
-
-
 def test_the_prompt_is_that_of_the_models_script(loaded: LoadedModel) -> None:
     """Template as text, then the processor on it: the begin token stands there twice."""
-    image = picture(30, 20)
+    image = noise(30, 20)
     inputs = LlavaCot().encode(loaded, [image], "w1 w2")
     processor = loaded.processor
     content = [{"type": "image"}, {"type": "text", "text": "w1 w2"}]
@@ -69,7 +44,7 @@ def test_the_prompt_is_that_of_the_models_script(loaded: LoadedModel) -> None:
 def test_a_system_prompt_comes_first(loaded: LoadedModel) -> None:
     spec = ModelSpec(model="tiny", system="w9")
     told = LoadedModel("llava-cot", "tiny", loaded.model, loaded.processor, spec)
-    ids = LlavaCot().encode(told, [picture(16, 16)], "w1")["input_ids"][0]
+    ids = LlavaCot().encode(told, [noise(16, 16)], "w1")["input_ids"][0]
     word = loaded.processor.tokenizer.convert_tokens_to_ids
     assert ids.tolist() == [BEGIN, BEGIN, word("w9"), IMAGE, word("w1")]
 
@@ -88,9 +63,10 @@ def test_a_system_prompt_comes_first(loaded: LoadedModel) -> None:
 def test_vision_is_the_tiles_that_hold_an_image(
     loaded: LoadedModel, sizes: list[tuple[int, int]], tiles: int
 ) -> None:
-    ask = request(loaded, sizes, None)
-    assert ask.layout.vision_tokens == tiles * STATES
-    assert not ask.layout.entries.any()  # <|image|> is a text token here: it stays
+    images = [noise(*size) for size in sizes]
+    layout = LlavaCot().vision(loaded, LlavaCot().encode(loaded, images, "w7 w30"))
+    assert layout.vision_tokens == tiles * STATES
+    assert not layout.entries.any()  # <|image|> is a text token here: it stays
     config = loaded.model.config
     counted = sum(LlavaCot().image_tokens(config, *size) for size in sizes)
     assert counted == tiles * STATES
@@ -108,64 +84,9 @@ def test_tiles_are_counted_as_the_processor_cuts_them() -> None:
         assert LlavaCot().image_tokens(config, width, height) == tiles * 1601, (width, height)
 
 
-@pytest.mark.parametrize("kind", ["skip", "mlp"])
-@pytest.mark.parametrize("m", [1, 4])
-def test_the_engine_equals_the_oracle(loaded: LoadedModel, kind: Any, m: int) -> None:
-    plans = {
-        "one": ([(40, 20)], m),
-        "two": ([(16, 16), (100, 20)], m + 1),
-        "tall": ([(20, 70)], None),
-        "text": ([], None),
-    }
-    requests = {name: request(loaded, *plan, name=name) for name, plan in plans.items()}
-    logits: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
-    engine = Engine(
-        loaded,
-        slots=3,
-        cross_attention=kind,
-        observe=lambda name, step, row: logits[name].append(row.clone()),
-    )
-    ids: dict[str, list[int]] = {name: [] for name in plans}
-    for event in engine.run(requests.values()):
-        if isinstance(event, Token):
-            ids[event.request].append(event.id)
-    for name, (_, at) in plans.items():
-        ask = requests[name]
-        expected = oracle_logits(
-            loaded.model, ask.inputs, ids[name], ask.layout.entries, at, cross_attention=kind
-        )
-        assert (torch.stack(logits[name]) - expected).abs().max() < 1e-5
-
-
-def test_withdrawal_is_told(loaded: LoadedModel) -> None:
-    [event] = [
-        event
-        for event in Engine(loaded).run([request(loaded, [(40, 20), (16, 16)], 2)])
-        if isinstance(event, Withdrawn)
-    ]
-    assert (event.step, event.vision_tokens, event.entries) == (2, 3 * STATES, 2 * 3 * STATES)
-
-
-def test_late_withdrawal_equals_generate(loaded: LoadedModel) -> None:
-    ask = request(loaded, [(40, 20), (16, 16)], 100)
-    generated = loaded.model.generate(
-        **ask.inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False
-    )
-    [done] = [event for event in Engine(loaded).run([ask]) if isinstance(event, Finished)]
-    assert list(done.token_ids) == generated[0, ask.inputs["input_ids"].shape[1] :].tolist()
-
-
 def test_the_answer_is_the_conclusion() -> None:
-    answer = LlavaCot().parse(TEXT)
-    assert answer.answer == "2"
-    assert list(answer.stages) == ["SUMMARY", "CAPTION", "REASONING", "CONCLUSION"]
-    assert answer.stages["CAPTION"] == "Two cats."
-
-
-def test_output_that_was_cut_anywhere() -> None:
-    started = TEXT.index("2")
-    for end in range(len(TEXT)):
-        assert LlavaCot().parse(TEXT[:end]).answer == ("2" if end > started else "")
+    answer = LlavaCot().parse("<CAPTION> Two cats. </CAPTION>\n<CONCLUSION> 2 </CONCLUSION>")
+    assert (answer.answer, answer.stages["CAPTION"]) == ("2", "Two cats.")
 
 
 def test_the_published_shape_needs_no_network() -> None:
@@ -206,7 +127,7 @@ def test_a_checkpoint_as_on_the_hub_answers(
         names = set(weights.keys())
     assert "language_model.model.layers.1.cross_attn.q_proj.weight" in names
     assert not any(name.startswith("model.") for name in names)
-    picture(40, 20).save(tmp_path / "picture.png")
+    noise(40, 20).save(tmp_path / "picture.png")
     options = ["--adapter", "llava-cot", "--model", str(checkpoint), "--device", "cpu", "--m", "2"]
     options += ["--temperature", "0", "--max-new-tokens", "6", "--json"]
     done = mvw("infer", str(tmp_path / "picture.png"), "w1 w2", *options)

@@ -12,7 +12,9 @@ import torch
 import transformers
 from broken import Hub, set_config, write_checkpoint
 from hints import parse_hint
+from huggingface_hub import constants
 from mvw_hf.model import HuggingFace
+from mvw_hf.problems import disk_is_full
 from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import LlavaCot
 from PIL import Image
@@ -86,25 +88,16 @@ def test_each_broken_folder_says_what_is_wrong_with_it(
     folder: Path, break_: Breaks, said: str, cause: str, mvw: Callable[..., Ran]
 ) -> None:
     break_(folder)
-    with pytest.raises(ModelProblem) as raised:
-        HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
-    assert said in raised.value.message
-    assert cause in (raised.value.cause or "")
-    parse_hint(raised.value.hint or "")
     picture = folder / "picture.png"
     Image.new("RGB", (40, 30), "red").save(picture)
     ran = mvw("infer", str(picture), "w1", "--model", str(folder), "--device", "cpu")
-    assert ran.code == ExitCode.MODEL
-    assert ran.out == ""
-    lines = [line for line in ran.err.splitlines() if line.strip()]
-    assert lines[-3].startswith("Error: ")
-    assert said in lines[-3]
-    assert cause in lines[-2]
-    hint = lines[-1].removeprefix("Hint: ")
+    assert (ran.code, ran.out) == (ExitCode.MODEL, "")
+    message, told, hint = [line for line in ran.err.splitlines() if line.strip()][-3:]
+    assert message.startswith("Error: ") and said in message
+    assert cause in told
+    hint = hint.removeprefix("Hint: ")
     parse_hint(hint)
-    options = (raised.value.hint or "").removeprefix("mvw infer IMAGE QUESTION ")
-    assert hint.endswith(options)
-    assert options == raised.value.hint or str(picture) in hint  # it is the command that was typed
+    assert not hint.startswith("mvw infer") or str(picture) in hint  # the command that was typed
 
 
 def test_an_unknown_architecture_names_the_version_and_the_upgrade(folder: Path) -> None:
@@ -141,22 +134,9 @@ def test_code_beside_the_weights_is_neither_run_nor_asked_about(
     assert raised.value.hint == "mvw list adapters"
 
 
-def test_a_whole_checkpoint_in_shards_loads(folder: Path) -> None:
-    loaded = HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
-    expected = HuggingFace().tiny().model.state_dict()
-    held = loaded.model.state_dict()
-    assert held.keys() == expected.keys()
-    assert all(torch.equal(held[name], expected[name]) for name in expected)
-
-
-def test_no_such_folder() -> None:
-    error = problem("./no/such/folder")
-    assert error.message == "There is no folder ./no/such/folder."
-
-
-def test_a_file_is_no_folder(folder: Path) -> None:
-    error = problem(str(folder / "config.json"))
-    assert error.cause == "It is a file."
+def test_a_folder_that_is_none(folder: Path) -> None:
+    assert problem("./no/such/folder").message == "There is no folder ./no/such/folder."
+    assert problem(str(folder / "config.json")).cause == "It is a file."
 
 
 @pytest.mark.parametrize(("adapter", "kind"), [(LlavaCot, "mllama"), (KimiVL, "kimi_vl")])
@@ -170,9 +150,11 @@ def test_the_adapter_of_another_architecture(
     assert raised.value.hint == "mvw list adapters"
 
 
-def problem(model: str, revision: str | None = None) -> ModelProblem:
+def problem(
+    model: str, revision: str | None = None, adapter: type[HuggingFace] = HuggingFace
+) -> ModelProblem:
     with pytest.raises(ModelProblem) as raised:
-        HuggingFace().load(ModelSpec(model=model, revision=revision, device="cpu"))
+        adapter().load(ModelSpec(model=model, revision=revision, device="cpu"))
     error = raised.value
     assert error.cause
     assert "\n" not in error.message + error.cause
@@ -180,6 +162,7 @@ def problem(model: str, revision: str | None = None) -> ModelProblem:
     return error
 
 
+@pytest.mark.parametrize("adapter", [HuggingFace, KimiVL])
 @pytest.mark.parametrize(
     ("status", "code", "said", "hint"),
     [
@@ -187,21 +170,20 @@ def problem(model: str, revision: str | None = None) -> ModelProblem:
         (404, "RepoNotFound", "There is no model some/model on the hub", "mvw list profiles"),
         (404, "RevisionNotFound", "has no revision v9", "revision=main"),
         (503, "", "the hub does not answer", "hf download some/model"),
+        (0, "", "the hub does not answer", "hf download some/model"),
     ],
 )
-def test_what_the_hub_refuses(hub: Hub, status: int, code: str, said: str, hint: str) -> None:
-    hub.refuses(status, code)
-    error = problem("some/model", "v9")
+def test_what_the_hub_refuses(
+    hub: Hub, adapter: type[HuggingFace], status: int, code: str, said: str, hint: str
+) -> None:
+    """Whoever does not get the configuration asks for nothing else."""
+    if status:  # else there is no network
+        hub.refuses(status, code)
+    error = problem("some/model", "v9", adapter)
     assert said in error.message
     assert hint in (error.hint or "")
-    assert hub.requests
-
-
-def test_no_network(hub: Hub) -> None:
-    error = problem("some/model")
-    assert "the hub does not answer" in error.message
-    assert error.hint == "hf download some/model"
-    assert hub.requests
+    files = {url.rpartition("/resolve/")[2] for url in hub.requests if "/resolve/" in url}
+    assert files == {"v9/config.json"}
 
 
 def full(kind: str) -> BaseException:
@@ -221,8 +203,6 @@ def full(kind: str) -> BaseException:
 def test_no_space_left_on_the_disk(
     kind: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from huggingface_hub import constants
-
     def fail(*arguments: Any) -> None:
         raise full(kind)
 
@@ -235,17 +215,13 @@ def test_no_space_left_on_the_disk(
     assert error.hint == "hf cache ls"
 
 
-def test_another_error_of_the_system_is_not_a_full_disk(folder: Path) -> None:
-    from mvw_hf.problems import disk_is_full
-
+def test_another_error_of_the_system_is_not_a_full_disk() -> None:
     assert not disk_is_full(OSError(13, "Permission denied"))
     assert not disk_is_full(RuntimeError("os error 2"))
 
 
 def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     error = problem("some/model")
     assert "is not on this machine" in error.message
     assert not hub.requests

@@ -1,4 +1,4 @@
-"""Models spread over devices by accelerate: what a CPU allows of it, and the refusals.
+"""Models spread over devices by accelerate or held in 8 or 4 bits: what a CPU allows of it.
 
 Parts that wait in memory or on the disk go the way that parts on several GPUs go: through hooks
 that bring inputs and weights to the device of each layer.
@@ -15,18 +15,20 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
-from broken import write_checkpoint
+from broken import set_config, write_checkpoint
 from hints import parse_hint
 from mvw_hf import loading
 from mvw_hf.model import HuggingFace
+from mvw_hf.tiny import tiny_llava
 from mvw_kimi_vl.model import KimiVL
 from mvw_llava_cot.model import LlavaCot
 from PIL import Image
 from processes import Ran
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlavaConfig
 from transformers.cache_utils import DynamicLayer
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
+from mvw_cli.cost.shape import shape_of, weight_bytes
 from mvw_cli.engine.layers import CrossLayer
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.machine import fit
@@ -43,7 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 def spread(model: Any, first: str = "cpu") -> dict[str, str]:
     """Deal the parts of a model out, so that neighbouring layers lie in different places."""
-    layers = [f"{_name(model, model.get_decoder())}.layers.{n}" for n in range(_depth(model))]
+    decoder = model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is decoder)
+    layers = [f"{name}.layers.{n}" for n in range(len(decoder.layers))]
     rest = [name for name in _leaves(model) if not name.startswith(tuple(f"{n}." for n in layers))]
     places = ("cpu", "disk") if first == "cpu" else ("disk", "cpu")
     dealt = {name: places[n % 2] for n, name in enumerate([*rest, *layers])}
@@ -53,17 +57,9 @@ def spread(model: Any, first: str = "cpu") -> dict[str, str]:
 
 
 def _leaves(model: Any) -> list[str]:
-    own = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-    own |= {name.rpartition(".")[0] for name, _ in model.named_buffers()}
+    held = [*model.named_parameters(), *model.named_buffers()]
+    own = {name.rpartition(".")[0] for name, _ in held}
     return sorted(name for name in own if not any(name.startswith(f"{o}.") for o in own if o))
-
-
-def _name(model: Any, wanted: Any) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
-
-
-def _depth(model: Any) -> int:
-    return len(model.get_decoder().layers)
 
 
 def answers(adapter: Adapter, loaded: LoadedModel, **engine: Any) -> list[Any]:
@@ -72,6 +68,12 @@ def answers(adapter: Adapter, loaded: LoadedModel, **engine: Any) -> list[Any]:
         for seed, m in ((0, 2), (1, None), (2, 4))
     ]
     return run(loaded, requests, **engine)[0]
+
+
+def assert_same(expected: list[Any], found: list[Any]) -> None:
+    for one, other in zip(expected, found, strict=True):
+        assert one.token_ids == other.token_ids
+        assert (one.logits - other.logits).abs().max() <= 1e-5
 
 
 @cache
@@ -97,42 +99,17 @@ def test_a_spread_model_answers_as_the_whole_one(
     )
     assert {p.device.type for p in apart.model.parameters()} == {"cpu", "meta"}
     assert loading.place(apart.model, torch.device("cpu"), "x") is apart.model
-    for one, other in zip(expected, answers(adapter, apart, slots=slots), strict=True):
-        assert one.token_ids == other.token_ids
-        assert (one.logits - other.logits).abs().max() <= 1e-5
+    assert_same(expected, answers(adapter, apart, slots=slots))
 
 
 def test_a_checkpoint_is_spread_while_it_is_read(folder: Path) -> None:
-    adapter = HuggingFace()
-    tiny = adapter.tiny()
-    expected = answers(adapter, tiny)
+    tiny = HuggingFace().tiny()
     model = AutoModelForImageTextToText.from_pretrained(
         folder, device_map=spread(tiny.model, "disk"), use_safetensors=True
     )
     assert model.device.type == "meta"
     assert loading.input_device(model) == torch.device("cpu")
-    for one, other in zip(expected, answers(adapter, replace(tiny, model=model)), strict=True):
-        assert one.token_ids == other.token_ids
-        assert (one.logits - other.logits).abs().max() <= 1e-5
-
-
-def test_the_device_map_of_the_spec_is_handed_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-    real = AutoModelForImageTextToText.from_pretrained
-
-    def watched(*args: Any, **options: Any) -> Any:
-        seen.append(options.get("device_map"))
-        return real(*args, **options)
-
-    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", watched)
-    for device_map in (None, "auto"):
-        spec = ModelSpec(model=str(folder), device="auto", device_map=device_map)
-        loaded = HuggingFace().load(spec)
-        assert not loaded.model.training
-        answers(HuggingFace(), loaded)
-    assert seen == [None, "auto"]
+    assert_same(answers(HuggingFace(), tiny), answers(HuggingFace(), replace(tiny, model=model)))
 
 
 def test_inputs_go_where_the_outermost_hook_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,17 +184,43 @@ def test_a_gpu_that_runs_full_while_loading() -> None:
         raise ValueError("something else")
 
 
-def test_without_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PACKAGES = ["is_accelerate_available", "is_bitsandbytes_available"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "spec", "said", "extra"),
+    [
+        (PACKAGES[:1], {"device_map": "auto"}, "device_map: auto needs accelerate.", "multi-gpu"),
+        (PACKAGES[:1], {}, "quantization: 4bit needs accelerate.", "quantization"),
+        (PACKAGES[1:], {}, "quantization: 4bit needs bitsandbytes.", "quantization"),
+        (PACKAGES, {}, "quantization: 4bit needs accelerate and bitsandbytes.", "quantization"),
+        ([], {"random_weights": True}, "Random weights are neither quantised", ""),
+        ([], {"random_weights": True, "device_map": "auto"}, "Random weights are neither", ""),
+        (["cuda"], {}, "quantization: 4bit needs a CUDA device.", ""),
+    ],
+)
+@pytest.mark.usefixtures("able")
+def test_what_this_machine_can_not_do_is_refused(
+    missing: list[str],
+    spec: dict[str, Any],
+    said: str,
+    extra: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in missing:
+        where, name = (torch.cuda, "is_available") if name == "cuda" else (loading, name)
+        monkeypatch.setattr(where, name, lambda: False)
+    quantization = None if "device_map" in spec else "4bit"
+    error = refused(UsageProblem, ModelSpec(model=str(folder), quantization=quantization, **spec))
+    assert error.message.startswith(said)
+    if extra:
+        assert error.hint == f'pip install --upgrade "mvw[{extra}]"'
+
+
+def test_one_device_needs_no_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "is_accelerate_available", lambda: False)
     HuggingFace().load(ModelSpec(model=str(folder), device="cpu"))
-    error = refused(UsageProblem, ModelSpec(model=str(folder), device_map="auto"))
-    assert error.message == "device_map: auto needs accelerate."
-    assert error.hint == 'pip install --upgrade "mvw[multi-gpu]"'
-
-
-def test_random_weights_are_made_on_one_device(folder: Path) -> None:
-    spec = ModelSpec(model=str(folder), device_map="auto", random_weights=True)
-    assert "Random weights" in refused(UsageProblem, spec).message
 
 
 def test_by_the_command(folder: Path, mvw: Callable[..., Ran], tmp_path: Path) -> None:
@@ -233,6 +236,11 @@ def test_by_the_command(folder: Path, mvw: Callable[..., Ran], tmp_path: Path) -
         lines = ran.err.splitlines()
         assert lines[-3] == (f"Error: device: {device} and device_map: auto contradict each other")
         parse_hint(lines[-1].removeprefix("Hint: "))
+    command[-2:] = ["--quantization", "8bit"]
+    ran = mvw(*command, "--device", "cpu")
+    assert ran.code == ExitCode.USAGE
+    assert "contradict each other" in ran.err
+    assert mvw(*command[:-1], "2bit").code == ExitCode.USAGE
 
 
 def test_the_memory_of_all_gpus_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,3 +254,121 @@ def test_the_memory_of_all_gpus_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit._free(spread_out) is None
     monkeypatch.setattr(fit, "gpu_count", lambda: 0)
     assert fit._free(spread_out) == 30
+
+
+# -- 8 and 4 bits: what transformers is asked for, and the bytes --------------------------------
+# bitsandbytes is not installed here, so what it makes of the request is not tested.
+
+
+class Recorder:
+    """Stands where a class of transformers is, and keeps what it is asked for."""
+
+    config_class = LlavaConfig
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+
+    def from_pretrained(self, name: str, **options: Any) -> Any:
+        self.options = options
+        return tiny_llava()[0], {"missing_keys": set(), "mismatched_keys": set()}
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make believe that there are two GPUs and every package."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(loading, "is_accelerate_available", lambda: True)
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: True)
+
+
+def asked(folder: Path, **spec: Any) -> dict[str, Any]:
+    recorder = Recorder()
+    loading.complete(recorder, ModelSpec(model=str(folder), **spec))
+    return recorder.options
+
+
+def test_nothing_is_asked_for_without_the_key(folder: Path) -> None:
+    assert not {"quantization_config", "device_map"} & set(asked(folder))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compute"),
+    [("auto", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)],
+)
+def test_four_bits(folder: Path, able: None, dtype: str, compute: torch.dtype) -> None:
+    options = asked(folder, quantization="4bit", dtype=dtype)
+    config = options["quantization_config"]
+    assert isinstance(config, BitsAndBytesConfig)
+    assert (config.load_in_4bit, config.load_in_8bit) == (True, False)
+    assert config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == compute
+    assert options["dtype"] == dtype
+    assert options["use_safetensors"] is True
+
+
+def test_eight_bits(folder: Path, able: None) -> None:
+    config = asked(folder, quantization="8bit")["quantization_config"]
+    assert (config.load_in_4bit, config.load_in_8bit) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "wanted"),
+    [
+        ("auto", None, {"": torch.device("cuda", 0)}),
+        ("cuda", None, {"": torch.device("cuda", 0)}),
+        ("cuda:1", None, {"": torch.device("cuda", 1)}),
+        ("auto", "auto", "auto"),
+    ],
+)
+def test_the_weights_are_made_where_they_stay(
+    folder: Path, able: None, device: str, device_map: str | None, wanted: Any
+) -> None:
+    options = asked(folder, quantization="8bit", device=device, device_map=device_map)
+    assert options["device_map"] == wanted
+
+
+def test_a_quantised_model_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llava()[0].train()
+    moved: list[Any] = []
+    monkeypatch.setattr(model, "to", moved.append)
+    model.quantization_method = "bitsandbytes"
+    assert loading.place(model, torch.device("cpu"), "x") is model
+    assert not model.training
+    assert not moved
+    del model.quantization_method
+    loading.place(model, torch.device("cpu"), "x")
+    assert moved == [torch.device("cpu")]
+
+
+def test_the_bytes_are_those_of_the_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = shape_of(HuggingFace(), HuggingFace().shape(ModelSpec(model=str(folder)))).weights
+    rest = weights.total - weights.quantizable
+    assert 0 < weights.quantizable < weights.total
+    expected = {
+        "8bit": rest * 2 + weights.quantizable,
+        "4bit": rest * 2 + weights.quantizable * 9 // 16,
+    }
+    free: dict[str, int | None] = {}
+    monkeypatch.setattr(fit, "free_memory", free.get)
+    monkeypatch.setattr(fit, "_small", lambda *arguments: False)
+    for quantization, size in expected.items():
+        bits = int(quantization[0])
+        assert weight_bytes(weights, "bfloat16", bits) == size
+        spec = ModelSpec(
+            model=str(folder), device="cuda:0", dtype="bfloat16", quantization=quantization
+        )
+        free["cuda:0"] = size
+        fit.check_fit("hf", HuggingFace(), spec)
+        free["cuda:0"] = size - 1
+        with pytest.raises(OutOfMemory) as raised:
+            fit.check_fit("hf", HuggingFace(), spec)
+        assert f"in bfloat16 and {quantization};" in (raised.value.cause or "")
+
+
+def test_a_checkpoint_that_is_quantised_itself_is_not_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    monkeypatch.setattr(fit, "free_memory", lambda device: 1)
+    fit.check_fit("hf", HuggingFace(), ModelSpec(model=str(folder), device="cpu"))

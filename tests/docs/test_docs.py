@@ -14,8 +14,10 @@ from typing import Any
 
 import click
 import pytest
+from broken import write_checkpoint
 from click.testing import CliRunner
-from docs_pages import DOCS, EXAMPLE, ROOT, first_cells, generator, text_of
+from docs_pages import DOCS, EXAMPLE, ROOT, dotted, first_cells, generator, text_of
+from PIL import Image
 from processes import Ran
 
 from mvw_cli import hookspecs
@@ -134,37 +136,15 @@ def test_every_public_name_is_listed() -> None:
             assert f"`{name}`" in text_of("plugins.md"), name
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with random weights, saved as a checkpoint, and a picture beside it."""
-    from mvw_hf.model import HuggingFace
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    loaded = HuggingFace().tiny()
-    loaded.model.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-    Image.new("RGB", (40, 30), "red").save(folder / "picture.png")
-    return folder
-
-
-def test_every_key_of_the_json_document_is_documented(mvw: Run, checkpoint: Path) -> None:
-    asked = ("infer", str(checkpoint / "picture.png"), "w1 w2", "--model", str(checkpoint))
+def test_every_key_of_the_json_document_is_documented(mvw: Run, tmp_path: Path) -> None:
+    checkpoint, picture = write_checkpoint(tmp_path / "model"), tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    asked = ("infer", str(picture), "w1 w2", "--model", str(checkpoint))
     ran = mvw(*asked, "--m", "4", "--max-new-tokens", "8", "--device", "cpu", "--json")
     assert ran.code == 0, ran.err
     document = json.loads(ran.out)
     assert document["withdrawal"]["step"] == 4
     document["remarks"] = ["a remark"]
     documented = first_cells("json.md", before="\n## Records of `mvw batch`\n")
-    assert set(keys_of(document)) | {"withdrawal", "vision"} == set(documented)
-
-
-def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys down to plain values; what other pages describe is left whole."""
-    if isinstance(value, list):
-        yield from keys_of(value[0], f"{prefix}[]")
-    elif isinstance(value, dict) and prefix not in ("stages", "profile.values", "profile.origins"):
-        for key, inner in value.items():
-            yield from keys_of(inner, f"{prefix}.{key}".removeprefix("."))
-    else:
-        yield prefix
+    whole = ("stages", "profile.values", "profile.origins")  # other pages describe them
+    assert set(dotted(document, whole=whole)) | {"withdrawal", "vision"} == set(documented)

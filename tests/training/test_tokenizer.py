@@ -31,24 +31,17 @@ def test_the_packaged_tokenizer_is_the_one_that_is_built() -> None:
     assert packaged.chat_template == built.chat_template
 
 
-def test_round_trip_with_english_spacing() -> None:
+def test_streaming_never_changes_what_was_shown() -> None:
     tokenizer = build_tokenizer()
-    for text in _answers():
+    for number, text in enumerate(_answers()):
         ids = tokenizer(text).input_ids
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
         assert " ." not in text and " ," not in text and " :" not in text
-
-
-def test_streaming_never_changes_what_was_shown() -> None:
-    tokenizer = build_tokenizer()
-    for text in _answers(40):
-        ids = tokenizer(text).input_ids
         shown = ""
-        for end in range(1, len(ids) + 1):
+        for end in range(1, len(ids) + 1) if number < 40 else ():
             now = tokenizer.decode(ids[:end], skip_special_tokens=True)
             assert now.startswith(shown)
             shown = now
-        assert shown == text
 
 
 def test_stage_tags_are_single_tokens_that_stay_in_the_text() -> None:
@@ -82,12 +75,8 @@ def test_a_saved_processor_loads_without_torchvision(tmp_path: Path) -> None:
     loaded = AutoProcessor.from_pretrained(tmp_path)
     rng = random.Random(10)
     image = draw(sample_example(rng).scene, rng)
-    message = [
-        {
-            "role": "user",
-            "content": [{"type": "image", "image": image}, {"type": "text", "text": "Why?"}],
-        }
-    ]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "Why?"}]
+    message = [{"role": "user", "content": content}]
     inputs = loaded.apply_chat_template(
         message, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

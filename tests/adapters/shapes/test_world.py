@@ -72,22 +72,10 @@ def _photo(rng: Rng) -> Image.Image:
     return Image.blend(_clouds(rng, 12), grain, 0.1).filter(ImageFilter.GaussianBlur(1))
 
 
-def _landscape(rng: Rng) -> Image.Image:
-    image = Image.new("RGB", (SIDE, SIDE), (rng.randint(120, 180), 170, 230))
-    pen = ImageDraw.Draw(image)
-    pen.rectangle((0, rng.randint(150, 220), SIDE, SIDE), fill=(60, 130, 50))
-    pen.ellipse((230, 20, 290, 80), fill=(250, 230, 90))
-    return image.filter(ImageFilter.GaussianBlur(2))
-
-
 def _product(rng: Rng) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), (250, 250, 250))
     image.paste(_clouds(rng, 8).resize((200, 200)), (68, 68))
     return image
-
-
-def _gradient(rng: Rng) -> Image.Image:
-    return Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
 
 
 def _text(rng: Rng) -> Image.Image:
@@ -129,15 +117,11 @@ def _scene(rng: Rng) -> Image.Image:
 
 OUTSIDE: dict[str, Callable[[Rng], Image.Image]] = {
     "noise": _noise,
-    "clouds": lambda rng: _clouds(rng, 6),
     "bright clouds": lambda rng: _clouds(rng, 5, 150),
     "photo": _photo,
-    "landscape": _landscape,
     "product photo": _product,
-    "gradient": _gradient,
     "one colour": lambda rng: Image.new("RGB", (SIDE, SIDE), rng.choice(PALETTE)),
     "white": lambda rng: Image.new("RGB", (SIDE, SIDE), "white"),
-    "black": lambda rng: Image.new("RGB", (SIDE, SIDE), "black"),
     "one pixel": lambda rng: Image.new("RGB", (1, 1), "white"),
     "text": _text,
     "bar chart": _bars,
