@@ -36,7 +36,7 @@ class LlavaCot(HuggingFace):
     published = Path(__file__).parent / "published"
     checkpoint = CHECKPOINT
 
-    def model_class(self) -> type[MllamaForConditionalGeneration]:
+    def model_class(self) -> Any:
         return MllamaForConditionalGeneration
 
     def fallback_processor(self, config: MllamaConfig) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mvw_hf.model import HuggingFace
@@ -42,7 +43,7 @@ class Shapes(HuggingFace):
     def load_processor(self, spec: ModelSpec) -> LlavaProcessor:
         return LlavaProcessor.from_pretrained(spec.model, trust_remote_code=False)
 
-    def model_class(self) -> type[LlavaForConditionalGeneration]:
+    def model_class(self) -> Any:
         return LlavaForConditionalGeneration
 
     def parse(self, text: str) -> Answer:

@@ -17,6 +17,7 @@ from hints import parse_hint
 from processes import Ran
 
 from mvw_cli.cli import cli
+from mvw_cli.profiles.resolution import resolve
 
 Run = Callable[..., Ran]
 
@@ -100,19 +101,12 @@ def test_python_samples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 @each_page
 @pytest.mark.usefixtures("example_installed")
-def test_yaml_samples_are_profiles(page: Path, tmp_path: Path) -> None:
-    from mvw_cli.profiles.resolution import resolve
-
-    for number, sample in enumerate(blocks(page, "yaml")):
-        file = tmp_path / f"{number}.yaml"
+def test_yaml_and_toml_samples_are_read(page: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sample.yaml"
+    for sample in blocks(page, "yaml"):
         file.write_text(sample, encoding="utf-8")
         assert resolve(str(file), {}, {}).values()["adapter"] in ("hf", "shapes", "boxed")
-
-
-@each_page
-def test_toml_samples_parse(page: Path) -> None:
-    for sample in blocks(page, "toml"):
-        assert tomllib.loads(sample)
+    assert all(tomllib.loads(sample) for sample in blocks(page, "toml"))
 
 
 @each_page

@@ -9,6 +9,7 @@ from mvw_shapes.scenes import (
     CELL,
     COLOURS,
     HELD_OUT_SHARE,
+    KINDS,
     SIDE,
     Scene,
     Shape,
@@ -41,11 +42,11 @@ def test_the_split_goes_by_content_alone() -> None:
 
 
 def test_one_layout_in_eight_is_held_out() -> None:
+    cells = [Shape(colour, kind) for colour in COLOURS for kind in KINDS]
     scenes = [
-        Scene(tuple(Shape(c, k) if spot == place else None for spot in range(9)))
+        Scene((*[None] * place, cell, *[None] * (8 - place)))
         for place in range(9)
-        for c in COLOURS
-        for k in ("circle", "square", "triangle", "star")
+        for cell in cells
     ]
     share = sum(scene.held_out for scene in scenes) / len(scenes)
     assert share == pytest.approx(1 / HELD_OUT_SHARE, abs=0.06)
