@@ -169,22 +169,10 @@ class Flops:
             read: vision tokens that each layer reads, of those that hold any; all without it.
             keep_mlp: as in `step`, of layers that read none.
         """
-        if read is not None and vision:
-            return self._prefill_by_layer(text, vision, read, keep_mlp)
-        cross_vision = self._cross_vision(vision)
-        sequence = text + vision - cross_vision
-        states = self.tower.made(cross_vision) if self.tower else cross_vision
-        linear = self.token * sequence + self.head + self.cross_states * states
-        if cross_vision:
-            linear += self.cross * sequence
-        pairs = sum(_pairs(layer, sequence, states) for layer in self.shape.layers)
-        looked = self.tower.flops(vision) if self.tower else 0.0
-        return looked + 2.0 * linear + float(self.heads.pair * pairs)
-
-    def _prefill_by_layer(
-        self, text: int, vision: int, read: Sequence[int], keep_mlp: bool
-    ) -> float:
         layers = self.shape.layers
+        if read is None or not vision:
+            holding = [layer for layer in layers if layer.cross] if vision else []
+            read = [vision] * len(holding or layers)
         linear, pairs = float(self.head), 0
         if self._cross_vision(vision):
             made = self.tower.made(vision) if self.tower else vision

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from mvw_cli.bench.quality.attention import MOST_LAYERS, Recorded, spread
+from mvw_cli.bench.quality.attention import MOST_LAYERS, spread
 from mvw_cli.engine.types import Request
-from mvw_cli.policy import Signals, StepView
+from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,43 @@ class Record:
         elif found:
             mass = sum(one.mass for one in found.values()) / len(self.layers)
         self.steps.append(Step(mass, found))
+
+
+@dataclass(frozen=True)
+class Recorded(WithdrawalPolicy):
+    """A policy that decides as it does alone, with a record that is shown every token."""
+
+    name: ClassVar[str] = "recorded"
+
+    policy: WithdrawalPolicy
+    record: Record
+
+    def begin(self) -> Decide:
+        decide = self.policy.begin()
+
+        def recorded(view: StepView) -> Any:
+            self.record.take(view)
+            return decide(view)
+
+        return recorded
+
+    def begin_prefill(self) -> Select | None:
+        return self.policy.begin_prefill()
+
+    def begin_attending(self) -> Attend | None:
+        return self.policy.begin_attending()
+
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        return replace(self.record.signals(layers, self.policy.signals(layers)), last=True)
+
+    def prefill_weights(self, layers: int) -> tuple[int, ...]:
+        return self.policy.prefill_weights(layers)
+
+    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
+        return self.policy.attending_layer(layers)
+
+    def describe(self) -> str:
+        return self.policy.describe()
 
 
 def recorded(request: Request) -> tuple[Request, Record]:

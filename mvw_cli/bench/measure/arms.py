@@ -80,11 +80,7 @@ def choose_arms(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that a process needs to know to measure one cell.
-
-    Raises:
-        ValueError: no arms or no items, two arms of one name, or a count below its least.
-    """
+    """Everything that a process needs to know to measure one cell."""
 
     profile: Profile
     """What the model is loaded with."""
@@ -95,7 +91,7 @@ class Job:
     """Sequences that are admitted one after the other and then decode together."""
     mode: Mode = "fixed"
     new_tokens: int = 128
-    """Of each answer; at most so many in the natural mode."""
+    """Of each answer, at least 2: the first comes out of the prefill. Natural: at most."""
     runs: int = 10
     """Pairs, at least; a pair is one run of each arm, next to each other in time."""
     min_time_s: float = 10.0
@@ -106,17 +102,6 @@ class Job:
     """Of the sampling, where the profile samples."""
     random_weights: bool = False
     allow_pickle: bool = False
-
-    def __post_init__(self) -> None:
-        names = [arm.name for arm in self.arms]
-        if not names or not self.items:
-            raise ValueError("a job has arms and items")
-        if len(set(names)) < len(names):
-            raise ValueError(f"two arms have one name: {names}")
-        if self.batch < 1 or self.runs < 1 or self.warm_up < 0 or self.min_time_s < 0:
-            raise ValueError("batch and runs are 1 or more, warm_up and min_time_s 0 or more")
-        if self.new_tokens < 2:
-            raise ValueError("new_tokens is 2 or more: the first one comes out of the prefill")
 
     def turn(self, number: int) -> list[ItemSpec]:
         """Return the items that the batch of a turn is made of: the same ones for every arm."""

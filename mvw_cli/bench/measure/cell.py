@@ -16,11 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from mvw_cli.bench.documents import BASELINE, Arm, Cell, Memory, Model, Workload
-from mvw_cli.bench.measure import events, figures, memory
+from mvw_cli.bench.documents import BASELINE, Cell, Memory, Model, Workload
+from mvw_cli.bench.measure import device, events, figures
 from mvw_cli.bench.measure.arms import Job
-from mvw_cli.bench.measure.gpu import nvml
-from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.measure.run import Run, Runner, Stopped
 from mvw_cli.bench.stats import Ratio, paired_ratio
 from mvw_cli.cost.shape import Shape, shape_of
@@ -60,10 +58,13 @@ class Counter:
     total: int
     done: int = 0
 
-    def say(self, text: str) -> None:
-        """Tell what is being done now."""
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Tell what is being done now, and count it once it is done."""
         self.total = max(self.total, self.done + 1)
         self.tell(text, self.done, self.total)
+        yield
+        self.done += 1
 
 
 @dataclass(slots=True)
@@ -104,32 +105,22 @@ def run_turns(
         items, runs, bare_s = job.turn(turn), {}, 0.0
         pair = f"pair {turn + 1}" + (f" of {job.runs}" if turn < job.runs else "")
         first = turn % len(policies)
-        order = [*policies][first:] + [*policies][:first]
-        for name in order:
-            policy = policies[name]
-            compared = name == BASELINE and turn < job.runs
-            if compared and turn % 2:
-                bare_s = _bare(runner, items, policy, counter, pair)
-            counter.say(f"{name}: {pair}")
-            runs[name] = runner.run(items, policy)
-            counter.done += 1
-            if compared and not turn % 2:
-                bare_s = _bare(runner, items, policy, counter, pair)
+        order = [(name, True) for name in [*policies][first:] + [*policies][:first]]
+        if BASELINE in policies and turn < job.runs:
+            place = order.index((BASELINE, True))
+            order.insert(place + 1 - turn % 2, (BASELINE, False))
+        for name, marked in order:
+            with counter.step(f"{name}{'' if marked else ', unmarked'}: {pair}"):
+                if marked:
+                    runs[name] = runner.run(items, policies[name])
+                else:
+                    bare_s = runner.bare(items, policies[name])
         for name, run in runs.items():
             samples.runs[name].append(run)
         if bare_s and runs[BASELINE].steps:
             samples.marked_s.append(runs[BASELINE].decode_s)
             samples.bare_s.append(bare_s)
         turn += 1
-
-
-def _bare(
-    runner: Runner, items: list[ItemSpec], policy: WithdrawalPolicy, counter: Counter, pair: str
-) -> float:
-    counter.say(f"{BASELINE}, unmarked: {pair}")
-    seconds = runner.bare(items, policy)
-    counter.done += 1
-    return seconds
 
 
 def measure(
@@ -156,7 +147,7 @@ def measure(
     unmarked = job.runs * (BASELINE in policies)
     steps = Counter(progress, (job.warm_up + 1 + job.runs) * len(policies) + unmarked)
     if session is None:
-        steps.say("loading the model")
+        progress("loading the model", 0, steps.total)
         session = open_session(
             job.profile,
             slots=job.batch,
@@ -170,20 +161,18 @@ def measure(
     stopped, ended = False, None
     with ExitStack() as stack:
         stack.enter_context(_smaller_batch(job))
-        gpus = stack.enter_context(nvml(memory.devices_of(model)))
+        gpus = stack.enter_context(device.nvml(device.devices_of(model)))
         runner = Runner(session, job.settings(), job.profile.images.max_pixels, stopping, gpus)
         workload = _workload(job, runner)
         try:
             for number in range(job.warm_up):
                 for name, policy in policies.items():
-                    steps.say(f"{name}: warm-up")
-                    runner.run(job.turn(number), policy)
-                    steps.done += 1
+                    with steps.step(f"{name}: warm-up"):
+                        runner.run(job.turn(number), policy)
             shape = _shape(session)
             for name, policy in policies.items():
-                steps.say(f"{name}: memory")
-                seen[name] = _memory(job, runner, policy, shape)
-                steps.done += 1
+                with steps.step(f"{name}: memory"):
+                    seen[name] = _memory(job, runner, policy, shape)
             run_turns(job, runner, policies, samples, steps)
             # Last, as a tracer that was once loaded may slow what comes after it.
             kernels = runner.kernel_seconds(job.turn(0), policies.get(BASELINE))
@@ -209,22 +198,23 @@ def measure(
 def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | None) -> Memory:
     """Make a run that is watched, on the items of the first turn."""
     model = runner.session.loaded.model
-    watch = memory.Watch(memory.devices_of(model))
+    watch = device.Watch(device.devices_of(model))
     relieve(model.device)
     watch.begin()
     items = job.turn(0)
     run = runner.run(items, policy, watch)
     before, after = events.kv_bytes(run.events)
-    formula: tuple[int, int] | None = None
+    formula = None
     if shape is not None:
         requests = runner.encode(items, runner.read(items), policy)
         formula = events.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
+    formula_before, formula_after = formula or (None, None)
     return Memory(
-        weight_bytes=memory.weight_bytes(model),
+        weight_bytes=device.weight_bytes(model),
         kv_bytes_before=before,
         kv_bytes_after=after,
-        kv_formula_bytes_before=None if formula is None else formula[0],
-        kv_formula_bytes_after=None if formula is None else formula[1],
+        kv_formula_bytes_before=formula_before,
+        kv_formula_bytes_after=formula_after,
         device_allocated_peak_bytes=watch.allocated_peak_bytes,
         device_reserved_peak_bytes=watch.reserved_peak_bytes,
         process_peak_bytes=watch.process_peak_bytes,
@@ -280,17 +270,17 @@ def _cell(
             hint=f"mvw profile --new-tokens {job.new_tokens}",
         )
     baseline = samples.runs.get(BASELINE)
-    arms: list[Arm] = [
+    arms = [
         figures.arm(name, runs, None if name == BASELINE else baseline, seen[name])
         for name, runs in samples.runs.items()
     ]
     unstable = figures.unstable(job.batch, job.mode, len(job.items), pairs, arms)
     if ended is not None:
         unstable.append(f"Batch {job.batch} ended early, with {pairs} whole pairs: {ended}.")
-    first = next((arm for arm in arms if arm.name == BASELINE), None)
-    busy: float | None = None
-    if kernel_s is not None and first is not None:
-        busy = min(1.0, kernel_s * 1e3 / first.tpot_ms.median)
+    busy = None
+    if kernel_s is not None:  # of the baseline, as it was traced
+        step_ms = next(arm.tpot_ms.median for arm in arms if arm.name == BASELINE)
+        busy = min(1.0, kernel_s * 1e3 / step_ms)
     return Cell(job.batch, pairs, "shared", arms, unstable, busy)
 
 

@@ -1,9 +1,7 @@
 """How fast a device moves bytes, multiplies matrices and starts kernels: measured in a few seconds.
 
 The bounds divide by these rates, so they are those of the best simple kernels, and bytes are the
-ones that a kernel must move: a CPU that reads a line before it overwrites it moves more. What was
-measured is kept in a small file for each device and setting, with its whole key, so that no other
-measurement is taken for it.
+ones that a kernel must move: a CPU that reads a line before it overwrites it moves more.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from mvw_cli.bench.measure.phases import Clock
+from mvw_cli.bench.measure.device import Clock
 from mvw_cli.bench.stats import Summary, summarise
 from mvw_cli.cost.case import Device
 from mvw_cli.environment import describe_environment
@@ -62,11 +60,12 @@ def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Devi
         OutOfMemory: not even small tensors fit beside what is there.
         MvwError: there is no such device, or it can't compute in this dtype.
     """
-    folder = cache_folder() if cache_dir is None else cache_dir
     try:
         place = _device(device)
         key = _key(place, dtype)
-        known = _read(folder, key)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        file = (cache_dir or cache_folder()) / f"calibration-{digest[:16]}.json"
+        known = _read(file, key)
         if known is not None:
             return known
         with torch.inference_mode():
@@ -85,8 +84,28 @@ def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Devi
         ) from error
     if spread:
         return replace(found, reference=f"{found.reference}, {UNSTABLE}: {spread}")
-    _store(folder, key, found)
+    document = json.dumps({"key": key, "measured": asdict(found)}, indent=2)
+    with suppress(OSError):  # that it can't be kept is no reason to fail
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as opened:
+            opened.write(document.encode("utf-8") + b"\n")
     return found
+
+
+def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """Return where measurements are kept; the folder need not exist."""
+    return user_folder(env).parent / "cache"
+
+
+def _read(file: Path, key: dict[str, Any]) -> Device | None:
+    """Read a former measurement; None where there is none that can be used."""
+    try:
+        document = json.loads(file.read_text("utf-8"))
+        if document["key"] != key:
+            return None
+        return TypeAdapter(Device).validate_python(document["measured"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return None
 
 
 # -- measuring ------------------------------------------------------------------------------
@@ -110,7 +129,7 @@ def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
         if summary.unstable
     ]
     found = Device(
-        name=_name(place),
+        name=describe_environment(str(place)).device_name,
         source="measured",
         bandwidth_bytes_per_s=_best(bandwidth),
         flops_per_s=_best(rate),
@@ -123,9 +142,8 @@ def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
 
 def _moving(place: torch.device, clock: Clock) -> list[Summary]:
     """Measure bytes per second of a copy, of a sum of two, and of reading alone."""
-    count = _tensor_bytes(place) // 4
-    one, other, third = (torch.ones(count, device=place) for _ in range(3))
-    size = 4 * count
+    size = _tensor_bytes(place)
+    one, other, third = (torch.ones(size // 4, device=place) for _ in range(3))
     return [
         _rate(clock, 2 * size, lambda: third.copy_(one)),
         _rate(clock, 3 * size, lambda: torch.add(one, other, alpha=0.5, out=third)),
@@ -207,63 +225,28 @@ def _device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _name(place: torch.device) -> str:
-    return describe_environment(str(place)).device_name
-
-
 def _memory(place: torch.device) -> int | None:
     if place.type == "cuda":
         return int(torch.cuda.get_device_properties(place).total_memory)
-    with suppress(OSError, ValueError, AttributeError):  # not on every platform
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
+    return _pages("SC_PHYS_PAGES")
 
 
 def _free_memory() -> int:
-    with suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return 1 << 31
+    return _pages("SC_AVPHYS_PAGES") or 1 << 31
+
+
+def _pages(name: str) -> int | None:
+    with suppress(OSError, ValueError, AttributeError):  # not on every platform
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf(name)
+    return None
 
 
 def _key(place: torch.device, dtype: str) -> dict[str, Any]:
     return {
         "version": _VERSION,
-        "device": _name(place),
+        "device": describe_environment(str(place)).device_name,
         "kind": place.type,
         "dtype": dtype,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-# -- what was measured before -----------------------------------------------------------------
-
-
-def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Return where measurements are kept; the folder need not exist."""
-    return user_folder(env).parent / "cache"
-
-
-def _read(folder: Path, key: dict[str, Any]) -> Device | None:
-    """Read a former measurement; None where there is none that can be used."""
-    try:
-        document = json.loads(_file(folder, key).read_text("utf-8"))
-        if document["key"] != key:
-            return None
-        return TypeAdapter(Device).validate_python(document["measured"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
-        return None
-
-
-def _store(folder: Path, key: dict[str, Any], found: Device) -> None:
-    """Keep a measurement; that it can't be kept is no reason to fail."""
-    document = json.dumps({"key": key, "measured": asdict(found)}, indent=2)
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(_file(folder, key)) as file:
-            file.write(document.encode("utf-8") + b"\n")
-
-
-def _file(folder: Path, key: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return folder / f"calibration-{digest[:16]}.json"

@@ -1,8 +1,7 @@
 """What a run's events tell: when vision goes and comes back, what is attended to, and KV bytes.
 
 KV bytes are counted from the events, and once more from the configuration. The two must agree, as
-the bounds rest on the configuration. Policies differ: vision may go at once or bit by bit, in the
-prefill already, and it may come back; text comes with every token.
+the bounds rest on the configuration.
 """
 
 from __future__ import annotations
@@ -43,11 +42,8 @@ def withdrawn_after(events: Iterable[Event], request: str) -> int | None:
 def _gone(event: Event) -> bool | None:
     """Whether an event leaves a sequence without vision; None where it says nothing of it."""
     if isinstance(event, Prefilled):
-        return (
-            event.vision_tokens > 0
-            and bool(event.vision_by_layer)
-            and not any(event.vision_by_layer)
-        )
+        by_layer = event.vision_by_layer
+        return event.vision_tokens > 0 and bool(by_layer) and not any(by_layer)
     if isinstance(event, Withdrawn):
         return event.complete
     return False if isinstance(event, Restored) else None
@@ -62,11 +58,7 @@ def change_steps(events: Iterable[Event]) -> list[int]:
 
 
 def vision_statistics(runs: Sequence[Sequence[Event]]) -> Vision | None:
-    """Sum up what the answers of an arm attend to and hold; None without any vision tokens.
-
-    Args:
-        runs: the events of each run.
-    """
+    """Sum up what the answers of an arm attend to and hold; None without any vision tokens."""
     held: list[Sequence[int]] = []
     answers: list[list[float]] = []
     changes = looks = 0
@@ -110,19 +102,15 @@ def vision_share(arm: Vision, baseline: Vision) -> VisionShare:
     it the layer has read; the layer before does then.
     """
     along = baseline.attended_along
-    steps = (
-        _share(mine, along[min(place, len(along) - 1)])
-        for place, mine in enumerate(arm.attended_along)
-    )
+    steps = []
+    for place, mine in enumerate(arm.attended_along):
+        theirs = along[min(place, len(along) - 1)]
+        steps.append(min(1.0, mine / theirs) if theirs else 1.0)
     prefill, last = [], 1.0
     for mine, theirs in zip(arm.held_by_layer, baseline.held_by_layer, strict=True):
-        last = _share(mine, theirs) if theirs else last
+        last = min(1.0, mine / theirs) if theirs else last
         prefill.append(last)
     return VisionShare(tuple(steps), tuple(prefill), arm.withdrawals > 0)
-
-
-def _share(mine: float, theirs: float) -> float:
-    return min(1.0, mine / theirs) if theirs else 1.0
 
 
 # -- KV bytes ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The runs of one arm made into its figures, compared with the baseline's.
 
-Samples of one figure are of runs, of steps or of sequences, as its docstring in `report.py` says;
-ratios are only taken between runs of the same turn.
+Samples of a figure are of runs, of steps or of sequences, as `documents.Arm` says; ratios are taken
+between runs of the same turn only.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from statistics import median
 
 from mvw_cli.bench.documents import Arm, Memory, Mode, Phases
 from mvw_cli.bench.measure import events
-from mvw_cli.bench.measure.gpu import per_token
+from mvw_cli.bench.measure.device import per_token
 from mvw_cli.bench.measure.run import Run, Step
 from mvw_cli.bench.stats import Ratio, Summary, paired_ratio, summarise
-from mvw_cli.engine.types import Finished
 
 _DIGITS = 4
 """Of milliseconds: a tenth of a microsecond, below which no clock here tells anything."""
@@ -32,20 +31,21 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
     # What the withdrawal itself takes falls into the step that follows it, and has its own phase.
     before = [step.seconds - step.withdrawal_s for step in steps if not step.withdrawn]
     after = [step.seconds - step.withdrawal_s for step in steps if step.withdrawn]
+    joules = per_token(run.window for run in runs if run.window is not None)
     return Arm(
         name=name,
-        withdrawn_after=withdrawn_after(runs[0]),
-        generated_tokens=summarise([float(n) for run in runs for n in lengths(run)]),
+        withdrawn_after=events.withdrawn_after(runs[0].events, runs[0].events[0].request),
+        generated_tokens=summarise([float(len(answer)) for run in runs for answer in run.outputs]),
         ttft_ms=_ms(run.ttft_s for run in runs),
         tpot_ms=_ms(step.seconds for step in steps),
-        tpot_before_ms=_some_ms(before),
-        tpot_after_ms=_some_ms(after),
+        tpot_before_ms=_known_ms(before),
+        tpot_after_ms=_known_ms(after),
         tokens_per_s=summarise([rate for run in runs if (rate := tokens_per_s(run)) is not None]),
         answer_s=summarise([run.answer_s for run in runs]),
         phases=phases(runs),
         memory=memory,
         step_ms=along(runs),
-        joules_per_token=_joules(runs),
+        joules_per_token=summarise(joules) if joules else None,
         ratios={} if baseline is None else ratios(runs, baseline),
         bound=None,
         vision=events.vision_statistics([run.events for run in runs]),
@@ -99,18 +99,11 @@ def along(runs: Sequence[Run]) -> list[float]:
     ]
 
 
-def lengths(run: Run) -> list[int]:
-    """Tokens of each answer of a run."""
-    return [len(event.token_ids) for event in run.events if isinstance(event, Finished)]
-
-
-def withdrawn_after(run: Run) -> int | None:
-    """Tokens that the first sequence had generated when it had no vision left."""
-    return events.withdrawn_after(run.events, run.events[0].request)
-
-
 def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]) -> list[str]:
     """Name the figures of runs that spread too far for a median to mean much, and the way out."""
+    remedy = "Leave the machine to it, fix its clock rate"
+    if items > batch:
+        remedy = "Its items may differ in size: measure one alone"
     found = []
     for one in arms:
         figures = {"time to first token": one.ttft_ms, "tokens per second": one.tokens_per_s}
@@ -120,16 +113,9 @@ def unstable(batch: int, mode: Mode, items: int, pairs: int, arms: Sequence[Arm]
             if figure.unstable:
                 found.append(
                     f"Batch {batch}, {one.name}: {name} spreads by {100 * figure.spread:.0f} % "
-                    f"(quartiles over median). {_remedy(items > batch, pairs)}"
+                    f"(quartiles over median). {remedy}, or measure more with --runs {3 * pairs}."
                 )
     return found
-
-
-def _remedy(items_differ: bool, pairs: int) -> str:
-    more = f"--runs {3 * pairs}"
-    if items_differ:
-        return f"Its items may differ in size: measure one alone, or more with {more}."
-    return f"Leave the machine to it, fix its clock rate, or measure more with {more}."
 
 
 def _spent(run: Run, chosen: Callable[[Step], bool]) -> float | None:
@@ -137,18 +123,10 @@ def _spent(run: Run, chosen: Callable[[Step], bool]) -> float | None:
     return sum(times) if times else None
 
 
-def _joules(runs: Sequence[Run]) -> Summary | None:
-    samples = per_token(run.window for run in runs if run.window is not None)
-    return summarise(samples) if samples else None
-
-
 def _ms(seconds: Iterable[float]) -> Summary:
     return summarise([round(one * 1e3, _DIGITS) for one in seconds])
 
 
-def _some_ms(seconds: Sequence[float]) -> Summary | None:
-    return _ms(seconds) if seconds else None
-
-
 def _known_ms(seconds: Iterable[float | None]) -> Summary | None:
-    return _some_ms([one for one in seconds if one is not None])
+    known = [one for one in seconds if one is not None]
+    return _ms(known) if known else None

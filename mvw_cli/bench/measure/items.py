@@ -79,19 +79,17 @@ def generated_items(
     folder.mkdir(parents=True, exist_ok=True)
     samples = adapter.samples(folder, count, seed)
     if samples is not None:
-        found = own_items(Source((), questions=str(samples)), count, one=False)
-        return Items(found.items, "generated", meaningful=True)
-    paths = [_noise(folder / f"{number}.png", size, seed + number) for number in range(count)]
-    items = tuple(ItemSpec((str(path),), question) for path in paths)
-    return Items(items, "generated", meaningful=False)
-
-
-def _noise(path: Path, size: tuple[int, int], seed: int) -> Path:
-    """Write smooth noise, which compresses and scales like a photograph rather than like static."""
-    pixels = random.Random(seed).randbytes(3 * _CELLS * _CELLS)
-    small = Image.frombytes("RGB", (_CELLS, _CELLS), pixels)
-    small.resize(size, Image.Resampling.BICUBIC).save(path)
-    return path
+        drawn = own_items(Source((), questions=str(samples)), count, one=False)
+        return Items(drawn.items, "generated", meaningful=True)
+    found = []
+    for number in range(count):
+        # Smooth noise, which compresses and scales like a photograph rather than like static.
+        pixels = random.Random(seed + number).randbytes(3 * _CELLS * _CELLS)
+        path = folder / f"{number}.png"
+        small = Image.frombytes("RGB", (_CELLS, _CELLS), pixels)
+        small.resize(size, Image.Resampling.BICUBIC).save(path)
+        found.append(ItemSpec((str(path),), question))
+    return Items(tuple(found), "generated", meaningful=False)
 
 
 def ask(session: Session, item: ItemSpec, settings: GenerationSettings) -> Request:

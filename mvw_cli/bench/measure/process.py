@@ -1,7 +1,6 @@
 """The same measurement in a fresh process: no cell warms up, fills or fragments another's memory.
 
-The process is spawned, since CUDA does not survive a fork, and ends with its parent. It does not
-know what is measured.
+The process is spawned, since CUDA does not survive a fork, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -30,15 +29,6 @@ _ASK_S = 0.1
 """How often the caller is asked whether to stop."""
 _REAP_S = 5.0
 _STOP = "stop"
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """Progress."""
-
-    text: str
-    done: int
-    total: int
 
 
 def measure_apart(
@@ -95,7 +85,7 @@ def _wait(
             process.join()
             raise _died(process.exitcode or 0, job) from None
         match message:
-            case _Told(text, done, total):
+            case (text, done, total):
                 progress(text, done, total)
             case Measured() | Exception():
                 return message
@@ -111,7 +101,6 @@ def _died(code: int, job: Job) -> MvwError:
 
 
 def _main(connection: Connection, job: Job) -> None:
-    """Measure what the pipe's other end asks for, and tell it what came of it."""
     be_quiet()
     stop = threading.Event()
 
@@ -121,12 +110,11 @@ def _main(connection: Connection, job: Job) -> None:
                 stop.set()
         exit_now()
 
-    def tell(text: str, done: int, total: int) -> None:
-        connection.send(_Told(text, done, total))
-
     threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
     try:
-        came: object = measure(job, progress=tell, stopping=stop.is_set)
+        came: object = measure(
+            job, progress=lambda *told: connection.send(told), stopping=stop.is_set
+        )
     except Exception as error:
         came = portable(error)
     with suppress(OSError):

@@ -7,15 +7,26 @@ on the host, so that no mark has to wait for the device while it decodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
+from mvw_cli.bench.measure.device import (
+    MOST_STEPS,
+    Clock,
+    Mark,
+    Nvml,
+    Watch,
+    Window,
+    covered,
+    trace,
+    traceable,
+)
 from mvw_cli.bench.measure.events import note_withdrawn
-from mvw_cli.bench.measure.gpu import MOST_STEPS, Nvml, Window, covered, trace, traceable
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.bench.measure.memory import Watch
-from mvw_cli.bench.measure.phases import Clock, VisionTime, detokenise, watched_vision
+from mvw_cli.engine.sequence import Detokenizer
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import (
     Admitted,
@@ -75,6 +86,11 @@ class Run:
     events: tuple[Event, ...]
 
     @property
+    def outputs(self) -> list[tuple[int, ...]]:
+        """Tokens of each answer."""
+        return [event.token_ids for event in self.events if isinstance(event, Finished)]
+
+    @property
     def decode_s(self) -> float:
         """From the last sequence's first token to the last token of all."""
         return sum(step.seconds for step in self.steps)
@@ -125,28 +141,41 @@ class Runner:
         Args:
             watch: looks at memory after each step, which takes time: not for runs that count.
         """
-        model = self.session.loaded.model
+        model, processor = self.session.loaded.model, self.session.loaded.processor
         clock = Clock(model.device)
         start = perf_counter()
         images = self.read(items)
         read_s = perf_counter() - start
-        with self.session.serving() as slots, watched_vision(model) as vision:
-            joules = self._joules()
+        with self.session.serving() as slots, watched_vision(model) as vision_seconds:
+            joules = None if self.gpus is None else self.gpus.joules()
             start = clock.now()
             requests = self.encode(items, images, policy)
             encoded = clock.now()
-            events = [event for request in requests for event in self._admit(slots, request)]
+            events = [event for request in requests for event in slots.admit(request)]
             steps, end = self._decode(slots, events, watch)
-            used = self._joules()
-            return self._sum_up(
-                events,
-                steps,
-                vision,
-                read_s=read_s,
-                preprocess_s=encoded - start,
-                answer_s=end - start,
-                joules=None if joules is None or used is None else used - joules,
-            )
+            used = None if self.gpus is None else self.gpus.joules()
+            vision_s = vision_seconds()
+        admitted = [event.at for event in events if isinstance(event, Admitted)]
+        firsts = [event.at for event in events if isinstance(event, Prefilled)]
+        prefills = [first - begun for begun, first in zip(admitted, firsts, strict=True)]
+        withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
+        outputs = [event.token_ids for event in events if isinstance(event, Finished)]
+        window = None
+        if joules is not None and used is not None:
+            window = Window(used - joules, end - start, sum(map(len, outputs)))
+        return Run(
+            read_s=read_s,
+            preprocess_s=encoded - start,
+            vision_s=vision_s,
+            prefill_s=sum(prefills),
+            ttft_s=prefills[0],
+            answer_s=end - start,
+            detokenise_s=detokenise(getattr(processor, "tokenizer", processor), outputs),
+            withdrawal_s=_withdrawal_s(events) if withdrawn else None,
+            steps=tuple(steps),
+            window=window,
+            events=tuple(events),
+        )
 
     def bare(self, items: Sequence[ItemSpec], policy: WithdrawalPolicy) -> float:
         """Do the same without any mark; return the seconds of decoding, as `Run.decode_s`."""
@@ -154,7 +183,8 @@ class Runner:
         events: list[Event] = []
         with self.session.serving() as slots:
             for request in requests:
-                events = self._admit(slots, request)
+                self._check()
+                events = slots.admit(request)
             start = next(event.at for event in events if isinstance(event, Prefilled))
             while slots.active:
                 self._check()
@@ -190,10 +220,6 @@ class Runner:
                     slots.drop(request.id)
         return covered(spans) / 1e6 / steps if spans and steps else None
 
-    def _admit(self, slots: Slots, request: Request) -> list[Event]:
-        self._check()
-        return slots.admit(request)
-
     def _decode(
         self, slots: Slots, events: list[Event], watch: Watch | None
     ) -> tuple[list[Step], float]:
@@ -220,41 +246,6 @@ class Runner:
                 watch.look(len(steps) + 1, slots)
         return steps, last
 
-    def _sum_up(
-        self,
-        events: Sequence[Event],
-        steps: Sequence[Step],
-        vision: VisionTime,
-        *,
-        read_s: float,
-        preprocess_s: float,
-        answer_s: float,
-        joules: float | None,
-    ) -> Run:
-        starts = [event.at for event in events if isinstance(event, Admitted)]
-        firsts = [event.at for event in events if isinstance(event, Prefilled)]
-        prefills = [first - start for start, first in zip(starts, firsts, strict=True)]
-        withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
-        outputs = [event.token_ids for event in events if isinstance(event, Finished)]
-        processor = self.session.loaded.processor
-        tokens = sum(map(len, outputs))
-        return Run(
-            read_s=read_s,
-            preprocess_s=preprocess_s,
-            vision_s=vision.take(),
-            prefill_s=sum(prefills),
-            ttft_s=prefills[0],
-            answer_s=answer_s,
-            detokenise_s=detokenise(getattr(processor, "tokenizer", processor), outputs),
-            withdrawal_s=_withdrawal_s(events) if withdrawn else None,
-            steps=tuple(steps),
-            window=None if joules is None else Window(joules, answer_s, tokens),
-            events=tuple(events),
-        )
-
-    def _joules(self) -> float | None:
-        return None if self.gpus is None else self.gpus.joules()
-
     def _check(self) -> None:
         if self.stopping():
             raise Stopped
@@ -270,3 +261,73 @@ def _time(events: Sequence[Event]) -> float:
 
 def _withdrawal_s(events: Iterable[Event]) -> float:
     return sum(event.duration_s for event in events if isinstance(event, Withdrawn | Restored))
+
+
+# -- what the engine's events don't tell: vision encoder, text --------------------------------
+
+
+def detokenise(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> float:
+    """Turn outputs into text once more, token by token as the engine does; return the seconds.
+
+    While decoding it is done between the steps, where it can't be told apart.
+    """
+    start = perf_counter()
+    for ids in outputs:
+        text = Detokenizer(tokenizer)
+        for token in ids:
+            text.add(token)
+        text.finish()
+    return perf_counter() - start
+
+
+@contextmanager
+def watched_vision(model: Any) -> Iterator[Callable[[], float | None]]:
+    """Time the vision encoder for as long as this lasts, by hooks that change nothing.
+
+    What is yielded waits for the device and returns the seconds so far, None where no part of it
+    has run. Its parts are summed up; what the model does between them (picking features out of the
+    tower's output) is not in it.
+    """
+    spans: list[tuple[Clock, Mark, Mark]] = []
+
+    def seconds() -> float | None:
+        if not spans:
+            return None
+        return sum(clock.seconds(start, end) for clock, start, end in spans)
+
+    with ExitStack() as stack:
+        for part in vision_parts(model):
+            _watch(part, model, spans, stack)
+        yield seconds
+
+
+def _watch(part: Any, model: Any, spans: list[tuple[Clock, Mark, Mark]], stack: ExitStack) -> None:
+    first = next(part.parameters(), None)
+    clock = Clock(model.device if first is None else first.device)
+    started: list[Mark] = []
+
+    def begin(*_: object) -> None:
+        started.append(clock.mark())
+
+    def end(*_: object) -> None:
+        spans.append((clock, started.pop(), clock.mark()))
+
+    stack.callback(part.register_forward_pre_hook(begin, prepend=True).remove)
+    stack.callback(part.register_forward_hook(end).remove)
+
+
+def vision_parts(model: Any) -> list[Any]:
+    """List the outermost modules beside the language model and head: vision tower, projector."""
+    decoder = model.get_decoder()
+    known = {id(decoder), id(model.get_output_embeddings()), id(model.get_input_embeddings())}
+    return list(_beside(model, decoder, known))
+
+
+def _beside(module: Any, decoder: Any, known: set[int]) -> Iterator[Any]:
+    for child in module.children():
+        if id(child) in known:
+            continue
+        if any(inner is decoder for inner in child.modules()):
+            yield from _beside(child, decoder, known)
+        else:
+            yield child

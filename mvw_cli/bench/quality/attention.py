@@ -1,11 +1,9 @@
 """How much of the attention goes to vision tokens, token by token, while a model answers.
 
-The picture is figure 1 of "Reasoning with Fewer Eyes", for the user's own image and model. The run
-is that of `mvw infer`, with the same passes and the same tokens: a recorder is put around the
-policy, and asks the engine's attention probe for what each newest query attends to.
-
-Models that read vision by cross-attention have no such share: in those layers all of it goes to
-vision. What such a layer adds to the newest token's hidden state is told instead.
+The run is that of `mvw infer`, with the same passes and the same tokens: a policy that withdraws
+nothing asks the engine's attention probe for what each newest query attends to. Models that read
+vision by cross-attention have no such share, as in those layers all of it goes to vision: what such
+a layer adds to the newest token's hidden state is told instead.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 from transformers import DynamicCache
 
@@ -21,71 +19,29 @@ from mvw_cli.bench.documents import AttentionMass
 from mvw_cli.engine.cache import sliding_windows
 from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.types import Failed, Request
-from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
+from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
 from mvw_cli.session import Session
 
 MOST_LAYERS = 12
 
 
-class Recorder(Protocol):
-    """Keeps what the queries of a run attend to."""
-
-    def signals(self, layers: tuple[int, ...], asked: Signals) -> Signals:
-        """Add to what the policy asks for what is to be recorded."""
-
-    def take(self, view: StepView) -> None:
-        """Keep what was attended to for one token."""
-
-
 @dataclass(frozen=True)
-class Recorded(WithdrawalPolicy):
-    """A policy that decides as it does alone, with a recorder that is shown every token."""
+class _Masses(WithdrawalPolicy):
+    """Withdraw nothing, and note the mass of some layers after each token."""
 
-    name: ClassVar[str] = "recorded"
-
-    policy: WithdrawalPolicy
-    recorder: Recorder
-
-    def begin(self) -> Decide:
-        decide = self.policy.begin()
-
-        def recorded(view: StepView) -> Any:
-            self.recorder.take(view)
-            return decide(view)
-
-        return recorded
-
-    def begin_prefill(self) -> Select | None:
-        return self.policy.begin_prefill()
-
-    def begin_attending(self) -> Attend | None:
-        return self.policy.begin_attending()
-
-    def signals(self, layers: tuple[int, ...]) -> Signals:
-        return replace(self.recorder.signals(layers, self.policy.signals(layers)), last=True)
-
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        return self.policy.prefill_weights(layers)
-
-    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        return self.policy.attending_layer(layers)
-
-    def describe(self) -> str:
-        return self.policy.describe()
-
-
-@dataclass(slots=True)
-class _Masses:
-    """Records the mass of each of some layers."""
+    name: ClassVar[str] = "masses"
 
     layers: tuple[int, ...]
     found: list[list[float]] = field(default_factory=list)
     """By token and layer."""
 
-    def signals(self, layers: tuple[int, ...], asked: Signals) -> Signals:
-        return replace(asked, mass=self.layers)
+    def signals(self, layers: tuple[int, ...]) -> Signals:
+        return Signals(mass=self.layers, last=True)
 
-    def take(self, view: StepView) -> None:
+    def begin(self) -> Decide:
+        return self._take
+
+    def _take(self, view: StepView) -> None:
         masses = view.masses or {}
         self.found.append([masses.get(layer, 0.0) for layer in self.layers])
 
@@ -93,7 +49,7 @@ class _Masses:
 def attention_mass(
     session: Session, request: Request, *, tick: Callable[[], None] = lambda: None
 ) -> AttentionMass:
-    """Serve an encoded request alone and measure where its attention goes.
+    """Serve an encoded request alone, without withdrawal, and measure where its attention goes.
 
     At most 12 layers are probed, evenly spaced. In each of them a step reads the keys once more and
     makes one weight in float32 for each query head and entry. The first token comes out of the
@@ -118,7 +74,7 @@ def attention_mass(
     recorder = _Masses(chosen)
     with session.serving() as slots:
         tick()
-        events = slots.admit(replace(request, policy=Recorded(request.policy, recorder)))
+        events = slots.admit(replace(request, policy=recorder))
         while slots.active:
             tick()
             events += slots.step()

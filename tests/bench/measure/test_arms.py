@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,13 +99,3 @@ def test_batches_go_round_the_items() -> None:
     assert [item.images[0] for item in job(batch=5).turn(0)] == [
         "a.png", "b.png", "c.png", "a.png", "b.png",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"arms": ()}, {"items": ()}, {"arms": (BASELINE, BASELINE)}, {"batch": 0}, {"runs": 0},
-     {"new_tokens": 1}, {"warm_up": -1}, {"min_time_s": -1.0}],
-)  # fmt: skip
-def test_what_can_t_be_measured_is_no_job(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        replace(job(), **wrong)

@@ -14,7 +14,7 @@ import torch
 from planted import MIB, Plan, job, planted
 
 from mvw_cli.bench.documents import Arm
-from mvw_cli.bench.measure import memory
+from mvw_cli.bench.measure import device
 from mvw_cli.bench.measure.cell import Measured, measure
 from mvw_cli.bench.stats import FEWEST_PAIRS, Summary
 from mvw_cli.errors import ModelProblem, OutOfMemory
@@ -113,7 +113,7 @@ def test_planted_bytes_are_found_when_they_are_held(
     assert sizes[8] - max(sizes[token] for token in (9, 10, 11)) > 40 * MIB
     peak = arm.memory.process_peak_bytes
     assert peak is not None and peak >= max(sizes.values())
-    if memory._reset_process_peak():
+    if device._reset_process_peak():
         assert peak - sizes[1] > 140 * MIB  # seen by no point
     assert arm.memory.device_allocated_peak_bytes is None  # no device of its own
 
@@ -137,7 +137,7 @@ def test_memory_agrees_with_the_configuration(
     assert line[:3] == [2 * (prompt + read) * one for read in range(3)]
     assert line[3] == found["m=4"].memory.kv_bytes_after
     model = session.loaded.model
-    assert found["baseline"].memory.weight_bytes >= sum(p.nbytes for p in model.parameters())
+    assert found["baseline"].device.weight_bytes >= sum(p.nbytes for p in model.parameters())
 
 
 def test_a_batch_is_prefilled_in_turn_and_decodes_together(
@@ -311,7 +311,7 @@ class Gpus:
 def test_energy_is_taken_over_whole_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvw_cli.bench.measure import cell as module
+    from mvw_cli.bench.measure import device as module
 
     monkeypatch.setattr(module, "nvml", lambda devices: nullcontext(Gpus()))
     plan = Plan(preprocess=0.2, prefill=0.3)

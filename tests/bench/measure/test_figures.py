@@ -8,7 +8,7 @@ import pytest
 
 from mvw_cli.bench.documents import Memory
 from mvw_cli.bench.measure import figures
-from mvw_cli.bench.measure.gpu import Window
+from mvw_cli.bench.measure.device import Window
 from mvw_cli.bench.measure.run import Run, Step
 from mvw_cli.engine.types import Admitted, Finished, Prefilled, Withdrawn
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mvw_cli.bench.measure.gpu import Window, nvml, per_token
+from mvw_cli.bench.measure.device import Window, nvml, per_token
 
 CUDA = [torch.device("cuda", 0), torch.device("cuda", 2), torch.device("cuda", 2)]
 

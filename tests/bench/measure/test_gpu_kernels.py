@@ -12,7 +12,7 @@ from planted import Plan, job, planted
 
 from mvw_cli.bench.measure import run
 from mvw_cli.bench.measure.cell import measure
-from mvw_cli.bench.measure.gpu import covered, trace
+from mvw_cli.bench.measure.device import covered, trace
 from mvw_cli.bench.measure.run import Runner
 from mvw_cli.policies.none import NoWithdrawal
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
 from mvw_cli.bench.documents import MemoryPoint
-from mvw_cli.bench.measure import memory
+from mvw_cli.bench.measure import device
 from mvw_cli.bench.measure.events import (
     formula_kv_bytes,
     held_layers,
@@ -146,7 +146,7 @@ def large_image() -> tuple[Any, Request]:
 
 def timeline() -> list[MemoryPoint]:
     model, request = large_image()
-    watch = memory.Watch(memory.devices_of(model))
+    watch = device.Watch(device.devices_of(model))
     watch.begin()
     for token, (_, slots) in enumerate(serve(Engine(loaded(model)), [request]), start=1):
         if slots.active:
@@ -183,13 +183,13 @@ def test_a_view_that_keeps_the_old_storage_frees_nothing(monkeypatch: pytest.Mon
 
 def test_weights_are_counted_once() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4, bias=False))
-    assert memory.weight_bytes(model) == (32 + 8 + 32) * 4
+    assert device.weight_bytes(model) == (32 + 8 + 32) * 4
     model[1].weight = torch.nn.Parameter(torch.zeros(4, 8, dtype=torch.bfloat16))
     model.register_buffer("table", torch.zeros(10, dtype=torch.int8))
-    assert memory.weight_bytes(model) == (32 + 8) * 4 + 32 * 2 + 10
+    assert device.weight_bytes(model) == (32 + 8) * 4 + 32 * 2 + 10
     tied = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False))
     tied[1].weight = tied[0].weight
-    assert memory.weight_bytes(tied) == 16 * 4
+    assert device.weight_bytes(tied) == 16 * 4
 
 
 def points(count: int) -> list[MemoryPoint]:
@@ -197,14 +197,14 @@ def points(count: int) -> list[MemoryPoint]:
 
 
 def test_a_short_timeline_is_kept_whole() -> None:
-    assert memory.thinned(points(200), [7]) == points(200)
+    assert device.thinned(points(200), [7]) == points(200)
 
 
 @pytest.mark.parametrize("count", [201, 399, 4_000])
 @pytest.mark.parametrize("at", [1, 64, 155])
 def test_a_long_one_keeps_its_ends_and_the_withdrawal(count: int, at: int) -> None:
-    kept = [point.token for point in memory.thinned(points(count), [at])]
-    assert len(kept) == memory.MOST_POINTS == len(set(kept))
+    kept = [point.token for point in device.thinned(points(count), [at])]
+    assert len(kept) == device.MOST_POINTS == len(set(kept))
     assert kept == sorted(kept)
     assert {1, at, at + 1, count} <= set(kept)
     assert at == 1 or at - 1 in kept
@@ -213,8 +213,8 @@ def test_a_long_one_keeps_its_ends_and_the_withdrawal(count: int, at: int) -> No
 
 
 def test_many_withdrawals_leave_room_for_the_rest() -> None:
-    kept = [point.token for point in memory.thinned(points(1_000), range(1, 1_000))]
-    assert len(kept) == memory.MOST_POINTS and kept[-1] == 1_000
+    kept = [point.token for point in device.thinned(points(1_000), range(1, 1_000))]
+    assert len(kept) == device.MOST_POINTS and kept[-1] == 1_000
 
 
 class _Cuda:
@@ -244,7 +244,7 @@ def test_the_allocators_of_all_devices_count(monkeypatch: pytest.MonkeyPatch) ->
     for name in dir(cuda):
         if "memory" in name:
             monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
-    watch = memory.Watch([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")])
+    watch = device.Watch([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")])
     watch.begin()
     watch.look(1, SimpleNamespace(kv_bytes=5, kv_allocated_bytes=6))  # type: ignore[arg-type]
     [point] = watch.timeline()
@@ -257,8 +257,8 @@ def test_the_allocators_of_all_devices_count(monkeypatch: pytest.MonkeyPatch) ->
 def test_where_the_system_tells_nothing_there_is_no_figure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(memory, "_PROC", tmp_path / "none")
-    watch = memory.Watch([torch.device("cpu")])
+    monkeypatch.setattr(device, "_PROC", tmp_path / "none")
+    watch = device.Watch([torch.device("cpu")])
     watch.begin()
     watch.look(1, SimpleNamespace(kv_bytes=5, kv_allocated_bytes=6))  # type: ignore[arg-type]
     assert watch.timeline()[0].process_bytes is None
