@@ -17,8 +17,13 @@ from typing import Any, ClassVar
 
 from mvw_cli.bench.documents import BASELINE
 from mvw_cli.bench.measure.items import ItemSpec, ask
-from mvw_cli.bench.quality.answers import Unanswerable, without_image
-from mvw_cli.bench.quality.comparisons import Row, agreement, agreement_interval
+from mvw_cli.bench.quality.answers import (
+    Row,
+    Unanswerable,
+    agreement,
+    agreement_interval,
+    without_image,
+)
 from mvw_cli.bench.quality.divergence import Divergence, divergences
 from mvw_cli.bench.verdict.suggest import Loss, loss_of
 from mvw_cli.calibrate.mvw import answers_of, given_from_dict

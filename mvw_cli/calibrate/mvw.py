@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality import answers as answering
-from mvw_cli.bench.quality.comparisons import Given, Row, answers_match, compared
+from mvw_cli.bench.quality.answers import Given, Row, answers_match, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
 from mvw_cli.calibrate.search import CalibrationReport, Column, Outcome, Search, SearchRun, cell

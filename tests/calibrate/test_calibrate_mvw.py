@@ -12,7 +12,7 @@ import pytest
 from processes import Ran
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE
-from mvw_cli.bench.quality.comparisons import Given, Row
+from mvw_cli.bench.quality.answers import Given, Row
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.verdict.suggest import suggest
 from mvw_cli.calibrate.mvw import (

@@ -25,6 +25,7 @@ from mvw_cli.cost.case import Device
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import MvwError, OutOfMemory
 from mvw_cli.files import replacing
+from mvw_cli.machine.facts import free_memory
 from mvw_cli.profiles.store import user_folder
 
 _VERSION = 1
@@ -206,11 +207,9 @@ def _best(rates: Summary) -> float:
 def _tensor_bytes(place: torch.device) -> int:
     """Choose the size of a tensor: far beyond the caches, and three of them in what is free."""
     most = _MOST_BYTES.get(place.type, _MOST_BYTES["cpu"])
+    free, cache = free_memory(str(place)) or 1 << 31, 0
     if place.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(place)
         cache = int(getattr(torch.cuda.get_device_properties(place), "L2_cache_size", 0))
-    else:
-        free, cache = _free_memory(), 0
     return max(1 << 20, min(max(most, 8 * cache), free // 8) // 4 * 4)
 
 
@@ -228,16 +227,8 @@ def _device(device: str) -> torch.device:
 def _memory(place: torch.device) -> int | None:
     if place.type == "cuda":
         return int(torch.cuda.get_device_properties(place).total_memory)
-    return _pages("SC_PHYS_PAGES")
-
-
-def _free_memory() -> int:
-    return _pages("SC_AVPHYS_PAGES") or 1 << 31
-
-
-def _pages(name: str) -> int | None:
     with suppress(OSError, ValueError, AttributeError):  # not on every platform
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf(name)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None
 
 

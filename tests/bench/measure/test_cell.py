@@ -137,7 +137,7 @@ def test_memory_agrees_with_the_configuration(
     assert line[:3] == [2 * (prompt + read) * one for read in range(3)]
     assert line[3] == found["m=4"].memory.kv_bytes_after
     model = session.loaded.model
-    assert found["baseline"].device.weight_bytes >= sum(p.nbytes for p in model.parameters())
+    assert found["baseline"].memory.weight_bytes >= sum(p.nbytes for p in model.parameters())
 
 
 def test_a_batch_is_prefilled_in_turn_and_decodes_together(

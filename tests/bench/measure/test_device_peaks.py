@@ -224,9 +224,9 @@ def test_no_memory_for_it(small: None, tmp_path: Path, monkeypatch: pytest.Monke
 def test_tensors_leave_room_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calibration, "_free_memory", lambda: 80 << 20)
+    monkeypatch.setattr(calibration, "free_memory", lambda device: 80 << 20)
     assert calibration._tensor_bytes(CPU) == 10 << 20
-    monkeypatch.setattr(calibration, "_free_memory", lambda: 1 << 40)
+    monkeypatch.setattr(calibration, "free_memory", lambda device: 1 << 40)
     assert calibration._tensor_bytes(CPU) == 256 << 20
 
 

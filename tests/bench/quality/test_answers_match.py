@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.quality.comparisons import answers_match
+from mvw_cli.bench.quality.answers import answers_match
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.quality.comparisons import Given, Row, compared
+from mvw_cli.bench.quality.answers import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.stats import FEWEST_ITEMS, mcnemar, paired_drop, wilson
 
