@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mvw_cli import console
 from mvw_cli.bench.documents import SCHEMA_VERSION, ProfileReport, to_json
+from mvw_cli.bench.report.charts import charts
+from mvw_cli.bench.report.html import page
 from mvw_cli.bench.report.summary import summary
 from mvw_cli.bench.report.tables import plan_tables, sections, title
+from mvw_cli.bench.verdict.suggest import write_profile
 from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable
-from mvw_cli.render import terminal
+from mvw_cli.render import markdown, terminal
 from mvw_cli.render.sections import Section, Sentence
+from mvw_cli.render.svg import write_charts
 
 _HELP = "mvw profile --help"
 
@@ -62,17 +65,20 @@ def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
         MvwError: something could not be written; what is not on disk is on stdout.
     """
     if wanted.output is not None:
-        deliver(_document(report, wanted.output), wanted.output)
+        if Path(wanted.output).suffix.lower() == ".md":
+            deliver(markdown.document(title(report), sections(report)), wanted.output)
+        else:
+            deliver(to_json(report), wanted.output)
     if wanted.html is not None:
-        from mvw_cli.bench.report.html import page  # imports jinja2
-
         deliver(page(report), wanted.html)
     if wanted.plot is not None:
-        for path in _plot(report, Path(wanted.plot)):
+        folder = Path(wanted.plot)
+        with suppress(OSError):  # why it could not be made is told by the first chart
+            folder.mkdir(exist_ok=True)
+        drawn = {folder / f"{chart.name}.svg": chart for chart in charts(report)}
+        for path in write_charts(drawn):
             console.note(f"wrote {path}")
     if wanted.suggest is not None and report.answers is not None:
-        from mvw_cli.bench.verdict.suggest import write_profile
-
         if report.answers.suggestion is not None:
             write_profile(report, Path(wanted.suggest))
             console.note(f"wrote {wanted.suggest}: m = {report.answers.suggestion}")
@@ -80,27 +86,9 @@ def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
             console.warn(f"No m is suggested: {report.answers.suggestion_reason}")
     if wanted.as_json:
         console.write(to_json(report))
-    elif wanted.verbose:
-        terminal.show(title(report), sections(report))
     else:
-        terminal.show(title(report), summary(report, terminal.width()))
-
-
-def _document(report: ProfileReport, path: str) -> str:
-    if Path(path).suffix.lower() == ".md":
-        from mvw_cli.render import markdown
-
-        return markdown.document(title(report), sections(report))
-    return to_json(report)
-
-
-def _plot(report: ProfileReport, folder: Path) -> list[Path]:
-    from mvw_cli.bench.report.charts import charts
-    from mvw_cli.render.svg import write_charts
-
-    with suppress(OSError):  # why it could not be made is told by the first chart
-        folder.mkdir(exist_ok=True)
-    return write_charts({folder / f"{chart.name}.svg": chart for chart in charts(report)})
+        shown = sections(report) if wanted.verbose else summary(report, terminal.width())
+        terminal.show(title(report), shown)
 
 
 def deliver_plan(plan: Plan, name: str, wanted: Outputs) -> None:
@@ -109,6 +97,7 @@ def deliver_plan(plan: Plan, name: str, wanted: Outputs) -> None:
     Raises:
         UsageProblem: a file of another format than JSON is asked for.
     """
+    document = {"schema_version": SCHEMA_VERSION, "kind": "plan", **asdict(plan)}
     if wanted.output is not None:
         if Path(wanted.output).suffix.lower() != ".json":
             raise UsageProblem(
@@ -116,17 +105,9 @@ def deliver_plan(plan: Plan, name: str, wanted: Outputs) -> None:
                 cause="its other format is for measurements",
                 hint="mvw profile --plan -o plan.json",
             )
-        deliver(_plan_json(plan), wanted.output)
+        deliver(json.dumps(document, indent=2, ensure_ascii=False), wanted.output)
     if wanted.as_json:
-        console.write(_plan_json(plan))
+        console.write_json(document)
         return
     verdict = Section("verdict", "Verdict", [Sentence(text, "verdict") for text in plan.verdicts])
     terminal.show(f"Plan for {name}", [verdict, Section("bound", "Bound", plan_tables(plan))])
-
-
-def _plan_json(plan: Plan) -> str:
-    from pydantic import TypeAdapter
-
-    document: dict[str, Any] = TypeAdapter(Plan).dump_python(plan, mode="json")
-    document = {"schema_version": SCHEMA_VERSION, "kind": "plan", **document}
-    return json.dumps(document, indent=2, ensure_ascii=False)
