@@ -56,6 +56,13 @@ def share_added(before: Tensor, output: Tensor) -> Tensor:
     return share
 
 
+def _by_token(weights: Tensor, columns: Tensor, numbers: Tensor, vision: Vision) -> Tensor:
+    """Put the weights of some columns where their vision tokens are: # (N,) float32."""
+    found = torch.zeros(vision.tokens, device=weights.device)
+    found[numbers.to(weights.device)] = weights[columns.to(weights.device)]
+    return found
+
+
 # -- in the prefill -----------------------------------------------------------------------------
 
 
@@ -71,14 +78,10 @@ class PrefillProbe:
         """# (N,) float32, on the layer's device"""
         self.added: dict[int, Tensor] = {}
         """By cross-attention layer, the part by which it changes the stream: scalars."""
-        self.present: Tensor | None = None
-        """Which vision tokens the running layer reads; None for all.  # (N,) bool, on the host"""
+        self.present = torch.ones(vision.tokens, dtype=torch.bool)
+        """Which vision tokens the running layer reads.  # (N,) bool, on the host"""
+        self.layers = frozenset(layers)
         self._vision = vision
-        self._layers = frozenset(layers)
-
-    def wants(self, number: int | None) -> bool:
-        """Whether a layer is looked at."""
-        return number in self._layers
 
     def before(self, number: int) -> Tensor | None:
         """Return the weights of the last layer before this one that was looked at."""
@@ -99,29 +102,18 @@ class PrefillProbe:
         query: # (1, H, T, D); key: # (1, K, L, D); mask: # (1, 1, T, L), bool or additive;
         made: # (1, H, T, L), where the kernel has made the weights.
         """
-        vision = self._vision
-        present = self.present
-        if present is None:
-            present = torch.ones(vision.tokens, dtype=torch.bool)
-        if vision.cross_attention:
-            numbers = present.nonzero()[:, 0]
-            columns = (vision.places - (~present).cumsum(0))[numbers]  # the layer's states close up
-        else:
-            rows = (~vision.entries(~present)).nonzero()[:, 0]
-            if query.shape[2] != len(rows):
-                return  # another module that happens to bear this number
-            of = vision.of(rows)
-            columns = (of >= 0).nonzero()[:, 0]
-            numbers = of[columns]
+        vision, present = self._vision, self.present
+        if not vision.cross_attention and query.shape[2] != vision.prompt - int((~present).sum()):
+            return  # another module that happens to bear this number
+        numbers = present.nonzero()[:, 0]
+        columns = (vision.places - (~present).cumsum(0))[numbers]  # what the layer reads closes up
         if made is not None:
             weights = made[0, :, -1].float().mean(0)
         else:
             visible = None if mask is None else mask[:, :, -1:, : key.shape[2]]
             scores = attention_scores(query[:, :, -1:], key, visible, scaling)
             weights = scores[0].softmax(-1).mean(0)
-        found = torch.zeros(vision.tokens, device=weights.device)
-        found[numbers.to(weights.device)] = weights[columns.to(weights.device)]
-        self.found[number] = found
+        self.found[number] = _by_token(weights, columns, numbers, vision)
 
 
 _prefill: ContextVar[PrefillProbe | None] = ContextVar("prefill", default=None)
@@ -148,7 +140,7 @@ def record_prefill(
     """Let the probe of the running prefill, if any, see an attention call; see `PrefillProbe`."""
     probe = _prefill.get()
     number = getattr(module, "layer_idx", None)
-    if probe is not None and isinstance(number, int) and probe.wants(number):
+    if probe is not None and isinstance(number, int) and number in probe.layers:
         probe.record(number, query, key, mask, made, scaling)
 
 
@@ -158,7 +150,7 @@ def record_prefill_added(number: int, before: Tensor, output: Tensor) -> None:
     before, output: # (1, P, D)
     """
     probe = _prefill.get()
-    if probe is not None and probe.wants(number):
+    if probe is not None and number in probe.layers:
         probe.added[number] = share_added(before[0, -1], output[0, -1])
 
 
@@ -207,12 +199,9 @@ class AttentionProbe:
         """
         known = self._columns.get(number)
         if known is None or known[0] is not entry.kept:
-            of = self.vision.of(entry.kept)
-            places = (of >= 0).nonzero()[:, 0]
-            known = entry.kept, places.to(device), of[places].to(device)
+            known = (entry.kept, *_vision_among(self.vision.of(entry.kept), device))
             self._columns[number] = known
-        _, columns, numbers = known
-        return columns, numbers
+        return known[1:]
 
     def take(self, number: int, scores: Tensor, columns: Tensor, numbers: Tensor) -> None:
         """Take in the scores of a row at a layer.
@@ -221,9 +210,7 @@ class AttentionProbe:
         """
         if number in self.layers:
             weights = scores.softmax(-1).mean(0)
-            found = torch.zeros(self.vision.tokens, device=weights.device)
-            found[numbers] = weights[columns]
-            self.found[number] = found
+            self.found[number] = _by_token(weights, columns, numbers, self.vision)
         if number != self.attend_layer or self.attend is None:
             return
         heads, device = scores.shape[0], scores.device
@@ -244,10 +231,7 @@ class AttentionProbe:
         """By layer, the sum of the weights, or what a cross-attention layer adds to the stream."""
         if self.vision.cross_attention:
             return {layer: float(self.added.get(layer, 0.0)) for layer in layers}
-        return {
-            layer: float(self.found[layer].sum()) if layer in self.found else 0.0
-            for layer in layers
-        }
+        return {layer: float(weights.sum()) for layer, weights in self.weights(layers).items()}
 
     def weights(self, layers: Sequence[int]) -> Mapping[int, Tensor]:
         """By layer: # (N,) float32."""
@@ -331,8 +315,7 @@ class StepProbes:
                 columns, numbers = probe.columns(number, entry, line.device)
             else:
                 of = probe.vision.of(entry.indices(entry.length)[part.places[row]])
-                columns = (of >= 0).nonzero()[:, 0].to(line.device)
-                numbers = of[of >= 0].to(line.device)
+                columns, numbers = _vision_among(of, line.device)
             probe.take(number, line, columns, numbers)
 
     def record_added(self, number: int, before: Tensor, output: Tensor) -> None:
@@ -342,7 +325,7 @@ class StepProbes:
                 probe.added[number] = share_added(before[row, -1], output[row, -1])
 
     def _attended(self, row: int, entry: Entries) -> Tensor:
-        """Return the places of a row's text and of the vision tokens chosen for it: # (K,) long."""
+        """List the places of a row's text and of the vision tokens chosen for it: # (K,) long."""
         key = (row, id(entry.kept), entry.length)
         if key not in self._places:
             probe = self._probes[row]
@@ -352,6 +335,12 @@ class StepProbes:
             kept[~kept] = probe.chosen[of[~kept]]
             self._places[key] = kept.nonzero()[:, 0]
         return self._places[key]
+
+
+def _vision_among(of: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the places of the vision tokens, and their numbers.  of: as `Vision.of`, # (K,)"""
+    places = (of >= 0).nonzero()[:, 0]
+    return places.to(device), of[places].to(device)
 
 
 def check_choice(chosen: Tensor, tokens: int, did: str) -> None:

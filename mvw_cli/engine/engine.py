@@ -36,7 +36,6 @@ class Engine:
         attention: `auto`, `sdpa`, `eager` or `flash`.
         cross_attention: what withdrawal leaves of a cross-attention layer: nothing (`skip`), or
             its gated MLP (`mlp`).
-        observe: sees the logits of every step, for oracles and measurements.
 
     Raises:
         ModelProblem: the model can't be served exactly, or not with this attention kernel.
@@ -49,14 +48,12 @@ class Engine:
         slots: int = 1,
         attention: str = "auto",
         cross_attention: CrossAttention = "skip",
-        observe: Observe | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError("slots must be 1 or more")
         self._loaded = loaded
         self._model = loaded.model
         self._slots = slots
-        self._observe = observe
         self._cross_layers = cross_attention_layers(loaded.model)
         self.cross_attention = cross_attention
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
@@ -64,17 +61,22 @@ class Engine:
             self._windows = check_architecture(self._model)
             self.attention = choose_kernel(self._model, attention)
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def run(
+        self, requests: Iterable[Request], *, observe: Observe | None = None
+    ) -> Iterator[Event]:
         """Serve the requests, refilling a slot as soon as one is free; yield what happens.
 
         A request's tokens do not depend on which others share the slots. The model is restored
         when the iterator ends, is closed or raises.
 
+        Args:
+            observe: sees the logits of every step, for oracles and measurements.
+
         Raises:
             ModelProblem: the model turned out not to be servable exactly.
         """
         waiting = iter(requests)
-        with self.serving() as slots:
+        with self.serving(observe=observe) as slots:
             while True:
                 while len(slots.active) < self._slots:
                     request = next(waiting, None)
@@ -93,12 +95,6 @@ class Engine:
         """Patch the model for the slots that it gives, and restore it on the way out.
 
         For whoever decides by himself what is admitted when; `run` is its plain use.
-
-        Args:
-            observe: sees the logits of every step, in place of the engine's own observer.
-
-        Raises:
-            ModelProblem: the model turned out not to be servable exactly.
         """
         with ExitStack() as stack:
             stack.enter_context(self._refusing())
@@ -111,7 +107,7 @@ class Engine:
                 windows=self._windows,
                 cross_layers=self._cross_layers,
                 cross_attention=self.cross_attention,
-                observe=observe or self._observe,
+                observe=observe,
             )
 
     @contextmanager

@@ -72,7 +72,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     def offload(self, row: int, leaving: Tensor, vision: bool) -> Offloaded:
         """Copy entries of a row to the host."""
         group = self.groups[vision]
-        if group.keys is None:  # cross-attention rows without any entry
+        if not group.states:  # cross-attention rows without any entry
             return Offloaded(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
         keys, values, entry = group.row(row)
         return offload(keys, values, entry, _leave(entry, leaving).nonzero()[:, 0])
@@ -84,7 +84,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         group, came = self.groups[vision], len(back.indices)
         entry = group.entries[row]
-        pairs = [] if group.keys is None else [group.row(row)[:2]]
+        pairs = [group.row(row)[:2]] if group.states else []
         if came:
             # Behind the text that they once stood before; see `Entries` on why that is the same.
             pairs.append(

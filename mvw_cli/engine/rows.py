@@ -97,8 +97,8 @@ class Rows:
         self.window = window
         self._memo = memo
         self.entries: list[Entries] = []
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.states: tuple[Tensor, ...] = ()
+        """Keys and values; empty as long as their shape is not known, or no row is there."""
         self._appended = False
         self._index: Tensor | None = None
         """Index in the sequence of each place, for sliding layers.  # (row capacity, capacity)"""
@@ -118,18 +118,18 @@ class Rows:
     @property
     def capacity(self) -> int:
         """Entries that a row has room for."""
-        return 0 if self.keys is None else int(self.keys.shape[2])
+        return int(self.states[0].shape[2]) if self.states else 0
 
     @property
     def row_capacity(self) -> int:
         """Rows that there is room for."""
-        return 0 if self.keys is None else int(self.keys.shape[0])
+        return int(self.states[0].shape[0]) if self.states else 0
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """Return views of what has to be attended to: # (rows, H, longest, D)."""
-        assert self.keys is not None and self.values is not None
         rows, longest = len(self), self.longest
-        return self.keys[:rows, :, :longest], self.values[:rows, :, :longest]
+        keys, values = self.states
+        return keys[:rows, :, :longest], values[:rows, :, :longest]
 
     # -- rows come and go -------------------------------------------------------------------
 
@@ -138,12 +138,10 @@ class Rows:
 
         If memory runs out, nothing has changed.
         """
-        length = keys.shape[1]
-        self._hold(len(self) + 1, max(self.longest, length) + 1, like=(keys, values))
-        assert self.keys is not None and self.values is not None
-        row = len(self)
-        self.keys[row, :, :length] = keys
-        self.values[row, :, :length] = values
+        row, length = len(self), keys.shape[1]
+        self._hold(row + 1, max(self.longest, length) + 1, like=(keys, values))
+        for buffer, new in zip(self.states, (keys, values), strict=True):
+            buffer[row, :, :length] = new
         self.entries.append(entry)
         self._describe(row)
 
@@ -152,27 +150,23 @@ class Rows:
 
         If memory runs out, nothing has changed.
         """
-        if self.keys is not None:
+        if self.states:
             self._hold(len(self) + 1, self.longest)
         self.entries.append(Entries(torch.zeros(0, dtype=torch.long), 0, 0))
 
     def row(self, row: int) -> tuple[Tensor, Tensor, Entries]:
         """Return views of a row's entries, and what they stand for: # (H, T, D)."""
-        assert self.keys is not None and self.values is not None
         entry = self.entries[row]
-        return self.keys[row, :, : entry.length], self.values[row, :, : entry.length], entry
+        keys, values = self.states
+        return keys[row, :, : entry.length], values[row, :, : entry.length], entry
 
     def remove(self, row: int) -> None:
         """Take a row out; the last row fills the hole."""
         last = len(self) - 1
-        if self.keys is None:  # rows without any entry
-            self.entries[row] = self.entries[last]
-        elif row != last:
-            keys, values, entry = self.row(last)
-            assert self.values is not None
-            self.keys[row, :, : entry.length] = keys
-            self.values[row, :, : entry.length] = values
-            self.entries[row] = entry
+        if row != last:
+            entry = self.entries[row] = self.entries[last]
+            for buffer in self.states:
+                buffer[row, :, : entry.length] = buffer[last, :, : entry.length]
             self._describe(row)
         self.entries.pop()
 
@@ -183,11 +177,10 @@ class Rows:
         """
         gone, kept = self.entries[row].length - len(places), len(places)
         if gone:
-            keys, values, entry = self.row(row)
-            on_device = places.to(keys.device)
-            # Indexing copies, so the source is safe from the writes.
-            keys[:, :kept] = keys[:, on_device]
-            values[:, :kept] = values[:, on_device]
+            *states, entry = self.row(row)
+            on_device = places.to(states[0].device)
+            for one in states:
+                one[:, :kept] = one[:, on_device]  # indexing copies: safe from the writes
             indices = entry.indices(entry.length)[places]
             self.entries[row] = Entries(indices, entry.next_index, kept)
             self._describe(row)
@@ -200,17 +193,19 @@ class Rows:
 
         keys, values: # (rows, H, 1, D)
         """
-        assert self.keys is not None and self.values is not None
-        rows, lengths = len(self), self.lengths
+        rows, lengths, pairs = (
+            len(self),
+            self.lengths,
+            zip(self.states, (keys, values), strict=True),
+        )
         first = lengths[0]
         if max(lengths) == min(lengths):
-            self.keys[:rows, :, first : first + 1] = keys
-            self.values[:rows, :, first : first + 1] = values
+            for buffer, new in pairs:
+                buffer[:rows, :, first : first + 1] = new
         else:
-            row = torch.arange(rows, device=self.keys.device)
-            place = self.on_device(lengths)
-            self.keys[row, :, place] = keys[:, :, 0]
-            self.values[row, :, place] = values[:, :, 0]
+            row, place = torch.arange(rows, device=keys.device), self.on_device(lengths)
+            for buffer, new in pairs:
+                buffer[row, :, place] = new[:, :, 0]
         for entry in self.entries:
             entry.length += 1
         self._appended = True
@@ -236,10 +231,8 @@ class Rows:
         Args:
             exactly: whether to give back, too, what a few rows to come would need again.
         """
-        if self.keys is None:
-            return
         if not self.entries:
-            self.keys = self.values = self._index = None
+            self.states, self._index = (), None
             return
         rows, capacity = _row_room(len(self)), _room(self.longest + 1)
         if not exactly:
@@ -262,8 +255,7 @@ class Rows:
 
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the rows."""
-        storages = (self.keys, self.values)
-        return sum(0 if one is None else one.untyped_storage().nbytes() for one in storages)
+        return sum(one.untyped_storage().nbytes() for one in self.states)
 
     # -- what the attention needs -----------------------------------------------------------
 
@@ -272,13 +264,12 @@ class Rows:
 
         # (rows, 1, 1, longest) bool
         """
-        assert self.keys is not None
         lengths = self.lengths
         longest = max(lengths)
         visible = None
         if min(lengths) < longest:
             ends = self.on_device(lengths)[:, None]
-            visible = torch.arange(longest, device=self.keys.device)[None] < ends
+            visible = torch.arange(longest, device=ends.device)[None] < ends
         window = self.window
         if (
             self._index is not None
@@ -294,37 +285,32 @@ class Rows:
 
     def on_device(self, numbers: list[int]) -> Tensor:
         """Put a number per row on the device, once per step for all layers: # (rows,)."""
-        assert self.keys is not None
-        key = (self.keys.device, *numbers)
+        device = self.states[0].device
+        key = (device, *numbers)
         if key not in self._memo:
-            self._memo[key] = torch.tensor(numbers, device=self.keys.device)
+            self._memo[key] = torch.tensor(numbers, device=device)
         return self._memo[key]
 
     # -- storages ---------------------------------------------------------------------------
 
     def _hold(self, rows: int, longest: int, like: tuple[Tensor, Tensor] | None = None) -> None:
-        if self.keys is None:
-            assert like is not None
-            self.keys, self.values = (
-                one.new_empty(len(self), one.shape[0], 0, one.shape[2]) for one in like
-            )
+        if not self.states and like is not None:
+            used = len(self)
+            self.states = tuple(one.new_empty(used, len(one), 0, one.shape[2]) for one in like)
         if rows > self.row_capacity or longest > self.capacity:
             rows = max(_row_room(rows), self.row_capacity)
             self._resize(rows, max(_room(longest), self.capacity))
 
     def _resize(self, rows: int, capacity: int) -> None:
-        assert self.keys is not None and self.values is not None
         used = len(self), min(self.longest, capacity)
-        # One after the other, and neither put in place before both are there: a lack of memory
-        # in between must leave the rows as they were.
-        keys = _resized(self.keys, rows, capacity, used)
-        values = _resized(self.values, rows, capacity, used)
-        self.keys, self.values = keys, values
+        # Neither is put in place before both are there: a lack of memory in between must leave the
+        # rows as they were.
+        self.states = tuple(_resized(one, rows, capacity, used) for one in self.states)
         if self.window is not None:
             index = torch.zeros(rows, capacity, dtype=torch.long)
             for row, entry in enumerate(self.entries):
                 index[row] = entry.indices(capacity)
-            self._index = index.to(keys.device)
+            self._index = index.to(self.states[0].device)
 
     def _describe(self, row: int) -> None:
         if self._index is not None:

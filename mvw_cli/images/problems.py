@@ -86,7 +86,7 @@ def damaged(name: str, cause: str) -> BadImage:
     return BadImage(
         f"{_what(name)} is cut short or damaged",
         cause=cause or "its decoder gave up",
-        hint=_python(name, "ImageFile.LOAD_TRUNCATED_IMAGES = True", "", "part"),
+        hint=_save(name, "ImageFile.LOAD_TRUNCATED_IMAGES = True", "", "part"),
     )
 
 
@@ -128,17 +128,14 @@ def _missing(path: str) -> BadImage:
             hint=f"curl -L -o {shlex.quote(name)} {shlex.quote(path)}",
         )
     folder, wanted = os.path.split(path)
+    cause, hint = "no such file", f"ls {shlex.quote(folder or '.')}"
     try:
         names = {name.lower(): name for name in os.listdir(folder or ".")}
     except (OSError, ValueError):
-        cause, hint = f"there is no folder {folder}", "ls"
-        return BadImage(f"There is no image {path}", cause=cause, hint=hint)
-    close = difflib.get_close_matches(wanted.lower(), names, n=1)
-    if close:
-        like = names[close[0]]
+        names, cause, hint = {}, f"there is no folder {folder}", "ls"
+    for close in difflib.get_close_matches(wanted.lower(), names, n=1):
+        like = names[close]
         cause, hint = f"did you mean {like}?", infer(os.path.join(folder, like))
-    else:
-        cause, hint = "no such file", f"ls {shlex.quote(folder or '.')}"
     return BadImage(f"There is no image {path}", cause=cause, hint=hint)
 
 
@@ -152,10 +149,10 @@ def _file(name: str) -> str:
 
 
 def _shrink(name: str) -> str:
-    return _python(name, "Image.MAX_IMAGE_PIXELS = None", "i.thumbnail((4096, 4096)); ", "small")
+    return _save(name, "Image.MAX_IMAGE_PIXELS = None", "i.thumbnail((4096, 4096)); ", "small")
 
 
-def _python(name: str, setting: str, action: str, suffix: str) -> str:
+def _save(name: str, setting: str, action: str, suffix: str) -> str:
     """Return a command with which a user who trusts the file saves what Pillow makes of it."""
     if name == "-":
         return "mvw infer --help"

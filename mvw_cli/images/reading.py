@@ -10,7 +10,6 @@ import io
 import math
 import os
 import stat
-import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,9 @@ from mvw_cli.images import problems
 _COMMON = ("PNG", "JPEG", "GIF", "BMP", "DIB", "PPM")
 _FURTHER = ("WEBP", "TIFF", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112  # EXIF tag
+
+# Pillow remarks on odd metadata. Silenced once: a filter is the process's, and threads read images.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +44,6 @@ class ImageFile:
     """Width and height of the file's image, upright, in pixels."""
 
 
-class _Quiet:
-    """Silences Pillow's remarks on odd metadata for as long as any thread reads an image.
-
-    Filters are the process's: had each thread its own catch_warnings, then the last one to leave
-    would put back what another had set.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._outside = threading.Lock(), 0, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._outside = warnings.catch_warnings()
-                self._outside.__enter__()
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-            self._inside += 1
-
-    def __exit__(self, *raised: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._outside.__exit__(None, None, None)
-
-
-_quiet = _Quiet()
-
-
 def open_image(
     source: str | Path | bytes, *, max_pixels: int | None = None, name: str = "-"
 ) -> ImageFile:
@@ -86,20 +59,14 @@ def open_image(
     else:
         name = os.fspath(source)
         data = read_file(name)
-    if not data:
-        raise problems.empty(name)
-    if len(data) > problems.FILE_LIMIT:
-        raise problems.too_many_bytes(name)
-    with _quiet:
-        header = _identify(data, name)
-        size = header.size
-        if max_pixels is not None and header.format in ("JPEG", "MPO"):
-            # A JPEG decodes to a half or a quarter for much less; three times the final size
-            # leaves the filter all it needs (Pillow's Image.thumbnail, reducing_gap).
-            width, height = fit(size, max_pixels)
-            header.draft(None, (3 * width, 3 * height))
-        loaded = _load(header, name)
-        upright, turned = _upright(loaded)
+    header = _identify(data, name)
+    size = header.size
+    if max_pixels is not None and header.format in ("JPEG", "MPO"):
+        # A JPEG decodes to a half or a quarter for much less; three times the final size
+        # leaves the filter all it needs (Pillow's Image.thumbnail, reducing_gap).
+        width, height = fit(size, max_pixels)
+        header.draft(None, (3 * width, 3 * height))
+    upright, turned = _upright(_load(header, name))
     image = to_rgb(upright)
     target = fit(image.size, max_pixels)
     if target != image.size:
@@ -114,11 +81,8 @@ def upright_size(data: bytes, name: str) -> tuple[int, int]:
     Raises:
         BadImage: the bytes are no image, or one above the pixel limit.
     """
-    if not data:
-        raise problems.empty(name)
-    with _quiet:
-        header = _identify(data, name)
-        return header.size[::-1] if _turns(header) else header.size
+    header = _identify(data, name)
+    return header.size[::-1] if _turns(header) else header.size
 
 
 def read_file(path: str) -> bytes:
@@ -150,15 +114,19 @@ def read_file(path: str) -> bytes:
 
 def _identify(data: bytes, name: str) -> Image.Image:
     """Read the header alone, so that a bomb is refused before it goes off."""
+    if not data:
+        raise problems.empty(name)
+    if len(data) > problems.FILE_LIMIT:
+        raise problems.too_many_bytes(name)
     try:
         image = _open(data)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise problems.too_many_pixels(name) from None
     except UnidentifiedImageError:
         raise problems.unidentified(name, data) from None
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise problems.damaged(name, str(error)) from None
-    # Not left to the warning alone: a filter is process-wide, and another thread may change it.
+    # Pillow itself only warns up to twice the limit.
     if image.width * image.height > problems.PIXEL_LIMIT:
         raise problems.too_many_pixels(name)
     if image.width * image.height == 0:

@@ -213,9 +213,9 @@ def run(
     def observe(name: str, step: int, row: Tensor) -> None:
         logits.setdefault(name, []).append(row.clone())
 
-    engine = Engine(loaded, observe=observe, **engine_options)
+    engine = Engine(loaded, **engine_options)
     with writing_text_only(loaded.model):
-        for event in engine.run(requests):
+        for event in engine.run(requests, observe=observe):
             events.setdefault(event.request, []).append(event)
     trials = [
         Trial(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, build
+from families import BY_NAME, FAMILIES, Family, build
 from mvw_hf.model import HuggingFace
 
 from mvw_cli.cost.shape import Weights, shape_of, weight_bytes
@@ -37,7 +37,7 @@ def test_a_shape_is_that_of_the_real_model_and_its_cache(family: Family) -> None
 
 
 def test_sliding_layers_hold_no_more_than_their_window() -> None:
-    family = next(family for family in FAMILIES if family.name == "gemma3")
+    family = BY_NAME["gemma3"]
     shape = shape_of(HuggingFace(), build(family).config)
     one = shape.layers[0].elements
     assert shape.kv_elements(100, 20) == (11 + 120 + 11) * one
@@ -127,14 +127,14 @@ def test_what_quantisation_takes_of_a_step() -> None:
 
 
 def test_experts_in_one_tensor_are_not_quantised() -> None:
-    family = next(family for family in FAMILIES if family.name == "kimi_text_stack")
+    family = BY_NAME["kimi_text_stack"]
     weights = shape_of(HuggingFace(), build(family).config).weights
     assert weights.experts > 0 and weights.experts_quantizable == 0
     assert 0 < weights.step_quantizable < weights.step
 
 
 def test_experts_count_as_often_as_they_are_chosen() -> None:
-    family = next(family for family in FAMILIES if family.name == "kimi_text_stack")
+    family = BY_NAME["kimi_text_stack"]
     weights = shape_of(HuggingFace(), build(family).config).weights
     assert weights.experts == 2 * 4 * (32 * 32 + 32 * 16)  # layers, experts, gate + up and down
     assert (weights.experts_total, weights.experts_per_token) == (4, 2)

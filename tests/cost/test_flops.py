@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, Family, build
+from families import BY_NAME, FAMILIES, IMAGE, Family, build
 from mvw_hf.model import HuggingFace
 from mvw_kimi_vl.model import KimiVL
 from mvw_kimi_vl.modeling import absorbed
@@ -109,7 +109,7 @@ def test_kimi_with_its_latents_compressed() -> None:
 
 
 def test_withdrawn_cross_attention_layers_compute_their_mlp_or_nothing() -> None:
-    family = next(family for family in FAMILIES if family.name == "mllama")
+    family = BY_NAME["mllama"]
     model = build(family)
     flops = flops_of(HuggingFace(), model.config)
     layer = model.get_decoder().layers[1]
@@ -122,7 +122,7 @@ def test_withdrawn_cross_attention_layers_compute_their_mlp_or_nothing() -> None
 
 
 def test_no_image_is_no_tower() -> None:
-    family = next(family for family in FAMILIES if family.name == "llava")
+    family = BY_NAME["llava"]
     flops = flops_of(HuggingFace(), build(family).config)
     tower = flops.tower
     assert tower is not None
@@ -131,7 +131,7 @@ def test_no_image_is_no_tower() -> None:
 
 
 def test_a_window_bounds_what_a_token_sees() -> None:
-    family = next(family for family in FAMILIES if family.name == "gemma3")
+    family = BY_NAME["gemma3"]
     flops = flops_of(HuggingFace(), build(family).config)
     grown = flops.step(101, 0) - flops.step(100, 0)
     assert grown == flops.heads.pair  # one of three layers sees more than 12
@@ -140,7 +140,7 @@ def test_a_window_bounds_what_a_token_sees() -> None:
 
 def test_a_second_image_is_looked_at_apart() -> None:
     """Mllama's tower reads four tiles of each image, padding included."""
-    family = next(family for family in FAMILIES if family.name == "mllama")
+    family = BY_NAME["mllama"]
     tower = flops_of(HuggingFace(), build(family).config).tower
     assert tower is not None and tower.states == 4 * 5
     assert tower.flops(1) == tower.flops(20) > 0
@@ -208,7 +208,7 @@ def test_a_prefill_of_which_nothing_is_lost_is_the_whole(family: Family) -> None
 
 
 def test_a_cross_attention_layer_that_reads_nothing_computes_its_mlp_or_nothing() -> None:
-    family = next(family for family in FAMILIES if family.name == "mllama")
+    family = BY_NAME["mllama"]
     model = build(family)
     flops = flops_of(HuggingFace(), model.config)
     layer = model.get_decoder().layers[1]

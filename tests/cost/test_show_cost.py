@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from docs_pages import first_cells
-from families import FAMILIES, build
+from families import BY_NAME, build
 from hints import parse_hint
 from PIL import Image
 from processes import Ran
@@ -131,7 +131,7 @@ def test_the_dtype_of_the_profile_counts(mvw: Run) -> None:
 
 
 def test_a_family_whose_vision_tokens_are_not_known(mvw: Run, tmp_path: Path) -> None:
-    family = next(family for family in FAMILIES if family.name == "idefics3")
+    family = BY_NAME["idefics3"]
     build(family).config.save_pretrained(tmp_path)
     chosen = ("show", "--cost", "--set", f"model={tmp_path}")
     figures = json.loads(mvw(*chosen, "--json").out)

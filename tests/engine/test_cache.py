@@ -206,7 +206,7 @@ def test_capacity_follows_the_need_in_chunks() -> None:
     before = model.cache.allocated_bytes()
     model.withdraw(0, set(range(1, 3 * CHUNK)))
     assert (full.with_vision.capacity, full.withdrawn.capacity) == (0, CHUNK)
-    assert full.withdrawn.keys.untyped_storage().nbytes() == HEADS * CHUNK * KEY * 4
+    assert full.withdrawn.states[0].untyped_storage().nbytes() == HEADS * CHUNK * KEY * 4
     assert model.cache.allocated_bytes() < before
     for _ in range(CHUNK):
         model.step()

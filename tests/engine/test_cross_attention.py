@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build
+from families import BY_NAME, build
 from running import Run, request, run
 from torch import Tensor
 from transformers import DynamicCache
@@ -18,7 +18,7 @@ from mvw_cli.errors import ModelProblem
 from mvw_cli.oracle.masked import oracle_logits
 
 TOLERANCE = 1e-5
-MLLAMA = next(family for family in FAMILIES if family.name == "mllama")
+MLLAMA = BY_NAME["mllama"]
 
 each_kind = pytest.mark.parametrize("kind", ["skip", "mlp"])
 each_kernel = pytest.mark.parametrize("kernel", ["sdpa", "eager"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, build
+from families import BY_NAME, FAMILIES, Family, build
 from running import Run, request, run
 
 from mvw_cli.adapter import VisionLayout
@@ -125,7 +125,7 @@ def _entries_held(model: Any, length: int, layout: VisionLayout) -> list[int]:
 
 def test_sliding_layers_see_by_position_not_by_place() -> None:
     """Withdrawal shortens the buffer; the window must go on counting positions."""
-    gemma = next(family for family in FAMILIES if family.name == "gemma3")
+    gemma = BY_NAME["gemma3"]
     inputs, vision = prompt_of(gemma, 0)
     window = model_of(gemma).config.text_config.sliding_window
     result = one(gemma, 2, max_new_tokens=3 * window)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from families import FAMILIES, IMAGE, Family, build
+from families import BY_NAME, IMAGE, Family, build
 from flash_library import FlashLibrary, installed
 from running import request, run
 
@@ -16,7 +16,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FlashLibrary:
 
 
 def family(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
+    return BY_NAME[name]
 
 
 EXPECTED = {

@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, build
-from running import loaded, request, run
+from families import BY_NAME, build
+from running import request, run
 
-from mvw_cli.engine.engine import Engine
-from mvw_cli.engine.types import Finished
 from mvw_cli.oracle.masked import oracle_logits
 
-LLAVA = next(family for family in FAMILIES if family.name == "llava")
+LLAVA = BY_NAME["llava"]
 
 
 def test_the_output_is_the_given_one_whatever_the_settings() -> None:
@@ -51,20 +49,3 @@ def test_an_output_has_a_token() -> None:
     inputs = LLAVA.prompt(0)
     with pytest.raises(ValueError, match="at least one token"):
         replace(request(inputs, LLAVA.layout(inputs), None), forced=())
-
-
-def test_who_serves_may_watch() -> None:
-    """In place of the engine's own observer, for as long as it serves."""
-    model, inputs = build(LLAVA), LLAVA.prompt(0)
-    own: list[int] = []
-    seen: list[int] = []
-    engine = Engine(loaded(model), observe=lambda name, step, row: own.append(step))
-    asked = request(inputs, LLAVA.layout(inputs), None, max_new_tokens=3)
-    with engine.serving(observe=lambda name, step, row: seen.append(step)) as slots:
-        events = slots.admit(asked)
-        while slots.active:
-            events += slots.step()
-    assert isinstance(events[-1], Finished)
-    assert seen == [1, 2, 3] and own == []
-    list(engine.run([asked]))
-    assert own == [1, 2, 3]

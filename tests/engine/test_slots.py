@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build
+from families import BY_NAME, build
 from mvw_hf.model import HuggingFace
 from PIL import Image
 from running import loaded, request
@@ -106,7 +106,7 @@ def test_a_dropped_request_starts_again_with_the_same_tokens(tiny: Any) -> None:
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "mllama", "gemma3"])
 def test_the_room_that_is_foretold_is_the_room_that_is_taken(family: str) -> None:
     """Before each admission and each step, for several requests that withdraw at their own time."""
-    chosen = next(one for one in FAMILIES if one.name == family)
+    chosen = BY_NAME[family]
     model = build(chosen)
     engine = Engine(loaded(model))
     with engine.serving() as slots:
@@ -134,7 +134,7 @@ def test_room_that_is_foretold_for_withdrawals_is_never_exceeded(
 ) -> None:
     """All are withdrawn in one step, or one after the other; each allocation counts."""
     monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 4)
-    chosen = next(one for one in FAMILIES if one.name == family)
+    chosen = BY_NAME[family]
     model, load = build(chosen), Rows.load
     for stagger in (0, 1):
         with Engine(loaded(model)).serving() as slots:

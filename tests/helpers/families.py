@@ -383,6 +383,8 @@ FAMILIES = [
     Family("mllama", _mllama, _mllama_prompt, _by_cross_attention),
 ]
 
+BY_NAME = {family.name: family for family in FAMILIES}
+
 
 def build(family: Family) -> Any:
     """Build the family's model: float32, eval mode, with weights large enough to matter."""

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from math import isqrt
 from typing import Any
 
 import torch
-from families import FAMILIES, build
+from families import BY_NAME, FAMILIES, build
 from oracle_weights import attention_weights
 from running import request
 from torch import Tensor
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout, unchanged
-from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import Event, Finished, Request, Token
-from mvw_cli.oracle.equivalence import noise, writing_text_only
+from mvw_cli.oracle.equivalence import noise, run
 from mvw_cli.oracle.masked import attention_scores, masked_logits
 from mvw_cli.plugins import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
@@ -54,7 +54,7 @@ class Subject:
     def prompt(self, seed: int, images: int = 1) -> tuple[dict[str, Tensor], VisionLayout]:
         """Make a prompt; its images, and so its length, differ from seed to seed."""
         if self.adapter is None:
-            family = next(one for one in FAMILIES if one.name == self.name)
+            family = BY_NAME[self.name]
             inputs = family.prompt(seed)
             layout = family.layout(inputs)
             crossed = layout.cross_entries is not None
@@ -72,7 +72,7 @@ def subject(name: str) -> Subject:
     With `-expanded` it is served as transformers has it, without the adapter's faster step.
     """
     if any(name == family.name for family in FAMILIES):
-        model = build(next(family for family in FAMILIES if family.name == name))
+        model = build(BY_NAME[name])
         return Subject(name, LoadedModel("test", name, model, None, ModelSpec()))
     adapter = load_adapter(name.removesuffix("-expanded"))
     loaded = adapter.tiny()
@@ -209,38 +209,13 @@ def serve(
     cross_attention: Any = "skip",
 ) -> dict[str, Served]:
     """Run requests to the end; return what came of each."""
-    logits: dict[str, list[Tensor]] = {}
-    events: dict[str, list[Event]] = {}
-
-    def observe(name: str, step: int, row: Tensor) -> None:
-        logits.setdefault(name, []).append(row.clone())
-
-    engine = Engine(
-        subject.loaded,
-        slots=slots,
-        attention=attention,
-        cross_attention=cross_attention,
-        observe=observe,
-    )
-    with writing_text_only(subject.loaded.model):
-        for event in engine.run(requests):
-            events.setdefault(event.request, []).append(event)
+    options = {"slots": slots, "attention": attention, "cross_attention": cross_attention}
+    trials, _ = run(subject.loaded, requests, **options)
     served = {}
-    for one in requests:
-        own = events[one.id]
-        written, texts = "", []
-        for event in own:
-            if isinstance(event, Token):
-                written += event.text
-                texts.append(written)
-        [finished] = [event for event in own if isinstance(event, Finished)]
-        served[one.id] = Served(
-            subject,
-            one,
-            tuple(own),
-            torch.stack(logits[one.id]),
-            finished.token_ids,
-            tuple(texts),
-            cross_attention,
-        )
+    for one, trial in zip(requests, trials, strict=True):
+        pieces = [event.text for event in trial.events if isinstance(event, Token)]
+        [ids] = [event.token_ids for event in trial.events if isinstance(event, Finished)]
+        texts = tuple(accumulate(pieces))
+        found = Served(subject, one, trial.events, trial.logits, ids, texts, cross_attention)
+        served[one.id] = found
     return served

@@ -55,7 +55,7 @@ def run(
         assert step == len(rows) + 1
         rows.append(row.clone())
 
-    for event in Engine(loaded(model, processor), observe=observe, **engine).run(requests):
+    for event in Engine(loaded(model, processor), **engine).run(requests, observe=observe):
         events.setdefault(event.request, []).append(event)
     return {
         name: Run(summarise(own), torch.stack(logits[name]), own) for name, own in events.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, MLLAMA_STATES, Family, build
+from families import BY_NAME, MLLAMA_STATES, Family, build
 from oracle_weights import attention_weights
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from mvw_cli.oracle.masked import (
 
 TOLERANCE = 1e-5
 OUTPUT = tuple(torch.randint(5, 60, (8,), generator=torch.Generator().manual_seed(3)).tolist())
-BY_NAME = {family.name: family for family in FAMILIES}
 
 
 @cache

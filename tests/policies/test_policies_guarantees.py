@@ -236,9 +236,8 @@ def storages(slots: Slots) -> int:
     found = {}
     for layer in slots._cache.layers:  # type: ignore[union-attr]
         for group in (layer.with_vision, getattr(layer, "withdrawn", None)):
-            for one in (None, None) if group is None else (group.keys, group.values):
-                if one is not None:
-                    found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+            for one in () if group is None else group.states:
+                found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
     return sum(found.values())
 
 
@@ -284,10 +283,10 @@ def test_storages_shrink_and_grow(name: str, monkeypatch: pytest.MonkeyPatch) ->
         assert sum(tensor.nbytes for tensor in kept) == withdrawn.offloaded_bytes == entries * each
         assert all(tensor.device.type == "cpu" for tensor in kept)
         of_cache = {
-            group.keys.untyped_storage().data_ptr()
+            group.states[0].untyped_storage().data_ptr()
             for layer in slots._cache.layers  # type: ignore[union-attr]
             for group in (layer.with_vision, getattr(layer, "withdrawn", layer.with_vision))
-            if group.keys is not None
+            if group.states
         }
         assert not of_cache & {one.untyped_storage().data_ptr() for one in kept if one.nbytes}
 
@@ -331,12 +330,12 @@ def test_the_model_is_whole_after_an_error_in_a_prefill(name: str, kind: Any) ->
     neighbour = asked(chosen, Mvw(m=4), 1)
     alone = serve(chosen, [neighbour], cross_attention=kind)["1"]
     logits: list[Tensor] = []
-    engine = Engine(
-        chosen.loaded,
-        cross_attention=kind,
-        observe=lambda request, step, row: logits.append(row.clone()),
-    )
-    with writing_text_only(model), engine.serving() as slots:
+    engine = Engine(chosen.loaded, cross_attention=kind)
+
+    def observe(request: str, step: int, row: Tensor) -> None:
+        logits.append(row.clone())
+
+    with writing_text_only(model), engine.serving(observe=observe) as slots:
         serving = marks(model)
         events = slots.admit(neighbour)
         for policy, error in (

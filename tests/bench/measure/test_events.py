@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from families import FAMILIES, Family, build
+from families import BY_NAME, FAMILIES, Family, build
 from mvw_hf.model import HuggingFace
 from sessions import family as session_of
 
@@ -123,7 +123,7 @@ def test_the_formula_is_what_is_counted_whatever_the_policy(family: Family) -> N
 
 
 def by_kind(name: str) -> dict[str, list[Event]]:
-    family = next(one for one in FAMILIES if one.name == name)
+    family = BY_NAME[name]
     found = {}
     for kind, policy in KINDS.items():
         if not (cross_attention(family) and "fastv" in kind):

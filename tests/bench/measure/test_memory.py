@@ -62,14 +62,10 @@ def loaded(model: Any) -> LoadedModel:
 
 def tensors(slots: Slots) -> Iterator[tuple[Tensor, int]]:
     """Every tensor of the cache, and the entries of it that are in use, row by row."""
-    assert slots._cache is not None
     for layer in slots._cache.layers:
         for rows in (getattr(layer, "withdrawn", None), layer.with_vision):
-            if rows is None or rows.keys is None:
-                continue
-            for row, length in enumerate(rows.lengths):
-                yield rows.keys[row], length
-                yield rows.values[row], length
+            for states in () if rows is None else rows.states:
+                yield from zip(states, rows.lengths, strict=False)
 
 
 def kv_elements(shape: Shape, request: Request, read: int, *, withdrawn: bool) -> int:
@@ -169,11 +165,8 @@ def test_a_view_that_keeps_the_old_storage_frees_nothing(monkeypatch: pytest.Mon
     """The defect that the figure is there to show: entries gone by slicing, memory not."""
 
     def sliced(rows: Rows, *_: object) -> None:
-        if rows.keys is None or rows.values is None:
-            return
         longest = rows.longest + 1 if rows.entries else 0
-        rows.keys = rows.keys[: len(rows.entries), :, :longest]
-        rows.values = rows.values[: len(rows.entries), :, :longest]
+        rows.states = tuple(one[: len(rows.entries), :, :longest] for one in rows.states)
 
     monkeypatch.setattr(Rows, "trim", sliced)
     line = timeline()
