@@ -233,12 +233,12 @@ def _flash(
     if layer is not None and plain and layer.window is None:
 
         def attend(rows: Tensor, part: Part) -> Attended:
-            return _flash_decode(rows, part, scaling), None
+            return flash_decode(rows, part, scaling), None
 
         return _by_parts(module, layer, query, key, value, attend, scaling)
     if layer is None and plain and _is_causal_prefill(module, query, key, kw):
         record_prefill(module, query, key, None, None, scaling)
-        return _flash_prefill(query, key, value, scaling), None
+        return flash_prefill(query, key, value, scaling), None
     return _sdpa(module, query, key, value, mask, **kw)
 
 
@@ -248,7 +248,7 @@ def _is_causal_prefill(module: nn.Module, query: Tensor, key: Tensor, kw: dict[s
     return bool(wanted) and query.shape[2] == key.shape[2]
 
 
-def _flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+def flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """Attend causally.  query: # (B, H, T, D); returned: # (B, T, H, D)"""
     from flash_attn import flash_attn_func
 
@@ -260,7 +260,7 @@ def _flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | Non
     return attended
 
 
-def _flash_decode(query: Tensor, part: Part, scale: float | None) -> Tensor:
+def flash_decode(query: Tensor, part: Part, scale: float | None) -> Tensor:
     """Attend each row to its own length.  query: # (n, H, 1, D); returned: # (n, 1, H, D)"""
     from flash_attn import flash_attn_with_kvcache
 

@@ -8,11 +8,10 @@ weights, and the engine may be off by a little more than the oracle in the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -22,10 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mvw_cli.adapter import Adapter, LoadedModel
-from mvw_cli.engine.attention import choose_kernel
+from mvw_cli.engine import attention as kernels
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.layers import CrossAttention
-from mvw_cli.engine.types import Event, GenerationSettings, NotExact, Request, Token
+from mvw_cli.engine.types import Event, GenerationSettings, Request, Token
 from mvw_cli.errors import ModelProblem
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
@@ -37,8 +36,6 @@ ALLOWED = 3
 """Times the oracle's own rounding error. FlashAttention's tests allow its decode kernel as much
 over attention in plain PyTorch (tests/test_flash_attn.py of Dao-AILab/flash-attention)."""
 QUESTION = "How many red circles are there in this picture?"
-_WITHOUT_FLASH = "mvw doctor --equivalence --set attention=sdpa"
-_FLASH_FUNCTIONS = ("flash_attn_func", "flash_attn_with_kvcache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +100,17 @@ def equivalence(
     loaded = tiny_model(adapter, device, dtype)
     model = loaded.model
     request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
-    options = {"attention": attention, "cross_attention": cross_attention}
-    calls = None
-    if attention == "flash":
-        try:
-            choose_kernel(model, "flash")
-        except NotExact as error:
-            problem, cause = "flash-attn can't serve it.", f"{error}"
-            raise ModelProblem(problem, cause=cause, hint=_WITHOUT_FLASH) from error
-        with _counted() as names:
-            [trial], kernel = run(loaded, [request], **options)
-        calls = len(names)
-        if not calls:
-            raise ModelProblem(
-                "flash-attn was not called.",
-                cause="The engine gives all of this model's attention to SDPA: it needs masks, or "
-                "keys and values of different width",
-                hint=_WITHOUT_FLASH,
-            )
-    else:
-        [trial], kernel = run(loaded, [request], **options)
+    with _flash_calls() as calls:
+        [trial], kernel = run(
+            loaded, [request], attention=attention, cross_attention=cross_attention
+        )
+    if attention == "flash" and not calls:
+        raise ModelProblem(
+            "flash-attn was not called.",
+            cause="The engine gives all of this model's attention to SDPA: it needs masks, or "
+            "keys and values of different width",
+            hint="mvw doctor --equivalence --set attention=sdpa",
+        )
     difference, rounding, effect = distances(model, request, trial, m, cross_attention)
     return Equivalence(
         difference=difference,
@@ -135,7 +123,7 @@ def equivalence(
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         rounding=rounding,
-        flash_calls=calls,
+        flash_calls=len(calls) if attention == "flash" else None,
     )
 
 
@@ -251,21 +239,23 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 @contextmanager
-def _counted() -> Iterator[list[str]]:
-    """Note each call of flash-attn's functions by its name; they are put back on the way out."""
-    library = import_module("flash_attn")
+def _flash_calls() -> Iterator[list[str]]:
+    """Note each call that the engine makes of flash-attn by its kind."""
     calls: list[str] = []
 
-    def noted(name: str, function: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
+    def noted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any) -> Tensor:
             calls.append(name)
-            return function(*args, **options)
+            return function(*args)
 
         return call
 
-    before = {name: getattr(library, name) for name in _FLASH_FUNCTIONS}
-    vars(library).update({name: noted(name, function) for name, function in before.items()})
+    before: dict[str, Callable[..., Tensor]] = {
+        "flash_prefill": kernels.flash_prefill,
+        "flash_decode": kernels.flash_decode,
+    }
+    vars(kernels).update({name: noted(name, function) for name, function in before.items()})
     try:
         yield calls
     finally:
-        vars(library).update(before)
+        vars(kernels).update(before)

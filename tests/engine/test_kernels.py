@@ -39,55 +39,51 @@ def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return made
 
 
-def refusal(made: Any) -> str:
-    assert choose_kernel(made, "auto") == "sdpa"
-    with pytest.raises(NotExact) as raised:
-        choose_kernel(made, "flash")
-    return str(raised.value)
-
-
 def test_flash_is_the_choice_where_it_can_be(library: ModuleType) -> None:
     assert choose_kernel(model(), "auto") == choose_kernel(model(), "flash") == "flash"
     for kernel in ("sdpa", "eager"):
         assert choose_kernel(model(), kernel) == kernel
 
 
+def fail(name: str) -> ModuleType:
+    raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c10\nmore")
+
+
+KERNELS = "mvw_cli.engine.attention"
+BEFORE_AMPERE = ("torch.cuda.get_device_capability", lambda device: (7, 5))
+
+
 @pytest.mark.parametrize(
-    ("differences", "says"),
+    ("differences", "patch", "says"),
     [
-        ({"device": torch.device("mps")}, "needs a CUDA device, this is mps"),
-        ({"dtype": torch.float32}, "float16 or bfloat16, this is torch.float32"),
-        ({"_supports_flash_attn": False}, "the model does not support"),
+        ({"device": torch.device("mps")}, None, "needs a CUDA device, this is mps"),
+        ({"dtype": torch.float32}, None, "float16 or bfloat16, this is torch.float32"),
+        ({"_supports_flash_attn": False}, None, "the model does not support"),
+        ({}, BEFORE_AMPERE, "compute capability 8.0"),
+        ({}, (f"{KERNELS}.import_module", fail), "ImportError: flash_attn_2_cuda.so: undefined"),
+        ({}, (f"{KERNELS}.find_spec", lambda name: None), "not installed"),
     ],
 )
-def test_models_that_flash_can_not_serve(
-    library: ModuleType, differences: dict[str, Any], says: str
+def test_flash_is_refused_with_its_reason(
+    library: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    differences: dict[str, Any],
+    patch: Any,
+    says: str,
 ) -> None:
-    assert says in refusal(model(**differences))
+    if patch is not None:
+        monkeypatch.setattr(*patch)
+    made = model(**differences)
+    assert choose_kernel(made, "auto") == "sdpa"
+    with pytest.raises(NotExact) as raised:
+        choose_kernel(made, "flash")
+    assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_gpu_before_ampere(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "compute capability 8.0" in refusal(model())
-    monkeypatch.setattr(torch.version, "hip", "6.4")  # AMD counts otherwise
+def test_amd_counts_otherwise(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*BEFORE_AMPERE)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
     assert choose_kernel(model(), "auto") == "flash"
-
-
-def test_a_flash_attn_that_was_built_for_another_pytorch(
-    library: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(name: str) -> ModuleType:
-        raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c10\nmore")
-
-    monkeypatch.setattr("mvw_cli.engine.attention.import_module", fail)
-    assert refusal(model()).endswith(
-        "can't be imported: ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10"
-    )
-
-
-def test_without_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvw_cli.engine.attention.find_spec", lambda name: None)
-    assert "not installed" in refusal(model())
 
 
 def test_capped_logits_leave_eager(library: ModuleType) -> None:

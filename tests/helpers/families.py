@@ -72,15 +72,20 @@ def _inputs(ids: Tensor, **rest: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest}
 
 
+def _made(name: str, **config: Any) -> Any:
+    """Build a model of transformers' own classes."""
+    model, settings = (getattr(hf, name + kind) for kind in ("ForConditionalGeneration", "Config"))
+    return model(settings(**config))
+
+
 def _llava(text: Any = None) -> Any:
-    return hf.LlavaForConditionalGeneration(
-        hf.LlavaConfig(
-            vision_config=hf.CLIPVisionConfig(**CLIP),
-            text_config=text or hf.LlamaConfig(**TEXT),
-            image_token_id=IMAGE,
-            vision_feature_select_strategy="default",
-            vision_feature_layer=-1,
-        )
+    return _made(
+        "Llava",
+        vision_config=hf.CLIPVisionConfig(**CLIP),
+        text_config=text or hf.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
     )
 
 
@@ -90,16 +95,15 @@ def _llava_prompt(seed: int) -> dict[str, Tensor]:
 
 
 def _llava_onevision() -> Any:
-    return hf.LlavaOnevisionForConditionalGeneration(
-        hf.LlavaOnevisionConfig(
-            vision_config=hf.SiglipVisionConfig(**CLIP, vision_use_head=False),
-            text_config=hf.Qwen2Config(**TEXT),
-            image_token_id=IMAGE,
-            video_token_id=VIDEO,
-            vision_feature_select_strategy="full",
-            vision_feature_layer=-1,
-            image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
-        )
+    return _made(
+        "LlavaOnevision",
+        vision_config=hf.SiglipVisionConfig(**CLIP, vision_use_head=False),
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
     )
 
 
@@ -135,93 +139,87 @@ _QWEN_IDS = {
 
 
 def _qwen2_vl() -> Any:
-    return hf.Qwen2VLForConditionalGeneration(
-        hf.Qwen2VLConfig(
-            text_config={**TEXT, "rope_parameters": MROPE},
-            vision_config={**PATCHES, "embed_dim": 32, "mlp_ratio": 2},
-            **_QWEN_IDS,
-        )
+    return _made(
+        "Qwen2VL",
+        text_config={**TEXT, "rope_parameters": MROPE},
+        vision_config={**PATCHES, "embed_dim": 32, "mlp_ratio": 2},
+        **_QWEN_IDS,
     )
 
 
 def _qwen2_5_vl() -> Any:
-    return hf.Qwen2_5_VLForConditionalGeneration(
-        hf.Qwen2_5_VLConfig(
-            text_config={**TEXT, "rope_parameters": MROPE},
-            vision_config={**MERGED, "window_size": 16, "fullatt_block_indexes": [1]},
-            **_QWEN_IDS,
-        )
+    return _made(
+        "Qwen2_5_VL",
+        text_config={**TEXT, "rope_parameters": MROPE},
+        vision_config={**MERGED, "window_size": 16, "fullatt_block_indexes": [1]},
+        **_QWEN_IDS,
     )
 
 
 def _qwen3_vl() -> Any:
-    return hf.Qwen3VLForConditionalGeneration(
-        hf.Qwen3VLConfig(
-            text_config={
-                **TEXT,
-                "head_dim": 8,
-                "rope_parameters": {**MROPE, "mrope_interleaved": True},
-            },
-            vision_config={
-                **MERGED,
-                "depth": 3,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1],
-            },
-            **_QWEN_IDS,
-        )
+    return _made(
+        "Qwen3VL",
+        text_config={
+            **TEXT,
+            "head_dim": 8,
+            "rope_parameters": {**MROPE, "mrope_interleaved": True},
+        },
+        vision_config={
+            **MERGED,
+            "depth": 3,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **_QWEN_IDS,
     )
 
 
 def _glm4v() -> Any:
-    return hf.Glm4vForConditionalGeneration(
-        hf.Glm4vConfig(
-            text_config={**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
-            vision_config={**MERGED, "image_size": 32},
-            image_token_id=IMAGE,
-            video_token_id=VIDEO,
-            image_start_token_id=VISION_START,
-            image_end_token_id=VISION_END,
-            video_start_token_id=95,
-            video_end_token_id=94,
-        )
+    return _made(
+        "Glm4v",
+        text_config={**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
+        vision_config={**MERGED, "image_size": 32},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_start_token_id=VISION_START,
+        image_end_token_id=VISION_END,
+        video_start_token_id=95,
+        video_end_token_id=94,
     )
 
 
 def _internvl() -> Any:
-    return hf.InternVLForConditionalGeneration(
-        hf.InternVLConfig(
-            vision_config={
-                **CLIP,
-                "image_size": [32, 32],
-                "patch_size": [4, 4],
-                "use_qk_norm": False,
-            },
-            text_config=hf.Qwen2Config(**TEXT),
-            image_token_id=IMAGE,
-            downsample_ratio=0.5,
-            image_seq_length=16,
-        )
+    return _made(
+        "InternVL",
+        vision_config={
+            **CLIP,
+            "image_size": [32, 32],
+            "patch_size": [4, 4],
+            "use_qk_norm": False,
+        },
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_id=IMAGE,
+        downsample_ratio=0.5,
+        image_seq_length=16,
     )
 
 
 def _gemma3() -> Any:
-    return hf.Gemma3ForConditionalGeneration(
-        hf.Gemma3Config(
-            text_config={
-                **TEXT,
-                "head_dim": 8,
-                # Shorter than prompt and output, so that every mask by position is put to use.
-                "sliding_window": 12,
-                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-                "query_pre_attn_scalar": 8,
-            },
-            vision_config={**CLIP, "vision_use_head": False},
-            mm_tokens_per_image=4,
-            image_token_id=IMAGE,
-            boi_token_id=VISION_START,
-            eoi_token_id=VISION_END,
-        )
+    return _made(
+        "Gemma3",
+        text_config={
+            **TEXT,
+            "head_dim": 8,
+            # Shorter than prompt and output, so that every mask by position is put to use.
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 8,
+        },
+        vision_config={**CLIP, "vision_use_head": False},
+        mm_tokens_per_image=4,
+        image_token_id=IMAGE,
+        boi_token_id=VISION_START,
+        eoi_token_id=VISION_END,
     )
 
 
@@ -235,14 +233,13 @@ def _gemma3_prompt(seed: int) -> dict[str, Tensor]:
 
 
 def _mistral3() -> Any:
-    return hf.Mistral3ForConditionalGeneration(
-        hf.Mistral3Config(
-            vision_config=hf.PixtralVisionConfig(**{**CLIP, "patch_size": 4, "head_dim": 8}),
-            text_config=hf.MistralConfig(**TEXT, sliding_window=None, head_dim=8),
-            image_token_id=IMAGE,
-            spatial_merge_size=2,
-            vision_feature_layer=-1,
-        )
+    return _made(
+        "Mistral3",
+        vision_config=hf.PixtralVisionConfig(**{**CLIP, "patch_size": 4, "head_dim": 8}),
+        text_config=hf.MistralConfig(**TEXT, sliding_window=None, head_dim=8),
+        image_token_id=IMAGE,
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
     )
 
 
@@ -256,24 +253,15 @@ def _mistral3_prompt(seed: int) -> dict[str, Tensor]:
     )
 
 
-def _tiled(config: type[Any], model: type[Any]) -> Any:
-    return model(
-        config(
-            vision_config=dict(CLIP),
-            text_config=hf.LlamaConfig(**TEXT),
-            image_token_id=IMAGE,
-            scale_factor=2,
-            pad_token_id=0,
-        )
+def _tiled(name: str) -> Any:
+    return _made(
+        name,
+        vision_config=dict(CLIP),
+        text_config=hf.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=0,
     )
-
-
-def _idefics3() -> Any:
-    return _tiled(hf.Idefics3Config, hf.Idefics3ForConditionalGeneration)
-
-
-def _smolvlm() -> Any:
-    return _tiled(hf.SmolVLMConfig, hf.SmolVLMForConditionalGeneration)
 
 
 def _tiles_prompt(seed: int) -> dict[str, Tensor]:
@@ -309,29 +297,28 @@ MLLAMA_STATES = 5  # vision states of a tile: 2 x 2 patches and the class token
 
 
 def _mllama() -> Any:
-    model = hf.MllamaForConditionalGeneration(
-        hf.MllamaConfig(
-            text_config={
-                **TEXT,
-                "num_hidden_layers": 4,
-                "cross_attention_layers": [1, 3],
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-            },
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_global_layers": 1,
-                "attention_heads": 2,
-                "image_size": 16,
-                "patch_size": 8,
-                "vision_output_dim": 32,
-                "intermediate_layers_indices": [0],
-                "max_num_tiles": 4,
-                "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2]],
-            },
-            image_token_index=IMAGE,
-        )
+    model = _made(
+        "Mllama",
+        text_config={
+            **TEXT,
+            "num_hidden_layers": 4,
+            "cross_attention_layers": [1, 3],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [0],
+            "max_num_tiles": 4,
+            "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2]],
+        },
+        image_token_index=IMAGE,
     )
     # Both gates are made as zeros, and a closed gate would hide whatever lies behind it.
     for number in (1, 3):
@@ -377,8 +364,8 @@ FAMILIES = [
     Family("internvl", _internvl, _llava_prompt),
     Family("gemma3", _gemma3, _gemma3_prompt),
     Family("mistral3", _mistral3, _mistral3_prompt),
-    Family("idefics3", _idefics3, _tiles_prompt),
-    Family("smolvlm", _smolvlm, _tiles_prompt),
+    Family("idefics3", lambda: _tiled("Idefics3"), _tiles_prompt),
+    Family("smolvlm", lambda: _tiled("SmolVLM"), _tiles_prompt),
     Family("kimi_text_stack", _kimi_text_stack, _llava_prompt),
     Family("mllama", _mllama, _mllama_prompt, _by_cross_attention),
 ]

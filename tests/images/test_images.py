@@ -64,26 +64,17 @@ def test_the_file_is_described(tmp_path: Path) -> None:
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert file.size == file.original_size == file.image.size == (40, 20)
     assert file.image.mode == "RGB"
-
-
-def test_bytes_read_like_the_file(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", halves())
-    from_bytes, from_file = open_image(path.read_bytes()), open_image(str(path))
-    assert from_bytes.path == "-"
-    assert from_bytes.image.tobytes() == from_file.image.tobytes()
-    assert from_bytes.sha256 == from_file.sha256
+    from_bytes = open_image(path.read_bytes())
+    assert (from_bytes.path, from_bytes.sha256) == ("-", file.sha256)
+    assert from_bytes.image.tobytes() == file.image.tobytes()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tiff", "bmp", "ppm"])
 def test_usual_formats(tmp_path: Path, ending: str) -> None:
-    image = open_image(saved(tmp_path / f"a.{ending}", halves())).image
+    path = saved(tmp_path / f"a.{ending}", halves())
+    image = open_image(path.rename(tmp_path / "whatever.dat")).image  # its name does not matter
     assert near(image, (5, 10), RED, by=8)
     assert near(image, (35, 10), (0, 0, 255), by=8)
-
-
-def test_the_ending_of_the_name_does_not_matter(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", halves())
-    assert open_image(path.rename(tmp_path / "a.jpg")).size == (40, 20)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
@@ -147,9 +138,8 @@ def test_alpha_is_laid_on_white(tmp_path: Path, ending: str) -> None:
     assert near(read, (6, 6), (127, 127, 127))
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("LA", (0, 0)), ("PA", (0, 0))])
-def test_grey_and_palette_with_alpha(tmp_path: Path, mode: str, colour: tuple[int, int]) -> None:
-    ending = "png" if mode == "LA" else "tiff"
+@pytest.mark.parametrize(("mode", "ending"), [("LA", "png"), ("PA", "tiff")])
+def test_grey_and_palette_with_alpha(tmp_path: Path, mode: str, ending: str) -> None:
     path = saved(tmp_path / f"a.{ending}", Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode))
     assert open_image(path).image.getpixel((1, 1)) == WHITE
 
@@ -222,12 +212,6 @@ def test_cmyk(tmp_path: Path, ending: str) -> None:
     assert near(image, (35, 10), (0, 0, 255), by=12)
 
 
-def test_one_pixel(tmp_path: Path) -> None:
-    file = open_image(saved(tmp_path / "a.png", Image.new("RGB", (1, 1), "red")), max_pixels=1)
-    assert file.size == (1, 1)
-    assert file.image.getpixel((0, 0)) == RED
-
-
 # --- scaling down ---
 
 
@@ -241,6 +225,7 @@ def test_a_long_strip_is_scaled_with_its_aspect(tmp_path: Path, ending: str) -> 
     assert width / height == pytest.approx(60, rel=0.05)
     assert file.original_size == (12_000, 200)
     assert near(file.image, (2, height // 2), RED, by=12)
+    assert open_image(path, max_pixels=1).size == (1, 1)
 
 
 def test_smaller_images_are_left_alone(tmp_path: Path) -> None:
