@@ -147,9 +147,12 @@ class StderrView:
             seconds = int(monotonic() - self._began)
             words += [progress] if (progress := self._progress()) else []
             words += [f"{seconds} s"] if seconds else []
-        # A line that wraps could not be taken away.
+        return self._one_row(" ".join(words))
+
+    def _one_row(self, text: str) -> str:
+        """Cut a line that is to be redrawn: one that wraps could not be taken away."""
         width = terminal_width(self._stream.fileno())
-        return self._styled(" ".join(words)[: max(1, width - 1)], DIM)
+        return self._styled(text[: max(1, width - 1)], DIM)
 
     def _styled(self, text: str, style: str) -> str:
         return f"{style}{text}{PLAIN}" if self._color and style else text
@@ -181,9 +184,7 @@ class ProgressView(StderrView):
             return
         self.loaded()
         count = f" {done} of {total}" if total else ""
-        width = terminal_width(self._stream.fileno()) - 1
-        line = f"{one_line(text)}{count}"[: max(1, width)]
-        self._write(ERASE + self._styled(line, DIM))
+        self._write(ERASE + self._one_row(f"{one_line(text)}{count}"))
         self._open = True
 
     def done(self) -> None:

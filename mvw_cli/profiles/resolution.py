@@ -424,34 +424,20 @@ def model_spec(profile: Profile) -> ModelSpec:
             "as `model:` in a profile",
             hint="mvw list profiles",
         )
-    no_gpu = profile.device in ("cpu", "mps")
-    for key, value, contradicts, cause in (
-        (
-            "device_map",
-            profile.device_map,
-            profile.device not in ("auto", "cuda"),
-            "a device map spreads the model over all GPUs",
-        ),
-        (
-            "quantization",
-            profile.quantization,
-            no_gpu,
-            "bitsandbytes is used on CUDA devices only",
-        ),
-    ):
-        if value is not None and contradicts:
-            raise UsageProblem(
-                f"device: {profile.device} and {key}: {value} contradict each other",
-                cause=cause,
-                hint="mvw infer IMAGE QUESTION --device auto",
-            )
+    device, cause = profile.device, None
+    if profile.device_map is not None and device not in ("auto", "cuda"):
+        what, cause = "device_map", "a device map spreads the model over all GPUs"
+    elif profile.quantization is not None and device in ("cpu", "mps"):
+        what, cause = "quantization", "bitsandbytes is used on CUDA devices only"
+    if cause is not None:
+        raise UsageProblem(
+            f"device: {device} and {what}: {getattr(profile, what)} contradict each other",
+            cause=cause,
+            hint="mvw infer IMAGE QUESTION --device auto",
+        )
+    weights = {"model", "revision", "dtype", "device", "device_map", "quantization"}
     return ModelSpec(
-        model=profile.model,
-        revision=profile.revision,
-        dtype=profile.dtype,
-        device=profile.device,
-        device_map=profile.device_map,
-        quantization=profile.quantization,
+        **profile.model_dump(include=weights),
         system=profile.prompt.system,
         template=profile.prompt.template,
         max_pixels=profile.images.max_pixels,
