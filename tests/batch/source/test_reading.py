@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shlex
@@ -28,6 +27,7 @@ from making import (
     write_parquet,
 )
 from peak_memory import run_measured
+from records import digest as sha256
 
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source import table
@@ -39,10 +39,6 @@ from mvw_cli.images.reading import ImageFile
 
 def read_images(item: Item, max_pixels: int | None) -> list[ImageFile]:
     return [read_image(image, max_pixels) for image in item.images]
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def one(*images: ImageRef | Path | str) -> Item:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -188,27 +187,17 @@ def test_no_question_and_nothing_to_ask_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "folder", "questions"),
-    [
-        (("mvw", "profile"), "mvw profile {} Q", "mvw profile --questions {}"),
-        (
-            ("mvw", "calibrate", "vtw", "--images"),
-            "mvw calibrate vtw Q --images {}",
-            "mvw calibrate vtw --questions {}",
-        ),
-    ],
+    ("command", "asked"), [("mvw profile", "{} Q"), ("mvw calibrate vtw --images", "Q --images {}")]
 )
-def test_hints_repeat_the_command_that_was_typed(
-    tmp_path: Path, command: tuple[str, ...], folder: str, questions: str
-) -> None:
+def test_hints_repeat_the_command_that_was_typed(tmp_path: Path, command: str, asked: str) -> None:
     touch(tmp_path, "images/1.png", "q.jsonl")
-    images = tmp_path / "images"
-    assert refused(tmp_path / "imgaes", question="Q", command=command).hint == folder.format(images)
-    asked = tmp_path / "q.jsonl"
-    assert refused(asked, command=command).hint == questions.format(asked)
-    assert refused("a", "b", questions=str(asked), command=command).hint == (
-        shlex.join([*command, "a", "--questions", str(asked)])
-    )
+    images, questions, words = tmp_path / "images", tmp_path / "q.jsonl", tuple(command.split())
+    typed = command.removesuffix(" --images")
+    hint = refused(tmp_path / "imgaes", question="Q", command=words).hint
+    assert hint == f"{typed} {asked.format(images)}"
+    assert refused(questions, command=words).hint == f"{typed} --questions {questions}"
+    hint = refused("a", "b", questions=str(questions), command=words).hint
+    assert hint == f"{command} a --questions {questions}"
 
 
 # --- files and lists of paths ---

@@ -34,7 +34,6 @@ from mvw_cli.batch.store.output import COLUMNS, check_table, export
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
-HELPERS = Path(__file__).parents[2] / "helpers"
 NASTY = '\n\r\x00\x0b\x85\u2028\t",; =1+1 \\ é 🙂 '
 both = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 

@@ -73,6 +73,8 @@ def test_records_are_whole_lines_at_once(path: Path) -> None:
             assert path.read_bytes() == path.read_bytes().rstrip(b"\n") + b"\n"
             assert len(ids(path)) == count
         assert (log.done, log.failed) == (2, 1)
+        with pytest.raises(ValueError, match="run 000000000000"):
+            log.append(ok("d", run="000000000000"))
     assert path.read_bytes() == dumps(ok("a")) + dumps(failed("b")) + dumps(ok("c"))
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.run.json"]
     sidecar = json.loads(path.with_name("results.jsonl.run.json").read_text())
@@ -179,11 +181,6 @@ def test_a_lost_sidecar_leaves_the_hash_to_judge_by(path: Path) -> None:
     )
     with opened(path, fingerprint(32, settled=False)) as log, pytest.raises(UsageProblem):
         log.settle(other)
-
-
-def test_a_record_of_another_run_is_a_mistake(path: Path) -> None:
-    with opened(path) as log, pytest.raises(ValueError, match="run 000000000000"):
-        log.append(ok("a", run="000000000000"))
 
 
 # Recovery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,17 +14,10 @@ from mvw_cli.cli.batch import view as module
 from mvw_cli.cli.batch.view import Summary, Tally, duration, progress_line
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "perf_counter", clock)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(module, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -33,7 +27,7 @@ def timed(latency_ms: float | None, **more: Any) -> dict[str, Any]:
     return record
 
 
-def test_rate_and_time_left_go_by_what_this_run_has_served(clock: Clock) -> None:
+def test_rate_and_time_left_go_by_what_this_run_has_served(clock: SimpleNamespace) -> None:
     tally = Tally(listed=30)
     for _ in range(10):
         tally.skip()
@@ -65,10 +59,7 @@ def test_latency() -> None:
     assert tally.answered == 8
 
 
-# --- what is told of them ---
-
-
-def test_a_line_of_progress(clock: Clock) -> None:
+def test_a_line_of_progress(clock: SimpleNamespace) -> None:
     tally, state = Tally(listed=2000), State(slots=3, max_slots=8)
     assert progress_line(tally, state) == "0 of 2,000, slots 3/8"
     tally.begin()
@@ -92,7 +83,7 @@ def told(tally: Tally, state: State | None = None, **more: Any) -> Summary:
     return Summary(tally, state, output=output, words=words, **given)
 
 
-def test_a_summary(clock: Clock) -> None:
+def test_a_summary(clock: SimpleNamespace) -> None:
     tally = Tally(listed=7)
     tally.skip()
     tally.begin()

@@ -476,7 +476,7 @@ def test_a_dry_run_writes_and_loads_nothing(batch: Run, unloadable: None) -> Non
     assert sorted(map(str, Path().rglob("*"))) == before
 
 
-def test_a_dry_run_as_json(batch: Run) -> None:
+def test_a_dry_run_as_json_and_of_what_failed(batch: Run) -> None:
     Path("images/3.png").write_bytes(b"no picture")
     assert batch("images", "w1 w2", "--limit", "1").code == 0
     ran = batch("images", "w1 w2", "--dry-run", "--json", "--slots", "3", "--kv-memory", "1MiB")
@@ -491,16 +491,11 @@ def test_a_dry_run_as_json(batch: Run) -> None:
     assert plan["kv_bytes_per_slot_after"] == (1 + 5) * token
     assert len(records()) == 1
 
-
-def test_a_dry_run_of_what_failed(batch: Run) -> None:
-    Path("images/0.png").write_bytes(b"no picture")
     assert batch("images", "w1 w2").code == ExitCode.ITEMS_FAILED
     kept = Path("images.results.jsonl").read_bytes()
-    ran = batch("images", "w1 w2", "--dry-run", "--retry-failed", "--json")
-    assert json.loads(ran.out)["to_do"] == 1
-    assert json.loads(batch("images", "w1 w2", "--dry-run", "--json").out)["to_do"] == 0
-    ran = batch("images", "w1 w2", "--dry-run", "--overwrite", "--json")
-    assert json.loads(ran.out)["to_do"] == 4
+    for option, to_do in (("--retry-failed", 1), ("--quiet", 0), ("--overwrite", 4)):
+        ran = batch("images", "w1 w2", "--dry-run", option, "--json")
+        assert json.loads(ran.out)["to_do"] == to_do
     assert Path("images.results.jsonl").read_bytes() == kept
 
 
