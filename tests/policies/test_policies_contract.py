@@ -97,3 +97,113 @@ def test_none_is_left_out() -> None:
     registered = load_plugins().policies
     own = {entry.info.name for entry in registered if entry.plugin.distribution == OWN}
     assert own == {*SAMPLES, "dyvte"}
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("anneal", {"end": 0}, "^end must be"),
+    ("anneal", {"end": 4, "start": 4}, "^end must be above start"),
+    ("anneal", {"end": 4, "start": -1}, "^start must be"),
+    ("anneal", {"end": 4, "every": 0}, "^every must be"),
+    ("anneal", {"end": 4, "depth": 1.0}, "^depth must be"),
+    ("anneal", {"end": 4, "depth": -0.1}, "^depth must be"),
+    ("anneal", {"end": 4, "by": "luck"}, "^by must be"),
+    ("downsample", {"keep": -0.5}, "^keep must be above 0 and at most 1$"),
+    ("dyvte", {"gates": ""}, "must"),
+    ("dyvte", {"gates": "x", "min_layer": 0}, "must"),
+    ("fastv", {"layer": 0, "keep": 0.5}, "^layer must be 1 or more$"),
+    ("fastv", {"layer": 2, "keep": 0}, "^keep must be above 0 and at most 1$"),
+    ("look-back", {}, "give entropy, tag or words"),
+    ("look-back", {"steps": 3}, "give entropy, tag or words"),
+    ("look-back", {"entropy": -0.1}, "entropy must be"),
+    ("look-back", {"entropy": float("nan")}, "entropy must be"),
+    ("look-back", {"tag": ""}, "tag must not be empty"),
+    ("look-back", {"words": []}, "words must be"),
+    ("look-back", {"words": ["wait", " "]}, "words must be"),
+    ("look-back", {"words": "wait"}, "words must be"),
+    ("look-back", {"tag": "x", "steps": 0}, "steps must be"),
+    ("mass", {"threshold": 0.0}, "^threshold must be"),
+    ("mass", {"threshold": 1.1}, "^threshold must be"),
+    ("mass", {"threshold": float("nan")}, "^threshold must be"),
+    ("mass", {"threshold": 0.1, "patience": 0}, "^patience must be"),
+    ("mass", {"threshold": 0.1, "smoothing": 0.0}, "^smoothing must be"),
+    ("mass", {"threshold": 0.1, "smoothing": 1.5}, "^smoothing must be"),
+    ("mass", {"threshold": 0.1, "min": 0}, "^min must be"),
+    ("mass", {"threshold": 0.1, "layers": []}, "^layers must be"),
+    ("mass", {"threshold": 0.1, "layers": [-1]}, "^layers must be"),
+    ("mvw", {}, "give m"),
+    ("mvw", {"m": 0}, "m must be 1 or more"),
+    ("mvw", {"m": -3}, "m must be 1 or more"),
+    ("mvw", {"until": ""}, "until must not be empty"),
+    ("mvw", {"min": 2}, "give m"),
+    ("mvw", {"max": 2}, "give m"),
+    ("mvw", {"m": 4, "min": 0}, "min must be 1"),
+    ("mvw", {"m": 4, "max": 0}, "max must be 1"),
+    ("mvw", {"until": "x", "min": 5, "max": 4}, "min must not be above max: 5 > 4"),
+    ("mvw", {"m": 4, "min": 5}, "m must not be below min: 4 < 5"),
+    ("mvw", {"m": 4, "max": 3}, "m must not be above max: 4 > 3"),
+    ("mvw", {"until": []}, "until must not be empty"),
+    ("mvw", {"until": ["x", ""]}, "until must not be empty"),
+    ("pulse", {"layer": -1}, "^layer must be"),
+    ("pulse", {"tau": 0.0}, "^tau must be"),
+    ("pulse", {"tau": float("nan")}, "^tau must be"),
+    ("pulse", {"max_ratio": 0.0}, "^max_ratio must be"),
+    ("pulse", {"max_ratio": 1.5}, "^max_ratio must be"),
+    ("pulse", {"min_ratio": -0.1}, "^min_ratio must be"),
+    ("pulse", {"min_ratio": 0.2}, "^min_ratio must be"),
+    ("random", {"keep": 1.01}, "^keep must be above 0 and at most 1$"),
+    ("random", {"keep": float("nan")}, "^keep must be above 0 and at most 1$"),
+    ("random", {"keep": 0.5, "layer": -1}, "^layer must be 0 or more$"),
+    ("random", {"keep": 0.5, "seed": -1}, "^seed must be 0 or more$"),
+    ("vtw", {"layer": 0}, "^layer must be 1 or more$"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "message"), BAD)
+def test_bad_fields_are_refused(name: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_policy(name)(**fields)
+
+
+TOLD: list[tuple[str, dict[str, Any], str]] = [
+    ("anneal", {"end": 64, "start": 16}, "prunes by attention from 16 to 64 tokens"),
+    ("downsample", {"keep": 1 / 3}, "vision down-sampled to 0.3333 from layer 0"),
+    ("dyvte", {"gates": "folder/gates.st"}, "exit by the gates of gates.st"),
+    (
+        "dyvte",
+        {"gates": "gates.st", "min_layer": 3},
+        "exit by the gates of gates.st, not before layer 3",
+    ),
+    ("fastv", {"layer": 2, "keep": 0.5}, "0.5 of the vision by attention from layer 2"),
+    ("look-back", {"entropy": 2}, "looks back at an entropy of 2 for 16 tokens"),
+    (
+        "look-back",
+        {"tag": "<L>", "words": ["wait"], "steps": None},
+        "looks back at <L> or “wait” to the end",
+    ),
+    ("mass", {"threshold": 0.02}, "at a vision mass under 0.02 for 4 tokens"),
+    ("mvw", {"m": 16}, "after 16 tokens"),
+    ("mvw", {"m": 16, "until": "</CAPTION>"}, "after 16 tokens or at </CAPTION>"),
+    (
+        "mvw",
+        {"until": "</A>", "min": 4, "max": 64},
+        "at </A>, not before 4 tokens, after 64 tokens at the latest",
+    ),
+    (
+        "mvw",
+        {"m": 9, "until": ["</A>", "</B>"]},
+        "after 9 tokens or image 1 at </A>, image 2 at </B>",
+    ),
+    ("none", {}, "no withdrawal"),
+    ("pulse", {}, "attends to 1-5 % of the vision at each step"),
+    (
+        "random",
+        {"keep": 0.25, "layer": 3, "seed": 1},
+        "a random 0.25 of the vision from layer 3 (seed 1)",
+    ),
+    ("vtw", {"layer": 12}, "no vision from layer 12"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "description"), TOLD)
+def test_descriptions(name: str, fields: dict[str, Any], description: str) -> None:
+    assert load_policy(name)(**fields).describe() == description

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -213,41 +212,6 @@ def test_a_layer_that_the_model_lacks_is_the_users_error(policy: AtLayer, hint: 
     assert error.value.hint == f"mvw infer IMAGE QUESTION --policy {hint}"
     parse_hint(error.value.hint)
     assert policy.prefill_weights(8) == ()
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields", "said"),
-    [
-        (Vtw, {"layer": 0}, "layer must be 1 or more"),
-        (FastV, {"layer": 0, "keep": 0.5}, "layer must be 1 or more"),
-        (FastV, {"layer": 2, "keep": 0}, "keep must be above 0 and at most 1"),
-        (Random, {"keep": 1.01}, "keep must be above 0 and at most 1"),
-        (Random, {"keep": float("nan")}, "keep must be above 0 and at most 1"),
-        (Random, {"keep": 0.5, "layer": -1}, "layer must be 0 or more"),
-        (Random, {"keep": 0.5, "seed": -1}, "seed must be 0 or more"),
-        (Downsample, {"keep": -0.5}, "keep must be above 0 and at most 1"),
-    ],
-)
-def test_bad_fields_are_refused(
-    kind: type[WithdrawalPolicy], fields: Mapping[str, Any], said: str
-) -> None:
-    with pytest.raises(ValueError, match=f"^{said}$"):
-        kind(**fields)
-
-
-def test_descriptions() -> None:
-    policies = [
-        Vtw(layer=12),
-        FastV(layer=2, keep=0.5),
-        Random(keep=0.25, layer=3, seed=1),
-        Downsample(keep=1 / 3),
-    ]
-    assert [policy.describe() for policy in policies] == [
-        "no vision from layer 12",
-        "0.5 of the vision by attention from layer 2",
-        "a random 0.25 of the vision from layer 3 (seed 1)",
-        "vision down-sampled to 0.3333 from layer 0",
-    ]
 
 
 # -- together -----------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -121,25 +120,3 @@ def test_without_thinnings_in_between_it_is_a_cliff() -> None:
     policy = Anneal(end=3, every=9, by="even")
     assert walk(policy, ["a"] * 5, vision_tokens=8, layers=LAYERS) == {3: [Withdraw()]}
     assert walk(Anneal(end=2, by="even"), ["a"] * 5) == {2: [Withdraw()]}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"end": 0},
-        {"end": 4, "start": -1},
-        {"end": 4, "every": 0},
-        {"end": 4, "depth": 1.0},
-        {"end": 4, "depth": -0.1},
-        {"end": 4, "by": "luck"},
-    ],
-)
-def test_bad_fields_are_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"^{list(fields)[-1]} must be"):
-        Anneal(**fields)
-    with pytest.raises(ValueError, match="end must be above start"):
-        Anneal(end=4, start=4)
-
-
-def test_description() -> None:
-    assert Anneal(end=64, start=16).describe() == "prunes by attention from 16 to 64 tokens"

@@ -201,15 +201,3 @@ def test_gates_of_another_model_are_refused(tmp_path: Path) -> None:
     assert "4 layers of width 4; this model has 5 of width 4" in str(caught.value.cause)
     with pytest.raises(ModelProblem, match="some/model"):
         select(view(0, torch.zeros(10, WIDTH + 2)))
-
-
-def test_it_says_whose_gates_decide() -> None:
-    assert Dyvte("folder/gates.safetensors").describe() == "exit by the gates of gates.safetensors"
-    policy = Dyvte("gates.safetensors", min_layer=3)
-    assert policy.describe() == "exit by the gates of gates.safetensors, not before layer 3"
-
-
-@pytest.mark.parametrize("fields", [{"gates": ""}, {"gates": "x", "min_layer": 0}])
-def test_impossible_fields_are_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        Dyvte(**fields)  # type: ignore[arg-type]

@@ -166,29 +166,3 @@ def test_where_it_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="mass must come before look-back"):
         stacked([Mvw(m=2), modifier, Mass(threshold=0.1)])
     stacked([Mvw(m=2), modifier, Pulse()])
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "give entropy, tag or words"),
-        ({"steps": 3}, "give entropy, tag or words"),
-        ({"entropy": -0.1}, "entropy must be"),
-        ({"entropy": float("nan")}, "entropy must be"),
-        ({"tag": ""}, "tag must not be empty"),
-        ({"words": []}, "words must be"),
-        ({"words": ["wait", " "]}, "words must be"),
-        ({"words": "wait"}, "words must be"),
-        ({"tag": "x", "steps": 0}, "steps must be"),
-    ],
-)
-def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LookBack(**fields)
-
-
-def test_descriptions() -> None:
-    assert LookBack(entropy=2).describe() == "looks back at an entropy of 2 for 16 tokens"
-    assert LookBack(tag="<L>", words=["wait"], steps=None).describe() == (
-        "looks back at <L> or “wait” to the end"
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from walking import walk
 
@@ -61,26 +59,3 @@ def test_it_asks_for_the_probe_layers() -> None:
 @pytest.mark.parametrize(("count", "chosen"), [(3, (0, 1, 2)), (4, (0, 2, 3)), (9, (1, 4, 7))])
 def test_probes_are_the_middles_of_the_thirds(count: int, chosen: tuple[int, ...]) -> None:
     assert probe_layers(range(count)) == chosen
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"threshold": 0.0},
-        {"threshold": 1.1},
-        {"threshold": float("nan")},
-        {"threshold": 0.1, "patience": 0},
-        {"threshold": 0.1, "smoothing": 0.0},
-        {"threshold": 0.1, "smoothing": 1.5},
-        {"threshold": 0.1, "min": 0},
-        {"threshold": 0.1, "layers": []},
-        {"threshold": 0.1, "layers": [-1]},
-    ],
-)
-def test_bad_fields_are_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"^{list(fields)[-1]} must be"):
-        Mass(**fields)
-
-
-def test_description() -> None:
-    assert Mass(threshold=0.02).describe() == "at a vision mass under 0.02 for 4 tokens"

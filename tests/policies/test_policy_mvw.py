@@ -97,43 +97,8 @@ def test_the_bounds_hold_for_images_too() -> None:
     assert walk(Mvw(until=["I", "see"], min=6), OUTPUT, **TWO) == {6: [Withdraw()]}
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "give m"),
-        ({"m": 0}, "m must be 1 or more"),
-        ({"m": -3}, "m must be 1 or more"),
-        ({"until": ""}, "until must not be empty"),
-        ({"min": 2}, "give m"),
-        ({"max": 2}, "give m"),
-        ({"m": 4, "min": 0}, "min must be 1"),
-        ({"m": 4, "max": 0}, "max must be 1"),
-        ({"until": "x", "min": 5, "max": 4}, "min must not be above max: 5 > 4"),
-        ({"m": 4, "min": 5}, "m must not be below min: 4 < 5"),
-        ({"m": 4, "max": 3}, "m must not be above max: 4 > 3"),
-        ({"until": []}, "until must not be empty"),
-        ({"until": ["x", ""]}, "until must not be empty"),
-    ],
-)
-def test_bad_bounds_and_lists_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Mvw(**fields)
-
-
 def test_a_profile_may_give_one_tag_or_a_list() -> None:
     model: Any = policy_model(Mvw)
     assert model(until="</A>").until == "</A>"
     assert Mvw(until=model(until=["</A>", "</B>"]).until) == Mvw(until=("</A>", "</B>"))
     assert {Mvw(until=["</A>"]): 1}[Mvw(until=("</A>",))] == 1
-
-
-def test_descriptions() -> None:
-    assert Mvw(m=16).describe() == "after 16 tokens"
-    assert Mvw(m=16, until="</CAPTION>").describe() == "after 16 tokens or at </CAPTION>"
-    assert NoWithdrawal().describe() == "no withdrawal"
-    assert Mvw(until="</A>", min=4, max=64).describe() == (
-        "at </A>, not before 4 tokens, after 64 tokens at the latest"
-    )
-    assert Mvw(m=9, until=["</A>", "</B>"]).describe() == (
-        "after 9 tokens or image 1 at </A>, image 2 at </B>"
-    )

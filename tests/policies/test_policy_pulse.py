@@ -108,27 +108,6 @@ def test_it_withdraws_nothing_and_goes_with_policies_that_do() -> None:
         stacked([Pulse(layer=2), Pulse(layer=3)])
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"layer": -1},
-        {"tau": 0.0},
-        {"tau": float("nan")},
-        {"max_ratio": 0.0},
-        {"max_ratio": 1.5},
-        {"min_ratio": -0.1},
-        {"min_ratio": 0.2},
-    ],
-)
-def test_bad_fields_are_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"^{next(iter(fields))} must be"):
-        Pulse(**fields)
-
-
-def test_description() -> None:
-    assert Pulse().describe() == "attends to 1-5 % of the vision at each step"
-
-
 def test_a_layer_that_sees_no_vision_any_more_leaves_the_others_all_of_it() -> None:
     behind = [[-math.inf] * 4] * 2
     present = torch.tensor([True, True, False, True])

@@ -11,6 +11,7 @@ dense first layers of mixtures of experts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -145,8 +146,8 @@ def decisions(gates: Sequence[Any], features: Tensor) -> Tensor:
     """
     said = []
     for layer, gate in enumerate(gates):
-        placed = tuple(one.to(features) for one in gate)
-        both = scores((placed[0], placed[1], placed[2]), features[:, layer])  # (n, 2)
+        hidden, output, bias = (one.to(features) for one in gate)
+        both = scores((hidden, output, bias), features[:, layer])  # (n, 2)
         said.append(both[:, 1] > both[:, 0])
     return torch.stack(said, 1)
 
@@ -169,10 +170,31 @@ def evaluate(
         costs: of each held-out question's prompt; None where they can't be counted.
     """
     count, gates = labels.shape
-    layers = gates + 1
+    full = held_out.full_loss.tolist()
 
-    def exits(chosen: Tensor) -> Exits:
-        return _exits(chosen, held_out, labels, costs, layers, cross_layers)
+    def exits(places: Sequence[int | None]) -> Exits:
+        """Let each question's vision leave before a layer, or stay."""
+        counted = Counter(places)
+        layers = {str(at): counted[at] for at in sorted(at for at in counted if at is not None)}
+        if None in counted:
+            layers["never"] = counted[None]
+        gone = [(row, at - 1) for row, at in enumerate(places) if at is not None]
+        stay = count - len(gone)
+        losses = [float(held_out.loss[one]) for one in gone]
+        losses += [full[row] for row, at in enumerate(places) if at is None]
+        shares = [withdrawn_share(at, gates + 1, cross_layers) for at in places]
+        pairs = None if costs is None else list(zip(costs, shares, strict=True))
+        return Exits(
+            layers=layers,
+            agreement=(sum(float(held_out.agreement[one]) for one in gone) + stay) / count,
+            allowed=(sum(int(labels[one]) for one in gone) + stay) / count,
+            loss_nats=fmean(losses),
+            layers_saved=fmean(shares),
+            prefill_saved=None if pairs is None else fmean(c.saved(part) for c, part in pairs),
+            prefill_saved_with_encoder=(
+                None if pairs is None else fmean(c.saved_of_all(part) for c, part in pairs)
+            ),
+        )
 
     found = []
     for gate in range(gates):
@@ -191,50 +213,13 @@ def evaluate(
                 agreement=float(held_out.agreement[:, gate].mean()),
             )
         )
-    fixed = {}
-    for gate in range(gates):
-        here = said.new_zeros(said.shape)
-        here[:, gate] = True
-        fixed[str(gate + 1)] = exits(here)
-    full = float(held_out.full_loss.mean())
-    return Found(found, exits(said), exits(labels.bool()), fixed, full)
+    fixed = {str(layer): exits([layer] * count) for layer in range(1, gates + 1)}
+    return Found(found, exits(_first(said)), exits(_first(labels.bool())), fixed, fmean(full))
 
 
-def _exits(
-    chosen: Tensor,
-    dataset: Dataset,
-    labels: Tensor,
-    costs: Sequence[Prefill] | None,
-    layers: int,
-    cross_layers: tuple[int, ...],
-) -> Exits:
-    """Follow each question to its first exit."""
-    histogram: dict[str, int] = {}
-    agreement, loss, allowed, blind = [], [], [], []
-    for row, gates in enumerate(chosen.tolist()):
-        gate = next((number for number, leaves in enumerate(gates) if leaves), None)
-        name = "never" if gate is None else str(gate + 1)
-        histogram[name] = histogram.get(name, 0) + 1
-        agreement.append(1.0 if gate is None else float(dataset.agreement[row, gate]))
-        loss.append(float(dataset.full_loss[row] if gate is None else dataset.loss[row, gate]))
-        allowed.append(gate is None or bool(labels[row, gate]))
-        blind.append(withdrawn_share(None if gate is None else gate + 1, layers, cross_layers))
-    pairs = None if costs is None else list(zip(costs, blind, strict=True))
-    return Exits(
-        layers=dict(sorted(histogram.items(), key=_by_layer)),
-        agreement=fmean(agreement),
-        allowed=fmean(allowed),
-        loss_nats=fmean(loss),
-        layers_saved=fmean(blind),
-        prefill_saved=None if pairs is None else fmean(c.saved(b) for c, b in pairs),
-        prefill_saved_with_encoder=(
-            None if pairs is None else fmean(c.saved_of_all(b) for c, b in pairs)
-        ),
-    )
-
-
-def _by_layer(item: tuple[str, int]) -> float:
-    return float("inf") if item[0] == "never" else float(item[0])
+def _first(chosen: Tensor) -> list[int | None]:
+    """Return the layer before which each question's vision leaves; None where it stays."""
+    return [row.index(True) + 1 if any(row) else None for row in chosen.tolist()]
 
 
 def verdict(found: Found, questions: int) -> list[str]:
