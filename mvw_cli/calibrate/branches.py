@@ -226,13 +226,13 @@ def _through(
     device = hidden_of(args, kwargs).device
     rows = run.rows.to(device)
     whole = len(rows) == run.length
+    without = {"past_key_values": None, "use_cache": False}
     given = {
         name: value if whole else cut_rows(number, name, value, rows, run.length)
         for name, value in kwargs.items()
-        if name not in ("hidden_states", "past_key_values", "use_cache")
+        if name not in ("hidden_states", *without)
     }
-    given |= {name: None for name in ("past_key_values",) if name in kwargs}
-    given |= {name: False for name in ("use_cache",) if name in kwargs}
+    given |= {name: value for name, value in without.items() if name in kwargs}
     size = max(1, run.length // len(rows))
     done = []
     with ExitStack() as stack:

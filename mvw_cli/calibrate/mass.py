@@ -9,7 +9,7 @@ forcing; thresholds that keep the tolerance there are tried for real.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, quantiles
 from time import perf_counter
@@ -24,7 +24,7 @@ from mvw_cli.bench.quality.answers import (
     agreement_interval,
     without_image,
 )
-from mvw_cli.bench.quality.divergence import Divergence, divergences
+from mvw_cli.bench.quality.divergence import Divergence, Tick, divergences
 from mvw_cli.bench.verdict.suggest import Loss, loss_of
 from mvw_cli.calibrate.mvw import answers_of, given_from_dict
 from mvw_cli.calibrate.search import (
@@ -46,8 +46,6 @@ from mvw_cli.render.chart import Chart, Line
 from mvw_cli.session import Session
 from mvw_cli.text import number, percent, percents
 
-Tick = Callable[[], None]
-"""Called before every token; what it raises ends the measurement."""
 CONTROL = "no image"
 CANDIDATES = 12
 """Thresholds that are tried where the user names none."""

@@ -10,7 +10,7 @@ mean over those tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.quality.divergence import Tick
 from mvw_cli.bench.stats import FEWEST_ITEMS, bootstrap_interval, means
 from mvw_cli.calibrate.branches import branches_along
 from mvw_cli.calibrate.search import (
@@ -43,9 +44,6 @@ from mvw_cli.text import number
 ONE_PASS, LAYER_BY_LAYER = "one pass", "layer by layer"
 _FLOOR = 1e-9
 """Nats; where a curve is lower, its picture ends here."""
-
-Tick = Callable[[], None]
-"""Called now and then; what it raises ends the measurement."""
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,6 @@ def test_everything_is_written(mvw: Run, here: Path) -> None:
     assert withdrawal_policy(found) == Vtw(layer=layer)
 
 
-def test_the_profile_answers(mvw: Run, here: Path, pictures: Path) -> None:
-    assert mvw("calibrate", "vtw", "--limit", "2").code == 0
-    picture = next(path for path in sorted(pictures.iterdir()) if path.name != "broken.png")
-    ran = mvw("infer", "--profile", "./vtw.yaml", str(picture), "How many circles?", "--json")
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["answer"] is not None
-
-
 def test_a_second_run_goes_on(mvw: Run, here: Path, counted: list[int]) -> None:
     mvw("calibrate", "vtw", "--limit", "2")
     first = json.loads((here / "vtw.report.json").read_text())
@@ -123,14 +115,6 @@ def test_an_image_that_cannot_be_read_is_left_out(mvw: Run, here: Path, pictures
     assert (here / "vtw.yaml").exists()
 
 
-def test_no_image_can_be_read(mvw: Run, here: Path) -> None:
-    folder = here / "bad"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(b"no")
-    ran = mvw("calibrate", "vtw", "Why?", "--images", str(folder))
-    assert ran.code == 6 and not (here / "vtw.yaml").exists()
-
-
 def test_no_layer_qualifies(mvw: Run, here: Path) -> None:
     ran = mvw("calibrate", "vtw", "--limit", "2", "--eta", "1e-30")
     assert ran.code == 1
@@ -140,28 +124,6 @@ def test_no_layer_qualifies(mvw: Run, here: Path) -> None:
     assert report["outcome"]["withdrawal"] is None
     assert len(report["outcome"]["curve"]) == 4
     assert (here / "vtw.kl-by-layer.svg").exists()
-
-
-def test_an_interrupt_loses_no_finished_sample(
-    mvw: Run, here: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
-) -> None:
-    plain = vtw.VtwSearch.measure
-
-    def measure(self: Any, run: Any, item: Any, request: Any) -> Any:
-        if len(counted) == 2:
-            run.stopping = lambda: True  # as Ctrl-C does
-            run.tick()
-        return plain(self, run, item, request)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(vtw.VtwSearch, "measure", measure)
-        ran = mvw("calibrate", "vtw", "--limit", "4")
-    assert ran.code == 130
-    assert "2 samples are in vtw.samples.jsonl" in ran.err
-    assert not (here / "vtw.yaml").exists()
-    begun = len(counted)
-    assert mvw("calibrate", "vtw", "--limit", "4").code == 0
-    assert len(counted) - begun == 2
 
 
 def test_json_goes_to_stdout(mvw: Run, here: Path) -> None:

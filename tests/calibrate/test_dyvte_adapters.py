@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from sessions import GREEDY, asked, followed, tiny
+from sessions import GREEDY, followed, tiny
 
 from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
 from mvw_cli.calibrate.dyvte.labels import labels
 from mvw_cli.calibrate.dyvte.policy import Dyvte
-from mvw_cli.calibrate.dyvte.report import decisions, evaluate, prefill
+from mvw_cli.calibrate.dyvte.report import evaluate, prefill
 from mvw_cli.calibrate.dyvte.search import DyvteSearch
-from mvw_cli.calibrate.dyvte.training import Dataset, Training, train
+from mvw_cli.calibrate.dyvte.training import Dataset
 from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.cost.flops import flops_of
@@ -110,19 +110,3 @@ def seen(session: Any, item: ItemSpec, policy: Dyvte) -> tuple[float, Prefilled]
     whole, _ = followed(session, request)
     under, prefilled = followed(session, replace(request, policy=policy))
     return float((whole.argmax(-1) == under.argmax(-1)).float().mean()), prefilled
-
-
-def test_gates_are_trained_on_what_was_labelled(tmp_path: Path) -> None:
-    """From a model that is no embedded one to gates that the policy runs with."""
-    session = tiny("hf")
-    table = labelled(session, scenes(tmp_path), tmp_path)
-    truth = labels(table.agreement, table.loss, table.full_loss[:, None])
-    gates = train(table.features, truth, Training(epochs=2), tmp_path / "training.safetensors")
-    assert gates is not None
-    write_gates(gates, {}, tmp_path / "gates.safetensors")
-    said = decisions(gates, table.features)
-    policy = Dyvte(str(tmp_path / "gates.safetensors"))
-    request = replace(asked(session), policy=policy)
-    events = list(session.run([request]))
-    assert any(isinstance(event, Finished) for event in events)
-    assert said.shape == truth.shape

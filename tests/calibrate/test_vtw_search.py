@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from oracle_weights import logits_withdrawn_at
-from sessions import asked, family, tiny
+from sessions import family
 from torch.nn import functional
 
 from mvw_cli.calibrate import branches
@@ -75,15 +75,6 @@ def test_mllama_between_its_cross_attention_layers(cross_attention: Any) -> None
     assert found.kl_nats[1:] == pytest.approx(
         layer_by_layer(session, request)[1:], rel=1e-3, abs=1e-6
     )
-
-
-@pytest.mark.parametrize("adapter", ["hf", "kimi-vl", "llava-cot", "shapes"])
-def test_each_adapter_s_own_model(adapter: str) -> None:
-    session = tiny(adapter)
-    found = layer_divergences(session, asked(session))
-    slower = layer_by_layer(session, asked(session))
-    assert found.way == ONE_PASS
-    assert found.kl_nats[1:] == pytest.approx(slower[1:], rel=1e-3, abs=1e-6)
 
 
 def test_the_curve_equals_masks_of_ones_own() -> None:

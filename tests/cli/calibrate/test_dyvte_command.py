@@ -293,18 +293,6 @@ def test_one_image_is_refused(calibrated: Path, run: Any) -> None:
     assert "one image" in text
 
 
-def test_unreadable_images_are_left_out(calibrated: Path, tmp_path: Path, run: Any) -> None:
-    folder = tmp_path / "scenes"
-    folder.mkdir()
-    for number in (1, 2):
-        shutil.copy(calibrated / "scenes" / f"scene-000{number}.png", folder)
-    (folder / "broken.png").write_bytes(b"no image")
-    ran = run("--images", str(folder), "How many red circles are there?", *LOOSE)
-    assert ran.code == ExitCode.ITEMS_FAILED
-    assert "Left out" in ran.err and "broken.png" in ran.err
-    assert len(report_of(tmp_path)["samples"]) == 2
-
-
 @pytest.mark.parametrize(
     ("what", "doing"), [("label_question", "labelling"), ("train", "training the gates")]
 )
