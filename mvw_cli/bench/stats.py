@@ -71,11 +71,7 @@ def claim(interval: tuple[float, float] | None) -> Shown:
 
 
 def summarise(samples: Sequence[float]) -> Summary:
-    """Sum up samples.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Sum up samples, of which there is at least one."""
     values = list(samples)
     if not values:
         raise ValueError("no samples")
@@ -90,11 +86,7 @@ def summarise(samples: Sequence[float]) -> Summary:
 def paired_ratio(
     numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0
 ) -> Ratio:
-    """Take the median of the pairwise ratios; its interval is bootstrapped over the pairs.
-
-    Raises:
-        ValueError: the lengths differ, or are 0.
-    """
+    """Take the median of the pairwise ratios; its interval is bootstrapped over the pairs."""
     ratios = [one / other for one, other in zip(numerator, denominator, strict=True)]
     if not ratios:
         raise ValueError("no pairs")
@@ -137,11 +129,7 @@ def means(drawn: Drawn) -> Drawn:
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """Compute the 95 % score interval of a share (Wilson 1927).
-
-    Raises:
-        ValueError: the share is one of nothing.
-    """
+    """Compute the 95 % score interval of a share (Wilson 1927)."""
     if total < 1 or not 0 <= right <= total:
         raise ValueError(f"{right} of {total} is no share")
     share, square = right / total, _Z * _Z
@@ -175,9 +163,6 @@ def paired_drop(lost: int, won: int, pairs: int) -> tuple[float, float]:
         lost: items that are right in the first share and wrong in the second.
         won: the reverse.
         pairs: all items.
-
-    Raises:
-        ValueError: more items differ than there are.
     """
     if pairs < 1 or min(lost, won) < 0 or lost + won > pairs:
         raise ValueError(f"{lost} lost and {won} won of {pairs} pairs")

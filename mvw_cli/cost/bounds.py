@@ -140,11 +140,7 @@ def _prefill_bound(case: Case, share: VisionShare) -> PrefillBound:
 
 
 def make_plan(case: Case, batches: Sequence[int], withdrawn_after: int) -> Plan:
-    """Bound what can be bounded without running anything.
-
-    Args:
-        withdrawn_after: tokens generated before the withdrawal.
-    """
+    """Bound what can be bounded without running anything."""
     shape, device = case.shape, case.device
     memory = None if device is None else device.memory_bytes
     held = weight_bytes(shape.weights, case.dtype, case.bits)
@@ -215,9 +211,6 @@ def largest_batches(case: Case, free_bytes: int) -> tuple[int, int]:
 
     Activations and the allocator's own needs are not kept back. The second is reached where
     sequences come one after another, as in `mvw batch`: each has its vision for the first steps.
-
-    Args:
-        free_bytes: beside the weights.
     """
     size = DTYPE_BYTES[case.dtype]
     text = case.question_tokens + max(0, case.new_tokens - 1)  # the last token is never read

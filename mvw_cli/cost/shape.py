@@ -169,9 +169,6 @@ def on_meta(adapter: Adapter, config: Any) -> Any:
     return model.eval().to(torch.bfloat16)
 
 
-# -- parameters -----------------------------------------------------------------------------
-
-
 Role = Literal[
     "lookup", "layers", "experts", "head", "cross_attention", "cross_mlp", "cross_states"
 ]
@@ -203,8 +200,6 @@ def cross_layers(text: Any) -> tuple[int, ...]:
 
 def language_parameters(model: Any, crossed: Sequence[int]) -> list[Parameter]:
     """List the parameters of language model and head, tied ones once.
-
-    They are told apart by where they lie and what their modules are.
 
     Args:
         crossed: numbers of the cross-attention layers.
@@ -294,9 +289,6 @@ def _experts(text: Any) -> tuple[int, int]:
         if total:
             return int(total), int(text.num_experts_per_tok)
     return 1, 1
-
-
-# -- the cache ------------------------------------------------------------------------------
 
 
 def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[CacheLayer, ...]:

@@ -1,7 +1,6 @@
-"""What a measurement compares, as plain data: the baseline first, then what the user names.
+"""What a measurement compares: arms, each the user's own profile with another withdrawal, and jobs.
 
-Each arm is the user's own profile with another withdrawal. One job is one cell of the report: all
-arms at one batch size.
+One job is one cell of the report: all arms at one batch size, the baseline first.
 """
 
 from __future__ import annotations
@@ -31,12 +30,7 @@ class ArmSpec:
 
     @property
     def policy(self) -> WithdrawalPolicy:
-        """The withdrawal policy of its profile.
-
-        Raises:
-            PluginProblem: the policy can't be used.
-            ValueError: its fields don't suit it.
-        """
+        """The withdrawal policy of its profile."""
         return withdrawal_policy(self.profile)
 
 
@@ -109,12 +103,7 @@ class Job:
         return [self.items[(first + place) % len(self.items)] for place in range(self.batch)]
 
     def settings(self) -> GenerationSettings:
-        """Return how tokens are chosen and when a run ends.
-
-        Tokens are chosen as the profile says, so that a step costs what it costs the user. Fixed:
-        the end token is suppressed and stop words count for nothing. Natural: the profile's own
-        ends, at `new_tokens` at the latest.
-        """
+        """Return how tokens are chosen: as the profile says, so that a step costs what it costs."""
         settings = generation_settings(self.profile)
         settings = replace(settings, max_new_tokens=self.new_tokens, seed=self.seed)
         return settings if self.mode == "natural" else replace(settings, ignore_eos=True, stop=())

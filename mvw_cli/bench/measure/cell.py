@@ -52,7 +52,7 @@ class Measured:
 
 @dataclass(slots=True)
 class Counter:
-    """Counts runs, and tells."""
+    """Runs that are done, and who is told of them."""
 
     tell: Progress
     total: int
@@ -96,10 +96,7 @@ def run_turns(
     samples: Samples,
     counter: Counter,
 ) -> None:
-    """Run until there are enough pairs and enough time has gone by.
-
-    A turn that is stopped leaves nothing behind.
-    """
+    """Run until there are enough pairs and enough time; a turn that is stopped leaves nothing."""
     begun, turn = perf_counter(), 0
     while turn < job.runs or perf_counter() - begun < job.min_time_s:
         items, runs, bare_s = job.turn(turn), {}, 0.0
@@ -138,10 +135,8 @@ def measure(
         session: on the job's profile, where it is open already.
 
     Raises:
-        BadImage: an image can't be read.
-        PluginProblem: a policy can't be used.
-        ModelProblem: the model can't be loaded, or not be served exactly, or has nothing to decode.
-        OutOfMemory: the model does not fit, or the batch not beside it.
+        MvwError: an image can't be read, a policy not be used, or the model not be loaded or served
+            exactly; it has nothing to decode; there is too little memory.
     """
     policies = {arm.name: arm.policy for arm in job.arms}
     unmarked = job.runs * (BASELINE in policies)

@@ -109,9 +109,6 @@ def _read(file: Path, key: dict[str, Any]) -> Device | None:
         return None
 
 
-# -- measuring ------------------------------------------------------------------------------
-
-
 def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
     """Measure; the text says what spreads too much, and is empty where nothing does."""
     clock = Clock(place)
@@ -211,9 +208,6 @@ def _tensor_bytes(place: torch.device) -> int:
     if place.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(place), "L2_cache_size", 0))
     return max(1 << 20, min(max(most, 8 * cache), free // 8) // 4 * 4)
-
-
-# -- the device -----------------------------------------------------------------------------
 
 
 def _device(device: str) -> torch.device:

@@ -46,10 +46,7 @@ class Items:
 
 
 def own_items(source: Source, limit: int, *, one: bool) -> Items:
-    """Take the user's images.
-
-    Args:
-        one: a single image was named, no folder or file of questions.
+    """Take the user's images; `one` where a single one was named, no folder or file of questions.
 
     Raises:
         MvwError: as `list_items`; or an image lies in a table or at an address.
@@ -70,11 +67,10 @@ def own_items(source: Source, limit: int, *, one: bool) -> Items:
 def generated_items(
     adapter: Adapter, folder: Path, count: int, *, size: tuple[int, int], seed: int, question: str
 ) -> Items:
-    """Draw pictures: those that the model can read, where its adapter has any, else noise.
+    """Draw pictures into a folder: those that the model can read, where its adapter has any.
 
     Args:
-        folder: where the files go.
-        size: width and height of the noise, in pixels.
+        size: width and height of the noise that it is else, in pixels.
     """
     folder.mkdir(parents=True, exist_ok=True)
     samples = adapter.samples(folder, count, seed)

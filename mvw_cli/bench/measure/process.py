@@ -37,11 +37,7 @@ def measure_apart(
     progress: Progress = lambda text, done, total: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Measured:
-    """Measure a cell in a process of its own; arguments and errors as in `measure`.
-
-    Raises:
-        MvwError: the process died.
-    """
+    """Measure a cell in a process of its own, as `measure`; that it dies is an MvwError."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_main, args=(theirs, job), name="mvw-profile")

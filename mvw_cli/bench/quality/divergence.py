@@ -48,18 +48,14 @@ def divergences(
     *,
     tick: Tick = lambda: None,
 ) -> list[Divergence]:
-    """Read one output under the baseline and under each arm; say how far each is from it.
+    """Read one output, usually the baseline's, under the baseline and each arm; compare them.
 
-    Memory: each arm has a KV cache of its own, and one row of logits is held for each. Where the
-    device has no room for all of them, they are read in smaller groups.
-
-    Args:
-        output_ids: the tokens that are read, usually what the baseline has answered.
+    Each arm has a KV cache of its own. Where the device has no room for all of them, they are read
+    in smaller groups.
 
     Raises:
         ModelProblem: the model turned out not to be servable exactly.
         OutOfMemory: baseline and a single arm do not fit on the device together.
-        ValueError: there are no tokens.
     """
     forced = tuple(output_ids)
     found: list[Divergence] = []

@@ -1,10 +1,10 @@
-"""Figures of an arm, from answers made by hand."""
+"""When two answers are the same, and figures of an arm, from answers made by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.quality.answers import Given, Row, compared
+from mvw_cli.bench.quality.answers import Given, Row, answers_match, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.stats import FEWEST_ITEMS, mcnemar, paired_drop, wilson
 
@@ -67,3 +67,37 @@ def test_the_interval_of_the_agreement_draws_whole_answers() -> None:
     assert 0.45 < low < mixed.agreement < high < 0.8
     # A bootstrap over tokens would have taken 104 of them for independent.
     assert high - low > 2 * 1.96 * (mixed.agreement * (1 - mixed.agreement) / 104) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Red", "red"),
+        (" top  left\n", "Top left."),
+        ("3", "3.0"),
+        ("+3", "3."),
+        ("1,000", "1000.00"),
+        ("-0.50", "-0.5"),
+        ("STRASSE", "straße"),
+        ("", " "),
+    ],
+)
+def test_the_same(one: str, other: str) -> None:
+    assert answers_match(one, other) and answers_match(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("three", "3"),
+        ("red", "it is red"),
+        ("3", "30"),
+        ("1,00", "100"),
+        ("no", "yes"),
+        ("", "yes"),
+        ("3 circles", "3.0 circles"),
+        ("wait...", "wait"),
+    ],
+)
+def test_not_the_same(one: str, other: str) -> None:
+    assert not answers_match(one, other) and not answers_match(other, one)
