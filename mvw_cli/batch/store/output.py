@@ -29,6 +29,12 @@ from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable, replacing
 
 LOG = ".jsonl"
+TABLES = (".csv", ".parquet")
+
+_GROUP_ROWS = 16384
+_GROUP_BYTES = 8 << 20  # of text, as far as memory is concerned: rows may be of any length
+_WRITTEN = ("answer", "reasoning", "text")
+"""What the model wrote: empty means that it wrote nothing, null that it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +123,7 @@ def plan_output(given: str | None, default: str) -> Output:
     return Output(name, log, table=local if log != local else None, address=address)
 
 
-TABLES = (".csv", ".parquet")
-
-_GROUP_ROWS = 16384
-_GROUP_BYTES = 8 << 20  # of text, as far as memory is concerned: rows may be of any length
-_WRITTEN = ("answer", "reasoning", "text")
-"""What the model wrote: empty means that it wrote nothing, null that it was not asked."""
+# -- the table of a log ------------------------------------------------------------------------
 
 Value = str | int | float | None
 Rows = Iterator[tuple[Value, ...]]

@@ -289,7 +289,12 @@ class Dispatcher:
                 if culprit := queue.take_back(worker):
                     item, deaths = culprit
                     requeued, worker.failures = 0, -1  # now it is known why
-                    error = _killed(deaths, reason)
+                    error = WorkerDied(
+                        f"{deaths} workers that held this item died, the last while it held "
+                        "nothing else",
+                        cause=f"it {reason}",
+                        hint="mvw batch IMAGES QUESTION --retry-failed",
+                    )
                     yield failure(item, [], error, run=run, attempts=deaths, timings={})
                 self._on_exit(number, reason, requeued)
             case _:
@@ -300,8 +305,12 @@ class Dispatcher:
         match report:
             case Loaded(revision):
                 if self._revision is not None and revision != self.revision:
-                    self._give_up(number, _moved(revision, self.revision))
-                    return
+                    moved = ModelProblem(
+                        "The weights on the hub changed while they were loaded",
+                        cause=f"one worker has {self.revision}, another {revision}",
+                        hint=f"mvw batch IMAGES QUESTION --set revision={revision}",
+                    )
+                    return self._give_up(number, moved)
                 self._revision = (revision,)
                 worker.phase = "idle"
             case Status(state):
@@ -376,19 +385,3 @@ class Dispatcher:
 def _fetched(task: Task) -> tuple[Item, int]:
     assert task.item is not None
     return task.item, 0
-
-
-def _killed(deaths: int, reason: str) -> MvwError:
-    return WorkerDied(
-        f"{deaths} workers that held this item died, the last while it held nothing else",
-        cause=f"it {reason}",
-        hint="mvw batch IMAGES QUESTION --retry-failed",
-    )
-
-
-def _moved(here: str | None, first: str | None) -> MvwError:
-    return ModelProblem(
-        "The weights on the hub changed while they were loaded",
-        cause=f"one worker has {first}, another {here}",
-        hint=f"mvw batch IMAGES QUESTION --set revision={here}",
-    )

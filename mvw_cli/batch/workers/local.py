@@ -14,6 +14,8 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
+import torch
+
 from mvw_cli.batch.workers.worker import Exited, Job, Order, RemoteWorker, Report, share_threads
 from mvw_cli.errors import UsageProblem
 from mvw_cli.machine import facts
@@ -30,7 +32,8 @@ def devices(job: Job, workers: int) -> list[str]:
         UsageProblem: there are not so many devices, or the profile asks for a single one.
     """
     asked, gpus = job.profile.device, facts.gpu_count()
-    if asked == "cpu" or (asked == "auto" and not gpus and not _has_mps()):
+    has_accelerator = gpus or torch.backends.mps.is_available()
+    if asked == "cpu" or (asked == "auto" and not has_accelerator):
         return ["cpu"] * workers
     if workers == 1:
         return [asked]
@@ -160,9 +163,3 @@ def child_main(pipe: Connection, job: Job, workers: int) -> None:
     threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
     share_threads(workers)
     remote.work()
-
-
-def _has_mps() -> bool:
-    import torch
-
-    return torch.backends.mps.is_available()
