@@ -19,7 +19,7 @@ from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Ready, Unreadable
 from mvw_cli.batch.serve.server import Record, Server, State
 from mvw_cli.engine.engine import Engine
-from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, GenerationSettings, summarise
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.policies.mvw import Mvw
@@ -118,8 +118,8 @@ class Bench:
         serving = engine.serving
 
         @contextmanager
-        def watched() -> Iterator[Slots]:
-            with serving() as slots:
+        def watched(*, observe: Observe | None = None) -> Iterator[Slots]:
+            with serving(observe=observe) as slots:
                 self._watch(slots)
                 yield slots
 

@@ -240,8 +240,9 @@ def test_a_wrong_adapter_is_caught(adapter: type[HuggingFace], caught_by: set[st
     assert adapter_failures(adapter) == caught_by
 
 
-def test_half_precision_is_caught_and_more_with_it() -> None:
-    assert {TINY, ORACLE} <= adapter_failures(tiny(half_precision))
+def test_half_precision_is_caught() -> None:
+    """The comparison with the oracle makes the model float32, so it is not what tells."""
+    assert TINY in adapter_failures(tiny(half_precision))
 
 
 def test_cross_attention_that_nobody_tells_of_is_caught() -> None:
