@@ -199,22 +199,24 @@ class _Template:
     kind: str
     asks: str
     text: str
-    slots: tuple[str, ...]
-    pattern: re.Pattern[str]
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"{(.+?)}", self.text))
+
+
+_TEMPLATES = tuple(_Template(*template) for template in TEMPLATES)
 
 
 @cache
-def _templates() -> tuple[_Template, ...]:
-    made = []
-    for kind, asks, text in TEMPLATES:
-        names = tuple(re.findall(r"{(.+?)}", text))
-        pattern = text
-        for name in names:
-            options = sorted(slots()[name], key=len, reverse=True)
-            group = f"({'|'.join(re.escape(option) for option in options)})"
-            pattern = pattern.replace("{" + name + "}", group, 1)
-        made.append(_Template(kind, asks, text, names, re.compile(pattern)))
-    return tuple(made)
+def _pattern(template: _Template) -> re.Pattern[str]:
+    """Compile a template; all of them take half a second, so it is done where one may match."""
+    pattern = template.text
+    for name in template.slots:
+        options = sorted(slots()[name], key=len, reverse=True)
+        group = f"({'|'.join(re.escape(option) for option in options)})"
+        pattern = pattern.replace("{" + name + "}", group, 1)
+    return re.compile(pattern)
 
 
 @cache
@@ -233,8 +235,10 @@ def normalise(text: str) -> str:
 def recognise(text: str) -> Question | None:
     """Read a question, or return None when no template says it."""
     text = normalise(text)
-    for template in _templates():
-        if match := template.pattern.fullmatch(text):
+    for template in _TEMPLATES:
+        if not text.startswith(template.text.partition("{")[0]):
+            continue
+        if match := _pattern(template).fullmatch(text):
             return _read(template, match.groups())
     return None
 
@@ -269,7 +273,7 @@ def _says(template: _Template, question: Question) -> bool:
 
 @cache
 def _speakers(question: Question) -> tuple[_Template, ...]:
-    return tuple(template for template in _templates() if _says(template, question))
+    return tuple(template for template in _TEMPLATES if _says(template, question))
 
 
 def phrase(question: Question, rng: random.Random) -> str:
