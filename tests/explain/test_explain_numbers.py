@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,13 +10,12 @@ import torch
 from explaining import data_of, explained, run_recorded, weights_of
 from families import FAMILIES
 from oracle_weights import attention_weights
-from sessions import answered, asked, at, family, tiny
+from sessions import answered, asked, at, eager_weights, family, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.engine.types import Request
 from mvw_cli.explain.page import page
 from mvw_cli.explain.record import layer_attention
-from mvw_cli.oracle.masked import extended
 from mvw_cli.policies.fastv import FastV
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.vtw import Vtw
@@ -29,30 +26,6 @@ IN_SEQUENCE = [one.name for one in FAMILIES if one.name != "mllama"]
 M = 4
 TOLERANCE = 2e-4
 """Weights are kept in 16 bits, and summed in them."""
-
-
-@contextmanager
-def eager(model: Any) -> Iterator[None]:
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-@torch.inference_mode()
-def by_transformers(session: Session, request: Request, output: tuple[int, ...]) -> torch.Tensor:
-    """Weights on the vision tokens in one eager pass over all: # (layers, T, N)."""
-    model = session.loaded.model
-    prompt = request.inputs["input_ids"].shape[1]
-    with eager(model):
-        told = model(
-            **extended(request.inputs, output), use_cache=False, output_attentions=True
-        ).attentions
-    columns = request.layout.entries.nonzero()[:, 0]
-    rows = slice(prompt - 1, prompt - 1 + len(output))
-    return torch.stack([layer[0, :, rows][..., columns].mean(0) for layer in told])
 
 
 def shown(session: Session, request: Request, policy: WithdrawalPolicy) -> dict[str, Any]:
@@ -72,7 +45,7 @@ def test_the_page_tells_what_eager_attention_gives(name: str, kernel: str) -> No
     session, request = family(name, attention=kernel)
     data = shown(session, request, at(M))
     output = tuple(token["id"] for token in data["tokens"])
-    expected = by_transformers(session, request, output)
+    expected = eager_weights(session, request, output)
     assert data["layers"] == data["layers_in_page"] == list(range(len(expected)))
     assert data["measure"] == "attention"
     for token in range(M):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import GenerationSettings, Prefilled, Request
 from mvw_cli.oracle.equivalence import noise
+from mvw_cli.oracle.masked import extended
 from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
@@ -70,3 +73,28 @@ def followed(session: Session, request: Request) -> tuple[Tensor, Prefilled]:
         while slots.active:
             events += slots.step()
     return torch.stack(rows), next(one for one in events if isinstance(one, Prefilled))
+
+
+@contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def eager_weights(session: Session, request: Request, output: tuple[int, ...]) -> torch.Tensor:
+    """Weights on the vision tokens in one eager pass over all: # (layers, T, N)."""
+    model = session.loaded.model
+    prompt = request.inputs["input_ids"].shape[1]
+    with _eager(model):
+        told = model(
+            **extended(request.inputs, output), use_cache=False, output_attentions=True
+        ).attentions
+    assert all(layer is not None for layer in told)
+    columns = request.layout.entries.nonzero()[:, 0]
+    rows = slice(prompt - 1, prompt - 1 + len(output))
+    return torch.stack([layer[0, :, rows][..., columns].mean(0) for layer in told])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from sessions import GREEDY, IMAGE, answered, asked, family, opened, tiny
+from sessions import GREEDY, IMAGE, answered, asked, eager_weights, family, opened, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.adapter import unchanged
@@ -29,29 +27,9 @@ TOLERANCE = 1e-5
 IN_SEQUENCE = [one.name for one in FAMILIES if one.name != "mllama"]
 
 
-@contextmanager
-def eager(model: Any) -> Iterator[None]:
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-@torch.inference_mode()
 def by_transformers(session: Session, request: Request) -> torch.Tensor:
-    """One forward pass over prompt and output with eager attention: # (layers, T)."""
-    model = session.loaded.model
-    prompt = request.inputs["input_ids"].shape[1]
-    with eager(model):
-        told = model(
-            **extended(request.inputs, OUTPUT), use_cache=False, output_attentions=True
-        ).attentions
-    columns = request.layout.entries.nonzero()[:, 0]
-    rows = slice(prompt - 1, prompt - 1 + len(OUTPUT))
-    assert all(layer is not None for layer in told)
-    return torch.stack([layer[0, :, rows][..., columns].sum(-1).mean(0) for layer in told])
+    """The share of the attention on vision in one eager pass over all: # (layers, T)."""
+    return eager_weights(session, request, OUTPUT).sum(-1)
 
 
 def check(session: Session, request: Request) -> None:
