@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 Range = tuple[float, float]
 
@@ -30,6 +29,7 @@ class Point:
     """A place with its 95 % intervals."""
 
     name: str
+    """Stands in the legend, or beside the point where there are lines."""
     colour: int
     x: float
     y: float
@@ -56,8 +56,6 @@ class Chart:
     points: list[Point] = field(default_factory=list)
     reference: tuple[str, float] | None = None
     """A name and the height of a line across the chart."""
-    heatmap: bool = False
-    """Too many lines to be told apart: each is a row, and its colour stands for y."""
     logarithmic: bool = False
     """Whether equal steps of y are equal factors; there are curves then, all above 0."""
     x_names: list[str] | None = None
@@ -65,8 +63,6 @@ class Chart:
 
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-_MARKED = 1.15
-"""How far y goes beyond the curves where the names of marks stand above them."""
 _ROOM = 0.06
 """Part of a range that is left free beside points."""
 
@@ -76,26 +72,22 @@ def ranges(chart: Chart) -> tuple[Range, Range]:
 
     A logarithmic y covers whole powers of ten.
     """
-    level = [] if chart.reference is None else [chart.reference[1]]
-    if chart.lines:
-        xs = [x for line in chart.lines for x in (line.xs[0], line.xs[-1])]
-        ys = [y for line in chart.lines for y in (*line.ys, *(line.faint or []))] + level
-        ys += [y for point in chart.points for y in point.y_interval or ()]
-        across = min(xs), max(xs)
-        if across[0] == across[1] or chart.x_names:
-            across = across[0] - 0.5, across[1] + 0.5
-        if chart.logarithmic:
-            return across, _whole_decades(min(ys), max(ys))
-        marked = any(line.withdrawn_after is not None for line in chart.lines)
-        return across, (0.0, max(ys) * (_MARKED if marked else 1.05) or 1.0)
-    xs = [x for point in chart.points for x in (point.x, *(point.x_interval or ()))]
-    ys = [y for point in chart.points for y in (point.y, *(point.y_interval or ()))] + level
-    return _with_room(min(1.0, *xs), max(1.0, *xs)), _with_room(min(ys), max(ys))
-
-
-def _whole_decades(low: float, high: float) -> Range:
-    below, above = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return 10.0**below, 10.0 ** max(above, below + 1)
+    xs = [x for line in chart.lines for x in line.xs]
+    ys = [y for line in chart.lines for y in (*line.ys, *(line.faint or []))]
+    for point in chart.points:
+        xs += [point.x, *(point.x_interval or ())]
+        ys += [point.y, *(point.y_interval or ())]
+    if chart.reference is not None:
+        ys.append(chart.reference[1])
+    if not chart.lines:
+        return _with_room(min(1.0, *xs), max(1.0, *xs)), _with_room(min(ys), max(ys))
+    across = min(xs), max(xs)
+    if across[0] == across[1] or chart.x_names:
+        across = across[0] - 0.5, across[1] + 0.5
+    if chart.logarithmic:
+        below, above = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
+        return across, (10.0**below, 10.0 ** max(above, below + 1))
+    return across, (0.0, max(ys) * 1.05 or 1.0)
 
 
 def _with_room(low: float, high: float) -> Range:
@@ -112,19 +104,8 @@ def decades(low: float, high: float, most: int) -> list[float]:
 
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Choose at most so many round numbers of a range."""
-    if high <= low or most < 1:
-        return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * step for step in _STEPS if power * step >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [place * step for place in range(first, last + 1)]
-
-
-def tick_text(value: float, values: list[float]) -> str:
-    """Write a tick with as many places as its neighbours need."""
-    step = min((b - a for a, b in pairwise(values)), default=1.0)
-    places = max(0, min(6, -math.floor(math.log10(step) + 1e-9))) if step > 0 else 0
-    if abs(step * 10**places - round(step * 10**places)) > 1e-6:  # steps of 2.5
-        places += 1
-    return f"{value:,.{places}f}"

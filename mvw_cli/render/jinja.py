@@ -54,8 +54,13 @@ def _environment(package: str, *, markup: bool) -> Environment:
         undefined=StrictUndefined,
         finalize=_visible if markup else None,
     )
-    environment.filters |= _FILTERS
+    environment.filters |= _FILTERS | {"unbroken": _unbroken}
     return environment
+
+
+def _unbroken(text: str) -> str:
+    """Keep a number and its sign on one line."""
+    return text.replace(" ×", "\u00a0×").replace(" %", "\u00a0%")
 
 
 def _visible(value: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
+_ENDINGS = ("no difference shown", "faster", "slower", "unstable", "differs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +46,12 @@ def table_of(
     """Make a table with a row for each item; a column is a heading and what writes its cell."""
     rows = [[write(item) for write in columns.values()] for item in items]
     return Table(list(columns), rows, caption)
+
+
+def split_cell(cell: str) -> tuple[str, str, str]:
+    """Take a cell apart: a figure, then its share, or what its interval shows."""
+    for ending in _ENDINGS:
+        if cell.endswith(ending):
+            return cell.removesuffix(ending), "", ending
+    figure, _, share = cell.partition("  ")
+    return figure, share, ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from mvw_cli.bench.documents import (
     BASELINE,
@@ -11,8 +10,6 @@ from mvw_cli.bench.documents import (
     Arm,
     AttentionMass,
     Cell,
-    Comparison,
-    MemoryPoint,
     Mode,
     ProfileReport,
 )
@@ -24,24 +21,27 @@ TOKENS = "generated tokens"
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
-def charts(report: ProfileReport) -> list[Chart]:
-    """Make all charts that the report has figures for."""
-    found = [_time(cell) for cell in report.cells]
-    found += [_attended(cell) for cell in report.cells if _attends_to_part(cell.arms)]
-    for cell in report.cells:
-        found += _memory(cell)
-    if report.attention is not None:
-        found += _attention(report.attention, report.cells[0].arms if report.cells else [])
-    if report.answers is not None:
-        mode = report.workload.mode
-        found += [_quality(cell, report.answers, mode) for cell in report.cells]
-    return [chart for chart in found if chart.lines or chart.points]
+def charts(report: ProfileReport) -> Mapping[str, list[Chart]]:
+    """Make all charts that the report has figures for, by the section that they belong to."""
+    cells, answers, attention = report.cells, report.answers, report.attention
+    found = {
+        "speed": [_time(cell) for cell in cells],
+        "vision": [_attended(cell) for cell in cells if _attends_to_part(cell.arms)],
+        "memory": [_kv_cache(cell) for cell in cells],
+        "answers": [] if attention is None else [_attention(attention)],
+    }
+    if answers is not None:
+        found["answers"] += [_quality(cell, answers, report.workload.mode) for cell in cells]
+    return {
+        section: [chart for chart in of_section if chart.lines or chart.points]
+        for section, of_section in found.items()
+    }
 
 
 def _line(arm: Arm, colour: int, first: int, ys: list[float]) -> Line:
     """Draw values by token; the mark stands where the next token is the first without vision."""
-    xs = [float(token) for token in range(first, len(ys) + first)]
     after = arm.withdrawn_after
+    xs = [float(token) for token in range(first, len(ys) + first)]
     return Line(arm.name, colour, xs, ys, withdrawn_after=after, withdrawn_x=(after or 0) + 0.5)
 
 
@@ -60,9 +60,8 @@ def _time(cell: Cell) -> Chart:
 
 def _attends_to_part(arms: Sequence[Arm]) -> bool:
     """Whether some arm attends to part of the vision: neither to all of it, nor to none."""
-    found = [arm.vision for arm in arms if arm.vision is not None]
-    most = max((max(one.attended_along, default=0.0) for one in found), default=0.0)
-    return any(0 < value < most * (1 - 1e-9) for one in found for value in one.attended_along)
+    along = [value for arm in arms if arm.vision for value in arm.vision.attended_along]
+    return any(0 < value < max(along) * (1 - 1e-9) for value in along)
 
 
 def _attended(cell: Cell) -> Chart:
@@ -81,87 +80,37 @@ def _attended(cell: Cell) -> Chart:
     )
 
 
-# -- memory -----------------------------------------------------------------------------------
-
-_Read = Callable[[MemoryPoint], int | None]
-_MEMORY: dict[str, tuple[str, str, str, _Read, _Read]] = {
-    "kv-cache": (
-        "KV cache",
-        "Entries of the KV cache that are in use; behind them the storages that hold them.",
-        "storages",
-        lambda point: point.kv_bytes,
-        lambda point: point.kv_allocated_bytes,
-    ),
-    "device-memory": (
-        "Memory of the device",
-        "Memory that is allocated on the device; behind it what the allocator has reserved.",
-        "reserved",
-        lambda point: point.device_allocated_bytes,
-        lambda point: point.device_reserved_bytes,
-    ),
-    "process-memory": (
-        "Memory of the process",
-        "Resident memory of the process.",
-        "",
-        lambda point: point.process_bytes,
-        lambda point: None,
-    ),
-}
-"""Title, caption, what the faint curve is, and where both are read."""
-
-
-def _memory(cell: Cell) -> list[Chart]:
-    """Draw the KV cache, and the memory of the device or else of the process."""
-    points = [point for arm in cell.arms for point in arm.memory.timeline]
-    device = any(point.device_allocated_bytes is not None for point in points)
-    return [_memory_chart(cell, "kv-cache"),
-            _memory_chart(cell, "device-memory" if device else "process-memory")]  # fmt: skip
-
-
-def _memory_chart(cell: Cell, name: str) -> Chart:
-    title, caption, faint_label, read, read_faint = _MEMORY[name]
-    timelines = [
-        [point for point in arm.memory.timeline if read(point) is not None] for arm in cell.arms
-    ]
-    amounts = [value for points in timelines for point in points
-               for value in (read(point), read_faint(point)) if value]  # fmt: skip
-    largest = max(amounts, default=0)
+def _kv_cache(cell: Cell) -> Chart:
+    timelines = [arm.memory.timeline for arm in cell.arms]
+    largest = max((one.kv_allocated_bytes for points in timelines for one in points), default=0)
     unit, size = next((pair for pair in _UNITS if largest >= pair[1]), _UNITS[-1])
-    lines: list[Line] = []
-    for colour, (arm, points) in enumerate(zip(cell.arms, timelines, strict=True)):
-        if not points:
-            continue
-        after = arm.withdrawn_after
-        faint = [value / size for point in points if (value := read_faint(point))]
-        line = Line(
+    lines = [
+        Line(
             arm.name,
             colour,
             [float(point.token) for point in points],
-            [(read(point) or 0) / size for point in points],
-            faint if len(faint) == len(points) else None,
-            after,
+            [point.kv_bytes / size for point in points],
+            [point.kv_allocated_bytes / size for point in points],
+            arm.withdrawn_after,
             # What is withdrawn after a token is gone at its point already.
-            (after or 0) - 0.5,
+            (arm.withdrawn_after or 0) - 0.5,
         )
-        lines.append(line)
+        for colour, (arm, points) in enumerate(zip(cell.arms, timelines, strict=True))
+        if points
+    ]
     return Chart(
-        f"{name}-batch-{cell.batch}",
-        f"{title} along the output, batch {cell.batch}",
+        f"kv-cache-batch-{cell.batch}",
+        f"KV cache along the output, batch {cell.batch}",
         TOKENS,
         "memory",
         unit,
-        caption,
+        "Entries of the KV cache that are in use; behind them the storages that hold them.",
         lines,
-        faint_label,
+        "storages",
     )
 
 
-# -- attention --------------------------------------------------------------------------------
-
-
-def _attention(found: AttentionMass, arms: Sequence[Arm]) -> list[Chart]:
-    """Draw the mean over the layers, and each layer that was watched."""
-    first = next((arm.withdrawn_after for arm in arms if arm.withdrawn_after is not None), None)
+def _attention(found: AttentionMass) -> Chart:
     layers = plural(len(found.layers), "layer")
     if found.measure == "cross-attention":
         title, y_label = "What vision adds to each token", "share added"
@@ -170,112 +119,61 @@ def _attention(found: AttentionMass, arms: Sequence[Arm]) -> list[Chart]:
         title, y_label = "Attention on vision tokens", "share of attention"
         what = "The share of the attention that goes to vision tokens, "
         what += f"mean over heads and {layers}"
-    mean = _share_line("vision tokens", 1, found.mass)
-    uniform = found.vision_share_of_entries
-    if len(uniform) == len(found.mass):
-        mean = replace(mean, faint=[100 * share for share in uniform])
-    mean = replace(mean, withdrawn_after=first, withdrawn_x=(first or 0) + 0.5)
-    # A report with layers that have no figures does not tell which they are.
-    complete = len(found.layers) == len(found.by_layer) > 1
-    lines = [
-        _share_line(f"layer {layer}", place, mass)
-        for place, (layer, mass) in enumerate(
-            zip(found.layers, found.by_layer, strict=False), start=1
-        )
-        if mass and complete
-    ]
-    largest = max((max(line.ys) for line in lines), default=0.0)
-    return [
-        Chart(
-            "attention",
-            title,
-            TOKENS,
-            y_label,
-            "%",
-            f"{what}, while nothing is withdrawn; a mark shows where the first arm withdraws.",
-            [mean] if found.mass else [],
-            "what uniform attention would give",
-        ),
-        Chart(
-            "attention-by-layer",
-            f"{title}, by layer",
-            TOKENS,
-            y_label,
-            "%",
-            "The same for each layer that was watched: the stronger the colour, the larger the "
-            f"share, up to {largest:.0f} %.",
-            lines,
-            heatmap=True,
-        ),
-    ]
+    xs = [float(token) for token in range(1, len(found.mass) + 1)]
+    uniform = [100 * share for share in found.vision_share_of_entries]
+    mean = Line("vision tokens", 1, xs, [100 * share for share in found.mass], uniform or None)
+    return Chart(
+        "attention",
+        title,
+        TOKENS,
+        y_label,
+        "%",
+        f"{what}, while nothing is withdrawn.",
+        [mean] if found.mass else [],
+        "what uniform attention would give",
+    )
 
 
-def _share_line(name: str, colour: int, shares: Sequence[float]) -> Line:
-    xs = [float(token) for token in range(1, len(shares) + 1)]
-    return Line(name, colour, xs, [100 * share for share in shares])
+def answers_kept(answers: Answers) -> tuple[str, dict[str, int]]:
+    """Return the best that is known of the answers, and how many there are of it, by arm.
 
-
-# -- quality against speed --------------------------------------------------------------------
-
-_Interval = tuple[float, float] | None
-_QUALITY: dict[
-    str, tuple[Callable[[Comparison, Answers], float | None], Callable[[Comparison], _Interval]]
-] = {
-    "right answers": (
-        lambda arm, found: _share(arm.correct, found.references),
-        lambda arm: arm.accuracy_interval_95,
-    ),
-    "same answer": (lambda arm, _: _share(arm.same_answer, arm.items), lambda arm: None),
-    "same next token": (lambda arm, _: arm.agreement, lambda arm: arm.agreement_interval_95),
-    "identical answers": (lambda arm, _: _share(arm.identical, arm.items), lambda arm: None),
-}
-"""What quality can be, the best first, with its interval: the first that is known is drawn."""
-
-
-def _share(amount: int | None, whole: int) -> float | None:
-    return amount / whole if amount is not None and whole else None
+    Right answers, or else those that come out the same as the baseline's, or identical to them.
+    """
+    if answers.references:
+        name, counts = "right", {arm.name: arm.correct for arm in answers.arms}
+    elif any(arm.same_answer is not None for arm in answers.arms):
+        name, counts = "same", {arm.name: arm.same_answer for arm in answers.arms}
+        counts[BASELINE] = answers.items
+    else:
+        name, counts = "identical", {arm.name: arm.identical for arm in answers.arms}
+    return name, {arm: count for arm, count in counts.items() if count is not None}
 
 
 def _quality(cell: Cell, answers: Answers, mode: Mode) -> Chart:
     """Set the answers of each arm against its speed; the chart is empty without two arms."""
-    key = "answer" if mode == "natural" else "tokens_per_s"
-    name = next(
-        (name for name, (read, _) in _QUALITY.items()
-         if any(read(arm, answers) is not None for arm in answers.arms)),
-        "identical answers",
-    )  # fmt: skip
-    read, interval = _QUALITY[name]
-    reached = {arm.name: read(arm, answers) for arm in answers.arms}
-    ends = {arm.name: interval(arm) for arm in answers.arms}
-    if not answers.references and reached.get(BASELINE) is None:
-        reached[BASELINE] = 1.0  # it is the same as itself
+    speed = "answer" if mode == "natural" else "tokens_per_s"
+    name, kept = answers_kept(answers)
+    shares = {
+        arm: 100 * count / (answers.references or answers.items) for arm, count in kept.items()
+    }
+    intervals = {arm.name: arm.accuracy_interval_95 for arm in answers.arms}
     points = []
     for colour, arm in enumerate(cell.arms):
-        baseline = arm.name == BASELINE
-        ratio = Ratio(1.0, (1.0, 1.0), 0) if baseline else arm.ratios.get(key)
-        share, low_high = reached.get(arm.name), ends.get(arm.name)
-        if ratio is not None and share is not None:
-            points.append(
-                Point(
-                    arm.name,
-                    colour,
-                    ratio.median,
-                    100 * share,
-                    None if baseline else ratio.interval_95,
-                    low_high and (100 * low_high[0], 100 * low_high[1]),
-                )
-            )
-    shown = {arm.name for arm in cell.arms}
-    others = ((name, 100 * share) for name, share in reached.items()
-              if name not in shown and share is not None)  # fmt: skip
-    speed = "answers per second" if key == "answer" else "tokens per second"
+        ratio = Ratio(1.0, (1.0, 1.0), 0) if arm.name == BASELINE else arm.ratios.get(speed)
+        if ratio is None or arm.name not in shares:
+            continue
+        across = None if arm.name == BASELINE else ratio.interval_95
+        ends = intervals[arm.name] if answers.references else None
+        down = None if ends is None else (100 * ends[0], 100 * ends[1])
+        points.append(Point(arm.name, colour, ratio.median, shares[arm.name], across, down))
+    measured = {arm.name for arm in cell.arms}
     return Chart(
         f"quality-speed-batch-{cell.batch}",
         f"Quality against speed, batch {cell.batch}",
-        f"{speed}, × {BASELINE}",
-        name,
+        f"{'answers' if speed == 'answer' else 'tokens'} per second, × {BASELINE}",
+        f"{name} answers",
         "%",
         f"Each arm by its speed against {BASELINE} and by its answers, with 95 % intervals.",
         points=points if len(points) > 1 else [],
-        reference=next(others, None),
+        reference=next(((arm, y) for arm, y in shares.items() if arm not in measured), None),
     )

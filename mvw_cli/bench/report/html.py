@@ -15,49 +15,35 @@ from mvw_cli.bench.report.tables import (
 )
 from mvw_cli.bench.verdict.verdict import measured
 from mvw_cli.render import html
-from mvw_cli.render.chart import Chart
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import COLOURS
-
-# Charts by the start of their name, and the section that they stand in.
-_SECTIONS = {
-    "time-per-token": "speed",
-    "vision": "vision",
-    "kv-cache": "memory",
-    "device-memory": "memory",
-    "process-memory": "memory",
-    "attention": "answers",
-    "quality-speed": "answers",
-}
 
 
 def page(report: ProfileReport) -> str:
     """Write a report as one HTML page."""
     model, env = report.model, report.environment
-    by_section: dict[str, list[Chart]] = {}
-    for chart in charts(report):
-        name = next(name for start, name in _SECTIONS.items() if chart.name.startswith(start))
-        by_section.setdefault(name, []).append(chart)
+    drawn, told = charts(report), verdicts(report)
     phases = {key: name for key, name in PHASES.items() if key not in PARTS_OF_OTHERS}
     found = sections(report)
     for section in found:  # verdicts stand at the head of the page
         section.parts[:] = [
-            part for part in section.parts
-            if not (isinstance(part, Sentence) and part.text in verdicts(report))
-        ]  # fmt: skip
-    if "answers" in by_section and report.answers is None:
+            part
+            for part in section.parts
+            if not isinstance(part, Sentence) or part.text not in told
+        ]
+    if drawn["answers"] and report.answers is None:
         found.append(Section("answers", "Attention"))
     weights = "random weights, " if model.random_weights else ""
     return html.page(
         title(report),
         found,
-        by_section,
+        drawn,
         footer=f"Made by mvw {env.mvw}; started {report.started}. "
         "All samples are in the report's JSON file.",
         package="mvw_cli.bench.report",
         template="report.html.j2",
         subtitle=f"{weights}{model.dtype} on {env.device_name}, attention {model.attention}",
-        verdicts=verdicts(report),
+        verdicts=told,
         baseline=BASELINE,
         cells=report.cells,
         measured=measured,

@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from mvw_cli import console
@@ -19,7 +20,7 @@ from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable
-from mvw_cli.render import markdown, terminal
+from mvw_cli.render import terminal
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts
 
@@ -42,13 +43,13 @@ def check_outputs(wanted: Outputs) -> None:
     """Refuse what could not be written later, before anything is measured.
 
     Raises:
-        UsageProblem: a path can't be written, or its ending is of no format.
+        UsageProblem: a path can't be written, or does not end in .json.
     """
     output = wanted.output
-    if output is not None and Path(output).suffix.lower() not in (".json", ".md"):
+    if output is not None and Path(output).suffix.lower() != ".json":
         raise UsageProblem(
-            f"-o {output}: a report is written as .json or .md",
-            cause="its name has neither ending",
+            f"-o {output}: a report is written as .json",
+            cause="its name has another ending",
             hint="mvw profile --m 16 -o report.json",
         )
     for path in (output, wanted.html, wanted.suggest):
@@ -65,17 +66,15 @@ def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
         MvwError: something could not be written; what is not on disk is on stdout.
     """
     if wanted.output is not None:
-        if Path(wanted.output).suffix.lower() == ".md":
-            deliver(markdown.document(title(report), sections(report)), wanted.output)
-        else:
-            deliver(to_json(report), wanted.output)
+        deliver(to_json(report), wanted.output)
     if wanted.html is not None:
         deliver(page(report), wanted.html)
     if wanted.plot is not None:
         folder = Path(wanted.plot)
         with suppress(OSError):  # why it could not be made is told by the first chart
             folder.mkdir(exist_ok=True)
-        drawn = {folder / f"{chart.name}.svg": chart for chart in charts(report)}
+        found = chain.from_iterable(charts(report).values())
+        drawn = {folder / f"{chart.name}.svg": chart for chart in found}
         for path in write_charts(drawn):
             console.note(f"wrote {path}")
     if wanted.suggest is not None and report.answers is not None:
@@ -92,19 +91,9 @@ def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
 
 
 def deliver_plan(plan: Plan, name: str, wanted: Outputs) -> None:
-    """Write the bounds alone, as `--plan` asks for.
-
-    Raises:
-        UsageProblem: a file of another format than JSON is asked for.
-    """
+    """Write the bounds alone, as `--plan` asks for."""
     document = {"schema_version": SCHEMA_VERSION, "kind": "plan", **asdict(plan)}
     if wanted.output is not None:
-        if Path(wanted.output).suffix.lower() != ".json":
-            raise UsageProblem(
-                f"-o {wanted.output}: a plan is written as .json",
-                cause="its other format is for measurements",
-                hint="mvw profile --plan -o plan.json",
-            )
         deliver(json.dumps(document, indent=2, ensure_ascii=False), wanted.output)
     if wanted.as_json:
         console.write_json(document)

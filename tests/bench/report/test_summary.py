@@ -18,7 +18,7 @@ from mvw_cli.bench.report.tables import title
 from mvw_cli.bench.stats import Ratio
 from mvw_cli.bench.verdict.compare import compare
 from mvw_cli.render.sections import Table
-from mvw_cli.render.terminal import _drawn, plain
+from mvw_cli.render.terminal import drawn, plain
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,8 @@ def test_a_screen_is_enough(full: ProfileReport, arms: int, width: int) -> None:
     lines = told(report, width)
     assert len(lines) <= LINES
     screen = Console(width=width, file=StringIO(), force_terminal=True, color_system=None)
-    for part in _drawn(title(report), summary(report, width)):
-        screen.print(part)
-    drawn = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert len(drawn) <= LINES or arms == 20  # where every row of a narrow screen is folded
+    seen = drawn(screen, title(report), summary(report, width)).splitlines()
+    assert len(seen) <= LINES or arms == 20  # where every row of a narrow screen is folded
     assert lines[3].startswith("It frees") and any(
         "more sentences with -v" in line for line in lines
     )
