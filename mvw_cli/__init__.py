@@ -8,40 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Adapter": "mvw_cli.adapter",
-    "AdapterInfo": "mvw_cli.adapter",
-    "Answer": "mvw_cli.adapter",
-    "LoadedModel": "mvw_cli.adapter",
-    "ModelSpec": "mvw_cli.adapter",
-    "Patch": "mvw_cli.adapter",
-    "VisionLayout": "mvw_cli.adapter",
-    "clipped_patch": "mvw_cli.adapter",
-    "ExitCode": "mvw_cli.errors",
-    "BadImage": "mvw_cli.errors",
-    "ModelProblem": "mvw_cli.errors",
-    "MvwError": "mvw_cli.errors",
-    "NotFetched": "mvw_cli.errors",
-    "OutOfMemory": "mvw_cli.errors",
-    "UsageProblem": "mvw_cli.errors",
-    "Attend": "mvw_cli.policy",
-    "AttendView": "mvw_cli.policy",
-    "Decide": "mvw_cli.policy",
-    "Decision": "mvw_cli.policy",
-    "LayerView": "mvw_cli.policy",
-    "PolicyInfo": "mvw_cli.policy",
-    "Restore": "mvw_cli.policy",
-    "Select": "mvw_cli.policy",
-    "Signals": "mvw_cli.policy",
-    "StepView": "mvw_cli.policy",
-    "Withdraw": "mvw_cli.policy",
-    "WithdrawalPolicy": "mvw_cli.policy",
-    "hookimpl": "mvw_cli.hookspecs",
-    "locate_weights": "mvw_cli.machine.facts",
-    "on_the_hub": "mvw_cli.machine.facts",
-    "parse_stages": "mvw_cli.adapter",
-    "parse_thinking": "mvw_cli.adapter",
+_PUBLIC = {
+    "mvw_cli.adapter": "Adapter AdapterInfo Answer LoadedModel ModelSpec Patch VisionLayout "
+    "clipped_patch parse_stages parse_thinking",
+    "mvw_cli.errors": "BadImage ExitCode ModelProblem MvwError NotFetched OutOfMemory UsageProblem",
+    "mvw_cli.hookspecs": "hookimpl",
+    "mvw_cli.machine.facts": "locate_weights on_the_hub",
+    "mvw_cli.policy": "Attend AttendView Decide Decision LayerView PolicyInfo Restore Select "
+    "Signals StepView Withdraw WithdrawalPolicy",
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:

@@ -14,11 +14,8 @@ from typing import BinaryIO
 from mvw_cli.errors import UsageProblem
 
 
-def check_writable(path: str, help_command: str) -> None:
+def check_writable(path: str) -> None:
     """Refuse a file that could not be written later; leaves no trace.
-
-    Args:
-        help_command: what to type where nothing better can be told.
 
     Raises:
         UsageProblem: it is a folder, its folder is missing, or permissions forbid it.
@@ -28,17 +25,13 @@ def check_writable(path: str, help_command: str) -> None:
     try:
         if target.is_dir():
             raise unwritable(path, "it is a folder", f"ls {shlex.quote(path)}")
-        if not folder.is_dir():
-            raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}")
         if target.exists() and not os.access(target, os.W_OK):
             raise unwritable(path, "permission denied", f"chmod u+w {shlex.quote(str(target))}")
-        if is_special(target):
-            return
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise unwritable(path, error.strerror or str(error), help_command) from None
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if not is_special(target):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (FileNotFoundError, NotADirectoryError):
+        raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}") from None
     except OSError as error:
         cause = f"cannot write into {folder}: {error.strerror}"
         raise unwritable(path, cause, f"ls -ld {quoted}") from None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 
 import click
 
-from mvw_cli.cli.options import option_names
-from mvw_cli.images.problems import EXAMPLE_IMAGE, GENERAL_QUESTION
+from mvw_cli.cli.options import KEYS
 
 _GENERAL = ("mvw infer IMAGE QUESTION", "mvw batch IMAGES QUESTION")
 
@@ -18,25 +16,21 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
     """Put the command that was typed into a hint that names one in general.
 
     `mvw infer IMAGE QUESTION --dtype bfloat16` becomes whatever was typed after `mvw`, with that
-    option in the place of one for the same key; `mvw infer scene.png "What is in the picture?"`
-    becomes what was typed with that image in the place of one that is spelled much like it. A hint
-    that the typed command does not take stays as it is.
+    option in the place of one for the same key. A hint that the typed command does not take stays
+    as it is.
     """
-    image = _other_image(hint)
-    meant = get_close_matches(image, arguments, n=1) if image else []
-    if meant:
-        return shlex.join(["mvw", *(image if word == meant[0] else word for word in arguments)])
-    before, general, more = next(
-        (hint.partition(one) for one in _GENERAL if one in hint), (hint, "", "")
-    )
+    general = next((one for one in _GENERAL if one in hint), None)
     command = _command(arguments, root)
-    if not general or command is None:
+    if general is None or command is None:
         return hint
+    before, _, more = hint.partition(general)
     taken = {name for parameter in command.params for name in parameter.opts}
     words = list(arguments)
     for name, value in _options(shlex.split(more)):
-        key, given = value.partition("=")[::2] if name == "--set" else (_key(name), value)
-        same = option_names(key) if key else [name]
+        key, given = KEYS.get(name, ""), value
+        if name == "--set":
+            key, _, given = value.partition("=")
+        same = [one for one, sets in KEYS.items() if sets == key] if key else [name]
         words = _without(words, same, key)
         if key and given != "null" and same and same[-1] in taken:
             added = [same[-1], given]
@@ -49,14 +43,6 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
         end = words.index("--") if "--" in words else len(words)
         words[end:end] = added
     return before + shlex.join(["mvw", *words])
-
-
-def _other_image(hint: str) -> str:
-    """Return the image of a hint that asks the general question about one; empty for others."""
-    if not (hint.startswith("mvw infer ") and hint.endswith(f'"{GENERAL_QUESTION}"')):
-        return ""
-    image = shlex.split(hint)[2]
-    return "" if image == EXAMPLE_IMAGE else image
 
 
 def _command(arguments: Sequence[str], root: click.Group) -> click.Command | None:
@@ -76,24 +62,13 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield word, "" if following.startswith("-") else following
 
 
-def _key(name: str) -> str:
-    """Return the profile key that an option sets; empty for another option."""
-    key = name.removeprefix("--").replace("-", "_")
-    keys = (key, f"generation.{key}", f"withdrawal.{key}")
-    return next((one for one in keys if name in option_names(one)), "")
-
-
 def _without(words: Sequence[str], names: Sequence[str], key: str) -> list[str]:
     """Leave out what sets the same: the option in either of its forms, or `--set KEY=`."""
-    kept: list[str] = []
-    place = 0
-    while place < len(words):
-        word, following = words[place], words[place + 1] if place + 1 < len(words) else ""
+    kept = list(words)
+    for place in reversed(range(len(words))):
+        word, following = words[place], "".join(words[place + 1 : place + 2])
         if word in names or (word == "--set" and key and following.startswith(f"{key}=")):
-            place += 2
+            del kept[place : place + 2]
         elif any(word.startswith(f"{name}=") for name in names):
-            place += 1
-        else:
-            kept.append(word)
-            place += 1
+            del kept[place]
     return kept

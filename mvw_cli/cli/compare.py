@@ -35,7 +35,7 @@ def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> N
     from mvw_cli.render import terminal
 
     if html is not None:
-        check_writable(html, "mvw compare --help")
+        check_writable(html)
     first, second = read_report(a), read_report(b)
     side = set_side_by_side(first, second, names=(a, b))
     title = f"{a} and {b}"

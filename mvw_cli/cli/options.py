@@ -129,13 +129,14 @@ class _Flag:
         self.option = click.option(*names, self.parameter, **options)
 
 
+_POSITIVE, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 _WITHDRAWAL = (
     _Flag(
         "withdrawal.m",
         "-m",
         "--m",
         metavar="N",
-        type=click.IntRange(min=1),
+        type=_POSITIVE,
         help="Withdraw the vision tokens after N generated tokens.",
     ),
     _Flag(
@@ -167,7 +168,7 @@ _OTHERS = (
         "generation.max_new_tokens",
         "--max-new-tokens",
         metavar="N",
-        type=click.IntRange(min=1),
+        type=_POSITIVE,
         help="Generate at most N tokens.",
     ),
     _Flag(
@@ -184,13 +185,7 @@ _OTHERS = (
         type=click.FloatRange(min=0, max=1, min_open=True),
         help="Sample from the likeliest tokens of probability P together.",
     ),
-    _Flag(
-        "generation.seed",
-        "--seed",
-        metavar="N",
-        type=click.IntRange(min=0),
-        help="Seed of the sampling.",
-    ),
+    _Flag("generation.seed", "--seed", metavar="N", type=_FROM_ZERO, help="Seed of the sampling."),
     _Flag("device", "--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N."),
     _Flag("device_map", "--device-map", metavar="auto", help="Spread the layers over all GPUs."),
     _Flag("dtype", "--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
@@ -202,6 +197,8 @@ _OTHERS = (
     ),
     _Flag("attention", "--attention", metavar="KERNEL", help="auto, sdpa, eager or flash."),
 )
+KEYS = {name: flag.key for flag in (*_WITHDRAWAL, *_OTHERS) for name in flag.names}
+"""By option, the key of a profile that it sets."""
 
 
 def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -259,9 +256,8 @@ def _with_options(command: Callable[..., Any], withdrawal: Sequence[_Flag]) -> C
         **given: Any,
     ) -> Any:
         chosen = {flag.key: given.pop(flag.parameter) for flag in flags}
-        policies = chosen.get("withdrawal.policy")
-        if policies is not None:
-            chosen["withdrawal.policy"] = "+".join(policies) if policies else None
+        if policies := chosen.pop("withdrawal.policy", ()):
+            chosen["withdrawal.policy"] = "+".join(policies)
         merged = _merged(chosen, settings, no_withdrawal)
         return command(*args, profile=profile, flags=merged, **given)
 
@@ -271,11 +267,6 @@ def _with_options(command: Callable[..., Any], withdrawal: Sequence[_Flag]) -> C
     for option in reversed([_PROFILE, *options, _SET, _OFFLINE]):
         wrapped = option(wrapped)
     return wrapped
-
-
-def option_names(key: str) -> list[str]:
-    """List the options that set a key of a profile; none where only `--set` does."""
-    return [name for flag in (*_WITHDRAWAL, *_OTHERS) if flag.key == key for name in flag.names]
 
 
 def _merged(
@@ -292,8 +283,9 @@ def _merged(
 
         for key, value in parse_set(settings).items():
             if key in merged:
-                negated = no_withdrawal and key == "withdrawal.policy"
-                option = "--no-withdrawal" if negated else option_names(key)[-1]
+                option = next(name for name, sets in reversed(KEYS.items()) if sets == key)
+                if no_withdrawal and key == "withdrawal.policy":
+                    option = "--no-withdrawal"
                 raise _conflict(f"--set {key}", option)
             merged[key] = value
     return merged

@@ -7,8 +7,7 @@ nobody asks for is not computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
@@ -66,67 +65,28 @@ def _by_token(weights: Tensor, columns: Tensor, numbers: Tensor, vision: Vision)
 # -- in the prefill -----------------------------------------------------------------------------
 
 
+@dataclass(slots=True, eq=False)
 class PrefillProbe:
-    """The last prompt token's attention weights on the vision tokens, by layer.
+    """The last prompt token's attention weights on the vision tokens, by layer."""
 
-    Args:
-        layers: those to look at.
-    """
-
-    def __init__(self, vision: Vision, layers: Sequence[int]) -> None:
-        self.found: dict[int, Tensor] = {}
-        """# (N,) float32, on the layer's device"""
-        self.added: dict[int, Tensor] = {}
-        """By cross-attention layer, the part by which it changes the stream: scalars."""
-        self.present = torch.ones(vision.tokens, dtype=torch.bool)
-        """Which vision tokens the running layer reads.  # (N,) bool, on the host"""
-        self.layers = frozenset(layers)
-        self._vision = vision
+    vision: Vision
+    layers: frozenset[int]
+    """Those to look at."""
+    present: Tensor
+    """Which vision tokens the running layer reads.  # (N,) bool, on the host"""
+    found: dict[int, Tensor] = field(default_factory=dict)
+    """# (N,) float32, on the layer's device"""
+    added: dict[int, Tensor] = field(default_factory=dict)
+    """By cross-attention layer, the part by which it changes the stream: scalars."""
 
     def before(self, number: int) -> Tensor | None:
         """Return the weights of the last layer before this one that was looked at."""
         earlier = [layer for layer in self.found if layer < number]
         return self.found[max(earlier)] if earlier else None
 
-    def record(
-        self,
-        number: int,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        made: Tensor | None,
-        scaling: float | None,
-    ) -> None:
-        """Take in one attention call.
 
-        query: # (1, H, T, D); key: # (1, K, L, D); mask: # (1, 1, T, L), bool or additive;
-        made: # (1, H, T, L), where the kernel has made the weights.
-        """
-        vision, present = self._vision, self.present
-        if not vision.cross_attention and query.shape[2] != vision.prompt - int((~present).sum()):
-            return  # another module that happens to bear this number
-        numbers = present.nonzero()[:, 0]
-        columns = (vision.places - (~present).cumsum(0))[numbers]  # what the layer reads closes up
-        if made is not None:
-            weights = made[0, :, -1].float().mean(0)
-        else:
-            visible = None if mask is None else mask[:, :, -1:, : key.shape[2]]
-            scores = attention_scores(query[:, :, -1:], key, visible, scaling)
-            weights = scores[0].softmax(-1).mean(0)
-        self.found[number] = _by_token(weights, columns, numbers, vision)
-
-
-_prefill: ContextVar[PrefillProbe | None] = ContextVar("prefill", default=None)
-
-
-@contextmanager
-def probing_prefill(probe: PrefillProbe | None) -> Iterator[None]:
-    """Let a probe see the attention calls of a prefill inside."""
-    token = _prefill.set(probe)
-    try:
-        yield
-    finally:
-        _prefill.reset(token)
+prefill_probe: ContextVar[PrefillProbe | None] = ContextVar("prefill_probe", default=None)
+"""That of the prefill that is running."""
 
 
 def record_prefill(
@@ -137,11 +97,26 @@ def record_prefill(
     made: Tensor | None,
     scaling: float | None,
 ) -> None:
-    """Let the probe of the running prefill, if any, see an attention call; see `PrefillProbe`."""
-    probe = _prefill.get()
-    number = getattr(module, "layer_idx", None)
-    if probe is not None and isinstance(number, int) and number in probe.layers:
-        probe.record(number, query, key, mask, made, scaling)
+    """Let the probe of the running prefill, if any, see an attention call.
+
+    query: # (1, H, T, D); key: # (1, K, L, D); mask: # (1, 1, T, L), bool or additive;
+    made: # (1, H, T, L), where the kernel has made the weights.
+    """
+    probe, number = prefill_probe.get(), getattr(module, "layer_idx", None)
+    if probe is None or not isinstance(number, int) or number not in probe.layers:
+        return
+    vision, present = probe.vision, probe.present
+    if not vision.cross_attention and query.shape[2] != vision.prompt - int((~present).sum()):
+        return  # another module that happens to bear this number
+    numbers = present.nonzero()[:, 0]
+    columns = (vision.places - (~present).cumsum(0))[numbers]  # what the layer reads closes up
+    if made is not None:
+        weights = made[0, :, -1].float().mean(0)
+    else:
+        visible = None if mask is None else mask[:, :, -1:, : key.shape[2]]
+        scores = attention_scores(query[:, :, -1:], key, visible, scaling)
+        weights = scores[0].softmax(-1).mean(0)
+    probe.found[number] = _by_token(weights, columns, numbers, vision)
 
 
 def record_prefill_added(number: int, before: Tensor, output: Tensor) -> None:
@@ -149,7 +124,7 @@ def record_prefill_added(number: int, before: Tensor, output: Tensor) -> None:
 
     before, output: # (1, P, D)
     """
-    probe = _prefill.get()
+    probe = prefill_probe.get()
     if probe is not None and number in probe.layers:
         probe.added[number] = share_added(before[0, -1], output[0, -1])
 

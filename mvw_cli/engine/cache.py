@@ -38,13 +38,13 @@ class SlotCache(Cache):  # type: ignore[misc]
                 for number, window in enumerate(windows)
             ]
         )
-        self._withdrawn: list[int] = []
-        self._with_vision: list[int] = []
+        self._slots: tuple[list[int], list[int]] = [], []
+        """By row, of the group without vision and of that with it."""
 
     @property
     def order(self) -> list[int]:
         """The slots in use, in the order of the rows of a batch."""
-        return [*self._withdrawn, *self._with_vision]
+        return [*self._slots[False], *self._slots[True]]
 
     def load(
         self,
@@ -64,7 +64,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 there, or for cross-attention which of the vision tokens; all in the layers that
                 are not named.  # (K,) long
         """
-        everything = torch.arange(prompt)  # one tensor for all layers: `present_in` tells by it
+        everything = torch.arange(prompt)  # one tensor for all layers: `per_layer` tells by it
 
         def load(number: int, layer: KVLayer) -> None:
             default = everything if isinstance(layer, SlotLayer) else None
@@ -72,9 +72,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.load(prefilled.layers[number], chosen, prompt, vision, cross_entries)
 
         self._append(vision, load)
-        used = {*self._withdrawn, *self._with_vision}
-        slot = next(number for number in count() if number not in used)
-        self._slots(vision).append(slot)
+        slot = next(number for number in count() if number not in self.order)
+        self._slots[vision].append(slot)
         return slot
 
     def release(self, slot: int) -> None:
@@ -96,14 +95,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         if not vision or not complete:
             # In place: the row stays among its own, with or without vision.
             pairs = zip(self.layers, indices, strict=True)
-            gone: int = sum(layer.prune(row, one, vision) for layer, one in pairs)
+            gone: int = sum(layer.groups[vision].prune(row, one) for layer, one in pairs)
             self.trim()
             return gone
         # What stays is copied over to the rows without vision before the row goes. Layers need not
         # agree on what they hold: each masks by its own lengths.
         gone = self._append(False, lambda number, layer: layer.withdraw(row, indices[number]))
         self._remove(row, vision=True)
-        self._withdrawn.append(slot)
+        self._slots[False].append(slot)
         self.trim()
         return gone
 
@@ -111,7 +110,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Copy entries of a slot to the host; arguments as in `withdraw`."""
         row, vision = self._find(slot)
         pairs = zip(self.layers, indices, strict=True)
-        return [layer.offload(row, one, vision) for layer, one in pairs]
+        return [layer.groups[vision].offload(row, one) for layer, one in pairs]
 
     def restore(self, slot: int, back: Sequence[Offloaded]) -> int:
         """Put entries that `offload` has copied back into a slot, which has vision from here on.
@@ -120,7 +119,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         row, vision = self._find(slot)
         came = self._append(True, lambda number, layer: layer.restore(row, back[number], vision))
-        self._with_vision.append(slot)
+        self._slots[True].append(slot)
         self._remove(row, vision)
         self.trim()
         return came
@@ -129,18 +128,21 @@ class SlotCache(Cache):  # type: ignore[misc]
         """By layer, which entries were loaded or kept: index in the sequence, or for
         cross-attention which vision token.  # (K,) long, on the host"""
         row, vision = self._find(slot)
-        return [layer.indices(row, vision) for layer in self.layers]
+        return [layer.groups[vision].entries[row].kept for layer in self.layers]
 
     def reserve_step(self) -> None:
         """Start a step: make room for one more entry in every slot."""
         self._memo.clear()
         for layer in self.layers:
-            layer.reserve_step()
+            for rows in layer.groups:
+                rows.reserve_step()
 
     def undo_step(self) -> None:
         """Forget what a step that failed has appended."""
         for layer in self.layers:
-            layer.rollback()
+            layer.handed = None  # a view, or a copy: its storage is needed elsewhere
+            for rows in layer.groups:
+                rows.rollback()
 
     def trim(self, exactly: bool = False) -> None:
         """Give back room that no slot needs, layer by layer, with new storages.
@@ -150,7 +152,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         try:
             for layer in self.layers:
-                layer.trim(exactly)
+                for rows in layer.groups:
+                    rows.trim(exactly)
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
@@ -158,7 +161,9 @@ class SlotCache(Cache):  # type: ignore[misc]
     def slot_bytes(self, slot: int) -> int:
         """Bytes of the entries that a slot uses, over all layers."""
         row, vision = self._find(slot)
-        return sum(layer.row_bytes(row, vision) for layer in self.layers)
+        return sum(
+            layer.groups[vision].entries[row].length * layer.entry_bytes for layer in self.layers
+        )
 
     def used_bytes(self) -> int:
         """Bytes of the entries that all slots use."""
@@ -166,7 +171,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the cache, all slots together."""
-        return sum(layer.allocated_bytes() for layer in self.layers)
+        return sum(rows.allocated_bytes() for layer in self.layers for rows in layer.groups)
 
     def room_bytes(
         self,
@@ -186,7 +191,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             text: the longest that a sequence with vision would be without it. Where given, the
                 answer is the most that the storages take while one after the other is withdrawn.
         """
-        with_vision = len(self._with_vision) + (vision and prompt > 0)
+        with_vision = len(self._slots[True]) + (vision and prompt > 0)
         counts = [0] if text is None else _turning_points(with_vision)
         rooms: list[list[int]] = [
             layer.room_bytes(prompt, cross, vision, ahead, counts, text or 0)
@@ -216,7 +221,8 @@ class SlotCache(Cache):  # type: ignore[misc]
                 done += 1
         except BaseException:
             for layer in self.layers[:done]:
-                layer.unload(vision)
+                rows = layer.groups[vision]
+                rows.remove(len(rows) - 1)
             self.trim()
             raise
         return total
@@ -224,18 +230,15 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _remove(self, row: int, vision: bool) -> None:
         """Take a row out of its group; the last one fills the hole."""
         for layer in self.layers:
-            layer.remove(row, vision)
-        slots = self._slots(vision)
+            layer.groups[vision].remove(row)
+        slots = self._slots[vision]
         slots[row] = slots[-1]
         slots.pop()
 
-    def _slots(self, vision: bool) -> list[int]:
-        return self._with_vision if vision else self._withdrawn
-
     def _find(self, slot: int) -> tuple[int, bool]:
         """Return in which row a slot lies, and whether among those with vision."""
-        vision = slot in self._with_vision
-        return self._slots(vision).index(slot), vision
+        vision = slot in self._slots[True]
+        return self._slots[vision].index(slot), vision
 
 
 def _turning_points(with_vision: int) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from mvw_cli.engine.vision import Vision, per_layer
 from mvw_cli.policy import LayerView, Select
 
 _ALONG = {
+    "hidden_states": (-2,),
     "attention_mask": (-2, -1),
     "position_ids": (-1,),
     "cache_position": (-1,),
@@ -151,20 +153,12 @@ class _Cut:
         if int(self._rows[-1]) != length - 1:
             # The first token comes out of the last row.
             raise NotExact("its prompt ends with a vision token")
-        shorter = {
-            name: value
-            if name == "hidden_states"
-            else cut_rows(self._number, name, value, self._rows, length)
-            for name, value in kwargs.items()
-        }
-        narrow = hidden[:, self._rows]
-        if not args:
-            return args, {**shorter, "hidden_states": narrow}
+        cut = partial(cut_rows, self._number, rows=self._rows, length=length)
         # Where a layer takes more by position, Gemma 3n's, it is what runs along with the states.
-        rest = tuple(
-            cut_rows(self._number, "per_layer_input", one, self._rows, length) for one in args[1:]
+        return (
+            tuple(cut("hidden_states", one) for one in args),
+            {name: cut(name, value) for name, value in kwargs.items()},
         )
-        return (narrow, *rest), shorter
 
     def after(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
         whole, rows = self._whole, self._rows
@@ -223,9 +217,9 @@ def _cross_layer(layer: Any, number: int, selection: Selection, keep_mlp: bool) 
         present = selection.ask(number, hidden)
         if bool(present.all()):
             return plain(*args, **kwargs)
-        if not present.any() and not keep_mlp:
-            return hidden
         if not present.any():
+            if not keep_mlp:
+                return hidden
             with silent(layer.cross_attn):
                 return plain(*args, **kwargs)
         kwargs |= _fewer_states(kwargs, selection.vision.places[~present])

@@ -7,7 +7,7 @@ preparation, so that each model is served by its own rules.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from mvw_cli.engine.attention_probe import PrefillProbe, probing_prefill
+from mvw_cli.engine.attention_probe import PrefillProbe, prefill_probe
 from mvw_cli.engine.layer_exits import Selection, selecting
 from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.engine.vision import Vision, vision_of
@@ -82,8 +82,8 @@ def _overrides(settings: GenerationSettings) -> dict[str, Any]:
     if settings.temperature == 0:
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     else:
-        chosen = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
-        given = {name: value for name, value in chosen.items() if value is not None}
+        names = ("temperature", "top_p", "top_k")
+        given = {one: v for one in names if (v := getattr(settings, one)) is not None}
         options |= {"do_sample": True, **given} if given else {}
     if settings.repetition_penalty is not None:
         options["repetition_penalty"] = settings.repetition_penalty
@@ -126,19 +126,35 @@ def run_prefill(
         NotExact: the model's layers can't be given a part of the prompt.
     """
     depth = int(model.config.get_text_config().num_hidden_layers)
-    vision = vision_of(request.layout, int(prepared.input_ids.shape[1]))
-    layers = _vision_layers(vision, depth, cross_layers)
-    probe = _probe_of(request, vision, layers, depth)
-    select = request.policy.begin_prefill() if vision.tokens else None
+    vision, policy = vision_of(request.layout, int(prepared.input_ids.shape[1])), request.policy
+    layers: tuple[int, ...] = ()
+    if vision.tokens:
+        of_text = [layer for layer in range(depth) if layer not in cross_layers]
+        layers = tuple(cross_layers if vision.cross_attention else of_text)
+    signals = policy.signals(layers)
+    # Which layers will hold vision is known after the prefill, and one query costs little.
+    probed = set(layers) if signals.mass or signals.weights else set()
+    for asked in policy.prefill_weights(depth):
+        probed |= set([layer for layer in layers if layer < asked][-1:])
+    probe = None
+    if probed:
+        everything = torch.ones(vision.tokens, dtype=torch.bool)
+        probe = PrefillProbe(vision, frozenset(probed), everything)
+    select = policy.begin_prefill() if vision.tokens else None
     selection = None if select is None else Selection(vision, select, depth, probe)
     model_inputs = model.prepare_inputs_for_generation(
         prepared.input_ids, is_first_iteration=True, **prepared.model_kwargs
     )
-    with ExitStack() as stack:
-        stack.enter_context(probing_prefill(probe))
-        if selection is not None:
-            stack.enter_context(selecting(model, selection, cross_layers, keep_mlp=keep_mlp))
-        output = model(**model_inputs, return_dict=True)
+    token = prefill_probe.set(probe)
+    try:
+        with (
+            selecting(model, selection, cross_layers, keep_mlp=keep_mlp)
+            if selection is not None
+            else nullcontext()
+        ):
+            output = model(**model_inputs, return_dict=True)
+    finally:
+        prefill_probe.reset(token)
     return PrefillOutput(
         cache=output.past_key_values,
         logits=output.logits[:, -1],
@@ -148,25 +164,3 @@ def run_prefill(
         with_vision=vision.tokens > 0 and (selection is None or selection.left(layers)),
         held=None if selection is None else selection.held(layers),
     )
-
-
-def _vision_layers(vision: Vision, depth: int, cross_layers: Sequence[int]) -> tuple[int, ...]:
-    """List the layers that hold vision without any withdrawal."""
-    if not vision.tokens:
-        return ()
-    if vision.cross_attention:
-        return tuple(cross_layers)
-    return tuple(one for one in range(depth) if one not in cross_layers)
-
-
-def _probe_of(
-    request: Request, vision: Vision, layers: tuple[int, ...], depth: int
-) -> PrefillProbe | None:
-    """Make the probe of a prefill; None if the policy asks for nothing."""
-    signals = request.policy.signals(layers)
-    # Which layers will hold vision is known after the prefill, and one query costs little.
-    wanted = set(layers) if signals.mass or signals.weights else set()
-    for asked in request.policy.prefill_weights(depth):
-        earlier = [layer for layer in layers if layer < asked]
-        wanted |= {max(earlier)} if earlier else set()
-    return PrefillProbe(vision, tuple(wanted)) if wanted else None

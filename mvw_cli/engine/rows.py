@@ -37,6 +37,8 @@ class Entries:
     """Index of the first entry appended since; the ones after it follow on."""
     length: int
     """Entries in use: K and those appended."""
+    had_vision: bool = True
+    """At a cross-attention layer, whether the row has ever held any vision."""
     oldest: int = field(init=False)
     """Lowest index in the sequence."""
 
@@ -55,6 +57,21 @@ class Entries:
         """
         after = torch.arange(capacity - len(self.kept)) + self.following
         return torch.cat([self.kept, after])
+
+    def among(self, indices: Tensor) -> Tensor:
+        """Mark the entries that stand for some sequence indices: # (length,) bool.
+
+        indices: # (P,) bool; what lies past its end is not among them.
+        """
+        own = self.indices(self.length)
+        inside = own < len(indices)
+        found = torch.zeros(self.length, dtype=torch.bool)
+        found[inside] = indices[own[inside]]
+        return found
+
+    def kept_at(self, places: Tensor) -> Entries:
+        """Return what is left where only some places are kept: # (K,) long."""
+        return Entries(self.indices(self.length)[places], self.next_index, len(places))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,20 +162,19 @@ class Rows:
         self.entries.append(entry)
         self._describe(row)
 
-    def load_nothing(self) -> None:
+    def load_nothing(self, had_vision: bool = True) -> None:
         """Append a row without any entry, whose shape may not be known yet.
 
         If memory runs out, nothing has changed.
         """
         if self.states:
             self._hold(len(self) + 1, self.longest)
-        self.entries.append(Entries(torch.zeros(0, dtype=torch.long), 0, 0))
+        self.entries.append(Entries(torch.zeros(0, dtype=torch.long), 0, 0, had_vision))
 
-    def row(self, row: int) -> tuple[Tensor, Tensor, Entries]:
-        """Return views of a row's entries, and what they stand for: # (H, T, D)."""
-        entry = self.entries[row]
-        keys, values = self.states
-        return keys[row, :, : entry.length], values[row, :, : entry.length], entry
+    def row(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return views of the keys and values of a row's entries: # (H, T, D)."""
+        (keys, values), length = self.states, self.entries[row].length
+        return keys[row, :, :length], values[row, :, :length]
 
     def remove(self, row: int) -> None:
         """Take a row out; the last row fills the hole."""
@@ -170,21 +186,30 @@ class Rows:
             self._describe(row)
         self.entries.pop()
 
-    def prune(self, row: int, places: Tensor) -> int:
-        """Keep only the given places of a row, in order, moved together; return how many went.
+    def prune(self, row: int, leaving: Tensor) -> int:
+        """Take entries out of a row, those that stay moved together; return how many went.
 
-        places: # (K,) long, on the host
+        leaving: by index in the sequence, # (P,) bool; tokens past P stay.
         """
-        gone, kept = self.entries[row].length - len(places), len(places)
+        entry = self.entries[row]
+        places = (~entry.among(leaving)).nonzero()[:, 0]
+        gone = entry.length - len(places)
         if gone:
-            *states, entry = self.row(row)
-            on_device = places.to(states[0].device)
-            for one in states:
-                one[:, :kept] = one[:, on_device]  # indexing copies: safe from the writes
-            indices = entry.indices(entry.length)[places]
-            self.entries[row] = Entries(indices, entry.next_index, kept)
+            for states in self.row(row):
+                # Indexing copies: safe from the writes.
+                states[:, : len(places)] = states[:, places.to(states.device)]
+            self.entries[row] = entry.kept_at(places)
             self._describe(row)
         return gone
+
+    def offload(self, row: int, leaving: Tensor) -> Offloaded:
+        """Copy entries of a row to the host; arguments as in `prune`."""
+        if not self.states:  # cross-attention rows without any entry
+            return Offloaded(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        entry = self.entries[row]
+        places = entry.among(leaving).nonzero()[:, 0]
+        keys, values = (_on_host(one[:, places.to(one.device)]) for one in self.row(row))
+        return Offloaded(keys, values, entry.indices(entry.length)[places])
 
     # -- entries come -----------------------------------------------------------------------
 
@@ -193,11 +218,8 @@ class Rows:
 
         keys, values: # (rows, H, 1, D)
         """
-        rows, lengths, pairs = (
-            len(self),
-            self.lengths,
-            zip(self.states, (keys, values), strict=True),
-        )
+        rows, lengths = len(self), self.lengths
+        pairs = zip(self.states, (keys, values), strict=True)
         first = lengths[0]
         if max(lengths) == min(lengths):
             for buffer, new in pairs:
@@ -302,10 +324,16 @@ class Rows:
             self._resize(rows, max(_room(longest), self.capacity))
 
     def _resize(self, rows: int, capacity: int) -> None:
-        used = len(self), min(self.longest, capacity)
+        used, longest = len(self), min(self.longest, capacity)
+        fresh = []
+        for old in self.states:
+            # Zeros, not garbage: a masked NaN would still poison the sum over the values.
+            new = old.new_zeros(rows, old.shape[1], capacity, old.shape[3])
+            new[:used, :, :longest] = old[:used, :, :longest]
+            fresh.append(new)
         # Neither is put in place before both are there: a lack of memory in between must leave the
         # rows as they were.
-        self.states = tuple(_resized(one, rows, capacity, used) for one in self.states)
+        self.states = tuple(fresh)
         if self.window is not None:
             index = torch.zeros(rows, capacity, dtype=torch.long)
             for row, entry in enumerate(self.entries):
@@ -343,22 +371,12 @@ class Offloaded:
         )
 
 
-def offload(keys: Tensor, values: Tensor, entry: Entries, places: Tensor) -> Offloaded:
-    """Copy some places of a row to the host.
-
-    keys, values: # (H, T, D); places: # (K,) long, on the host
-    """
-    indices = entry.indices(entry.length)[places]
-    return Offloaded(_on_host(keys, places), _on_host(values, places), indices)
-
-
-def _on_host(states: Tensor, places: Tensor) -> Tensor:
-    taken = states[:, places.to(states.device)]
+def _on_host(states: Tensor) -> Tensor:
     # Pinned where there is a CUDA device, so that it comes back by a direct transfer.
     if states.device.type != "cuda":
-        return taken.to("cpu")
-    host = torch.empty(taken.shape, dtype=taken.dtype, pin_memory=True)
-    return host.copy_(taken)
+        return states.to("cpu")
+    host = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+    return host.copy_(states)
 
 
 def _room(length: int) -> int:
@@ -374,11 +392,3 @@ def _trimmed(room: int, rows: int) -> int:
     # A few rows more or less come and go all the time; not each is worth a copy.
     tight = _row_room(rows)
     return room if room - tight < ROW_CHUNK and rows > 1 else tight
-
-
-def _resized(buffer: Tensor, rows: int, capacity: int, used: tuple[int, int]) -> Tensor:
-    """Copy a buffer to another size.  # (rows, H, capacity, D)"""
-    # Zeros, not garbage: a masked NaN would still poison the sum over the values.
-    fresh = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
-    fresh[: used[0], :, : used[1]] = buffer[: used[0], :, : used[1]]
-    return fresh

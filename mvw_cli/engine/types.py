@@ -6,8 +6,8 @@ Events are small dataclasses with a timestamp. A completion sums up those of one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.policy import WithdrawalPolicy
@@ -190,13 +190,6 @@ class Withdrawal:
     kv_bytes_before: int
     kv_bytes_after: int
 
-    @classmethod
-    def of(cls, event: Withdrawn | None) -> Withdrawal | None:
-        """Take the figures of an event; None where there was none."""
-        if event is None:
-            return None
-        return cls(**{one.name: getattr(event, one.name) for one in fields(cls)})
-
 
 @dataclass(frozen=True, slots=True)
 class VisionStats:
@@ -239,22 +232,30 @@ def summarise(events: Iterable[Event]) -> Completion:
     Raises:
         ValueError: the events are not those of one whole request.
     """
-    found: dict[type[Event], Any] = {}
-    tokens: list[Token] = []
-    changes: list[Withdrawn | Restored] = []
-    for event in events:
-        if isinstance(event, Token):
-            tokens.append(event)
-        elif isinstance(event, Withdrawn | Restored):
-            changes.append(event)
-        else:
-            found[type(event)] = event
-    if not found.keys() >= {Admitted, Prefilled, Finished} or not tokens:
+    events = list(events)
+    admitted = next((event for event in events if isinstance(event, Admitted)), None)
+    prefilled = next((event for event in events if isinstance(event, Prefilled)), None)
+    finished = next((event for event in events if isinstance(event, Finished)), None)
+    tokens = [event for event in events if isinstance(event, Token)]
+    if admitted is None or prefilled is None or finished is None or not tokens:
         raise ValueError("the events do not make up one whole request")
-    prefilled: Prefilled = found[Prefilled]
-    finished: Finished = found[Finished]
-    taken = [event for event in changes if isinstance(event, Withdrawn)]
+    taken = [event for event in events if isinstance(event, Withdrawn)]
+    restored = [event for event in events if isinstance(event, Restored)]
     withdrawn = next((event for event in taken if event.complete), next(iter(taken), None))
+    stamps = [token.at for token in tokens]
+    seeing = stamps if withdrawn is None else stamps[: withdrawn.step]
+    last, withdrawal, rate_after, withdrawal_ms = stamps[-1], None, None, None
+    if withdrawn is not None:
+        rate_after = _rate(len(stamps) - withdrawn.step, last - withdrawn.at)
+        took = [event.duration_s for event in taken] + [event.duration_s for event in restored]
+        withdrawal_ms = sum(took) * 1e3
+        withdrawal = Withdrawal(
+            step=withdrawn.step,
+            vision_tokens=withdrawn.vision_tokens,
+            entries=withdrawn.entries,
+            kv_bytes_before=withdrawn.kv_bytes_before,
+            kv_bytes_after=withdrawn.kv_bytes_after,
+        )
     return Completion(
         text=finished.text,
         token_ids=finished.token_ids,
@@ -262,39 +263,25 @@ def summarise(events: Iterable[Event]) -> Completion:
         prompt_tokens=prefilled.prompt_tokens,
         vision_tokens=prefilled.vision_tokens,
         generated_tokens=len(finished.token_ids),
-        withdrawal=Withdrawal.of(withdrawn),
+        withdrawal=withdrawal,
         vision=VisionStats(
             entries_prefill=sum(prefilled.vision_by_layer),
             attended_per_token=sum(token.vision_attended for token in tokens) / len(tokens),
             withdrawals=len(taken),
-            restores=len(changes) - len(taken),
+            restores=len(restored),
             offloaded_bytes_peak=max((event.offloaded_bytes for event in taken), default=0),
         ),
-        timings=_timings(
-            found[Admitted].at,
-            [token.at for token in tokens],
-            withdrawn,
-            sum(event.duration_s for event in changes),
+        timings=Timings(
+            ttft_ms=(stamps[0] - admitted.at) * 1e3,
+            decode_ms=(last - stamps[0]) * 1e3,
+            tokens_per_s=_rate(len(stamps) - 1, last - stamps[0]),
+            tokens_per_s_before=_rate(len(seeing) - 1, seeing[-1] - seeing[0]),
+            tokens_per_s_after=rate_after,
+            withdrawal_ms=withdrawal_ms,
         ),
         kv_bytes_prefill=prefilled.kv_bytes,
         kv_bytes_end=finished.kv_bytes,
         kv_allocated_bytes_end=finished.kv_allocated_bytes,
-    )
-
-
-def _timings(
-    start: float, stamps: list[float], withdrawn: Withdrawn | None, took_s: float
-) -> Timings:
-    last = stamps[-1]
-    visible = stamps if withdrawn is None else stamps[: withdrawn.step]
-    after = 0 if withdrawn is None else len(stamps) - withdrawn.step
-    return Timings(
-        ttft_ms=(stamps[0] - start) * 1e3,
-        decode_ms=(last - stamps[0]) * 1e3,
-        tokens_per_s=_rate(len(stamps) - 1, last - stamps[0]),
-        tokens_per_s_before=_rate(len(visible) - 1, visible[-1] - visible[0]),
-        tokens_per_s_after=None if withdrawn is None else _rate(after, last - withdrawn.at),
-        withdrawal_ms=None if withdrawn is None else took_s * 1e3,
     )
 
 

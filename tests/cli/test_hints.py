@@ -84,18 +84,3 @@ def test_what_is_installed_first_stays_in_front() -> None:
     hint = "pip install 'mvw[quantization]' && mvw infer IMAGE QUESTION --set quantization=8bit"
     written = as_typed(hint, ["batch", "d", "w"], cli)
     assert written == "pip install 'mvw[quantization]' && mvw batch d w --quantization 8bit"
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("infer scen.png w --m 4", "infer scene-1.png w --m 4"),
-        ("show --cost --image scen.png", "show --cost --image scene-1.png"),
-        ("infer photos w", "infer scene-1.png 'What is in the picture?'"),
-    ],
-)
-def test_another_image_takes_the_place_of_the_one_that_is_not_there(
-    typed: str, expected: str
-) -> None:
-    hint = as_typed('mvw infer scene-1.png "What is in the picture?"', typed.split(), cli)
-    assert shlex.split(hint) == shlex.split(f"mvw {expected}")

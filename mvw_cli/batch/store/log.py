@@ -328,7 +328,7 @@ class RecordLog:
         self._begun = self._drops_failed = False
         self._runs: set[str] = set()
         self._index = RecordIndex()
-        check_writable(self._name, "mvw batch --help")
+        check_writable(self._name)
         if is_special(self.path):
             hint = f"ls -l {shlex.quote(self._name)}"
             raise unwritable(self._name, "it is no regular file", hint)

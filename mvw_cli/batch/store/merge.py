@@ -216,11 +216,11 @@ def _check_output(
     better = target.with_suffix(LOG) if target.name else Path(f"all{LOG}")
     check_name(str(target), _command(names, str(better)))
     log = log_of(target)
-    check_writable(str(log), _HELP)
+    check_writable(str(log))
     if is_special(log):
         raise unwritable(str(log), "it is no regular file", _HELP)
     if is_table(target):
-        check_table(target, _HELP)
+        check_table(target)
     if overwrite or Path(os.path.realpath(log)) in [shard.path for shard in shards]:
         return
     for path in (log, target):

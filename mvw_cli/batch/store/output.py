@@ -176,9 +176,9 @@ COLUMNS: tuple[Column, ...] = (
 """In the order of the table: what is read most often first."""
 
 
-def check_table(table: Path, help_command: str) -> None:
+def check_table(table: Path) -> None:
     """Refuse a table that could not be written later."""
-    check_writable(str(table), help_command)
+    check_writable(str(table))
     if _is_parquet(table):
         check_pyarrow(str(table), "write")
 

@@ -80,7 +80,7 @@ class DyvteSearch(Search):
         return {"along": self.along}
 
     def check_items(self, items: Sequence[ItemSpec]) -> None:
-        check_writable(str(self.gates), "mvw calibrate dyvte --help")
+        check_writable(str(self.gates))
         with _writing(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         for item in items if self.along == "reference" else ():

@@ -113,7 +113,7 @@ class Task:
         table = output.table
         if table is None:
             return
-        check_table(table, "mvw batch --help")
+        check_table(table)
         if self.overwrite or output.log.exists() or not table.exists():
             return
         if table.stat().st_size:

@@ -124,7 +124,7 @@ def _resolved(task: CalibrateTask) -> Resolved:
             hint=f"mvw calibrate {task.method} -o {task.method}.yaml",
         )
     for path in (task.output, str(task.sibling(REPORT)), str(task.sibling(SAMPLES))):
-        check_writable(path, task.help)
+        check_writable(path)
 
     mute_libraries()
     # What is measured is the model that keeps its vision; the profile's own withdrawal goes.

@@ -34,7 +34,7 @@ def check_page(path: str, output: str | None) -> None:
             cause="the answer goes there",
             hint="mvw infer IMAGE QUESTION --explain looked.html",
         )
-    check_writable(path, "mvw infer --help")
+    check_writable(path)
 
 
 def explained(request: Request) -> tuple[Request, Record]:

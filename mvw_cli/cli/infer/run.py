@@ -214,7 +214,7 @@ def _check(task: Task) -> None:
                 hint="mvw infer --help",
             )
     if task.output not in (None, "-"):
-        check_writable(task.output, "mvw infer --help")
+        check_writable(task.output)
     if task.explain is not None:
         from mvw_cli.cli.infer.explain import check_page
 

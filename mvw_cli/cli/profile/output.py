@@ -24,8 +24,6 @@ from mvw_cli.render import terminal
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts
 
-_HELP = "mvw profile --help"
-
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -54,9 +52,9 @@ def check_outputs(wanted: Outputs) -> None:
         )
     for path in (output, wanted.html, wanted.suggest):
         if path is not None:
-            check_writable(path, _HELP)
+            check_writable(path)
     if wanted.plot is not None:
-        check_writable(os.path.join(os.path.dirname(os.path.abspath(wanted.plot)), "mvw"), _HELP)
+        check_writable(os.path.join(os.path.dirname(os.path.abspath(wanted.plot)), "mvw"))
 
 
 def deliver_report(report: ProfileReport, wanted: Outputs) -> None:

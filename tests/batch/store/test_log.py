@@ -320,7 +320,7 @@ def test_the_place_must_be_one_for_a_log(tmp_path: Path) -> None:
     assert refused(tmp_path / "none" / "x.jsonl")[1] == f"there is no folder {tmp_path / 'none'}"
     assert refused(tmp_path / "fifo")[1] == "it is no regular file"
     assert refused(tmp_path / ("x" * 241 + ".jsonl"))[1] == "its name is too long"
-    assert refused(tmp_path / ("x" * 300))[1] == "File name too long"
+    assert "File name too long" in str(refused(tmp_path / ("x" * 300))[1])
     fill(tmp_path / ("x" * 240 + ".jsonl"), ok("a"), failed("b"))
     fill(tmp_path / ("x" * 240 + ".jsonl"), ok("b"), retry_failed=True)
 
