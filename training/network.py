@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from mvw_shapes import questions
+from mvw_shapes.questions import TEMPLATES, slots
 from reasoning import TAGS, vocabulary_text
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -53,7 +53,9 @@ CHAT_TEMPLATE = (
 @cache
 def vocabulary() -> tuple[str, ...]:
     """List the tokens in the order of their ids."""
-    words = set(questions.vocabulary()) | set(re.findall(r"\w+|[^\w\s]", vocabulary_text()))
+    texts = [vocabulary_text(), *(re.sub(r"{.+?}", " ", template.text) for template in TEMPLATES)]
+    texts += [text for wordings in slots().values() for text in wordings]
+    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)}
     words |= {"?", ".", ",", ":", "!", "'"}
     return (*SPECIAL, *TAGS, *sorted(words))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -96,14 +96,6 @@ _FORMS = (
 )
 
 
-def _written_out(form: str) -> list[str]:
-    """Turn "(a|b) c" into "a c" and "b c"."""
-    parts = (part.split("|") for part in re.split(r"[()]", form))
-    return ["".join(chosen) for chosen in product(*parts)]
-
-
-TEMPLATES = tuple((kind, asks, text) for kind, asks, form in _FORMS for text in _written_out(form))
-
 _SHAPE_WORDS = ("shape", "object", "thing")
 _PICTURE_WORDS = ("picture", "image")
 _SPOTS = (
@@ -126,13 +118,13 @@ def with_article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def _singulars(colours: Iterable[str | None]) -> dict[str, Selection]:
-    found: dict[str, Selection] = {}
-    for colour in colours:
-        for kind in (None, *KINDS):
-            for noun in (kind,) if kind else _SHAPE_WORDS:
-                found[" ".join(filter(None, (colour, noun)))] = Selection(colour, kind)
-    return found
+def _things(colours: Sequence[str | None]) -> dict[str, Selection]:
+    nouns = [(word, None) for word in _SHAPE_WORDS] + [(kind, kind) for kind in KINDS]
+    return {
+        f"{colour or ''} {noun}".strip(): Selection(colour, kind)
+        for colour in colours
+        for noun, kind in nouns
+    }
 
 
 def _places() -> dict[str, int]:
@@ -141,41 +133,32 @@ def _places() -> dict[str, int]:
         corners = [f"{spot} corner" for spot in spots] if index in _CORNERS else []
         for spot in (*spots, *corners):
             found[f"at the {spot}"] = found[f"in the {spot}"] = index
-    for phrase, index in list(found.items()):
-        for picture in _PICTURE_WORDS:
-            found[f"{phrase} of the {picture}"] = index
-    return found
-
-
-def _surroundings() -> list[str]:
-    found = [f" in {the} {word}" for the in ("the", "this") for word in _PICTURE_WORDS]
-    return [*found, " here", " in total"]
+    within = {f"{at} of the {word}": found[at] for at in found for word in _PICTURE_WORDS}
+    return found | within
 
 
 @cache
-def slots() -> dict[str, dict[str, object]]:
+def slots() -> Mapping[str, Mapping[str, object]]:
     """List for every slot the wordings that may fill it and what each means."""
-    thing = _singulars((None, *COLOURS))
-    sort = _singulars((None,))
+    thing = _things((None, *COLOURS))
     things = {f"{text}s": value for text, value in thing.items()}
-    a_thing = {with_article(text): value for text, value in thing.items()}
-    around = _surroundings()
+    in_picture = [f" in {the} {word}" for the in ("the", "this") for word in _PICTURE_WORDS]
     return {
-        "things": {**things},
-        "others": {**things},
-        "thing": {**thing},
-        "other": {**thing},
-        "a_thing": {**a_thing},
-        "sorts": {f"{text}s": value for text, value in sort.items()},
-        "sort": {word: None for word in _SHAPE_WORDS},
+        "things": things,
+        "others": things,
+        "thing": thing,
+        "other": thing,
+        "a_thing": {with_article(text): value for text, value in thing.items()},
+        "sorts": {f"{text}s": value for text, value in _things((None,)).items()},
+        "sort": dict.fromkeys(_SHAPE_WORDS),
         "a_sort": {with_article(kind): Selection(None, kind) for kind in KINDS},
         "colour": {colour: Selection(colour) for colour in COLOURS},
-        "hue": {"colour": None, "color": None},
-        "picture": {word: None for word in _PICTURE_WORDS},
-        "at": {**_places()},
+        "hue": dict.fromkeys(("colour", "color")),
+        "picture": dict.fromkeys(_PICTURE_WORDS),
+        "at": _places(),
         "spot": {spot: index for index, spots in enumerate(_SPOTS) for spot in spots},
-        "in": {text: None for text in ("", *around)},
-        "in!": {text: None for text in around if text.endswith(_PICTURE_WORDS)},
+        "in": dict.fromkeys(("", *in_picture, " here", " in total")),
+        "in!": dict.fromkeys(in_picture),
     }
 
 
@@ -195,34 +178,37 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Template:
+class Template:
+    """One way to ask, with the names of its slots in their order."""
+
     kind: str
     asks: str
     text: str
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        return tuple(re.findall(r"{(.+?)}", self.text))
+    slots: tuple[str, ...]
 
 
-_TEMPLATES = tuple(_Template(*template) for template in TEMPLATES)
+def _written_out(form: str) -> list[str]:
+    """Turn "(a|b) c" into "a c" and "b c"."""
+    parts = (part.split("|") for part in re.split(r"[()]", form))
+    return ["".join(chosen) for chosen in product(*parts)]
+
+
+TEMPLATES = tuple(
+    Template(kind, asks, text, tuple(re.findall(r"{(.+?)}", text)))
+    for kind, asks, form in _FORMS
+    for text in _written_out(form)
+)
 
 
 @cache
-def _pattern(template: _Template) -> re.Pattern[str]:
+def pattern(template: Template) -> re.Pattern[str]:
     """Compile a template; all of them take half a second, so it is done where one may match."""
-    pattern = template.text
+    written = template.text
     for name in template.slots:
         options = sorted(slots()[name], key=len, reverse=True)
         group = f"({'|'.join(re.escape(option) for option in options)})"
-        pattern = pattern.replace("{" + name + "}", group, 1)
-    return re.compile(pattern)
-
-
-@cache
-def _wordings(slot: str, value: object) -> tuple[str, ...]:
-    """List the texts that fill a slot with one meaning, the plainest first."""
-    return tuple(text for text, meaning in slots()[slot].items() if meaning == value)
+        written = written.replace("{" + name + "}", group, 1)
+    return re.compile(written)
 
 
 def normalise(text: str) -> str:
@@ -235,15 +221,15 @@ def normalise(text: str) -> str:
 def recognise(text: str) -> Question | None:
     """Read a question, or return None when no template says it."""
     text = normalise(text)
-    for template in _TEMPLATES:
+    for template in TEMPLATES:
         if not text.startswith(template.text.partition("{")[0]):
             continue
-        if match := _pattern(template).fullmatch(text):
+        if match := pattern(template).fullmatch(text):
             return _read(template, match.groups())
     return None
 
 
-def _read(template: _Template, texts: tuple[str, ...]) -> Question:
+def _read(template: Template, texts: Sequence[str]) -> Question:
     colour = kind = place = second = None
     for slot, text in zip(template.slots, texts, strict=True):
         value = slots()[slot][text]
@@ -257,59 +243,42 @@ def _read(template: _Template, texts: tuple[str, ...]) -> Question:
     return Question(template.kind, template.asks, Selection(colour, kind), second, place)
 
 
-def _says(template: _Template, question: Question) -> bool:
-    """Whether a template can carry a question without losing any part of it."""
-    first, slots = question.first, template.slots
-    if (template.kind, template.asks) != (question.kind, question.asks):
-        return False
-    if ("at" in slots or "spot" in slots) != (question.place is not None):
-        return False
-    whole = any(slot in slots for slot in ("things", "thing", "a_thing"))
-    for part, said_by in ((first.kind, {"sorts", "a_sort"}), (first.colour, {"colour"})):
-        if part and not whole and not said_by & set(slots):
-            return False
-    return bool(first.kind or "a_sort" not in slots) and bool(first.colour or "colour" not in slots)
+@cache
+def _wordings(slot: str, question: Question) -> tuple[str, ...]:
+    """List the texts that fill a slot with what a question means there, the plainest first."""
+    meaning: object = None
+    if slot in ("things", "thing", "a_thing"):
+        meaning = question.first
+    elif slot in ("sorts", "a_sort"):
+        meaning = Selection(None, question.first.kind)
+    elif slot == "colour":
+        meaning = Selection(question.first.colour)
+    elif slot in ("others", "other"):
+        meaning = question.second
+    elif slot in ("at", "spot"):
+        meaning = question.place
+    return tuple(text for text, value in slots()[slot].items() if value == meaning)
 
 
 @cache
-def _speakers(question: Question) -> tuple[_Template, ...]:
-    return tuple(template for template in _TEMPLATES if _says(template, question))
+def _templates_of(question: Question) -> tuple[Template, ...]:
+    """List the templates that say a question and lose no part of it."""
+    found = []
+    for template in TEMPLATES:
+        if (template.kind, template.asks) == (question.kind, question.asks):
+            wordings = [_wordings(slot, question) for slot in template.slots]
+            if all(wordings) and _read(template, [texts[0] for texts in wordings]) == question:
+                found.append(template)
+    return tuple(found)
 
 
 def phrase(question: Question, rng: random.Random) -> str:
     """Word a question in one of its many ways, lower-case and without a closing mark."""
-    template = rng.choice(_speakers(question))
+    template = rng.choice(_templates_of(question))
     text = template.text
-    first = question.first
-    meanings: dict[str, object] = {
-        "others": question.second,
-        "other": question.second,
-        "at": question.place,
-        "spot": question.place,
-        "colour": Selection(first.colour),
-        "sorts": Selection(None, first.kind),
-        "a_sort": Selection(None, first.kind),
-        "things": first,
-        "thing": first,
-        "a_thing": first,
-    }
     for slot in template.slots:
-        options = _wordings(slot, meanings.get(slot))
+        options = _wordings(slot, question)
         # The plainest wording of a slot is what most people type, so it gets half of the weight.
         option = options[0] if rng.random() < 0.4 else rng.choice(options)
         text = text.replace("{" + slot + "}", option, 1)
     return text
-
-
-@cache
-def vocabulary() -> frozenset[str]:
-    """Collect every word that a template can contain."""
-    texts = [re.sub(r"{.+?}", " ", text) for _, _, text in TEMPLATES]
-    texts += [text for slot in slots().values() for text in slot]
-    return frozenset(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text))
-
-
-def unknown_words(text: str) -> list[str]:
-    """List the words of a question that no template contains, each once, in order."""
-    words = re.findall(r"\w+", normalise(text))
-    return list(dict.fromkeys(word for word in words if word not in vocabulary()))

@@ -139,29 +139,31 @@ def _count(scene: Scene, rng: random.Random) -> Question:
     return Question("count", "number", _selection(scene, rng, everything=True))
 
 
-def _place(scene: Scene, rng: random.Random) -> Question:
+def _spot(scene: Scene, rng: random.Random) -> int:
+    """Choose a place, more often one that is taken."""
     taken = places_of(scene, Selection())
-    place = rng.choice(taken) if rng.random() < 0.75 else rng.randrange(9)
+    return rng.choice(taken) if rng.random() < 0.75 else rng.randrange(9)
+
+
+def _place(scene: Scene, rng: random.Random) -> Question:
+    place = _spot(scene, rng)
     return Question("place", rng.choice(("object", "colour", "shape")), place=place)
 
 
 def _existence(scene: Scene, rng: random.Random) -> Question:
     if rng.random() < 0.7:
-        wide = rng.random() < 0.5
-        first = (
-            Selection(rng.choice(list(COLOURS)), rng.choice(KINDS))
-            if wide
-            else _selection(scene, rng, everything=False)
-        )
+        if rng.random() < 0.5:
+            first = Selection(rng.choice(list(COLOURS)), rng.choice(KINDS))
+        else:
+            first = _selection(scene, rng, everything=False)
         return Question("existence", "any", first)
-    taken = places_of(scene, Selection())
-    place = rng.choice(taken) if rng.random() < 0.75 else rng.randrange(9)
+    place = _spot(scene, rng)
     shape = scene.cells[place]
     if shape is None or rng.random() < 0.5:
-        return Question("existence", "any", _selection(scene, rng, everything=True), place=place)
-    first = rng.choice(
-        (Selection(shape.colour), Selection(None, shape.kind), Selection(shape.colour, shape.kind))
-    )
+        first = _selection(scene, rng, everything=True)
+    else:
+        colour, kind = shape.colour, shape.kind
+        first = rng.choice((Selection(colour), Selection(None, kind), Selection(colour, kind)))
     return Question("existence", "any", first, place=place)
 
 
@@ -212,7 +214,13 @@ def true_answer(scene: Scene, question: Question) -> str:
     if question.kind == "count":
         return str(len(first))
     if question.kind == "place":
-        return _at_place(scene, question)
+        assert question.place is not None
+        shape = scene.cells[question.place]
+        if shape is None:
+            return "Nothing"
+        whole = with_article(f"{shape.colour} {shape.kind}")
+        parts = {"object": whole, "colour": shape.colour, "shape": shape.kind}
+        return parts[question.asks].capitalize()
     if question.kind == "existence":
         return _yes(bool(first) if question.place is None else question.place in first)
     assert question.second is not None
@@ -225,24 +233,13 @@ def true_answer(scene: Scene, question: Question) -> str:
         if len(places) > 1:
             return f"There are {len(places)} {selection.plural}"
     (row_a, column_a), (row_b, column_b) = divmod(first[0], 3), divmod(second[0], 3)
-    return _yes(
-        {
-            "left": column_a < column_b,
-            "right": column_a > column_b,
-            "above": row_a < row_b,
-            "below": row_a > row_b,
-        }[question.asks]
-    )
-
-
-def _at_place(scene: Scene, question: Question) -> str:
-    assert question.place is not None
-    shape = scene.cells[question.place]
-    if shape is None:
-        return "Nothing"
-    if question.asks == "object":
-        return with_article(f"{shape.colour} {shape.kind}").capitalize()
-    return (shape.colour if question.asks == "colour" else shape.kind).capitalize()
+    holds = {
+        "left": column_a < column_b,
+        "right": column_a > column_b,
+        "above": row_a < row_b,
+        "below": row_a > row_b,
+    }
+    return _yes(holds[question.asks])
 
 
 def _yes(holds: bool) -> str:

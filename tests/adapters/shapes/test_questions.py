@@ -7,14 +7,13 @@ import random
 import pytest
 from mvw_shapes.model import Shapes
 from mvw_shapes.questions import (
-    _TEMPLATES,
     QUESTION_KINDS,
+    TEMPLATES,
     Question,
     Selection,
-    _pattern,
     normalise,
+    pattern,
     recognise,
-    unknown_words,
 )
 from mvw_shapes.samples import sample_example
 from mvw_shapes.scenes import PLACES
@@ -34,14 +33,13 @@ def test_what_is_written_is_recognised_with_the_same_meaning() -> None:
         assert recognise(text) == question, text
         assert recognise(text.upper()) == question
         assert recognise(f"  {text.rstrip('?.')} ? ") == question
-        assert unknown_words(text) == []
         assert TOKENIZER.unk_token_id not in TOKENIZER(text.lower()).input_ids, text
 
 
 def test_every_template_is_used() -> None:
     texts = [normalise(text) for text, _ in _examples()]
-    for template in _TEMPLATES:
-        assert any(_pattern(template).fullmatch(text) for text in texts), template
+    for template in TEMPLATES:
+        assert any(pattern(template).fullmatch(text) for text in texts), template
 
 
 @pytest.mark.parametrize(
@@ -74,20 +72,18 @@ def test_plain_english(text: str, question: Question) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "unknown"),
+    "text",
     [
-        ("How many cats are there?", ["cats"]),
-        ("Describe this image in great detail.", ["describe", "great", "detail"]),
-        ("Why? Why?", ["why"]),
-        ("", []),
-        ("red", []),
-        ("How many red are circles there?", []),
-        ("How many red circles are there? And blue ones?", ["ones"]),
+        "How many cats are there?",
+        "Describe this image in great detail.",
+        "",
+        "red",
+        "How many red are circles there?",
+        "How many red circles are there? And blue ones?",
     ],
 )
-def test_what_no_template_says_is_refused(text: str, unknown: list[str]) -> None:
+def test_what_no_template_says_is_refused(text: str) -> None:
     assert recognise(text) is None
-    assert unknown_words(text) == unknown
 
 
 def test_every_place_can_be_named() -> None:

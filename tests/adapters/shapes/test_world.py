@@ -84,33 +84,6 @@ def _text(rng: Rng) -> Image.Image:
     return _white(lambda pen: pen.text((10, 10), "\n".join(lines), fill=ink))
 
 
-def _bars(rng: Rng) -> Image.Image:
-    def paint(pen: ImageDraw.ImageDraw) -> None:
-        for i, tone in enumerate(PALETTE):
-            pen.rectangle((20 + 50 * i, 300 - rng.randint(60, 250), 55 + 50 * i, 300), fill=tone)
-
-    return _white(paint)
-
-
-def _off_grid(rng: Rng) -> Image.Image:
-    def paint(pen: ImageDraw.ImageDraw) -> None:
-        for _ in range(7):
-            x, y = rng.randint(30, 300), rng.randint(30, 300)
-            pen.ellipse((x - 28, y - 28, x + 28, y + 28), fill=rng.choice(PALETTE))
-
-    return _white(paint)
-
-
-def _finer_grid(rng: Rng) -> Image.Image:
-    def paint(pen: ImageDraw.ImageDraw) -> None:
-        for row in range(4):
-            for column in range(4):
-                x, y = column * 84 + 42, row * 84 + 42
-                pen.rectangle((x - 26, y - 26, x + 26, y + 26), fill=rng.choice(PALETTE))
-
-    return _white(paint)
-
-
 def _scene(rng: Rng) -> Image.Image:
     return draw(sample_scene(rng, held_out=True), rng)
 
@@ -124,12 +97,8 @@ OUTSIDE: dict[str, Callable[[Rng], Image.Image]] = {
     "white": lambda rng: Image.new("RGB", (SIDE, SIDE), "white"),
     "one pixel": lambda rng: Image.new("RGB", (1, 1), "white"),
     "text": _text,
-    "bar chart": _bars,
-    "off the grid": _off_grid,
-    "a finer grid": _finer_grid,
     "a grey scene": lambda rng: _scene(rng).convert("L"),
     "a dark scene": lambda rng: _scene(rng).point(lambda tone: tone * 0.6),
-    "a stretched scene": lambda rng: _scene(rng).resize((900, 300)),
 }
 
 
