@@ -31,7 +31,7 @@ from regions import (
     scaling,
 )
 
-from mvw_cli.scaffold import Names, render
+from mvw_cli.scaffold import render
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "docs" / "example.txt"
@@ -100,7 +100,7 @@ def _content(name: str) -> str:
         return _file(ROOT / name.removeprefix("file "))
     if name.startswith("new-adapter "):
         path = name.removeprefix("new-adapter ")
-        return _fenced(render(Names("my-model"))[path], Path(path).suffix)
+        return _fenced(render("my-model")[path], Path(path).suffix)
     if name not in REGIONS:
         raise click.ClickException(f"there is no region `{name}`; known: {', '.join(REGIONS)}")
     return REGIONS[name]().strip("\n")

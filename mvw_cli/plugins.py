@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -36,6 +36,7 @@ OWN = "mvw"
 """The distribution that this package is."""
 
 Status = Literal["ok", "broken", "incompatible"]
+Kind = Literal["adapter", "policy"]
 InfoT = TypeVar("InfoT", AdapterInfo, PolicyInfo)
 
 
@@ -58,6 +59,11 @@ class Plugin:
     cause: str | None = None
     way_out: str | None = None
     """A shell command that ends the trouble."""
+
+    @property
+    def key(self) -> str:
+        """Its name in pluggy's manager."""
+        return f"{self.distribution}:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,11 @@ class Registry:
     profiles: list[tuple[Path, Plugin]] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("mvw"))
 
+    def call(self, plugin: Plugin, hook: str, **arguments: object) -> None:
+        """Call the hook of one plugin: in a joint call one that raises would end the others'."""
+        others = [module for name, module in self.manager.list_name_plugin() if name != plugin.key]
+        self.manager.subset_hook_caller(hook, others)(**arguments)
+
 
 @cache
 def load_plugins() -> Registry:
@@ -104,8 +115,25 @@ def load_plugins() -> Registry:
         )
     for plugin, entry_point in _wanted(found):
         registry.plugins.append(plugin)
-        if _attempt(plugin, partial(_register, registry.manager, plugin, entry_point)) is None:
-            _collect(registry, plugin)
+        if _attempt(plugin, partial(_register, registry, plugin, entry_point)) is not None:
+            continue
+        _take(
+            registry,
+            plugin,
+            "mvw_register_adapters",
+            AdapterInfo,
+            registry.adapters,
+            plugin.adapters,
+        )
+        _take(
+            registry,
+            plugin,
+            "mvw_register_policies",
+            PolicyInfo,
+            registry.policies,
+            plugin.policies,
+        )
+        _attempt(plugin, partial(_take_profiles, registry, plugin))
     _warn_of_clashes("adapter", registry.adapters)
     _warn_of_clashes("policy", registry.policies)
     return registry
@@ -117,13 +145,8 @@ def plugin_commands(taken: Collection[str]) -> dict[str, click.Command]:
     commands: dict[str, click.Command] = {}
     for plugin in registry.plugins:
         scratch = click.Group("mvw")
-
-        def ask(plugin: Plugin = plugin, scratch: click.Group = scratch) -> None:
-            _call(registry.manager, plugin, "mvw_register_commands", cli=scratch)
-            for command in scratch.commands.values():
-                command.get_short_help_str()  # the help of the group calls it: it must not raise
-
-        if _attempt(plugin, ask) is not None:
+        call = partial(registry.call, plugin, "mvw_register_commands", cli=scratch)
+        if _attempt(plugin, call) is not None:
             continue
         for name, command in scratch.commands.items():
             if name in taken or name in commands:
@@ -137,7 +160,25 @@ def plugin_commands(taken: Collection[str]) -> dict[str, click.Command]:
     return commands
 
 
-def _wanted(found: list[Offered]) -> list[Offered]:
+def offered() -> Iterator[tuple[Plugin, EntryPoint]]:
+    """Yield every entry point of the group; the first of several copies of a distribution wins."""
+    seen: set[str] = set()
+    for dist in distributions():
+        # `importlib.metadata.entry_points` would parse the files of all distributions, which takes
+        # longer and raises where one that has nothing to do with mvw is malformed.
+        if "[mvw]" not in (dist.read_text("entry_points.txt") or ""):
+            continue
+        metadata = dist.metadata
+        name, version = metadata["Name"], metadata["Version"]
+        normal = name.lower().replace("_", "-").replace(".", "-")
+        if normal in seen:
+            continue
+        seen.add(normal)
+        for entry_point in dist.entry_points.select(group="mvw"):
+            yield Plugin(name, version, entry_point.name, entry_point.value), entry_point
+
+
+def _wanted(found: list[tuple[Plugin, EntryPoint]]) -> list[tuple[Plugin, EntryPoint]]:
     chosen = os.environ.get("MVW_LOAD_PLUGINS")
     if chosen is None:
         return found
@@ -176,43 +217,34 @@ def _fail(
     _warn(f"{what}: {cause}; way out: {way_out}")
 
 
-def _register(
-    manager: pluggy.PluginManager, plugin: Plugin, entry_point: EntryPoint | Exception
-) -> None:
-    if isinstance(entry_point, Exception):
-        raise entry_point
+def _register(registry: Registry, plugin: Plugin, entry_point: EntryPoint) -> None:
     module = entry_point.load()
     plugin.path = getattr(module, "__file__", None)
     specified = [name for name in vars(hookspecs) if name.startswith("mvw_")]
-    implemented = [name for name in dir(module) if manager.parse_hookimpl_opts(module, name)]
-    for wrong in (name for name in implemented if name not in specified):
+    implemented = [
+        name for name in dir(module) if registry.manager.parse_hookimpl_opts(module, name)
+    ]
+    for wrong in set(implemented).difference(specified):
         guess = did_you_mean(wrong, specified, otherwise=f"the hooks are {', '.join(specified)}")
         raise TypeError(f"there is no hook `{wrong}`; {guess}")
     if not implemented:
-        for bare in (name for name in specified if hasattr(module, name)):
-            raise TypeError(f"`{bare}` is not marked with @hookimpl")
-        raise TypeError("it implements no hook")
-    manager.register(module, name=_key(plugin))
+        raise TypeError("it implements no hook: is @hookimpl missing?")
+    registry.manager.register(module, name=plugin.key)
     plugin.hooks = tuple(implemented)
 
 
-def _collect(registry: Registry, plugin: Plugin) -> None:
-    """Ask a plugin for what it brings, besides commands."""
+def _take_profiles(registry: Registry, plugin: Plugin) -> None:
+    def register(folder: Path) -> None:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"profile folder {folder} does not exist")
+        registry.profiles.append((Path(folder), plugin))
+        plugin.profiles.append(str(folder))
 
-    def folder(path: Path) -> None:
-        if not Path(path).is_dir():
-            raise FileNotFoundError(f"profile folder {path} does not exist")
-        registry.profiles.append((Path(path), plugin))
-        plugin.profiles.append(str(path))
-
-    manager = registry.manager
-    _take(manager, plugin, "mvw_register_adapters", AdapterInfo, registry.adapters, plugin.adapters)
-    _take(manager, plugin, "mvw_register_policies", PolicyInfo, registry.policies, plugin.policies)
-    _attempt(plugin, partial(_call, manager, plugin, "mvw_register_profiles", register=folder))
+    registry.call(plugin, "mvw_register_profiles", register=register)
 
 
 def _take(
-    manager: pluggy.PluginManager,
+    registry: Registry,
     plugin: Plugin,
     hook: str,
     kind: type[InfoT],
@@ -221,28 +253,22 @@ def _take(
 ) -> None:
     """Add what a hook of a plugin registers to `entries`, and its names to the plugin's `names`."""
     taken: list[Entry[InfoT]] = []
-    theirs: list[str] = [
-        one.info.name for one in entries if one.plugin.distribution == plugin.distribution
-    ]
 
     def register(info: InfoT) -> None:
         if not isinstance(info, kind):
             raise TypeError(f"register() takes {kind.__name__}, not {type(info).__name__}")
-        if not all(isinstance(text, str) for text in (info.name, info.target, info.summary)):
-            raise TypeError(f"{info!r}: name, target and summary are text")
-        if not isinstance(info.api, int) or isinstance(getattr(info, "checkpoints", ()), str):
-            raise TypeError(f"{info!r}: api is a number, checkpoints is a tuple")
-        if info.name in [*theirs, *names]:
-            raise ValueError(f"`{info.name}` is registered twice")
         if not info.name or ":" in info.name or info.target.count(":") != 1:
             raise ValueError(f'{info!r}: no ":" in the name, one in the target')
-        names.append(info.name)
         problem = None
         if info.api != API_VERSION:
             problem = f"`{info.name}` needs plugin API {info.api}, and this mvw has {API_VERSION}"
-        taken.append(Entry(info, plugin, problem))
+        entry = Entry(info, plugin, problem)
+        if entry.qualified in [one.qualified for one in (*entries, *taken)]:
+            raise ValueError(f"`{info.name}` is registered twice")
+        names.append(info.name)
+        taken.append(entry)
 
-    failed = _attempt(plugin, partial(_call, manager, plugin, hook, register=register))
+    failed = _attempt(plugin, partial(registry.call, plugin, hook, register=register))
     entries += [replace(one, problem=failed or one.problem) for one in taken]
     for one in taken:
         if one.problem is not None:
@@ -250,17 +276,7 @@ def _take(
             _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
 
 
-def _call(manager: pluggy.PluginManager, plugin: Plugin, hook: str, **arguments: object) -> None:
-    """Call the hook of this plugin alone: in a joint call one that raises would end the others'."""
-    others = [module for name, module in manager.list_name_plugin() if name != _key(plugin)]
-    manager.subset_hook_caller(hook, others)(**arguments)
-
-
-def _key(plugin: Plugin) -> str:
-    return f"{plugin.distribution}:{plugin.name}"
-
-
-def _warn_of_clashes(kind: str, entries: Sequence[Entry[Any]]) -> None:
+def _warn_of_clashes(kind: Kind, entries: Sequence[Entry[Any]]) -> None:
     for name in sorted({entry.info.name for entry in entries}):
         same = [entry for entry in entries if entry.info.name == name]
         if len(same) > 1:
@@ -276,58 +292,8 @@ def _warn(message: str) -> None:
     warnings.warn(message, PluginWarning, stacklevel=2)
 
 
-Offered = tuple[Plugin, EntryPoint | Exception]
-"""One entry point, or why those of a distribution can't be read."""
-
-
-def offered() -> Iterator[Offered]:
-    """Yield every entry point of the group; the first of several copies of a distribution wins.
-
-    `importlib.metadata.entry_points` parses the files of all distributions and raises if one of
-    them is malformed. Looking for the group's name first is both safe and much faster.
-    """
-    seen: set[str] = set()
-    for dist in distributions():
-        if "[mvw]" not in _text_of(dist, "entry_points.txt"):
-            continue
-        name, version = _identity(dist)
-        normal = name.lower().replace("_", "-").replace(".", "-")
-        if normal in seen:
-            continue
-        seen.add(normal)
-        try:
-            entries = [entry for entry in dist.entry_points if entry.group == "mvw"]
-        except Exception as error:  # malformed lines raise whatever the parser stumbles over
-            problem = f"entry_points.txt can't be read ({type(error).__name__}: {error})"
-            yield Plugin(name, version, "?", ""), ImportError(problem)
-            continue
-        for entry in entries:
-            yield Plugin(name, version, entry.name, entry.value), entry
-
-
-def _text_of(dist: Distribution, file: str) -> str:
-    try:
-        return dist.read_text(file) or ""
-    except (OSError, ValueError):  # not UTF-8, or gone since the folder was listed
-        return ""
-
-
-def _identity(dist: Distribution) -> tuple[str, str]:
-    """Name and version, from the folder's name where the metadata file is missing."""
-    # The e-mail parser behind `dist.metadata` would read the whole README to get there, and raises
-    # on an absent file.
-    header = _text_of(dist, "METADATA").partition("\n\n")[0]
-    fields = dict(line.split(": ", 1) for line in header.splitlines() if ": " in line)
-    if "Name" in fields and "Version" in fields:
-        return fields["Name"].strip(), fields["Version"].strip()
-    folder = getattr(dist, "_path", None)
-    name, _, version = (folder.stem if folder is not None else "unknown").partition("-")
-    return name.replace("_", "-"), version or "unknown"
-
-
 # -- by name -------------------------------------------------------------------------------------
 
-Kind = Literal["adapter", "policy"]
 _LISTING = {"adapter": "mvw list adapters", "policy": "mvw list policies"}
 
 
@@ -350,9 +316,8 @@ def load_adapter(name: str) -> Adapter:
     with _reported("adapter", entry):
         found = _import(entry.info.target)
         if not (isinstance(found, type) and issubclass(found, Adapter)):
-            raise _unusable("adapter", entry, f"{entry.info.target} is not a subclass of Adapter")
-        adapter = found()  # raises where a method is missing
-    return adapter
+            raise TypeError(f"{entry.info.target} is not a subclass of Adapter")
+        return found()  # raises where a method is missing
 
 
 def find_policy(name: str) -> PolicyInfo:
@@ -373,11 +338,11 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
     entry = _find("policy", name, load_plugins().policies)
     with _reported("policy", entry):
         found = _import(entry.info.target)
-    if not (isinstance(found, type) and issubclass(found, WithdrawalPolicy)):
-        raise _unusable("policy", entry, f"{entry.info.target} is not a WithdrawalPolicy")
-    if not is_dataclass(found):
-        raise _unusable("policy", entry, f"{entry.info.target} is not a dataclass")
-    return found
+        if not (isinstance(found, type) and issubclass(found, WithdrawalPolicy)):
+            raise TypeError(f"{entry.info.target} is not a WithdrawalPolicy")
+        if not is_dataclass(found):
+            raise TypeError(f"{entry.info.target} is not a dataclass")
+        return found
 
 
 def short_name(entry: Entry[InfoT], entries: Sequence[Entry[InfoT]]) -> str:
@@ -410,23 +375,18 @@ def _find(kind: Kind, name: str, entries: Sequence[Entry[InfoT]]) -> Entry[InfoT
             cause=f"{len(same)} distributions bring one: write {' or '.join(names)}",
             hint=_LISTING[kind],
         )
-    if not same:
-        raise _unknown(kind, name, [entry.info.name for entry in entries])
-    if same[0].problem is not None:
-        raise _unusable(kind, same[0], same[0].problem)
-    return same[0]
-
-
-def _unknown(kind: Kind, name: str, known: Sequence[str]) -> PluginProblem:
+    if same:
+        if same[0].problem is not None:
+            raise _unusable(kind, name, same[0].plugin, same[0].problem)
+        return same[0]
     for plugin in load_plugins().plugins:
         # A plugin that does not load can't say what it brings; its own name is the best clue.
-        names = {plugin.name, plugin.distribution, plugin.distribution.removeprefix(f"{OWN}-")}
+        names = [plugin.name, plugin.distribution, plugin.distribution.removeprefix(f"{OWN}-")]
         if plugin.status == "broken" and name.partition(":")[0] in names:
-            what = f"{kind} `{name}` can't be used: plugin {plugin.distribution} is broken"
-            return PluginProblem(what, cause=plugin.cause, hint=_repair(plugin))
-    listing = f"known: {', '.join(sorted(set(known))) or 'none'}"
-    cause = did_you_mean(name, known, otherwise=listing)
-    return PluginProblem(f"there is no {kind} `{name}`", cause=cause, hint=_LISTING[kind])
+            raise _unusable(kind, name, plugin, plugin.cause)
+    known = sorted({entry.info.name for entry in entries})
+    cause = did_you_mean(name, known, otherwise=f"known: {', '.join(known) or 'none'}")
+    raise PluginProblem(f"there is no {kind} `{name}`", cause=cause, hint=_LISTING[kind])
 
 
 def _import(target: str) -> object:
@@ -442,16 +402,12 @@ def _reported(kind: Kind, entry: Entry[InfoT]) -> Iterator[None]:
     except MvwError:
         raise
     except (Exception, SystemExit) as error:
-        raise _unusable(kind, entry, error_line(error)) from error
+        raise _unusable(kind, entry.info.name, entry.plugin, error_line(error)) from error
 
 
-def _unusable(kind: Kind, entry: Entry[InfoT], cause: str) -> PluginProblem:
-    plugin = entry.plugin
-    what = f"{kind} `{entry.info.name}` of {plugin.distribution} {plugin.version} can't be used"
-    return PluginProblem(what, cause=cause, hint=_repair(plugin))
-
-
-def _repair(plugin: Plugin) -> str:
+def _unusable(kind: Kind, name: str, plugin: Plugin, cause: str | None) -> PluginProblem:
+    hint = f"pip install --upgrade --force-reinstall {plugin.distribution}"
     if plugin.status == "incompatible" and plugin.way_out:
-        return plugin.way_out
-    return f"pip install --upgrade --force-reinstall {plugin.distribution}"
+        hint = plugin.way_out
+    what = f"{kind} `{name}` of {plugin.distribution} {plugin.version} can't be used"
+    return PluginProblem(what, cause=cause, hint=hint)

@@ -34,8 +34,8 @@ def new_adapter(name: str, into: Path) -> None:
     """
     from mvw_cli.scaffold import check_name, write
 
-    names = check_name(name)
-    folder = write(names, into)
+    check_name(name)
+    folder = write(name, into)
     console.write(str(folder))
     console.note("Next, where mvw is installed:")
     console.note(f"  pip install -e {shlex.quote(f'{folder}[test]')}")

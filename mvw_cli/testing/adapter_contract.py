@@ -118,7 +118,7 @@ class AdapterContract:
         assert info.api == API_VERSION, f"made for contract {info.api}, this is {API_VERSION}"
         assert info.summary.strip(), "AdapterInfo.summary is empty"
         assert "\n" not in info.summary, "AdapterInfo.summary is longer than a line"
-        assert all(isinstance(name, str) and name for name in info.checkpoints)
+        assert isinstance(info.checkpoints, tuple), "AdapterInfo.checkpoints must be a tuple"
         written = self.loaded().adapter
         assert written == info.name, f"LoadedModel.adapter is {written!r}, not {info.name!r}"
 

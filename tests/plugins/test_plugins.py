@@ -71,10 +71,9 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
         ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
         ("x = (", "SyntaxError: '(' was never closed"),
         ("raise SystemExit('enough')", "SystemExit: enough"),
-        ("x = 1", "TypeError: it implements no hook"),
         (
             "def mvw_register_adapters(register): pass",
-            "TypeError: `mvw_register_adapters` is not marked with @hookimpl",
+            "TypeError: it implements no hook: is @hookimpl missing?",
         ),
         (
             "@hookimpl\ndef mvw_register_adapters(registry): pass",
@@ -93,21 +92,6 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
             "@hookimpl\ndef mvw_register_policies(register):\n"
             "    for _ in 1, 2: register(PolicyInfo(name='twice', target='a:B', summary=''))",
             "ValueError: `twice` is registered twice",
-        ),
-        (
-            "@hookimpl\ndef mvw_register_adapters(register):\n"
-            "    register(AdapterInfo(name='x', target='a:B', summary='', checkpoints=('a/b')))",
-            "api is a number, checkpoints is a tuple",
-        ),
-        (
-            "@hookimpl\ndef mvw_register_adapters(register):\n"
-            "    register(AdapterInfo(name='x', target='a:B', summary='', api='1'))",
-            "api is a number, checkpoints is a tuple",
-        ),
-        (
-            "@hookimpl\ndef mvw_register_adapters(register):\n"
-            "    register(AdapterInfo(name='x', target='a:B', summary=None))",
-            "name, target and summary are text",
         ),
         (
             "@hookimpl\ndef mvw_register_profiles(register): register('/no/such/folder')",
@@ -159,19 +143,11 @@ def test_an_older_api_asks_for_a_newer_plugin(install: Install) -> None:
     assert caught.value.hint == "pip install --upgrade mvw-old"
 
 
-def test_half_installed_distributions(install: Install) -> None:
-    """Metadata without a package, without METADATA, with damaged or binary entry points."""
-    install("mvw-ghost", None)
-    (install("mvw-nameless", "") / "METADATA").unlink()
-    install("mvw-damaged", "", "[mvw]\nthis is no entry point\n")
-    (install("mvw-binary", "") / "entry_points.txt").write_bytes(b"[mvw]\n\xff\xfe = x\n")
+def test_a_malformed_distribution_that_has_nothing_to_do_with_mvw(install: Install) -> None:
     install("unrelated", "", "[console_scripts]\nnonsense without an equals sign\n")
+    install("mvw-ghost", None)  # its package is gone
     _, lines = outcome("mvw-ghost")
-    assert [line.split(" is broken: ")[0] for line in lines] == [
-        "plugin mvw-damaged 1.0 (?)",
-        "plugin mvw-ghost 1.0 (it)",
-        "plugin mvw-nameless 1.0 (it)",
-    ]
+    assert [line.split(" is broken: ")[0] for line in lines] == ["plugin mvw-ghost 1.0 (it)"]
 
 
 def test_the_first_of_two_copies_counts(

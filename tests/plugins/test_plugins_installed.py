@@ -218,14 +218,16 @@ def test_a_plugin_that_talks_and_leaves(installed: Run) -> None:
     loud = next(one for one in documents(ran, "plugins") if one["name"] == "loud")
     assert (ran.code, loud["cause"]) == (0, "SystemExit: goodbye")
     assert "thank you for choosing mvw-loud" in ran.err
-    assert "unlisted" not in installed("loud", "--help").out
 
 
 @pytest.mark.parametrize(
     ("what", "cause"),
     [
         ("load_adapter('hollow')", "ModuleNotFoundError: No module named 'mvw_hollow_model'"),
-        ("load_adapter('classless')", "mvw_hollow:hookimpl is not a subclass of Adapter"),
+        (
+            "load_adapter('classless')",
+            "TypeError: mvw_hollow:hookimpl is not a subclass of Adapter",
+        ),
         ("load_adapter('abstract')", "TypeError: Can't instantiate abstract class Adapter"),
         ("load_policy('hollow')", "AttributeError: module 'mvw_hollow' has no attribute 'Missing'"),
     ],

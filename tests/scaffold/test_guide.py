@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from docs_pages import DOCS, ROOT, blocks, text_of
 
-from mvw_cli.scaffold import Names, render, write
+from mvw_cli.scaffold import render, write
 
 PAGE = DOCS / "writing-an-adapter.md"
 REAL = DOCS / "examples" / "my-model"
@@ -30,11 +30,11 @@ REAL = DOCS / "examples" / "my-model"
     ],
 )
 def test_the_guide_shows_what_is_written(path: str, language: str) -> None:
-    assert render(Names("my-model"))[path] in blocks(PAGE, language)
+    assert render("my-model")[path] in blocks(PAGE, language)
 
 
 def test_every_written_file_is_in_the_guide() -> None:
-    for path in render(Names("my-model")):
+    for path in render("my-model"):
         name = path.removeprefix("mvw_my_model/")
         assert f"new-adapter {path} -->" in text_of(PAGE.name) or f"`{name}`" in text_of(PAGE.name)
 
@@ -46,7 +46,7 @@ def test_the_guide_shows_the_real_one(name: str) -> None:
 
 def test_the_steps_of_the_guide_lead_from_one_to_the_other() -> None:
     """The checkpoint and the summary are all that changes in `__init__`."""
-    written = render(Names("my-model"))["mvw_my_model/__init__.py"]
+    written = render("my-model")["mvw_my_model/__init__.py"]
     real = (REAL / "__init__.py").read_text("utf-8")
     checkpoint = re.search(r"`(checkpoints=\(.+?\))`", text_of(PAGE.name))
     summary = re.search(r"summary=.+", real)
@@ -58,7 +58,7 @@ def test_the_steps_of_the_guide_lead_from_one_to_the_other() -> None:
 
 def test_the_real_one_passes_the_kit(tmp_path: Path) -> None:
     """The scaffold with the guide's files in it, importable without pip."""
-    package = write(Names("my-model"), tmp_path)
+    package = write("my-model", tmp_path)
     for file in REAL.glob("*.py"):
         shutil.copy(file, package / "mvw_my_model")
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
@@ -85,7 +85,7 @@ def test_what_is_written_holds_to_the_public_names() -> None:
 
     promised = {"mvw_hf.model": {"HuggingFace"}, "mvw_cli.testing": {"AdapterContract"}}
     for text in [
-        *(text for path, text in render(Names("my-model")).items() if path.endswith(".py")),
+        *(text for path, text in render("my-model").items() if path.endswith(".py")),
         *(file.read_text("utf-8") for file in REAL.glob("*.py")),
     ]:
         for node in ast.walk(ast.parse(text)):
@@ -103,7 +103,7 @@ def test_what_is_written_is_formatted(tmp_path: Path) -> None:
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent))
     if ruff is None:
         pytest.skip("ruff is not installed here")
-    package = write(Names("my-model"), tmp_path)
+    package = write("my-model", tmp_path)
     for command in (("check", "--no-cache"), ("format", "--check", "--no-cache")):
         done = subprocess.run(
             [ruff, *command, "--config", ROOT / "pyproject.toml", "."],
