@@ -66,13 +66,16 @@ def open_image(
         # leaves the filter all it needs (Pillow's Image.thumbnail, reducing_gap).
         width, height = fit(size, max_pixels)
         header.draft(None, (3 * width, 3 * height))
-    upright, turned = _upright(_load(header, name))
-    image = to_rgb(upright)
+    try:
+        header.load()
+        image = to_rgb(_upright(header))
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise problems.damaged(name, str(error)) from None
     target = fit(image.size, max_pixels)
     if target != image.size:
         image = image.resize(target, Image.Resampling.LANCZOS)
     digest = hashlib.sha256(data).hexdigest()
-    return ImageFile(image, name, digest, image.size, size[::-1] if turned else size)
+    return ImageFile(image, name, digest, image.size, _upright_size(header, size))
 
 
 def upright_size(data: bytes, name: str) -> tuple[int, int]:
@@ -82,7 +85,7 @@ def upright_size(data: bytes, name: str) -> tuple[int, int]:
         BadImage: the bytes are no image, or one above the pixel limit.
     """
     header = _identify(data, name)
-    return header.size[::-1] if _turns(header) else header.size
+    return _upright_size(header, header.size)
 
 
 def read_file(path: str) -> bytes:
@@ -114,8 +117,6 @@ def read_file(path: str) -> bytes:
 
 def _identify(data: bytes, name: str) -> Image.Image:
     """Read the header alone, so that a bomb is refused before it goes off."""
-    if not data:
-        raise problems.empty(name)
     if len(data) > problems.FILE_LIMIT:
         raise problems.too_many_bytes(name)
     try:
@@ -123,8 +124,8 @@ def _identify(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise problems.too_many_pixels(name) from None
     except UnidentifiedImageError:
-        raise problems.unidentified(name, data) from None
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise problems.not_an_image(name, data) from None
+    except Exception as error:  # as while decoding
         raise problems.damaged(name, str(error)) from None
     # Pillow itself only warns up to twice the limit.
     if image.width * image.height > problems.PIXEL_LIMIT:
@@ -143,32 +144,21 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=built_in)
 
 
-def _load(image: Image.Image, name: str) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 is upright, and what a damaged block is taken for."""
     try:
-        image.load()
-    except MemoryError:
-        raise problems.out_of_memory(name, image.size) from None
-    except Exception as error:  # as in _identify
-        raise problems.damaged(name, str(error)) from None
-    return image
-
-
-def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Turn a loaded image upright; also say whether width and height changed places."""
-    try:
-        if image.getexif().get(_ORIENTATION, 1) not in range(2, 9):
-            return image, False
-        return ImageOps.exif_transpose(image), _turns(image)
+        told = image.getexif().get(_ORIENTATION, 1)
     except Exception:
-        return image, False  # a damaged EXIF block does not say which way is up
+        return 1
+    return told if told in range(1, 9) else 1
 
 
-def _turns(image: Image.Image) -> bool:
-    """Whether width and height change places on the way."""
-    try:
-        return image.getexif().get(_ORIENTATION, 1) in range(5, 9)
-    except Exception:  # as in _upright
-        return False
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _upright_size(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    return size[::-1] if _orientation(image) >= 5 else size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -205,31 +195,18 @@ def fit(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float greys to 8 bits; `convert` would clip them at 255."""
+    """Scale 16-bit, 32-bit and float greys to 8 bits; `convert` would clip them at 255.
+
+    Only 16-bit files say which values are black and white. For the others the smallest usual range
+    that holds all values is taken, and the image's own range where none does.
+    """
     import numpy as np  # here, because few images need it
 
-    values = np.asarray(image).astype(np.float32)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    low, high = _grey_range(image, low, high)
-    scaled = (values - low) * (255 / ((high - low) or 1))
-    grey = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255).round()
-    hidden = image.info.get("transparency")
-    if isinstance(hidden, int):
-        grey[values == hidden] = 255  # the grey that a 16-bit PNG declares transparent
-    return Image.fromarray(grey.astype("uint8"))
-
-
-def _grey_range(image: Image.Image, low: float, high: float) -> tuple[float, float]:
-    """Return which values are black and white, given the lowest and the highest that occur.
-
-    Only 16-bit files say so themselves. For the others the smallest usual range that holds all
-    values is taken, and the image's own range where none does.
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return 0, 65535
-    usual = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-    for top in usual:
-        if low >= 0 and high <= top:
-            return 0, top
-    return low, high
+    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
+    low, high = float(values.min()), float(values.max())
+    sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+    usual = (65535,) if sixteen else (1, 255, 65535)
+    if low >= 0:
+        low, high = 0, next((top for top in usual if high <= top), high)
+    grey = (values - low) * (255 / ((high - low) or 1))
+    return Image.fromarray(grey.round().astype("uint8"))
