@@ -19,7 +19,7 @@ def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> N
     """Set two reports of `mvw profile` side by side.
 
     Both have to be of the same device, model, weights, dtype, mode, length, prompt and number of
-    vision tokens, with a batch size and an arm in common; otherwise the command says what differs
+    vision tokens, with an arm at a batch size in common; otherwise the command says what differs
     and ends with code 2. Versions, attention and threads may differ, and are named if they do.
 
     \b

@@ -32,25 +32,19 @@ def summary(report: ProfileReport, width: int = 100, *, lines: int = LINES) -> l
     taken += 0 if table is None else _height(table, width)
     sentences = report.verdicts or verdicts(report)
     told = fitting(sentences, lines - taken, width)
-    parts = [Sentence(text, "verdict") for text in told]
-    if len(told) < len(sentences):
-        parts.append(Sentence(f"{plural(len(sentences) - len(told), 'more sentence')} with -v."))
-    found = [Section("verdict", "Verdict", [*parts])] if parts else []
-    return [*found, Section("arms", "Arms", [*([table] if table else []), *notes])]
+    found = [Section("verdict", "Verdict", [Sentence(text, "verdict") for text in told])]
+    found += [Section("arms", "Arms", [*([table] if table else []), *notes])]
+    return [section for section in found if section.parts]
 
 
 def fitting(sentences: list[str], lines: int, width: int) -> list[str]:
-    """Choose the first sentences that fit; where not all do, a line is kept to say so."""
-    room = max(_FEWEST, lines)
-    heights = [len(wrap(text, width)) for text in sentences]
-    if sum(heights) <= room:
-        return sentences
-    kept, used = [], 1
-    for text, height in zip(sentences, heights, strict=True):
-        if used + height > room:
-            break
+    """Choose the first sentences that fit; a last one says how many did not."""
+    room, kept = max(_FEWEST, lines), list[str]()
+    for place, text in enumerate(sentences):
+        room -= len(wrap(text, width))
+        if room < (place + 1 < len(sentences)):  # a line is kept to say that there are more
+            return [*kept, f"{plural(len(sentences) - place, 'more sentence')} with -v."]
         kept.append(text)
-        used += height
     return kept
 
 
