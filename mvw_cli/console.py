@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mvw_cli.errors import MvwError
 from mvw_cli.text import printable
@@ -82,7 +82,7 @@ def write(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def write_json(document: Any) -> None:
+def write_json(document: object) -> None:
     """Write one JSON document to stdout."""
     import json
 

@@ -51,32 +51,29 @@ class Commands(click.Group):
         self._asked_plugins = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        self._load_all()
+        for name in _OWN:
+            self.get_command(ctx, name)
+        self._add_plugins()
         return [*_OWN, *sorted(name for name in self.commands if name not in _OWN)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands:
             if cmd_name in _OWN:
-                self._load(cmd_name)
+                module, _, attribute = _OWN[cmd_name].partition(":")
+                self.add_command(getattr(import_module(module), attribute), cmd_name)
             else:
                 # It may come from a plugin; if not, all the names serve to suggest one.
-                self._load_all()
+                self.list_commands(ctx)
         return self.commands.get(cmd_name)
 
-    def _load(self, name: str) -> None:
-        if name not in self.commands:
-            module, _, attribute = _OWN[name].partition(":")
-            self.add_command(getattr(import_module(module), attribute), name)
-
-    def _load_all(self) -> None:
+    def _add_plugins(self) -> None:
+        if self._asked_plugins:
+            return
         from mvw_cli.plugins import plugin_commands
 
-        for name in _OWN:
-            self._load(name)
-        if not self._asked_plugins:
-            self._asked_plugins = True
-            for name, command in plugin_commands(taken=_OWN).items():
-                self.add_command(command, name)
+        self._asked_plugins = True
+        for name, command in plugin_commands(taken=_OWN).items():
+            self.add_command(command, name)
 
 
 @click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)

@@ -41,7 +41,8 @@ class DecodeStep:
     probes: StepProbes | None = None
 
 
-_step: ContextVar[DecodeStep | None] = ContextVar("step", default=None)
+decode_step: ContextVar[DecodeStep | None] = ContextVar("decode_step", default=None)
+"""The one that is running; None outside of one."""
 
 Attended = tuple[Tensor, Tensor | None]
 """What comes out, # (n, T, H, D), and the weights where the kernel makes them: # (n, H, T, L)."""
@@ -92,21 +93,6 @@ def _flash_obstacle(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def decoding(step: DecodeStep) -> Iterator[None]:
-    """Let attention calls inside read the slots' lengths from the step's cache."""
-    token = _step.set(step)
-    try:
-        yield
-    finally:
-        _step.reset(token)
-
-
-def decode_step() -> DecodeStep | None:
-    """Return the decode step that is running, or None outside of one."""
-    return _step.get()
-
-
-@contextmanager
 def attention_kernel(model: PreTrainedModel, kernel: str) -> Iterator[None]:
     """Route the language model's attention through this module; restore it on the way out.
 
@@ -133,7 +119,7 @@ def _decode_layer(
     module: nn.Module, query: Tensor, options: dict[str, Any]
 ) -> SlotLayer | CrossLayer | None:
     """Find the slots that a call attends to; None for a call that is no decode step."""
-    step = _step.get()
+    step = decode_step.get()
     if step is None:
         return None
     layer: SlotLayer | CrossLayer = step.cache.layers[module.layer_idx]
@@ -160,7 +146,7 @@ def _by_parts(
 
     query: # (n, H, 1, D); returned: # (n, 1, H, D)
     """
-    step, number = _step.get(), int(module.layer_idx)
+    step, number = decode_step.get(), int(module.layer_idx)
     probes = None if step is None else step.probes
 
     def attend_to(part: Part) -> Attended:
@@ -236,16 +222,13 @@ def _flash(
             return flash_decode(rows, part, scaling), None
 
         return _by_parts(module, layer, query, key, value, attend, scaling)
-    if layer is None and plain and _is_causal_prefill(module, query, key, kw):
+    causal = kw.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    if layer is None and plain and causal and query.shape[2] == key.shape[2]:
         record_prefill(module, query, key, None, None, scaling)
         return flash_prefill(query, key, value, scaling), None
     return _sdpa(module, query, key, value, mask, **kw)
-
-
-def _is_causal_prefill(module: nn.Module, query: Tensor, key: Tensor, kw: dict[str, Any]) -> bool:
-    causal = kw.get("is_causal")
-    wanted = getattr(module, "is_causal", True) if causal is None else causal
-    return bool(wanted) and query.shape[2] == key.shape[2]
 
 
 def flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -276,7 +259,7 @@ def _mask_function(normal: Callable[..., Tensor | None]) -> Callable[..., Tensor
     """Skip the model's own mask in a decode step: each layer masks for itself there."""
 
     def mask(**kwargs: Any) -> Tensor | None:
-        return None if _step.get() is not None else normal(**kwargs)
+        return None if decode_step.get() is not None else normal(**kwargs)
 
     return mask
 

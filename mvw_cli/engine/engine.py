@@ -171,7 +171,7 @@ def _after_cross_layer(
     output: Tensor,
 ) -> Tensor:
     before = hidden_of(args, kwargs)  # (n, 1, D), or (1, P, D)
-    step = decode_step()
+    step = decode_step.get()
     if step is None:
         record_prefill_added(number, before, output)
         return output

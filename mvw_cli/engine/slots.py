@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mvw_cli.engine.attention import DecodeStep, decoding
+from mvw_cli.engine.attention import DecodeStep, decode_step
 from mvw_cli.engine.attention_probe import StepProbes
 from mvw_cli.engine.cache import SlotCache, sliding_windows
 from mvw_cli.engine.layers import CrossAttention
@@ -202,23 +202,25 @@ class Slots:
         probes = [one.probe for one in sequences]
         step_probes = StepProbes(probes) if any(one is not None for one in probes) else None
         cache.reserve_step()
+        running = decode_step.set(DecodeStep(cache, step_probes))
         try:
-            with decoding(DecodeStep(cache, step_probes)):
-                output = self._model(
-                    input_ids=torch.tensor([[s.ids[-1]] for s in sequences], device=device),
-                    # Each row's own position, counted on from its prompt whatever has left its
-                    # cache since: the keys that remain were rotated by the positions they had, so
-                    # the distance to them is right only if nobody is renumbered.
-                    position_ids=torch.cat([s.position for s in sequences], dim=-2),
-                    past_key_values=cache,
-                    use_cache=True,
-                    return_dict=True,
-                )
+            output = self._model(
+                input_ids=torch.tensor([[s.ids[-1]] for s in sequences], device=device),
+                # Each row's own position, counted on from its prompt whatever has left its cache
+                # since: the keys that remain were rotated by the positions they had, so the
+                # distance to them is right only if nobody is renumbered.
+                position_ids=torch.cat([s.position for s in sequences], dim=-2),
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+            )
             cache.check_attended()
-            logits = output.logits[:, -1]  # (n, V)
         except BaseException:
             cache.undo_step()  # some layers may have appended their entry, others not
             raise
+        finally:
+            decode_step.reset(running)
+        logits = output.logits[:, -1]  # (n, V)
         tokens = choose_tokens(logits, [s.sampler for s in sequences])
         at = perf_counter()
         events: list[Event] = []

@@ -8,10 +8,11 @@ weights, and the engine may be off by a little more than the oracle in the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -242,19 +243,14 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 def _flash_calls() -> Iterator[list[str]]:
     """Note each call that the engine makes of flash-attn by its kind."""
     calls: list[str] = []
+    before = {name: getattr(kernels, name) for name in ("flash_prefill", "flash_decode")}
 
-    def noted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(*args: Any) -> Tensor:
-            calls.append(name)
-            return function(*args)
+    def noted(name: str, *args: object) -> Tensor:
+        calls.append(name)
+        attended: Tensor = before[name](*args)
+        return attended
 
-        return call
-
-    before: dict[str, Callable[..., Tensor]] = {
-        "flash_prefill": kernels.flash_prefill,
-        "flash_decode": kernels.flash_decode,
-    }
-    vars(kernels).update({name: noted(name, function) for name, function in before.items()})
+    vars(kernels).update({name: partial(noted, name) for name in before})
     try:
         yield calls
     finally:

@@ -3,7 +3,7 @@
 One full forward pass over prompt and output, no cache, in which each row may be kept from each
 vision token at each layer. It shares no code with the engine: its own attention registration, the
 model's own positions and its own mask (causal, sliding, bidirectional blocks) with what is hidden
-laid over it, and its own softmax where weights are asked for.
+laid over it.
 """
 
 from __future__ import annotations
@@ -83,43 +83,16 @@ def masked_logits(
     Raises:
         ValueError: something hidden has another shape, or lies at a layer that there is not.
     """
-    logits, _ = _forward(model, extended(inputs, output_ids), layout, hidden, cross_attention)
-    return logits[inputs["input_ids"].shape[1] - 1 : -1]
-
-
-@torch.inference_mode()
-def attention_scores(
-    model: PreTrainedModel,
-    inputs: Mapping[str, Tensor],
-    output_ids: Sequence[int],
-    layout: VisionLayout,
-    hidden: Mapping[int, Tensor],
-    layers: Sequence[int],
-    rows: Sequence[int],
-    *,
-    cross_attention: CrossAttention = "skip",
-) -> dict[int, Tensor]:
-    """Compute the scores that the softmax of chosen rows takes, by head.
-
-    Args, further than those of `masked_logits`:
-        layers: where; cross-attention models have vision at those layers only.
-        rows: places in prompt and output, which may be counted from the end.
-
-    Returns:
-        By layer; -inf where a column is hidden or the model itself does not let the row see it.
-        Columns are places in prompt and output, or vision states.  # (H, rows, columns) float32
-
-    Raises:
-        ValueError: as `masked_logits`, or one of the layers holds no vision.
-    """
-    length = inputs["input_ids"].shape[1] + len(output_ids)
-    watched = dict.fromkeys(layers, torch.arange(length)[list(rows)])
-    inputs = extended(inputs, output_ids)
-    _, scores = _forward(model, inputs, layout, hidden, cross_attention, watched)
-    missing = sorted(set(layers) - set(scores))
-    if missing:
-        raise ValueError(f"layers {missing} hold no vision")
-    return scores
+    text = model.config.get_text_config()
+    shape = (inputs["input_ids"].shape[1] + len(output_ids), layout.vision_tokens)
+    for layer, rows in hidden.items():
+        if layer not in range(text.num_hidden_layers) or tuple(rows.shape) != shape:
+            raise ValueError(f"{tuple(rows.shape)} hidden at layer {layer}, not {shape} at a layer")
+    cross_layers = frozenset(getattr(text, "cross_attention_layers", None) or ())
+    run = _Pass(hidden, vision_columns(layout), cross_layers)
+    with _masked(model, run), _without_vision(model, run, cross_attention):
+        logits: Tensor = model(**extended(inputs, output_ids), use_cache=False).logits
+    return logits[0, inputs["input_ids"].shape[1] - 1 : -1]
 
 
 def extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[str, Tensor]:
@@ -150,13 +123,11 @@ def _states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor | No
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one forward pass hides and notes."""
+    """What one forward pass hides."""
 
     hidden: Mapping[int, Tensor]  # (rows, N) bool
     places: Tensor  # (N,) long: columns of the vision tokens at the layers that hold them
     cross_layers: frozenset[int]  # empty where vision is in the sequence
-    watched: Mapping[int, Tensor]  # by layer, rows of which the scores are noted: (R,) long
-    scores: dict[int, Tensor] = field(default_factory=dict)  # (H, R, columns) float32
     without: dict[int, Tensor] = field(default_factory=dict)  # (rows,) bool, by cross layer
 
     def holds(self, layer: int) -> bool:
@@ -164,27 +135,6 @@ class _Pass:
 
 
 _running: ContextVar[_Pass] = ContextVar("oracle")
-
-
-def _forward(
-    model: PreTrainedModel,
-    inputs: Mapping[str, Tensor],
-    layout: VisionLayout,
-    hidden: Mapping[int, Tensor],
-    cross_attention: CrossAttention,
-    watched: Mapping[int, Tensor] | None = None,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Read inputs whose rows are `hidden`'s in one pass; return logits and scores: # (rows, V)."""
-    text = model.config.get_text_config()
-    shape = (inputs["input_ids"].shape[1], layout.vision_tokens)
-    for layer, rows in hidden.items():
-        if layer not in range(text.num_hidden_layers) or tuple(rows.shape) != shape:
-            raise ValueError(f"{tuple(rows.shape)} hidden at layer {layer}, not {shape} at a layer")
-    cross_layers = frozenset(getattr(text, "cross_attention_layers", None) or ())
-    run = _Pass(hidden, vision_columns(layout), cross_layers, watched or {})
-    with _masked(model, run), _without_vision(model, run, cross_attention):
-        logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits[0], run.scores
 
 
 def vision_columns(layout: VisionLayout) -> Tensor:
@@ -244,11 +194,7 @@ def _attend(
 
     query: # (1, H, rows, D); key, value: # (1, K, columns, D)
     """
-    run, layer = _running.get(), module.layer_idx
-    visible = _visible(run, layer, query, key, mask)
-    if layer in run.watched and run.holds(layer):
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        run.scores[layer] = _scores(run, layer, query[0], key[0], visible, scale)
+    visible = _visible(_running.get(), module.layer_idx, query, key, mask)
     attended: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, visible[None, None], **options
     )
@@ -271,19 +217,6 @@ def _visible(run: _Pass, layer: int, query: Tensor, key: Tensor, mask: Tensor | 
         run.without[layer] = hidden.all(dim=1) | ~visible.any(dim=1)
         visible |= run.without[layer][:, None]  # whatever comes out of them, it is not used
     return visible
-
-
-def _scores(
-    run: _Pass, layer: int, query: Tensor, key: Tensor, visible: Tensor, scale: float
-) -> Tensor:
-    """Score every column for the rows that are watched: # (H, R, columns) float32, on the host."""
-    rows = run.watched[layer].to(query.device)
-    keys = key.float().repeat_interleave(query.shape[0] // key.shape[0], dim=0)
-    scores = scale * query[:, rows].float() @ keys.transpose(1, 2)
-    seen = visible[rows]
-    if layer in run.without:
-        seen = seen & ~run.without[layer][rows, None]
-    return scores.masked_fill(~seen, -torch.inf).cpu()
 
 
 def _mask(**kwargs: Any) -> Tensor | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, IMAGE, build
 from mvw_hf.model import HuggingFace
+from oracle_weights import attention_scores
 from PIL import Image
 from policy_rules import after, masks_of, vtw
 from policy_subjects import asked, serve, subject
@@ -18,7 +19,6 @@ from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import CHUNK
 from mvw_cli.engine.types import Admitted, Finished, Prefilled, Token, Withdrawn
 from mvw_cli.errors import ModelProblem
-from mvw_cli.oracle.masked import attention_scores
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw

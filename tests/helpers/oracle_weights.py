@@ -4,17 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.oracle.masked import (
-    CrossAttention,
-    attention_scores,
-    masked_logits,
-    vision_columns,
-)
+from mvw_cli.oracle import masked
+from mvw_cli.oracle.masked import CrossAttention, masked_logits, vision_columns
+
+
+def attention_scores(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    output_ids: Sequence[int],
+    layout: VisionLayout,
+    hidden: Mapping[int, Tensor],
+    layers: Sequence[int],
+    rows: Sequence[int],
+    *,
+    cross_attention: CrossAttention = "skip",
+) -> dict[int, Tensor]:
+    """Compute the scores that the softmax of chosen rows takes, by layer and head.
+
+    Rows are places in prompt and output, which may be counted from the end. -inf where a column is
+    hidden or the model itself does not let the row see it.  # (H, rows, columns) float32
+    """
+    found: dict[int, Tensor] = {}
+    chosen = torch.arange(inputs["input_ids"].shape[1] + len(output_ids))[list(rows)]
+
+    def watched(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        layer, run = module.layer_idx, masked._running.get()
+        if layer in layers and run.holds(layer):
+            places, scale = chosen.to(query.device), options.get("scaling")
+            keys = key[0].float().repeat_interleave(query.shape[1] // key.shape[1], dim=0)
+            scores = query[0][:, places].float() @ keys.transpose(1, 2)
+            scores = scores * (scale or query.shape[-1] ** -0.5)
+            seen = mask[0, 0][places]
+            if layer in run.without:
+                seen = seen & ~run.without[layer][places, None]
+            found[layer] = scores.masked_fill(~seen, -torch.inf).cpu()
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    with patch.object(masked, "sdpa_attention_forward", watched):
+        masked_logits(model, inputs, output_ids, layout, hidden, cross_attention=cross_attention)
+    missing = sorted(set(layers) - set(found))
+    if missing:
+        raise ValueError(f"layers {missing} hold no vision")
+    return found
 
 
 def attention_weights(

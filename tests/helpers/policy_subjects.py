@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from families import BY_NAME, FAMILIES, build
-from oracle_weights import attention_weights
+from oracle_weights import attention_scores, attention_weights
 from running import request
 from torch import Tensor
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec, VisionLayout, unchanged
 from mvw_cli.engine.types import Event, Finished, Request, Token
 from mvw_cli.oracle.equivalence import noise, run
-from mvw_cli.oracle.masked import attention_scores, masked_logits
+from mvw_cli.oracle.masked import masked_logits
 from mvw_cli.plugins import load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from families import BY_NAME, MLLAMA_STATES, Family, build
-from oracle_weights import attention_weights
+from oracle_weights import attention_scores, attention_weights
 from torch import Tensor
 
 from mvw_cli.oracle.masked import (
-    attention_scores,
     extended,
     masked_logits,
     oracle_logits,
