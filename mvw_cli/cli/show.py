@@ -58,8 +58,8 @@ def show(
     import json
 
     from mvw_cli.errors import UsageProblem
-    from mvw_cli.profiles.json_schema import json_schema
     from mvw_cli.profiles.resolution import parse_set, resolve
+    from mvw_cli.profiles.schema import json_schema
 
     if image is not None and not cost:
         raise UsageProblem(

@@ -1,8 +1,8 @@
 """Read YAML as plain data, with the line of every key.
 
 The safe part of YAML and no more: text, numbers, true/false, null, lists and mappings, read by
-the rules of YAML 1.2 (`no` is text, `1e-3` is a number) as editors do. No tags that name code,
-no key given twice, and bounds on size, depth and aliases.
+the rules of YAML 1.2 (`no` is text, `1e-3` is a number) as editors do. No tags that name code, no
+anchors, which can multiply without end, and no key given twice.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
-from yaml.reader import ReaderError
 
-MAX_BYTES = 256 * 1024
-_MAX_NODES = 10_000
-_MAX_DEPTH = 20
 _TAG = "tag:yaml.org,2002:"
 
 KeyPath = tuple[str | int, ...]
@@ -60,13 +56,20 @@ class _Loader(yaml.SafeLoader):
         ]
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem="anchors are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
 
 _CONVERSIONS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
     "int": lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-    "str": str,
+    "str": lambda text: text.encode().decode(),  # half of a surrogate pair is no text
 }
 
 
@@ -74,49 +77,26 @@ def read(text: str) -> Document:
     """Read one YAML document.
 
     Raises:
-        DocumentError: bad YAML, a key given twice, a tag, or too large.
+        DocumentError: bad YAML, a key given twice, a tag or an anchor.
     """
+    lines: dict[KeyPath, int] = {}
     try:
         node = _Loader(text).get_single_node()
-    except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise DocumentError("a character that YAML does not allow", line) from error
+        return Document(None if node is None else _plain(node, (), lines), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = error.problem or error.context or "not YAML"
         raise DocumentError(reason, mark.line + 1 if mark else None) from error
+    except yaml.YAMLError as error:
+        raise DocumentError(str(error).splitlines()[0]) from error
     except RecursionError as error:
         raise DocumentError("nested too deeply") from error
-    if node is None:
-        return Document(None)
-    builder = _Builder()
-    return Document(builder.build(node, ()), builder.lines)
 
 
-class _Builder:
-    """Make plain data of nodes. Counts what it makes: aliases can multiply without end."""
-
-    def __init__(self) -> None:
-        self.lines: dict[KeyPath, int] = {}
-        self._made = 0
-
-    def build(self, node: yaml.Node, path: KeyPath) -> Any:
-        line = node.start_mark.line + 1
-        self.lines.setdefault(path, line)
-        self._made += 1
-        if self._made > _MAX_NODES:
-            raise DocumentError("too many values (aliases count each time)", line)
-        if len(path) > _MAX_DEPTH:
-            raise DocumentError("nested too deeply", line)
-        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-            return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode):
-            return _scalar(node, line)
-        raise DocumentError(f"tag {node.tag} is not allowed", line)
-
-    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
+    """Make plain data of a node, and note the line of each key and item."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -125,24 +105,23 @@ class _Builder:
             key = str(key_node.value)
             here = (*path, key)
             if key in values:
-                first = self.lines[here]
-                raise DocumentError(f"key `{key}` is given twice (first in line {first})", line)
-            self.lines[here] = line
-            values[key] = self.build(value_node, here)
+                raise DocumentError(
+                    f"key `{key}` is given twice (first in line {lines[here]})", line
+                )
+            lines[here] = line
+            values[key] = _plain(value_node, here, lines)
         return values
-
-
-def _scalar(node: yaml.ScalarNode, line: int) -> Any:
-    text = str(node.value)
-    kind = node.tag.removeprefix(_TAG)
-    if kind not in _CONVERSIONS:
+    if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+        lines.update({(*path, n): one.start_mark.line + 1 for n, one in enumerate(node.value)})
+        return [_plain(one, (*path, n), lines) for n, one in enumerate(node.value)]
+    convert = _CONVERSIONS.get(node.tag.removeprefix(_TAG))
+    if convert is None or not isinstance(node, yaml.ScalarNode):
         raise DocumentError(f"tag {node.tag} is not allowed", line)
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DocumentError("half of a surrogate pair is no character", line)
     try:
-        return _CONVERSIONS[kind](text)
+        return convert(str(node.value))
     except (ValueError, KeyError) as error:
-        raise DocumentError(f"`{text[:40]}` is no {kind}", line) from error
+        kind = node.tag.removeprefix(_TAG)
+        raise DocumentError(f"`{node.value[:40]}` is no {kind}", line) from error
 
 
 class RawText(str):
@@ -152,21 +131,18 @@ class RawText(str):
 
 
 def interpret(value: Any, annotation: Any) -> Any:
-    """Read a typed text as YAML, unless the key takes text and YAML would see something else."""
+    """Read a typed text as YAML, unless the key takes text and YAML would see something else.
+
+    So `--set revision=123` is no number.
+    """
     if not isinstance(value, RawText):
         return value
     try:
         read_as = read(value).value
     except DocumentError:
         return str(value)
-    if not _takes_text(annotation) or isinstance(read_as, str):
+    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    if isinstance(read_as, str) or str not in (annotation, *alternatives):
         return read_as
     is_null = read_as is None and value.strip().lower() in ("", "~", "null")
     return None if is_null else str(value)
-
-
-def _takes_text(annotation: Any) -> bool:
-    """Whether a field of this type is text, so that `--set revision=123` is no number."""
-    if get_origin(annotation) in (Union, UnionType):
-        return str in get_args(annotation)
-    return annotation is str

@@ -1,8 +1,8 @@
 """Withdrawal policies in one line: `vtw:layer=12+mvw:m=16`, as `--policy` has it.
 
-NAME, or NAME:KEY=VALUE,KEY=VALUE; several joined by "+" act in that order. A value is read as
-YAML later, once the type of its field is known; one that holds "," or "+" stands in quotes or
-brackets.
+NAME, or NAME:KEY=VALUE,KEY=VALUE, where NAME may be `distribution:name`; several joined by "+" act
+in that order. A value is read as YAML later, once the type of its field is known; one that holds
+"," or "+" stands in quotes or brackets.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins import load_plugins
 
-_HINT = "mvw list policies"
 _SEPARATOR = re.compile(r",|\+(?=\s*[A-Za-z_])")  # 1e+5 and C++ hold no separator
 _ENCLOSED = re.compile(
     r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\[[^\[\]]*\])(?=\s*(?:,|\+|$))""", re.DOTALL
 )
-_FIELD = re.compile(r"\s*([^:=,+]*?)\s*=(.*)\Z", re.DOTALL)
+_FIELD = re.compile(r"\s*([^:=,+]+?)\s*=(.*)\Z", re.DOTALL)
+_POLICY = re.compile(r"\s*([^=,+]*[^=,+:\s])\s*(?::([^:=,+]+=.*))?\Z", re.DOTALL)
 
 
 def parse(text: str, where: str) -> list[tuple[str, dict[str, str]]]:
@@ -33,27 +32,23 @@ def parse(text: str, where: str) -> list[tuple[str, dict[str, str]]]:
     for separator, piece in _pieces(text):
         written: str | None = piece
         if separator != ",":
-            name, written = _head(piece, where)
-            found.append((name, {}))
+            policy = _POLICY.match(piece)
+            if policy is None:
+                raise _not_a_line(piece, where)
+            found.append((policy[1], {}))
+            written = policy[2]
         if written is None:
             continue
         name, fields = found[-1]
         field = _FIELD.match(written)
-        if field is None and separator == ",":
-            raise UsageProblem(
-                f"{where}: `{piece}` is not KEY=VALUE",
-                cause='policies that act in order are joined by "+"; a value that holds a comma '
-                "stands in quotes, as in mvw:until='a,b'",
-                hint=_HINT,
-            )
-        if field is None or not field[1]:
-            raise _no_value(name, written.strip(), where)
+        if field is None:
+            raise _not_a_line(piece, where)
         key, value = field[1], field[2].strip()
         if key in fields:
             raise UsageProblem(
                 f"{where}: `{key}` of policy `{name}` is given twice",
                 cause=f"{key}={fields[key]} and {key}={value}: give one of them",
-                hint=_HINT,
+                hint="mvw list policies",
             )
         fields[key] = value
     return found
@@ -88,30 +83,10 @@ def _pieces(text: str) -> list[tuple[str, str]]:
     return [*found, (before, text[start:].strip())]
 
 
-def _head(piece: str, where: str) -> tuple[str, str | None]:
-    """Read a name, which may be `distribution:name`, and the first field."""
-    if not piece or piece.startswith(":") or _FIELD.match(piece):
-        raise UsageProblem(
-            f"{where}: no policy is named before `{piece}`" if piece else f"{where}: no policy",
-            cause="a policy is written NAME or NAME:KEY=VALUE, for instance mvw:m=16",
-            hint=_HINT,
-        )
-    name, colon, rest = piece.partition(":")
-    name = name.strip()
-    if colon and not _FIELD.match(rest):
-        word, more, rest = rest.partition(":")
-        word = word.strip()
-        if not word or (_is_policy(name) and not _is_policy(f"{name}:{word}")):
-            raise _no_value(name, word, where)
-        name, colon = f"{name}:{word}", more
-    return name, rest if colon else None
-
-
-def _is_policy(name: str) -> bool:
-    return any(name in (entry.info.name, entry.qualified) for entry in load_plugins().policies)
-
-
-def _no_value(name: str, word: str, where: str) -> UsageProblem:
-    what = f"`{word}` of policy `{name}` has no value" if word else f"no field after `{name}:`"
-    cause = f"fields are written {name}:KEY=VALUE,KEY=VALUE"
-    return UsageProblem(f"{where}: {what}", cause=cause, hint=_HINT)
+def _not_a_line(piece: str, where: str) -> UsageProblem:
+    return UsageProblem(
+        f"{where}: `{piece}` is no policy with its fields",
+        cause="a policy is written NAME or NAME:KEY=VALUE,KEY=VALUE, as in mvw:m=16; several are "
+        'joined by "+", and a value that holds a comma stands in quotes',
+        hint="mvw list policies",
+    )

@@ -6,8 +6,6 @@ What comes out says which model to load, how tokens are chosen, and when the vis
 from __future__ import annotations
 
 import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +13,10 @@ from typing import Any
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.engine.types import GenerationSettings
-from mvw_cli.errors import PluginProblem, UsageProblem
+from mvw_cli.errors import UsageProblem
 from mvw_cli.plugins import OWN, canonical, find_adapter
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.document import (
-    MAX_BYTES,
-    Document,
-    DocumentError,
-    KeyPath,
-    RawText,
-    interpret,
-)
+from mvw_cli.profiles.document import DocumentError, KeyPath, RawText, interpret
 from mvw_cli.profiles.document import read as read_yaml
 from mvw_cli.profiles.schema import (
     SCHEMA_HINT,
@@ -34,15 +25,15 @@ from mvw_cli.profiles.schema import (
     Locate,
     Origin,
     Profile,
-    check_profile,
+    check,
     fields,
     flatten,
+    named_at,
     nested,
     unknown_key,
 )
 from mvw_cli.profiles.store import DEFAULT, ProfileFile, default_files, find, is_path
-from mvw_cli.profiles.withdrawal import POLICY, LayerWithdrawal, as_steps, field_key, merge
-from mvw_cli.text import did_you_mean
+from mvw_cli.profiles.withdrawal import Step, as_steps, merge
 
 VARIABLES = (
     "MVW_DEBUG",
@@ -61,10 +52,10 @@ class Layer:
 
     values: Mapping[str, Given]
     """By dotted key, without the withdrawal."""
-    withdrawal: LayerWithdrawal
+    withdrawal: tuple[Step, ...]
     distribution: str | None = None
     """Whose packaged profile this is; its names of adapters and policies mean its own."""
-    extends: str | None = None
+    extends: Given | None = None
 
 
 def file_layer(file: ProfileFile) -> Layer:
@@ -74,30 +65,41 @@ def file_layer(file: ProfileFile) -> Layer:
         UsageProblem: unreadable, bad YAML, or a key that is wrong; with file and line.
     """
     where = shown(file.path)
-    document = _read(file, where)
-    values = document.value if document.value is not None else {}
+    text = ""
+    try:
+        text = file.path.read_text(encoding="utf-8-sig")
+        document = read_yaml(text)
+    except OSError as error:
+        cause = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            cause += f"; a profile that is not a file is named without its ending: {file.path.stem}"
+        what = f"can't read profile {where}"
+        raise UsageProblem(what, cause=cause, hint="mvw list profiles") from error
+    except UnicodeDecodeError as error:
+        what = f"{where}: not UTF-8 text"
+        raise UsageProblem(what, cause=error.reason, hint="mvw list profiles") from error
+    except DocumentError as error:
+        cause, place = None, where
+        if error.line is not None:
+            place += f", line {error.line}"
+            cause = f"the line reads: {[*text.splitlines(), ''][error.line - 1].strip()[:80]}"
+        raise UsageProblem(f"{place}: {error.message}", cause=cause, hint=SCHEMA_HINT) from error
+    values = {} if document.value is None else document.value
     if not isinstance(values, dict):
         raise UsageProblem(
             f"{where}: not a mapping of keys to values",
             cause="a profile has lines like `model: ORG/NAME`",
             hint=SCHEMA_HINT,
         )
-    # A group whose keys are all commented out reads as null.
-    values = {k: v for k, v in values.items() if not (k in SECTIONS and v is None)}
-    lines = document.lines
-    if isinstance(values.get("withdrawal"), list):
-        values["withdrawal"] = {"policy": values["withdrawal"]}
-        lines = {
-            (path[0], "policy", *path[1:]) if path[:1] == ("withdrawal",) else path: line
-            for path, line in lines.items()
-        }
 
     def locate(path: KeyPath) -> Origin:
-        while path and path not in lines:
+        while path and path not in document.lines:
             path = path[:-1]
-        return Origin(file.kind, where, lines.get(path))
+        return Origin(file.kind, where, document.lines.get(path))
 
-    return _layer(check_profile(values, locate), {}, locate, file.distribution)
+    # A group whose keys are all commented out reads as null.
+    given = {key: one for key, one in values.items() if not (key in SECTIONS and one is None)}
+    return _layer(given, locate, file.distribution)
 
 
 def environment_layer(env: Mapping[str, str]) -> Layer:
@@ -110,13 +112,11 @@ def environment_layer(env: Mapping[str, str]) -> Layer:
         if name.startswith("MVW_") and env[name] and name not in VARIABLES:
             raise UsageProblem(
                 f"there is no variable {name}",
-                cause=_instead_of(name, env[name]),
+                cause=f"there are {', '.join(VARIABLES)}; keys are set by --set KEY=VALUE",
                 hint=f"unset {name}",
             )
     model = env.get("MVW_MODEL")
-    return _checked(
-        {"model": model} if model else {}, {"model": Origin("environment", "MVW_MODEL")}
-    )
+    return _layer({"model": model} if model else {}, lambda _: Origin("environment", "MVW_MODEL"))
 
 
 def flag_layer(flags: Mapping[str, object]) -> Layer:
@@ -125,23 +125,34 @@ def flag_layer(flags: Mapping[str, object]) -> Layer:
     Raises:
         UsageProblem: a key that there is not, or a wrong value.
     """
-    values = {key: value for key, value in flags.items() if value is not None}
-    origins = {}
-    for key, value in values.items():
+    known = {key: info.annotation for key, info in fields().items() if key != "extends"}
+    found: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for key, value in flags.items():
+        if value is None:
+            continue
         option = "--" + key.rpartition(".")[2].replace("_", "-")
         origins[key] = Origin("flag", f"--set {key}" if isinstance(value, RawText) else option)
-    return _checked(values, origins)
+        if key not in known and key.rpartition(".")[0] != "withdrawal":
+            raise unknown_key(origins[key], key)
+        is_list = key == "withdrawal.policy" and str(value).lstrip().startswith("[")
+        found[key] = value  # of a policy's field the type is known later
+        if is_list or key in known:
+            found[key] = interpret(value, list if is_list else known[key])
+
+    def locate(path: KeyPath) -> Origin:
+        names = (".".join(map(str, path[:2])), *map(str, path[:1]))
+        return next((origins[one] for one in names if one in origins), Origin("flag", "--set"))
+
+    return _layer(nested(found), locate)
 
 
-def _instead_of(variable: str, value: str) -> str:
-    """Name what sets a profile's key, where that is what a variable reads like."""
-    word = variable.removeprefix("MVW_").lower()
-    keys = {key.replace(".", "_"): key for key in fields()}
-    key = keys.get(word) or re.sub("^withdrawal_", "withdrawal.", word)
-    if key in fields() or key.startswith("withdrawal."):
-        return f"a key of a profile is set by --set {shlex.quote(f'{key}={value}')}"
-    otherwise = "keys of a profile are set by --set KEY=VALUE"
-    return did_you_mean(variable, VARIABLES, otherwise=otherwise)
+def _layer(given: dict[str, Any], locate: Locate, distribution: str | None = None) -> Layer:
+    """Check one layer's keys, and make steps of its withdrawal."""
+    steps = as_steps(given.pop("withdrawal", {}), locate, distribution)
+    flat = flatten(check(Profile, given, locate), given_only=True)
+    values = {key: Given(value, locate(tuple(key.split(".")))) for key, value in flat.items()}
+    return Layer(values, steps, distribution, values.pop("extends", None))
 
 
 def parse_set(pairs: Sequence[str]) -> dict[str, RawText]:
@@ -171,100 +182,12 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def _read(file: ProfileFile, where: str) -> Document:
-    text = ""
-    try:
-        with file.path.open("rb") as handle:
-            data = handle.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UsageProblem(
-                f"{where}: too large for a profile",
-                cause=f"a profile has at most {MAX_BYTES // 1024} KiB",
-                hint="mvw list profiles",
-            )
-        text = data.decode("utf-8-sig")
-        return read_yaml(text)
-    except OSError as error:
-        cause = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            cause += f"; a profile that is not a file is named without its ending: {file.path.stem}"
-        raise UsageProblem(
-            f"can't read profile {where}", cause=cause, hint="mvw list profiles"
-        ) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UsageProblem(
-            f"{where}, line {line}: not UTF-8 text", cause=error.reason, hint="mvw list profiles"
-        ) from error
-    except DocumentError as error:
-        place = where if error.line is None else f"{where}, line {error.line}"
-        lines = text.splitlines()
-        cause = None
-        if error.line is not None and error.line <= len(lines):
-            cause = f"the line reads: {lines[error.line - 1].strip()[:80]}"
-        raise UsageProblem(f"{place}: {error.message}", cause=cause, hint=SCHEMA_HINT) from error
-
-
-def _checked(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Layer:
-    """Check values by dotted key; texts are read as YAML where their key wants no text."""
-    infos = {key: info for key, info in fields().items() if key != "extends"}
-    found: dict[str, Any] = {}
-    policy_fields: dict[str, Any] = {}
-    for key, value in values.items():
-        if any("\ud800" <= character <= "\udfff" for character in f"{key}{value}"):
-            raise UsageProblem(
-                f"{origins[key]}: not UTF-8 text",
-                cause="it holds bytes that are no characters",  # Python lets them through as such
-                hint=SCHEMA_HINT,
-            )
-        if key in SECTIONS:
-            raise UsageProblem(
-                f"{origins[key]}: `{key}` is a group of keys",
-                cause=f"its keys: {', '.join(f'{key}.{k}' for k in SECTIONS[key].model_fields)}",
-                hint=SCHEMA_HINT,
-            )
-        if key == POLICY and str(value).lstrip().startswith("["):
-            found[key] = interpret(value, list)
-        elif key in infos:
-            found[key] = interpret(value, infos[key].annotation)
-        elif key.startswith("withdrawal.") and key.count(".") == 1:
-            policy_fields[key.removeprefix("withdrawal.")] = value
-        else:
-            raise unknown_key(origins[key], key, [*infos, *SECTIONS])
-
-    def locate(path: KeyPath) -> Origin:
-        words = [part for part in path if isinstance(part, str)]
-        return origins.get(".".join(words[:2])) or origins[words[0]]
-
-    return _layer(check_profile(nested(found), locate), policy_fields, locate)
-
-
-def _layer(
-    profile: Profile,
-    policy_fields: dict[str, Any],
-    locate: Locate,
-    distribution: str | None = None,
-) -> Layer:
-    flat = flatten(profile, given_only=True)
-    withdrawal = nested(flat).get("withdrawal", {}) | policy_fields
-    return Layer(
-        {
-            key: Given(value, locate(tuple(key.split("."))))
-            for key, value in flat.items()
-            if key != "extends" and not key.startswith("withdrawal.")
-        },
-        as_steps(withdrawal, locate, distribution),
-        distribution,
-        flat.get("extends"),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """A profile with every key filled in, and the origin of each value by its dotted key.
 
-    Several policies are one value, a list of mappings; their fields have origins of their own,
-    under `withdrawal.policy[0].layer` and so on.
+    Several policies are one value, a list of mappings; its origin is what names them, or a flag
+    that changes one of their fields.
     """
 
     name: str | None
@@ -280,21 +203,12 @@ class Resolved:
         return {key: one for key, one in flatten(self.profile).items() if key != "extends"}
 
     def rows(self) -> Iterator[tuple[str, Any, Origin]]:
-        """List key, value and origin for people; of several policies each field once more."""
-        for key, value in self.values().items():
-            yield key, value, self.origins[key]
-            if key == POLICY and isinstance(value, list):
-                for number, step in enumerate(value):
-                    for name, one in step.items():
-                        inner = field_key(number, name)
-                        yield inner, one, self.origins[inner]
+        """List key, value and origin for people."""
+        return ((key, value, self.origins[key]) for key, value in self.values().items())
 
     def by_flag(self) -> dict[str, Any]:
         """List what flags gave, wholly or in part, by the keys that `--set` takes."""
-        values = self.values()
-        given = [key for key, origin in self.origins.items() if origin.kind == "flag"]
-        keys = {key if key in values else POLICY for key in given}
-        return {key: value for key, value in values.items() if key in keys}
+        return {key: value for key, value, origin in self.rows() if origin.kind == "flag"}
 
     def to_dict(self) -> dict[str, Any]:
         """Serialise: the name, the values as a profile, and the origins by dotted key."""
@@ -329,11 +243,20 @@ def resolve(
     elif not any(key in layer.values for layer in above for key in ("adapter", "model")):
         name, files, is_default = DEFAULT, default_files(env), True
     layers = [*reversed(chain(files, env)), *above]
-    values, origins = _merge(layers)
-    _adapter(values, origins, layers)
-    policy, withdrawal, where = merge([layer.withdrawal for layer in layers])
-    profile = Profile.model_validate(nested(values | withdrawal))
-    return Resolved(name, profile, policy, origins | where, is_default)
+    default = Origin("default", "mvw")
+    given = {
+        key: Given(info.get_default(call_default_factory=True), default)
+        for key, info in fields().items()
+        if key != "extends" and not key.startswith("withdrawal.")
+    }
+    for layer in layers:
+        given |= layer.values
+    given |= _adapter(given, layers)
+    policy, withdrawal = merge([layer.withdrawal for layer in layers])
+    given |= withdrawal
+    profile = Profile.model_validate(nested({key: one.value for key, one in given.items()}))
+    origins = {key: one.origin for key, one in given.items()}
+    return Resolved(name, profile, policy, origins, is_default)
 
 
 def chain(files: list[ProfileFile], env: Mapping[str, str]) -> list[Layer]:
@@ -345,69 +268,48 @@ def chain(files: list[ProfileFile], env: Mapping[str, str]) -> list[Layer]:
     layers: list[Layer] = []
     visited: list[Path] = []
     while files:
-        own = [file_layer(file) for file in files]
-        layers += own
-        visited += [file.path.resolve() for file in files]
-        child = next((i for i, layer in enumerate(own) if layer.extends is not None), None)
-        if child is None:
-            break
-        files = _parent(files, child, own[child].extends or "", env)
         circle = [file.path for file in files if file.path.resolve() in visited]
+        visited += [file.path.resolve() for file in files]
         if circle:
-            path = " -> ".join(p.stem for p in [*visited, circle[0]])
             raise UsageProblem(
                 f"profile `{circle[0].stem}` extends itself",
-                cause=f"the chain is {path}",
+                cause=f"the chain is {' -> '.join(path.stem for path in visited)}",
                 hint="mvw list profiles",
             )
+        own = [file_layer(file) for file in files]
+        layers += own
+        child = next((pair for pair in zip(files, own, strict=True) if pair[1].extends), None)
+        files = [] if child is None else _parent(*child, env)
     return layers
 
 
-def _parent(
-    files: list[ProfileFile], child: int, name: str, env: Mapping[str, str]
-) -> list[ProfileFile]:
-    if is_path(name):
-        path = files[child].path.parent / os.path.expanduser(name)
-        return [ProfileFile(name, path, "profile")]
-    if files[child].kind == "user" and name == files[child].name:
+def _parent(child: ProfileFile, layer: Layer, env: Mapping[str, str]) -> list[ProfileFile]:
+    """Find the files that a profile extends."""
+    if layer.extends is None:
+        return []
+    name = layer.extends.value
+    if name is None or (child.kind == "user" and name == child.name):
         return []  # its packaged namesake lies below it anyway
-    try:
+    if is_path(name):
+        return [ProfileFile(name, child.path.parent / os.path.expanduser(name), "profile")]
+    with named_at(layer.extends.origin):
         return find(name, env)
-    except UsageProblem as error:
-        what = f"{files[child].path.name} extends a profile that can't be found: {error.message}"
-        raise UsageProblem(what, cause=error.cause, hint=error.hint) from error
 
 
-def _merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """Take each key but those of the withdrawal from the highest layer that gives it."""
-    default = Origin("default", "mvw")
-    given = {
-        key: Given(info.get_default(call_default_factory=True), default)
-        for key, info in fields().items()
-        if key != "extends" and not key.startswith("withdrawal.")
-    }
-    for layer in layers:
-        given |= layer.values
-    values = {key: one.value for key, one in given.items()}
-    return values, {key: one.origin for key, one in given.items()}
-
-
-def _adapter(values: dict[str, Any], origins: dict[str, Origin], layers: list[Layer]) -> None:
+def _adapter(given: Mapping[str, Given], layers: Sequence[Layer]) -> dict[str, Given]:
     """Settle the adapter, and the model that it takes where none is named."""
+    name, origin, model = given["adapter"].value, given["adapter"].origin, given["model"]
     speaker: str | None = OWN
-    if origins["adapter"].kind == "default":
-        values["adapter"] = "shapes" if values["model"] is None else "hf"
+    if origin.kind == "default":
+        name = "shapes" if model.value is None else "hf"
     else:
-        speaker = next(x.distribution for x in reversed(layers) if "adapter" in x.values)
-    values["adapter"] = canonical("adapter", values["adapter"], speaker)
-    try:
-        info = find_adapter(values["adapter"])
-    except PluginProblem as error:
-        what = f"{origins['adapter']}: {error.message}"
-        raise PluginProblem(what, cause=error.cause, hint=error.hint) from error
-    if values["model"] is None and info.checkpoints:
-        values["model"] = info.checkpoints[0]
-        origins["model"] = Origin("default", f"adapter {values['adapter']}")
+        speaker = next(one.distribution for one in reversed(layers) if "adapter" in one.values)
+    name = canonical("adapter", name, speaker)
+    with named_at(origin):
+        checkpoints = find_adapter(name).checkpoints
+    if model.value is None and checkpoints:
+        model = Given(checkpoints[0], Origin("default", f"adapter {name}"))
+    return {"adapter": Given(name, origin), "model": model}
 
 
 def model_spec(profile: Profile) -> ModelSpec:

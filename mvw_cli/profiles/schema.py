@@ -8,51 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.engine.types import GenerationSettings
-from mvw_cli.errors import UsageProblem
+from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.profiles.document import KeyPath
 from mvw_cli.text import closest
 
 _SPEC: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(ModelSpec)}
 _SETTINGS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(GenerationSettings)}
-_DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
+_NonEmpty = Annotated[str, Field(min_length=1)]
 
 
-def _device(value: str) -> str:
-    if re.fullmatch(_DEVICE, value) is None:
-        raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
-    return value
-
-
-def _template(value: str) -> str:
-    if "{question}" not in value:
-        raise ValueError("must contain {question}, where the question goes")
-    return value
-
-
-def _text_too(schema: dict[str, Any]) -> None:
-    array = {"type": schema.pop("type"), "items": schema.pop("items")}
-    schema["anyOf"] = [{"type": "string", "minLength": 1}, array]
-
-
-def _one_or_many(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
@@ -77,9 +53,7 @@ class Withdrawal(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    policy: (
-        Annotated[str, Field(min_length=1)] | Annotated[list[PolicyStep], Field(min_length=1)]
-    ) = Field(
+    policy: _NonEmpty | Annotated[list[PolicyStep], Field(min_length=1)] = Field(
         default="none",
         description="Withdrawal policy; `mvw list policies` shows them. Several act in order: "
         "vtw:layer=12+mvw:m=16 on one line, or a list in YAML. Without it: mvw where one of its "
@@ -100,10 +74,10 @@ class Prompt(Section):
     system: str | None = Field(
         default=_SPEC["system"], description="System prompt; null takes the model's own."
     )
-    template: Annotated[str, AfterValidator(_template)] = Field(
+    template: str = Field(
         default=_SPEC["template"],
+        pattern=r"\{question\}",
         description="Text sent with the images; {question} stands for the question.",
-        json_schema_extra={"pattern": r"\{question\}"},
     )
     question: str | None = Field(
         default=None,
@@ -162,12 +136,9 @@ class Generation(Section):
         lt=2**63,
         description="Seed of the sampling, for each image.",
     )
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_many)] = (
-        Field(
-            default=list(_SETTINGS["stop"]),
-            description="Stop once one of these has been written; it stays in the text.",
-            json_schema_extra=_text_too,
-        )
+    stop: Annotated[_NonEmpty | list[_NonEmpty], AfterValidator(_as_list)] = Field(
+        default=list(_SETTINGS["stop"]),
+        description="Stop once one of these has been written; it stays in the text.",
     )
 
 
@@ -199,10 +170,10 @@ class Profile(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default=_SPEC["dtype"], description="Type of the weights; auto takes the checkpoint's own."
     )
-    device: Annotated[str, AfterValidator(_device)] = Field(
+    device: str = Field(
         default=_SPEC["device"],
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
-        json_schema_extra={"pattern": f"^({_DEVICE})$"},
     )
     device_map: Literal["auto"] | None = Field(
         default=_SPEC["device_map"],
@@ -292,56 +263,73 @@ class Given:
     origin: Origin
 
 
+@contextmanager
+def named_at(origin: Origin) -> Iterator[None]:
+    """Begin the message of an error about a name with where the name comes from."""
+    try:
+        yield
+    except MvwError as error:
+        what = f"{origin}: {error.message}"
+        raise type(error)(what, cause=error.cause, hint=error.hint) from error
+
+
 SCHEMA_HINT = "mvw show --schema"
 Locate = Callable[[KeyPath], Origin]
-_SHOULD = re.compile(r"^\w+ should |(, got| after validation).*")
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=Section)
 
 
-def check_profile(values: Mapping[str, Any], locate: Locate) -> Profile:
-    """Check one layer's keys.
+def check(
+    model: type[ModelT], values: Mapping[str, Any], locate: Locate, prefix: KeyPath = ()
+) -> ModelT:
+    """Check values against a model; `prefix` is where they stand in the profile.
 
     Raises:
         UsageProblem: an unknown key, a wrong type or a wrong range, with its file and line.
     """
-    step = {"withdrawal.policy.policy": PolicyStep.model_fields["policy"]}
-    return check(Profile, values, locate, (), fields() | step)
-
-
-def check(
-    model: type[ModelT],
-    values: Mapping[str, Any],
-    locate: Locate,
-    prefix: KeyPath,
-    describe: Mapping[str, FieldInfo],
-) -> ModelT:
-    """Check values against a model; `prefix` is where they stand in the profile."""
     try:
         # JSON's strictness is the right one for YAML: a list may become a tuple, text no number.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        found: dict[KeyPath, list[ErrorDetails]] = {}
-        for detail in error.errors(include_url=False):
-            path = (*prefix, *_place(values, detail["loc"]))
-            found.setdefault(path, []).append(detail)
-        # Of what is wrong with one value, the innermost says most.
-        inner = [p for p in found if not any(q[: len(p)] == p for q in found if q != p)]
-        path = min(inner, key=lambda path: locate(path).line or 0)
-        raise _problem(locate(path), found[path], path, describe) from None
+        wrong = [
+            ((*prefix, *_place(values, one["loc"])), one) for one in error.errors(include_url=False)
+        ]
+
+    def first(one: tuple[KeyPath, ErrorDetails]) -> tuple[int, int]:
+        # Of what is wrong with one value that may be of several types, the innermost says most.
+        return locate(one[0][: len(prefix) + 2]).line or 0, -len(one[0])
+
+    path, detail = min(wrong, key=first)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    if detail["type"] == "extra_forbidden":
+        raise unknown_key(locate(path), key)
+    said = "; ".join(dict.fromkeys(one["msg"] for place, one in wrong if place == path))
+    if detail["type"] != "missing":
+        said += f", not {json.dumps(detail['input'], ensure_ascii=False, default=str)[:60]}"
+    fields_here, info = model.model_fields, None
+    for part in map(str, path[len(prefix) :]):
+        info = fields_here.get(part, info)
+        fields_here = SECTIONS[part].model_fields if part in SECTIONS else fields_here
+    raise UsageProblem(
+        f"{locate(path)}: `{key}`: {said}",
+        cause=info.description if info else "a profile holds text, numbers, lists and mappings",
+        hint=SCHEMA_HINT,
+    )
 
 
-def unknown_key(origin: Origin, key: str, known: Iterable[str]) -> UsageProblem:
+def unknown_key(origin: Origin, key: str) -> UsageProblem:
     """Complain about a dotted key that there is not, naming the one that was probably meant."""
-    known = list(known)
     section, _, last = key.rpartition(".")
-    beside = [one for one in known if one.rpartition(".")[0] == section]
-    near = closest(last, (one.rpartition(".")[2] for one in beside))
-    meant = f"{section}.{near}".lstrip(".") if near else None
-    if meant is None:  # perhaps the right word in the wrong place
-        elsewhere = {one.rpartition(".")[2]: one for one in known}
-        meant = elsewhere.get(closest(last, elsewhere) or "")
-    listing = ", ".join(one.rpartition(".")[2] for one in beside) or ", ".join(known)
-    cause = f"did you mean `{meant}`?" if meant else f"known here: {listing}"
+    group = SECTIONS.get(key) or SECTIONS.get(section) or Profile
+    cause = f"known here: {', '.join(one for one in group.model_fields if one != key)}"
+    if key not in (*SECTIONS, "extends"):  # these have another place than the one asked for
+        near = closest(last, group.model_fields)
+        elsewhere = {one.rpartition(".")[2]: one for one in fields()}
+        meant = (
+            f"{section}.{near}".lstrip(".")
+            if near
+            else elsewhere.get(closest(last, elsewhere) or "")
+        )
+        cause = f"did you mean `{meant}`?" if meant else cause
     return UsageProblem(f"{origin}: unknown key `{key}`", cause=cause, hint=SCHEMA_HINT)
 
 
@@ -359,32 +347,18 @@ def _place(values: Any, location: KeyPath) -> KeyPath:
     return tuple(path)
 
 
-def _problem(
-    origin: Origin,
-    details: Sequence[ErrorDetails],
-    path: KeyPath,
-    describe: Mapping[str, FieldInfo],
-) -> UsageProblem:
-    """Word what is wrong with the value at a path; `details` has one for each type it may have."""
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
-    detail = details[0]
-    if detail["type"] == "extra_forbidden":
-        return unknown_key(origin, key, [*describe, *SECTIONS])
-    words = ".".join(part for part in path if isinstance(part, str))
-    info, cause = describe.get(words), None
-    if info is not None:
-        cause = info.description
-    elif words in SECTIONS:
-        cause = f"its keys: {', '.join(SECTIONS[words].model_fields)}"
-    given = json.dumps(detail["input"], ensure_ascii=False, default=str)
-    given = given if len(given) <= 60 else given[:57] + "..."
-    if detail["type"] == "missing":
-        what = "is missing"
-    elif detail["type"] == "value_error":  # of a validator above
-        what = f"{detail['ctx']['error']}, not {given}"
-    else:
-        # Pydantic says "Input should be a valid list".
-        kinds = dict.fromkeys(_SHOULD.sub("", one["msg"]) for one in details)
-        expected = " or ".join(kinds).replace(" or be ", " or ").replace("'", "")
-        what = f"must {expected}, not {given}"
-    return UsageProblem(f"{origin}: `{key}` {what}", cause=cause, hint=SCHEMA_HINT)
+def json_schema() -> dict[str, Any]:
+    """Make the JSON Schema of a profile, by which editors complete and check the YAML.
+
+    What stands below `withdrawal` is left open: each policy has fields of its own.
+    """
+    schema = Profile.model_json_schema()
+    for name, section in SECTIONS.items():
+        # A group whose keys are all commented out reads as null, and is none.
+        schema["properties"][name] = {
+            "description": section.__doc__,
+            "anyOf": [{"$ref": f"#/$defs/{section.__name__}"}, {"type": "null"}],
+        }
+    several = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/PolicyStep"}}
+    schema["properties"]["withdrawal"]["anyOf"].append(several)
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, create_model
-from pydantic.fields import FieldInfo
 
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugins import OWN, canonical, load_policy
@@ -28,31 +27,103 @@ from mvw_cli.profiles.schema import (
     Profile,
     Section,
     check,
+    named_at,
 )
 from mvw_cli.text import did_you_mean, error_line
 
-POLICY = "withdrawal.policy"
 _NOTHING, _USUAL = f"{OWN}:none", f"{OWN}:mvw"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """One policy of a layer, and the fields that the layer gives it."""
+    """One policy of a layer with the fields that the layer gives it, or fields alone."""
 
-    policy: str
+    policy: str | None
     fields: Mapping[str, Given]
+    origin: Origin
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LayerWithdrawal:
-    """What one layer says about the withdrawal."""
+def as_steps(given: Any, locate: Locate, distribution: str | None = None) -> tuple[Step, ...]:
+    """Make steps of what a layer gives as `withdrawal`.
 
-    loose: Mapping[str, Given]
-    """Fields that it gives without a policy, or beside several."""
-    steps: tuple[Step, ...] = ()
-    """Empty where it names no policy."""
-    origin: Origin | None = None
-    """Of the policies' names."""
+    Args:
+        given: a mapping with `policy`, a line of policies or a list of mappings, and fields beside
+            it; or that list alone.
+        distribution: whose policies the names mean where several bring one.
+
+    Raises:
+        UsageProblem: it is none of these, or a field is given twice.
+    """
+    if not isinstance(given, Mapping):
+        return _of_list(given, ("withdrawal",), locate, distribution)
+    listed = given.get("policy")
+    if isinstance(listed, list):
+        steps = _of_list(listed, ("withdrawal", "policy"), locate, distribution)
+        beside = {key: value for key, value in given.items() if key != "policy"}
+        return steps + _of_mapping(beside, ("withdrawal",), locate, distribution)
+    return _of_mapping(given, ("withdrawal",), locate, distribution)
+
+
+def _of_list(
+    items: Any, path: KeyPath, locate: Locate, distribution: str | None
+) -> tuple[Step, ...]:
+    found: tuple[Step, ...] = ()
+    for number, item in enumerate(items if isinstance(items, list) else ()):
+        if not isinstance(item, Mapping) or "policy" not in item:
+            raise _not_policies(locate((*path, number)))
+        found += _of_mapping(item, (*path, number), locate, distribution)
+    if not found:
+        raise _not_policies(locate(path))
+    return found
+
+
+def _of_mapping(
+    given: Mapping[str, Any], path: KeyPath, locate: Locate, distribution: str | None
+) -> tuple[Step, ...]:
+    """Make steps of a line of policies and the fields beside it, which are those of the only one
+    or stand alone.
+    """
+    steps = []
+    if "policy" in given:
+        origin = locate((*path, "policy"))
+        if not isinstance(given["policy"], str):
+            raise _not_policies(origin)
+        for name, typed in parse(given["policy"], str(origin)):
+            # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
+            name = canonical("policy", name, OWN if name == "none" else distribution)
+            fields = {key: Given(RawText(value), origin) for key, value in typed.items()}
+            steps.append(Step(name, fields, origin))
+    beside = {
+        key: Given(one, locate((*path, key))) for key, one in given.items() if key != "policy"
+    }
+    if len(steps) == 1:
+        return (dataclasses.replace(steps[0], fields=_once(steps[0].fields, beside)),)
+    if beside:
+        steps.append(Step(None, beside, next(iter(beside.values())).origin))
+    return tuple(steps)
+
+
+def _not_policies(origin: Origin) -> UsageProblem:
+    return UsageProblem(
+        f"{origin}: `withdrawal`: not a policy with its fields",
+        cause="it has keys such as `policy: mvw` and `m: 16`, or is a list with a policy in each "
+        "item; on one line: vtw:layer=12+mvw:m=16",
+        hint=SCHEMA_HINT,
+    )
+
+
+def _once(fields: Mapping[str, Given], more: Mapping[str, Given]) -> dict[str, Given]:
+    """Put the fields of one policy together; none may be given twice in one layer."""
+    for key in fields.keys() & more.keys():
+        raise UsageProblem(
+            f"{fields[key].origin} and {more[key].origin}: `{key}` is given twice",
+            cause="as a field of a policy, and on its own: give one of them",
+            hint=SCHEMA_HINT,
+        )
+    return {**fields, **more}
+
+
+# -- all layers together ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,166 +135,79 @@ class _Policy:
     model: type[Section]
     given: dict[str, Given] = dataclasses.field(default_factory=dict)
 
-    @property
-    def fields(self) -> Mapping[str, FieldInfo]:
-        return self.model.model_fields
-
     def take(self, given: Mapping[str, Given]) -> None:
         """Lay what a higher layer gives over what is there; a trigger replaces all triggers."""
-        triggers = {
-            key for key in self.kind.triggers if key in given and given[key].value is not None
-        }
-        for key in set(self.kind.triggers) - triggers if triggers else ():
-            self.given.pop(key, None)
+        if any(given[key].value is not None for key in self.kind.triggers if key in given):
+            for key in self.kind.triggers:
+                self.given.pop(key, None)
         for key, one in given.items():
-            value = interpret(one.value, self.fields[key].annotation)
-            self.given[key] = Given(value, one.origin)
+            annotation = self.model.model_fields[key].annotation
+            self.given[key] = Given(interpret(one.value, annotation), one.origin)
 
 
-# -- a layer's withdrawal as steps --------------------------------------------------------------
-
-
-def field_key(number: int, key: str) -> str:
-    """Write the dotted key of a field of the policy of this number (from 0), of several."""
-    return f"{POLICY}[{number}].{key}"
-
-
-def as_steps(
-    given: Mapping[str, Any], locate: Locate, distribution: str | None = None
-) -> LayerWithdrawal:
-    """Make steps of what a layer gives below `withdrawal`, once its shape has been checked.
-
-    Args:
-        given: `policy`, a line of policies or a list of mappings, and fields beside it.
-        distribution: whose policies the names mean where several bring one.
-
-    Raises:
-        UsageProblem: a line that is none, or a field that is given twice.
-    """
-    loose = {
-        key: Given(value, locate(("withdrawal", key)))
-        for key, value in given.items()
-        if key != "policy"
-    }
-    if "policy" not in given:
-        return LayerWithdrawal(loose)
-    origin, policies = locate(("withdrawal", "policy")), given["policy"]
-    if isinstance(policies, str):
-        steps = _of_line(policies, origin)
-    else:
-        steps = [
-            _of_mapping(item, ("withdrawal", "policy", number), locate)
-            for number, item in enumerate(policies)
-        ]
-    if len(steps) == 1:
-        steps = [Step(steps[0].policy, _once(steps[0].fields, loose))]
-        loose = {}
-    named = []
-    for step in steps:
-        # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
-        speaker = OWN if step.policy == "none" else distribution
-        named.append(Step(canonical("policy", step.policy, speaker), step.fields))
-    return LayerWithdrawal(loose, tuple(named), origin)
-
-
-def _of_line(line: str, origin: Origin) -> list[Step]:
-    if line.replace("-", "_").isidentifier():  # a name alone, as most profiles have it
-        return [Step(line, {})]
-    return [
-        Step(name, {key: Given(RawText(value), origin) for key, value in fields.items()})
-        for name, fields in parse(line, str(origin))
-    ]
-
-
-def _of_mapping(item: Mapping[str, Any], path: KeyPath, locate: Locate) -> Step:
-    origin = locate((*path, "policy"))
-    steps = _of_line(item["policy"], origin)
-    if len(steps) > 1:
-        raise UsageProblem(
-            f"{origin}: `{item['policy']}` is more than one policy",
-            cause="each item of the list is one",
-            hint=SCHEMA_HINT,
-        )
-    beside = {key: Given(item[key], locate((*path, key))) for key in item if key != "policy"}
-    return Step(steps[0].policy, _once(steps[0].fields, beside))
-
-
-def _once(fields: Mapping[str, Given], more: Mapping[str, Given]) -> dict[str, Given]:
-    """Put the fields of one policy together; none may be given twice in one layer."""
-    for key in fields.keys() & more.keys():
-        one, other = str(fields[key].origin), str(more[key].origin)
-        raise UsageProblem(
-            f"{one if one == other else f'{one} and {other}'}: `{key}` is given twice",
-            cause="as a field of a policy, and on its own: give one of them",
-            hint=SCHEMA_HINT,
-        )
-    return {**fields, **more}
-
-
-# -- all layers together ------------------------------------------------------------------------
-
-
-def merge(
-    layers: Sequence[LayerWithdrawal],
-) -> tuple[WithdrawalPolicy, dict[str, Any], dict[str, Origin]]:
+def merge(layers: Sequence[Sequence[Step]]) -> tuple[WithdrawalPolicy, dict[str, Given]]:
     """Merge the withdrawal of all layers, the lowest first.
 
     Returns:
-        The policy; all values by dotted key, where several policies are a list of mappings; and the
-        origins by the same keys, and of several policies by those of `field_key`, too.
+        The policy, and the values by dotted key; several policies are one value, a list of
+        mappings.
 
     Raises:
         UsageProblem: a field that the policies lack or that two of them have, a wrong value, or a
             combination of policies that makes no sense.
         PluginProblem: a policy can't be used.
     """
-    names: tuple[str, ...] = (canonical("policy", _NOTHING),)
-    origin, naming = Origin("default", "no withdrawal is asked for"), -1
-    in_force = []
-    for number, layer in enumerate(layers):
-        given = [one for one in layer.loose.values() if one.value is not None]
-        if layer.steps and layer.origin is not None:
-            names, origin, naming = tuple(s.policy for s in layer.steps), layer.origin, number
-        elif given and names == (canonical("policy", _NOTHING),):
-            names, origin, naming = (canonical("policy", _USUAL),), given[0].origin, number
-        in_force.append(names)
-    policies = [_load(name, str(origin)) for name in names]
-    # Layers that name other policies do not count, nor does what lies below them.
+    named = [[step for step in layer if step.policy is not None] for layer in layers]
+    top = max((number for number, steps in enumerate(named) if steps), default=-1)
+    nothing = canonical("policy", _NOTHING)
+    origin, names = Origin("default", "no withdrawal is asked for"), [nothing]
+    if top >= 0:
+        origin, names = named[top][0].origin, [str(step.policy) for step in named[top]]
+    if names == [nothing]:  # a field above it asks for the usual policy
+        for number in range(top + 1, len(layers)):
+            fields = [one for step in layers[number] for one in step.fields.values()]
+            asked = next((one for one in fields if one.value is not None), None)
+            if asked is not None:
+                origin, names, top = asked.origin, [canonical("policy", _USUAL)], number
+                break
+    policies = [_load(name, origin) for name in names]
+    # A layer below that names other policies does not count, nor does what lies below that.
     others = [
         number
-        for number, layer in enumerate(layers[: max(naming, 0)])
-        if layer.steps and (len(names) > 1 or in_force[number] != names)
+        for number, steps in enumerate(named[: max(top, 0)])
+        if steps and (len(names) > 1 or [step.policy for step in steps] != names)
     ]
     for number in range(max(others, default=-1) + 1, len(layers)):
-        _deal(layers[number], policies, strict=in_force[number] == names)
+        _deal(layers[number], policies, strict=number >= top)
+    several = len(names) > 1
     built = [
-        _build(
-            one, origin, ("withdrawal",) if len(names) == 1 else ("withdrawal", "policy", number)
-        )
+        _build(one, origin, ("withdrawal", "policy", number) if several else ("withdrawal",))
         for number, one in enumerate(policies)
     ]
-    policy = _combined(names, built, str(origin))
-    return policy, *_written(policies, built, origin)
+    return _combined(names, built, origin), _values(policies, built, origin)
 
 
-def _deal(layer: LayerWithdrawal, policies: Sequence[_Policy], *, strict: bool) -> None:
+def _deal(layer: Sequence[Step], policies: Sequence[_Policy], *, strict: bool) -> None:
     """Give the policies what a layer says of them.
 
     Args:
-        strict: whether the final policies are in force at this layer, so that a field that none of
-            them has is wrong, and one that two have.
+        strict: whether a field that none of them has is wrong, and one that two have.
     """
-    dealt: list[dict[str, Given]] = [{} for _ in policies]
-    for step, policy, fields in zip(layer.steps, policies, dealt, strict=False):
-        for key, one in step.fields.items():
-            if key not in policy.fields:
-                raise _no_field(one.origin, [policy], key)
-            fields[key] = one
-    for key, one in layer.loose.items():
-        owners = [n for n, policy in enumerate(policies) if key in policy.fields]
-        if strict and not owners:
+    own = [step.fields for step in layer if step.policy is not None] or [{} for _ in policies]
+    for policy, fields in zip(policies, own, strict=True):
+        for key in fields:
+            if key not in policy.model.model_fields:
+                raise _no_field(fields[key].origin, [policy], key)
+    dealt = [{**fields} for fields in own]
+    for key, one in (
+        (key, one) for s in layer if s.policy is None for key, one in s.fields.items()
+    ):
+        owners = [n for n, policy in enumerate(policies) if key in policy.model.model_fields]
+        if len(owners) == 1:
+            dealt[owners[0]] = _once(dealt[owners[0]], {key: one})
+        elif strict and not owners:
             raise _no_field(one.origin, policies, key)
-        if strict and len(owners) > 1:
+        elif strict:
             names = list(dict.fromkeys(policies[n].name for n in owners))
             raise UsageProblem(
                 f"{one.origin}: `{key}` is a field of {' and of '.join(names)}",
@@ -231,36 +215,36 @@ def _deal(layer: LayerWithdrawal, policies: Sequence[_Policy], *, strict: bool) 
                 + "+".join(f"{name}:{key}=VALUE" for name in names),
                 hint=SCHEMA_HINT,
             )
-        if len(owners) == 1:
-            dealt[owners[0]] = _once(dealt[owners[0]], {key: one})
     for policy, fields in zip(policies, dealt, strict=True):
         policy.take(fields)
 
 
-def _written(
+def _values(
     policies: Sequence[_Policy], built: Sequence[WithdrawalPolicy], origin: Origin
-) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """Write all fields of the policies with their origins, as a profile has them."""
-    steps, origins = [], {POLICY: origin}
-    for number, (one, policy) in enumerate(zip(policies, built, strict=True)):
-        default = Given(None, Origin("default", f"policy {one.name}"))
-        steps.append({key: getattr(policy, key) for key in one.fields})
-        for key in one.fields:
-            place = f"withdrawal.{key}" if len(policies) == 1 else field_key(number, key)
-            origins[place] = one.given.get(key, default).origin
-        if len(policies) > 1:
-            origins[field_key(number, "policy")] = origin
-    if len(policies) == 1:
-        fields = {f"withdrawal.{key}": value for key, value in steps[0].items()}
-        return {POLICY: policies[0].name, **fields}, origins
-    named = [{"policy": one.name, **step} for one, step in zip(policies, steps, strict=True)]
-    return {POLICY: named}, origins
+) -> dict[str, Given]:
+    """Write all fields of the policies as a profile has them."""
+    if len(policies) > 1:
+        origins = [origin, *(one.origin for policy in policies for one in policy.given.values())]
+        by_flag = next((one for one in origins if one.kind == "flag"), origin)
+        steps = [
+            {"policy": one.name, **{key: getattr(policy, key) for key in one.model.model_fields}}
+            for one, policy in zip(policies, built, strict=True)
+        ]
+        return {"withdrawal.policy": Given(steps, by_flag)}
+    default = Origin("default", f"policy {policies[0].name}")
+    values = {"withdrawal.policy": Given(policies[0].name, origin)}
+    for key in policies[0].model.model_fields:
+        given = policies[0].given.get(key)
+        place = default if given is None else given.origin
+        values[f"withdrawal.{key}"] = Given(getattr(built[0], key), place)
+    return values
 
 
 def _no_field(origin: Origin, policies: Sequence[_Policy], key: str) -> UsageProblem:
     of_whom = f"policy `{policies[0].name}` has no" if len(policies) == 1 else "no policy has a"
-    listing = (f"`{one.name}` has {', '.join(one.fields) or 'no fields'}" for one in policies)
-    known = ["policy", *(field for one in policies for field in one.fields)]
+    fields = {one.name: [*one.model.model_fields] for one in policies}
+    listing = (f"`{name}` has {', '.join(own) or 'no fields'}" for name, own in fields.items())
+    known = ["policy", *(field for own in fields.values() for field in own)]
     return UsageProblem(
         f"{origin}: {of_whom} field `{key}`",
         cause=did_you_mean(key, known, otherwise="; ".join(listing)),
@@ -287,28 +271,19 @@ def policy_model(kind: type[WithdrawalPolicy]) -> type[Section]:
     hints = typing.get_type_hints(kind)
     definitions: dict[str, Any] = {}
     for field in dataclasses.fields(typing.cast(Any, kind)):
-        if not field.init:
-            continue
-        options: dict[str, Any] = {"description": field.metadata.get("description")}
-        for key in ("default", "default_factory"):
-            if getattr(field, key) is not dataclasses.MISSING:
-                options[key] = getattr(field, key)
-        described = Field(**options)
-        definitions[field.name] = (hints[field.name], described)
+        if field.init:
+            options: dict[str, Any] = {"description": field.metadata.get("description")}
+            for key in ("default", "default_factory"):
+                if getattr(field, key) is not dataclasses.MISSING:
+                    options[key] = getattr(field, key)
+            definitions[field.name] = (hints[field.name], Field(**options))
     return create_model(kind.__name__, __base__=Section, **definitions)
 
 
-def _load(name: str, where: str) -> _Policy:
-    """Load a policy's class and describe its fields.
-
-    Args:
-        where: what the name comes from, for the message.
-    """
-    try:
+def _load(name: str, origin: Origin) -> _Policy:
+    """Load a policy's class and describe its fields."""
+    with named_at(origin):
         kind = load_policy(name)
-    except PluginProblem as error:
-        what = f"{where}: {error.message}"
-        raise PluginProblem(what, cause=error.cause, hint=error.hint) from error
     try:
         return _Policy(name, kind, policy_model(kind))
     except Exception as error:  # annotations that can't be resolved, or that pydantic can't check
@@ -322,44 +297,40 @@ def _load(name: str, where: str) -> _Policy:
 def _build(policy: _Policy, origin: Origin, path: KeyPath) -> WithdrawalPolicy:
     """Make a policy of what it was given, once that is checked; `path` is its place."""
 
-    def origin_of(key: str) -> Origin:
-        return policy.given[key].origin if key in policy.given else origin
+    def locate(place: KeyPath) -> Origin:
+        return next(
+            (policy.given[str(part)].origin for part in place if part in policy.given), origin
+        )
 
-    words = [part for part in path if isinstance(part, str)]
-    infos = {".".join([*words, key]): info for key, info in policy.fields.items()}
     values = {key: one.value for key, one in policy.given.items()}
-    locate: Callable[[KeyPath], Origin] = lambda place: origin_of(str(place[len(path)]))  # noqa: E731
-    checked = check(policy.model, values, locate, path, infos)
+    checked = check(policy.model, values, locate, path)
     try:
         return policy.kind(**{key: getattr(checked, key) for key in checked.model_fields_set})
     except ValueError as error:
-        text = str(error)
-        named = [key for key in values if key in text.split()]
-        group = "withdrawal" if len(path) == 1 else f"withdrawal: policy `{policy.name}`"
+        named = [key for key in values if key in str(error).split()]
         raise UsageProblem(
-            f"{origin_of(named[-1] if named else '')}: {group}: {text}",
-            cause=f"fields of policy `{policy.name}`: {', '.join(policy.fields) or 'none'}",
+            f"{locate((*path, *named[-1:]))}: withdrawal: policy `{policy.name}`: {error}",
+            cause=f"its fields: {', '.join(policy.model.model_fields) or 'none'}",
             hint=SCHEMA_HINT,
         ) from error
 
 
 def _combined(
-    names: Sequence[str], policies: Sequence[WithdrawalPolicy], where: str
+    names: Sequence[str], policies: Sequence[WithdrawalPolicy], origin: Origin
 ) -> WithdrawalPolicy:
     """Put policies in a row."""
     try:
-        if len(policies) > 1 and canonical("policy", _NOTHING) in names:
-            raise ValueError("none keeps every vision token, and the others withdraw")
         if len(policies) > 1:
+            if canonical("policy", _NOTHING) in names:
+                raise ValueError("none keeps every vision token, and the others withdraw")
             return Stack(tuple(policies))
         reason = policies[0].conflict(())  # as of one that only changes what others do
         if reason is not None:
             raise ValueError(reason)
         return policies[0]
     except ValueError as error:
-        order = f"asked for, in this order: {', then '.join(names)}"
         raise UsageProblem(
-            f"{where}: withdrawal: {error}",
-            cause=order if len(names) > 1 else f"asked for: {names[0]} alone",
+            f"{origin}: withdrawal: {error}",
+            cause=f"asked for, in this order: {', then '.join(names)}",
             hint="mvw list policies",
         ) from error

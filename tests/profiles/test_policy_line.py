@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from mvw_cli.errors import UsageProblem
@@ -43,28 +41,28 @@ def test_a_line(text: str, parts: list[tuple[str, dict[str, str]]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message", "cause"),
+    ("text", "piece"),
     [
-        ("", "no policy", "NAME:KEY=VALUE"),
-        ("m=16", "no policy is named before `m=16`", "for instance mvw:m=16"),
-        ("mvw:m=1+until=x", "no policy is named before `until=x`", "NAME:KEY=VALUE"),
-        (":m=3", "no policy is named before `:m=3`", "NAME:KEY=VALUE"),
-        ("mvw:", "no field after `mvw:`", "mvw:KEY=VALUE"),
-        ("mvw:m", "`m` of policy `mvw` has no value", "mvw:KEY=VALUE"),
-        ("mvw:=3", "`=3` of policy `mvw` has no value", "mvw:KEY=VALUE"),
-        ("mvw:m=1,m=2", "`m` of policy `mvw` is given twice", "m=1 and m=2: give one of them"),
-        ("mvw:until=a,b", "`b` is not KEY=VALUE", "stands in quotes"),
-        ("none,mvw:m=1", "`mvw:m=1` is not KEY=VALUE", 'that act in order are joined by "+"'),
+        ("", ""),
+        ("m=16", "m=16"),
+        ("mvw:m=1+until=x", "until=x"),
+        (":m=3", ":m=3"),
+        ("mvw:", "mvw:"),
+        ("mvw:=3", "mvw:=3"),
+        ("mvw:until=a,b", "b"),
+        ("none,mvw:m=1", "mvw:m=1"),
     ],
 )
-def test_what_is_no_line(
-    text: str, message: str, cause: str, check_hint: Callable[[str], None]
-) -> None:
+def test_what_is_no_line(text: str, piece: str) -> None:
     with pytest.raises(UsageProblem) as caught:
         parse(text, "--policy")
-    assert caught.value.message == f"--policy: {message}"
-    assert cause in (caught.value.cause or "")
-    check_hint(caught.value.hint or "")
+    assert caught.value.message == f"--policy: `{piece}` is no policy with its fields"
+    assert "NAME:KEY=VALUE" in (caught.value.cause or "")
+
+
+def test_a_field_given_twice() -> None:
+    with pytest.raises(UsageProblem, match="--policy: `m` of policy `mvw` is given twice"):
+        parse("mvw:m=1,m=2", "--policy")
 
 
 @pytest.mark.parametrize(
