@@ -112,7 +112,7 @@ class Costs:
         if self._read in self._plan.holds:
             self._held = None  # before the next
             self._held = fresh(self._plan.holds[self._read])
-        time.sleep(self._plan.before if cache._with_vision else self._plan.after)
+        time.sleep(self._plan.before if cache._slots[True] else self._plan.after)
 
 
 def planted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Session:
