@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from mvw_cli.calibrate.mass import CANDIDATES
 
 RATIO = {"median": 1.5, "interval_95": [1.25, 1.75], "pairs": 12}
 EVEN = {"median": 1.01, "interval_95": [0.97, 1.04], "pairs": 12}
-MILLISECONDS = {"median": 120.4, "p90": 140.0, "samples": []}
-SECONDS = {"median": 2.5, "p90": 3.0, "samples": []}
+TIME = {"median": 120.4, "p90": 140.0, "samples": []}
 WHERE = {
     "device": "cpu",
     "device_name": "Some Processor",
@@ -32,176 +32,130 @@ WHERE = {
 }
 
 
-ARM = {"items_per_s": 2.345, "tokens_per_s": 210.4, "seconds": SECONDS}
-SERVED = {**ARM, "in_flight": 7.25, "kv_allocated_bytes_peak": 3 * 2**20}
-BATCH: dict[str, Any] = {
-    "items": 64,
-    "slots": 16,
-    "m": 16,
-    "kv_budget_bytes": 5 * 2**20,
-    "budget_vision_tokens": 400,
-    "model": {"vision_tokens": 576},
-    "new_tokens": {"median": 48, "p90": 201, "max": 760},
-    "items_with_the_tokens_of_generate": {"mvw": 64},
-    "static_rows_done_already": 0.62,
-    "arms": {
-        "generate": ARM,
-        "static": ARM,
-        **dict.fromkeys(("mvw", "mvw_withdrawn", "budget", "budget_withdrawn"), SERVED),
-    },
-    "ratios": {
-        "mvw_over_generate": RATIO,
-        "mvw_over_static": RATIO,
-        "withdrawn_over_mvw": EVEN,
-        "budget_withdrawn_over_budget": RATIO,
-    },
-    "bounds": {"mvw_over_generate": 9.0, "withdrawn_over_mvw": 2.0},
-}
+class Results:
+    """The figures module over a copy of the result files; a test puts in what it asks for."""
 
-CROSS_CHECK: dict[str, Any] = {
-    "harness": {"name": "some-harness", "version": "1.2"},
-    "model": {"layers": 8, "width": 512, "vision_tokens": 1024, "dtype": "float32"},
-    "new_tokens": 128,
-    "ttft_ms": {
-        "profiler": MILLISECONDS,
-        "harness": {"median": 130.6, "p90": 150.2},
-        "harness_generate": {"median": 160.0, "p90": 170.0},
-    },
-    "tpot_ms": {
-        "profiler": {"median": 14.014, "p90": 15.0},
-        "harness": {"median": 14.257, "p90": 16.0},
-        "harness_generate": {"median": 17.0, "p90": 18.0},
-    },
-    "profiler_over_harness": {"ttft": EVEN, "tpot": EVEN, "tpot_mean": EVEN},
-    "generate_over_engine_by_harness": {"ttft": EVEN, "tpot": RATIO},
-    "limit": 0.05,
-    "within_limit": {"ttft": True, "tpot": True, "tpot_mean": True},
-    "interval_within_limit": {"ttft": True, "tpot": True, "tpot_mean": True},
-}
+    def __init__(self, folder: Path, figures: Any) -> None:
+        self._folder, self.figures = folder, figures
 
+    def read(self, name: str) -> Any:
+        return json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
 
-def _point(m: int | str, right: int, attended: float) -> dict[str, Any]:
-    return {
-        "m": m,
-        "right": right,
-        "questions": 1000,
-        "accuracy": right / 1000,
-        "interval_95": [right / 1000 - 0.01, right / 1000 + 0.01],
-        "withdrawn": 0 if m == "never" else 1000,
-        "mean_tokens": 80.25,
-        "mean_kv_entries_attended": attended,
-    }
+    def put(self, name: str, **values: Any) -> None:
+        """Change some keys of a result file."""
+        document = {**self.read(name), **values, "environment": WHERE}
+        (self._folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
+        self.figures.result.cache_clear()
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            (self._folder / f"{name}.json").unlink()
+        self.figures.result.cache_clear()
 
 
 @pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The figures module, with result files of known content."""
-    points = [_point(1, 210, 61.0), _point("</CAPTION>", 975, 88.0), _point("never", 980, 205.4)]
-    names = ("python_ms", "python_click_ms", "help_ms", "infer_help_ms", "list_adapters_ms")
-    walls = ("plain_script_s", "mvw_infer_s", "mvw_infer_no_withdrawal_s")
-    documents = {
-        "curve": {"points": points},
-        "startup": {
-            **{name: MILLISECONDS for name in names},
-            "limits_ms": {"help_ms": 200, "list_adapters_ms": 400},
-        },
-        "infer_wall": {**{name: SECONDS for name in walls}, "infer_over_plain": EVEN, "limit": 1.3},
-        "decode": {
-            "model": {"layers": 8, "width": 512, "vision_tokens": 1024, "dtype": "float32"},
-            "new_tokens": 128,
-            "m": 16,
-            "tpot_ms": {n: MILLISECONDS for n in ("generate", "engine", "engine_withdrawn")},
-            "engine_over_generate_tokens_per_s": EVEN,
-            "withdrawn_over_not_tokens_per_s": RATIO,
-            "bound_withdrawn_over_not": 1.6,
-        },
-        "batch": BATCH,
-        "cross_check": CROSS_CHECK,
-    }
-    for name, document in documents.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({**document, "environment": WHERE}))
-    (tmp_path / "curve.svg").write_text("<svg/>")
-    with generator() as generate:
-        figures = generate.figures
-        monkeypatch.setattr(figures, "_RESULTS", tmp_path)
-        monkeypatch.setattr(figures, "_CURVE", tmp_path / "curve.json")
-        monkeypatch.setattr(figures, "_PICTURE", tmp_path / "curve.svg")
-        yield figures
+def generate() -> Iterator[Any]:
+    with generator() as module:
+        yield module
 
 
-def test_figures_come_from_the_result_files(results: Any) -> None:
-    assert "98.0 % of the answers are right without withdrawal, 97.5 %" in results.curve()
-    assert "21.0 % with m = 1" in results.curve()
-    assert "205 without withdrawal, 88 with it" in results.curve()
+@pytest.fixture
+def results(generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
+    folder = tmp_path / "results"
+    shutil.copytree(ROOT / "benchmarks" / "results", folder)
+    shutil.copy(ROOT / "docs" / "curve.json", folder)
+    monkeypatch.setattr(generate.figures, "_RESULTS", folder)
+    monkeypatch.setattr(generate.figures, "_CURVE", folder / "curve.json")
+    return Results(folder, generate.figures)
+
+
+def test_figures_come_from_the_result_files(results: Results) -> None:
+    points = [
+        {
+            "m": m,
+            "right": right,
+            "questions": 1000,
+            "accuracy": right / 1000,
+            "interval_95": [right / 1000 - 0.01, right / 1000 + 0.01],
+            "mean_tokens": 80.25,
+            "withdrawn": 1000,
+            "mean_kv_entries_attended": attended,
+        }
+        for m, right, attended in ((1, 210, 61.0), ("</CAPTION>", 975, 88.0), ("never", 980, 205.4))
+    ]
+    results.put("curve", points=points)
+    results.put("startup", help_ms=TIME, limits_ms={"help_ms": 200, "list_adapters_ms": 400})
+    results.put("infer_wall", mvw_infer_s={"median": 2.5, "p90": 3.0}, infer_over_plain=EVEN)
+    results.put("decode", withdrawn_over_not_tokens_per_s=RATIO, bound_withdrawn_over_not=1.6)
+    results.put("batch", ratios=dict.fromkeys(results.read("batch")["ratios"], RATIO))
+    figures = results.figures
+    assert "98.0 % of the answers are right without withdrawal, 97.5 %" in figures.curve()
+    assert "21.0 % with m = 1" in figures.curve()
+    assert "205 without withdrawal, 88 with it" in figures.curve()
     assert "| `</CAPTION>` | 97.5 % | 96.5 to 98.5 % | 1,000 of 1,000 | 80.2 | 88 |" in (
-        results.curve_table()
+        figures.curve_table()
     )
-    assert "| `mvw --help` | 120 ms | 140 ms | 200 ms |" in results.startup()
-    assert "| `mvw infer` | 2.50 s | 3.00 s |" in results.infer_wall()
-    assert "1.50 × [1.25, 1.75]; the bound" in results.decode()
-    measured = results.measured()
-    assert "not measured" not in measured
-    assert "one image at a time | 1.50 × [1.25, 1.75], bound 9.00 × |" in measured
+    assert "| `mvw --help` | 120 ms | 140 ms | 200 ms |" in figures.startup()
+    assert "| `mvw infer` | 2.50 s | 3.00 s |" in figures.infer_wall()
+    # An interval that covers 1 shows no difference; another does.
+    assert "1.01 × [0.97, 1.04], no difference shown" in figures.infer_wall()
+    assert "1.50 × [1.25, 1.75]; the bound, by the bytes that a step has to read, is 1.60 ×" in (
+        figures.decode()
+    )
+    measured = figures.measured()
+    assert "not measured" not in measured and "[1.25, 1.75], no difference" not in measured
+    assert "1.50 × [1.25, 1.75], bound 1.60 × |" in measured
     assert measured.count("Measured on Some Processor, 2 threads") == 1
 
 
-def test_many_images(results: Any) -> None:
-    with generator() as generate:
-        shown = generate.batch.batch()
+def test_many_images(results: Results, generate: Any) -> None:
+    arm = {"items_per_s": 2.345, "tokens_per_s": 210.4}
+    arms = {**results.read("batch")["arms"], "generate": arm}
+    arms["mvw"] = {**arm, "in_flight": 7.25, "kv_allocated_bytes_peak": 3 * 2**20}
+    ratios = {**results.read("batch")["ratios"], "withdrawn_over_mvw": EVEN}
+    results.put("batch", arms=arms, slots=16, ratios=ratios, static_rows_done_already=0.62)
+    shown = generate.batch.batch()
     assert "| `mvw batch`, 16 slots, no withdrawal | 2.35 | 210 | 7.2 | 3 MiB |" in shown
     assert "| `model.generate`, one image at a time | 2.35 | 210 | - | - |" in shown
     assert "itself without withdrawal, at as many slots | 1.01 × [0.97, 1.04], no diff" in shown
-    assert "the same tokens as `model.generate` for 64 of them" in shown
     assert "62% of the rows" in shown
+    results.put("batch", ratios={name: {**RATIO, "pairs": 5} for name in ratios})
+    measured = results.figures.measured()
+    assert "1.50 × in 5 pairs, too few to show a difference" in measured
+    assert "[1.25, 1.75], bound" not in measured
 
 
-def test_the_profiler_beside_a_public_harness(results: Any, tmp_path: Path) -> None:
-    with generator() as generate:
-        shown = generate.cross_check.cross_check()
-    assert "| `mvw profile` | the engine | 120 ms | 140 ms | 14.01 ms | 15.00 ms |" in shown
-    assert "| some-harness 1.2 | the engine | 131 ms | 150 ms | 14.26 ms | 16.00 ms |" in shown
-    assert "| some-harness 1.2 | `model.generate` | 160 ms | 170 ms | 17.00 ms |" in shown
+def test_the_profiler_beside_a_public_harness(results: Results, generate: Any) -> None:
+    met = {"ttft": True, "tpot": True, "tpot_mean": True}
+    results.put(
+        "cross_check",
+        ttft_ms=dict.fromkeys(("profiler", "harness", "harness_generate"), TIME),
+        profiler_over_harness=dict.fromkeys(met, EVEN),
+        generate_over_engine_by_harness={"ttft": EVEN, "tpot": RATIO},
+        limit=0.05,
+        within_limit=met,
+        interval_within_limit=met,
+    )
+    shown = generate.cross_check.cross_check()
+    assert "| `mvw profile` | the engine | 120 ms | 140 ms |" in shown
     assert "both on the engine: TTFT 1.01 × [0.97, 1.04], no difference shown; TPOT 1.01" in shown
     assert "The limit of 5 % is met by each of these, with its whole interval." in shown
     assert "both by the harness: TTFT 1.01 × [0.97, 1.04], no difference shown; TPOT 1.50" in shown
-
-
-def test_a_limit_that_is_not_met_is_said_not_to_be(results: Any, tmp_path: Path) -> None:
-    missed = {"ttft": False, "tpot": True, "tpot_mean": False}
-    document = {**CROSS_CHECK, "within_limit": missed, "environment": WHERE}
-    (tmp_path / "cross_check.json").write_text(json.dumps(document))
-    results.result.cache_clear()
-    with generator() as generate:
-        shown = generate.cross_check.cross_check()
+    results.put("cross_check", within_limit={"ttft": False, "tpot": True, "tpot_mean": False})
+    shown = generate.cross_check.cross_check()
     assert "The limit of 5 % is not met by TTFT nor by TPOT by the mean of its steps." in shown
     assert "is met" not in shown
 
 
-def test_a_ratio_whose_interval_covers_one_shows_no_difference(results: Any) -> None:
-    assert "1.01 × [0.97, 1.04], no difference shown" in results.infer_wall()
-    assert "1.01 × [0.97, 1.04], no difference shown" in results.measured()
-    assert "[1.25, 1.75], no difference" not in results.measured()
-
-
-def test_too_few_pairs_print_no_interval(results: Any, tmp_path: Path) -> None:
-    document = {**BATCH, "ratios": {n: {**r, "pairs": 5} for n, r in BATCH["ratios"].items()}}
-    (tmp_path / "batch.json").write_text(json.dumps({**document, "environment": WHERE}))
-    results.result.cache_clear()
-    shown = results.measured()
-    assert "1.50 × in 5 pairs, too few to show a difference" in shown
-    assert "[1.25, 1.75], bound 9" not in shown
-
-
-def test_a_missing_result_is_said_to_be_missing(results: Any, tmp_path: Path) -> None:
-    for name in ("curve", "decode", "cross_check"):
-        (tmp_path / f"{name}.json").unlink()
-    results.result.cache_clear()
-    assert results.curve().startswith("Not measured yet: `make curve`")
-    assert results.decode().startswith("Not measured yet: `python benchmarks/decode.py`")
-    with generator() as generate:
-        assert generate.cross_check.cross_check().startswith("Not measured yet: `make cross-check`")
-    assert results.measured().count("not measured yet") == 4  # two of the curve, two of decode
-    assert "CUDA" in results.not_run()
+def test_a_missing_result_is_said_to_be_missing(results: Results, generate: Any) -> None:
+    results.remove("curve", "decode", "cross_check", "batch")
+    figures = results.figures
+    assert figures.curve().startswith("Not measured yet: `make curve`")
+    assert figures.decode().startswith("Not measured yet: `python benchmarks/decode.py`")
+    assert generate.cross_check.cross_check().startswith("Not measured yet: `make cross-check`")
+    assert "benchmarks/batch.py" in generate.scaling.scaling()
+    assert figures.measured().count("not measured yet") == 8  # two of curve and decode, 4 of batch
+    assert "CUDA" in figures.not_run()
 
 
 @pytest.mark.parametrize("name", ["mass", "entropy", "weights", "pulse"])
@@ -240,19 +194,13 @@ def test_numbers_of_the_searches_are_those_of_the_code() -> None:
 
 # -- docs/scaling.md: its arithmetic, and the scripts that it gives ------------------------------
 
-SCALING: dict[str, Any] = {
-    "slots": 16,
-    "new_tokens": {"median": 48, "p90": 201, "max": 760},
-    "arms": {"mvw": {"items_per_s": 4.0}},
-    "environment": WHERE,
-}
-
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with generator() as module:
-        monkeypatch.setattr(module.scaling, "result", lambda name: SCALING)
-        yield module.scaling
+def scaling(results: Results, generate: Any) -> Any:
+    arms = {**results.read("batch")["arms"], "mvw": {"items_per_s": 4.0}}
+    lengths = {"median": 48, "p90": 201, "max": 760}
+    results.put("batch", slots=16, new_tokens=lengths, arms=arms)
+    return generate.scaling
 
 
 def cells(text: str) -> list[list[str]]:
@@ -287,11 +235,6 @@ def test_chunks_leave_slots_empty_and_the_longer_they_are_the_fewer(scaling: Any
     assert shares[0] > 60 and shares[-1] < 10
     assert scaling._empty([3, 3, 3, 3], 2, 2) == 0
     assert scaling._empty([1, 3, 1, 3], 2, 2) == pytest.approx(4 / 12)
-
-
-def test_without_a_result_the_page_says_so(scaling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "result", lambda name: None)
-    assert "benchmarks/batch.py" in scaling.scaling() and "benchmarks/batch.py" in scaling.chunks()
 
 
 def test_the_scripts_of_schedulers_call_commands_that_exist() -> None:
