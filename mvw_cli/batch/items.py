@@ -51,7 +51,8 @@ def item_key(sha256: Sequence[str], question: str) -> str:
 
 def shard_of(id: str, shards: int) -> int:
     """Return which of 0 … shards - 1 an item belongs to: the same on every machine."""
-    name = hashlib.sha256(id.encode("utf-8", "surrogatepass"))
+    # As records write what is not UTF-8, so that a record tells the shard of its item.
+    name = hashlib.sha256(id.encode(errors="backslashreplace"))
     return int.from_bytes(name.digest()) % shards
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from mvw_cli.errors import MvwError
 
 SCHEMA_VERSION = 1
-_SHOWN = 20
-"""Logs that are shown one by one; of more, those that something is wrong with."""
 _TOLD = 5
 """Gaps that the message names."""
 
@@ -72,7 +70,8 @@ def _document(merged: Merged, output: str) -> dict[str, Any]:
             {
                 "log": shard.name,
                 "parts": [
-                    {"shard": _name(part.shard), "listed": part.listed} for part in shard.parts
+                    {"shard": _name(part), "listed": listed}
+                    for part, listed in shard.listed.items()
                 ],
                 "answered": shard.answered,
                 "failed": shard.failed,
@@ -92,20 +91,13 @@ def _document(merged: Merged, output: str) -> dict[str, Any]:
     }
 
 
-def _name(shard: tuple[int, int] | None) -> str | None:
-    return None if shard is None else "{}/{}".format(*shard)
+def _name(shard: tuple[int, int]) -> str:
+    return "{}/{}".format(*shard)
 
 
 def _show(merged: Merged, output: str) -> None:
-    shown = merged.shards
-    if len(shown) > _SHOWN:
-        short = {gap.shard for gap in merged.gaps}
-        shown = [one for one in shown if one.failed or short & {part.shard for part in one.parts}]
-        whole = len(merged.shards) - len(shown)
-        console.write(f"{whole:,} of {len(merged.shards):,} logs are whole.")
-    if shown:
-        rows = [_row(shard) for shard in shown]
-        console.table(["LOG", "SHARD", "LISTED", "ANSWERED", "FAILED"], rows)
+    rows = [_row(shard) for shard in merged.shards]
+    console.table(["LOG", "SHARD", "LISTED", "ANSWERED", "FAILED"], rows)
     counts = [f"{merged.answered:,} answered", f"{merged.failed:,} failed"]
     if merged.duplicates:
         counts.append(f"{merged.duplicates:,} left out, which were there twice")
@@ -115,9 +107,9 @@ def _show(merged: Merged, output: str) -> None:
 
 
 def _row(shard: Shard) -> list[str]:
-    names = [_name(part.shard) or "all" for part in shard.parts]
-    name = ", ".join(names) if len(names) < 4 else f"{len(names)} shards"
-    listed = f"{sum(part.listed for part in shard.parts):,}" if names else "-"
+    parts = [_name(part) for part in shard.listed]
+    name = ", ".join(parts) if len(parts) < 4 else f"{len(parts)} shards"
+    listed = f"{sum(shard.listed.values()):,}" if parts else "-"
     return [shard.name, name or "-", listed, f"{shard.answered:,}", f"{shard.failed:,}"]
 
 
@@ -140,7 +132,7 @@ def _problem(merged: Merged, output: str) -> MvwError:
 
 
 def _cause(gap: Gap) -> str:
-    where = "" if gap.shard is None else f"shard {_name(gap.shard)}: "
+    where = f"shard {_name(gap.shard)}: "
     if gap.listed is not None:
         return f"{where}{gap.found:,} of {gap.listed:,} are there"
     found = f", {gap.found:,} records of it are elsewhere" if gap.found else ""

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.store.fingerprint import Fingerprint
 from mvw_cli.batch.store.record import dumps, failure, success
-from mvw_cli.batch.store.worklist import WorkList
 from mvw_cli.engine.types import Completion, Timings, VisionStats, Withdrawal
 from mvw_cli.errors import BadImage
 from mvw_cli.images.reading import ImageFile
@@ -42,11 +41,6 @@ def digest(content: str | bytes) -> str:
 
 def item(id: str, question: str = QUESTION, *, path: str | None = None) -> Item:
     return Item(id, (ImageRef(path or id),), question)
-
-
-def listed(*ids: str) -> Callable[[bytes], bool]:
-    """What a log asks of a work list with items of these ids."""
-    return WorkList(map(item, ids)).holds
 
 
 def image(content: str | bytes, path: str = "picture.png") -> ImageFile:

@@ -11,16 +11,14 @@ import fnmatch
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 from mvw_cli.batch.items import is_address
 from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.files import replacing
 from mvw_cli.text import closest, error_line
 
 IMAGES_OPTION = "--images"
@@ -268,26 +266,7 @@ def open_address(address: str) -> IO[bytes]:
     return cast("IO[bytes]", filesystem.open(path, "rb"))
 
 
-def fetch_file(address: str, target: Path) -> bool:
-    """Copy a file to this machine, as a whole or not at all; False where there is none."""
-    with _reaching(address):
-        filesystem, path = _resolve(address)
-        if not filesystem.isfile(path):
-            return False
-        with filesystem.open(path, "rb") as source, replacing(target) as file:
-            shutil.copyfileobj(source, file)
-    return True
-
-
-def store_file(source: Path, address: str) -> None:
-    """Copy a file from this machine to an address."""
-    with _reaching(address, "write", kept=source):
-        filesystem, path = _resolve(address, "write")
-        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-        filesystem.put_file(str(source), path)
-
-
-def _resolve(address: str, action: str = "read") -> tuple[Any, str]:
+def _resolve(address: str) -> tuple[Any, str]:
     import fsspec
 
     protocol = address.partition("://")[0].rpartition("::")[2]
@@ -297,35 +276,26 @@ def _resolve(address: str, action: str = "read") -> tuple[Any, str]:
         missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
         package = (missing or "").partition(".")[0] or f"fsspec[{protocol}]"
         raise UsageProblem(
-            f"Cannot {action} {address}",
+            f"Cannot read {address}",
             cause=f"{protocol}:// needs the package {package}, which is not installed",
             hint=f"pip install {shlex.quote(package)}",
         ) from None
     except ValueError as error:
         known = "import fsspec; print(*fsspec.available_protocols())"
         raise UsageProblem(
-            f"Cannot {action} {address}", cause=str(error), hint=f"python -c {shlex.quote(known)}"
+            f"Cannot read {address}", cause=str(error), hint=f"python -c {shlex.quote(known)}"
         ) from None
     return filesystem, str(path)
 
 
 @contextmanager
-def _reaching(address: str, action: str = "read", kept: Path | None = None) -> Iterator[None]:
-    """Make one error of all that the packages behind protocols raise.
-
-    It names `kept`, the file on this machine that was to be written.
-    """
+def _reaching(address: str) -> Iterator[None]:
+    """Make one error of all that the packages behind protocols raise."""
     try:
         yield
     except MvwError:
         raise
     except Exception as error:
-        cause = error_line(error)
         code = f"import fsspec; print(fsspec.open({address!r}))"
         hint = f"python -c {shlex.quote(code)}"
-        if kept is not None:
-            cause, hint = (
-                f"{cause}; {kept} holds it on this machine",
-                f"ls -l {shlex.quote(str(kept))}",
-            )
-        raise MvwError(f"Cannot {action} {address}", cause=cause, hint=hint) from None
+        raise MvwError(f"Cannot read {address}", cause=error_line(error), hint=hint) from None

@@ -1,15 +1,15 @@
 """What answers depend on: answers of one log come from the same model, settings and code.
 
 Not the device nor the attention kernel, so that another machine may go on with a log. The file
-`<log>.run.json` has it, and which part of the work the log is for.
+`<log>.run.json` has it, and which shards the log is for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +119,9 @@ def describe_difference(
     def text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    shown = difference[:_SHOWN]
-    lines = [f"{key}: {text(one)} {here}, {text(two)} {there}" for key, one, two in shown]
-    if len(difference) > _SHOWN:
-        lines.append(f"and {len(difference) - _SHOWN} more")
-    return "; ".join(lines)
+    lines = [f"{key}: {text(one)} {here}, {text(two)} {there}" for key, one, two in difference]
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "; ".join(lines[:_SHOWN] + more)
 
 
 def folder_digest(folder: Path) -> str:
@@ -148,22 +146,12 @@ def folder_digest(folder: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkPart:
-    """What one run had to do."""
-
-    shard: tuple[int, int] | None
-    """`(i, n)` with 0 ≤ i < n; None for the whole."""
-    listed: int
-    """Items of its work list."""
-
-
-@dataclass(frozen=True, slots=True)
 class Sidecar:
     """The content of `<log>.run.json`."""
 
     fingerprint: Fingerprint
-    parts: tuple[WorkPart, ...] = ()
-    """One for a log that `mvw batch` wrote, several for a merged one."""
+    shards: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Items of each shard `(i, n)` that the log is for; empty where the work was not divided."""
 
 
 def sidecar_path(log: Path) -> Path:
@@ -177,14 +165,8 @@ def read_sidecar(log: Path) -> Sidecar | None:
         content = json.loads(sidecar_path(log).read_bytes())
         if content["schema_version"] != _SIDECAR_VERSION:
             return None
-        shards = [(one["shard"], one["listed"]) for one in content["parts"]]
-        parts = [
-            WorkPart(None if shard is None else (shard[0], shard[1]), listed)
-            for shard, listed in shards
-        ]
-        known = content["fingerprint"]
-        known["profile"] = dict(known["profile"])
-        return Sidecar(Fingerprint(**known), tuple(parts))
+        shards = {(one["shard"][0], one["shard"][1]): one["listed"] for one in content["parts"]}
+        return Sidecar(Fingerprint(**content["fingerprint"]), shards)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
@@ -195,34 +177,10 @@ def write_sidecar(log: Path, sidecar: Sidecar) -> None:
         "schema_version": _SIDECAR_VERSION,
         "run": sidecar.fingerprint.short,
         "fingerprint": sidecar.fingerprint.to_dict(),
-        "parts": [asdict(part) for part in sidecar.parts],
+        "parts": [{"shard": shard, "listed": n} for shard, n in sorted(sidecar.shards.items())],
     }
     with replacing(sidecar_path(log)) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
-
-
-def mismatch(sidecar: Sidecar | None, runs: Set[str], fingerprint: Fingerprint) -> str | None:
-    """Return why records can't stand in one log with those of a run; None where they can.
-
-    Args:
-        sidecar: of the records' log.
-        runs: short hashes that the records carry.
-    """
-    if not runs:
-        return None  # without records there is nothing to contradict
-    known = fingerprint
-    if sidecar is not None:
-        known = sidecar.fingerprint
-        difference = known.difference(fingerprint)
-        if difference:
-            return describe_difference(difference)
-    elif not fingerprint.settled:
-        return None  # told once the model is loaded
-    others = sorted(runs - {known.short})
-    if not others:
-        return None
-    missing = "" if sidecar else "; the .run.json file that would tell the difference is missing"
-    return f"records of run {others[0]} are in it, this is run {known.short}{missing}"
 
 
 def _distribution(kind: str, name: str) -> str:

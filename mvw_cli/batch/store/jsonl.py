@@ -1,4 +1,4 @@
-"""A JSON Lines file with one writer: locked, appended to line by line, synced in groups.
+"""A JSON Lines file with one writer: locked, appended to line by line, synced every second.
 
 A line is in the file as a whole or not at all. One that a full disk has cut is taken off at once;
 one that a kill or a power cut has cut is taken off by who opens the file again, with `truncate`.
@@ -18,15 +18,11 @@ from pathlib import Path
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.files import mode_of, sync_folder, unwritable
 
-GROUP = 64
-"""Lines after which the file is synced at the latest."""
 INTERVAL_S = 1.0
 """Seconds after which a line is synced at the latest."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_BYTES = 1024 * 1024
-_LONGEST_ADDITION = len("..rewrite")
-"""Bytes that the longest name derived from a file's adds to it; `.run.json` is as long."""
 
 
 class CannotRecord(MvwError):
@@ -40,8 +36,8 @@ class DiskFull(CannotRecord):
 def cannot_write(name: str, error: OSError, *consequences: str) -> CannotRecord:
     """Turn what the system says about a file into an error for the user."""
     kind = DiskFull if error.errno in _FULL else CannotRecord
-    cause = "; ".join([error.strerror or str(error), *consequences])
     folder = shlex.quote(os.path.dirname(os.path.realpath(name)))
+    cause = "; ".join([error.strerror or str(error), *consequences])
     return kind(f"Cannot write {name}", cause=cause, hint=f"df -h {folder}")
 
 
@@ -57,20 +53,18 @@ class JsonlFile:
         self.path, self.name = path, name
         self.keep = path.exists()
         """Whether the file stays when it is closed. A new one stays once it has a line."""
-        self.descriptor, self.has_lock = _open_locked(path, name)
+        self.descriptor = _open_locked(path, name)
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
-        self._syncer: threading.Thread | None = None
-        self._sync_due = threading.Event()
-        self._unsynced = 0
-        self._closed = False
+        self._syncer = threading.Thread(target=self._sync_regularly, name="mvw-sync", daemon=True)
+        self._closing = threading.Event()
+        self._unsynced = False
         self._error: OSError | None = None
-        self._error_told = False
-        self._doubt: list[str] = []
+        self._is_told = False
 
     def append(self, line: bytes, *, what: str = "the last line") -> None:
         """Write a line; once this returns, the line outlives the process.
 
-        It outlives a power cut within `GROUP` lines or `INTERVAL_S`, and once `flush` has returned.
+        It outlives a power cut after `INTERVAL_S`, and once `flush` has returned.
 
         Args:
             line: its end included.
@@ -81,22 +75,15 @@ class JsonlFile:
             CannotRecord: anything else is wrong with the file. After either, no line is taken.
         """
         with self._lock:
-            if self._error is None:
-                try:
-                    self._write(line)
-                except OSError as error:
-                    self._error = error
-            if self._error is not None:
-                self._error_told = True
-                consequences = [f"{what} is not in it", *self._doubt]
-                raise cannot_write(self.name, self._error, *consequences) from None
-            self._unsynced += 1
-            if self._unsynced >= GROUP:
-                self._sync_due.set()
-            if self._syncer is None:
-                self._syncer = threading.Thread(
-                    target=self._sync_groups, name="mvw-sync", daemon=True
-                )
+            try:
+                if self._error is not None:
+                    raise self._error
+                self._write(line)
+            except OSError as error:
+                self._error, self._is_told = error, True
+                raise cannot_write(self.name, error, f"{what} is not in it") from None
+            self._unsynced = True
+            if self._syncer.ident is None:
                 self._syncer.start()
 
     def flush(self) -> None:
@@ -106,9 +93,9 @@ class JsonlFile:
             CannotRecord: it does not, or may not; unless `append` has told it.
         """
         self._sync()
-        if self._error is not None and not self._error_told:
-            self._error_told = True
-            raise cannot_write(self.name, self._error, *self._doubt)
+        if self._error is not None and not self._is_told:
+            self._is_told = True
+            raise cannot_write(self.name, self._error, "its last lines may not be on disk")
 
     def truncate(self, size: int) -> None:
         """Drop what follows the first `size` bytes; OSError where that can't be done."""
@@ -153,9 +140,8 @@ class JsonlFile:
         """Sync and let go of the file. A new file without a line is not left behind."""
         if self.descriptor < 0:
             return
-        self._closed = True
-        self._sync_due.set()
-        if self._syncer is not None:
+        self._closing.set()
+        if self._syncer.ident is not None:
             self._syncer.join()
         try:
             self.flush()
@@ -178,31 +164,23 @@ class JsonlFile:
             self.keep = True
             sync_folder(self.path.parent)
 
-    def _sync_groups(self) -> None:
-        while not self._closed and self._error is None:
-            self._sync_due.wait(INTERVAL_S)
-            self._sync_due.clear()
+    def _sync_regularly(self) -> None:
+        while not self._closing.wait(INTERVAL_S) and self._error is None:
             self._sync()
 
     def _sync(self) -> None:
         with self._sync_lock:
-            count = self._unsynced
-            if not count:
+            if not self._unsynced:
                 return
+            self._unsynced = False  # before: a line may come meanwhile
             try:
                 os.fsync(self.descriptor)
-            except OSError as error:
-                # Some file systems, as NFS, tell only now that the disk is full.
-                self._error, self._doubt = error, ["its last lines may not be on disk"]
-            with self._lock:
-                self._unsynced -= count if self._error is None else self._unsynced
+            except OSError as error:  # NFS, for one, tells only now that the disk is full
+                self._error = error
 
 
-def _open_locked(path: Path, name: str) -> tuple[int, bool]:
-    """Return a descriptor for reading and appending, and whether it has a lock."""
-    if len(os.fsencode(path.name)) + _LONGEST_ADDITION > 255:
-        folder = shlex.quote(str(path.parent))
-        raise unwritable(name, "its name is too long", f"getconf NAME_MAX {folder}")
+def _open_locked(path: Path, name: str) -> int:
+    """Return a descriptor for reading and appending, locked where the file system knows locks."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -219,8 +197,8 @@ def _open_locked(path: Path, name: str) -> tuple[int, bool]:
                 hint=f"fuser -v {shlex.quote(name)}",
             ) from None
         except OSError:  # a file system without locks
-            return descriptor, False
+            return descriptor
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor, True
+                return descriptor
         os.close(descriptor)  # whoever had the lock has put another file in its place

@@ -9,57 +9,42 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from mvw_cli.batch.items import Item, item_key
 from mvw_cli.batch.store.fingerprint import (
     Fingerprint,
     Sidecar,
-    WorkPart,
-    mismatch,
+    describe_difference,
     read_sidecar,
     sidecar_path,
     write_sidecar,
 )
 from mvw_cli.batch.store.jsonl import JsonlFile, cannot_write
-from mvw_cli.batch.store.record import SCHEMA_VERSION, clean, digest, dumps
+from mvw_cli.batch.store.record import SCHEMA_VERSION, digest, dumps
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable, is_special, unwritable
 from mvw_cli.text import plural
 
 Record = dict[str, Any]
 
-_PREFIX = b'{"schema_version":'
-"""How the line of a record starts. Within a record the quotes are escaped, so that it occurs
-nowhere else."""
-_PIECE = 16 * 1024 * 1024
-"""Lines are read in pieces of at most this many bytes. No record is so long; damage may be."""
+_START = b'{"schema_version":'
+"""How the line of a record starts."""
 
 
 class LogReader:
-    """The records of a log. What is damaged is counted by the iteration that comes upon it."""
+    """The records of a log, from front to back; after an iteration, what else is in it."""
 
-    def __init__(
-        self, path: Path, name: str, *, put_aside: Callable[[bytes], object] | None = None
-    ) -> None:
-        """Take note of what to read.
-
-        Args:
-            name: of the file, for messages.
-            put_aside: gets what is damaged, the last line apart.
-        """
+    def __init__(self, path: Path, name: str) -> None:
+        """Take note of what to read; messages call it `name`."""
         self.path, self.name = path, name
-        self._put_aside = put_aside
-        self.junk = 0
-        """Lines that hold something else than a record, the last one apart."""
+        self.damaged: list[bytes] = []
+        """Whole lines that hold something else than a record."""
         self.cut_at: int | None = None
-        """Offset of the last line, where that has been cut."""
-        self.lacks_end = False
-        """Whether the last record is whole, but for the end of its line."""
+        """Offset of the last line, where that lacks its end."""
 
     def __iter__(self) -> Iterator[tuple[Record, bytes]]:
         """Yield each record, and its line.
@@ -67,44 +52,30 @@ class LogReader:
         Raises:
             UsageProblem: the file can't be read, or is of something else.
         """
-        self.junk, self.cut_at, self.lacks_end = 0, None, False
-        number = start = 0
-        found = inside = False
-        for piece in self._pieces():
-            number += not inside
-            inside = not piece.endswith(b"\n")
-            is_last = inside and len(piece) < _PIECE
-            record, line, junk = _split(piece)
-            if record is not None:
-                self._check(record, number)
-                found = True
-            self.lacks_end = is_last and record is not None
-            if junk and is_last and record is None:
-                self.cut_at = start
-            elif junk:
-                self.junk += 1
-                if self._put_aside is not None:
-                    self._put_aside(junk)
-            if record is not None:
-                yield record, line
-            start += len(piece)
-        if not found and (self.junk or self.cut_at is not None):
-            self._check_start()
-
-    def _pieces(self) -> Iterator[bytes]:
+        self.damaged, self.cut_at = [], None
+        found, offset = False, 0
         try:
             with self.path.open("rb") as file:
-                while piece := file.readline(_PIECE):
-                    yield piece
+                for number, line in enumerate(file, start=1):
+                    if not line.endswith(b"\n"):
+                        self.cut_at = offset
+                    elif (record := _parse(line)) is not None:
+                        self._check(record, number)
+                        found = True
+                        yield record, line
+                    elif line.strip():
+                        self.damaged.append(line)
+                    offset += len(line)
         except OSError as error:
             raise cannot_read(self.name, error.strerror or str(error)) from None
+        if not found and (self.damaged or self.cut_at is not None):
+            self._check_start()
 
     def _check_start(self) -> None:
         """Tell a log whose first record was cut from a file of something else."""
         with self.path.open("rb") as file:
-            head = file.read(100)
-        is_cut = head.startswith(_PREFIX) or _PREFIX.startswith(head)
-        if not is_cut and not sidecar_path(self.path).exists():
+            head = file.read(len(_START))
+        if not _START.startswith(head) and not sidecar_path(self.path).exists():
             raise not_a_log(self.name, "it holds no record")
 
     def _check(self, record: Record, number: int) -> None:
@@ -115,48 +86,43 @@ class LogReader:
             raise not_a_log(self.name, cause, "pip install --upgrade mvw")
         texts = all(isinstance(record.get(key), str) for key in ("id", "run", "question"))
         ok = record.get("status") == "ok" and isinstance(record.get("key"), str)
-        failed = record.get("status") == "failed" and isinstance(record.get("key"), str | None)
-        if version != SCHEMA_VERSION or not texts or not (ok or failed):
+        if version != SCHEMA_VERSION or not texts or not (ok or record.get("status") == "failed"):
             raise not_a_log(self.name, f"line {number} is JSON of something else")
+
+
+def _parse(line: bytes) -> Record | None:
+    """Read a JSON object; None for whatever is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def repair(file: JsonlFile, read: LogReader) -> list[str]:
     """Take out of a log what is damaged; return what was done, one line each.
 
-    Damage in the middle goes to `<log>.damaged`, what is left of a last line goes away. On a full
-    disk the log is as it was.
+    Damaged lines go to `<log>.damaged`, what is left of a last line goes away. On a full disk the
+    log is as it was.
 
     Args:
         read: has read the file to its end.
     """
     told = []
-    if read.junk:
-        file.rewrite(whole_lines(read.path, read.name))
-        lines = plural(read.junk, "damaged line")
+    if read.damaged:
+        with read.path.with_name(f"{read.path.name}.damaged").open("ab") as aside:
+            aside.writelines(read.damaged)
+            aside.flush()
+            os.fsync(aside.fileno())
+        lines = plural(len(read.damaged), "damaged line")
         told.append(f"{read.name}: {lines} moved to {read.name}.damaged")
-    elif read.cut_at is not None:
-        file.truncate(read.cut_at)
-    elif read.lacks_end:
-        file.append(b"\n")
     if read.cut_at is not None:
         told.append(f"{read.name}: the last line was cut, and has been taken off")
+    if read.damaged:
+        file.rewrite(line for _, line in LogReader(read.path, read.name))
+    elif read.cut_at is not None:
+        file.truncate(read.cut_at)
     return told
-
-
-def whole_lines(
-    path: Path, name: str, keep: Callable[[Record], bool] = lambda record: True
-) -> Iterator[bytes]:
-    """Yield the lines of records that are to be kept; damage goes to `<log>.damaged`."""
-
-    def put_aside(junk: bytes) -> None:
-        with path.with_name(f"{path.name}.damaged").open("ab") as file:
-            file.write(junk if junk.endswith(b"\n") else junk + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    for record, line in LogReader(path, name, put_aside=put_aside):
-        if keep(record):
-            yield line
 
 
 def cannot_read(name: str, cause: str) -> UsageProblem:
@@ -171,119 +137,59 @@ def not_a_log(name: str, cause: str, hint: str | None = None) -> UsageProblem:
     return UsageProblem(f"{name} is not a log of records", cause=cause, hint=hint)
 
 
-def _split(piece: bytes) -> tuple[Record | None, bytes, bytes]:
-    """Return the record of a line, if any, its bytes, and what else is in the line."""
-    body = piece.strip()
-    if not body:
-        return None, b"", b""
-    record = _parse(body)
-    if record is not None:
-        return record, body + b"\n", b""
-    # A record whose line starts with what was left of another, or with NUL bytes.
-    cut = piece.rfind(_PREFIX, 1)
-    record = _parse(piece[cut:]) if cut > 0 else None
-    if record is not None:
-        return record, piece[cut:].strip() + b"\n", piece[:cut]
-    return None, b"", piece
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
-
-
-_decode = json.JSONDecoder(parse_constant=_no_number).decode
-
-
-def _parse(body: bytes) -> Record | None:
-    """Read a JSON object; None for whatever is none."""
-    if not body.startswith(b"{"):
-        return None
-    try:
-        value = _decode(body.decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 class RecordIndex:
     """Which items have a record, each once: an answer counts before a failure.
 
     Items are known by digests of 16 bytes, so that one takes some 200 bytes of memory, however long
-    its name and its answer are. Any thread may ask.
+    its name and its answer are.
     """
 
     def __init__(self) -> None:
-        self.answered = 0
-        """Answered items, by content and id."""
-        # By id and question: the digest of the id, then that of each content that has an answer.
-        self._answers: dict[bytes, bytes] = {}
-        # The same of items that failed and have no answer; the content is b"" where none was read.
-        self._failures: dict[bytes, bytes] = {}
+        # Of id, question and content; of id and question; the same of items without an answer.
+        self._answers: set[bytes] = set()
+        self._answered: set[bytes] = set()
+        self._failed: set[bytes] = set()
         self._taken: set[bytes] = set()
-        self._unclaimed: Counter[bytes] | None = None
-        self._lock = threading.Lock()
+
+    @property
+    def answered(self) -> int:
+        """Answered items, by id, question and content."""
+        return len(self._answers)
 
     @property
     def failed(self) -> int:
         """Items that failed and have no answer, by id and question."""
-        return len(self._failures)
+        return len(self._failed)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record in."""
-        name = _name(record["id"], record["question"])
-        key = b"" if record["key"] is None else digest(record["key"])
-        with self._lock:
-            known = self._answers.get(name)
-            if record["status"] != "ok":
-                if known is None:
-                    self._failures.setdefault(name, digest(clean(record["id"])) + key)
-                return
-            self._failures.pop(name, None)
-            if known is None:
-                known = digest(clean(record["id"]))
-            elif key in _keys(known):
-                return
-            self._answers[name] = known + key
-            self.answered += 1
+        name = digest(record["id"], record["question"])
+        if record["status"] == "ok":
+            self._answers.add(digest(record["id"], record["question"], record["key"]))
+            self._answered.add(name)
+            self._failed.discard(name)
+        elif name not in self._answered:
+            self._failed.add(name)
 
     def take(self, record: Mapping[str, Any]) -> bool:
         """Return whether to keep this record of its item's: True once for each."""
-        name = _name(record["id"], record["question"])
+        name = digest(record["id"], record["question"])
+        wanted = name in self._failed
         if record["status"] == "ok":
-            key = digest(record["key"])
-            wanted, name = key in _keys(self._answers.get(name, b"")), name + key
-        else:
-            wanted = name in self._failures
+            name = digest(record["id"], record["question"], record["key"])
+            wanted = name in self._answers
         if not wanted or name in self._taken:
             return False
         self._taken.add(name)
         return True
 
-    def is_done(self, item: Item, key: str, listed: Callable[[bytes], bool]) -> bool:
-        """Whether an item needs no work; a record of a renamed file is claimed for it."""
-        name, wanted = _name(item.id, item.question), digest(key)
-        with self._lock:
-            for known in (self._answers.get(name), self._failures.get(name)):
-                if known is not None and wanted in _keys(known):
-                    return True
-            if self._unclaimed is None:
-                self._unclaimed = self._of_unlisted(listed)
-            if not self._unclaimed[wanted]:
-                return False
-            self._unclaimed[wanted] -= 1
-            return True
+    def has_answer(self, id: str, question: str, key: str) -> bool:
+        """Whether an item has an answer to what it asks now."""
+        return digest(id, question, key) in self._answers
 
     def has_failed(self, id: str, question: str) -> bool:
         """Whether an item of this id and question failed, and was not answered since."""
-        return _name(id, question) in self._failures
-
-    def _of_unlisted(self, listed: Callable[[bytes], bool]) -> Counter[bytes]:
-        """Count by content the records whose own item is not in the work list any more."""
-        found: Counter[bytes] = Counter()
-        for known in (*self._answers.values(), *self._failures.values()):
-            if not listed(known[:16]):
-                found.update(_keys(known))
-        return found
+        return digest(id, question) in self._failed
 
 
 class RecordLog:
@@ -294,7 +200,8 @@ class RecordLog:
         path: Path,
         fingerprint: Fingerprint,
         *,
-        part: WorkPart | None = None,
+        listed: Container[str] = (),
+        shards: Mapping[tuple[int, int], int] | None = None,
         overwrite: bool = False,
         retry_failed: bool = False,
         hint_overwrite: str = "mvw batch --help",
@@ -306,7 +213,10 @@ class RecordLog:
 
         Args:
             fingerprint: of the run; it may still lack the revision, see `settle`.
-            part: of the work that this log is for; `mvw merge` finds gaps by it.
+            listed: ids of the work list. The answer to any other item is that of a file that was
+                renamed or has gone.
+            shards: `(i, n)` that the log is for, and how many items it has; `mvw merge` finds gaps
+                by it.
             overwrite: start afresh. The old records go when the first new one comes.
             retry_failed: forget the failed records. They leave the file likewise.
             hint_overwrite: command that does the same with `overwrite`, for messages.
@@ -323,11 +233,12 @@ class RecordLog:
         self._name = str(path)
         self._hint_overwrite = hint_overwrite
         self._overwrite, self._retry_failed = overwrite, retry_failed
-        self._fingerprint = fingerprint
-        self._part = part
+        self._fingerprint, self._shards = fingerprint, dict(shards or {})
         self._begun = self._drops_failed = False
         self._runs: set[str] = set()
         self._index = RecordIndex()
+        # By content, answers whose own item is not listed: each is claimed by one that is.
+        self._unclaimed: Counter[str] = Counter()
         check_writable(self._name)
         if is_special(self.path):
             hint = f"ls -l {shlex.quote(self._name)}"
@@ -336,7 +247,7 @@ class RecordLog:
         try:
             self._sidecar = None if overwrite else read_sidecar(self.path)
             if not overwrite:
-                self._read()
+                self._read(listed)
             self._check(fingerprint)
             self._file.check_room()
         except OSError as error:
@@ -345,9 +256,6 @@ class RecordLog:
         except BaseException:
             self._file.close()
             raise
-        if not self._file.has_lock:
-            warning = "this file system has no locks: let no other process write to this file"
-            self.recovered.append(f"{self._name}: {warning}")
 
     @property
     def done(self) -> int:
@@ -369,18 +277,22 @@ class RecordLog:
         self._check(fingerprint)
         self._fingerprint = fingerprint
 
-    def is_done(self, item: Item, sha256: Sequence[str], listed: Callable[[bytes], bool]) -> bool:
-        """Whether the log holds a record of this item, failed ones included.
+    def is_done(self, item: Item, sha256: Sequence[str]) -> bool:
+        """Whether the log holds an answer to this item.
 
-        A record of the same content and question whose own item is not listed any more is that
-        of a file that was renamed: it counts for one item, and is claimed for it here.
+        One to the same content and question whose own item is not listed any more is that of a
+        file that was renamed: it counts for one item, and is claimed for it here.
 
         Args:
             sha256: of the bytes of each image.
-            listed: whether the work list has an item of the id with this digest, see
-                `WorkList.holds`; the same at each call.
         """
-        return self._index.is_done(item, item_key(sha256, item.question), listed)
+        key = item_key(sha256, item.question)
+        if self._index.has_answer(item.id, item.question, key):
+            return True
+        if not self._unclaimed[key]:
+            return False
+        self._unclaimed[key] -= 1
+        return True
 
     def has_failed(self, item: Item) -> bool:
         """Whether an item of this id and question has failed before."""
@@ -407,11 +319,10 @@ class RecordLog:
         """Sync and let go of the file. A file that got no record is not left behind."""
         if self._file.descriptor < 0:
             return
-        is_empty_shard = not self._file.keep and self._part is not None and not self._part.listed
         try:
-            if self._begun or self._runs or is_empty_shard:  # a merge is to know of such a shard
+            if not self._file.keep and [*self._shards.values()] == [0]:
+                self._write_sidecar()  # a merge is to know of a shard that has no item
                 self._file.keep = True
-                self._write_sidecar()
         except OSError as error:
             raise cannot_write(self._name, error) from None
         finally:
@@ -427,21 +338,33 @@ class RecordLog:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _read(self) -> None:
+    def _read(self, listed: Container[str]) -> None:
         """Learn what is in the file, and repair it."""
         records = LogReader(self.path, self._name)
         for record, _ in records:
             self._runs.add(record["run"])
             if self._retry_failed and record["status"] == "failed":
                 self._drops_failed = True
-            else:
-                self._index.add(record)
+                continue
+            before = self._index.answered
+            self._index.add(record)
+            if self._index.answered > before and record["id"] not in listed:
+                self._unclaimed[record["key"]] += 1
         self.recovered = repair(self._file, records)
 
     def _check(self, fingerprint: Fingerprint) -> None:
         """Refuse to mix answers of different settings in one log."""
-        cause = mismatch(self._sidecar, self._runs, fingerprint)
-        if cause is not None:
+        if not self._runs:
+            return
+        known = self._sidecar.fingerprint if self._sidecar else fingerprint
+        cause = describe_difference(known.difference(fingerprint))
+        others = sorted(self._runs - {known.short})
+        # Without the sidecar only the hash can tell, once the model is loaded.
+        if not cause and others and (self._sidecar or fingerprint.settled):
+            cause = f"records of run {others[0]} are in it, this is run {known.short}"
+            if self._sidecar is None:
+                cause += "; the .run.json file that would tell the difference is missing"
+        if cause:
             what = f"{self._name} holds answers of other settings"
             raise UsageProblem(what, cause=cause, hint=self._hint_overwrite)
 
@@ -450,32 +373,13 @@ class RecordLog:
         if self._overwrite:
             self._file.truncate(0)
         elif self._drops_failed:
-            kept = whole_lines(self.path, self._name, lambda record: record["status"] == "ok")
-            self._file.rewrite(kept)
+            records = LogReader(self.path, self._name)
+            self._file.rewrite(line for record, line in records if record["status"] == "ok")
         self._write_sidecar()
         self._begun = True
 
     def _write_sidecar(self) -> None:
-        before, fingerprint = self._sidecar, self._fingerprint
-        parts = () if before is None else before.parts
-        if self._part is not None:
-            parts = (self._part,)
-        if self._runs and not fingerprint.settled:
-            if before is None:
-                return  # what the records were made with is not known
-            fingerprint = before.fingerprint  # it may know more, and it does not contradict
-        now = Sidecar(fingerprint, parts)
-        if now != before:
+        now = Sidecar(self._fingerprint, self._shards)
+        if now != self._sidecar:
             write_sidecar(self.path, now)
             self._sidecar = now
-
-
-def _name(id: str, question: str) -> bytes:
-    id = clean(id)
-    # With the length, ("ab", "c") and ("a", "bc") differ.
-    return digest(f"{len(id)} {id}{clean(question)}")
-
-
-def _keys(known: bytes) -> list[bytes]:
-    """Return the digests of contents that follow that of the id."""
-    return [known[start : start + 16] for start in range(16, len(known), 16)]

@@ -105,12 +105,17 @@ def dumps(record: Mapping[str, Any]) -> bytes:
 
 def clean(text: str) -> str:
     """Write halves of characters as escapes: what `dumps` makes of this text."""
-    return text.encode(errors="backslashreplace").decode()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+    return text
 
 
-def digest(text: str) -> bytes:
-    """Return 16 bytes that stand for a text in memory, halves of characters included."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def digest(*texts: str) -> bytes:
+    """Return 16 bytes that stand for texts in memory; the same before and after `dumps`."""
+    joined = "\0".join(texts).encode(errors="backslashreplace")
+    return hashlib.blake2b(joined, digest_size=16).digest()
 
 
 def _blank(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
-from mvw_cli.batch.store.output import Output, check_table, plan_output
+from mvw_cli.batch.store.output import Output, check_table, export, plan_output
 from mvw_cli.cli.batch.view import BatchView, Summary, Tally, again
 from mvw_cli.cli.process import (
     ShutdownRequest,
@@ -161,7 +161,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
     source = task.source
     name = source.paths[0] if source.paths else source.questions
     view.loading(f"the list of items from {name}" if name else "the list of items")
-    from mvw_cli.batch.store.fingerprint import WorkPart, fingerprint
+    from mvw_cli.batch.store.fingerprint import fingerprint
     from mvw_cli.batch.store.log import RecordLog
     from mvw_cli.batch.store.worklist import WorkList, pending
     from mvw_cli.profiles.resolution import resolve
@@ -171,14 +171,13 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
     if source.question is None:
         source = replace(source, question=resolved.profile.prompt.question)
     worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
-    if output.fetch():
-        view.note(f"The records at {output.name} were fetched: {output.log}")
     settings = fingerprint(resolved, random_weights=task.random_weights)
     log = held.enter_context(
         RecordLog(
             output.log,
             settings,
-            part=WorkPart(task.shard, len(worklist)),
+            listed=worklist,
+            shards={} if task.shard is None else {task.shard: len(worklist)},
             overwrite=task.overwrite,
             retry_failed=task.retry_failed,
             hint_overwrite=task.again("--overwrite"),
@@ -255,7 +254,8 @@ def _serve(context: RunContext) -> int:
         words=task.words,
     )
     try:
-        output.publish()
+        if output.table is not None and output.log.exists():
+            export(output.log, output.table)
     except MvwError as error:
         stopped = stopped or error
     view.summary(summary)

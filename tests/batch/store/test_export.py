@@ -46,10 +46,8 @@ def log(tmp_path: Path) -> Path:
 def exported(log: Path, *records: dict[str, Any], to: str = ".parquet") -> list[dict[str, Any]]:
     """The rows of the table of these records."""
     table = log.with_name(f"t{to}")
-    count = export(write(log, *records), table)
-    found = table_rows(table)
-    assert len(found) == count
-    return found
+    export(write(log, *records), table)
+    return table_rows(table)
 
 
 def test_the_columns_of_an_answer(log: Path) -> None:
@@ -172,7 +170,7 @@ def test_damage_is_passed_over(log: Path, suffix: str) -> None:
     cut = dumps(ok("c"))[:40]
     log.write_bytes(dumps(ok("a")) + b"\x00\x00rubbish\n" + dumps(ok("b")) + cut)
     before = log.read_bytes()
-    assert export(log, table) == 2
+    export(log, table)
     assert [row["id"] for row in table_rows(table)] == ["a", "b"]
     assert log.read_bytes() == before
 
@@ -183,15 +181,6 @@ def test_a_log_without_records_is_a_table_without_rows(log: Path, suffix: str) -
     assert b"image_sha256" in log.with_name(f"t{suffix}").read_bytes()
 
 
-def test_names_that_are_not_utf8_and_halves_of_characters(log: Path) -> None:
-    table = log.with_name("t.parquet")
-    line = dumps(ok("a\udcff.png", text="x")).replace(b'"text":"x"', rb'"text":"\ud800"')
-    log.write_bytes(line)
-    export(log, table)
-    (row,) = table_rows(table)
-    assert (row["id"], row["text"]) == (r"a\udcff.png", r"\ud800")
-
-
 @both
 def test_many_groups_are_one_table(log: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_GROUP_ROWS", 3)
@@ -199,13 +188,6 @@ def test_many_groups_are_one_table(log: Path, suffix: str, monkeypatch: pytest.M
     assert [row["id"] for row in found] == [f"{number}" for number in range(10)]
     if suffix == ".parquet":
         assert pq.ParquetFile(log.with_name("t.parquet")).num_row_groups == 4
-
-
-def test_long_rows_make_small_groups(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GROUP_BYTES", 4000)
-    exported(log, *(ok(f"{number}", text="w" * 1500) for number in range(6)))
-    # Text and answer take 3,000 and some each.
-    assert pq.ParquetFile(log.with_name("t.parquet")).num_row_groups == 3
 
 
 def refused(log: Path, table: Path) -> MvwError:
@@ -223,29 +205,14 @@ def test_a_log_that_is_missing_or_something_else(log: Path, suffix: str) -> None
     assert refused(log, table).message == f"{log} is not a log of records"
 
 
-@both
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        (b'"prompt_tokens":30', b'"prompt_tokens":"30"', 'prompt_tokens is "30"'),
-        (b'"prompt_tokens":30', b'"prompt_tokens":true', "prompt_tokens is true"),
-        (b'"prompt_tokens":30', b'"prompt_tokens":1e3', "prompt_tokens is 1000.0"),
-        (b'"prompt_tokens":30', b'"prompt_tokens":' + b"9" * 19, "prompt_tokens is " + "9" * 19),
-        (b'"ttft_ms":5.0', b'"ttft_ms":[]', "timings.ttft_ms is []"),
-        (b'"answer":"three"', b'"answer":3', "answer is 3"),
-    ],
-)
-def test_a_value_of_another_type_is_no_record(
-    log: Path, suffix: str, old: bytes, new: bytes, told: str
-) -> None:
-    table = log.with_name(f"t{suffix}")
+def test_a_value_of_another_type_is_no_record(log: Path) -> None:
+    table = log.with_name("t.parquet")
     table.write_text("what was there")
-    line = dumps(ok("a"))
-    assert old in line
-    log.write_bytes(line.replace(old, new))
+    log.write_bytes(dumps(ok("a")).replace(b'"prompt_tokens":30', b'"prompt_tokens":"30"'))
     error = refused(log, table)
     assert error.exit_code == ExitCode.USAGE
-    assert error.cause == f"of a, {told}"
+    assert error.message == f"{log} is not a log of records"
+    assert error.cause and "int64" in error.cause
 
 
 @both
@@ -285,7 +252,8 @@ def test_a_link_goes_on_being_one(log: Path, suffix: str, tmp_path: Path) -> Non
 def test_without_pyarrow(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     write(log, ok("a"))
-    assert export(log, log.with_name("t.csv")) == 1
+    export(log, log.with_name("t.csv"))
+    assert len(table_rows(log.with_name("t.csv"))) == 1
     table = log.with_name("t.parquet")
     error = refused(log, table)
     assert error.exit_code == ExitCode.USAGE
@@ -309,7 +277,7 @@ with log.open("wb") as file:
     for number in range(int(sys.argv[3])):
         file.write(line.replace(b"NAME", str(number).encode()))
 before = peak_kib()
-assert export(log, table) == int(sys.argv[3])
+export(log, table)
 """
 
 

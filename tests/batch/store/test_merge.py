@@ -23,7 +23,6 @@ from records import (
     fingerprint,
     ids,
     item,
-    listed,
     no_space,
     ok,
     unchanged,
@@ -32,10 +31,10 @@ from records import (
 
 from mvw_cli.batch.items import shard_of
 from mvw_cli.batch.store import merge as module
-from mvw_cli.batch.store.fingerprint import Fingerprint, Sidecar, WorkPart, read_sidecar
+from mvw_cli.batch.store.fingerprint import Fingerprint, Sidecar, read_sidecar
 from mvw_cli.batch.store.jsonl import DiskFull
-from mvw_cli.batch.store.log import RecordLog
-from mvw_cli.batch.store.merge import Coverage, Gap, Merged, merge
+from mvw_cli.batch.store.log import RecordIndex, RecordLog
+from mvw_cli.batch.store.merge import Gap, Merged, merge
 from mvw_cli.batch.store.output import export
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import MvwError, UsageProblem
@@ -58,8 +57,9 @@ def log(
     made_with: Fingerprint | None = None,
 ) -> str:
     """A log as `mvw batch` leaves it."""
-    part = WorkPart(shard, len(records) if listed is None else listed)
-    with RecordLog(Path(name), made_with or fingerprint(), part=part) as opened:
+    count = len(records) if listed is None else listed
+    shards = {} if shard is None else {shard: count}
+    with RecordLog(Path(name), made_with or fingerprint(), shards=shards) as opened:
         for record in records:
             opened.append({**record, "run": opened.run})
     return name
@@ -110,13 +110,12 @@ def test_shards_become_one_log_that_a_run_goes_on_with() -> None:
     assert merged.run == RUN
     assert Path("all.jsonl").read_bytes() == b"".join(Path(part).read_bytes() for part in parts)
     lengths = [len(names) for names in shards(3, 40)]
-    expected = tuple(WorkPart((i, 3), length) for i, length in enumerate(lengths))
+    expected = {(i, 3): length for i, length in enumerate(lengths)}
     assert sidecar_of("all.jsonl") == Sidecar(fingerprint(), expected)
     with RecordLog(Path("all.jsonl"), fingerprint()) as opened:
         assert (opened.done, opened.recovered) == (40, [])
-        holds = listed(*map(odd, range(41)))
-        assert opened.is_done(item(odd(39)), [digest(odd(39))], holds)
-        assert not opened.is_done(item(odd(40)), [digest(odd(40))], holds)
+        assert opened.is_done(item(odd(39)), [digest(odd(39))])
+        assert not opened.is_done(item(odd(40)), [digest(odd(40))])
         opened.append(ok(odd(40)))
     assert len(ids("all.jsonl")) == 41
 
@@ -160,7 +159,7 @@ def test_answers_of_other_settings_are_not_joined() -> None:
     log("c.jsonl", ok("z"))
     error = refused("a.jsonl", "b.jsonl", "c.jsonl")
     assert isinstance(error, UsageProblem)
-    assert error.message == "b.jsonl holds answers of other settings than a.jsonl"
+    assert error.message == "The logs hold answers of different settings"
     assert error.cause == "withdrawal.m: 16 in a.jsonl, 32 in b.jsonl"
     assert error.hint == "mvw merge a.jsonl c.jsonl -o all.jsonl"
 
@@ -169,15 +168,11 @@ def test_other_settings_are_known_without_the_file_that_spells_them_out() -> Non
     log("a.jsonl", ok("x"))
     other = fingerprint(32).short
     write(Path("b.jsonl"), ok("y", run=other))
-    assert refused("a.jsonl", "b.jsonl").cause == (
-        f"records of run {other} are in it, of run {RUN} in a.jsonl; "
-        "a .run.json file that would tell the difference is missing"
-    )
+    cause = f"run {RUN} in a.jsonl, run {other} in b.jsonl"
+    assert refused("a.jsonl", "b.jsonl").cause == cause
     write(Path("c.jsonl"), ok("x"), ok("y", run=other))
-    error = refused("c.jsonl")
-    assert error.message == "c.jsonl holds answers of different settings"
     first, second = sorted([RUN, other])
-    assert error.cause == f"there are records of run {first} and of run {second}"
+    assert refused("c.jsonl").cause == f"run {first} in c.jsonl, run {second} in c.jsonl"
 
 
 def test_an_empty_log_has_no_answers_that_could_differ() -> None:
@@ -205,10 +200,7 @@ def test_the_settings_beside_the_result_are_those_of_its_records() -> None:
 def test_no_settings_of_before_stay_beside_the_result() -> None:
     log("all.jsonl", ok("old"), made_with=fingerprint(32))
     write(Path("a.jsonl"), ok("x"))
-    merged = merge(["a.jsonl"], "all.jsonl", overwrite=True)
-    assert merged.remarks == [
-        "nothing tells how many items there should be: no log has its .run.json file"
-    ]
+    merge(["a.jsonl"], "all.jsonl", overwrite=True)
     assert sorted(os.listdir()) == ["a.jsonl", "all.jsonl"]
     with RecordLog(Path("all.jsonl"), fingerprint()) as opened:
         assert opened.done == 1
@@ -238,51 +230,12 @@ def test_a_shard_with_fewer_records_than_it_has_items() -> None:
     assert merged.gaps == [Gap((1, 2), None, len(second))]
 
 
-@pytest.mark.parametrize(
-    ("logs", "gaps"),
-    [
-        pytest.param(["xy/5"], [Gap(None, 5, 2)], id="not done"),
-        pytest.param(["xyzwv/5"], [], id="done"),
-        pytest.param(["abc/4", "def/4"], [Gap(None, 8, 6)], id="two folders are the sum of both"),
-        pytest.param(["ab/3", "abcd/4"], [], id="an older copy asks for nothing more"),
-        pytest.param(["ABCD/4", "abcd/4"], [], id="one that failed neither"),
-        pytest.param(
-            ["abc/3", "defg/9", "defgh/9"],
-            [Gap(None, 12, 8)],
-            id="a copy belongs to the list that is most like it",
-        ),
-        pytest.param(
-            ["ef", "abc/3", "de/4"],
-            [Gap(None, 7, 6)],
-            id="a log without description makes no two lists one",
-        ),
-    ],
-)
-def test_undivided_work(logs: list[str], gaps: list[Gap]) -> None:
-    """Letters are items, capital ones failed; after the slash, how many the run had to do."""
-    made = []
-    for number, content in enumerate(logs):
-        items, _, listed = content.partition("/")
-        records = [failed(id.lower()) if id.isupper() else ok(id) for id in items]
-        name = f"{number}.jsonl"
-        if listed:
-            log(name, *records, listed=int(listed))
-        else:
-            write(Path(name), *records)
-        made.append(name)
-    for number, order in enumerate((made, made[::-1])):
-        assert merge(order, f"all{number}.jsonl").gaps == gaps
-    if gaps:  # what is missing is known to the result, too
-        log("more.jsonl", ok("1"), ok("2"), listed=2)
-        (gap,) = merge(["all0.jsonl", "more.jsonl"], "more.jsonl").gaps
-        assert gap == Gap(None, (gaps[0].listed or 0) + 2, gaps[0].found + 2)
-
-
 def test_work_that_was_begun_as_a_whole_and_done_in_shards() -> None:
     parts = divided(2, 40)
-    log("begun.jsonl", *map(ok, map(odd, range(7))), listed=40)
+    log("begun.jsonl", *map(ok, map(odd, range(7))))
     merged = merge(["begun.jsonl", *parts], "all.jsonl")
     assert (merged.gaps, counts(merged)) == ([], (40, 0, 7))
+    assert merge(["begun.jsonl"], "begun.jsonl").gaps == []
 
 
 def test_a_shard_run_again_when_the_folder_had_grown() -> None:
@@ -291,27 +244,26 @@ def test_a_shard_run_again_when_the_folder_had_grown() -> None:
     log("other.jsonl", *map(ok, shards(2, 40)[1]), shard=(1, 2))
     merged = merge(["new.jsonl", "old.jsonl", "other.jsonl"], "all.jsonl")
     assert (merged.gaps, merged.answered) == ([], 40)
-    assert sum(part.listed for part in sidecar_of("all.jsonl").parts) == 40
+    assert sum(sidecar_of("all.jsonl").shards.values()) == 40
 
 
 # Inputs that are damaged, in use, or none
 
 
 def test_damage_is_left_out_of_the_result_and_stays_in_the_log() -> None:
-    log("a.jsonl", ok("x"), listed=3)
+    log("a.jsonl", ok("x"))
     with open("a.jsonl", "ab") as file:
         file.write(b"\x00\x00rubbish\n" + dumps(ok("y")) + dumps(ok("z"))[:50])
     before = Path("a.jsonl").read_bytes()
     merged = merge(["a.jsonl"], "all.jsonl")
     assert merged.remarks == ["a.jsonl: 2 damaged lines left out"]
-    assert merged.gaps == [Gap(None, 3, 2)]
     assert (Path("a.jsonl").read_bytes(), ids("all.jsonl")) == (before, ["x", "y"])
 
 
 def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
-    log("a.jsonl", ok("x"), listed=2)
+    log("a.jsonl", ok("x"))
     with open("a.jsonl", "ab") as file:
-        file.write(b"rubbish\n" + dumps(ok("y"))[:-1])
+        file.write(b"rubbish\n" + dumps(ok("y")))
     merged = merge(["a.jsonl"], "a.jsonl")
     assert merged.remarks == ["a.jsonl: 1 damaged line moved to a.jsonl.damaged"]
     assert ids("a.jsonl") == ["x", "y"]
@@ -320,13 +272,12 @@ def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
 
 
 def test_a_shard_that_is_still_being_written() -> None:
-    with RecordLog(Path("a.jsonl"), fingerprint(), part=WorkPart(None, 2)) as opened:
+    with RecordLog(Path("a.jsonl"), fingerprint(), shards={(0, 1): 2}) as opened:
         opened.append(ok("x"))
         with open("a.jsonl", "ab") as file:
             file.write(dumps(ok("y"))[:20])
         merged = merge(["a.jsonl"], "all.jsonl")
-        assert merged.remarks == ["a.jsonl is still being written; what comes now is left out"]
-        assert merged.gaps == [Gap(None, 2, 1)]
+        assert merged.gaps == [Gap((0, 1), 2, 1)]
         assert ids("all.jsonl") == ["x"]
         error = refused("all.jsonl", output="a.jsonl", overwrite=True)
         assert error.message == "a.jsonl is being written by another process"
@@ -349,26 +300,6 @@ def test_nobody_writes_to_the_output_meanwhile(monkeypatch: pytest.MonkeyPatch) 
     with open("all.jsonl") as file:  # and afterwards anybody may
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert ids("all.jsonl") == ["y", "x"]
-
-
-def test_a_log_that_changes_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    log("a.jsonl", failed("x"), ok("y"))
-    real = module._common_run
-
-    def changing(*args: Any) -> Any:
-        with RecordLog(Path("a.jsonl"), fingerprint(), retry_failed=True) as opened:
-            opened.append(ok("z"))
-        return real(*args)
-
-    monkeypatch.setattr(module, "_common_run", changing)
-    with pytest.raises(MvwError) as caught:
-        merge(["a.jsonl"], "all.jsonl")
-    assert caught.value.message == "The logs have changed while they were read"
-    assert (caught.value.cause, caught.value.hint) == (
-        "records that are gone: 1",
-        "mvw merge a.jsonl -o all.jsonl",
-    )
-    assert sorted(os.listdir()) == ["a.jsonl", "a.jsonl.run.json"]
 
 
 def test_inputs_that_are_no_logs() -> None:
@@ -398,7 +329,7 @@ def test_what_is_there_and_no_input_is_not_replaced() -> None:
         assert isinstance(error, UsageProblem)
         assert error.message == f"{name} exists, and is none of the logs to be joined"
         assert error.hint == f"mvw merge a.jsonl -o {name} --overwrite"
-    assert refused("questions.csv").message == "Cannot read questions.csv.jsonl"
+    assert refused("questions.csv", output="new.jsonl").message == "Cannot read questions.csv.jsonl"
     Path("empty.jsonl").touch()
     for name in ("all.jsonl", "empty.jsonl"):
         merge(["a.jsonl"], name, overwrite=name == "all.jsonl")
@@ -482,8 +413,6 @@ def test_a_disk_that_is_full_for_the_description_leaves_no_wrong_one(
     assert sorted(os.listdir()) == ["a.jsonl", "a.jsonl.run.json", "all.jsonl"]
     assert caught.value.message == "Cannot write all.jsonl.run.json"
     assert caught.value.cause == "No space left on device; the records are safe in all.jsonl"
-    # Nothing has to be written where nothing has changed.
-    merge(["a.jsonl", "a.jsonl"], "a.jsonl")
 
 
 # The command
@@ -560,26 +489,15 @@ def test_the_summary_as_json(mvw: Run) -> None:
 
 
 def test_every_key_of_the_file_beside_a_log_is_documented() -> None:
-    log("a.jsonl", ok("x"))
+    log("a.jsonl", ok("x"), shard=(0, 2))
     content = json.loads(Path("a.jsonl.run.json").read_text())
     documented = rows(section("json.md", "The file beside a log"))
-    assert list(dotted(content, whole=("fingerprint.profile",))) == [key for key, *_ in documented]
-
-
-def test_of_many_logs_those_are_shown_that_something_is_wrong_with(mvw: Run) -> None:
-    parts = divided(30, 300, leave_out=1)
-    ran = mvw("merge", *parts[:29], "-o", "all.jsonl")
-    listed = len(shards(30, 300)[0])
-    assert ran.code == 3
-    first, _, row, last = ran.out.splitlines()
-    assert first == "28 of 29 logs are whole."
-    assert row.split() == ["part0.jsonl", "0/30", str(listed), str(listed - 1), "0"]
-    assert last.startswith("all.jsonl: ")
-    parse_hint(refused(*parts, output="part0.txt").hint or "")
+    found = dict.fromkeys(dotted(content, whole=("fingerprint.profile",)))
+    assert list(found) == [key for key, *_ in documented]
 
 
 def test_remarks_are_warnings_and_quiet_silences_them(mvw: Run) -> None:
-    write(Path("b.jsonl"), ok("x"))
+    Path("b.jsonl").write_bytes(dumps(ok("x")) + b"rubbish\n")
     ran = mvw("merge", "b.jsonl", "-o", "all.jsonl")
     assert (ran.code, len(ran.warnings)) == (0, 1)
     ran = mvw("merge", "-q", "b.jsonl", "-o", "all.jsonl", "--overwrite")
@@ -621,14 +539,14 @@ def test_it_needs_none_of_the_heavy_libraries(words: list[str]) -> None:
 def test_ctrl_c_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     log("a.jsonl", ok("x"))
     log("b.jsonl", *(ok(f"{number}", text="word " * 1000) for number in range(20)))
-    real = Coverage.see
+    real, calls = RecordIndex.take, iter(range(100))
 
-    def interrupted(self: Coverage, id: str) -> None:
-        if id == "15":
+    def interrupted(self: RecordIndex, record: dict[str, Any]) -> bool:
+        if next(calls) % 20 == 15:
             raise KeyboardInterrupt
-        real(self, id)
+        return real(self, record)
 
-    monkeypatch.setattr(Coverage, "see", interrupted)
+    monkeypatch.setattr(RecordIndex, "take", interrupted)
     for given, output in ((["a.jsonl", "b.jsonl"], "a.jsonl"), (["b.jsonl"], "new.jsonl")):
         with unchanged(Path()), pytest.raises(KeyboardInterrupt):
             merge(given, output)

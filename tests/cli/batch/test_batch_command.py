@@ -173,6 +173,7 @@ def test_the_question_comes_last(words: tuple[str, ...], question: str | None) -
         (["images", "w1 w2", "-o", "gone/out.jsonl"], "there is no folder"),
         (["images", "w1 w2", "-o", "images"], "-o images"),
         (["images", "w1 w2", "-o", "out.parquet/"], "-o out.parquet/"),
+        (["images", "w1 w2", "-o", "s3://bucket/out.csv"], "a file of this machine"),
         (["images", "w1 w2", "-o", "answers.csv"], "answers.csv is there already"),
         (["images", "w1 w2", "--overwrite", "--retry-failed"], "contradict"),
         (["images", "w1 w2", "--ray-address", "auto"], "--executor ray"),
@@ -272,18 +273,6 @@ def test_a_table_of_records(batch: Run, ending: str) -> None:
     rows = {row["id"]: row["text"] for row in table_rows(Path(f"out.{ending}"))}
     assert rows == {id: one["text"] for id, one in log.items()}
     assert batch("images", "w1 w2", "-o", f"out.{ending}").code == 0
-
-
-def test_an_address(batch: Run, tmp_path: Path) -> None:
-    there = f"file://{tmp_path}/there/r.jsonl"
-    assert batch("images", "w1 w2", "--limit", "2", "-o", there).code == 0
-    assert sorted(records("there/r.jsonl")) == ["0.png", "1.png"]
-    os.unlink("r.jsonl")
-    os.unlink("r.jsonl.run.json")
-    ran = batch("images", "w1 w2", "-o", there)
-    assert ran.code == 0 and "were fetched: r.jsonl" in ran.err
-    assert "2 answered, 2 had their record before" in ran.err
-    assert len(records("there/r.jsonl")) == 4
 
 
 @pytest.mark.parametrize(
