@@ -6,31 +6,23 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from mvw_cli.adapter import Patch
 from mvw_cli.bench.quality.attention import spread
 from mvw_cli.explain.record import Record
+from mvw_cli.images.reading import ImageFile
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 24 * 2**20
 """Of weights in a page, before base64. With more, fewer layers can be chosen there."""
 _FULL = 65535
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture as the model's processor got it."""
-
-    name: str
-    sha256: str
-    image: Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +41,8 @@ class Explained:
 
     question: str
     answer: str
-    pictures: Sequence[Picture]
+    pictures: Sequence[ImageFile]
+    """As the model's processor got them."""
     tokens: Sequence[tuple[int, str]]
     """Id and text of each generated token; the text is empty while a character is incomplete."""
     marks: Sequence[Mark]
@@ -75,7 +68,8 @@ def document(run: Explained) -> dict[str, Any]:
         "answer": run.answer,
         "images": [
             {
-                "name": one.name,
+                # A file name that is not UTF-8 must not make the page invalid.
+                "name": os.fsencode(os.path.basename(one.path)).decode(errors="replace"),
                 "sha256": one.sha256,
                 "width_px": one.image.width,
                 "height_px": one.image.height,
@@ -91,11 +85,16 @@ def document(run: Explained) -> dict[str, Any]:
                 "step": number + 1,
                 "id": token,
                 "text": text,
-                "mass": record.steps[number].mass,
-                "mass_by_layer": [record.steps[number].at(layer) for layer in record.layers],
+                "mass": step.mass,
+                "mass_by_layer": [
+                    step.by_layer[layer].mass if layer in step.by_layer else None
+                    for layer in record.layers
+                ],
                 "row": places[number],
             }
-            for number, (token, text) in enumerate(run.tokens)
+            for number, ((token, text), step) in enumerate(
+                zip(run.tokens, record.steps, strict=True)
+            )
         ],
         "marks": [asdict(mark) for mark in run.marks],
         "patches": None if run.patches is None else [*map(_place, run.patches)],
@@ -124,25 +123,24 @@ def mean_weights(record: Record, token: int) -> Tensor:
 
 def _rows(record: Record, layers: Sequence[int]) -> tuple[dict[str, Any], list[int | None]]:
     """Pack the weights: for each token with vision one row of the mean, then one of each layer."""
-    packed = bytearray()
-    scales: list[float] = []
+    rows: list[Tensor] = []
     places: list[int | None] = []
     nothing = torch.zeros(record.vision_tokens)
     for token, step in enumerate(record.steps):
         if not step.by_layer:
             places.append(None)
             continue
-        places.append(len(scales))
-        rows = [mean_weights(record, token)]
+        places.append(len(rows))
+        rows.append(mean_weights(record, token))
         rows += [
             step.by_layer[layer].weights() if layer in step.by_layer else nothing
             for layer in layers
         ]
-        for row in rows:
-            largest = float(row.max())
-            scales.append(largest)
-            levels = (row / largest * _FULL).round() if largest else row
-            packed += levels.to(torch.int32).numpy().astype("<u2").tobytes()
+    scales = [float(row.max()) for row in rows]
+    packed = b"".join(
+        (row / (scale or 1) * _FULL).round().to(torch.int32).numpy().astype("<u2").tobytes()
+        for row, scale in zip(rows, scales, strict=True)
+    )
     return {
         "encoding": "base64 of little-endian uint16, row by row",
         "columns": record.vision_tokens,

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -33,9 +32,7 @@ def page(run: Explained) -> str:
     # At first: the first token that saw the picture.
     chosen = next((i for i, token in enumerate(data["tokens"]) if token["row"] is not None), 0)
     weights = mean_weights(run.record, chosen).tolist() if data["tokens"] else []
-    placed = [
-        weight for weight, one in zip(weights, run.patches or [], strict=False) if one is not None
-    ]
+    placed = [weight for weight, one in zip(weights, run.patches or [], strict=False) if one]
     script = resource("mvw_cli.explain", "script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return rendered(
@@ -49,36 +46,14 @@ def page(run: Explained) -> str:
         json=Markup(_json(data)),
         mass_layers=run.record.mass_layers,
         chosen=chosen,
-        pictures=list(_pictures(run, weights, max(placed, default=0.0) or 1.0)),
+        addresses=[_address(one.image) for one in run.pictures],
+        patches=run.patches or [],
+        weights=weights,
         largest=max((token["mass"] or 0.0 for token in data["tokens"]), default=0.0),
         strongest=max(placed, default=0.0),
         elsewhere=sum(weights) - sum(placed) if len(placed) < len(weights) else None,
         percent=percent,
     )
-
-
-def _pictures(run: Explained, weights: Sequence[float], full: float) -> Iterator[dict[str, Any]]:
-    """Gather the pictures, with a rectangle for each patch, whose opacity is the heat."""
-    for number, picture in enumerate(run.pictures):
-        width, height = picture.image.size
-        yield {
-            "name": picture.name,
-            "width": width,
-            "height": height,
-            "address": _address(picture.image),
-            "patches": [
-                {
-                    "token": token,
-                    "x": f"{patch.left * width:.2f}",
-                    "y": f"{patch.top * height:.2f}",
-                    "width": f"{(patch.right - patch.left) * width:.2f}",
-                    "height": f"{(patch.bottom - patch.top) * height:.2f}",
-                    "heat": f"{weights[token] / full if weights else 0:.3f}",
-                }
-                for token, patch in enumerate(run.patches or [])
-                if patch is not None and patch.image == number
-            ],
-        }
 
 
 def _address(image: Image) -> str:

@@ -1,21 +1,21 @@
 """What each generated token looked at, kept while its run goes on.
 
-A policy that decides nothing of its own is put around the one that runs, and asks the engine for
-the attention of each newest query. The run is that of `mvw infer`: the same passes, the same
-tokens.
+A policy that decides nothing stands before the one that runs, and asks the engine for the attention
+of each newest query. The run is that of `mvw infer`: the same passes, the same tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mvw_cli.bench.quality.attention import MOST_LAYERS, spread
+from mvw_cli.bench.quality.attention import spread
 from mvw_cli.engine.types import Request
-from mvw_cli.policy import Attend, Decide, Select, Signals, StepView, WithdrawalPolicy
+from mvw_cli.policies.stack import Stack
+from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,6 @@ class Step:
     by_layer: Mapping[int, LayerAttention]
     """By layer; those without vision are not named."""
 
-    def at(self, layer: int) -> float | None:
-        """Share of the attention that went to vision at one layer; None without any."""
-        found = self.by_layer.get(layer)
-        return None if found is None else found.mass
-
 
 @dataclass(slots=True)
 class Record:
@@ -72,14 +67,18 @@ class Record:
     """Those that `Step.mass` is the mean of."""
     steps: list[Step] = field(default_factory=list)
 
-    def signals(self, layers: tuple[int, ...], asked: Signals) -> Signals:
-        """Ask for the weights of the layers that are recorded."""
-        self.layers = tuple(spread(layers, MOST_LAYERS)) if layers else ()
-        mass = asked.mass
-        if self.measure == "cross-attention" and not mass:
-            mass = self.layers
-        self.mass_layers = mass if self.measure == "cross-attention" else self.layers
-        return replace(asked, mass=mass, weights=tuple(sorted({*asked.weights, *self.layers})))
+    def signals(self, layers: tuple[int, ...], mass: tuple[int, ...]) -> Signals:
+        """Ask for the weights of the layers that are recorded.
+
+        Args:
+            mass: layers whose mass the policy asks for: there is one mass for both.
+        """
+        self.layers = tuple(spread(layers))
+        if self.measure == "attention":
+            self.mass_layers = self.layers
+            return Signals(weights=self.layers, last=True)
+        self.mass_layers = mass or self.layers
+        return Signals(mass=self.mass_layers, weights=self.layers, last=True)
 
     def take(self, view: StepView) -> None:
         """Keep what was looked at for one token."""
@@ -97,40 +96,20 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Recorded(WithdrawalPolicy):
-    """A policy that decides as it does alone, with a record that is shown every token."""
+class Recording(WithdrawalPolicy):
+    """Decides nothing; a record is shown every token."""
 
-    name: ClassVar[str] = "recorded"
+    name: ClassVar[str] = "recording"
 
-    policy: WithdrawalPolicy
     record: Record
+    policy: WithdrawalPolicy
+    """The one that runs beside it."""
 
     def begin(self) -> Decide:
-        decide = self.policy.begin()
-
-        def recorded(view: StepView) -> Any:
-            self.record.take(view)
-            return decide(view)
-
-        return recorded
-
-    def begin_prefill(self) -> Select | None:
-        return self.policy.begin_prefill()
-
-    def begin_attending(self) -> Attend | None:
-        return self.policy.begin_attending()
+        return self.record.take
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
-        return replace(self.record.signals(layers, self.policy.signals(layers)), last=True)
-
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        return self.policy.prefill_weights(layers)
-
-    def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        return self.policy.attending_layer(layers)
-
-    def describe(self) -> str:
-        return self.policy.describe()
+        return self.record.signals(layers, self.policy.signals(layers).mass)
 
 
 def recorded(request: Request) -> tuple[Request, Record]:
@@ -138,4 +117,5 @@ def recorded(request: Request) -> tuple[Request, Record]:
     layout = request.layout
     beside = layout.cross_entries is not None
     record = Record("cross-attention" if beside else "attention", layout.vision_tokens)
-    return replace(request, policy=Recorded(request.policy, record)), record
+    watched = Stack((Recording(record, request.policy), request.policy))
+    return replace(request, policy=watched), record

@@ -103,7 +103,7 @@ def test_everything_is_escaped() -> None:
         model={"name": EVIL, "adapter": EVIL},
         environment={"mvw": EVIL, EVIL: EVIL},
     )
-    run = replace(run, pictures=[replace(run.pictures[0], name=EVIL)])
+    run = replace(run, pictures=[replace(run.pictures[0], path=EVIL)])
     written = page(run)
     seen = Checked(written)
     assert [tag for tag, _ in seen.seen if tag == "script"] == ["script", "script"]

@@ -15,8 +15,9 @@ from PIL.Image import Image
 
 from mvw_cli.adapter import Patch
 from mvw_cli.engine.types import Event, Request, Token
-from mvw_cli.explain.document import Explained, Mark, Picture
+from mvw_cli.explain.document import Explained, Mark
 from mvw_cli.explain.record import Record, recorded
+from mvw_cli.images.reading import ImageFile
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
 
@@ -44,7 +45,10 @@ def explained(
     whole = Explained(
         question="How many?",
         answer="3",
-        pictures=[Picture(f"{n}.png", "0" * 64, image) for n, image in enumerate(pictures)],
+        pictures=[
+            ImageFile(image, f"{n}.png", "0" * 64, image.size, image.size)
+            for n, image in enumerate(pictures)
+        ],
         tokens=tokens,
         marks=marks,
         patches=patches,

@@ -11,7 +11,7 @@ from mvw_cli.cli.infer.view import restored_line, withdrawal_line
 from mvw_cli.engine.types import Event, Prefilled, Request, Restored, Token, Withdrawn
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import UsageProblem
-from mvw_cli.explain.document import Explained, Mark, Picture
+from mvw_cli.explain.document import Explained, Mark
 from mvw_cli.explain.page import page
 from mvw_cli.explain.record import Record, recorded
 from mvw_cli.files import check_writable
@@ -63,16 +63,17 @@ def page_of(
     answer: Answer,
 ) -> str:
     """Write the page about a run that is over."""
-    pictures = [file.image for file in images]
     facts = session.facts()
     return page(
         Explained(
             question=question,
             answer=answer.answer,
-            pictures=[Picture(_name(file.path), file.sha256, file.image) for file in images],
+            pictures=images,
             tokens=[(event.id, event.text) for event in events if isinstance(event, Token)],
             marks=[mark for event in events if (mark := _mark(event)) is not None],
-            patches=session.adapter.patches(session.loaded, request.inputs, pictures),
+            patches=session.adapter.patches(
+                session.loaded, request.inputs, [file.image for file in images]
+            ),
             record=record,
             policy=session.policy.describe(),
             settings={"profile": resolved.name, **resolved.values()},
@@ -97,8 +98,3 @@ def _mark(event: Event) -> Mark | None:
         case Restored():
             return Mark(event.step, "restored", restored_line(event))
     return None
-
-
-def _name(path: str) -> str:
-    # A file name that is not UTF-8 must not make the page invalid.
-    return os.fsencode(os.path.basename(path) or path).decode(errors="replace")
