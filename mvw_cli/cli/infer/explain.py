@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -10,46 +9,12 @@ from mvw_cli.adapter import Answer
 from mvw_cli.cli.infer.view import restored_line, withdrawal_line
 from mvw_cli.engine.types import Event, Prefilled, Request, Restored, Token, Withdrawn
 from mvw_cli.environment import describe_environment
-from mvw_cli.errors import UsageProblem
 from mvw_cli.explain.document import Explained, Mark
 from mvw_cli.explain.page import page
-from mvw_cli.explain.record import Record, recorded
-from mvw_cli.files import check_writable
+from mvw_cli.explain.record import Record
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.profiles.resolution import Resolved
 from mvw_cli.session import Session
-
-
-def check_page(path: str, output: str | None) -> None:
-    """Refuse a page that could not be written later, before anything is computed.
-
-    Raises:
-        UsageProblem: it is a folder, its folder is missing, permissions forbid it, or the answer
-            goes to the same place.
-    """
-    if path == "-" or (output is not None and os.path.realpath(path) == os.path.realpath(output)):
-        where = "stdout" if path == "-" else path
-        raise UsageProblem(
-            f"--explain can't write to {where}",
-            cause="the answer goes there",
-            hint="mvw infer IMAGE QUESTION --explain looked.html",
-        )
-    check_writable(path)
-
-
-def explained(request: Request) -> tuple[Request, Record]:
-    """Let a request be recorded.
-
-    Raises:
-        UsageProblem: its prompt holds no vision tokens.
-    """
-    if not request.layout.vision_tokens:
-        raise UsageProblem(
-            "--explain has nothing to show",
-            cause="the prompt holds no vision tokens",
-            hint="mvw list adapters",
-        )
-    return recorded(request)
 
 
 def page_of(

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +50,18 @@ class Task:
     verbose: bool
 
 
-@dataclass(slots=True)
 class _Phases:
     """Milliseconds from one mark to the next."""
 
-    ms: dict[str, float] = field(default_factory=dict)
-    start: float = field(default_factory=perf_counter)
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+        self._start = perf_counter()
 
     def mark(self, name: str) -> None:
-        self.ms[name] = (perf_counter() - self.start) * 1e3 - sum(self.ms.values())
+        self.ms[name] = self.total_ms() - sum(self.ms.values())
+
+    def total_ms(self) -> float:
+        return (perf_counter() - self._start) * 1e3
 
 
 def run(task: Task) -> None:
@@ -123,15 +126,15 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     request = session.request(pictures, task.question)
     record = None
     if task.explain is not None:
-        from mvw_cli.cli.infer.explain import explained
+        from mvw_cli.explain.record import recorded
 
-        request, record = explained(request)
+        request, record = recorded(request)
     phases.mark("preprocess_ms")
     events = []
     for event in session.run([request]):
         events.append(event)
         view.show(event)
-    total_ms = (perf_counter() - phases.start) * 1e3
+    total_ms = phases.total_ms()
     completion = summarise(events)
     answer = session.adapter.parse(completion.text)
     _comment(completion, answer, view)
@@ -206,19 +209,25 @@ def _check(task: Task) -> None:
             cause="- is given more than once",
             hint="mvw infer --help",
         )
+    if task.explain is not None and os.path.realpath(task.explain) in (
+        os.path.realpath(task.output or "-"),
+        os.path.realpath("-"),
+    ):
+        raise UsageProblem(
+            f"--explain can't write to {task.explain}",
+            cause="the answer goes there",
+            hint="mvw infer IMAGE QUESTION --explain looked.html",
+        )
     for option, written in (("-o", task.output), ("--explain", task.explain)):
-        if written and any(_same(path, written) for path in task.images if path != "-"):
+        if written in (None, "-"):
+            continue
+        if any(_same(path, written) for path in task.images if path != "-"):
             raise UsageProblem(
                 f"{option} {written} would overwrite the image",
                 cause="input and output are the same file",
                 hint="mvw infer --help",
             )
-    if task.output not in (None, "-"):
-        check_writable(task.output)
-    if task.explain is not None:
-        from mvw_cli.cli.infer.explain import check_page
-
-        check_page(task.explain, task.output)
+        check_writable(written)
 
 
 def _same(one: str, other: str) -> bool:
@@ -232,21 +241,17 @@ def _first_name(task: Task) -> str:
 
 
 def _images(paths: Sequence[str], max_pixels: int | None) -> list[ImageFile]:
+    from mvw_cli.images.problems import FILE_LIMIT
     from mvw_cli.images.reading import open_image
 
-    return [open_image(_stdin() if path == "-" else path, max_pixels=max_pixels) for path in paths]
-
-
-def _stdin() -> bytes:
-    from mvw_cli.images.problems import FILE_LIMIT
-
-    if sys.stdin is None or sys.stdin.isatty():
+    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageProblem(
             "IMAGE is -, and nothing is piped into standard input",
             cause="it is a terminal" if sys.stdin else "it is closed",
             hint='mvw infer scene.png "What is in the picture?"',
         )
-    return sys.stdin.buffer.read(FILE_LIMIT + 1)
+    sources = (sys.stdin.buffer.read(FILE_LIMIT + 1) if path == "-" else path for path in paths)
+    return [open_image(source, max_pixels=max_pixels) for source in sources]
 
 
 def _comment(completion: Completion, answer: Answer, view: View) -> None:

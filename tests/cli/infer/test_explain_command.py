@@ -119,17 +119,3 @@ def test_an_answer_outlives_a_page_that_could_not_be_written(
     ran = mvw("infer", scene, QUESTION, "--explain", str(full), "-q")
     assert ran.code != 0 and ran.out.strip()
     assert "Cannot write /dev/full" in ran.err and "the answer was delivered" in ran.err
-
-
-def test_a_model_without_vision_tokens_has_nothing_to_show() -> None:
-    from sessions import tiny
-
-    from mvw_cli.cli.infer.explain import explained
-    from mvw_cli.errors import UsageProblem
-
-    session = tiny("hf")
-    with pytest.raises(UsageProblem) as raised:
-        explained(session.request([], "w1 w2"))
-    assert raised.value.cause == "the prompt holds no vision tokens"
-    assert raised.value.hint is not None
-    parse_hint(raised.value.hint)
