@@ -122,7 +122,7 @@ def main(layers: int, width: int, tokens: int, pairs: int, write: bool) -> None:
         generate = harness.GenerateBackend(folder / "model", request)
 
         def profiler() -> Shown:
-            cell = measure(job, session=session).cell
+            cell = measure(session, job)
             assert cell is not None
             [arm] = cell.arms
             return Shown(arm.ttft_ms.median, 1e3 / arm.tokens_per_s.median, arm.tpot_ms.median)

@@ -15,7 +15,7 @@ from mvw_cli.cost.bounds import ArmBound, Plan
 from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BASELINE = "baseline"
 """Name of the arm that keeps the vision tokens to the end."""
 NO_IMAGE = "no image"
@@ -88,27 +88,8 @@ class Phases:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPoint:
-    """Memory once a token has been generated; all sequences of the batch together.
-
-    What is withdrawn after a token is gone at its point already; the last token has none, since
-    with it the sequences are gone.
-    """
-
-    token: int
-    kv_bytes: int
-    """Entries in use."""
-    kv_allocated_bytes: int
-    """Storages behind them."""
-    device_allocated_bytes: int | None
-    device_reserved_bytes: int | None
-    process_bytes: int | None
-    """Resident memory of the process."""
-
-
-@dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of one arm. A peak is set at the prefill: the timeline shows what withdrawal does."""
+    """Memory of one arm. Peaks are reached at the prefill: the curves show what withdrawal does."""
 
     weight_bytes: int
     kv_bytes_before: int
@@ -117,14 +98,17 @@ class Memory:
     kv_bytes_after: int
     """At the same moment, without what has gone."""
     kv_formula_bytes_before: int | None
-    """The same from the model's configuration; they have to agree."""
+    """The same from the model's configuration; they have to agree. None where a policy leaves a
+    part of the vision, or a sliding window is full: what a layer holds is not known beforehand."""
     kv_formula_bytes_after: int | None
     device_allocated_peak_bytes: int | None
     device_reserved_peak_bytes: int | None
     process_peak_bytes: int | None
-    timeline: list[MemoryPoint]
-    device_process_bytes: int | None = None
-    """Device memory of the process at the end, by NVML: allocator and CUDA's own needs."""
+    kv_bytes_along: list[int] = field(default_factory=list)
+    """Entries in use once a token has been generated, all sequences of the batch together. What is
+    withdrawn after a token is gone at its place; the last token takes the sequences with it."""
+    kv_allocated_along: list[int] = field(default_factory=list)
+    """Storages behind them."""
     kv_bytes_prefilled: int | None = None
     """Entries after the prefills, without what was withdrawn in them."""
     host_offloaded_peak_bytes: int = 0
@@ -183,8 +167,6 @@ class Arm:
     memory: Memory
     step_ms: list[float]
     """Median time of each step along the output; the first is the second token's."""
-    joules_per_token: Summary | None
-    """Over the whole answer, prefill included."""
     ratios: dict[str, Ratio]
     """Against the baseline, as rates, so that above 1 is better: `ttft`, `tpot`, `tokens_per_s`,
     `answer`; empty for the baseline itself. Of `tpot` the medians of each run are compared, of
@@ -196,14 +178,15 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """All arms at one batch size, run in turn in one process."""
+    """All arms at one batch size, run in turn."""
 
     batch: int
     pairs: int
-    process: Literal["own", "shared"]
     arms: list[Arm]
     unstable: list[str]
     """Sentences: which figure spreads how much, and what to do."""
+    ended: str | None = None
+    """What ended it before all pairs were there, where something went wrong."""
     device_busy: float | None = None
     """Part of the time of a step of the baseline in which the device ran kernels; None where that
     can't be told."""
@@ -251,10 +234,6 @@ class Answers:
     items: int
     references: int
     arms: list[Comparison]
-    tolerance: float | None = None
-    suggestion: int | None = None
-    """The smallest m within the tolerance."""
-    suggestion_reason: str | None = None
     remarks: list[str] = field(default_factory=list)
     """What was left out, and why."""
 
@@ -294,8 +273,6 @@ class ProfileReport:
     seconds: float
     plan: Plan | None
     cells: list[Cell]
-    profiler_cost: Ratio | None
-    """Decode with the profiler's marks over decode without: time, so 1.02 is 2 % slower."""
     answers: Answers | None = None
     attention: AttentionMass | None = None
     verdicts: list[str] = field(default_factory=list)

@@ -185,7 +185,7 @@ class MassSearch(Search):
         traces: Sequence[Traced],
         threshold: float,
     ) -> Loss:
-        """Answer every item under a threshold; return the loss by the rule of --suggest."""
+        """Answer every item under a threshold; return the loss."""
         policy = replace(self.policy, threshold=threshold)
         rows = []
         for place, (sample, trace) in enumerate(zip(samples, traces, strict=True), start=1):

@@ -1,7 +1,7 @@
 """The search for policy `mvw`: the smallest m, or the earliest tag, that keeps the answers.
 
-The rule is that of `mvw profile --suggest`. Between an m and a tag that both keep the answers, the
-one with fewer tokens generated with vision is taken.
+Between an m and a tag that both keep the answers, the one with fewer tokens generated with vision
+is taken.
 """
 
 from __future__ import annotations

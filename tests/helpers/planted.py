@@ -6,12 +6,11 @@ import functools
 import mmap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mvw_hf.model import HuggingFace
 from PIL.Image import Image
 
@@ -58,8 +57,6 @@ class Plan:
     after: float = 0.0
     transient: int = 0
     """Bytes that the vision encoder takes, and gives back."""
-    holds: Mapping[int, int] = field(default_factory=dict)
-    """Bytes held from the step that reads so many tokens; 0 frees them."""
     jitter: Sequence[float] = (0.0,)
     """Seconds on top of each prefill, in turn."""
 
@@ -79,7 +76,7 @@ class Costs:
     """Puts the plan into a model."""
 
     def __init__(self, plan: Plan, model: Any) -> None:
-        self._plan, self._held, self._read, self._prefills = plan, torch.empty(0), 0, 0
+        self._plan, self._prefills = plan, 0
         self._around(model, self._language)
         self._around(model.model.vision_tower, self._look)
 
@@ -102,16 +99,10 @@ class Costs:
     def _language(self, **given: Any) -> None:
         cache = given["past_key_values"]
         if not isinstance(cache, SlotCache):
-            self._read = 0
-            self._held = None
             jitter = self._plan.jitter[self._prefills % len(self._plan.jitter)]
             self._prefills += 1
             time.sleep(self._plan.prefill + jitter)
             return
-        self._read += 1
-        if self._read in self._plan.holds:
-            self._held = None  # before the next
-            self._held = fresh(self._plan.holds[self._read])
         time.sleep(self._plan.before if cache._slots[True] else self._plan.after)
 
 

@@ -14,14 +14,13 @@ from mvw_cli.bench.documents import (
     Cell,
     Comparison,
     Memory,
-    MemoryPoint,
     Model,
     Phases,
     ProfileReport,
     Vision,
     Workload,
 )
-from mvw_cli.bench.stats import Ratio, Summary, paired_ratio, summarise
+from mvw_cli.bench.stats import Summary, paired_ratio, summarise
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
 from mvw_cli.cost.case import Device, StepBound
 from mvw_cli.environment import Environment
@@ -53,7 +52,6 @@ def report(*, batches: tuple[int, ...] = (1, 8), seed: int = 0) -> ProfileReport
         seconds=412.5,
         plan=plan(batches),
         cells=[cell(batch, seed) for batch in batches],
-        profiler_cost=Ratio(1.004, (0.998, 1.011), 10),
         answers=answers(),
         attention=attention(),
         verdicts=[
@@ -68,18 +66,14 @@ def bare() -> ProfileReport:
     full = report(batches=(1,))
     arm = full.cells[0].arms[0]
     nothing = Phases(*(None for _ in range(8)))
-    memory = Memory(WEIGHTS, 1000, 1000, None, None, None, None, None, [], None)
-    arm = replace(
-        arm, phases=nothing, memory=memory, tpot_before_ms=None, bound=None, step_ms=[],
-        joules_per_token=None,
-    )  # fmt: skip
+    memory = Memory(WEIGHTS, 1000, 1000, None, None, None, None, None)
+    arm = replace(arm, phases=nothing, memory=memory, tpot_before_ms=None, bound=None, step_ms=[])
     return replace(
         full,
         environment=replace(full.environment, torch=None, transformers=None, device="cpu"),
         model=replace(full.model, revision=None, device="cpu", random_weights=True),
         plan=None,
         cells=[replace(full.cells[0], arms=[arm], unstable=[])],
-        profiler_cost=None,
         answers=None,
         attention=None,
         verdicts=[],
@@ -141,7 +135,7 @@ def cell(batch: int, seed: int = 0) -> Cell:
     for name, m in (("baseline", None), ("m=16", 16), ("m=64", 64)):
         arms.append(_arm(rng, batch, name, m, arms[0] if arms else None))
     unstable = ["ttft_ms of m=64 spreads by 31 %: close other programs, or use --runs 30."]
-    return Cell(batch, RUNS, "own", arms, unstable if batch == 8 else [])
+    return Cell(batch, RUNS, arms, unstable if batch == 8 else [])
 
 
 def _arm(rng: random.Random, batch: int, name: str, m: int | None, baseline: Arm | None) -> Arm:
@@ -174,7 +168,6 @@ def _arm(rng: random.Random, batch: int, name: str, m: int | None, baseline: Arm
         phases=_phases(rng, ttft, seconds, m),
         memory=_memory(batch, m),
         step_ms=[sorted(column)[RUNS // 2] for column in zip(*runs, strict=True)],
-        joules_per_token=summarise([8.0 + rng.random() for _ in runs]),
         ratios=ratios,
         bound=ArmBound(step_bound(batch, True), step_bound(batch, False), 1 + 0.02 * batch),
     )
@@ -204,18 +197,16 @@ def _phases(rng: random.Random, ttft: list[float], seconds: list[float], m: int 
 
 
 def _memory(batch: int, m: int | None) -> Memory:
-    points = []
-    for token in range(1, NEW_TOKENS):  # with the last one the sequences are gone
-        entries = PROMPT + token - 1 - (VISION if m and token >= m else 0)
-        kv = batch * entries * KV_PER_TOKEN
-        held = math.ceil(entries / 256) * 256 * batch * KV_PER_TOKEN
-        points.append(MemoryPoint(token, kv, held, WEIGHTS + held, WEIGHTS + held + 2**30,
-                                  4 * 2**30))  # fmt: skip
-    after = points[m - 1 if m else -1].kv_bytes
+    # With the last token the sequences are gone.
+    entries = [
+        PROMPT + token - 1 - (VISION if m and token >= m else 0) for token in range(1, NEW_TOKENS)
+    ]
+    used = [batch * one * KV_PER_TOKEN for one in entries]
+    held = [batch * math.ceil(one / 256) * 256 * KV_PER_TOKEN for one in entries]
+    after = used[m - 1 if m else -1]
     before = after + (batch * VISION * KV_PER_TOKEN if m else 0)
-    peak = max(point.device_allocated_bytes or 0 for point in points)
-    return Memory(WEIGHTS, before, after, before, after, peak, peak + 2**30, 4 * 2**30, points,
-                  peak + 2 * 2**30)  # fmt: skip
+    peak = WEIGHTS + max(held)
+    return Memory(WEIGHTS, before, after, before, after, peak, peak + 2**30, 4 * 2**30, used, held)
 
 
 def step_bound(batch: int, vision: bool) -> StepBound:
@@ -276,9 +267,6 @@ def answers() -> Answers:
         20,
         20,
         arms,
-        0.05,
-        64,
-        "m = 64 keeps 18 of 20 answers as they were.",
         ["2 answers were left out: they are longer than 256 tokens."],
     )
 

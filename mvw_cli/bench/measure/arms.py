@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mvw_cli.bench.documents import BASELINE, ItemSource, Mode
+from mvw_cli.bench.documents import BASELINE, Mode
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.policy import WithdrawalPolicy
@@ -74,13 +74,12 @@ def choose_arms(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that a process needs to know to measure one cell."""
+    """How one cell is measured."""
 
     profile: Profile
-    """What the model is loaded with."""
+    """What the model was loaded with."""
     arms: tuple[ArmSpec, ...]
     items: tuple[ItemSpec, ...]
-    source: ItemSource = "given"
     batch: int = 1
     """Sequences that are admitted one after the other and then decode together."""
     mode: Mode = "fixed"
@@ -94,8 +93,6 @@ class Job:
     """Runs of each arm before anything counts."""
     seed: int = 0
     """Of the sampling, where the profile samples."""
-    random_weights: bool = False
-    allow_pickle: bool = False
 
     def turn(self, number: int) -> list[ItemSpec]:
         """Return the items that the batch of a turn is made of: the same ones for every arm."""

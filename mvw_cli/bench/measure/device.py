@@ -1,17 +1,9 @@
-"""What a device and this process tell of a run: time, memory, energy, and when kernels ran.
-
-Energy and memory of NVIDIA GPUs come from their management library: they need the extra `energy`
-(nvidia-ml-py) and a driver; where either is missing, or does not tell a figure, there is none.
-Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption (mJ since the driver was loaded,
-Volta and later), renewed every 20 to 100 ms (PETSc's manual on GPU energy).
-"""
+"""What a device and this process tell of a run: time, memory, and when kernels ran."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,14 +11,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mvw_cli.bench.documents import MemoryPoint
-from mvw_cli.engine.slots import Slots
-
-WINDOW_S = 1.0
-"""Shortest time over which the energy counter says something: ten of its slowest renewals."""
 MOST_STEPS = 32
 """Steps that are traced at most: a trace holds each kernel in memory."""
-MOST_POINTS = 200
 _PROC = Path("/proc/self")
 Span = tuple[float, float]
 """Start and end of a kernel, in microseconds."""
@@ -102,110 +88,11 @@ def covered(spans: Sequence[Span]) -> float:
     return total
 
 
-# -- energy ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Energy over some time, and what was done with it."""
-
-    joules: float
-    seconds: float
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Nvml:
-    """Some GPUs of this machine, asked together. Made by `nvml`."""
-
-    library: Any
-    handles: list[Any]
-
-    def joules(self) -> float | None:
-        """Energy that the GPUs have used so far; only differences mean something."""
-        used = self._sum(self.library.nvmlDeviceGetTotalEnergyConsumption)
-        return None if used is None else used / 1e3
-
-    def process_bytes(self) -> int | None:
-        """Device memory of this process: what its allocators hold, and CUDA's own needs.
-
-        None in a container whose process ids are not those of the driver.
-        """
-
-        def own(handle: Any) -> int | None:
-            processes = self.library.nvmlDeviceGetComputeRunningProcesses(handle)
-            return next((one.usedGpuMemory for one in processes if one.pid == os.getpid()), None)
-
-        return self._sum(own)
-
-    def _sum(self, ask: Callable[[Any], int | None]) -> int | None:
-        total = 0
-        for handle in self.handles:
-            try:
-                figure = ask(handle)
-            except self.library.NVMLError:
-                return None
-            if figure is None:
-                return None
-            total += int(figure)
-        return total
-
-
-@contextmanager
-def nvml(devices: Iterable[torch.device]) -> Iterator[Nvml | None]:
-    """Open NVML on the CUDA devices among these; None where there is none, or no NVML."""
-    chosen = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    pynvml = _opened() if chosen else None
-    if pynvml is None:
-        yield None
-        return
-    try:
-        # NVML counts all GPUs, PyTorch those of CUDA_VISIBLE_DEVICES; the UUID means the same one.
-        uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in chosen]
-        gpus = Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids])
-    except (pynvml.NVMLError, AttributeError):
-        gpus = None
-    try:
-        yield gpus
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _opened() -> Any:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver
-        return None
-    return pynvml
-
-
-def per_token(windows: Iterable[Window]) -> list[float]:
-    """Return joules per token, of neighbouring windows joined until they last `WINDOW_S`.
-
-    What is left at the end is too short to say something, unless it is all there is.
-    """
-    samples: list[float] = []
-    joules, seconds, tokens = 0.0, 0.0, 0
-    for window in windows:
-        joules, seconds = joules + window.joules, seconds + window.seconds
-        tokens += window.tokens
-        if seconds >= WINDOW_S and tokens:
-            samples.append(joules / tokens)
-            joules, seconds, tokens = 0.0, 0.0, 0
-    if not samples and tokens:
-        samples.append(joules / tokens)
-    return samples
-
-
 # -- memory ---------------------------------------------------------------------------------
 
 
-class Watch:
-    """Notes memory during one run; nothing of it runs in the runs that are timed.
+class Peaks:
+    """The most memory that is taken from the moment on at which this is made.
 
     Args:
         devices: those that hold the model.
@@ -213,72 +100,33 @@ class Watch:
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._cuda = [device for device in devices if device.type == "cuda"]
-        self._mps = any(device.type == "mps" for device in devices)
-        self._points: list[MemoryPoint] = []
-        self._resettable = False
-
-    def begin(self) -> None:
-        """Let peaks count from here."""
-        self._points.clear()
         for device in self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        self._resettable = _reset_process_peak()
-
-    def look(self, token: int, slots: Slots) -> None:
-        """Take a point once so many tokens have been generated."""
-        self._points.append(
-            MemoryPoint(
-                token=token,
-                kv_bytes=slots.kv_bytes,
-                kv_allocated_bytes=slots.kv_allocated_bytes,
-                device_allocated_bytes=self._device("memory_allocated", "current_allocated_memory"),
-                device_reserved_bytes=self._device("memory_reserved", "driver_allocated_memory"),
-                process_bytes=_status_bytes("VmRSS"),
-            )
-        )
+        # Linux counts the peak of resident memory anew from here: proc_pid_clear_refs(5).
+        try:
+            (_PROC / "clear_refs").write_text("5")
+            self._resettable = True
+        except OSError:
+            self._resettable = False
 
     @property
-    def allocated_peak_bytes(self) -> int | None:
-        """The most that tensors have taken on the devices; Metal does not tell."""
-        return self._device("max_memory_allocated", None)
+    def allocated_bytes(self) -> int | None:
+        """What tensors have taken on CUDA devices."""
+        return sum(map(torch.cuda.max_memory_allocated, self._cuda)) if self._cuda else None
 
     @property
-    def reserved_peak_bytes(self) -> int | None:
-        """The most that the allocator has held on the devices."""
-        return self._device("max_memory_reserved", None)
+    def reserved_bytes(self) -> int | None:
+        """What the allocator has held on CUDA devices."""
+        return sum(map(torch.cuda.max_memory_reserved, self._cuda)) if self._cuda else None
 
     @property
-    def process_peak_bytes(self) -> int | None:
-        """The most resident memory: all of it on Linux, elsewhere what the points have seen."""
-        peak = _status_bytes("VmHWM") if self._resettable else None
-        seen = (point.process_bytes for point in self._points)
-        return max((size for size in (peak, *seen) if size is not None), default=None)
-
-    def timeline(self, changes: Sequence[int] = ()) -> list[MemoryPoint]:
-        """Return at most `MOST_POINTS` points, evenly spaced.
-
-        Args:
-            changes: tokens that are kept in any case, with both neighbours of each.
-        """
-        return thinned(self._points, changes)
-
-    def _device(self, cuda: str, mps: str | None) -> int | None:
-        if self._cuda:
-            return sum(int(getattr(torch.cuda, cuda)(device)) for device in self._cuda)
-        return int(getattr(torch.mps, mps)()) if self._mps and mps else None
-
-
-def thinned(points: Sequence[MemoryPoint], changes: Sequence[int]) -> list[MemoryPoint]:
-    """Choose points as `Watch.timeline` does."""
-    if len(points) <= MOST_POINTS:
-        return list(points)
-    near = {token + side for token in changes for side in (-1, 0, 1)}
-    kept = {place for place, point in enumerate(points) if point.token in near}
-    kept = set(sorted(kept)[: MOST_POINTS // 2]) | {0, len(points) - 1}
-    room = MOST_POINTS - len(kept)
-    rest = [place for place in range(len(points)) if place not in kept]
-    kept |= {rest[int(number * len(rest) / room)] for number in range(room)}
-    return [points[place] for place in sorted(kept)]
+    def process_bytes(self) -> int | None:
+        """Resident memory of the process; None where the system does not tell."""
+        with suppress(OSError):
+            for line in (_PROC / "status").read_text().splitlines():
+                if self._resettable and line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None
 
 
 def devices_of(model: Any) -> list[torch.device]:
@@ -298,24 +146,3 @@ def weight_bytes(model: Any) -> int:
         for tensor in tensors.values()
         if tensor.device.type != "meta"
     )
-
-
-def _reset_process_peak() -> bool:
-    """Let Linux count the peak of resident memory from now; return whether it does.
-
-    Source: proc_pid_clear_refs(5).
-    """
-    try:
-        (_PROC / "clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _status_bytes(name: str) -> int | None:
-    """Read an amount of /proc/self/status; None where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in (_PROC / "status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None

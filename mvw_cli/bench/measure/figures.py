@@ -11,7 +11,6 @@ from statistics import median
 
 from mvw_cli.bench.documents import Arm, Memory, Mode, Phases
 from mvw_cli.bench.measure import events
-from mvw_cli.bench.measure.device import per_token
 from mvw_cli.bench.measure.run import Run, Step
 from mvw_cli.bench.stats import Ratio, Summary, paired_ratio, summarise
 
@@ -31,7 +30,6 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
     # What the withdrawal itself takes falls into the step that follows it, and has its own phase.
     before = [step.seconds - step.withdrawal_s for step in steps if not step.withdrawn]
     after = [step.seconds - step.withdrawal_s for step in steps if step.withdrawn]
-    joules = per_token(run.window for run in runs if run.window is not None)
     return Arm(
         name=name,
         withdrawn_after=events.withdrawn_after(runs[0].events, runs[0].events[0].request),
@@ -45,7 +43,6 @@ def arm(name: str, runs: Sequence[Run], baseline: Sequence[Run] | None, memory: 
         phases=phases(runs),
         memory=memory,
         step_ms=along(runs),
-        joules_per_token=summarise(joules) if joules else None,
         ratios={} if baseline is None else ratios(runs, baseline),
         bound=None,
         vision=events.vision_statistics([run.events for run in runs]),

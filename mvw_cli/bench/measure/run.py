@@ -13,17 +13,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from mvw_cli.bench.measure.device import (
-    MOST_STEPS,
-    Clock,
-    Mark,
-    Nvml,
-    Watch,
-    Window,
-    covered,
-    trace,
-    traceable,
-)
+from mvw_cli.bench.measure.device import MOST_STEPS, Clock, Mark, covered, trace, traceable
 from mvw_cli.bench.measure.events import note_withdrawn
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.engine.sequence import Detokenizer
@@ -81,8 +71,6 @@ class Run:
     withdrawal_s: float | None
     """All withdrawals, and all that brought vision back; None where there was none."""
     steps: tuple[Step, ...]
-    window: Window | None
-    """Energy over `answer_s`; None where nobody tells it."""
     events: tuple[Event, ...]
 
     @property
@@ -110,7 +98,6 @@ class Runner:
     max_pixels: int | None
     """Larger images are scaled down to at most so many pixels."""
     stopping: Callable[[], bool]
-    gpus: Nvml | None = None
 
     def read(self, items: Sequence[ItemSpec]) -> list[list[ImageFile]]:
         """Read the images of some items."""
@@ -134,12 +121,15 @@ class Runner:
         return requests
 
     def run(
-        self, items: Sequence[ItemSpec], policy: WithdrawalPolicy, watch: Watch | None = None
+        self,
+        items: Sequence[ItemSpec],
+        policy: WithdrawalPolicy,
+        watch: Callable[[Slots], None] = lambda slots: None,
     ) -> Run:
         """Make a run.
 
         Args:
-            watch: looks at memory after each step, which takes time: not for runs that count.
+            watch: called after the prefills, and after each step that leaves sequences.
         """
         model, processor = self.session.loaded.model, self.session.loaded.processor
         clock = Clock(model.device)
@@ -147,22 +137,17 @@ class Runner:
         images = self.read(items)
         read_s = perf_counter() - start
         with self.session.serving() as slots, watched_vision(model) as vision_seconds:
-            joules = None if self.gpus is None else self.gpus.joules()
             start = clock.now()
             requests = self.encode(items, images, policy)
             encoded = clock.now()
             events = [event for request in requests for event in slots.admit(request)]
             steps, end = self._decode(slots, events, watch)
-            used = None if self.gpus is None else self.gpus.joules()
             vision_s = vision_seconds()
         admitted = [event.at for event in events if isinstance(event, Admitted)]
         firsts = [event.at for event in events if isinstance(event, Prefilled)]
         prefills = [first - begun for begun, first in zip(admitted, firsts, strict=True)]
         withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
         outputs = [event.token_ids for event in events if isinstance(event, Finished)]
-        window = None
-        if joules is not None and used is not None:
-            window = Window(used - joules, end - start, sum(map(len, outputs)))
         return Run(
             read_s=read_s,
             preprocess_s=encoded - start,
@@ -173,34 +158,17 @@ class Runner:
             detokenise_s=detokenise(getattr(processor, "tokenizer", processor), outputs),
             withdrawal_s=_withdrawal_s(events) if withdrawn else None,
             steps=tuple(steps),
-            window=window,
             events=tuple(events),
         )
 
-    def bare(self, items: Sequence[ItemSpec], policy: WithdrawalPolicy) -> float:
-        """Do the same without any mark; return the seconds of decoding, as `Run.decode_s`."""
-        requests = self.encode(items, self.read(items), policy)
-        events: list[Event] = []
-        with self.session.serving() as slots:
-            for request in requests:
-                self._check()
-                events = slots.admit(request)
-            start = next(event.at for event in events if isinstance(event, Prefilled))
-            while slots.active:
-                self._check()
-                events = slots.step()
-        return next((event.at for event in events if isinstance(event, Token)), start) - start
-
-    def kernel_seconds(
-        self, items: Sequence[ItemSpec], policy: WithdrawalPolicy | None
-    ) -> float | None:
+    def kernel_seconds(self, items: Sequence[ItemSpec], policy: WithdrawalPolicy) -> float | None:
         """Measure how long kernels run in a decode step, on average over the first steps of a run.
 
         Returns:
-            None without a policy, where the device can't be traced, or where nothing was decoded.
+            None where the device can't be traced, or where nothing was decoded.
         """
         device = self.session.loaded.model.device
-        if policy is None or not traceable(device):
+        if not traceable(device):
             return None
         steps = 0
         requests = self.encode(items, self.read(items), policy)
@@ -221,7 +189,7 @@ class Runner:
         return covered(spans) / 1e6 / steps if spans and steps else None
 
     def _decode(
-        self, slots: Slots, events: list[Event], watch: Watch | None
+        self, slots: Slots, events: list[Event], watch: Callable[[Slots], None]
     ) -> tuple[list[Step], float]:
         """Decode to the end; add what happens to `events`; return the steps and the last moment."""
         last = max(event.at for event in events if isinstance(event, Prefilled))
@@ -230,9 +198,8 @@ class Runner:
         # Withdrawals at the first token of the last sequence; those of the others were earlier.
         took = _withdrawal_s(event for event in events if event.at > last)
         steps: list[Step] = []
-        if watch is not None:
-            watch.look(1, slots)
         while slots.active:
+            watch(slots)
             self._check()
             all_withdrawn = withdrawn.issuperset(slots.active)
             news = slots.step()
@@ -242,8 +209,6 @@ class Runner:
             steps.append(Step(at - last, took, tokens, all_withdrawn))
             last, took = at, _withdrawal_s(news)
             note_withdrawn(withdrawn, news)
-            if watch is not None and slots.active:
-                watch.look(len(steps) + 1, slots)
         return steps, last
 
     def _check(self) -> None:

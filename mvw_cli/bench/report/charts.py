@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mvw_cli.bench.documents import (
     BASELINE,
@@ -81,23 +82,17 @@ def _attended(cell: Cell) -> Chart:
 
 
 def _kv_cache(cell: Cell) -> Chart:
-    timelines = [arm.memory.timeline for arm in cell.arms]
-    largest = max((one.kv_allocated_bytes for points in timelines for one in points), default=0)
+    """Draw the entries of the KV cache in use; behind them the storages that hold them."""
+    arms = [(colour, arm) for colour, arm in enumerate(cell.arms) if arm.memory.kv_bytes_along]
+    largest = max((max(arm.memory.kv_allocated_along) for _, arm in arms), default=0)
     unit, size = next((pair for pair in _UNITS if largest >= pair[1]), _UNITS[-1])
-    lines = [
-        Line(
-            arm.name,
-            colour,
-            [float(point.token) for point in points],
-            [point.kv_bytes / size for point in points],
-            [point.kv_allocated_bytes / size for point in points],
-            arm.withdrawn_after,
-            # What is withdrawn after a token is gone at its point already.
-            (arm.withdrawn_after or 0) - 0.5,
-        )
-        for colour, (arm, points) in enumerate(zip(cell.arms, timelines, strict=True))
-        if points
-    ]
+
+    def line(colour: int, arm: Arm) -> Line:
+        drawn = _line(arm, colour, 1, [value / size for value in arm.memory.kv_bytes_along])
+        storages = [value / size for value in arm.memory.kv_allocated_along]
+        # What is withdrawn after a token is gone at its place already.
+        return replace(drawn, faint=storages, withdrawn_x=drawn.withdrawn_x - 1)
+
     return Chart(
         f"kv-cache-batch-{cell.batch}",
         f"KV cache along the output, batch {cell.batch}",
@@ -105,7 +100,7 @@ def _kv_cache(cell: Cell) -> Chart:
         "memory",
         unit,
         "Entries of the KV cache that are in use; behind them the storages that hold them.",
-        lines,
+        [line(colour, arm) for colour, arm in arms],
         "storages",
     )
 

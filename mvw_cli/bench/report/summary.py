@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from textwrap import wrap
 
 from mvw_cli.bench.documents import BASELINE, Answers, Arm, Comparison, Memory, ProfileReport
-from mvw_cli.bench.report.tables import judged_ratio, suggestion, verdicts, written
+from mvw_cli.bench.report.tables import ended, judged_ratio, verdicts, written
 from mvw_cli.bench.stats import Ratio
 from mvw_cli.render.sections import Section, Sentence, Table, table_of
 from mvw_cli.text import MISSING, factor, number, plural, readable_bytes
@@ -27,7 +27,7 @@ def summary(report: ProfileReport, width: int = 100, *, lines: int = LINES) -> l
         width: columns of the screen; sentences that take more lines are left out earlier.
     """
     table = _arms(report)
-    notes = [*_warnings(report), *suggestion(report.answers), Sentence(_rest(report))]
+    notes = [*_warnings(report), Sentence(_rest(report))]
     taken = _HEADINGS + sum(len(wrap(note.text, width)) for note in notes)
     taken += 0 if table is None else _height(table, width)
     sentences = report.verdicts or verdicts(report)
@@ -129,13 +129,9 @@ def _quality(arm: Comparison, answers: Answers) -> str:
 
 def _warnings(report: ProfileReport) -> Iterator[Sentence]:
     """Sum up what is unstable; what ended early is told whole."""
-    unstable = 0
     for cell in report.cells:
-        for text in cell.unstable:
-            if "ended early" in text:
-                yield Sentence(text, "warning")
-            else:
-                unstable += 1
+        yield from ended(cell)
+    unstable = sum(len(cell.unstable) for cell in report.cells)
     if unstable:
         them = "it" if unstable == 1 else "them"
         yield Sentence(f"{plural(unstable, 'figure')} unstable: -v names {them}.", "warning")

@@ -82,8 +82,15 @@ def title(report: ProfileReport) -> str:
 
 def caption(cell: Cell) -> str:
     """Name the cell that a table is about."""
-    own = "a process of its own" if cell.process == "own" else "a process shared with other cells"
-    return f"Batch {cell.batch}, {plural(cell.pairs, 'pair')}, {own}"
+    return f"Batch {cell.batch}, {plural(cell.pairs, 'pair')}"
+
+
+def ended(cell: Cell) -> list[Sentence]:
+    """Tell what ended a cell early, if anything did."""
+    if cell.ended is None:
+        return []
+    whole = plural(cell.pairs, "whole pair")
+    return [Sentence(f"Batch {cell.batch} ended early, with {whole}: {cell.ended}.", "warning")]
 
 
 def judged_ratio(found: Ratio | None) -> str:
@@ -104,15 +111,7 @@ def note(name: str) -> Sentence:
 def _environment(report: ProfileReport) -> Parts:
     facts = named_sentences(_PACKAGE, "environment.txt.j2", report=report)
     facts["command"] = shlex.join(report.command)
-    parts: Parts = [Table(["WHAT", "VALUE"], [[name, fact] for name, fact in facts.items()])]
-    if report.profiler_cost is not None:
-        told = measured(report.profiler_cost)
-        parts.append(
-            Sentence(
-                f"Decode with the profiler's marks takes {told} the time of decode without them."
-            )
-        )
-    return parts
+    return [Table(["WHAT", "VALUE"], [[name, fact] for name, fact in facts.items()])]
 
 
 # -- time -------------------------------------------------------------------------------------
@@ -157,7 +156,6 @@ _FIGURES: list[tuple[str, str | None, Callable[[Arm], Summary | None], Callable[
     ("tokens per second", "tokens_per_s", lambda arm: arm.tokens_per_s, number),
     ("seconds per answer", "answer", lambda arm: arm.answer_s, seconds),
     ("tokens per answer", None, lambda arm: arm.generated_tokens, count),
-    ("joules per token", None, lambda arm: arm.joules_per_token, number),
 ]
 
 
@@ -167,9 +165,8 @@ def _speed(report: ProfileReport) -> Parts:
     columns = ["FIGURE", "ARM", "MEDIAN", "P90", "P99", "SPREAD", f"AGAINST {BASELINE} [95 %]"]
     for cell in report.cells:
         parts.append(Table(columns, _speed_rows(cell, natural), caption(cell)))
-        for text in cell.unstable:
-            told = "unstable" in text.lower() or "ended early" in text
-            parts.append(Sentence(text if told else f"Unstable: {text}", "warning"))
+        parts += [Sentence(f"Unstable: {text}", "warning") for text in cell.unstable]
+        parts += ended(cell)
     if any(arm.ratios for cell in report.cells for arm in cell.arms):
         parts.append(note("ratios"))
     if parts and natural:
@@ -245,7 +242,7 @@ _KV: dict[str, Callable[[Arm], str]] = {
     "FREED": lambda arm: _freed(arm.memory),
     "BY FORMULA": lambda arm: _by_formula(arm.memory),
     "STORAGE AT END": lambda arm: _bytes(
-        arm.memory.timeline[-1].kv_allocated_bytes if arm.memory.timeline else None
+        arm.memory.kv_allocated_along[-1] if arm.memory.kv_allocated_along else None
     ),
 }
 _PEAKS: dict[str, Callable[[Arm], str]] = {
@@ -254,7 +251,6 @@ _PEAKS: dict[str, Callable[[Arm], str]] = {
     "ALLOCATED, PEAK": lambda arm: _bytes(arm.memory.device_allocated_peak_bytes),
     "RESERVED, PEAK": lambda arm: _bytes(arm.memory.device_reserved_peak_bytes),
     "PROCESS, PEAK": lambda arm: _bytes(arm.memory.process_peak_bytes),
-    "ON DEVICE, AT END": lambda arm: _bytes(arm.memory.device_process_bytes),
 }
 
 
@@ -412,18 +408,8 @@ def _answers(found: Answers | None) -> Parts:
         }
         parts.append(table_of(columns, found.arms, f"{plural(total, 'item')} with a reference"))
         parts.append(note("references"))
-    parts += [Sentence(remark) for remark in found.remarks]
-    return [*parts, *suggestion(found)]
+    return parts + [Sentence(remark) for remark in found.remarks]
 
 
 def _with_interval(text: str, ends: tuple[float, float] | None) -> str:
     return f"{text} {percents(ends)}" if ends else text
-
-
-def suggestion(found: Answers | None) -> list[Sentence]:
-    """Return the sentence on the m that keeps the answers, if one was asked for."""
-    if found is None or found.suggestion_reason is None:
-        return []
-    head = "" if found.suggestion is None else f"Suggested: m = {found.suggestion}. "
-    tail = "" if found.tolerance is None else f" (Tolerance: {percent(found.tolerance)}.)"
-    return [Sentence(f"{head}{found.suggestion_reason}{tail}", "verdict")]

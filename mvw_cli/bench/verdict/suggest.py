@@ -1,4 +1,4 @@
-"""The smallest m whose answers stay within a tolerance, and the profile that uses it.
+"""The smallest m, or the earliest tag, whose answers stay within a tolerance.
 
 The loss of an arm is the drop of its accuracy against the baseline, where the items have
 references; else the part of the answers that come out differently from those of the baseline,
@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
-from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, ProfileReport
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers
 from mvw_cli.bench.stats import wilson
-from mvw_cli.bench.verdict.derived_profile import write_derived
 from mvw_cli.text import percent
 
 _ARM = re.compile(r"m=(\d+)")
@@ -55,12 +53,6 @@ def loss_of(answers: Answers, name: str) -> Loss:
     total, same = arm.items, arm.same_answer or 0
     counts = f"{same} of {total} answers come out as without withdrawal"
     return Loss((total - same) / total, wilson(total - same, total), total, counts)
-
-
-def with_suggestion(answers: Answers, tolerance: float) -> Answers:
-    """Add the suggestion to what was found."""
-    m, reason = suggest(answers, tolerance)
-    return replace(answers, tolerance=tolerance, suggestion=m, suggestion_reason=reason)
 
 
 def suggest(answers: Answers, tolerance: float) -> tuple[int | None, str]:
@@ -156,24 +148,3 @@ def _reason(answers: Answers, name: str, called: str, seen: float, tolerance: fl
     if NO_IMAGE not in arms:
         said.append("There was no control without an image to show that the image is needed.")
     return " ".join(said)
-
-
-def write_profile(report: ProfileReport, target: Path) -> None:
-    """Write a profile that withdraws at the suggested m and is else the one that was measured.
-
-    Raises:
-        UsageProblem: the file can't be written, or the measured profile is made of it.
-        ValueError: nothing is suggested.
-    """
-    answers = report.answers
-    if answers is None or answers.suggestion is None:
-        raise ValueError("nothing is suggested")
-    m = answers.suggestion
-    write_derived(
-        report.profile,
-        target,
-        withdrawal={"policy": "mvw", "m": m},
-        description=f"m = {m}, by mvw profile on {answers.items} items",
-        reason=answers.suggestion_reason or "",
-        hint="mvw profile --m 16 --suggest suggested.yaml",
-    )

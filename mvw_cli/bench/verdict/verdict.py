@@ -36,7 +36,6 @@ def verdicts(report: ProfileReport) -> list[str]:
         "verdict.txt.j2",
         cells=cells,
         mode=report.workload.mode,
-        profiler_cost=report.profiler_cost,
         unjudged=(BASELINE, NO_IMAGE),
         PREFILL_MATTERS=PREFILL_MATTERS,
         EXPLAINED=EXPLAINED,

@@ -149,10 +149,10 @@ def vtw() -> None:
 def mvw() -> None:
     """Find the smallest m, or the earliest tag, whose answers stay within the tolerance.
 
-    Every item is answered without withdrawal, without its image, and under each m and tag. The rule
-    is that of `mvw profile --suggest`: an m counts if it and every later one loses no more than the
-    tolerance, of the right answers or, without references, of the answers that come out the same.
-    Agreement and KL along the answers without withdrawal are told with it.
+    Every item is answered without withdrawal, without its image, and under each m and tag. An m
+    counts if it and every later one loses no more than the tolerance, of the right answers or,
+    without references, of the answers that come out the same. Agreement and KL along the answers
+    without withdrawal are told with it.
 
     What is found is kept for each item, so that the same command goes on after Ctrl-C.
 

@@ -10,7 +10,7 @@ import click
 from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
 
 MOMENT = "never"
-_OUTPUTS = ("output", "html", "plot", "suggest", "as_json", "verbose")
+_OUTPUTS = ("output", "html", "plot", "as_json", "verbose")
 
 
 class _Compositions(click.ParamType[Any, Any]):
@@ -89,7 +89,6 @@ _COUNT = click.IntRange(min=1)
     help="Measure each batch size for so long at least.",
 )
 @click.option("--warmup", metavar="N", type=click.IntRange(min=0), default=1, show_default=True)
-@click.option("--in-process", is_flag=True, help="Measure all in this process.")
 @click.option(
     "--answers/--no-answers",
     default=None,
@@ -99,15 +98,6 @@ _COUNT = click.IntRange(min=1)
     "--attention-mass/--no-attention-mass",
     default=None,
     help="Measure how much attention goes to the image.  [default: with images of your own]",
-)
-@click.option("--suggest", metavar="FILE", help="Write the smallest m that keeps the answers.")
-@click.option(
-    "--tolerance",
-    metavar="PART",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="With --suggest: the part of the answers that may get worse.",
 )
 @click.option("--plan", is_flag=True, help="Compute the bounds only; run nothing.")
 @click.option("--gpu", metavar="NAME", help="With --plan: bounds for this GPU, as H100.")
@@ -143,8 +133,9 @@ def profile(
 ) -> int:
     """Measure what withdrawal saves and what it costs, beside its baseline and its bound.
 
-    Arms run in turn in one process, so that a machine whose speed drifts favours none. Ratios have
-    95 % intervals; where an interval covers 1 no difference is claimed.
+    Arms run in turn, so that a machine whose speed drifts favours none. Ratios have 95 % intervals;
+    where an interval covers 1 no difference is claimed. `mvw calibrate mvw` looks for the smallest
+    m that keeps the answers.
 
     \b
     Examples:

@@ -15,7 +15,6 @@ from mvw_cli.bench.report.charts import charts
 from mvw_cli.bench.report.html import page
 from mvw_cli.bench.report.summary import summary
 from mvw_cli.bench.report.tables import plan_tables, sections, title
-from mvw_cli.bench.verdict.suggest import write_profile
 from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import UsageProblem
@@ -32,7 +31,6 @@ class Outputs:
     output: str | None
     html: str | None
     plot: str | None
-    suggest: str | None
     as_json: bool
     verbose: bool
 
@@ -50,7 +48,7 @@ def check_outputs(wanted: Outputs) -> None:
             cause="its name has another ending",
             hint="mvw profile --m 16 -o report.json",
         )
-    for path in (output, wanted.html, wanted.suggest):
+    for path in (output, wanted.html):
         if path is not None:
             check_writable(path)
     if wanted.plot is not None:
@@ -75,12 +73,6 @@ def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
         drawn = {folder / f"{chart.name}.svg": chart for chart in found}
         for path in write_charts(drawn):
             console.note(f"wrote {path}")
-    if wanted.suggest is not None and report.answers is not None:
-        if report.answers.suggestion is not None:
-            write_profile(report, Path(wanted.suggest))
-            console.note(f"wrote {wanted.suggest}: m = {report.answers.suggestion}")
-        else:
-            console.warn(f"No m is suggested: {report.answers.suggestion_reason}")
     if wanted.as_json:
         console.write(to_json(report))
     else:

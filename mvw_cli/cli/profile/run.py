@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.batch.source.paths import Source
@@ -23,12 +22,14 @@ from mvw_cli.bench.documents import (
     BASELINE,
     Answers,
     AttentionMass,
+    Cell,
+    Model,
     ProfileReport,
+    Workload,
     read_report,
 )
-from mvw_cli.bench.measure.arms import ArmSpec, Job, choose_arms
+from mvw_cli.bench.measure.arms import Job, choose_arms
 from mvw_cli.bench.measure.items import QUESTION, Items, ask, generated_items, own_items
-from mvw_cli.bench.verdict.suggest import with_suggestion
 from mvw_cli.bench.verdict.verdict import verdicts
 from mvw_cli.cli.process import (
     ShutdownRequest,
@@ -41,13 +42,11 @@ from mvw_cli.cli.show_cost import image_size
 from mvw_cli.cli.stderr_view import ProgressView
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.gpus import named_gpu
+from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.session import Session, open_session
-
-if TYPE_CHECKING:
-    from mvw_cli.bench.measure.cell import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +71,8 @@ class Task:
     runs: int
     min_time: float
     warmup: int
-    in_process: bool
     answers: bool | None
     attention_mass: bool | None
-    tolerance: float
     plan: bool
     gpu: str | None
     image_size: str
@@ -83,12 +80,6 @@ class Task:
     random_weights: bool
     source: str | None
     outputs: Outputs
-
-    @property
-    def seed(self) -> int:
-        """Of the generation, and of generated images."""
-        seed = self.flags.get("generation.seed")
-        return seed if isinstance(seed, int) else 0
 
 
 @dataclass(slots=True)
@@ -99,11 +90,13 @@ class _Run:
     view: ProgressView
     resolved: Resolved
     adapter: Adapter
-    arms: list[ArmSpec]
     items: Items
+    job: Job
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     clock: float = field(default_factory=time.perf_counter)
-    measured: list[Measured] = field(default_factory=list)
+    model: Model | None = None
+    workload: Workload | None = None
+    cells: list[Cell] = field(default_factory=list)
     answers: Answers | None = None
     attention: AttentionMass | None = None
 
@@ -125,7 +118,7 @@ def run(task: Task) -> int:
             run = _prepare(task, Path(scratch), view)
         if not task.plan:
             return _measure(run)
-        plan = plan_for(_case(run), task.batches, run.arms)
+        plan = plan_for(_case(run), task.batches, run.job.arms)
         view.done()
         profile = run.resolved.profile
         deliver_plan(plan, profile.model or profile.adapter, task.outputs)
@@ -153,17 +146,14 @@ def _check(task: Task) -> None:
             cause="what is measured is measured on the device that is here",
             hint=shlex.join(["mvw", "profile", *task.words, "--plan"]),
         )
-    if task.outputs.suggest is not None and (task.random_weights or task.answers is False):
-        cause = "--no-answers leaves them out"
-        if task.random_weights:
-            cause = "with random weights there are none"
-        raise UsageProblem("--suggest needs answers", cause=cause, hint=help_)
 
 
 def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Run:
     view.progress("Preparing …")
     mute_libraries()
     resolved = resolve(task.profile, task.flags)
+    profile, seed = resolved.profile, task.flags.get("generation.seed")
+    seed = seed if isinstance(seed, int) else 0
     arms = choose_arms(
         task.profile,
         task.flags,
@@ -171,8 +161,8 @@ def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Run:
         until=task.until,
         policies=list(dict.fromkeys(one for option in task.policies for one in option)),
     )
-    adapter = load_adapter(resolved.profile.adapter)
-    question = task.question or resolved.profile.prompt.question
+    adapter = load_adapter(profile.adapter)
+    question = task.question or profile.prompt.question
     paths = tuple(path for path in (task.image, task.folder) if path is not None)
     if paths or task.questions is not None:
         command = ("mvw", "profile") if task.folder is None else ("mvw", "profile", "--images")
@@ -184,10 +174,21 @@ def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Run:
             scratch / "images",
             task.limit,
             size=image_size(task.image_size, None, hint="mvw profile --image-size 1024x768"),
-            seed=task.seed,
+            seed=seed,
             question=question or QUESTION,
         )
-    return _Run(task, view, resolved, adapter, arms, items)
+    job = Job(
+        profile=profile,
+        arms=tuple(arms),
+        items=items.items,
+        mode="natural" if task.natural else "fixed",
+        new_tokens=profile.generation.max_new_tokens if task.natural else task.new_tokens,
+        runs=task.runs,
+        min_time_s=task.min_time,
+        warm_up=task.warmup,
+        seed=seed,
+    )
+    return _Run(task, view, resolved, adapter, items, job)
 
 
 def _measure(run: _Run) -> int:
@@ -201,15 +202,11 @@ def _measure(run: _Run) -> int:
     failed: Exception | None = None
     with finish_on_interrupt(view.on_interrupt) as shutdown:
         try:
-            for batch in task.batches:
-                if not shutdown.requested:
-                    run.measured.append(_cell(run, batch, shutdown))
-            if not shutdown.requested:
-                _compare(run, shutdown)
+            _find_out(run, shutdown)
         except Exception as error:  # whatever it is, what was measured before is delivered
             failed = error
     view.done()
-    if not any(one.cell for one in run.measured):
+    if not run.cells:
         if failed is not None:
             raise failed
         view.note("Interrupted before anything was measured.")
@@ -219,7 +216,7 @@ def _measure(run: _Run) -> int:
     deliver_report(report, task.outputs)
     if failed is not None:
         raise failed
-    if any(one.ended for one in run.measured):
+    if any(cell.ended for cell in run.cells):
         return ExitCode.FAILURE  # the report says which cell ended early, and why
     if shutdown.requested:
         view.note("Interrupted: the report holds what was measured until then.")
@@ -227,82 +224,72 @@ def _measure(run: _Run) -> int:
     return ExitCode.OK
 
 
-def _cell(run: _Run, batch: int, shutdown: ShutdownRequest) -> Measured:
-    from mvw_cli.bench.measure.cell import measure  # imports torch
-    from mvw_cli.bench.measure.process import measure_apart
-
-    task, profile = run.task, run.resolved.profile
-    job = Job(
-        profile=profile,
-        arms=tuple(run.arms),
-        items=run.items.items,
-        source=run.items.source,
-        batch=batch,
-        mode="natural" if task.natural else "fixed",
-        new_tokens=profile.generation.max_new_tokens if task.natural else task.new_tokens,
-        runs=task.runs,
-        min_time_s=task.min_time,
-        warm_up=task.warmup,
-        seed=task.seed,
-        random_weights=task.random_weights,
-        allow_pickle=task.allow_pickle,
-    )
-    run.view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in run.arms)}")
-    how = measure if task.in_process else measure_apart
-    return how(job, progress=run.view.progress, stopping=lambda: shutdown.requested)
-
-
-def _compare(run: _Run, shutdown: ShutdownRequest) -> None:
-    """Find what speed does not tell: what changes in the answers, and where the attention goes.
+def _find_out(run: _Run, shutdown: ShutdownRequest) -> None:
+    """Measure all that was asked for, on one loaded model, until the user has had enough.
 
     Raises:
         MvwError: the model can't be loaded or run.
     """
+    from mvw_cli.bench.measure.cell import device_busy, measure, workload  # imports torch
+
+    task, view = run.task, run.view
+    view.stage("Loading the model")
+    session = open_session(
+        run.job.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
+    )
+    run.model = Model(**session.facts(), random_weights=task.random_weights)
+    run.workload = workload(session, run.job, run.items.source)
+    for batch in task.batches:
+        if shutdown.requested:
+            break
+        view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in run.job.arms)}")
+        job = replace(run.job, batch=batch)
+        cell = measure(session, job, progress=view.progress, stopping=lambda: shutdown.requested)
+        run.cells += [cell] if cell is not None else []
+    if not shutdown.requested:
+        _compare(run, session, shutdown)
+    for place, cell in enumerate(run.cells):
+        if not shutdown.requested:
+            busy = device_busy(session, replace(run.job, batch=cell.batch), cell)
+            run.cells[place] = replace(cell, device_busy=busy)
+
+
+def _compare(run: _Run, session: Session, shutdown: ShutdownRequest) -> None:
+    """Find what speed does not tell: what changes in the answers, and where the attention goes."""
     task, view, items = run.task, run.view, run.items.items
     # By default where the outcome means anything.
     sensible = run.items.meaningful and not task.random_weights
-    wants_answers = sensible if task.answers is None else task.answers
-    wants_answers = wants_answers or task.outputs.suggest is not None
-    wants_attention = sensible if task.attention_mass is None else task.attention_mass
-    if not (wants_answers or wants_attention):
-        return
-    from mvw_cli.bench.quality.answers import compare_answers  # imports torch
+    if sensible if task.answers is None else task.answers:
+        from mvw_cli.bench.quality.answers import compare_answers  # imports torch
 
-    view.stage("Loading the model to compare the answers")
-    session = open_session(
-        run.resolved.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
-    )
-    if wants_answers:
         run.answers = compare_answers(
             session,
             items,
-            {arm.name: arm.policy for arm in run.arms if arm.name != BASELINE},
+            {arm.name: arm.policy for arm in run.job.arms if arm.name != BASELINE},
             progress=lambda number, doing: view.progress(
                 f"Comparing the answers, {doing}, item", number, len(items)
             ),
             stopping=lambda: shutdown.requested,
         )
+    wants_attention = sensible if task.attention_mass is None else task.attention_mass
     if wants_attention and not shutdown.requested:
         view.stage("Measuring the attention to the image")
         run.attention = _attention(run, session, shutdown)
 
 
-class _Stopped(Exception):
-    """The user has had enough."""
-
-
 def _attention(run: _Run, session: Session, shutdown: ShutdownRequest) -> AttentionMass | None:
+    from mvw_cli.bench.measure.run import Stopped
     from mvw_cli.bench.quality.attention import attention_mass  # imports torch
 
     request = ask(session, run.items.items[0], session.settings)
 
     def tick() -> None:
         if shutdown.requested:
-            raise _Stopped
+            raise Stopped
 
     try:
         return attention_mass(session, request, tick=tick)
-    except _Stopped:
+    except Stopped:
         return None
     except ValueError as error:  # an item without vision tokens
         run.view.warn(f"No attention to the image is shown: {error}")
@@ -311,9 +298,9 @@ def _attention(run: _Run, session: Session, shutdown: ShutdownRequest) -> Attent
 
 def _case(run: _Run) -> Case:
     """Describe model, workload and device; without a measurement from the first item alone."""
-    task, adapter, profile = run.task, run.adapter, run.resolved.profile
-    if run.measured:
-        case = measured_case(adapter, profile, run.measured[0].workload)
+    task, adapter, profile = run.task, run.adapter, run.job.profile
+    if run.workload is not None:
+        case = measured_case(adapter, profile, run.workload)
     else:
         case = planned_case(adapter, profile, run.items.items[0], task.new_tokens)
     if task.gpu is not None:
@@ -325,29 +312,25 @@ def _case(run: _Run) -> Case:
 
 
 def _report(run: _Run) -> ProfileReport:
-    task, first = run.task, run.measured[0]
-    plan, cells = None, [one.cell for one in run.measured if one.cell is not None]
+    assert run.model is not None and run.workload is not None
+    plan, cells = None, run.cells
     try:
         case = _case(run)
-        plan = plan_for(case, task.batches, run.arms)
+        plan = plan_for(case, run.task.batches, run.job.arms)
         cells = [with_bounds(cell, case) for cell in cells]
     except MvwError as error:
         run.view.warn(f"No bounds: {error.message}")
-    answers = run.answers
-    if answers is not None and task.outputs.suggest is not None:
-        answers = with_suggestion(answers, task.tolerance)
     report = ProfileReport(
-        environment=first.environment,
-        model=first.model,
+        environment=describe_environment(run.model.device),
+        model=run.model,
         profile=run.resolved.to_dict(),
-        workload=first.workload,
-        command=["mvw", "profile", *task.words],
+        workload=run.workload,
+        command=["mvw", "profile", *run.task.words],
         started=run.started,
         seconds=time.perf_counter() - run.clock,
         plan=plan,
         cells=cells,
-        profiler_cost=first.profiler_cost,
-        answers=answers,
+        answers=run.answers,
         attention=run.attention,
     )
     return replace(report, verdicts=verdicts(report))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import pytest
@@ -72,11 +71,6 @@ def job(**given: Any) -> Job:
     values = resolve(None, {"generation.stop": ["."], "generation.temperature": 0.7}, env={})
     return Job(**{"profile": values.profile, "arms": (BASELINE, LATER), "items": ITEMS,
                   **given})  # fmt: skip
-
-
-def test_a_job_comes_back_from_another_process() -> None:
-    whole = job(batch=4, mode="natural", source="folder", random_weights=True, min_time_s=0.5)
-    assert pickle.loads(pickle.dumps(whole)) == whole
 
 
 def test_arms_are_the_policies_that_they_name() -> None:

@@ -11,10 +11,11 @@ from planted import arm_spec, job
 from sessions import tiny
 
 from mvw_cli.bench.bounds import with_bounds
-from mvw_cli.bench.measure.cell import measure
+from mvw_cli.bench.measure.cell import measure, workload
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.flops import flops_of
 from mvw_cli.plugins import load_adapter
+from mvw_cli.session import open_session
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +27,10 @@ def one_thread() -> None:
 def test_kv_bytes_agree_with_the_configuration_and_the_vision_encoder_is_seen(
     adapter: str, tmp_path: Path
 ) -> None:
-    whole = job(tmp_path, runs=1, batch=2, new_tokens=6)
-    measured = measure(whole, session=tiny(adapter))
-    assert measured.cell is not None
-    for arm in measured.cell.arms:
+    session, whole = tiny(adapter), job(tmp_path, runs=1, batch=2, new_tokens=6)
+    cell = measure(session, whole)
+    assert cell is not None
+    for arm in cell.arms:
         kept = arm.memory
         assert kept.kv_bytes_before == kept.kv_formula_bytes_before
         assert kept.kv_bytes_after == kept.kv_formula_bytes_after
@@ -37,16 +38,16 @@ def test_kv_bytes_agree_with_the_configuration_and_the_vision_encoder_is_seen(
         vision = arm.phases.vision_ms
         assert vision is not None and arm.phases.prefill_ms is not None
         assert 0 < vision.median < arm.phases.prefill_ms.median
-    assert measured.workload.vision_tokens > 0
+    assert workload(session, whole, "given").vision_tokens > 0
 
 
 def test_random_weights_are_measured_at_the_true_shape(tmp_path: Path) -> None:
-    measured = measure(job(tmp_path, runs=1, new_tokens=6, random_weights=True))
-    assert measured.model.random_weights
-    read = measure(job(tmp_path, runs=1, new_tokens=6))
-    assert not read.model.random_weights
-    assert measured.cell is not None and read.cell is not None
-    ours, theirs = measured.cell.arms[1], read.cell.arms[1]
+    whole = job(tmp_path, runs=1, new_tokens=6)
+    random, read = (
+        measure(open_session(whole.profile, random_weights=made), whole) for made in (True, False)
+    )
+    assert random is not None and read is not None
+    ours, theirs = random.arms[1], read.arms[1]
     assert ours.memory.weight_bytes == theirs.memory.weight_bytes
     assert ours.memory.kv_bytes_before == theirs.memory.kv_bytes_before
     assert ours.generated_tokens.samples == [6.0]
@@ -68,14 +69,15 @@ def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Pa
     arms = [arm_spec(name, {"policy": name}) for name in POLICIES]
     whole = job(tmp_path, runs=1, batch=2, new_tokens=6)
     session = tiny(adapter)
-    measured = measure(replace(whole, arms=(whole.arms[0], *arms)), session=session)
-    assert measured.cell is not None
-    work, config = measured.workload, session.loaded.model.config
+    whole = replace(whole, arms=(whole.arms[0], *arms))
+    cell = measure(session, whole)
+    assert cell is not None
+    work, config = workload(session, whole, "given"), session.loaded.model.config
     flops = flops_of(load_adapter(adapter), config)
     cross_attention = any(layer.cross for layer in flops.shape.layers)
     text = work.prompt_tokens - (0 if cross_attention else work.vision_tokens)
     case = Case(flops, "float32", text, work.vision_tokens, 6)
-    baseline, *others = with_bounds(measured.cell, case).arms
+    baseline, *others = with_bounds(cell, case).arms
     assert baseline.vision is not None and baseline.bound is not None
     assert baseline.vision.attended_along == [work.vision_tokens] * 6
     assert (baseline.bound.speedup, baseline.bound.prefill and baseline.bound.prefill.share) == (

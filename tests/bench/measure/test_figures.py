@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from mvw_cli.bench.documents import Memory
 from mvw_cli.bench.measure import figures
-from mvw_cli.bench.measure.device import Window
 from mvw_cli.bench.measure.run import Run, Step
 from mvw_cli.engine.types import Admitted, Finished, Prefilled, Withdrawn
 
-MEMORY = Memory(0, 0, 0, None, None, None, None, None, [])
+MEMORY = Memory(0, 0, 0, None, None, None, None, None)
 
 
-def run(*steps: Step, rate: float = 1.0, window: Window | None = None) -> Run:
+def run(*steps: Step, rate: float = 1.0) -> Run:
     """A run of one sequence whose prefill takes 0.1 s, slowed down as a whole by `rate`."""
     tokens = len(steps) + 1
     withdrawn = [n for n, step in enumerate(steps) if step.withdrawal_s]
@@ -29,7 +26,6 @@ def run(*steps: Step, rate: float = 1.0, window: Window | None = None) -> Run:
         detokenise_s=0.001,
         withdrawal_s=sum(step.withdrawal_s for step in steps) if withdrawn else None,
         steps=steps,
-        window=window,
         events=(
             Admitted("0", 0.0),
             Prefilled("0", 0.1, 9, 4, 72),
@@ -61,7 +57,7 @@ def test_a_withdrawal_has_its_own_phase_and_counts_for_the_answer() -> None:
     assert arm.step_ms == [40.0, 60.0, 20.0]
     assert arm.tpot_ms.samples == [40.0, 60.0, 20.0]
     assert arm.tokens_per_s.median == pytest.approx(3 / 0.12)
-    assert phases.vision_ms is None and arm.joules_per_token is None and arm.bound is None
+    assert phases.vision_ms is None and arm.bound is None
     baseline = figures.arm("baseline", [SEEING], None, MEMORY)
     assert baseline.ratios == {} and baseline.withdrawn_after is None
     assert (baseline.phases.withdrawal_ms, baseline.phases.decode_after_ms) == (None, None)
@@ -96,13 +92,6 @@ def test_a_step_of_a_batch_counts_each_token_and_its_time_once() -> None:
     batch = run(step(0.04, tokens=8), step(0.04, tokens=8), step(0.02, tokens=3))
     assert figures.tokens_per_s(batch) == pytest.approx(19 / 0.1)
     assert figures.arm("baseline", [batch], None, MEMORY).tpot_ms.samples == [40.0, 40.0, 20.0]
-
-
-def test_energy_is_that_of_whole_answers_by_token() -> None:
-    runs = [replace(SEEING, window=Window(12.0, 0.6, 4)) for _ in range(4)]
-    arm = figures.arm("baseline", runs, None, MEMORY)
-    assert arm.joules_per_token is not None
-    assert arm.joules_per_token.samples == [3.0, 3.0]  # two runs last a second
 
 
 def test_unstable_figures_are_named_with_their_spread_and_a_way_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from planted import Plan, job, planted
 
 from mvw_cli.bench.measure import run
-from mvw_cli.bench.measure.cell import measure
+from mvw_cli.bench.measure.cell import device_busy, measure
 from mvw_cli.bench.measure.device import covered, trace
 from mvw_cli.bench.measure.run import Runner
 from mvw_cli.policies.none import NoWithdrawal
@@ -80,20 +81,21 @@ def test_nothing_is_claimed_of_a_device_that_can_not_be_traced(
     monkeypatch.setattr(run, "traceable", lambda device: True)
     monkeypatch.setattr(run, "trace", lambda work, device: work())
     assert runner.kernel_seconds(asked.turn(0), NoWithdrawal()) is None
-    assert runner.kernel_seconds(asked.turn(0), None) is None
 
 
 def test_a_cell_says_how_busy_the_device_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of 30 ms and more, of which kernels run 6."""
-    session = planted(Plan(before=0.03), monkeypatch)
+    session, asked = planted(Plan(before=0.03), monkeypatch), job(tmp_path)
+    cell = measure(session, asked)
+    assert cell is not None and device_busy(session, asked, cell) is None
     pretend(monkeypatch, 6000.0)
-    measured = measure(job(tmp_path), session=session)
-    assert measured.cell is not None and measured.cell.device_busy is not None
-    baseline = measured.cell.arms[0]
-    assert measured.cell.device_busy == pytest.approx(6 / baseline.tpot_ms.median)
-    assert 0.02 < measured.cell.device_busy <= 0.2
+    busy = device_busy(session, asked, cell)
+    assert busy == pytest.approx(6 / cell.arms[0].tpot_ms.median)
+    assert 0.02 < busy <= 0.2
+    without = replace(asked, arms=asked.arms[1:])
+    assert device_busy(session, without, cell) is None
 
 
 @pytest.mark.gpu

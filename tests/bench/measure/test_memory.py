@@ -1,11 +1,10 @@
-"""KV bytes against the configuration and the storages, and what is kept of a timeline."""
+"""KV bytes against the configuration and the storages, and peaks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from mvw_hf.model import HuggingFace
 from torch import Tensor
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
-from mvw_cli.bench.documents import MemoryPoint
 from mvw_cli.bench.measure import device
 from mvw_cli.bench.measure.events import (
     formula_kv_bytes,
@@ -140,25 +138,20 @@ def large_image() -> tuple[Any, Request]:
     return model, Request("0", inputs, layout, Mvw(m=4), settings)
 
 
-def timeline() -> list[MemoryPoint]:
+def kv_along() -> list[tuple[int, int]]:
+    """Entries in use and the storages behind them, after each token."""
     model, request = large_image()
-    watch = device.Watch(device.devices_of(model))
-    watch.begin()
-    for token, (_, slots) in enumerate(serve(Engine(loaded(model)), [request]), start=1):
-        if slots.active:
-            watch.look(token, slots)
-    return watch.timeline([4])
+    return [
+        (slots.kv_bytes, slots.kv_allocated_bytes)
+        for _, slots in serve(Engine(loaded(model)), [request])
+    ]
 
 
 def test_storages_go_with_the_entries() -> None:
-    line = timeline()
-    assert [point.token for point in line] == list(range(1, 8))
-    entries = [point.kv_bytes for point in line]
-    storages = [point.kv_allocated_bytes for point in line]
+    entries, storages = zip(*kv_along(), strict=True)
     assert entries[3] < entries[2] / 50
     assert storages[3] < storages[2] / 4
     assert all(held >= used for held, used in zip(storages, entries, strict=True))
-    assert all(point.device_allocated_bytes is None for point in line)
 
 
 def test_a_view_that_keeps_the_old_storage_frees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +162,9 @@ def test_a_view_that_keeps_the_old_storage_frees_nothing(monkeypatch: pytest.Mon
         rows.states = tuple(one[: len(rows.entries), :, :longest] for one in rows.states)
 
     monkeypatch.setattr(Rows, "trim", sliced)
-    line = timeline()
-    assert line[3].kv_bytes < line[2].kv_bytes / 50
-    assert line[3].kv_allocated_bytes >= line[2].kv_allocated_bytes
+    entries, storages = zip(*kv_along(), strict=True)
+    assert entries[3] < entries[2] / 50
+    assert storages[3] >= storages[2]
 
 
 def test_weights_are_counted_once() -> None:
@@ -185,31 +178,6 @@ def test_weights_are_counted_once() -> None:
     assert device.weight_bytes(tied) == 16 * 4
 
 
-def points(count: int) -> list[MemoryPoint]:
-    return [MemoryPoint(token, token, token, None, None, None) for token in range(1, count + 1)]
-
-
-def test_a_short_timeline_is_kept_whole() -> None:
-    assert device.thinned(points(200), [7]) == points(200)
-
-
-@pytest.mark.parametrize("count", [201, 399, 4_000])
-@pytest.mark.parametrize("at", [1, 64, 155])
-def test_a_long_one_keeps_its_ends_and_the_withdrawal(count: int, at: int) -> None:
-    kept = [point.token for point in device.thinned(points(count), [at])]
-    assert len(kept) == device.MOST_POINTS == len(set(kept))
-    assert kept == sorted(kept)
-    assert {1, at, at + 1, count} <= set(kept)
-    assert at == 1 or at - 1 in kept
-    gaps = [b - a for a, b in pairwise(kept)]
-    assert max(gaps) <= -(-count // 190)
-
-
-def test_many_withdrawals_leave_room_for_the_rest() -> None:
-    kept = [point.token for point in device.thinned(points(1_000), range(1, 1_000))]
-    assert len(kept) == device.MOST_POINTS and kept[-1] == 1_000
-
-
 class _Cuda:
     """Stands for the allocator of two GPUs, whose figures differ by the device."""
 
@@ -218,12 +186,6 @@ class _Cuda:
 
     def reset_peak_memory_stats(self, device: torch.device) -> None:
         self.reset.append(device.index)
-
-    def memory_allocated(self, device: torch.device) -> int:
-        return 10 + device.index
-
-    def memory_reserved(self, device: torch.device) -> int:
-        return 20 + device.index
 
     def max_memory_allocated(self, device: torch.device) -> int:
         return 30 + device.index
@@ -237,22 +199,14 @@ def test_the_allocators_of_all_devices_count(monkeypatch: pytest.MonkeyPatch) ->
     for name in dir(cuda):
         if "memory" in name:
             monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
-    watch = device.Watch([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")])
-    watch.begin()
-    watch.look(1, SimpleNamespace(kv_bytes=5, kv_allocated_bytes=6))  # type: ignore[arg-type]
-    [point] = watch.timeline()
+    peaks = device.Peaks([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")])
     assert cuda.reset == [0, 1]
-    assert (point.kv_bytes, point.kv_allocated_bytes) == (5, 6)
-    assert (point.device_allocated_bytes, point.device_reserved_bytes) == (21, 41)
-    assert (watch.allocated_peak_bytes, watch.reserved_peak_bytes) == (61, 81)
+    assert (peaks.allocated_bytes, peaks.reserved_bytes) == (61, 81)
 
 
 def test_where_the_system_tells_nothing_there_is_no_figure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(device, "_PROC", tmp_path / "none")
-    watch = device.Watch([torch.device("cpu")])
-    watch.begin()
-    watch.look(1, SimpleNamespace(kv_bytes=5, kv_allocated_bytes=6))  # type: ignore[arg-type]
-    assert watch.timeline()[0].process_bytes is None
-    assert watch.process_peak_bytes is None
+    peaks = device.Peaks([torch.device("cpu")])
+    assert peaks.process_bytes is peaks.allocated_bytes is peaks.reserved_bytes is None

@@ -49,10 +49,10 @@ def test_a_mark_stands_right_before_what_withdrawal_changes(full: ProfileReport)
 def test_memory_is_in_the_largest_unit_that_leaves_one(full: ProfileReport) -> None:
     small, large = drawn(full)["kv-cache-batch-1"], drawn(full)["kv-cache-batch-8"]
     assert (small.unit, large.unit) == ("MiB", "GiB")
-    point = full.cells[1].arms[0].memory.timeline[-1]
-    assert large.lines[0].ys[-1] == point.kv_bytes / 2**30
+    memory = full.cells[1].arms[0].memory
+    assert large.lines[0].ys[-1] == memory.kv_bytes_along[-1] / 2**30
     assert large.lines[0].faint is not None
-    assert large.lines[0].faint[-1] == point.kv_allocated_bytes / 2**30
+    assert large.lines[0].faint[-1] == memory.kv_allocated_along[-1] / 2**30
 
 
 def test_cross_attention_says_what_its_share_is(full: ProfileReport) -> None:

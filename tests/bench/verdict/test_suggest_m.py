@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_report import report as sample_report
 
-from mvw_cli.bench.documents import Answers, Comparison, ProfileReport
+from mvw_cli.bench.documents import Answers, Comparison
 from mvw_cli.bench.stats import paired_drop, summarise, wilson
-from mvw_cli.bench.verdict.suggest import suggest, with_suggestion, write_profile
+from mvw_cli.bench.verdict.derived_profile import write_derived
+from mvw_cli.bench.verdict.suggest import suggest
 from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.resolution import resolve
 
@@ -148,45 +147,42 @@ def test_nothing_to_go_by() -> None:
     assert m is None and reason == "Without withdrawal none of 10 answers is right."
 
 
-def test_the_suggestion_is_put_to_the_answers() -> None:
-    answers = judged(100, 90, LOST)
-    found = with_suggestion(answers, 0.05)
-    assert (found.tolerance, found.suggestion) == (0.05, 16)
-    assert found.suggestion_reason == suggest(answers, 0.05)[1]
-    assert found.arms == answers.arms
-
-
 # -- the profile ----------------------------------------------------------------------------------
 
 
-def suggested(name: str | None, flags: dict[str, object], m: int = 32) -> ProfileReport:
-    """Make a report of a profile whose answers suggest m."""
-    answers = judged(100, 90, {f"m={m}": 0, "no image": 70})
-    return replace(
-        sample_report(),
-        profile=json.loads(json.dumps(resolve(name, flags).to_dict())),
-        answers=with_suggestion(answers, 0.05),
+REASON = "With m = 32, 90 of 100 answers are right. " * 5
+
+
+def derive(name: str | None, flags: dict[str, object], target: Path) -> None:
+    """Write the profile that withdraws at m = 32 and is else the one of that name."""
+    write_derived(
+        json.loads(json.dumps(resolve(name, flags).to_dict())),
+        target,
+        withdrawal={"policy": "mvw", "m": 32},
+        description="m = 32, found on 100 items",
+        reason=REASON,
+        hint="mvw calibrate mvw --help",
     )
 
 
 def test_the_profile_is_the_measured_one_with_this_m(tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
     flags = {"dtype": "float32", "generation.temperature": 0.5, "generation.stop": ["</A>", "é: #"]}
-    write_profile(suggested("llava-cot", flags), target)
+    derive("llava-cot", flags, target)
     written = resolve(str(target), {})
     before = resolve("llava-cot", flags)
     assert written.profile.withdrawal.model_dump() == {"policy": "mvw", **ONLY_M}
     for key, value in before.values().items():
         if key != "description" and not key.startswith("withdrawal."):
             assert written.values()[key] == value, key
-    assert written.profile.description == "m = 32, by mvw profile on 100 items"
+    assert written.profile.description == "m = 32, found on 100 items"
     # It says what was found, and what it does not say itself comes from the parent.
     reason = " ".join(
         line.removeprefix("# ")
         for line in target.read_text("utf-8").splitlines()
         if line.startswith("#")
     )
-    assert reason == suggested("llava-cot", {}).answers.suggestion_reason  # type: ignore[union-attr]
+    assert reason == REASON.strip()
     assert written.origins["model"].kind == "packaged"
 
 
@@ -197,7 +193,7 @@ def test_a_parent_named_by_its_path_is_found_from_elsewhere(
     (tmp_path / "base.yaml").write_text("extends: shapes\ngeneration: {max_new_tokens: 77}\n")
     (tmp_path / "deep").mkdir()
     for target in (Path("deep/mine.yaml"), Path("mine.yaml")):
-        write_profile(suggested("./base.yaml", {}), target)
+        derive("./base.yaml", {}, target)
         monkeypatch.chdir(tmp_path / "deep")
         written = resolve(str(tmp_path / target), {}).profile
         assert written.generation.max_new_tokens == 77
@@ -208,14 +204,14 @@ def test_a_parent_named_by_its_path_is_found_from_elsewhere(
 def test_a_trigger_of_the_parent_does_not_live_on(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text('extends: shapes\nwithdrawal: {until: "</CAPTION>"}\n')
     target = tmp_path / "mine.yaml"
-    write_profile(suggested(str(tmp_path / "base.yaml"), {}), target)
+    derive(str(tmp_path / "base.yaml"), {}, target)
     written = resolve(str(target), {}).profile
     assert written.withdrawal.model_extra == ONLY_M
 
 
 def test_without_a_named_profile_the_flags_are_the_profile(tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
-    write_profile(suggested(None, {"adapter": "kimi-vl", "device": "cpu"}), target)
+    derive(None, {"adapter": "kimi-vl", "device": "cpu"}, target)
     assert "extends" not in target.read_text("utf-8")
     written = resolve(str(target), {}).profile
     expected = resolve(None, {"adapter": "kimi-vl", "device": "cpu"}).profile
@@ -234,15 +230,12 @@ def test_the_measured_profile_is_not_replaced(tmp_path: Path) -> None:
     for target in (base, below):
         before = target.read_text()
         with pytest.raises(UsageProblem, match="Cannot write") as raised:
-            write_profile(suggested(str(base), {}), target)
+            derive(str(base), {}, target)
         assert "would extend itself" in str(raised.value.cause)
         assert target.read_text() == before
 
 
-def test_where_nothing_can_be_written_or_said(tmp_path: Path) -> None:
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="Cannot write"):
-        write_profile(suggested("shapes", {}), tmp_path / "missing" / "mine.yaml")
-    nothing = replace(suggested("shapes", {}), answers=judged(100, 90, LOST))
-    with pytest.raises(ValueError, match="nothing is suggested"):
-        write_profile(nothing, tmp_path / "mine.yaml")
+        derive("shapes", {}, tmp_path / "missing" / "mine.yaml")
     assert not list(tmp_path.iterdir())

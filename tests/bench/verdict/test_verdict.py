@@ -156,7 +156,7 @@ def measured(
     first, second = replace(first, **(baseline or {})), replace(second, **{"ratios": {}, **arm})
     cell = replace(cell, arms=[first, second])
     workload = replace(full.workload, mode=mode)
-    return replace(full, cells=[cell], workload=workload, profiler_cost=None)
+    return replace(full, cells=[cell], workload=workload)
 
 
 def bounded(speedup: float, seconds: float | None = None) -> ArmBound:
@@ -252,7 +252,7 @@ def test_fewer_than_six_pairs_claim_nothing() -> None:
     """Neither a difference, nor that a bound is exceeded, however far their figures lie apart."""
     few, first = Ratio(3.0, (2.9, 3.1), 5), prefill_bounded(0.4, 2.5)
     made = of(THINNER, bound=first, ratios={"tokens_per_s": few, "ttft": few})
-    said = verdicts(replace(made, profiler_cost=few))
+    said = verdicts(made)
     assert said[0] == (
         "No difference shown in the decode of own at batch 1: 3.00 × (only 5 pairs); the bound is "
         "1.20 ×."
@@ -260,9 +260,8 @@ def test_fewer_than_six_pairs_claim_nothing() -> None:
     assert said[1].endswith("measured are 3.00 × (only 5 pairs), no difference shown.")
     assert len(said) == 2
     six = Ratio(3.0, (2.9, 3.1), 6)
-    said = verdicts(replace(of(THINNER, bound=first, ratios={"tokens_per_s": six, "ttft": six}),
-                            profiler_cost=six))  # fmt: skip
-    assert all("exceeds the bound" in sentence for sentence in said[:2]) and len(said) == 3
+    said = verdicts(of(THINNER, bound=first, ratios={"tokens_per_s": six, "ttft": six}))
+    assert all("exceeds the bound" in sentence for sentence in said) and len(said) == 2
 
 
 @pytest.mark.parametrize(
@@ -337,15 +336,6 @@ def test_a_device_that_waits_for_the_host() -> None:
     busy = replace(made.cells[0], device_busy=0.51)
     [sentence] = verdicts(replace(made, cells=[busy]))
     assert sentence.startswith("Bytes and arithmetic account for 20 %")
-
-
-def test_marks_that_cost_too_much() -> None:
-    costly = replace(measured(), profiler_cost=Ratio(1.05, (1.03, 1.07), 10))
-    assert verdicts(costly) == [
-        "With the profiler's marks the decode takes 1.05 × [1.03, 1.07] as long: times of all arms "
-        "are too long by so much."
-    ]
-    assert verdicts(replace(costly, profiler_cost=Ratio(1.03, (1.01, 1.05), 10))) == []
 
 
 def test_every_batch_has_its_own_sentences() -> None:

@@ -12,7 +12,7 @@ from processes import Ran
 from mvw_cli.bench.documents import read_report
 from mvw_cli.cost.case import Device
 
-SHORT = ("--new-tokens", "8", "--runs", "2", "--min-time", "0", "--warmup", "0", "--in-process",
+SHORT = ("--new-tokens", "8", "--runs", "2", "--min-time", "0", "--warmup", "0",
          "--no-answers", "--no-attention-mass", "--limit", "1")  # fmt: skip
 
 
