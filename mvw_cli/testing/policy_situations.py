@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,6 @@ from mvw_cli.policy import (
 
 OUTPUT = ("I ", "see", "</CAP", "TION>", " two", " cats", ".", "", " So", " 2", "</CAPTION>", "!")
 _TEXT, _HEADS = 9, 3
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,6 @@ def said(
     held = situation.layers_of(layers)
     asked = policy.signals(held)
     there = {layer: situation.present() for layer in held}
-    offloaded: dict[int, Tensor] = {}
     decide = saying(policy)
     for step in range(1, len(situation.output) + 1):
         weights = {
@@ -99,23 +98,13 @@ def said(
         )
         answer = decide(view)
         yield view, answer
-        for one in heard(answer):
-            _carry_out(one, there, offloaded)
-
-
-def _carry_out(one: Decision, there: dict[int, Tensor], offloaded: dict[int, Tensor]) -> None:
-    if isinstance(one, Restore):
-        there.update(offloaded)
-        offloaded.clear()
-        return
-    for layer, present in there.items():
-        if one.keep is not None and layer not in one.keep:
-            continue
-        left = ~present if one.keep is None else one.keep[layer]
-        if one.offload:
-            offloaded.setdefault(layer, present)
-        if left.shape == present.shape:  # what is wrong is found elsewhere
-            there[layer] = present & left
+        for one, layer in product(heard(answer), held):
+            if isinstance(one, Restore):
+                there[layer] = situation.present()
+            elif one.keep is None:
+                there[layer] = torch.zeros_like(there[layer])
+            elif layer in one.keep and one.keep[layer].shape == there[layer].shape:
+                there[layer] = there[layer] & one.keep[layer]
 
 
 def layer_view(
@@ -124,26 +113,26 @@ def layer_view(
     layer: int,
     layers: int,
     hidden: int,
-    **given: Any,
+    present: Tensor,
 ) -> LayerView:
     """Write what a policy sees before one layer of the prefill."""
     generator = torch.Generator().manual_seed(layer)
     tokens = 0 if situation.cross_attention else situation.tokens
     length = _TEXT + tokens
     places = torch.arange(length)
-    before = [held for held in situation.layers_of(layers) if held < layer]
-    weighed = layer in policy.prefill_weights(layers) and before
-    there = given.get("present", situation.present())
+    weighed = layer in policy.prefill_weights(layers) and any(
+        held < layer for held in situation.layers_of(layers)
+    )
     return LayerView(
         layer=layer,
         layers=layers,
+        present=present,
         grids=situation.grids,
         hidden_states=torch.randn(length, hidden, generator=generator),
         text=torch.cat([places[:2], places[2 + tokens :]]) if tokens else places,
         image_end=2 + tokens if tokens else 0,
-        weights=_weights(situation, layer) * there if weighed else None,
+        weights=_weights(situation, layer) * present if weighed else None,
         images=situation.images,
-        **{"present": there, **given},
     )
 
 
@@ -157,7 +146,7 @@ def prefill(
     select = policy.begin_prefill()
     present = situation.present()
     for layer in range(layers if select else 0):
-        view = layer_view(policy, situation, layer, layers, hidden, present=present.clone())
+        view = layer_view(policy, situation, layer, layers, hidden, present.clone())
         try:
             chosen = select(view) if select else None
         except MvwError:
@@ -194,29 +183,6 @@ def heard(answer: Any) -> list[Decision]:
         return [one for one in decisions(answer) if isinstance(one, Withdraw | Restore)]
     except TypeError:
         return []
-
-
-def comparable(answer: object) -> object:
-    """Write what a policy has said with lists for tensors."""
-    found: list[object] = []
-    for one in heard(answer):
-        masks = one.keep if isinstance(one, Withdraw) else None
-        lists = None if masks is None else {layer: masks[layer].tolist() for layer in masks}
-        found.append((type(one), getattr(one, "offload", None), lists))
-    return found or answer
-
-
-def at_once(requests: Sequence[Iterator[T]]) -> list[list[T]]:
-    """Take one thing from each request in turn; return them by request."""
-    found: list[list[T]] = [[] for _ in requests]
-    running = list(enumerate(requests))
-    while running:
-        for number, request in list(running):
-            try:
-                found[number].append(next(request))
-            except StopIteration:
-                running.remove((number, request))
-    return found
 
 
 def _weights(situation: Situation, seed: int) -> Tensor:
