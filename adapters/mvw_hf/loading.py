@@ -25,7 +25,7 @@ from mvw_cli import ModelProblem, ModelSpec, MvwError, OutOfMemory, UsageProblem
 NO_CODE = {"trust_remote_code": False}
 """Code that lies beside weights is not run. Without this, transformers asks whoever sits at the
 terminal whether it may, and runs it after a yes (`resolve_trust_remote_code`)."""
-_ON_DISK = "offloaded to the disk"  # in what transformers says of weights that fit nowhere else
+_ON_DISK = "Part of its weights would stay on the disk, read for every token."
 
 
 def read_published(folder: Path, name: str) -> dict[str, Any] | None:
@@ -119,7 +119,7 @@ def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
     # transformers would ask a service, in the user's name, to convert a repository that lacks
     # safetensors (`auto_conversion` in transformers/safetensors_conversion.py).
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    with room_for(name):
+    try:
         model, report = model_class.from_pretrained(
             spec.model,
             revision=spec.revision,
@@ -130,8 +130,14 @@ def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
             **NO_CODE,
             **placing(spec),
         )
-        if "disk" in offloaded(model):
-            raise ValueError(_ON_DISK)
+    except torch.OutOfMemoryError as error:
+        raise _no_room(name, str(error).partition("\n")[0]) from error
+    except ValueError as error:
+        if "offloaded to the disk" in str(error):  # where weights are converted on the way
+            raise _no_room(name, _ON_DISK) from error
+        raise
+    if "disk" in offloaded(model):
+        raise _no_room(name, _ON_DISK)
     lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise ModelProblem(
@@ -159,23 +165,19 @@ def check_kind(model_class: Any, name: str, revision: str | None = None) -> None
         types = {*served._model_mapping, *(config.model_type for config in served._extra_content)}
     if kind is None or kind in types:
         return
-    unknown = f"{name} is of an architecture that transformers does not know."
     if len(types) == 1:
         message = f"{name} is not of an architecture that this adapter serves."
-        cause = f"Its model_type is {kind}, and {types.pop()} is needed."
-        hint = "mvw list adapters"
+        cause, hint = f"Its model_type is {kind}, and {types.pop()} is needed.", "mvw list adapters"
     elif kind in CONFIG_MAPPING:
         message = f"{name} is not a vision-language model."
-        cause = f"transformers has {kind} as another kind of model."
-        hint = "mvw list profiles"
-    elif "auto_map" in told:
-        message = unknown
-        cause = f"Its model_type is {kind}; code of its own lies beside it, which is not run."
-        hint = "mvw list adapters"
+        cause, hint = f"transformers has {kind} as another kind of model.", "mvw list profiles"
     else:
-        message = unknown
+        message = f"{name} is of an architecture that transformers does not know."
         cause = f"Its model_type is {kind}, and transformers {transformers_version} has no such."
         hint = "pip install --upgrade transformers"
+        if "auto_map" in told:
+            cause = f"Its model_type is {kind}; code of its own lies beside it, which is not run."
+            hint = "mvw list adapters"
     raise ModelProblem(message, cause=cause, hint=hint)
 
 
@@ -190,12 +192,8 @@ def choose_device(device: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     chosen = torch.device(device)
-    there = {
-        "cpu": True,
-        "cuda": (chosen.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(chosen.type, False):
+    gpus = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if chosen.type != "cpu" and (chosen.index or 0) >= gpus.get(chosen.type, 0):
         raise UsageProblem(
             f"There is no device {device} here.",
             cause=f"PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
@@ -282,27 +280,10 @@ def place(model: PreTrainedModel, device: torch.device, name: str) -> PreTrained
         ) from error
 
 
-@contextmanager
-def room_for(name: str) -> Iterator[None]:
-    """Explain that weights did not fit where they were placed while being loaded.
-
-    Raises:
-        OutOfMemory: a device had no room, or part of the weights was to stay on the disk.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, ValueError) as error:
-        cause = next(iter(str(error).splitlines()), "The device has no more memory to give.")
-        if isinstance(error, ValueError):
-            if _ON_DISK not in str(error):
-                raise
-            cause = "Part of its weights would stay on the disk, read for every token."
-        doctor = ["mvw", "doctor", "--set", f"model={name}", "--set", "device_map=auto"]
-        raise OutOfMemory(
-            f"{name} does not fit where its weights are placed.",
-            cause=cause,
-            hint=shlex.join(doctor),
-        ) from error
+def _no_room(name: str, cause: str) -> OutOfMemory:
+    doctor = ["mvw", "doctor", "--set", f"model={name}", "--set", "device_map=auto"]
+    message = f"{name} does not fit where its weights are placed."
+    return OutOfMemory(message, cause=cause, hint=shlex.join(doctor))
 
 
 def device_map_of(model: PreTrainedModel) -> Mapping[str, int | str]:
