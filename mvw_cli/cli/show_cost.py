@@ -13,7 +13,7 @@ from mvw_cli.cli.process import mute_libraries
 from mvw_cli.cost.bounds import matters_from_batch
 from mvw_cli.cost.case import Case, ratio
 from mvw_cli.cost.flops import flops_of
-from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
+from mvw_cli.cost.shape import DTYPE_BYTES
 from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
 from mvw_cli.images.reading import fit, open_image
 from mvw_cli.plugins import load_adapter
@@ -80,13 +80,13 @@ def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
         "adapter": profile.adapter,
         "model": spec.model,
         "dtype": dtype,
-        "parameters": weights.total,
+        "parameters": weights.total.numbers,
         "parameters_vision": weights.vision,
         "parameters_active": weights.active,
         "weight_bytes": {
-            **{held_in: weight_bytes(weights, held_in) for held_in in DTYPE_BYTES},
-            "8-bit": weight_bytes(weights, dtype, 8),
-            "4-bit": weight_bytes(weights, dtype, 4),
+            **{held_in: int(weights.total.bytes(held_in)) for held_in in DTYPE_BYTES},
+            "8-bit": int(weights.total.bytes(dtype, 8)),
+            "4-bit": int(weights.total.bytes(dtype, 4)),
         },
         "kv_bytes_per_token": shape.kv_elements_per_token() * DTYPE_BYTES[dtype],
         "image_width_px": width,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mvw_cli.cost.case import Case, Device, StepBound, ratio
-from mvw_cli.cost.shape import DTYPE_BYTES, weight_bytes
+from mvw_cli.cost.shape import DTYPE_BYTES
 
 MATTERS = 1.1
 """A bound from which withdrawal is taken to matter for speed: a tenth."""
@@ -112,21 +112,16 @@ def arm_bound(
     """
     before, after = case.steps(batch, case.middle)
     if share is None:
-        return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after))
-    prefill = _prefill_bound(case, share)
-    if _all_or_none(share.steps, withdrawn_after):
-        return ArmBound(before, after, case.answer_speedup(batch, withdrawn_after), prefill)
-    # Which layers lose their last vision token while decoding, nobody tells.
-    layers = None if share.withdraws else sum(one > 0 for one in share.prefill) / len(share.prefill)
+        shares = case.all_until(withdrawn_after)
+        return ArmBound(before, after, case.answer_speedup(batch, shares))
     fewest = min(share.steps[1:], default=1.0)
-    after = case.step_with_share(batch, case.middle, fewest, layers)
-    return ArmBound(before, after, case.speedup_with_shares(batch, share.steps, layers), prefill)
-
-
-def _all_or_none(steps: Sequence[float], withdrawn_after: int | None) -> bool:
-    """Whether a step sees all vision until the withdrawal, and none after it."""
-    seen = len(steps) if withdrawn_after is None else withdrawn_after
-    return all(abs(one - (place < seen)) < _SAME for place, one in enumerate(steps[1:], start=1))
+    layers = None
+    if fewest > 0 and not share.withdraws:  # else nobody tells which layers lose their last
+        layers = sum(one > 0 for one in share.prefill) / len(share.prefill)
+    if fewest < 1 - _SAME:
+        after = case.step(batch, case.middle, fewest, layers)
+    speedup = case.answer_speedup(batch, share.steps, layers)
+    return ArmBound(before, after, speedup, _prefill_bound(case, share))
 
 
 def _prefill_bound(case: Case, share: VisionShare) -> PrefillBound:
@@ -143,20 +138,20 @@ def make_plan(case: Case, batches: Sequence[int], withdrawn_after: int) -> Plan:
     """Bound what can be bounded without running anything."""
     shape, device = case.shape, case.device
     memory = None if device is None else device.memory_bytes
-    held = weight_bytes(shape.weights, case.dtype, case.bits)
+    held = int(shape.weights.total.bytes(case.dtype, case.bits))
     fitting = (None, None) if memory is None else largest_batches(case, memory - held)
     batch_bounds = [
         BatchBound(
             batch,
             *case.steps(batch, case.middle),
             case.step_speedup(batch),
-            case.answer_speedup(batch, withdrawn_after),
+            case.answer_speedup(batch, case.all_until(withdrawn_after)),
         )
         for batch in batches
     ]
     return Plan(
         device=device,
-        parameters=shape.weights.total,
+        parameters=int(shape.weights.total.numbers),
         weight_bytes=held,
         vision_tokens=case.vision_tokens,
         text_tokens=case.middle,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mvw_cli.cost.flops import Flops
-from mvw_cli.cost.shape import DTYPE_BYTES, Shape, held_bytes, weight_bytes
+from mvw_cli.cost.shape import DTYPE_BYTES, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,64 +91,39 @@ class Case:
         return replace(self, vision_tokens=tokens)
 
     def steps(self, batch: int, text: int) -> tuple[StepBound, StepBound]:
-        """Bound a step with the vision, and the same step without it.
+        """Bound a step with the vision, and the same step without it; arguments as in `step`."""
+        return self.step(batch, text, 1.0), self.step(batch, text, 0.0)
+
+    def step(self, batch: int, text: int, share: float, layers: float | None = None) -> StepBound:
+        """Bound a step that attends to a part of the vision, mean over the layers.
 
         Args:
             batch: sequences in the step.
             text: entries besides the vision in each, the newest token's included.
-        """
-        read, gone = self._weight_bytes(batch)
-        size = DTYPE_BYTES[self.dtype] * batch
-        keep = self.keep_mlp and self.vision_tokens > 0
-        elements, flops, vision = self.shape.kv_elements, self.flops, self.vision_tokens
-        return (
-            self._bound(
-                round(read), elements(text, vision) * size, flops.step(text, vision, batch)
-            ),
-            self._bound(
-                round(read - gone),
-                elements(text, 0) * size,
-                flops.step(text, 0, batch, keep_mlp=keep),
-            ),
-        )
-
-    def _weight_bytes(self, batch: int) -> tuple[float, float]:
-        """Count the bytes of weights that a step reads, and those that withdrawal leaves out.
-
-        Cross-attention layers are skipped once no sequence holds vision.
-        """
-        weights = self.shape.weights
-        taken = weights.experts_taken(batch)
-        quantizable = weights.step_quantizable + weights.experts_quantizable * taken
-        read = held_bytes(weights.read(batch), quantizable, self.dtype, self.bits)
-        layers = held_bytes(weights.cross, weights.cross_quantizable, self.dtype, self.bits)
-        if not self.vision_tokens:  # a sequence that never had an image skips them as a whole
-            return read - layers, 0.0
-        if not self.keep_mlp:
-            return read, layers
-        attention = weights.cross_attention, weights.cross_attention_quantizable
-        return read, held_bytes(*attention, self.dtype, self.bits)
-
-    def step_with_share(
-        self, batch: int, text: int, share: float, layers: float | None = None
-    ) -> StepBound:
-        """Bound a step that attends to a part of the vision, mean over the layers.
-
-        Args:
             share: 1 is all of it, 0 none.
             layers: part of the layers that hold any, which cross-attention layers' weights go by;
                 `share` itself without it, as it can't be less.
         """
-        whole, none = self.steps(batch, text)
+        weights, flops, vision = self.shape.weights, self.flops, self.vision_tokens
         held = share if layers is None else layers
-        gone = self.flops.cross_attention if self.keep_mlp else self.flops.cross
-        # Where cross-attention layers hold the vision, one without any computes nothing else.
-        fixed = 2.0 * batch * gone if self._cross_attention and self.vision_tokens else 0.0
-        attended = whole.flops - none.flops - fixed
+        # Cross-attention layers are skipped where they hold no vision, all but their MLP perhaps;
+        # those of a sequence that never had an image as a whole.
+        keep = self.keep_mlp and vision > 0
+        skipped = weights.cross_attention if keep else weights.cross
+        read = weights.read(batch).plus(skipped, -1.0).bytes(self.dtype, self.bits)
+        holding = skipped.bytes(self.dtype, self.bits) * held if vision else 0.0
+        without, all_of_it = (self.shape.kv_elements(text, one) for one in (0, vision))
+        size = DTYPE_BYTES[self.dtype] * batch
+        computed = flops.step(text, 0, batch, keep_mlp=keep)
+        attended = flops.step(text, vision, batch) - computed
+        # A cross-attention layer that holds any computes all of its products but the attention's.
+        fixed = 0.0
+        if self._cross_attention and vision:
+            fixed = 2.0 * batch * (flops.cross_attention if keep else flops.cross)
         return self._bound(
-            round(none.weight_bytes + held * (whole.weight_bytes - none.weight_bytes)),
-            round(none.kv_bytes + share * (whole.kv_bytes - none.kv_bytes)),
-            none.flops + held * fixed + share * attended,
+            round(read + holding),
+            round(size * (without + share * (all_of_it - without))),
+            computed + held * fixed + share * (attended - fixed),
         )
 
     def _bound(self, weight_bytes: int, kv_bytes: int, flops: float) -> StepBound:
@@ -163,36 +138,32 @@ class Case:
         before, after = self.steps(batch, self.middle if text is None else text)
         return ratio(before.cost, after.cost)
 
-    def answer_speedup(self, batch: int, withdrawn_after: int | None) -> float:
-        """Bound the speed-up of all decode steps of an answer, those before the withdrawal too.
-
-        Args:
-            withdrawn_after: tokens generated before the withdrawal, 0 where the prefill has left
-                no vision; None for never.
-        """
-        baseline = taken = 0.0
-        for step in range(1, self.new_tokens):
-            before, after = self.steps(batch, self.question_tokens + step)
-            baseline += before.cost
-            sees = withdrawn_after is None or step < withdrawn_after
-            taken += before.cost if sees else after.cost
-        return ratio(baseline, taken)
-
-    def speedup_with_shares(
+    def answer_speedup(
         self, batch: int, shares: Sequence[float], layers: float | None = None
     ) -> float:
         """Bound the speed-up of all decode steps of an answer that attends to part of the vision.
 
         Args:
-            shares: by generated token, as `step_with_share`; the first comes out of the prefill.
-            layers: as in `step_with_share`.
+            shares: by generated token, as in `step`; the first comes out of the prefill.
+            layers: as in `step`.
         """
         baseline = taken = 0.0
         for step, share in enumerate(shares[1 : self.new_tokens], start=1):
             text = self.question_tokens + step
-            baseline += self.steps(batch, text)[0].cost
-            taken += self.step_with_share(batch, text, share, layers).cost
+            before = self.step(batch, text, 1.0).cost
+            baseline += before
+            taken += before if share == 1 else self.step(batch, text, share, layers).cost
         return ratio(baseline, taken)
+
+    def all_until(self, withdrawn_after: int | None) -> list[float]:
+        """List the shares of an answer that attends to all vision until it is withdrawn.
+
+        Args:
+            withdrawn_after: tokens generated before, 0 where the prefill has left no vision; None
+                for never.
+        """
+        last = self.new_tokens if withdrawn_after is None else withdrawn_after
+        return [float(step < last) for step in range(self.new_tokens)]
 
     def prefill_flops(self, read: Sequence[int] | None = None) -> float:
         """Count the FLOPs of reading one prompt.  read: as in `Flops.prefill`"""
@@ -207,14 +178,17 @@ class Case:
         fewest = self.vision_tokens if read is None else min(read, default=0)
         sequence = self.question_tokens + (0 if self._cross_attention else fewest)
         weights = self.shape.weights
-        passed = weights.read(sequence) + (weights.vision if self.vision_tokens else 0)
+        passed = weights.read(sequence).numbers + (weights.vision if self.vision_tokens else 0)
         if read is not None and self._cross_attention:
             skipped = weights.cross_attention if self.keep_mlp else weights.cross
-            passed -= skipped * sum(not states for states in read) / len(read)
-        part = passed / weights.total  # what is read is taken to be as much quantised as the rest
-        read_bytes = part * weight_bytes(weights, self.dtype, self.bits)
-        moving = read_bytes / self.device.bandwidth_bytes_per_s
-        return max(moving, self.prefill_flops(read) / self.device.flops_per_s)
+            passed -= skipped.numbers * sum(not states for states in read) / len(read)
+        # What is read is taken to be as much quantised as the rest.
+        part = passed / weights.total.numbers
+        moving = part * weights.total.bytes(self.dtype, self.bits)
+        return max(
+            moving / self.device.bandwidth_bytes_per_s,
+            self.prefill_flops(read) / self.device.flops_per_s,
+        )
 
     @property
     def _cross_attention(self) -> bool:

@@ -249,8 +249,7 @@ def flops_of(adapter: Adapter, config: Any) -> Flops:
         shape=shape,
         tower=tower_of(model) if getattr(model.config, "vision_config", None) else None,
         heads=_heads(text),
-        token=count("layers")
-        + weights.experts * weights.experts_per_token // weights.experts_total,
+        token=count("layers") + round(weights.experts.numbers * taken),
         head=count("head"),
         cross=count("cross_attention", "cross_mlp"),
         cross_attention=count("cross_attention"),

@@ -11,17 +11,16 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import files
 
 from mvw_cli.cost.case import Device
 from mvw_cli.cost.shape import DTYPE_BYTES
 from mvw_cli.errors import UsageProblem
+from mvw_cli.text import closest
 
 GIB = 1 << 30
 _VENDORS = frozenset({"nvidia", "amd", "geforce", "tesla", "instinct", "generation", "gpu"})
 _SYNONYMS = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "sxm6": "sxm"}
-_LISTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +66,20 @@ def named_gpu(name: str, dtype: str) -> Device:
     known = {_words(spelled): gpu for gpu in GPUS for spelled in gpu.names}
     gpu = known.get(_words(name))
     if gpu is None:
-        near = _nearest(name)
+        spelled = {spelled: gpu.name for gpu in GPUS for spelled in gpu.names}
+        wanted = " ".join(word for word in name.split() if word.lower() not in _VENDORS)
+        near = spelled.get(closest(wanted, spelled) or "")
+        listing = f"known: {', '.join(gpu.name for gpu in GPUS)}"
         raise UsageProblem(
             f"--gpu {name}: there are no figures for this GPU",
-            cause=f"known ones that are near: {', '.join(near)}",
-            hint=f'mvw profile --plan --gpu "{near[0]}"',
+            cause=f"did you mean `{near}`?" if near else listing,
+            hint=f'mvw profile --plan --gpu "{near or GPUS[0].name}"',
         )
     tera = gpu.tera[dtype]
     if tera is None:
         raise UsageProblem(
             f"--gpu {gpu.name}: there is no published rate in {dtype}",
-            cause="It has no matrix units for it."
-            if dtype == "bfloat16"
-            else "What is published differs from place to place.",
+            cause="it has no matrix units for it, or sources disagree",
             hint=f'mvw profile --plan --gpu "{gpu.name}" --set dtype=float16',
         )
     return Device(
@@ -98,12 +98,3 @@ def _words(name: str) -> frozenset[str]:
     spaced = re.sub(r"\b(rtx)(?=[\da])", r"\1 ", name.lower())
     words = re.findall(r"[a-z0-9]+", re.sub(r"(\d+) ?(gb|gib)\b", r"\1gb", spaced))
     return frozenset(_SYNONYMS.get(word, word) for word in words) - _VENDORS
-
-
-def _nearest(name: str) -> list[str]:
-    """List names that look alike, and the best known ones where none does."""
-    spelled = {one.lower(): gpu.name for gpu in GPUS for one in gpu.names}
-    wanted = " ".join(word for word in name.lower().split() if word not in _VENDORS)
-    near = get_close_matches(wanted, spelled, n=3 * _LISTED, cutoff=0.5)
-    found = list(dict.fromkeys(spelled[one] for one in near))
-    return found[:_LISTED] or [gpu.name for gpu in GPUS if gpu.name in ("H100 SXM", "L4", "T4")]

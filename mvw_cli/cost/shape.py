@@ -26,52 +26,66 @@ _READS_CACHE = ("cross_attn.", "cross_attn_attn_gate", "input_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """So many parameters, and those of them in linear layers that bitsandbytes replaces."""
+
+    numbers: float = 0
+    quantizable: float = 0
+
+    def plus(self, other: Count, share: float = 1.0) -> Count:
+        """Add a share of others."""
+        return Count(
+            self.numbers + share * other.numbers, self.quantizable + share * other.quantizable
+        )
+
+    def bytes(self, dtype: str, bits: int | None = None) -> float:
+        """Compute what they take in memory.
+
+        Args:
+            dtype: `float32`, `bfloat16` or `float16`; of what is not quantised, where `bits` is
+                given.
+            bits: 8 or 4 for the linear layers as bitsandbytes holds them, their scales included
+                (one float32 for a row of 8-bit weights is left out: below a thousandth).
+        """
+        if bits is None:
+            return self.numbers * DTYPE_BYTES[dtype]
+        per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
+        whole = (self.numbers - self.quantizable) * DTYPE_BYTES[dtype]
+        return whole + self.quantizable * per_weight / 8
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Parameters of a model, counted once where tied."""
 
-    total: int
-    vision: int
+    total: Count = Count()
+    vision: int = 0
     """Outside the language model: vision tower and projector; read at prefill only."""
-    quantizable: int
-    """In linear layers that bitsandbytes replaces: all but the output head."""
-    step: int
+    step: Count = Count()
     """Read by a decode step whatever the token: the language model without its input embedding
     (unless tied), without routed experts and without what cross-attention layers read once."""
-    cross: int
+    cross: Count = Count()
     """Those of `step` that belong to cross-attention layers, skipped once these are empty."""
-    cross_attention: int
+    cross_attention: Count = Count()
     """Those of `cross` in the attention itself; the rest is the gated MLP and its norm."""
-    experts: int
+    experts: Count = Count()
     """In routed experts of all layers."""
-    experts_total: int
-    experts_per_token: int
-    step_quantizable: int = 0
-    """Those of `step` in linear layers that bitsandbytes replaces."""
-    cross_quantizable: int = 0
-    """Those of `cross` in such layers."""
-    cross_attention_quantizable: int = 0
-    """Those of `cross_attention` in such layers."""
-    experts_quantizable: int = 0
-    """Those of `experts` in such layers: none where experts are held in one tensor."""
+    experts_total: int = 1
+    experts_per_token: int = 1
 
     @property
     def active(self) -> int:
         """Parameters that one token goes through while decoding."""
-        if not self.experts:
-            return self.step
-        return self.step + self.experts * self.experts_per_token // self.experts_total
+        return round(self.read(1).numbers)
 
-    def read(self, sequences: int) -> float:
-        """Parameters that a step over so many sequences reads, expected over the experts."""
-        return self.step + self.experts * self.experts_taken(sequences)
-
-    def experts_taken(self, sequences: int) -> float:
-        """Part of the routed experts that so many tokens take together, as expected.
+    def read(self, sequences: int) -> Count:
+        """Count what a step over so many sequences reads, as expected over the routed experts.
 
         Routing is taken as uniform and independent, so that `n` tokens leave an expert out with
         probability `(1 - k / E) ** n`.
         """
-        return 1.0 - (1 - self.experts_per_token / self.experts_total) ** sequences
+        left_out = (1 - self.experts_per_token / self.experts_total) ** sequences
+        return self.step.plus(self.experts, 1 - left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +149,6 @@ def shape_of_model(model: Any) -> Shape:
         layers=_cache_layers(model, text, crossed),
         dtype=dtype if dtype in DTYPE_BYTES else "float32",
     )
-
-
-def weight_bytes(weights: Weights, dtype: str, bits: int | None = None) -> int:
-    """Compute what the weights take in memory, in bytes.
-
-    Args:
-        dtype: `float32`, `bfloat16` or `float16`; of what is not quantised, where `bits` is given.
-        bits: 8 or 4 for the linear layers as bitsandbytes holds them, their scales included
-            (one float32 for a row of 8-bit weights is left out: below a thousandth).
-    """
-    return int(held_bytes(weights.total, weights.quantizable, dtype, bits))
-
-
-def held_bytes(count: float, quantizable: float, dtype: str, bits: int | None = None) -> float:
-    """Compute what so many weights take in bytes, as `weight_bytes`.
-
-    Args:
-        quantizable: those of `count` in linear layers that bitsandbytes replaces.
-    """
-    if bits is None:
-        return count * DTYPE_BYTES[dtype]
-    per_weight = bits + (_ABSMAX_BITS if bits == 4 else 0)
-    return (count - quantizable) * DTYPE_BYTES[dtype] + quantizable * per_weight / 8
 
 
 def on_meta(adapter: Adapter, config: Any) -> Any:
@@ -242,31 +233,23 @@ def language_parameters(model: Any, crossed: Sequence[int]) -> list[Parameter]:
 
 
 def _weights(model: Any, text: Any, parameters: Sequence[Parameter]) -> Weights:
-    def count(*roles: Role) -> tuple[int, int]:
-        """All numbers of some roles, and those that can be quantised."""
+    def count(*roles: Role) -> Count:
         chosen = [one for one in parameters if one.role in roles]
-        return sum(p.count for p in chosen), sum(p.count for p in chosen if p.quantizable)
+        return Count(
+            sum(one.count for one in chosen), sum(one.count for one in chosen if one.quantizable)
+        )
 
     total = sum(parameter.numel() for parameter in model.parameters())
-    step, step_quantizable = count("layers", "head", "cross_attention", "cross_mlp")
-    cross, cross_quantizable = count("cross_attention", "cross_mlp")
-    attention, attention_quantizable = count("cross_attention")
-    experts, experts_quantizable = count("experts")
     experts_total, experts_per_token = _experts(text)
     return Weights(
-        total=total,
+        total=Count(total, sum(weight.numel() for weight in _quantizable(model))),
         vision=total - sum(parameter.count for parameter in parameters),
-        quantizable=sum(weight.numel() for weight in _quantizable(model)),
-        step=step,
-        cross=cross,
-        cross_attention=attention,
-        experts=experts,
+        step=count("layers", "head", "cross_attention", "cross_mlp"),
+        cross=count("cross_attention", "cross_mlp"),
+        cross_attention=count("cross_attention"),
+        experts=count("experts"),
         experts_total=experts_total,
         experts_per_token=experts_per_token,
-        step_quantizable=step_quantizable,
-        cross_quantizable=cross_quantizable,
-        cross_attention_quantizable=attention_quantizable,
-        experts_quantizable=experts_quantizable,
     )
 
 

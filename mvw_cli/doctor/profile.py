@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cost.shape import Shape, shape_of, weight_bytes
+from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts, Gpu, locate_weights, on_the_hub
@@ -148,7 +148,7 @@ def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Fa
 def _to_download(way_out: str, shape: Shape | None, facts: Facts) -> Finding:
     if shape is None:
         return Finding("weights", "warning", "not on this machine yet", way_out)
-    size = weight_bytes(shape.weights, shape.dtype)
+    size = shape.weights.total.bytes(shape.dtype)
     found = f"not on this machine yet: {readable_bytes(size)} to download"
     if facts.disk_free_bytes is not None and size > facts.disk_free_bytes:
         found += f", and {readable_bytes(facts.disk_free_bytes)} of disk are free"

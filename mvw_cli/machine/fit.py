@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mvw_cli.adapter import Adapter, ModelSpec
-from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
+from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of
 from mvw_cli.errors import NotFetched, OutOfMemory
 from mvw_cli.machine.facts import OFFLOADED, Facts, free_memory, gather, gpu_count, locate_weights
 from mvw_cli.plugins import find_adapter
@@ -36,8 +36,8 @@ class Placement:
     @property
     def needed(self) -> int:
         """Bytes of weights and cache."""
-        weights = weight_bytes(self.shape.weights, self.dtype, BITS[self.quantization])
-        return weights + self.cache * DTYPE_BYTES[self.dtype]
+        weights = self.shape.weights.total.bytes(self.dtype, BITS[self.quantization])
+        return int(weights) + self.cache * DTYPE_BYTES[self.dtype]
 
     @property
     def held_in(self) -> str:

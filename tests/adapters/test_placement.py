@@ -28,7 +28,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlavaC
 from transformers.cache_utils import DynamicLayer
 
 from mvw_cli.adapter import Adapter, LoadedModel, ModelSpec
-from mvw_cli.cost.shape import shape_of, weight_bytes
+from mvw_cli.cost.shape import shape_of
 from mvw_cli.engine.layers import CrossLayer
 from mvw_cli.errors import ExitCode, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.machine import fit
@@ -349,18 +349,18 @@ def test_a_quantised_model_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_bytes_are_those_of_the_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = shape_of(HuggingFace(), HuggingFace().shape(ModelSpec(model=str(folder)))).weights
-    rest = weights.total - weights.quantizable
-    assert 0 < weights.quantizable < weights.total
+    total, linear = int(weights.total.numbers), int(weights.total.quantizable)
+    assert 0 < linear < total
     expected = {
-        "8bit": rest * 2 + weights.quantizable,
-        "4bit": rest * 2 + weights.quantizable * 9 // 16,
+        "8bit": (total - linear) * 2 + linear,
+        "4bit": (total - linear) * 2 + linear * 9 // 16,
     }
     free: dict[str, int | None] = {}
     monkeypatch.setattr(fit, "free_memory", free.get)
     monkeypatch.setattr(fit, "_small", lambda *arguments: False)
     for quantization, size in expected.items():
         bits = int(quantization[0])
-        assert weight_bytes(weights, "bfloat16", bits) == size
+        assert weights.total.bytes("bfloat16", bits) == size
         spec = ModelSpec(
             model=str(folder), device="cuda:0", dtype="bfloat16", quantization=quantization
         )

@@ -9,7 +9,7 @@ import torch
 from families import BY_NAME, FAMILIES, Family, build
 from mvw_hf.model import HuggingFace
 
-from mvw_cli.cost.shape import Weights, shape_of, weight_bytes
+from mvw_cli.cost.shape import Count, shape_of
 from mvw_cli.errors import ModelProblem
 
 
@@ -22,7 +22,7 @@ def filled(model: Any, **inputs: torch.Tensor) -> Any:
 def test_a_shape_is_that_of_the_real_model_and_its_cache(family: Family) -> None:
     model, inputs = build(family), family.prompt(2)
     shape = shape_of(HuggingFace(), model.config)
-    assert shape.weights.total == sum(p.numel() for p in model.parameters())
+    assert shape.weights.total.numbers == sum(p.numel() for p in model.parameters())
     prompt = inputs["input_ids"].shape[1]
     layers = filled(model, **inputs).layers
     held = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
@@ -98,12 +98,12 @@ def test_a_step_reads_neither_the_lookup_nor_the_tower_nor_what_is_cached() -> N
                for x in crossed)  # fmt: skip
     kept = sum(numbers(x.mlp, x.post_attention_layernorm) + 1 for x in crossed)  # and its gate
     assert weights.vision == numbers(model.model.vision_model, model.model.multi_modal_projector)
-    assert weights.step == (
+    assert weights.step.numbers == (
         numbers(language, model.lm_head) - numbers(language.embed_tokens) - once
     )
-    assert weights.active == weights.step
-    assert weights.cross == numbers(*crossed) - once
-    assert weights.cross - weights.cross_attention == kept
+    assert weights.active == weights.step.numbers
+    assert weights.cross.numbers == numbers(*crossed) - once
+    assert weights.cross.numbers - weights.cross_attention.numbers == kept
 
 
 def test_what_quantisation_takes_of_a_step() -> None:
@@ -117,31 +117,35 @@ def test_what_quantisation_takes_of_a_step() -> None:
         return sum(m.weight.numel() for m in found if isinstance(m, torch.nn.Linear))
 
     once = sum(linear(x.cross_attn.k_proj, x.cross_attn.v_proj) for x in crossed)
-    assert weights.quantizable == linear(model) - linear(model.lm_head)
-    assert weights.step_quantizable == linear(language) - once
-    assert weights.cross_quantizable == linear(*crossed) - once
-    assert weights.cross_attention_quantizable == sum(
+    assert weights.total.quantizable == linear(model) - linear(model.lm_head)
+    assert weights.step.quantizable == linear(language) - once
+    assert weights.cross.quantizable == linear(*crossed) - once
+    assert weights.cross_attention.quantizable == sum(
         linear(x.cross_attn.q_proj, x.cross_attn.o_proj) for x in crossed
     )
-    assert weights.experts_quantizable == 0
+    assert weights.experts.quantizable == 0
 
 
 def test_experts_in_one_tensor_are_not_quantised() -> None:
     family = BY_NAME["kimi_text_stack"]
     weights = shape_of(HuggingFace(), build(family).config).weights
-    assert weights.experts > 0 and weights.experts_quantizable == 0
-    assert 0 < weights.step_quantizable < weights.step
+    assert weights.experts.numbers > 0 and weights.experts.quantizable == 0
+    assert 0 < weights.step.quantizable < weights.step.numbers
 
 
 def test_experts_count_as_often_as_they_are_chosen() -> None:
     family = BY_NAME["kimi_text_stack"]
     weights = shape_of(HuggingFace(), build(family).config).weights
-    assert weights.experts == 2 * 4 * (32 * 32 + 32 * 16)  # layers, experts, gate + up and down
+    assert weights.experts.numbers == 2 * 4 * (
+        32 * 32 + 32 * 16
+    )  # layers, experts, gate + up and down
     assert (weights.experts_total, weights.experts_per_token) == (4, 2)
-    assert weights.active == weights.step + weights.experts // 2
-    assert weights.read(1) == weights.active
-    assert weights.read(2) == weights.step + weights.experts * 0.75
-    assert weights.read(64) == pytest.approx(weights.step + weights.experts, rel=1e-6)
+    assert weights.active == weights.step.numbers + weights.experts.numbers // 2
+    assert weights.read(1).numbers == weights.active
+    assert weights.read(2).numbers == weights.step.numbers + weights.experts.numbers * 0.75
+    assert weights.read(64).numbers == pytest.approx(
+        weights.step.numbers + weights.experts.numbers, rel=1e-6
+    )
 
 
 def test_a_mixture_of_experts_at_its_true_shape() -> None:
@@ -173,7 +177,7 @@ def test_a_mixture_of_experts_at_its_true_shape() -> None:
     )
     config = LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(), image_token_id=5)
     shape = shape_of(HuggingFace(), config)
-    language = shape.weights.total - shape.weights.vision
+    language = shape.weights.total.numbers - shape.weights.vision
     assert f"{language / 1e9:.2f}" == "15.96"
     assert f"{(shape.weights.active + 163840 * 2048) / 1e9:.1f}" == "2.9"  # with the lookup
     assert shape.kv_elements_per_token() == 27 * (512 + 64)  # the latent, not the heads
@@ -185,16 +189,16 @@ def test_tied_weights_are_counted_once_and_read_as_the_head() -> None:
     model = Shapes().tiny().model
     assert model.config.tie_word_embeddings
     weights = shape_of(HuggingFace(), model.config).weights
-    assert weights.total == sum(p.numel() for p in model.parameters())
-    assert weights.step == sum(p.numel() for p in model.get_decoder().parameters())
+    assert weights.total.numbers == sum(p.numel() for p in model.parameters())
+    assert weights.step.numbers == sum(p.numel() for p in model.get_decoder().parameters())
 
 
 def test_bytes_of_the_weights() -> None:
-    weights = Weights(1000, 100, 640, 900, 0, 0, 0, 1, 1)
-    assert weight_bytes(weights, "float32") == 4000
-    assert weight_bytes(weights, "bfloat16") == 2000
-    assert weight_bytes(weights, "float16", bits=8) == 360 * 2 + 640
-    assert weight_bytes(weights, "float16", bits=4) == 360 * 2 + 640 // 2 + 640 // 64 * 4
+    total = Count(1000, 640)
+    assert total.bytes("float32") == 4000
+    assert total.bytes("bfloat16") == 2000
+    assert total.bytes("float16", bits=8) == 360 * 2 + 640
+    assert total.bytes("float16", bits=4) == 360 * 2 + 640 // 2 + 640 // 64 * 4
 
 
 def test_the_dtype_is_the_checkpoints() -> None:

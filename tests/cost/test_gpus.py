@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.cost.gpus import GPUS, Gpu, named_gpu
+from mvw_cli.cost.gpus import GPUS, named_gpu
 from mvw_cli.errors import UsageProblem
 
 
 @pytest.mark.parametrize(
     ("said", "name"),
     [
-        ("H100", "H100 SXM"),
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("NVIDIA H100 PCIe", "H100 PCIe"),
         ("h100-pcie", "H100 PCIe"),
         ("NVIDIA A100-SXM4-80GB", "A100 SXM 80GB"),
-        ("NVIDIA A100-SXM4-40GB", "A100 SXM 40GB"),
         ("NVIDIA A100-PCIE-40GB", "A100 PCIe 40GB"),
-        ("NVIDIA A100 80GB PCIe", "A100 PCIe 80GB"),
         ("A100 80 GB", "A100 SXM 80GB"),
         ("Tesla T4", "T4"),
-        ("Tesla V100-SXM2-16GB", "V100 SXM 16GB"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("rtx4090", "RTX 4090"),
-        ("4090", "RTX 4090"),
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
-        ("rtxa6000", "RTX A6000"),
         ("AMD Instinct MI300X", "MI300X"),
-        ("NVIDIA L40S", "L40S"),
     ],
 )
 def test_names_as_people_and_cuda_write_them(said: str, name: str) -> None:
@@ -50,17 +43,17 @@ def test_no_name_stands_for_two() -> None:
             assert named_gpu(name, "float16").name == gpu.name
 
 
-@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-def test_figures_are_plausible(gpu: Gpu) -> None:
+def test_figures_are_plausible() -> None:
     """A slip of a unit or a sparse rate would fall out of these ranges."""
-    bf16, fp16, fp32 = (gpu.tera[dtype] for dtype in ("bfloat16", "float16", "float32"))
-    assert fp16 is not None
-    assert 300 <= gpu.gigabytes_per_s <= 8000
-    assert gpu.source
-    assert bf16 in (None, fp16)
-    assert 70 < fp16 * 1e12 / (gpu.gigabytes_per_s * 1e9) < 430  # FLOPs that a byte is worth
-    if fp32 is not None:
-        assert 1.9 < fp16 / fp32 < 17
+    for gpu in GPUS:
+        bf16, fp16, fp32 = (gpu.tera[dtype] for dtype in ("bfloat16", "float16", "float32"))
+        assert fp16 is not None
+        assert 300 <= gpu.gigabytes_per_s <= 8000
+        assert gpu.source
+        assert bf16 in (None, fp16)
+        assert 70 < fp16 * 1e12 / (gpu.gigabytes_per_s * 1e9) < 430  # FLOPs that a byte is worth
+        if fp32 is not None:
+            assert 1.9 < fp16 / fp32 < 17
 
 
 @pytest.mark.parametrize(

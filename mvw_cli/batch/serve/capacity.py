@@ -13,7 +13,7 @@ from typing import Any
 from mvw_cli.adapter import Adapter
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.source.reading import image_size
-from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of, weight_bytes
+from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.reading import fit
 from mvw_cli.machine.facts import free_memory, gather
@@ -148,7 +148,7 @@ def survey(
         return Survey(len(items), len(items) - len(sizes))
     tokens = sorted(one for one in counted if one is not None)
     dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
-    weights = int(weight_bytes(shape.weights, dtype, BITS[profile.quantization]))
+    weights = int(shape.weights.total.bytes(dtype, BITS[profile.quantization]))
     free = free_memory(profile.device) if profile.device_map is None else None
     found = Survey(len(items), len(items) - len(tokens), weight_bytes=weights, free_bytes=free)
     if not tokens:
