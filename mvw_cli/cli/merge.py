@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mvw_cli import console
 from mvw_cli.cli.options import common_options
+from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.text import plural
 
 if TYPE_CHECKING:
     from mvw_cli.batch.store.merge import Gap, Merged, Shard
-    from mvw_cli.errors import MvwError
 
 SCHEMA_VERSION = 1
 _TOLD = 5
@@ -115,10 +116,6 @@ def _row(shard: Shard) -> list[str]:
 
 def _problem(merged: Merged, output: str) -> MvwError:
     """Return what keeps the result from being the whole work."""
-    import shlex
-
-    from mvw_cli.errors import ExitCode, MvwError
-
     what, cause = f"{plural(merged.failed, 'item')} failed", "their records say why, under `error`"
     if merged.gaps:
         what, cause = "Records are missing", "; ".join(map(_cause, merged.gaps[:_TOLD]))

@@ -13,18 +13,17 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from itertools import chain
+from typing import Any
 
 from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
 from mvw_cli.batch.source.paths import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
     Source,
-    holds_any,
-    identity,
     is_folder,
     join,
-    open_address,
+    open_file,
     suffix,
     walk,
 )
@@ -53,99 +52,71 @@ def list_items(source: Source) -> Iterator[Item]:
             cause="no folder, image or table is named",
             hint=source.hint("./images"),
         )
-    for path in source.paths:  # before the first is listed, and asked about
-        if path != "-" and not is_address(path):
-            is_folder(path, source)
-    # A file that is named is not listed a second time with its folder.
-    named = {os.path.realpath(path) for path in source.paths if os.path.isfile(path)}
-    visited: set[object] = set()
-    for path in source.paths:
+    # All are looked up before the first is listed, so that a mistyped path is told first.
+    are_folders = [path != "-" and is_folder(path, source) for path in source.paths]
+    for path, is_root in zip(source.paths, are_folders, strict=True):
         if path == "-":
             yield from _from_stdin(source)
-        elif is_folder(path, source):
-            yield from _from_folder(path, source, named, visited)
+        elif is_root:
+            yield from _from_folder(path, source)
         else:
             yield from _from_file(path, source)
 
 
-def _from_folder(
-    root: str, source: Source, named: set[str], visited: set[object]
-) -> Iterator[Item]:
+def _from_folder(root: str, source: Source) -> Iterator[Item]:
     """List the images of a folder, or the rows of its tables where it is a dataset."""
-    if identity(root) in visited:
-        return  # it lies in a folder that was listed before
     tables = _holds_tables(root, source)
-    # A repository of datasets keeps its tables in `data/` or in a folder for each configuration.
-    recursive = source.recursive or (tables and not holds_any(root, TABLE_SUFFIXES))
-    globs, listed, excluded = source.globs, False, 0
+    suffixes = TABLE_SUFFIXES if tables else IMAGE_SUFFIXES
+    # A dataset keeps its tables in `data/` or in a folder for each configuration or split.
+    recursive = source.recursive or tables
+    listed = excluded = 0
     others: Counter[str] = Counter()
-    names = {os.path.basename(path) for path in named}
-
-    def wanted(path: str) -> bool:
-        nonlocal excluded
-        ending = suffix(path)
+    for path in chain.from_iterable(walk(root, recursive=recursive, enters=source.enters)):
         # datasets keeps what its `map` computed beside the data, as cache-….arrow
-        cached = tables and path.rpartition("/")[2].startswith("cache-")
-        if cached or ending not in (TABLE_SUFFIXES if tables else IMAGE_SUFFIXES):
-            others[ending] += 1
-            return False
-        chosen = globs.choose(path)
-        excluded += not chosen
-        return chosen
-
-    for path in walk(root, wanted, recursive=recursive, enters=globs.enter, visited=visited):
-        listed = True
-        where = join(root, path)
-        name = path if len(source.paths) == 1 else where
-        if tables:
-            yield from list_rows(where, name, source)
-        elif os.path.basename(path) not in names or os.path.realpath(where) not in named:
-            yield Item(name, (ImageRef(where),), _question(source))
-    if not listed:
-        raise _nothing_in(root, source, "table" if tables else "image", others, excluded)
-
-
-def _holds_tables(root: str, source: Source) -> bool:
-    """Tell a dataset from a folder of images by what comes first, images before tables."""
-    if holds_any(root, IMAGE_SUFFIXES):
-        return False
-    if holds_any(root, TABLE_SUFFIXES):
-        return True
-    either = IMAGE_SUFFIXES | TABLE_SUFFIXES
-    below = walk(
-        root, lambda path: suffix(path) in either, recursive=True, enters=source.globs.enter
-    )
-    first = next(below, "")
-    return suffix(first) in TABLE_SUFFIXES and not holds_any(
-        join(root, os.path.dirname(first)), IMAGE_SUFFIXES
-    )
-
-
-def _nothing_in(
-    root: str, source: Source, kind: str, others: Counter[str], excluded: int
-) -> UsageProblem:
-    """Explain why a folder has no item, and where there are some."""
+        cached = tables and os.path.basename(path).startswith("cache-")
+        if cached or suffix(path) not in suffixes:
+            others[suffix(path)] += 1
+        elif not source.chooses(path):
+            excluded += 1
+        else:
+            listed += 1
+            where = join(root, path)
+            name = path if len(source.paths) == 1 else where
+            if tables:
+                yield from list_rows(where, name, source)
+            else:
+                yield Item(name, (ImageRef(where),), _question(source))
+    if listed:
+        return
     kinds = ", ".join(f"{n} {end or 'without ending'}" for end, n in others.most_common(3))
     cause = f"other files in it: {others.total()}" + (f" ({kinds})" if kinds else "")
     hint = f"ls {shlex.quote(root)}"
     if excluded:
         cause, hint = f"--include and --exclude leave out all of its {excluded}", source.hint(root)
-    elif not source.recursive and _images_below(root, source):
+    elif not source.recursive and _holds_images(root, source):
         cause += "; there are images in its subfolders"
         if source.command == ("mvw", "batch"):  # the others have no such option
             hint = source.hint(root, "--recursive")
-    return UsageProblem(f"There is no {kind} in {root}", cause=cause, hint=hint)
+    kind = "table" if tables else "image"
+    raise UsageProblem(f"There is no {kind} in {root}", cause=cause, hint=hint)
 
 
-def _images_below(root: str, source: Source) -> bool:
-    def wanted(path: str) -> bool:
-        return suffix(path) in IMAGE_SUFFIXES and source.globs.choose(path)
+def _holds_tables(root: str, source: Source) -> bool:
+    """Tell a dataset from a folder of images by what comes first, images before tables."""
+    for files in walk(root, recursive=True, enters=source.enters):
+        found = set(map(suffix, files))
+        if not found.isdisjoint(IMAGE_SUFFIXES | TABLE_SUFFIXES):
+            return found.isdisjoint(IMAGE_SUFFIXES)
+    return False
 
-    return any(walk(root, wanted, recursive=True, enters=source.globs.enter))
+
+def _holds_images(root: str, source: Source) -> bool:
+    below = chain.from_iterable(walk(root, recursive=True, enters=source.enters))
+    return any(suffix(path) in IMAGE_SUFFIXES and source.chooses(path) for path in below)
 
 
 def _from_file(path: str, source: Source) -> Iterator[Item]:
-    if not source.globs.choose(path):
+    if not source.chooses(path):
         return
     if suffix(path) in TABLE_SUFFIXES:
         name = path.rpartition("/")[2] if len(source.paths) == 1 else path
@@ -173,7 +144,7 @@ def _from_stdin(source: Source) -> Iterator[Item]:
             "There is no path on standard input", cause=cause, hint=source.hint("./images")
         )
     for path in map(os.fsdecode, filter(None, paths)):
-        if source.globs.choose(path):
+        if source.chooses(path):
             yield Item(path, (ImageRef(path),), _question(source))
 
 
@@ -195,23 +166,19 @@ def _from_questions(file: str, source: Source) -> Iterator[Item]:
     folder = _start_of_paths(file, source)
     number = 0
     asked: Counter[str] = Counter()
-    lines: dict[str, int] = {}
     for number, values in _lines(file):
         try:
             paths = _images_of(values)
-            if not all(map(source.globs.choose, paths)):
+            if not all(map(source.chooses, paths)):
                 continue
             id = as_text(values.get("id"))
             if id is None:  # the image, with a number from its second question on
                 id = "+".join(paths)
                 asked[id] += 1
                 id = id if asked[id] == 1 else f"{id}#{asked[id]}"
-            if id in lines:
-                raise ValueError(f"its id {id} is that of line {lines[id]}")
             question = _question_of(values, source)
         except ValueError as error:
             raise _bad_line(file, number, str(error)) from None
-        lines[id] = number
         images = tuple(ImageRef(join(folder, path)) for path in paths)
         yield Item(id, images, question, as_text(values.get("answer")))
     if not number:
@@ -233,15 +200,8 @@ def _start_of_paths(file: str, source: Source) -> str:
 
 def _lines(file: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the number and the values of each line."""
-    with _open(file) as binary:
-        # What is no UTF-8 survives, since paths need not be.
-        text = io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
-        yield from _csv(file, text) if suffix(file) == ".csv" else _jsonl(file, text)
-
-
-def _open(file: str) -> IO[bytes]:
     try:
-        return open_address(file) if is_address(file) else open(file, "rb")
+        binary = open_file(file)
     except MvwError:
         raise
     except Exception as error:  # the system's, and those of every package behind a protocol
@@ -251,6 +211,9 @@ def _open(file: str) -> IO[bytes]:
             cause=getattr(error, "strerror", None) or error_line(error),
             hint=f"ls {shlex.quote(folder)}",
         ) from None
+    # What is no UTF-8 survives, since paths need not be.
+    with io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text:
+        yield from _csv(file, text) if suffix(file) == ".csv" else _jsonl(file, text)
 
 
 def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -295,8 +258,6 @@ def _question_of(values: Mapping[str, Any], source: Source) -> str:
         raise ValueError("it lacks question, and there is no other question to ask")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("its question is empty or no text")
-    if any("\ud800" <= character <= "\udfff" for character in question):
-        raise ValueError("its question is not UTF-8")
     return question
 
 

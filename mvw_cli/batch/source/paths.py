@@ -1,7 +1,7 @@
 """What a command asks about: paths and a question, and the files below folders in a stable order.
 
-A folder's files come first, in natural order (`2.png` before `10.png`), then its subfolders; one
-folder's names are held at a time. Addresses with `://` go through fsspec, which comes with
+A folder's files come first, in natural order (`2.png` before `10.png`), then its subfolders.
+Addresses with `://` go through fsspec, which comes with
 huggingface_hub; the package behind a protocol (s3fs, gcsfs, adlfs, …) does not.
 """
 
@@ -11,7 +11,7 @@ import fnmatch
 import os
 import re
 import shlex
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -35,26 +35,6 @@ TABLE_SUFFIXES = frozenset((".parquet", ".arrow"))
 
 
 @dataclass(frozen=True, slots=True)
-class Globs:
-    """Which files are let through: some `include` pattern (if any) and no `exclude` pattern.
-
-    A pattern is matched with the path relative to the folder, where `*` also covers `/`, as in
-    `find -path`; one without a slash is matched with the name too.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def choose(self, path: str) -> bool:
-        """Whether a file is wanted, by its path with forward slashes."""
-        return (not self.include or _matches(path, self.include)) and self.enter(path)
-
-    def enter(self, path: str) -> bool:
-        """Whether a folder is wanted: only `exclude` counts."""
-        return not _matches(path, self.exclude)
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """Where the items of a run come from."""
 
@@ -66,7 +46,11 @@ class Source:
     """JSONL or CSV file with image, question, id and answer."""
     recursive: bool = False
     include: tuple[str, ...] = ()
+    """Glob patterns of files; all where there is none. A pattern is matched with the path relative
+    to the folder, where `*` covers `/` too, as in `find -path`; without a slash also with the name.
+    """
     exclude: tuple[str, ...] = ()
+    """The same of files and folders that are left out."""
     image_column: str | None = None
     question_column: str | None = None
     id_column: str | None = None
@@ -75,9 +59,13 @@ class Source:
     """The command that was typed, for hints: all that stands before a path, so with `--images` as
     its last word where folders go with that option."""
 
-    @property
-    def globs(self) -> Globs:
-        return Globs(self.include, self.exclude)
+    def chooses(self, path: str) -> bool:
+        """Whether a file is wanted, by its path with forward slashes."""
+        return (not self.include or _matches(path, self.include)) and self.enters(path)
+
+    def enters(self, path: str) -> bool:
+        """Whether a folder is wanted: only `exclude` counts."""
+        return not _matches(path, self.exclude)
 
     @property
     def help(self) -> str:
@@ -143,107 +131,62 @@ def join(folder: str, path: str) -> str:
     return os.path.join(folder, path)
 
 
-def walk(
-    root: str,
-    wants: Callable[[str], bool],
-    *,
-    recursive: bool,
-    enters: Callable[[str], bool] = lambda path: True,
-    visited: set[object] | None = None,
-) -> Iterator[str]:
-    """Yield the wanted files below a folder, by their paths relative to it, with forward slashes.
+def walk(root: str, *, recursive: bool, enters: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Yield the files of a folder and of those below it, folder by folder.
 
-    Hidden files and folders are left out. A link to a folder is followed after all true folders,
-    and only to where nobody has been: `visited` carries that from walk to walk.
+    They go by their paths relative to the root, with forward slashes. Hidden files and folders are
+    left out; a link to where the walk has been is not followed.
 
     Raises:
         MvwError: a folder cannot be read. One that vanishes meanwhile is left out.
     """
-    visited = set() if visited is None else visited
-    folders, links = [""], list[str]()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        here = identity(join(root, folder) if folder else root)
-        if here is None or here in visited:
+    visited: set[str] = set()
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        where = join(root, below) if below else root
+        here = where if is_address(where) else os.path.realpath(where)
+        if here in visited:
             continue
         visited.add(here)
-        files: list[str] = []
-        subfolders: list[str] = []
-        for name, is_folder, is_link in _scan(root, folder):
-            path = f"{folder}/{name}" if folder else name
-            if not is_folder:
-                if wants(path):
-                    files.append(path)
-            elif recursive and enters(path):
-                (links if is_link else subfolders).append(path)
-        files.sort(key=_rank)
-        yield from files
-        folders += sorted(subfolders, key=_rank, reverse=True)
-        links.sort(key=_rank)
+        entries = _entries(where)
+        names = sorted((name for name in entries if not name.startswith(".")), key=_rank)
+        paths = {f"{below}/{name}" if below else name: entries[name] for name in names}
+        yield [path for path, is_folder in paths.items() if not is_folder]
+        if recursive:
+            subfolders = [path for path, is_folder in paths.items() if is_folder and enters(path)]
+            folders += reversed(subfolders)
 
 
-def holds_any(folder: str, suffixes: Container[str]) -> bool:
-    """Whether a file with one of these endings lies directly in a folder."""
-    return any(
-        not is_folder and suffix(name) in suffixes for name, is_folder, _ in _scan(folder, "")
-    )
-
-
-def identity(folder: str) -> object | None:
-    """What a folder is, by whatever name; None where it has vanished."""
+def _entries(folder: str) -> dict[str, bool]:
+    """Return the names in a folder, and which of them are folders."""
     if is_address(folder):
-        return folder.rstrip("/")
+        with _reaching(folder):
+            filesystem, path = _resolve(folder)
+            found = {one["name"].rstrip("/"): one for one in filesystem.ls(path, detail=True)}
+        found.pop(path.rstrip("/"), None)  # object stores list a folder's own marker
+        return {name.rpartition("/")[2]: one["type"] == "directory" for name, one in found.items()}
     try:
-        status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _scan(root: str, folder: str) -> Iterator[tuple[str, bool, bool]]:
-    """Yield name, whether it is a folder and whether it is a link, of all that is not hidden."""
-    where = join(root, folder) if folder else root
-    if is_address(root):
-        with _reaching(where):
-            filesystem, path = _resolve(where)
-            found = filesystem.ls(path, detail=True)
-        for one in found:
-            address = one["name"].rstrip("/")
-            name = address.rpartition("/")[2]
-            # Object stores list a folder's own marker among its files.
-            if name and not name.startswith(".") and address != path.rstrip("/"):
-                yield name, one["type"] == "directory", False
-        return
-    try:
-        with os.scandir(where) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    yield entry.name, _is_folder(entry), entry.is_symlink()
+        with os.scandir(folder) as entries:
+            return {
+                # `is_dir` alone would raise for a link to where we may not look.
+                entry.name: entry.is_dir(follow_symlinks=False)
+                or (entry.is_symlink() and os.path.isdir(entry))
+                for entry in entries
+            }
     except FileNotFoundError:
-        return
+        return {}
     except OSError as error:
         raise MvwError(
-            f"Cannot read the folder {where}",
+            f"Cannot read the folder {folder}",
             cause=error.strerror,
-            hint=f"ls -ld {shlex.quote(where)}",
+            hint=f"ls -ld {shlex.quote(folder)}",
         ) from None
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to where we may not look: reading it will say so
-        return False
-
-
-def _rank(path: str) -> tuple[str, str]:
-    """Order numbers within a name by their value: their length goes before their digits."""
-    return re.sub("[0-9]+", _number, path.rpartition("/")[2]), path
-
-
-def _number(match: re.Match[str]) -> str:
-    digits = match[0].lstrip("0")
-    return f"{len(digits):03}{digits}"
+def _rank(name: str) -> tuple[str, str]:
+    """Order numbers within a name by their value."""
+    return re.sub("[0-9]+", lambda number: number[0].zfill(20), name), name
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
@@ -255,15 +198,17 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def open_address(address: str) -> IO[bytes]:
-    """Open a file for reading.
+def open_file(path: str) -> IO[bytes]:
+    """Open a file or an address for reading.
 
     Raises:
         UsageProblem: nobody here speaks the address's protocol.
-        Exception: whatever the package behind the protocol raises.
+        Exception: whatever the system or the package behind the protocol raises.
     """
-    filesystem, path = _resolve(address)
-    return cast("IO[bytes]", filesystem.open(path, "rb"))
+    if not is_address(path):
+        return open(path, "rb")
+    filesystem, where = _resolve(path)
+    return cast("IO[bytes]", filesystem.open(where, "rb"))
 
 
 def _resolve(address: str) -> tuple[Any, str]:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
-from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
-from mvw_cli.batch.source.paths import Source, join, open_address, suffix
+from mvw_cli.batch.items import ImageRef, Item, as_text
+from mvw_cli.batch.source.paths import Source, join, open_file, suffix
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line
 
@@ -39,7 +36,8 @@ class Table:
     def __init__(self, path: str) -> None:
         check_pyarrow(path, "read")
         self.path = path
-        self._file = _open(path)
+        # Through Python's own files: pyarrow's know no names that are not UTF-8.
+        self._file = open_file(path)
         try:
             self._parquet = self._open_parquet() if suffix(path) != ".arrow" else None
             self.schema = self._parquet.schema_arrow if self._parquet else self._arrow().schema
@@ -110,22 +108,6 @@ def _rows_at_once(metadata: Any, columns: Sequence[str], bytes_at_once: int) -> 
     return max(1, min(_ROWS, rows))
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    image: str
-    image_is_path: bool
-    question: str | None
-    id: str | None
-    answer: str | None
-
-    @property
-    def read(self) -> list[str]:
-        """What listing reads: all but images, if these are more than their paths."""
-        image = self.image if self.image_is_path else None
-        names = (image, self.question, self.id, self.answer)
-        return list(dict.fromkeys(name for name in names if name))
-
-
 def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
     """Yield the rows of a table as items; `name` is what their ids begin with.
 
@@ -134,12 +116,14 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
     """
     try:
         with closing(Table(path)) as table:
-            columns = _choose(table, source)
-            for first, batch in table.batches(columns.read):
-                values = {column: batch.column(column).to_pylist() for column in columns.read}
-                for index in range(batch.num_rows):
-                    row = {column: listed[index] for column, listed in values.items()}
-                    yield _item(path, name, first + index, row, columns, source)
+            columns = _columns(table, source)
+            is_path = str(table.schema.field(columns["image"]).type).startswith(_TEXT)
+            # All but images, if these are more than their paths.
+            read = {column for role, column in columns.items() if role != "image" or is_path}
+            for first, batch in table.batches([*read]):
+                for number, row in enumerate(batch.select([*read]).to_pylist(), first):
+                    values = {role: row.get(column) for role, column in columns.items()}
+                    yield _item(path, name, number, values, columns["image"], source)
     except MvwError:
         raise
     except Exception as error:  # pyarrow's, the file system's, those of fsspec's backends
@@ -163,12 +147,13 @@ def check_pyarrow(table: str, action: str) -> None:
 
 
 def _item(
-    path: str, name: str, number: int, row: dict[str, Any], columns: _Columns, source: Source
+    path: str, name: str, number: int, values: dict[str, Any], column: str, source: Source
 ) -> Item:
-    image = ImageRef(path, number, columns.image)
-    if columns.image_is_path and row[columns.image]:
-        image = ImageRef(join(os.path.dirname(path), row[columns.image]))
-    question = row[columns.question] if columns.question else None
+    """Make an item of a row's values by their roles; `column` is that of the image."""
+    image = ImageRef(path, number, column)
+    if values["image"]:
+        image = ImageRef(join(os.path.dirname(path), values["image"]))
+    question = as_text(values.get("question"))
     if question is None:
         question = source.question
     if question is None:
@@ -177,49 +162,38 @@ def _item(
             cause="nor is there another question to ask",
             hint=source.hint(path),
         )
-    id = as_text(row[columns.id]) if columns.id else None
-    reference = as_text(row[columns.answer]) if columns.answer else None
+    id = as_text(values.get("id"))
+    reference = as_text(values.get("answer"))
     return Item(f"{name}#{number}" if id is None else id, (image,), question, reference)
 
 
-def _choose(table: Table, source: Source) -> _Columns:
-    """Find the columns: those that were named, else those with the usual names."""
+def _columns(table: Table, source: Source) -> dict[str, str]:
+    """Find the columns by their roles: those that were named, else those with the usual names."""
     types = {name: table.schema.field(name).type for name in table.schema.names}
-
-    def column(usual: str, named: str | None) -> str | None:
-        if named is not None and named not in types:
-            raise UsageProblem(
-                f"There is no column {named} in {table.path}",
-                cause=f"its columns are: {', '.join(types)}",
-                hint=source.hint(table.path),
-            )
-        return named or (usual if usual in types else None)
-
-    def wrong_type(name: str, role: str, wanted: str) -> UsageProblem:
-        held = str(types[name])
-        held = held if len(held) < 60 else f"{held[:57]}..."
-        return UsageProblem(
-            f"The column {name} of {table.path} holds no {role}s",
-            cause=f"it holds {held}, not {wanted}",
-            hint=source.hint(table.path, f"--{role}-column", "NAME"),
-        )
-
-    image = column("image", source.image_column)
-    if image is None:
+    given = {
+        "image": source.image_column,
+        "question": source.question_column,
+        "id": source.id_column,
+        "answer": source.answer_column,
+    }
+    columns = {role: name or role for role, name in given.items() if name or role in types}
+    missing = [name for name in columns.values() if name not in types]
+    if missing or "image" not in columns:
         likely = [name for name, kind in types.items() if _is_image(kind)] or ["NAME"]
+        hint = source.hint(table.path, *([] if missing else ["--image-column", likely[0]]))
         raise UsageProblem(
-            f"There is no column image in {table.path}",
+            f"There is no column {missing[0] if missing else 'image'} in {table.path}",
             cause=f"its columns are: {', '.join(types) or 'none'}",
-            hint=source.hint(table.path, "--image-column", likely[0]),
+            hint=hint,
         )
-    is_path = str(types[image]).startswith(_TEXT)
-    if not is_path and not _is_image(types[image]):
-        raise wrong_type(image, "image", "bytes, paths or both")
-    question = column("question", source.question_column)
-    if question is not None and not str(types[question]).startswith(_TEXT):
-        raise wrong_type(question, "question", "text")
-    id, answer = column("id", source.id_column), column("answer", source.answer_column)
-    return _Columns(image, is_path, question, id, answer)
+    kind = types[columns["image"]]
+    if not str(kind).startswith(_TEXT) and not _is_image(kind):
+        raise UsageProblem(
+            f"The column {columns['image']} of {table.path} holds no images",
+            cause=f"it holds {str(kind)[:60]}, not bytes, paths or both",
+            hint=source.hint(table.path, "--image-column", "NAME"),
+        )
+    return columns
 
 
 def _is_image(kind: Any) -> bool:
@@ -233,7 +207,7 @@ class Cells:
     """Reads cells for one thread. Holds at most two batches and two open files."""
 
     def __init__(self) -> None:
-        self._columns: OrderedDict[tuple[str, str], _Column] = OrderedDict()
+        self._columns: dict[tuple[str, str], _Column] = {}
 
     def cell(self, path: str, row: int, column: str) -> Any:
         """Return a cell as Python's own kind of value.
@@ -252,13 +226,14 @@ class Cells:
             raise
         self._columns[key] = reader
         if len(self._columns) > _OPEN:
-            self._columns.popitem(last=False)[1].table.close()
+            self._columns.pop(next(iter(self._columns))).table.close()
         return found
 
     def close(self) -> None:
         """Close the files."""
-        while self._columns:
-            self._columns.popitem()[1].table.close()
+        for reader in self._columns.values():
+            reader.table.close()
+        self._columns.clear()
 
 
 class _Column:
@@ -285,16 +260,3 @@ class _Column:
     def _changed(self, row: int, cause: str) -> MvwError:
         image = ImageRef(self.table.path, row, self._name)
         return MvwError(f"Cannot read the image {image}", cause=f"{cause}; the table has changed")
-
-
-def _open(path: str) -> IO[bytes]:
-    """Open through Python's own files: pyarrow's know no names that are not UTF-8."""
-    if is_address(path):
-        return open_address(path)
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise UsageProblem(
-            f"Cannot read the table {path}",
-            cause="it is no regular file",
-            hint=f"ls -l {shlex.quote(path)}",
-        )
-    return open(path, "rb")

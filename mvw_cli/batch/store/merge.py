@@ -129,7 +129,10 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
             file.rewrite(_kept_lines(ordered, index, {n for _, n in listed}, found))
         except OSError as error:
             raise cannot_write(output, error, "the logs are as they were") from None
-        _describe(log, name, _sidecar(shards, run, listed))
+        known = [one.sidecar.fingerprint for one in shards if one.sidecar is not None]
+        fitting = [one for one in known if run is None or one.short == run]
+        settings = max(fitting, key=lambda one: one.settled, default=None)
+        _describe(log, name, None if settings is None else Sidecar(settings, listed))
     if is_table(target):
         export(log_of(target), target)
     kept = index.answered + index.failed
@@ -226,16 +229,6 @@ def _common_run(shards: Sequence[Shard], output: str) -> str | None:
             hint=shlex.join(["mvw", "merge", *fitting, "-o", output]),
         )
     return run
-
-
-def _sidecar(
-    shards: Sequence[Shard], run: str | None, listed: Mapping[ShardId, int]
-) -> Sidecar | None:
-    """Return the settings of all records; None where no log has them beside it."""
-    known = [shard.sidecar.fingerprint for shard in shards if shard.sidecar is not None]
-    fitting = [one for one in known if run is None or one.short == run]
-    found = max(fitting, key=lambda one: one.settled, default=None)
-    return None if found is None else Sidecar(found, listed)
 
 
 def _describe(log: Path, name: str, sidecar: Sidecar | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,7 @@ from concurrent.futures import Future
 from itertools import islice
 from queue import SimpleQueue
 
-from mvw_cli.batch.items import ImageRef, Item, shard_of
+from mvw_cli.batch.items import Item, shard_of
 from mvw_cli.batch.source.reading import hash_images
 from mvw_cli.batch.store.log import RecordLog
 from mvw_cli.batch.store.record import clean
@@ -67,7 +66,7 @@ class WorkList:
 
 def _check_repeat(item: Item, other: Item | None) -> None:
     """Let the same item pass a second time, and refuse another of the same name."""
-    if other is None or (item.question == other.question and _real(item) == _real(other)):
+    if other is None or (item.images, item.question) == (other.images, other.question):
         return
     one, two = (", ".join(map(str, images)) for images in (other.images, item.images))
     raise UsageProblem(
@@ -75,10 +74,6 @@ def _check_repeat(item: Item, other: Item | None) -> None:
         cause=f"one is {one}, the other {two}",
         hint="mvw batch --help",
     )
-
-
-def _real(item: Item) -> list[ImageRef]:
-    return [ImageRef(os.path.realpath(i.path), i.row, i.column) for i in item.images]
 
 
 def pending(

@@ -70,11 +70,6 @@ def test_any_other_error_is_its_type_and_first_line(error: Exception, message: s
     assert record["timings"]["read_ms"] == 3.0
 
 
-def test_a_timing_that_no_record_has_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="queue_ms"):
-        ok("a", timings={"queue_ms": 1.0})
-
-
 NASTY = '\n\r\x00\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\t"\\ é 🙂'
 
 
