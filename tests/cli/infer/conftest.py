@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from plugin_path import plugin_path as counted_as_installed
 from processes import Ran
-
-HELPERS = Path(__file__).parents[2] / "helpers"
 
 
 @pytest.fixture
@@ -26,12 +25,7 @@ def picture(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def plugin_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PYTHONPATH on which the scripted plugin counts as installed."""
-    folder = tmp_path_factory.mktemp("plugin")
-    info = folder / "mvw_scripted-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mvw-scripted\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mvw]\nscripted = scripted\n")
-    return f"{folder}{os.pathsep}{HELPERS}"
+    return counted_as_installed(tmp_path_factory.mktemp("plugin"), "scripted")
 
 
 @pytest.fixture

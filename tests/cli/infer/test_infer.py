@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -84,10 +83,6 @@ def test_quiet_says_nothing(infer: Infer) -> None:
     result = infer("-q", "--m", "4", "--show-reasoning")
     assert (result.code, result.err) == (0, "")
     assert ANSWER.fullmatch(result.out)
-
-
-def test_quiet_still_says_errors(infer: Infer) -> None:
-    assert "There is no image" in infer("-q", image="nothing.png").err
 
 
 def test_verbose_says_what_runs_and_how_long(infer: Infer, tiny: str) -> None:
@@ -193,10 +188,6 @@ def test_no_withdrawal_in_the_document(infer: Infer) -> None:
     assert found["timings"]["withdrawal_ms"] is None
 
 
-def test_the_document_holds_what_stdout_would_have(infer: Infer) -> None:
-    assert document(infer("--json"))["answer"] + "\n" == infer().out
-
-
 # --- options ---
 
 
@@ -213,14 +204,6 @@ def test_options_reach_the_engine(infer: Infer) -> None:
     assert (found["model"]["dtype"], found["model"]["attention"]) == ("bfloat16", "eager")
 
 
-def test_sampling_follows_the_seed(infer: Infer) -> None:
-    def text(seed: int) -> str:
-        return infer("--temperature", "5", "--seed", str(seed)).out
-
-    assert text(1) == text(1)
-    assert len({text(seed) for seed in range(4)}) > 1
-
-
 def test_an_option_that_is_not_given_leaves_the_profile_alone(
     infer: Infer, tiny: str, tmp_path: Path
 ) -> None:
@@ -229,24 +212,19 @@ def test_an_option_that_is_not_given_leaves_the_profile_alone(
         f"adapter: hf\nmodel: {tiny}\nwithdrawal: {{m: 3}}\n"
         "generation: {max_new_tokens: 7, seed: 5}\n"
     )
-    values = document(infer("--profile", str(path), "--json", model=False))["profile"]["values"]
-    assert values["withdrawal"]["m"] == 3
-    assert (values["generation"]["max_new_tokens"], values["generation"]["seed"]) == (7, 5)
     found = document(infer("--profile", str(path), "-m", "2", "--json", model=False))
+    generation = found["profile"]["values"]["generation"]
     assert found["withdrawal"]["step"] == 2
+    assert (generation["max_new_tokens"], generation["seed"]) == (7, 5)
 
 
-def test_max_pixels(infer: Infer) -> None:
-    [image] = document(infer("--set", "images.max_pixels=300", "--json"))["images"]
-    assert (image["width_px"], image["height_px"]) == (20, 15)
-    assert image["original_width_px"] == 40
-
-
-def test_further_images(infer: Infer, tmp_path: Path) -> None:
+def test_further_images_are_scaled_as_the_first(infer: Infer, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     Image.new("RGB", (10, 10)).save(other)
-    found = document(infer("--image", str(other), "--json"))
-    assert [Path(image["path"]).name for image in found["images"]] == ["picture.png", "other.png"]
+    found = document(infer("--image", str(other), "--set", "images.max_pixels=300", "--json"))
+    one, two = found["images"]
+    assert [Path(image["path"]).name for image in (one, two)] == ["picture.png", "other.png"]
+    assert (one["width_px"], one["height_px"], one["original_width_px"]) == (20, 15, 40)
     assert found["vision_tokens"] == 32
 
 
@@ -255,108 +233,45 @@ def test_an_image_from_standard_input(infer: Infer, picture: Path) -> None:
     found = document(infer("--json", image="-", stdin=data))
     assert found["images"][0]["path"] == "-"
     assert found["images"][0]["sha256"] == hashlib.sha256(data).hexdigest()
-    assert found["answer"] == document(infer("--json"))["answer"]
+    assert found["answer"] + "\n" == infer().out
 
 
 # --- refusals ---
 
 
-@pytest.mark.parametrize("m", ["0", "-3"])
-def test_m_has_a_range(infer: Infer, m: str) -> None:
-    result = infer(f"--m={m}")
-    assert (result.code, result.out) == (2, "")
-    assert f"{m} is not in the range x>=1" in result.err
-
-
 @pytest.mark.parametrize(
-    "options",
+    ("options", "code"),
     [
-        ("--no-withdrawal", "--policy", "mvw"),
-        ("--m", "4", "--set", "withdrawal.m=5"),
+        (("--m", "4", "--set", "withdrawal.m=5"), 2),
+        (("--no-withdrawal", "--m", "4"), 2),
+        (("--set", "generation.sede=3"), 2),
+        (("--dtype", "float12"), 2),
+        (("--device", "cuda:99"), 2),
+        (("--profile", "nowhere"), 2),
+        (("--policy", "nothing"), 4),
+        (("--adapter", "unknown"), 4),
     ],
 )
-def test_contradictions(infer: Infer, options: tuple[str, ...]) -> None:
-    first = refused(infer(*options), 2)[0]
-    assert first.endswith("contradict each other")
-    assert all(option in first for option in options if option.startswith("--m"))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--policy", "none", "--m", "4"),
-        ("--no-withdrawal", "--m", "4"),
-        ("--no-withdrawal", "--set", "withdrawal.m=4"),
-        ("--m", "4", "--set", "withdrawal.policy=none"),
-    ],
-)
-def test_none_has_no_fields(infer: Infer, options: tuple[str, ...]) -> None:
-    assert refused(infer(*options), 2)[0].endswith("m: policy `none` has no field `m`")
-
-
-def test_no_withdrawal_says_the_same_as_policy_none(infer: Infer) -> None:
-    assert infer("--no-withdrawal", "--policy", "none").code == 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--set", "generation.seed"),
-        ("--set", "generation.sede=3"),
-        ("--policy", "nothing"),
-        ("--dtype", "float12"),
-        ("--device", "cuda:99"),
-        ("--profile", "nowhere"),
-        ("--until", ""),
-    ],
-)
-def test_wrong_values(infer: Infer, options: tuple[str, ...]) -> None:
-    result = infer(*options)
-    refused(result, 4 if "--policy" in options else 2)
-
-
-def test_unknown_adapter(infer: Infer) -> None:
-    refused(infer("--adapter", "unknown"), 4)
-
-
-@pytest.mark.parametrize("image", ["nothing.png", "", "https://example.com/a.png"])
-def test_missing_image(infer: Infer, image: str) -> None:
-    refused(infer(image=image or "/", model=False), 6)
+def test_wrong_values(infer: Infer, options: tuple[str, ...], code: int) -> None:
+    refused(infer(*options), code)
 
 
 def test_bad_images_are_found_before_the_model_is_loaded(infer: Infer, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"no image")
     refused(infer("--model", "nobody/nothing", image=path, model=False), 6)
-    refused(infer(image=path), 6)
+    refused(infer(image="nothing.png"), 6)
     refused(infer("--image", str(path)), 6)
     assert refused(infer(image="-"), 6)[0] == "Error: Standard input is empty"
 
 
-def test_questions_that_are_none(infer: Infer) -> None:
+def test_what_asks_nothing_or_too_much_is_refused(infer: Infer) -> None:
     refused(infer(question="  "), 2)
     refused(infer(question="caf\udce9"), 2)
-
-
-def test_standard_input_holds_one_image(infer: Infer) -> None:
     refused(infer("--image", "-", image="-"), 2)
 
 
 # --- -o ---
-
-
-def test_output_file(infer: Infer, tmp_path: Path) -> None:
-    path = tmp_path / "answer.txt"
-    result = infer("-o", str(path))
-    assert (result.code, result.out) == (0, "")
-    assert path.read_text() == infer().out
-    assert path.stat().st_mode & 0o777 == 0o644 & ~_umask()
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def test_output_file_is_replaced_with_its_permissions(infer: Infer, tmp_path: Path) -> None:
@@ -364,11 +279,11 @@ def test_output_file_is_replaced_with_its_permissions(infer: Infer, tmp_path: Pa
     path.write_text("x" * 100_000)
     path.chmod(0o600)
     link.symlink_to(path)
-    assert infer("--json", "-o", str(link)).code == 0
+    result = infer("--json", "-o", str(link))
+    assert (result.code, result.out) == (0, "")
     assert link.is_symlink()
     assert path.read_text().startswith("{\n") and path.read_text().endswith("}\n")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert {p.name for p in tmp_path.iterdir()} >= {"answer.json", "link.json", "picture.png"}
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
@@ -378,7 +293,7 @@ def test_output_to_stdout_and_to_a_device(infer: Infer) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("place", ["missing/answer.txt", "", "picture.png/answer.txt", "a" * 300])
+@pytest.mark.parametrize("place", ["missing/answer.txt", ""])
 def test_output_that_can_not_be_written_is_refused_before_loading(
     infer: Infer, tmp_path: Path, place: str
 ) -> None:

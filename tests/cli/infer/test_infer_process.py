@@ -155,14 +155,17 @@ def _read_until(descriptor: int, mark: bytes) -> bytes:
     return found
 
 
-def test_ctrl_c_while_the_text_is_shown(command: list[str], environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_the_text_is_shown(
+    command: list[str], environment: dict[str, str], presses: int
+) -> None:
     env = environment | {"SCRIPT_TEXT": LONG, "SCRIPT_PACE_S": "0.05"}
-    code, out, err, seconds = interrupted(
-        [*command, "--show-reasoning", "--max-new-tokens", "5000"], env, b"word word"
-    )
+    options = ["--show-reasoning", "--max-new-tokens", "5000"]
+    code, out, err, seconds = interrupted([*command, *options], env, b"word word", presses=presses)
     assert (code, out) == (130, b"")
     assert seconds < 5  # the text alone would take minutes
-    assert re.fullmatch(rb"word( word)+\nInterrupted\.\n", err)
+    assert re.fullmatch(rb"word( word)+\nInterrupted\.\n", err) or presses == 2
+    assert b"Traceback" not in err
 
 
 def test_ctrl_c_keeps_a_text_that_was_hidden(
@@ -176,22 +179,13 @@ def test_ctrl_c_keeps_a_text_that_was_hidden(
     assert re.fullmatch(rb"vision withdrawn .* freed\nword( word)+\nInterrupted\.\n", err)
 
 
-def test_ctrl_c_twice(command: list[str], environment: dict[str, str]) -> None:
-    env = environment | {"SCRIPT_TEXT": LONG, "SCRIPT_PACE_S": "0.05"}
-    options = ["--show-reasoning", "--max-new-tokens", "5000"]
-    code, _, err, seconds = interrupted([*command, *options], env, b"word", presses=2)
-    assert code == 130
-    assert seconds < 5  # the text alone would take minutes
-    assert b"Traceback" not in err
-
-
 def test_ctrl_c_deep_inside_pytorch(command: list[str], environment: dict[str, str]) -> None:
     code, _, err, seconds = interrupted(command, environment | {"SCRIPT_BUSY_LOAD": "1"}, b"busy\n")
     assert (code, err) == (130, b"busy\nInterrupted.\n")
     assert seconds < 5
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("delay_s", [0.0, 1.0])
 def test_ctrl_c_while_importing_and_loading(
     command: list[str], environment: dict[str, str], delay_s: float
 ) -> None:
@@ -239,20 +233,6 @@ def test_an_ignored_sigint_stays_ignored(command: list[str], environment: dict[s
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, b"a b c d\n")
-
-
-def test_sigterm_ends_as_usual(command: list[str], environment: dict[str, str]) -> None:
-    process = subprocess.Popen(
-        [*command, "--show-reasoning", "--max-new-tokens", "5000"],
-        env=environment | {"SCRIPT_TEXT": LONG, "SCRIPT_PACE_S": "0.05"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr
-    _read_until(process.stderr.fileno(), b"word")
-    process.terminate()
-    process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGTERM
 
 
 # --- on a terminal ---

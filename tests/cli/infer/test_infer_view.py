@@ -92,15 +92,6 @@ def test_quiet(terminal: Shown) -> None:
     assert (terminal(), view.on_interrupt()) == ("", "")
 
 
-def test_no_color(terminal: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    view = View(show_text=None)
-    view.loading("a")
-    view.loaded()
-    play(view, "one", " two")
-    assert terminal() == f"Loading a …\r\x1b[Kone two\n── {MARK} ──\n"
-
-
 def test_a_terminal_without_box_characters(
     terminal: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:

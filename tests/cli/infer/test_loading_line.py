@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from mvw_cli.cli import stderr_view
-from mvw_cli.cli.stderr_view import ERASE, StderrView, loading_progress, terminal_width
+from mvw_cli.cli.stderr_view import ERASE, StderrView, loading_progress
 
 
 class Terminal(io.StringIO):
@@ -114,11 +114,6 @@ def test_interrupted_it_writes_no_more(terminal: Terminal) -> None:
     sleep(0.05)
     assert len(terminal.written) == count
     view.loaded()
-
-
-def test_a_descriptor_that_is_no_terminal(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w") as file:
-        assert terminal_width(file.fileno()) == 80
 
 
 # -- what is fetched ------------------------------------------------------------------------------
