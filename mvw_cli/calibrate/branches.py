@@ -14,46 +14,26 @@ Whatever shows that the branches would not be exact raises `NotExact`: the calle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.engine.layer_exits import cut_rows, hidden_of, silent
+from mvw_cli.engine.layer_exits import cut_rows, decoder_layers, hidden_of, silent
 from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.prefill import prepare
 from mvw_cli.engine.types import GenerationSettings, NotExact
 from mvw_cli.oracle.masked import extended
 
+T = TypeVar("T")
+CrossAttention = Literal["skip", "mlp"]
 LOGIT_BYTES = 2**28
 """Of the logits of one pass, in float32; with more, the branches go in several passes."""
-
-
-@dataclass(slots=True)
-class _Branches:
-    """What is known while the layers go by."""
-
-    starts: Sequence[int]
-    rows: Tensor
-    """Places of the rows that a branch has.  # (R,) long"""
-    length: int
-    """Rows of the full run."""
-    tokens: int
-    """Last rows whose logits are wanted."""
-    cross_layers: Sequence[int]
-    keep_mlp: bool
-    begun: Tensor | None = None
-    """One branch after the other.  # (B, R, D)"""
-    returned: Tensor | None = None
-    """What the layer before has made of the full run's rows that branches have.  # (1, R, D)"""
-    busy: bool = False
-    """Whether the layer runs for the branches, and not for the model."""
-    seen: set[int] = field(default_factory=set)
 
 
 @torch.inference_mode()
@@ -64,7 +44,7 @@ def branch_logits(
     starts: Sequence[int],
     *,
     tokens: int = 1,
-    cross_attention: Literal["skip", "mlp"] = "skip",
+    cross_attention: CrossAttention = "skip",
 ) -> Tensor:
     """Run the full model and all branches; return the logits of the last rows of each.
 
@@ -85,36 +65,37 @@ def branch_logits(
         NotExact: the model's layers can't be run this way.
     """
     cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise NotExact("its decoder has no list of layers")
+    layers = decoder_layers(model)
     prompt = int(inputs["input_ids"].shape[1])
-    hidden = torch.zeros(prompt, dtype=torch.bool) if cross_layers else layout.entries.cpu()
-    if bool(hidden[prompt - tokens :].any()):
+    vision = torch.zeros(prompt, dtype=torch.bool) if cross_layers else layout.entries.cpu()
+    if bool(vision[prompt - tokens :].any()):
         raise NotExact("its prompt ends with a vision token")
-    run = _Branches(
-        starts=list(starts),
-        rows=(~hidden).nonzero()[:, 0],
+    branches = _Branches(
+        starts=starts,
+        rows=(~vision).nonzero()[:, 0],
         length=prompt,
         tokens=tokens,
         cross_layers=cross_layers,
         keep_mlp=cross_attention == "mlp",
     )
-    wanted = (1 + len(run.starts)) * tokens
+    wanted = (1 + len(starts)) * tokens
     prepared = prepare(model, inputs, GenerationSettings(max_new_tokens=1, temperature=0))
     model_inputs = model.prepare_inputs_for_generation(
         prepared.input_ids, is_first_iteration=True, **prepared.model_kwargs
     )
-    with _branching(layers, run):
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            before = partial(branches.before, number)
+            after = partial(branches.after, number, number == len(layers) - 1)
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
         output = model(**{**model_inputs, "logits_to_keep": wanted}, return_dict=True)
-    if len(run.seen) != len(layers):
+    if branches.ran != len(layers):
         raise NotExact("not every layer has run")
     logits: Tensor = output.logits
-    added = len(run.starts) * tokens
-    if logits.ndim != 3 or logits.shape[1] not in (wanted, prompt + added):
+    if logits.ndim != 3 or logits.shape[1] not in (wanted, prompt + len(starts) * tokens):
         raise NotExact("its logits are not those of the rows that its last layer returns")
-    return logits[0, -wanted:].reshape(1 + len(run.starts), tokens, -1)
+    return logits[0, -wanted:].reshape(1 + len(starts), tokens, -1)
 
 
 def branches_along(
@@ -124,7 +105,7 @@ def branches_along(
     starts: Sequence[int],
     answer: Sequence[int] = (),
     *,
-    cross_attention: Literal["skip", "mlp"] = "skip",
+    cross_attention: CrossAttention = "skip",
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Run all branches along an answer, in as few passes as memory allows.
 
@@ -148,107 +129,145 @@ def branches_along(
     size = max(1, LOGIT_BYTES // (4 * rows * vocabulary) - 1)
     for first in range(0, max(1, len(starts)), size):
         group = starts[first : first + size]
-        yield (
-            group,
-            branch_logits(
-                model, inputs, layout, group, tokens=rows, cross_attention=cross_attention
-            ),
+        logits = branch_logits(
+            model, inputs, layout, group, tokens=rows, cross_attention=cross_attention
         )
+        yield group, logits
 
 
-@contextmanager
-def _branching(layers: nn.ModuleList, run: _Branches) -> Iterator[None]:
-    """Let each layer take the branches along; the hooks are removed on the way out."""
-    last = len(layers) - 1
-    with ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            before = partial(_before, run, number)
-            after = partial(_after, run, number, number == last)
-            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
-        yield
+def judge_layers(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    layout: VisionLayout,
+    judge: Callable[[Tensor, Tensor], T],
+    answer: Sequence[int] = (),
+    *,
+    first: int = 0,
+    cross_attention: CrossAttention = "skip",
+    tick: Callable[[], None] = lambda: None,
+) -> list[T]:
+    """Compare the run whose vision leaves before a layer with the full run, for each layer.
+
+    Args:
+        judge: called with the logits of both along the answer, # (T, V).
+        first: the first layer that is tried.
+        tick: called after each pass; what it raises ends the comparison.
+
+    Returns:
+        What `judge` says of the layers from `first` on; last of all, of the full run itself.
+
+    Raises:
+        NotExact: as `branch_logits`.
+    """
+    layers = len(decoder_layers(model))
+    cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
+    starts = [layer for layer in cross_layers or range(layers) if layer >= first]
+    found: dict[int, T] = {}
+    for group, logits in branches_along(
+        model, inputs, layout, starts, answer, cross_attention=cross_attention
+    ):
+        tick()
+        for start, branch in zip((*group, layers), (*logits[1:], logits[0]), strict=True):
+            found[start] = judge(branch, logits[0])
+    # Between two cross-attention layers vision does not matter, nor after the last one.
+    return [
+        found[next(start for start in (*starts, layers) if start >= layer)]
+        for layer in range(first, layers + 1)
+    ]
 
 
-def _before(
-    run: _Branches, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Begin a branch where one starts."""
-    if run.busy:
-        return
-    hidden = hidden_of(args, kwargs)
-    if hidden.ndim != 3 or hidden.shape[:2] != (1, run.length):
-        raise NotExact(f"layer {number} does not read the prompt as it is")
-    text = hidden[:, run.rows.to(hidden.device)]
-    if run.returned is not None and not torch.equal(run.returned.to(text.device), text):
-        raise NotExact(f"what layer {number} reads is not what the layer before has returned")
-    if number in run.starts:
-        moved = None if run.begun is None else run.begun.to(text.device)
-        run.begun = text if moved is None else torch.cat([moved, text])
+@dataclass(slots=True)
+class _Branches:
+    """The branches of one pass, and the hooks that let the decoder layers take them along."""
+
+    starts: Sequence[int]
+    rows: Tensor
+    """Places of the rows that a branch has.  # (R,) long"""
+    length: int
+    """Rows of the full run."""
+    tokens: int
+    """Last rows whose logits are wanted."""
+    cross_layers: Sequence[int]
+    keep_mlp: bool
+    begun: Tensor | None = None
+    """One branch after the other.  # (B, R, D)"""
+    returned: Tensor | None = None
+    """What the layer before has made of the full run's rows that branches have.  # (1, R, D)"""
+    ran: int = 0
+    """Layers that have run."""
+
+    def before(
+        self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Begin a branch where one starts."""
+        hidden = hidden_of(args, kwargs)
+        if hidden.ndim != 3 or hidden.shape[:2] != (1, self.length):
+            raise NotExact(f"layer {number} does not read the prompt as it is")
+        text = hidden[:, self.rows.to(hidden.device)]
+        if self.returned is not None and not torch.equal(self.returned.to(text.device), text):
+            raise NotExact(f"what layer {number} reads is not what the layer before has returned")
+        if number in self.starts:
+            begun = [] if self.begun is None else [self.begun.to(text.device)]
+            self.begun = torch.cat([*begun, text])
+
+    def after(
+        self,
+        number: int,
+        is_last: bool,
+        layer: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        """Run the branches through the layer; behind the last one, lay them behind the full run."""
+        first = _states(output)
+        if not isinstance(first, Tensor) or first.shape[:2] != (1, self.length):
+            raise NotExact(f"layer {number} does not return the rows that it reads")
+        self.ran += 1
+        self.returned = first[:, self.rows.to(first.device)]
+        if self.begun is None:
+            return None
+        if number not in self.cross_layers or self.keep_mlp:
+            self.begun = self._through(self.begun, number, layer, args, kwargs)
+        if not is_last:
+            return None
+        ends = self.begun[:, -self.tokens :].to(first.device)  # (B, tokens, D)
+        longer = torch.cat([first, ends.reshape(1, -1, first.shape[-1])], dim=1)
+        return (longer, *output[1:]) if isinstance(output, tuple) else longer
+
+    def _through(
+        self,
+        begun: Tensor,
+        number: int,
+        layer: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Run one layer for all branches.  # (B, R, D)"""
+        if len(args) > 1:
+            raise NotExact(f"layer {number} takes more than its hidden states by position")
+        device = hidden_of(args, kwargs).device
+        rows = self.rows.to(device)
+        given = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        if len(rows) < self.length:
+            given = {
+                name: cut_rows(number, name, value, rows, self.length)
+                for name, value in given.items()
+            }
+        for name, value in (("past_key_values", None), ("use_cache", False)):
+            if name in given:
+                given[name] = value
+        size = max(1, self.length // len(rows))
+        with ExitStack() as stack:
+            if number in self.cross_layers:
+                # Without states of their own the keys would be asked of a cache; what they give
+                # counts for nothing here. The states are those of one sequence.
+                stack.enter_context(silent(layer.cross_attn))
+                size = 1
+            # Not `layer(...)`: its hooks are for the model's own run.
+            done = [layer.forward(part, **given) for part in torch.split(begun.to(device), size)]
+        return torch.cat([_states(one) for one in done])
 
 
-def _after(
-    run: _Branches,
-    number: int,
-    is_last: bool,
-    layer: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Any,
-) -> Any:
-    """Run the branches through the layer; behind the last one, lay them behind the full run."""
-    if run.busy:
-        return None
-    first = output[0] if isinstance(output, tuple) else output
-    if not isinstance(first, Tensor) or first.shape[:2] != (1, run.length):
-        raise NotExact(f"layer {number} does not return the rows that it reads")
-    run.seen.add(number)
-    run.returned = first[:, run.rows.to(first.device)]
-    if run.begun is not None and not (number in run.cross_layers and not run.keep_mlp):
-        run.busy = True
-        try:
-            run.begun = _through(run, number, layer, args, kwargs)
-        finally:
-            run.busy = False
-    if not is_last or run.begun is None:
-        return None
-    ends = run.begun[:, -run.tokens :].to(first.device)  # (B, tokens, D)
-    longer = torch.cat([first, ends.reshape(1, -1, first.shape[-1])], dim=1)
-    return (longer, *output[1:]) if isinstance(output, tuple) else longer
-
-
-def _through(
-    run: _Branches, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
-    """Run one layer for all branches.  # (B, R, D)"""
-    assert run.begun is not None
-    if len(args) > 1:
-        raise NotExact(f"layer {number} takes more than its hidden states by position")
-    device = hidden_of(args, kwargs).device
-    rows = run.rows.to(device)
-    whole = len(rows) == run.length
-    without = {"past_key_values": None, "use_cache": False}
-    given = {
-        name: value if whole else cut_rows(number, name, value, rows, run.length)
-        for name, value in kwargs.items()
-        if name not in ("hidden_states", *without)
-    }
-    given |= {name: value for name, value in without.items() if name in kwargs}
-    size = max(1, run.length // len(rows))
-    done = []
-    with ExitStack() as stack:
-        if number in run.cross_layers:
-            # Without states of their own the keys would be asked of a cache; what they give counts
-            # for nothing here.
-            stack.enter_context(silent(layer.cross_attn))
-        for chunk in torch.split(run.begun.to(device), size):
-            if number in run.cross_layers:
-                pieces = [layer(one[None], **given) for one in chunk]
-                done += [_states(piece) for piece in pieces]
-            else:
-                done.append(_states(layer(chunk, **given)))
-    return torch.cat(done)
-
-
-def _states(output: Any) -> Tensor:
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states
+def _states(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from statistics import fmean, quantiles
 from time import perf_counter
 from typing import Any, ClassVar
@@ -18,29 +19,18 @@ from typing import Any, ClassVar
 from mvw_cli.bench.documents import BASELINE
 from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.bench.quality.answers import (
-    Row,
     Unanswerable,
     agreement,
     agreement_interval,
     without_image,
 )
 from mvw_cli.bench.quality.divergence import Divergence, Tick, divergences
-from mvw_cli.bench.verdict.suggest import Loss, loss_of
-from mvw_cli.calibrate.mvw import answers_of, given_from_dict
-from mvw_cli.calibrate.search import (
-    CalibrationReport,
-    Column,
-    Outcome,
-    Search,
-    SearchRun,
-    answered,
-    cell,
-)
+from mvw_cli.calibrate.mvw import Loss, loss_of
+from mvw_cli.calibrate.search import Column, Outcome, Search, SearchRun, answered, cell
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mass import Mass
 from mvw_cli.policies.mvw import Mvw
-from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
 from mvw_cli.render.chart import Chart, Line
 from mvw_cli.session import Session
@@ -57,15 +47,13 @@ class MassSearch(Search):
     """The options of `mvw calibrate mass`."""
 
     doing: ClassVar[str] = "Recording the mass, sample"
+    measured_by: ClassVar[tuple[str, ...]] = ("patience", "smoothing")
     title: ClassVar[str] = "Withdrawn at a mass under the threshold"
-    key: ClassVar[str] = "threshold"
     columns: ClassVar[Sequence[Column]] = (
         ("threshold", cell("threshold", lambda threshold: f"{threshold:g}")),
         ("withdrawn", cell("withdrawn", percent)),
-        (
-            "tokens with vision",
-            lambda one: f"{one['tokens_with_vision']:.1f} of {one['tokens']:.1f}",
-        ),
+        ("tokens with vision", cell("tokens_with_vision", lambda tokens: f"{tokens:.1f}")),
+        ("of", cell("tokens", lambda tokens: f"{tokens:.1f}")),
         ("agreement", cell("agreement", percent)),
         ("95 %", cell("agreement_interval_95", percents)),
         ("KL, nats", cell("kl_nats_mean", number)),
@@ -76,20 +64,12 @@ class MassSearch(Search):
     patience: int
     smoothing: float
 
-    @property
-    def policy(self) -> Mass:
-        """The policy, whatever its threshold."""
-        return Mass(threshold=1.0, patience=self.patience, smoothing=self.smoothing)
-
-    def settings(self) -> dict[str, Any]:
-        given = None if self.thresholds is None else list(self.thresholds)
-        return {"thresholds": given, "tolerance": self.tolerance, **self.sample_settings()}
-
-    def sample_settings(self) -> dict[str, Any]:
-        return {"patience": self.patience, "smoothing": self.smoothing}
+    def policy(self, threshold: float = 1.0) -> Mass:
+        """Make the policy with a threshold."""
+        return Mass(threshold=threshold, patience=self.patience, smoothing=self.smoothing)
 
     def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
-        finished, mass = record(run.session, request, self.policy, run.tick)
+        finished, mass = record(run.session, request, self.policy(), run.tick)
         answer = run.session.adapter.parse(finished.text).answer
         return {"answer": answer, "token_ids": finished.token_ids, "mass": mass}
 
@@ -102,131 +82,111 @@ class MassSearch(Search):
                 hint="mvw calibrate mass --max-new-tokens 512",
             )
         tried = sorted(self.thresholds or candidates(known))
-        traces = []
+        lengths = [len(sample["token_ids"]) for sample in samples]
+        found: list[dict[str, Divergence]] = []
         for place, sample in enumerate(samples, start=1):
             run.progress("Reading the answers with withdrawals, sample", place, len(samples))
-            traces.append(self._trace(run, sample, tried))
-        points = curve(traces, self.policy, tried, self.tolerance)
-        blind = blind_agreement(traces)
-        chosen, reason, remarks = self._tried_for_real(run, samples, traces, points, blind)
+            found.append(self._read_along(run, sample, tried))
+        points = curve(found, lengths, tried, self.tolerance)
+        controls = [one[CONTROL] for one in found if CONTROL in one]
+        blind = agreement(controls) if len(controls) == len(found) else None
+        reason = refusal(points, blind, self.tolerance)
+        remarks: list[str] = []
+        for point in [] if reason else qualifying(points):
+            loss = self._loss(run, samples, point["threshold"])
+            if loss.share <= self.tolerance:
+                point["chosen"] = True
+                reason = (
+                    f"With a threshold of {point['threshold']:g}, {percent(point['agreement'])} of "
+                    f"the next tokens stay the likeliest, and {loss}; vision goes after "
+                    f"{point['tokens_with_vision']:.0f} of {point['tokens']:.0f} tokens, in "
+                    f"{percent(point['withdrawn'])} of the answers."
+                )
+                break
+            remarks.append(f"A threshold of {point['threshold']:g} is too high: {loss}.")
+        chosen = next((one["threshold"] for one in points if one.get("chosen")), None)
+        withdrawal = None
+        if chosen is not None:
+            names = {name: getattr(self, name) for name in self.measured_by}
+            withdrawal = {"policy": "mass", "threshold": chosen, **names}
         if blind is None:
             remarks.append(
                 "There was no control without an image to show that the image is needed."
             )
-        withdrawal = None
-        if chosen is not None:
-            withdrawal = {"policy": "mass", "threshold": chosen, **self.sample_settings()}
-        figures = {"blind_agreement": blind}
-        return Outcome([asdict(point) for point in points], withdrawal, reason, remarks, figures)
+        reason = reason or "No threshold that keeps the next tokens keeps the answers."
+        return Outcome(points, withdrawal, reason, remarks, {"blind_agreement": blind})
 
-    def _trace(self, run: SearchRun, sample: dict[str, Any], thresholds: Sequence[float]) -> Traced:
-        """Read an answer with the vision withdrawn wherever one of the thresholds would."""
+    def _read_along(
+        self, run: SearchRun, sample: dict[str, Any], thresholds: Sequence[float]
+    ) -> dict[str, Divergence]:
+        """Read an answer with the vision withdrawn wherever one of the thresholds would.
+
+        Returns:
+            By threshold, and `no image` where the question can be asked so.
+        """
         run.tick()
-        item = run.items[sample["number"] - 1]
-        moments = {
-            withdrawn_after(replace(self.policy, threshold=one), sample["mass"])
-            for one in thresholds
-        }
-        steps = sorted(step for step in moments if step is not None)
-        names = {name: f"{sample['key']}@{name}" for name in (*map(str, steps), CONTROL)}
+        steps = {one: withdrawn_after(self.policy(one), sample["mass"]) for one in thresholds}
+        wanted = {str(step) for step in steps.values() if step is not None} | {CONTROL}
+        names = {name: f"{sample['key']}@{name}" for name in sorted(wanted)}
         missing = [name for name, key in names.items() if run.store.get(key) is None]
         if missing:
+            item = run.items[sample["number"] - 1]
             request = ask(run.session, item, run.session.settings)
-            control = _without_image(run, item) if CONTROL in missing else None
-            steps = [int(name) for name in missing if name != CONTROL]
-            ids = sample["token_ids"]
-            found = divergences_at(run.session, request, ids, steps, control, run.tick)
-            for name in missing:
-                divergence = found.get(name)
-                kept = {"kl_nats": None} if divergence is None else asdict(divergence)
-                run.store.put(names[name], kept)
-        kept = {name: run.store.get(key) for name, key in names.items()}
+            arms = {
+                one: replace(request, policy=Mvw(m=int(one))) for one in missing if one != CONTROL
+            }
+            if CONTROL in missing:
+                try:
+                    control = without_image(run.session, item.question, run.session.settings)
+                    arms[CONTROL] = control
+                except Unanswerable:
+                    run.store.put(names[CONTROL], kl_nats=None)
+            read = divergences(
+                run.session, request, [*arms.values()], sample["token_ids"], tick=run.tick
+            )
+            for name, divergence in zip(arms, read, strict=True):
+                run.store.put(names[name], **asdict(divergence))
+        kept = {name: run.store.get(key) or {} for name, key in names.items()}
         at = {
             name: Divergence(one["kl_nats"], one["agrees"], one["withdrawn_after"])
             for name, one in kept.items()
-            if one is not None and one["kl_nats"] is not None
+            if one["kl_nats"] is not None
         }
-        return Traced(len(sample["token_ids"]), sample["mass"], at)
+        length = len(sample["token_ids"])
+        never = Divergence([0.0] * length, [True] * length, None)
+        told = {str(one): at.get(str(step), never) for one, step in steps.items()}
+        return {**told, CONTROL: at[CONTROL]} if CONTROL in at else told
 
-    def _tried_for_real(
-        self,
-        run: SearchRun,
-        samples: Sequence[dict[str, Any]],
-        traces: Sequence[Traced],
-        points: Sequence[ThresholdPoint],
-        blind: float | None,
-    ) -> tuple[float | None, str, list[str]]:
-        """Answer every item under the thresholds that qualify, the highest first.
-
-        Returns:
-            The first that keeps the answers, why it or why none, and which do not.
-        """
-        remarks: list[str] = []
-        refused = refusal(points, blind, self.tolerance)
-        if refused is not None:
-            return None, refused, remarks
-        for point in qualifying(points):
-            loss = self._loss(run, samples, traces, point.threshold)
-            if loss.share <= self.tolerance:
-                reason = (
-                    f"With a threshold of {point.threshold:g}, "
-                    f"{percent(point.agreement)} of the next tokens stay the likeliest, and "
-                    f"{loss}; vision goes after {point.tokens_with_vision:.0f} of "
-                    f"{point.tokens:.0f} tokens, in {percent(point.withdrawn)} of the answers."
-                )
-                return point.threshold, reason, remarks
-            remarks.append(f"A threshold of {point.threshold:g} is too high: {loss}.")
-        return None, "No threshold that keeps the next tokens keeps the answers.", remarks
-
-    def _loss(
-        self,
-        run: SearchRun,
-        samples: Sequence[dict[str, Any]],
-        traces: Sequence[Traced],
-        threshold: float,
-    ) -> Loss:
-        """Answer every item under a threshold; return the loss."""
-        policy = replace(self.policy, threshold=threshold)
-        rows = []
-        for place, (sample, trace) in enumerate(zip(samples, traces, strict=True), start=1):
+    def _loss(self, run: SearchRun, samples: Sequence[dict[str, Any]], threshold: float) -> Loss:
+        """Answer every item under a threshold; return what its answers lose."""
+        pairs = []
+        for place, sample in enumerate(samples, start=1):
             run.tick()
             doing = f"Answering at a threshold of {threshold:g}, sample"
             run.progress(doing, place, len(samples))
             item = run.items[sample["number"] - 1]
             key = f"{sample['key']}@answer {threshold!r}"
-            own = run.store.get(key) or run.store.put(key, answer(run, item, policy))
-            given = {
-                name: given_from_dict(one, item.reference)
-                for name, one in ((BASELINE, sample), (_ARM, own))
-            }
-            rows.append(Row(given, {_ARM: trace.under(policy)}, item.reference is not None))
-        return loss_of(answers_of(rows, [_ARM]), _ARM)
+            own = run.store.get(key)
+            if own is None:
+                own = run.store.put(key, **answer(run, item, self.policy(threshold)))
+            given = {BASELINE: sample, _ARM: own}
+            pairs.append({"given": given, "reference": item.reference})
+        return loss_of(pairs, _ARM)
 
     def told(self, sample: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in sample.items() if name != "token_ids"}
         return {**rest, "mass": [None if one is None else round(one, 5) for one in sample["mass"]]}
 
-    def describe(self, withdrawal: Mapping[str, Any]) -> str:
-        return f"mass under {withdrawal['threshold']}"
-
-    def remark(self, report: CalibrationReport) -> str:
-        blind = report.outcome.figures["blind_agreement"]
+    def remark(self, outcome: Outcome) -> str:
+        blind = outcome.figures["blind_agreement"]
         return "" if blind is None else f"Without any image the agreement is {percent(blind)}."
 
-    def charts(self, report: CalibrationReport) -> list[Chart]:
-        """Draw agreement against the threshold, and the mass along the answers."""
-        points = report.outcome.curve
+    def charts(self, outcome: Outcome) -> list[Chart]:
+        """Draw agreement, and what is generated with vision, against the threshold."""
+        points, blind = outcome.curve, outcome.figures["blind_agreement"]
         xs = [point["threshold"] for point in points]
-        blind = report.outcome.figures["blind_agreement"]
+        agrees = [100 * point["agreement"] for point in points]
         shares = [100 * point["tokens_with_vision"] / point["tokens"] for point in points]
-        longest = max(len(sample["mass"]) for sample in report.samples)
-        told = []
-        for place in range(longest):
-            values = [one["mass"][place] for one in report.samples if place < len(one["mass"])]
-            known = [value for value in values if value is not None]
-            if known:
-                told.append((float(place + 1), 100 * fmean(known)))
-        chosen = (report.outcome.withdrawal or {}).get("threshold")
         return [
             Chart(
                 "agreement-by-threshold",
@@ -237,23 +197,11 @@ class MassSearch(Search):
                 "The part of the next tokens that stay the likeliest, and the part of the tokens "
                 "that are generated with vision.",
                 [
-                    Line(
-                        "next tokens that agree", 1, xs, [100 * one["agreement"] for one in points]
-                    ),
+                    Line("next tokens that agree", 1, xs, agrees),
                     Line("generated with vision", 2, xs, shares),
                 ],
                 reference=None if blind is None else ("agreement without an image", 100 * blind),
-            ),
-            Chart(
-                "mass-along-answer",
-                "Vision attention mass along the answers",
-                "generated tokens",
-                "mass",
-                "%",
-                "What the policy sees after each token: mean over the answers that are so long.",
-                [Line("mean over the answers", 1, [x for x, _ in told], [y for _, y in told])],
-                reference=None if chosen is None else (f"threshold {chosen:g}", 100 * chosen),
-            ),
+            )
         ]
 
 
@@ -310,38 +258,6 @@ def answer(run: SearchRun, item: ItemSpec, policy: Mass) -> dict[str, Any]:
     }
 
 
-def divergences_at(
-    session: Session,
-    request: Request,
-    token_ids: Sequence[int],
-    steps: Sequence[int],
-    control: Request | None,
-    tick: Tick,
-) -> dict[str, Divergence]:
-    """Read an answer with the vision withdrawn after each of some steps.
-
-    Args:
-        control: the same question without its image, which is read as well.
-
-    Returns:
-        By step, and `no image`.
-    """
-    base = replace(request, policy=NoWithdrawal())
-    arms = {str(step): replace(request, policy=Mvw(m=step)) for step in steps}
-    if control is not None:
-        arms[CONTROL] = control
-    found = divergences(session, base, list(arms.values()), token_ids, tick=tick)
-    return dict(zip(arms, found, strict=True))
-
-
-def _without_image(run: SearchRun, item: ItemSpec) -> Request | None:
-    """Ask an item's question without its image; None where that can't be."""
-    try:
-        return without_image(run.session, item.question, run.session.settings)
-    except Unanswerable:
-        return None
-
-
 # -- from masses to a threshold -----------------------------------------------------------------
 
 
@@ -362,88 +278,55 @@ def candidates(masses: Sequence[float], count: int = CANDIDATES) -> list[float]:
     return sorted(one for one in rounded if one > 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """One sample: its answer without withdrawal, and what withdrawals in it change."""
-
-    tokens: int
-    mass: list[float | None]
-    at: Mapping[str, Divergence]
-    """As `divergences_at` returns it."""
-
-    def under(self, policy: Mass) -> Divergence:
-        """What the policy changes along the answer; nothing where it never withdraws."""
-        step = withdrawn_after(policy, self.mass)
-        if step is None:
-            return Divergence([0.0] * self.tokens, [True] * self.tokens, None)
-        return self.at[str(step)]
-
-
-@dataclass(frozen=True, slots=True)
-class ThresholdPoint:
-    """One threshold over all samples."""
-
-    threshold: float
-    withdrawn: float
-    """Part of the answers in which it withdraws."""
-    tokens_with_vision: float
-    """Mean number of tokens generated with vision; all of them where it does not withdraw."""
-    tokens: float
-    """Mean length of an answer."""
-    agreement: float
-    agreement_interval_95: tuple[float, float] | None
-    kl_nats_mean: float
-    within: bool
-
-
 def curve(
-    samples: Sequence[Traced], like: Mass, thresholds: Sequence[float], tolerance: float
-) -> list[ThresholdPoint]:
-    """Sum up each threshold, in ascending order."""
+    found: Sequence[Mapping[str, Divergence]],
+    lengths: Sequence[int],
+    thresholds: Sequence[float],
+    tolerance: float,
+) -> list[dict[str, Any]]:
+    """Sum up each threshold over all samples.
+
+    Args:
+        found: of each sample, what each threshold changes along its answer.
+        lengths: of these answers, in tokens.
+
+    Returns:
+        By threshold, the part of the answers in which it withdraws (`withdrawn`), the tokens that
+        are generated with vision of all `tokens`, mean over the answers, and the agreement.
+    """
     points = []
-    for threshold in sorted(thresholds):
-        found = [one.under(replace(like, threshold=threshold)) for one in samples]
-        share = agreement(found)
+    for threshold in thresholds:
+        own = [one[str(threshold)] for one in found]
+        share = agreement(own)
         seen = [
-            one.tokens if own.withdrawn_after is None else own.withdrawn_after
-            for one, own in zip(samples, found, strict=True)
+            length if one.withdrawn_after is None else one.withdrawn_after
+            for one, length in zip(own, lengths, strict=True)
         ]
         points.append(
-            ThresholdPoint(
-                threshold=threshold,
-                withdrawn=fmean(own.withdrawn_after is not None for own in found),
-                tokens_with_vision=fmean(seen),
-                tokens=fmean(one.tokens for one in samples),
-                agreement=share,
-                agreement_interval_95=agreement_interval(found),
-                kl_nats_mean=fmean(own.mean_kl_nats for own in found),
-                within=share >= 1 - tolerance,
-            )
+            {
+                "threshold": threshold,
+                "withdrawn": fmean(one.withdrawn_after is not None for one in own),
+                "tokens_with_vision": fmean(seen),
+                "tokens": fmean(lengths),
+                "agreement": share,
+                "agreement_interval_95": agreement_interval(own),
+                "kl_nats_mean": fmean(one.mean_kl_nats for one in own),
+                "within": share >= 1 - tolerance,
+            }
         )
     return points
 
 
-def blind_agreement(samples: Sequence[Traced]) -> float | None:
-    """Agreement without any image; None where not every sample could be asked so."""
-    found = [one.at.get(CONTROL) for one in samples]
-    known = [one for one in found if one is not None]
-    return agreement(known) if len(known) == len(found) else None
-
-
-def qualifying(points: Sequence[ThresholdPoint]) -> list[ThresholdPoint]:
-    """The thresholds that may be chosen, the highest first.
+def qualifying(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """List the thresholds that may be chosen, the highest first.
 
     One qualifies where it and every lower one keep the tolerance, and it withdraws anywhere.
     """
-    good = []
-    for point in points:
-        if not point.within:
-            break
-        good.append(point)
-    return [point for point in reversed(good) if point.withdrawn > 0]
+    good = list(takewhile(lambda point: point["within"], points))
+    return [point for point in reversed(good) if point["withdrawn"] > 0]
 
 
-def refusal(points: Sequence[ThresholdPoint], blind: float | None, tolerance: float) -> str | None:
+def refusal(points: Sequence[dict[str, Any]], blind: float | None, tolerance: float) -> str | None:
     """Explain why no threshold can be chosen, as far as agreement tells; None where one can."""
     if blind is not None and blind >= 1 - tolerance:
         return (
@@ -451,10 +334,10 @@ def refusal(points: Sequence[ThresholdPoint], blind: float | None, tolerance: fl
             "answers hardly need their images, so they can't tell when an image may go."
         )
     lowest = points[0]
-    if not lowest.within:
+    if not lowest["within"]:
         return (
-            f"Even at a threshold of {lowest.threshold:g}, the lowest that was tried, only "
-            f"{percent(lowest.agreement)} of the next tokens stay the likeliest, less than "
+            f"Even at a threshold of {lowest['threshold']:g}, the lowest that was tried, only "
+            f"{percent(lowest['agreement'])} of the next tokens stay the likeliest, less than "
             f"{percent(1 - tolerance)}."
         )
     if not qualifying(points):

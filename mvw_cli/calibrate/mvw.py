@@ -1,23 +1,29 @@
 """The search for policy `mvw`: the smallest m, or the earliest tag, that keeps the answers.
 
-Between an m and a tag that both keep the answers, the one with fewer tokens generated with vision
-is taken.
+An arm loses the drop of its accuracy against the baseline, where the items have references; else
+the part of the answers that come out differently from those of the baseline, reasoning left off:
+the baseline stands in for the reference. Agreement of next tokens decides nothing here: most words
+of an answer need no image, so even answers without one agree in most.
+
+The tolerance is one on the user's own items. Whether these are enough to show as much for others is
+said with it, from the interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
+from math import ceil
 from statistics import fmean
 from typing import Any, ClassVar
 
-from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality import answers as answering
-from mvw_cli.bench.quality.answers import Given, Row, answers_match, compared
-from mvw_cli.bench.quality.divergence import Divergence
-from mvw_cli.bench.verdict.suggest import TAG_ARM, loss_of, suggest, suggest_tag
-from mvw_cli.calibrate.search import CalibrationReport, Column, Outcome, Search, SearchRun, cell
+from mvw_cli.bench.quality.answers import answers_match
+from mvw_cli.bench.stats import paired_drop, wilson
+from mvw_cli.calibrate.search import Column, Outcome, Search, SearchRun, cell
 from mvw_cli.engine.types import Request
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
@@ -25,10 +31,11 @@ from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.render.chart import Chart, Line
 from mvw_cli.text import count, number, percent, percents
 
-_ROW = ("given", "divergence", "referenced")
+TAG_ARM = "until "
+"""How the name of an arm begins that withdraws at a tag."""
+_Z_SQUARE = 1.959964**2
+_TOKENS = ("given", "divergence", "referenced")
 """Of a sample: every token of every answer. The report has their sums, the store has them whole."""
-_FLOOR = 1e-9
-"""Nats; where a curve is lower, its picture ends here."""
 
 
 @dataclass
@@ -36,8 +43,8 @@ class MvwSearch(Search):
     """The options of `mvw calibrate mvw`."""
 
     doing: ClassVar[str] = "Comparing the answers, sample"
+    measured_by: ClassVar[tuple[str, ...]] = ("m", "tags")
     title: ClassVar[str] = "Withdrawn after m tokens, or at a tag"
-    key: ClassVar[str] = "arm"
     columns: ClassVar[Sequence[Column]] = (
         ("", cell("arm", str)),
         ("tokens with vision", cell("tokens_with_vision", number)),
@@ -48,73 +55,60 @@ class MvwSearch(Search):
         ("KL, nats", cell("kl_nats_mean", number)),
     )
 
-    moments: tuple[int, ...]
+    m: tuple[int, ...]
     tags: tuple[str, ...] | None
     tolerance: float
     """Share of the items, from 0 to 1."""
     _comparing: answering.Comparing | None = None
 
     def arms(self) -> dict[str, WithdrawalPolicy]:
-        """Name the policies that are compared, the baseline first."""
-        moments = {f"m={m}": Mvw(m=m) for m in sorted(self.moments)}
+        """Name the policies that are compared, the baseline first, then each m in order."""
+        counted = {f"m={m}": Mvw(m=m) for m in sorted(self.m)}
         tags = {f"{TAG_ARM}{tag}": Mvw(until=tag) for tag in self.tags or ()}
-        return {BASELINE: NoWithdrawal(), **moments, **tags}
-
-    def settings(self) -> dict[str, Any]:
-        return {**self.sample_settings(), "tolerance": self.tolerance}
-
-    def sample_settings(self) -> dict[str, Any]:
-        return {"m": sorted(self.moments), "tags": list(self.tags or ())}
+        return {BASELINE: NoWithdrawal(), **counted, **tags}
 
     def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         if self._comparing is None:
-            self._comparing = run.comparing(self.arms())
+            self._comparing = answering.Comparing(
+                run.session,
+                self.arms(),
+                replace(run.session.settings, ignore_eos=False),
+                progress=lambda place, arm: run.progress(f"Item {place}: {arm}", 0, 0),
+                stopping=lambda: run.stopping(),
+            )
         asked = replace(request, policy=NoWithdrawal(), settings=self._comparing.settings)
         row = answering.answer_item(self._comparing, run.items.index(item), asked, item)
-        return {"reference": item.reference, **asdict(row)}
+        return asdict(row)
 
     def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
-        rows = [row_from_dict(sample, sample["reference"]) for sample in samples]
-        outcome = choose(rows, [*self.arms()][1:], self.tolerance)
+        for sample in samples:
+            sample["reference"] = run.items[sample["number"] - 1].reference
+        outcome = choose(samples, [*self.arms()][1:], self.tolerance)
         if self._comparing is not None:
             outcome.remarks.extend(self._comparing.remarks)
         return outcome
 
     def told(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return of a sample what a reader of the report wants, by arm."""
-        row = row_from_dict(sample, sample["reference"])
-        arms = {}
-        for arm, given in row.given.items():
-            found = row.divergence.get(arm)
-            arms[arm] = {
-                "answer": given.answer,
-                "correct": given.correct,
-                "generated_tokens": len(given.token_ids),
-                "tokens_with_vision": _seen(row, arm),
-                "agreement": None if found is None else fmean(found.agrees),
-                "kl_nats": None if found is None else found.mean_kl_nats,
+        arms = {
+            arm: {
+                "answer": given["answer"],
+                "correct": right(sample, arm),
+                "generated_tokens": len(given["token_ids"]),
+                "tokens_with_vision": tokens_with_vision(sample, arm),
             }
-        return {**{name: sample[name] for name in sample if name not in _ROW}, "arms": arms}
+            for arm, given in sample["given"].items()
+        }
+        return {**{name: sample[name] for name in sample if name not in _TOKENS}, "arms": arms}
 
-    def describe(self, withdrawal: Mapping[str, Any]) -> str:
-        return _named(withdrawal)
-
-    def chosen(self, withdrawal: Mapping[str, Any]) -> object:
-        return f"m={withdrawal['m']}" if "m" in withdrawal else _named(withdrawal)
-
-    def charts(self, report: CalibrationReport) -> list[Chart]:
-        """Draw agreement and loss, and KL, against the tokens that are generated with vision."""
-        arms = [one for one in report.outcome.curve if one["arm"] not in (BASELINE, NO_IMAGE)]
-        lowest = min((one["kl_nats_mean"] for one in arms if one["kl_nats_mean"]), default=1)
-        floor = max(_FLOOR, lowest)
-        blind = [one["kl_nats_mean"] for one in report.outcome.curve if one["arm"] == NO_IMAGE]
-        control = ("no image", max(floor, blind[0])) if blind else None
-        label = "tokens generated with vision, mean"
+    def charts(self, outcome: Outcome) -> list[Chart]:
+        """Draw agreement and loss against the tokens that are generated with vision."""
+        arms = [one for one in outcome.curve if one["arm"] not in (BASELINE, NO_IMAGE)]
         return [
             Chart(
                 "answers-by-m",
                 "What withdrawal after m tokens leaves of the answers",
-                label,
+                "tokens generated with vision, mean",
                 "part of the answers or tokens",
                 "%",
                 "The part of the next tokens that stay the likeliest, and the part of the answers "
@@ -123,133 +117,156 @@ class MvwSearch(Search):
                     *_lines(arms, "next tokens that agree", 1, lambda one: 100 * one["agreement"]),
                     *_lines(arms, "answers kept", 2, lambda one: 100 * min(1, 1 - one["loss"])),
                 ],
-            ),
-            Chart(
-                "kl-by-m",
-                "How far the next token's distribution moves",
-                label,
-                "KL divergence",
-                "nats",
-                "KL divergence of the next token's distribution, mean over the answers.",
-                _lines(arms, "m", 1, lambda one: max(floor, one["kl_nats_mean"])),
-                reference=control,
-                logarithmic=True,
-            ),
+            )
         ]
-
-
-def _named(withdrawal: Mapping[str, Any]) -> str:
-    return f"m = {withdrawal['m']}" if "m" in withdrawal else f"{TAG_ARM}{withdrawal.get('until')}"
 
 
 def _lines(
     arms: list[dict[str, Any]], name: str, colour: int, read: Callable[[dict[str, Any]], float]
 ) -> list[Line]:
     """Make a line of the m, and a dot of each tag."""
-    counted = [one for one in arms if not one["arm"].startswith(TAG_ARM)]
-    counted.sort(key=lambda one: one["tokens_with_vision"])
-    xs = [one["tokens_with_vision"] for one in counted]
-    lines = [Line(name, colour, xs, [read(one) for one in counted])] if counted else []
-    tags = [one for one in arms if one["arm"].startswith(TAG_ARM)]
-    for place, one in enumerate(tags, start=3):
-        shown = one["arm"] if name == "m" else f"{name}, {one['arm']}"
-        lines.append(Line(shown, place, [one["tokens_with_vision"]], [read(one)]))
-    return lines
+    lines = {name: [one for one in arms if not one["arm"].startswith(TAG_ARM)]}
+    lines |= {f"{name}, {one['arm']}": [one] for one in arms if one["arm"].startswith(TAG_ARM)}
+    return [
+        Line(
+            shown, colour, [one["tokens_with_vision"] for one in some], [read(one) for one in some]
+        )
+        for shown, some in lines.items()
+        if some
+    ]
 
 
-# -- rows as plain data -------------------------------------------------------------------------
+# -- what an arm loses --------------------------------------------------------------------------
+
+Sample = Mapping[str, Any]
+"""As the store has it: `given` and `divergence` by arm, as in `Row`; and the `reference`, or None.
+"""
 
 
-def row_from_dict(values: Mapping[str, Any], reference: str | None) -> Row:
-    """Read a row; whether its answers are right is judged afresh."""
-    given = {arm: given_from_dict(one, reference) for arm, one in values["given"].items()}
-    found = {arm: Divergence(**one) for arm, one in values["divergence"].items()}
-    return Row(given, found, reference is not None)
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What an arm's answers lose against the baseline, as a share of the items."""
+
+    share: float
+    interval_95: tuple[float, float]
+    items: int
+    counts: str
+    """As the middle of a sentence."""
+
+    def __str__(self) -> str:
+        low, high = (percent(end) for end in self.interval_95)
+        return f"{self.counts}: a loss of {percent(self.share)}, 95 % interval {low} to {high}"
 
 
-def given_from_dict(values: Mapping[str, Any], reference: str | None) -> Given:
-    """Read an answer, and judge it."""
-    return Given(
-        token_ids=tuple(values["token_ids"]),
-        answer=values["answer"],
-        seconds=values["seconds"],
-        correct=None if reference is None else answers_match(values["answer"], reference),
-    )
+def right(sample: Sample, arm: str) -> bool | None:
+    """Whether an arm's answer is the reference; None where there is none."""
+    reference = sample["reference"]
+    return None if reference is None else answers_match(sample["given"][arm]["answer"], reference)
+
+
+def loss_of(samples: Sequence[Sample], arm: str) -> Loss:
+    """Compute what an arm loses."""
+    judged = [(right(one, BASELINE), right(one, arm)) for one in samples]
+    judged = [pair for pair in judged if pair[0] is not None]
+    if judged:
+        lost, won = judged.count((True, False)), judged.count((False, True))
+        before, after = (sum(map(bool, side)) for side in zip(*judged, strict=True))
+        total = len(judged)
+        counts = f"{after} of {total} answers are right, {before} without withdrawal"
+        return Loss((lost - won) / total, paired_drop(lost, won, total), total, counts)
+    pairs = [(one["given"][arm]["answer"], one["given"][BASELINE]["answer"]) for one in samples]
+    total, same = len(pairs), sum(answers_match(*pair) for pair in pairs)
+    counts = f"{same} of {total} answers come out as without withdrawal"
+    return Loss((total - same) / total, wilson(total - same, total), total, counts)
 
 
 # -- the rule -----------------------------------------------------------------------------------
 
 
-def answers_of(rows: Sequence[Row], arms: Sequence[str]) -> Answers:
-    """Sum up the rows, in the order of the arms; the control comes last, where all rows have it."""
-    control = [NO_IMAGE] if all(NO_IMAGE in row.given for row in rows) else []
-    return Answers(
-        items=len(rows),
-        references=sum(row.referenced for row in rows),
-        arms=[compared(name, rows) for name in (BASELINE, *arms, *control)],
+def choose(samples: Sequence[Sample], arms: Sequence[str], tolerance: float) -> Outcome:
+    """Choose the arm with the fewest tokens with vision of those that keep the tolerance.
+
+    An m counts only if every later one that was tried keeps it, too. A tag comes at another token
+    in each answer, so that no order among tags, or with an m, makes one vouch for another: each
+    stands for itself. None is chosen where the same questions lose no more without any image.
+
+    Args:
+        arms: without baseline and control; each m in ascending order, then the tags.
+        tolerance: share of the items, from 0 to 1.
+    """
+    control = [NO_IMAGE] if all(NO_IMAGE in one["given"] for one in samples) else []
+    losses = {arm: loss_of(samples, arm) for arm in (*arms, *control)}
+    curve = [_point(samples, arm, losses.get(arm), tolerance) for arm in (BASELINE, *losses)]
+    before = curve[0]
+    if before["correct"] == 0:
+        reason = f"Without withdrawal none of {losses[arms[0]].items} answers is right."
+        return Outcome(curve, None, reason)
+    if control and losses[NO_IMAGE].share <= tolerance:
+        reason = (
+            f"Without any image {losses[NO_IMAGE].counts}: these questions hardly need their "
+            "images, so they can't tell when an image may go."
+        )
+        return Outcome(curve, None, reason)
+    kept = {one["arm"]: one for one in curve if one["arm"] in arms and one["within"]}
+    counted = [arm for arm in arms if not arm.startswith(TAG_ARM)]
+    vouched = list(takewhile(kept.__contains__, reversed(counted)))
+    tags = [arm for arm in arms if arm.startswith(TAG_ARM)]
+    qualifying = [*reversed(vouched), *(arm for arm in tags if arm in kept)]
+    if not qualifying:
+        nearest = min([*counted[-1:], *tags], key=lambda arm: losses[arm].share)
+        reason = f"With {nearest}, {losses[nearest]}. That is more than {percent(tolerance)}."
+        return Outcome(curve, None, reason)
+    chosen = min(qualifying, key=lambda arm: float(kept[arm]["tokens_with_vision"]))
+    kept[chosen]["chosen"] = True
+    key, value = ("m", int(chosen[2:])) if chosen in counted else ("until", chosen[len(TAG_ARM) :])
+    reason = f"With {chosen}, {losses[chosen]}. {_shown_for_others(losses[chosen], tolerance)}"
+    remarks = []
+    if not control:
+        remarks.append("There was no control without an image to show that the image is needed.")
+    return Outcome(curve, {"policy": "mvw", key: value}, reason, remarks)
+
+
+def _shown_for_others(loss: Loss, tolerance: float) -> str:
+    """Tell whether the items are enough to show the tolerance for others, too."""
+    if loss.interval_95[1] <= tolerance:
+        return f"All of the interval is within {percent(tolerance)}."
+    if tolerance == 0:
+        return "No number of items shows that nothing is ever lost."
+    # Both intervals end at z² / (n + z²) where nothing is lost.
+    needed = ceil(_Z_SQUARE * (1 - tolerance) / tolerance)
+    return (
+        f"On these items that is within {percent(tolerance)}; {loss.items} are too few to show it "
+        f"for others: that takes {needed} where nothing is lost, and more elsewhere."
     )
 
 
-def seen_tokens(rows: Sequence[Row], arm: str) -> float:
-    """Mean number of tokens generated with vision, along the answers without withdrawal."""
-    return fmean(_seen(row, arm) for row in rows)
+def tokens_with_vision(sample: Sample, arm: str) -> int:
+    """Count the tokens generated with vision, along the answer without withdrawal."""
+    if arm == NO_IMAGE:
+        return 0
+    at = None if arm == BASELINE else sample["divergence"][arm]["withdrawn_after"]
+    return len(sample["given"][BASELINE]["token_ids"]) if at is None else int(at)
 
 
-def _seen(row: Row, arm: str) -> int:
-    whole = len(row.given[BASELINE].token_ids)
-    at = None if arm in (BASELINE, NO_IMAGE) else row.divergence[arm].withdrawn_after
-    return 0 if arm == NO_IMAGE else whole if at is None else at
-
-
-def choose(rows: Sequence[Row], arms: Sequence[str], tolerance: float) -> Outcome:
-    """Choose among the arms.
-
-    Args:
-        arms: without baseline and control.
-        tolerance: share of the items, from 0 to 1.
-    """
-    answers = answers_of(rows, arms)
-    seen = {arm.name: seen_tokens(rows, arm.name) for arm in answers.arms}
-    found: list[tuple[float, dict[str, Any], str]] = []
-    refusals = []
-    if any(not arm.startswith(TAG_ARM) for arm in arms):
-        m, reason = suggest(answers, tolerance)
-        if m is not None:
-            found.append((seen[f"m={m}"], {"policy": "mvw", "m": m}, reason))
-        refusals.append(reason)
-    if any(arm.startswith(TAG_ARM) for arm in arms):
-        tag, reason = suggest_tag(answers, tolerance, seen)
-        if tag is not None:
-            found.append((seen[f"{TAG_ARM}{tag}"], {"policy": "mvw", "until": tag}, reason))
-        refusals.append(reason)
-    curve = [_point(answers, arm, seen[arm.name], tolerance) for arm in answers.arms]
-    if not found:
-        return Outcome(curve, None, " ".join(dict.fromkeys(refusals)))
-    found.sort(key=lambda one: one[0])
-    before, withdrawal, reason = found[0]
-    remarks = []
-    if len(found) > 1:
-        remarks.append(
-            f"{_named(found[1][1])} keeps the answers as well, with {found[1][0]:.1f} tokens "
-            f"generated with vision instead of {before:.1f}."
-        )
-    return Outcome(curve, withdrawal, reason, remarks)
-
-
-def _point(answers: Answers, arm: Comparison, seen: float, tolerance: float) -> dict[str, Any]:
-    """Write the figures of one arm."""
-    loss = None if arm.name == BASELINE else loss_of(answers, arm.name)
-    return {
-        "arm": arm.name,
-        "tokens_with_vision": seen,
-        "loss": None if loss is None else loss.share,
-        "loss_interval_95": None if loss is None else loss.interval_95,
-        "within": None if loss is None else loss.share <= tolerance,
-        "correct": arm.correct,
-        "same_answer": arm.same_answer,
-        "agreement": arm.agreement,
-        "agreement_interval_95": arm.agreement_interval_95,
-        "kl_nats_median": None if arm.kl_nats is None else arm.kl_nats.median,
-        "kl_nats_mean": None if arm.kl_nats is None else fmean(arm.kl_nats.samples),
-        "generated_tokens_median": arm.generated_tokens.median,
+def _point(
+    samples: Sequence[Sample], arm: str, loss: Loss | None, tolerance: float
+) -> dict[str, Any]:
+    """Write the figures of one arm; the baseline has no loss."""
+    judged = [one for one in (right(sample, arm) for sample in samples) if one is not None]
+    point: dict[str, Any] = {
+        "arm": arm,
+        "tokens_with_vision": fmean(tokens_with_vision(one, arm) for one in samples),
+        "correct": sum(judged) if judged else None,
+        **dict.fromkeys(("loss", "loss_interval_95", "within", "agreement", "kl_nats_mean")),
     }
+    if loss is not None:
+        found = [one["divergence"][arm] for one in samples]
+        agrees = [agrees for one in found for agrees in one["agrees"]]
+        point |= {
+            "loss": loss.share,
+            "loss_interval_95": loss.interval_95,
+            "within": loss.share <= tolerance,
+            "agreement": fmean(agrees),
+            "kl_nats_mean": fmean(fmean(one["kl_nats"]) for one in found),
+        }
+    return point

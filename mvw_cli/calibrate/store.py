@@ -17,7 +17,8 @@ from typing import Any, Self
 from mvw_cli.batch.store.jsonl import JsonlFile
 from mvw_cli.errors import UsageProblem
 
-SCHEMA_VERSION = 1
+FORMAT = 2
+"""Of a line; a sample of another one is measured again."""
 
 
 class SampleStore:
@@ -32,7 +33,7 @@ class SampleStore:
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
-        text = json.dumps(run, sort_keys=True, default=str)
+        text = json.dumps({"format": FORMAT, **run}, sort_keys=True, default=str)
         self.name = str(path)
         self.run = hashlib.sha256(text.encode()).hexdigest()[:12]
         """Names the settings, in every line."""
@@ -43,27 +44,23 @@ class SampleStore:
         try:
             self._read()
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.close()
 
     def __len__(self) -> int:
         return len(self._found)
-
-    def close(self) -> None:
-        """Let other processes in."""
-        self._file.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return what was found for a sample, or None."""
         return self._found.get(key)
 
-    def put(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def put(self, key: str, **values: Any) -> dict[str, Any]:
         """Keep a sample; once this returns, it outlives a power cut.
 
         Returns:
@@ -72,38 +69,32 @@ class SampleStore:
         Raises:
             MvwError: the file can't be written.
         """
-        head = {"schema_version": SCHEMA_VERSION, "run": self.run, "key": key}
-        line = json.dumps({**head, **values}, ensure_ascii=True) + "\n"
-        self._file.append(line.encode(), what="the last sample")
+        line = json.dumps({"run": self.run, "key": key, **values})
+        self._file.append(f"{line}\n".encode(), what="the last sample")
         self._file.flush()
-        found: dict[str, Any] = json.loads(line)
-        self._found[key] = found
-        return found
+        return self._take(line)
+
+    def _take(self, line: str | bytes) -> dict[str, Any]:
+        sample: dict[str, Any] = json.loads(line)
+        if sample.pop("run") == self.run:
+            self._found[sample["key"]] = sample
+        else:
+            self.others += 1
+        return sample
 
     def _read(self) -> None:
         content = self._file.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        lines = content[:whole].splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                values = json.loads(line)
-                run, key, version = (values[name] for name in ("run", "key", "schema_version"))
-            except (ValueError, TypeError, KeyError):
-                raise self._foreign(number) from None
-            if version != SCHEMA_VERSION:
-                raise self._foreign(number)
-            if run == self.run:
-                self._found[key] = values
-            else:
-                self.others += 1
-        if content[whole:] and not content[whole:].startswith(b"{"):
-            raise self._foreign(len(lines) + 1)
+        *lines, cut = content.split(b"\n")
+        try:
+            for line in lines:
+                self._take(line)
+            if cut and not cut.startswith(b"{"):
+                raise ValueError(cut)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UsageProblem(
+                f"{self.name} is not a log of samples",
+                cause="one of its lines is something else",
+                hint=f"head -c 300 {shlex.quote(self.name)}",
+            ) from None
         # What a crash has cut is measured again.
-        self._file.truncate(whole)
-
-    def _foreign(self, number: int) -> UsageProblem:
-        return UsageProblem(
-            f"{self.name} is not a log of samples",
-            cause=f"line {number} is something else",
-            hint=f"head -c 300 {shlex.quote(self.name)}",
-        )
+        self._file.truncate(len(content) - len(cut))

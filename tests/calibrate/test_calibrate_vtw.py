@@ -50,7 +50,7 @@ def pictures(mvw: Run, here: Path) -> Path:
 def test_everything_is_written(mvw: Run, here: Path) -> None:
     ran = mvw("calibrate", "vtw", "--limit", "3", "--seed", "5")
     assert ran.code == 0, ran.err
-    assert "is the first from 1 on" in ran.out and "no vision at all" in ran.out
+    assert "is the first from 1 on" in ran.out and "0 is without any" in ran.out.lower()
     assert {path.name for path in here.iterdir()} >= {
         "vtw.yaml",
         "vtw.report.json",
@@ -58,8 +58,8 @@ def test_everything_is_written(mvw: Run, here: Path) -> None:
         "vtw.samples.jsonl",
     }
     report = json.loads((here / "vtw.report.json").read_text())
-    assert report["schema_version"] == 2 and report["method"] == "vtw"
-    assert report["settings"] == {"eta": 0.003, "from": 1, "tokens": 1, "seed": 5}
+    assert report["schema_version"] == 3 and report["method"] == "vtw"
+    assert report["settings"] == {"eta": 0.003, "min_layer": 1, "tokens": 1, "seed": 5}
     assert len(report["samples"]) == 3 and report["left_out"] == []
     assert [one["layer"] for one in report["outcome"]["curve"]] == [0, 1, 2, 3]
     for layer, point in enumerate(report["outcome"]["curve"]):
@@ -134,7 +134,7 @@ def test_json_goes_to_stdout(mvw: Run, here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--from", "4"], "no such layer"),
+        (["--min-layer", "4"], "no such layer"),
         (["-o", "vtw.json"], "written as a profile"),
         (["-o", "nowhere/vtw.yaml"], "no folder"),
         (["--images", "missing"], "missing"),

@@ -17,8 +17,8 @@ from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
 from mvw_cli.calibrate.dyvte.labels import labels
 from mvw_cli.calibrate.dyvte.policy import Dyvte
-from mvw_cli.calibrate.dyvte.report import evaluate, prefill
-from mvw_cli.calibrate.dyvte.search import DyvteSearch
+from mvw_cli.calibrate.dyvte.report import evaluate, vision_share
+from mvw_cli.calibrate.dyvte.search import DyvteSearch, read_dataset
 from mvw_cli.calibrate.dyvte.training import Dataset
 from mvw_cli.calibrate.search import SearchRun, measure_all
 from mvw_cli.calibrate.store import SampleStore
@@ -41,11 +41,9 @@ def scenes(folder: Path) -> list[ItemSpec]:
 
 
 def labelled(session: Session, items: list[ItemSpec], folder: Path) -> Dataset:
-    search = DyvteSearch(folder / "gates.safetensors", folder / "work")
-    search.check_items(items)
     with SampleStore(folder / "samples.jsonl", {}) as store:
-        run = SearchRun(session, items, store)
-        return search.dataset(run, measure_all(search, run))
+        run = SearchRun(session, items, store, folder / "dyvte.yaml")
+        return read_dataset(run, measure_all(DyvteSearch(), run))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +67,12 @@ def test_the_engine_shows_what_the_labels_say(name: str, keep: Any, tmp_path: Pa
     for row in range(COUNT):
         said[row, row % gates] = True
     flops = flops_of(session.adapter, session.loaded.model.config)
-    costs = [
-        prefill(flops, one["text_tokens"], one["vision_tokens"], keep_mlp=keep == "mlp")
+    vision_shares = [
+        vision_share(flops, one["text_tokens"], one["vision_tokens"], keep_mlp=keep == "mlp")
         for one in table.questions
     ]
     truth = labels(table.agreement, table.loss, table.full_loss[:, None])
-    found = evaluate(said, table, truth, truth, costs, cross_layers=cross_layers)
+    found = evaluate(said, table, truth, truth, vision_shares, cross_layers=cross_layers)
     shares = []
     for row, entry in enumerate(table.questions):
         item = next(one for one in items if Path(one.images[0]).name == entry["images"][0])

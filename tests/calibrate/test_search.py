@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,14 +13,7 @@ from sessions import tiny
 
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.measure.run import Stopped
-from mvw_cli.calibrate.search import (
-    CalibrationReport,
-    Outcome,
-    Search,
-    SearchRun,
-    cell,
-    measure_all,
-)
+from mvw_cli.calibrate.search import Outcome, Search, SearchRun, cell, measure_all
 from mvw_cli.calibrate.store import SampleStore
 from mvw_cli.engine.types import Request
 from mvw_cli.errors import BadImage, OutOfMemory
@@ -44,11 +36,6 @@ class Noting(Search):
     def together(self) -> int:
         return 2
 
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    sample_settings = settings
-
     def prepare(self, run: SearchRun, requests: Sequence[Request]) -> None:
         self.groups.append(len(requests))
 
@@ -61,10 +48,7 @@ class Noting(Search):
     def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
         return Outcome([], None, "")
 
-    def describe(self, withdrawal: Mapping[str, Any]) -> str:
-        return ""
-
-    def charts(self, report: CalibrationReport) -> list[Chart]:
+    def charts(self, outcome: Outcome) -> list[Chart]:
         return []
 
 
@@ -90,7 +74,7 @@ def asking(tmp_path: Path) -> Any:
 
     def make(store: SampleStore, *questions: str, image: Path = path, **given: Any) -> SearchRun:
         items = [ItemSpec((str(image),), question) for question in questions]
-        return SearchRun(blinding, items, store, **given)
+        return SearchRun(blinding, items, store, tmp_path / "found.yaml", **given)
 
     return make
 
@@ -134,10 +118,10 @@ def test_an_interrupt_keeps_what_is_finished(asking: Any, tmp_path: Path) -> Non
 
 def test_a_store_keeps_the_samples_of_other_settings(tmp_path: Path) -> None:
     with SampleStore(tmp_path / "log", {"tokens": 1}) as store:
-        store.put("a", {"value": 1})
+        store.put("a", value=1)
     with SampleStore(tmp_path / "log", {"tokens": 2}) as store:
         assert (len(store), store.others, store.get("a")) == (0, 1, None)
-        store.put("a", {"value": 2})
+        store.put("a", value=2)
     with SampleStore(tmp_path / "log", {"tokens": 1}) as store:
         found = store.get("a")
         assert found is not None and found["value"] == 1 and store.others == 1
@@ -145,23 +129,19 @@ def test_a_store_keeps_the_samples_of_other_settings(tmp_path: Path) -> None:
 
 def test_a_screen_shows_the_first_the_last_and_those_around_the_chosen_one() -> None:
     class Layered(Noting):
-        key = "layer"
         columns = (("K", cell("layer", str)),)
 
-        def mark(self, point: Mapping[str, Any], outcome: Outcome) -> str:
-            return ""
-
-    def shown(layers: int, chosen: int | None, *, whole: bool = False) -> list[int]:
-        outcome = Outcome([{"layer": layer} for layer in range(layers)], {"layer": chosen}, "")
-        report: Any = SimpleNamespace(outcome=outcome, samples=[{}])
-        [section] = Layered().tables(report, whole=whole)
+    def shown(layers: int, chosen: int | None) -> list[int]:
+        curve = [{"layer": layer, "chosen": layer == chosen} for layer in range(layers)]
+        [section] = Layered().tables(Outcome(curve, None, ""), 1)
         table, said = section.parts
         assert isinstance(table, Table) and isinstance(said, Sentence)
         assert (f"16 of {layers} rows" in said.text) == (len(table.rows) < layers)
+        assert [row[0] for row in table.rows if row[1]] == ([] if chosen is None else [str(chosen)])
         return [int(row[0]) for row in table.rows]
 
     for chosen in (1, 12, 39, None):
         found = shown(40, chosen)
         assert len(found) == 16 and found == sorted(set(found))
         assert {0, 39, chosen or 0} <= set(found)
-    assert shown(16, 3) == list(range(16)) and shown(40, 3, whole=True) == list(range(40))
+    assert shown(16, 3) == list(range(16))

@@ -15,9 +15,9 @@ import yaml
 from docs_pages import ROOT, generator, text_of
 from hints import parse_hint
 
-from mvw_cli.bench.verdict.suggest import _Z_SQUARE
 from mvw_cli.calibrate.dyvte.gates import HIDDEN
 from mvw_cli.calibrate.mass import CANDIDATES
+from mvw_cli.calibrate.mvw import _Z_SQUARE
 
 RATIO = {"median": 1.5, "interval_95": [1.25, 1.75], "pairs": 12}
 EVEN = {"median": 1.01, "interval_95": [0.97, 1.04], "pairs": 12}

@@ -166,16 +166,10 @@ def _read(path: str, changed_ns: int, size: int) -> Gates:
 
 
 def _gates(tensors: Mapping[str, Tensor]) -> tuple[Gate, ...]:
-    count = len(tensors) // len(_NAMES)
-    wanted = [name.format(layer) for layer in range(count) for name in _NAMES]
-    if not count or set(wanted) != set(tensors):
-        raise ValueError(f"its tensors are not those of `{_NAMES[0].format(0)}` and so on")
-    found = []
-    for layer in range(count):
-        hidden, output, bias = (tensors[name.format(layer)] for name in _NAMES)
-        width = tensors[wanted[0]].shape[-1]
-        shapes = [tuple(one.shape) for one in (hidden, output, bias)]
-        if width % 2 or shapes != [(HIDDEN, width), (2, HIDDEN), (2,)]:
-            raise ValueError(f"gate {layer} has tensors of shape {shapes}")
-        found.append((hidden, output, bias))
-    return tuple(found)
+    count, width = len(tensors) // len(_NAMES), tensors[_NAMES[0].format(0)].shape[-1]
+    names = [[name.format(layer) for name in _NAMES] for layer in range(count)]
+    shapes = ((HIDDEN, width), (2, HIDDEN), (2,))
+    wanted = {name: shape for gate in names for name, shape in zip(gate, shapes, strict=True)}
+    if width % 2 or {name: tuple(one.shape) for name, one in tensors.items()} != wanted:
+        raise ValueError(f"its tensors do not have the shapes {shapes} for each gate")
+    return tuple((tensors[one], tensors[two], tensors[three]) for one, two, three in names)

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.calibrate.branches import branches_along
+from mvw_cli.calibrate.branches import CrossAttention, judge_layers
 from mvw_cli.calibrate.dyvte.gates import features
-from mvw_cli.engine.layers import cross_attention_layers
+from mvw_cli.engine.layer_exits import hidden_of
 
 AGREEMENT, LOSS_RATIO = 0.99, 1.03
 """Bounds of the published labels (arXiv 2411.19628)."""
@@ -69,7 +68,7 @@ def label_question(
     layout: VisionLayout,
     output_ids: Sequence[int],
     *,
-    cross_attention: Literal["skip", "mlp"] = "skip",
+    cross_attention: CrossAttention = "skip",
 ) -> GateExample:
     """Read a prompt and an answer with all exits.
 
@@ -80,48 +79,36 @@ def label_question(
     Raises:
         NotExact: the model's layers can't be run this way.
     """
-    exits = range(1, len(model.get_decoder().layers))
-    cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
-    # Between two cross-attention layers there is nothing to exit from: one branch tells of all.
-    starts = [layer for layer in cross_layers if layer > 0] if cross_layers else list(exits)
-    told = [next((start for start in starts if start >= gate), None) for gate in exits]
     answer = torch.tensor(list(output_ids), device=model.device)  # (T,)
-    seen: dict[int, Tensor] = {}
-    found: dict[int | None, tuple[float, float]] = {}
-    passes = branches_along(
-        model, inputs, layout, starts, output_ids, cross_attention=cross_attention
-    )
+
+    def judge(branch: Tensor, full: Tensor) -> tuple[float, float]:
+        same = (branch.argmax(-1) == full.argmax(-1)).float().mean()
+        return float(same), float(
+            functional.cross_entropy(branch.float(), answer.to(branch.device))
+        )
+
+    seen: list[Tensor] = []
     with _features_of(model, seen, inputs["input_ids"].shape[1], layout):
-        for group, logits in passes:
-            whole = logits[0].argmax(-1)  # (T,)
-            for start, one in zip([None, *group], logits, strict=True):
-                same = (one.argmax(-1) == whole).float().mean()
-                loss = functional.cross_entropy(one.float(), answer.to(one.device))
-                found[start] = float(same), float(loss)
-    return GateExample(
-        torch.stack([seen[gate] for gate in exits]),
-        torch.tensor([found[start][0] for start in told]),
-        torch.tensor([found[start][1] for start in told]),
-        found[None][1],
-    )
+        *exits, (_, full_loss) = judge_layers(
+            model, inputs, layout, judge, output_ids, first=1, cross_attention=cross_attention
+        )
+    agreement, loss = torch.tensor(exits).T
+    return GateExample(torch.stack(seen[1 : 1 + len(exits)]), agreement, loss, full_loss)
 
 
 @contextmanager
 def _features_of(
-    model: Any, seen: dict[int, Tensor], prompt: int, layout: VisionLayout
+    model: Any, seen: list[Tensor], prompt: int, layout: VisionLayout
 ) -> Iterator[None]:
-    """Note what gates would read, by the layer that is about to run; remove all hooks after."""
+    """Note what gates would read before each layer, in its order; remove all hooks after."""
     entries = layout.entries.cpu()
     text = (~entries).nonzero()[:, 0]
     image_end = int(entries.nonzero()[-1]) + 1 if entries.any() else 0
 
-    def note(number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if number not in seen:  # the model's own call comes before those of the branches
-            hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-            seen[number] = features(hidden[0, :prompt], text, image_end).cpu()
+    def note(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(features(hidden_of(args, kwargs)[0, :prompt], text, image_end).cpu())
 
     with ExitStack() as stack:
-        for number, layer in enumerate(model.get_decoder().layers):
-            hook = layer.register_forward_pre_hook(partial(note, number), with_kwargs=True)
-            stack.callback(hook.remove)
+        for layer in model.get_decoder().layers:
+            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         yield

@@ -10,6 +10,18 @@ import click
 
 from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
 
+_SHARED = [
+    "question",
+    "folder",
+    "questions",
+    "limit",
+    "profile",
+    "flags",
+    "output",
+    "as_json",
+    "allow_pickle",
+]
+"""Parameters that all methods have."""
 _COUNT = click.IntRange(min=1)
 _PART = click.FloatRange(0, 1)
 _PART_ABOVE_0 = click.FloatRange(0, 1, min_open=True)
@@ -30,7 +42,7 @@ def _option(
     """Make an option of one search; its help tells the default, where there is one.
 
     Args:
-        names: with spaces between them, as click takes them: `-m --m moments`.
+        names: with spaces between them, as click takes them: `-m --m`.
     """
     return click.option(
         *names.split(),
@@ -54,8 +66,7 @@ def _command(
         search: module below `mvw_cli.calibrate` and class, imported once everything is checked.
         limit: items that are taken where the user gives no number.
     """
-    decorators: list[Callable[..., Any]] = [
-        *options,
+    shared: list[Callable[..., Any]] = [
         click.argument("question", required=False, help="Asked of every image."),
         click.option("--images", "folder", metavar="DIR", help="Folder of images."),
         click.option(
@@ -74,7 +85,6 @@ def _command(
             help="The profile; report, charts and samples are written next to it.",
         ),
         click.option("--json", "as_json", is_flag=True, help="The report as JSON to stdout."),
-        click.option("-v", "--verbose", is_flag=True, help="More than fits on a screen."),
         click.option(
             "--allow-pickle",
             is_flag=True,
@@ -86,15 +96,14 @@ def _command(
     def decorate(described: Callable[[], None]) -> click.Command:
         @functools.wraps(described)
         def call(**given: Any) -> int:
-            from mvw_cli.cli.calibrate.run import CalibrateTask, run
+            from mvw_cli.cli.calibrate.run import run
 
-            words = tuple(click.get_current_context().meta[ARGUMENTS])
-            own = [one for one in given if one in CalibrateTask.__dataclass_fields__]
-            task = CalibrateTask(name, words, **{one: given.pop(one) for one in own})
-            return run(task, search, given)
+            words = click.get_current_context().meta[ARGUMENTS]
+            asked = {key: given.pop(key) for key in _SHARED}
+            return run(name, words, search, given, **asked)
 
         wrapped: Callable[..., Any] = call
-        for decorator in reversed(decorators):
+        for decorator in reversed([*options, *shared]):
             wrapped = decorator(wrapped)
         return calibrate.command(name, cls=Remembering, short_help=short_help)(wrapped)
 
@@ -107,7 +116,7 @@ def _command(
     "vtw:VtwSearch",
     _option("--eta", "NATS", _ABOVE_0, 0.003, "Largest mean KL divergence that is accepted."),
     _option(
-        "--from first", "K", _COUNT, 1, "First layer that may be chosen; the reference starts at 5."
+        "--min-layer", "K", _COUNT, 1, "First layer that may be chosen; the reference starts at 5."
     ),
     _option(
         "--tokens",
@@ -140,7 +149,7 @@ def vtw() -> None:
     "mvw",
     "Find m, or a tag, for policy mvw.",
     "mvw:MvwSearch",
-    _option("-m --m moments", "N,…", Listed(_COUNT, "moments"), _MOMENTS, "Moments to try."),
+    _option("-m --m", "N,…", Listed(_COUNT, "moments"), _MOMENTS, "Moments to try."),
     _option(
         "--tags", "TAG,…", Listed(click.STRING, "tags"), None, "Tags to try as well, as </CAPTION>."
     ),
@@ -255,8 +264,8 @@ def dyvte() -> None:
     gates learn where an exit changes next to nothing, and are judged on images held out. Without
     --images and --questions, the embedded model's own scenes are asked.
 
-    Whatever has been done is kept next to the profile: after Ctrl-C the same command goes on, and
-    with another --lr, --epochs, --agreement or --loss-ratio only the training is done again.
+    Labels are kept next to the profile: after Ctrl-C the same command goes on, and with another
+    --lr, --epochs, --agreement or --loss-ratio only the training is done again.
 
     \b
     Examples:

@@ -90,10 +90,10 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def test_everything_is_written_beside_the_profile(calibrated: Path) -> None:
-    for ending in ("yaml", "safetensors", "report.json", "accuracy.svg", "exits.svg"):
+    for ending in ("yaml", "safetensors", "report.json", "accuracy.svg"):
         assert (calibrated / f"dyvte.{ending}").stat().st_size > 0
     out = (calibrated / "stdout").read_text()
-    assert "layers saved" in out and "exit before layer" not in out and "-v shows" in out
+    assert "layers saved" in out and "has every sample and every row" in out
     assert len(out.splitlines()) <= 40
 
 
@@ -108,7 +108,6 @@ def test_the_report_holds_together(calibrated: Path) -> None:
     for gate in outcome["curve"]:
         low, high = gate["accuracy_interval_95"]
         assert low <= gate["accuracy"] <= high
-        assert gate["accuracy"] <= 1 - gate["wrong_exits"] + 1e-9
     everyone = [found["exits"], found["earliest_allowed"], *found["fixed"].values()]
     assert all(sum(one["layers"].values()) == COUNT // 2 for one in everyone)
     assert found["earliest_allowed"]["allowed"] == 1
@@ -116,10 +115,8 @@ def test_the_report_holds_together(calibrated: Path) -> None:
         gone = 1 - int(layer) / 4
         assert one["layers"] == {layer: COUNT // 2}
         assert one["layers_saved"] == pytest.approx(gone)
-        # Vision is most of the prompt, and the encoder saves nothing.
+        # Vision is most of the prompt.
         assert 0.8 * gone < one["prefill_saved"] < gone
-        assert 0 < one["prefill_saved_with_encoder"] < one["prefill_saved"]
-        assert one["loss_nats"] > found["full_loss_nats"]
 
 
 def test_gates_carry_the_settings_that_made_them(calibrated: Path) -> None:
@@ -278,9 +275,9 @@ def test_other_settings_of_the_model_ask_again(
 def test_references_can_be_followed(calibrated: Path, tmp_path: Path, run: Any) -> None:
     ran = run(*asked(calibrated), "--along", "reference", "--limit", "4", "--json")
     assert ran.code == 0, ran.err
-    data = json.loads(ran.out)["outcome"]["figures"]["data"]
-    assert data["questions"] == 4
-    assert data["answer_tokens_mean"] < 10  # a word or two, and the end
+    samples = json.loads(ran.out)["samples"]
+    assert len(samples) == 4
+    assert all(one["answer_tokens"] < 10 for one in samples)  # a word or two, and the end
 
 
 def test_missing_references_are_refused(calibrated: Path, run: Any) -> None:
@@ -293,23 +290,15 @@ def test_one_image_is_refused(calibrated: Path, run: Any) -> None:
     assert "one image" in text
 
 
-@pytest.mark.parametrize(
-    ("what", "doing"), [("label_question", "labelling"), ("train", "training the gates")]
-)
 def test_a_lack_of_memory_has_a_way_out(
-    what: str,
-    doing: str,
-    calibrated: Path,
-    tmp_path: Path,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    calibrated: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*given: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(dyvte_search, what, full)
+    monkeypatch.setattr(dyvte_search, "label_question", full)
     text = refused(run(*asked(calibrated), "--limit", "2"), ExitCode.OUT_OF_MEMORY)
-    assert f"out of memory while {doing}" in text and "2.00 GiB" in text
+    assert "out of memory" in text and "2.00 GiB" in text
 
 
 def test_gates_in_half_precision_are_half_the_size(
@@ -328,10 +317,9 @@ def test_the_same_question_twice_is_asked_once(calibrated: Path, tmp_path: Path)
     session = open_session(resolve(None, {}).profile)
     source = Source((str(calibrated / "scenes" / "scene-0001.png"),), question="How many?")
     (item,) = own_items(source, 1, one=True).items
-    search = dyvte_search.DyvteSearch(tmp_path / "gates.safetensors", tmp_path / "work")
-    search.check_items([item])
+    search = dyvte_search.DyvteSearch()
     with SampleStore(tmp_path / "samples.jsonl", {}) as store:
-        run = SearchRun(session, [item, item], store)
+        run = SearchRun(session, [item, item], store, tmp_path / "dyvte.yaml")
         samples = measure_all(search, run)
         assert [one["number"] for one in samples] == [1, 2] and len(store) == 1
-        assert len(search.dataset(run, samples).questions) == 1
+        assert len(dyvte_search.read_dataset(run, samples).questions) == 1

@@ -8,38 +8,40 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mvw_cli.console import deliver
 from mvw_cli.errors import UsageProblem
-from mvw_cli.files import replacing, unwritable
 from mvw_cli.profiles.store import is_path
 
-Withdrawal = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""The `withdrawal` of a profile: a policy with its fields, or several in order."""
+
+def beside(profile: Path, ending: str) -> Path:
+    """Name a file next to a profile: `vtw.yaml` has `vtw.report.json`."""
+    return profile.with_name(profile.stem + ending)
 
 
 def write_derived(
     measured: Mapping[str, Any],
     target: Path,
     *,
-    withdrawal: Withdrawal,
+    withdrawal: Mapping[str, Any],
     description: str,
     reason: str,
-    hint: str,
 ) -> None:
     """Write a profile that withdraws as it is said and is else the one that was measured.
 
     Args:
         measured: as `Resolved.to_dict` returns it.
+        withdrawal: a policy with its fields.
         reason: how the withdrawal was found; becomes a comment.
-        hint: a valid command that names another file.
 
     Raises:
-        UsageProblem: the file can't be written, or the measured profile is made of it.
+        UsageProblem: the measured profile is made of the file.
+        MvwError: the file can't be written.
     """
-    check_no_part(measured, target, hint)
+    check_no_part(measured, target)
     lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
     if measured["name"] is not None:
         lines.append(f"extends: {_yaml(_as_seen_from(measured['name'], target))}")
@@ -54,14 +56,10 @@ def write_derived(
         elif _by_hand(measured, key):
             lines.append(f"{key}: {_yaml(value)}")
     lines.append(f"withdrawal: {_yaml(withdrawal)}")
-    try:
-        with replacing(Path(os.path.realpath(target))) as file:
-            file.write(("\n".join(lines) + "\n").encode())
-    except OSError as error:
-        raise unwritable(str(target), error.strerror or str(error), hint) from error
+    deliver("\n".join(lines), str(target))
 
 
-def check_no_part(measured: Mapping[str, Any], target: Path, hint: str) -> None:
+def check_no_part(measured: Mapping[str, Any], target: Path) -> None:
     """Refuse to replace a file that the measured profile is made of: it would extend itself.
 
     Raises:
@@ -79,7 +77,7 @@ def check_no_part(measured: Mapping[str, Any], target: Path, hint: str) -> None:
         raise UsageProblem(
             f"Cannot write {target}",
             cause="the profile that was measured is made of it, and would extend itself",
-            hint=hint,
+            hint="mvw calibrate --help",
         )
 
 

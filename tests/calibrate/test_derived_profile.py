@@ -1,0 +1,102 @@
+"""The profile that a search writes: the measured one, with a withdrawal of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvw_cli.calibrate.profile import write_derived
+from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.profiles.resolution import resolve
+
+ONLY_M = {"m": 32, **dict.fromkeys(("until", "min", "max"))}
+REASON = "With m = 32, 90 of 100 answers are right. " * 5
+
+
+def derive(name: str | None, flags: dict[str, object], target: Path) -> None:
+    """Write the profile that withdraws at m = 32 and is else the one of that name."""
+    write_derived(
+        json.loads(json.dumps(resolve(name, flags).to_dict())),
+        target,
+        withdrawal={"policy": "mvw", "m": 32},
+        description="m = 32, found on 100 items",
+        reason=REASON,
+    )
+
+
+def test_the_profile_is_the_measured_one_with_this_m(tmp_path: Path) -> None:
+    target = tmp_path / "mine.yaml"
+    flags = {"dtype": "float32", "generation.temperature": 0.5, "generation.stop": ["</A>", "é: #"]}
+    derive("llava-cot", flags, target)
+    written = resolve(str(target), {})
+    before = resolve("llava-cot", flags)
+    assert written.profile.withdrawal.model_dump() == {"policy": "mvw", **ONLY_M}
+    for key, value in before.values().items():
+        if key != "description" and not key.startswith("withdrawal."):
+            assert written.values()[key] == value, key
+    assert written.profile.description == "m = 32, found on 100 items"
+    # It says what was found, and what it does not say itself comes from the parent.
+    reason = " ".join(
+        line.removeprefix("# ")
+        for line in target.read_text("utf-8").splitlines()
+        if line.startswith("#")
+    )
+    assert reason == REASON.strip()
+    assert written.origins["model"].kind == "packaged"
+
+
+def test_a_parent_named_by_its_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text("extends: shapes\ngeneration: {max_new_tokens: 77}\n")
+    (tmp_path / "deep").mkdir()
+    for target in (Path("deep/mine.yaml"), Path("mine.yaml")):
+        derive("./base.yaml", {}, target)
+        monkeypatch.chdir(tmp_path / "deep")
+        written = resolve(str(tmp_path / target), {}).profile
+        assert written.generation.max_new_tokens == 77
+        assert written.withdrawal.model_extra == ONLY_M
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_trigger_of_the_parent_does_not_live_on(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text('extends: shapes\nwithdrawal: {until: "</CAPTION>"}\n')
+    target = tmp_path / "mine.yaml"
+    derive(str(tmp_path / "base.yaml"), {}, target)
+    written = resolve(str(target), {}).profile
+    assert written.withdrawal.model_extra == ONLY_M
+
+
+def test_without_a_named_profile_the_flags_are_the_profile(tmp_path: Path) -> None:
+    target = tmp_path / "mine.yaml"
+    derive(None, {"adapter": "kimi-vl", "device": "cpu"}, target)
+    assert "extends" not in target.read_text("utf-8")
+    written = resolve(str(target), {}).profile
+    expected = resolve(None, {"adapter": "kimi-vl", "device": "cpu"}).profile
+    assert (written.adapter, written.model, written.device) == (
+        expected.adapter,
+        expected.model,
+        "cpu",
+    )
+
+
+def test_the_measured_profile_is_not_replaced(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("extends: ./below.yaml\ngeneration: {max_new_tokens: 77}\n")
+    below = tmp_path / "below.yaml"
+    below.write_text("extends: shapes\ngeneration: {seed: 5}\n")
+    for target in (base, below):
+        before = target.read_text()
+        with pytest.raises(UsageProblem, match="Cannot write") as raised:
+            derive(str(base), {}, target)
+        assert "would extend itself" in str(raised.value.cause)
+        assert target.read_text() == before
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(MvwError, match="Cannot write"):
+        derive("shapes", {}, tmp_path / "missing" / "mine.yaml")
+    assert not (tmp_path / "missing").exists()
