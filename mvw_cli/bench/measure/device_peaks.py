@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -25,19 +24,17 @@ from mvw_cli.cost.case import Device
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import MvwError, OutOfMemory
 from mvw_cli.files import replacing
-from mvw_cli.machine.facts import free_memory
+from mvw_cli.machine.facts import free_memory, gather
 from mvw_cli.profiles.store import user_folder
 
-_VERSION = 1
-_ROUNDS, _FEWEST = 9, 5
-"""Samples of each figure, and the fewest where they are long. The best is taken, as STREAM does:
-what disturbs a kernel only slows it."""
-_ENOUGH_S = 1.0
-"""Time after which the fewest samples are enough."""
+_VERSION = 2
+_ROUNDS = 5
+"""Samples of each figure. The best is taken, as STREAM does: what disturbs a kernel only slows
+it."""
 _SAMPLE_S = 0.02
 """What one sample lasts at least."""
-_MOST_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 28}
-"""Of one tensor: many times the caches."""
+_MOST_BYTES = {"cuda": 1 << 30}
+"""Of one tensor, many times the caches; 256 MiB elsewhere."""
 _SIDES = (512, 1024, 2048, 4096, 8192)
 """Sides of the matrices; the largest that does not take too long is used."""
 _LONGEST_S = 0.5
@@ -62,15 +59,15 @@ def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Devi
         MvwError: there is no such device, or it can't compute in this dtype.
     """
     try:
-        place = _device(device)
-        key = _key(place, dtype)
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        file = (cache_dir or cache_folder()) / f"calibration-{digest[:16]}.json"
-        known = _read(file, key)
-        if known is not None:
-            return known
+        place = torch.device(gather().device if device == "auto" else device)
+        name = describe_environment(str(place)).device_name
+        key = f"{_VERSION} {name} {dtype} {torch.__version__} {torch.get_num_threads()}"
+        folder = cache_dir or user_folder().parent / "cache"
+        file = folder / f"calibration-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        with suppress(OSError, ValidationError):
+            return TypeAdapter(Device).validate_json(file.read_bytes())
         with torch.inference_mode():
-            found, spread = _measure(place, dtype)
+            found = _measure(place, name, dtype)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"{device} has no memory left to measure it.",
@@ -83,34 +80,15 @@ def calibrate(device: str, dtype: str, *, cache_dir: Path | None = None) -> Devi
             cause=str(error).splitlines()[0],
             hint="mvw doctor",
         ) from error
-    if spread:
-        return replace(found, reference=f"{found.reference}, {UNSTABLE}: {spread}")
-    document = json.dumps({"key": key, "measured": asdict(found)}, indent=2)
-    with suppress(OSError):  # that it can't be kept is no reason to fail
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as opened:
-            opened.write(document.encode("utf-8") + b"\n")
+    if UNSTABLE not in found.reference:
+        with suppress(OSError):  # that it can't be kept is no reason to fail
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as opened:
+                opened.write(json.dumps(asdict(found), indent=2).encode())
     return found
 
 
-def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Return where measurements are kept; the folder need not exist."""
-    return user_folder(env).parent / "cache"
-
-
-def _read(file: Path, key: dict[str, Any]) -> Device | None:
-    """Read a former measurement; None where there is none that can be used."""
-    try:
-        document = json.loads(file.read_text("utf-8"))
-        if document["key"] != key:
-            return None
-        return TypeAdapter(Device).validate_python(document["measured"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
-        return None
-
-
-def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
-    """Measure; the text says what spreads too much, and is empty where nothing does."""
+def _measure(place: torch.device, name: str, dtype: str) -> Device:
     clock = Clock(place)
     launches = _starting(place, clock)
     # Twice, so that a machine that is busy for a while does not pass for a slow one.
@@ -121,21 +99,26 @@ def _measure(place: torch.device, dtype: str) -> tuple[Device, str]:
         summarise([sample for summary in both for sample in summary.samples])
         for both in zip(*passes, strict=True)
     )
+    cuda = place.type == "cuda"
+    found = Device(
+        name=name,
+        source="measured",
+        bandwidth_bytes_per_s=_best(bandwidth),
+        flops_per_s=_best(rate),
+        launch_s=1 / _best(launches),
+        memory_bytes=torch.cuda.get_device_properties(place).total_memory
+        if cuda
+        else gather().memory_total_bytes,
+        reference=f"measured {datetime.now(UTC):%Y-%m-%d} in {dtype}",
+    )
     spreads = [
         f"{what} spreads by {summary.spread:.0%}"
         for what, summary in (("bandwidth", bandwidth), ("matrix rate", rate))
         if summary.unstable
     ]
-    found = Device(
-        name=describe_environment(str(place)).device_name,
-        source="measured",
-        bandwidth_bytes_per_s=_best(bandwidth),
-        flops_per_s=_best(rate),
-        launch_s=1 / _best(launches),
-        memory_bytes=_memory(place),
-        reference=f"measured {datetime.now(UTC):%Y-%m-%d} in {dtype}",
-    )
-    return found, ", ".join(spreads)
+    if not spreads:
+        return found
+    return replace(found, reference=f"{found.reference}, {UNSTABLE}: {', '.join(spreads)}")
 
 
 def _moving(place: torch.device, clock: Clock) -> list[Summary]:
@@ -151,22 +134,16 @@ def _moving(place: torch.device, clock: Clock) -> list[Summary]:
 
 def _multiplying(place: torch.device, dtype: str, clock: Clock) -> Summary:
     """Measure FLOPs per second of a product of square matrices, at the side that does best."""
-    best: Summary | None = None
+    found: list[Summary] = []
     for side in _SIDES:
-        left, right = (
-            torch.ones(side, side, device=place, dtype=getattr(torch, dtype)) for _ in range(2)
+        left, right, out = (
+            torch.ones(side, side, device=place, dtype=getattr(torch, dtype)) for _ in range(3)
         )
-        out = torch.empty_like(left)
-
-        def product(a: torch.Tensor = left, b: torch.Tensor = right, c: Any = out) -> None:
-            torch.mm(a, b, out=c)
-
-        found = _rate(clock, 2 * side**3, product)
-        best = found if best is None or _best(found) > _best(best) else best
-        if 8 * 2 * side**3 / _best(best) > _LONGEST_S:  # what the next side would take
+        flops = 2 * side**3
+        found.append(_rate(clock, flops, partial(torch.mm, left, right, out=out)))
+        if 8 * flops / max(map(_best, found)) > _LONGEST_S:  # what the next side would take
             break
-    assert best is not None
-    return best
+    return max(found, key=_best)
 
 
 def _starting(place: torch.device, clock: Clock) -> Summary:
@@ -188,8 +165,7 @@ def _rate(clock: Clock, amount: float, work: Callable[[], object]) -> Summary:
     once = max(clock.now() - start, 1e-9)
     repeats = max(1, round(_SAMPLE_S / once))
     samples: list[float] = []
-    began = start
-    while len(samples) < _ROUNDS and (len(samples) < _FEWEST or clock.now() - began < _ENOUGH_S):
+    for _ in range(_ROUNDS):
         start = clock.now()
         for _ in range(repeats):
             work()
@@ -203,35 +179,5 @@ def _best(rates: Summary) -> float:
 
 def _tensor_bytes(place: torch.device) -> int:
     """Choose the size of a tensor: far beyond the caches, and three of them in what is free."""
-    most = _MOST_BYTES.get(place.type, _MOST_BYTES["cpu"])
-    free, cache = free_memory(str(place)) or 1 << 31, 0
-    if place.type == "cuda":
-        cache = int(getattr(torch.cuda.get_device_properties(place), "L2_cache_size", 0))
-    return max(1 << 20, min(max(most, 8 * cache), free // 8) // 4 * 4)
-
-
-def _device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _memory(place: torch.device) -> int | None:
-    if place.type == "cuda":
-        return int(torch.cuda.get_device_properties(place).total_memory)
-    with suppress(OSError, ValueError, AttributeError):  # not on every platform
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
-
-
-def _key(place: torch.device, dtype: str) -> dict[str, Any]:
-    return {
-        "version": _VERSION,
-        "device": describe_environment(str(place)).device_name,
-        "kind": place.type,
-        "dtype": dtype,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    most, free = _MOST_BYTES.get(place.type, 1 << 28), free_memory(str(place)) or 1 << 31
+    return max(1 << 20, min(most, free // 8) // 4 * 4)

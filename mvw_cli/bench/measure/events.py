@@ -7,7 +7,6 @@ the bounds rest on the configuration.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from mvw_cli.bench.documents import Vision
@@ -47,11 +46,6 @@ def _gone(event: Event) -> bool | None:
     if isinstance(event, Withdrawn):
         return event.complete
     return False if isinstance(event, Restored) else None
-
-
-def change_steps(events: Iterable[Event]) -> list[int]:
-    """List the numbers of tokens after which vision went or came back, in any sequence."""
-    return sorted({event.step for event in events if isinstance(event, Withdrawn | Restored)})
 
 
 # -- vision -----------------------------------------------------------------------------------
@@ -155,90 +149,30 @@ def formula_kv_bytes(
 ) -> tuple[int, int] | None:
     """Count what `kv_bytes` counts from the configuration, the prompts and the moments alone.
 
-    How many vision tokens each layer holds after the prefill, and how many entries a withdrawal
-    takes that leaves some, is for the policy to say, and is taken from the events. None where
-    layers differ in size and some of them lost vision while decoding: which did is not told.
+    None where a policy leaves a part of the vision, or where a sliding window is full: what each
+    layer holds is then for the run to tell.
     """
     changed = _changes(events)
-    told = {event.request: event for event in events if isinstance(event, Prefilled)}
+    held = {
+        event.request: event.vision_by_layer for event in events if isinstance(event, Prefilled)
+    }
     lengths = {
         event.request: len(event.token_ids) for event in events if isinstance(event, Finished)
     }
     before = after = 0
     for request in requests:
-        found = changed.get(request.id, [])
+        changes, vision = changed.get(request.id, []), request.layout.vision_tokens
+        gone = [isinstance(change, Withdrawn) and change.complete for change in changes]
         # The newest token has not been read yet when its sequence is withdrawn, or ends.
-        read = (found[-1].step if found else lengths.get(request.id, 1)) - 1
-        by_layer = told[request.id].vision_by_layer if request.id in told else ()
-        layers = held_layers(shape, request, by_layer)
-        vision = _vision_elements(layers, found)
-        if vision is None:
+        read = (changes[-1].step if changes else lengths[request.id]) - 1
+        entries = len(request.layout.entries) + read
+        in_part = any(one != vision for one in held[request.id]) or gone not in ([], [True])
+        if in_part or any(layer.kept(entries) < entries for layer in shape.layers):
             return None
-        text = text_elements(layers, read)
-        before += text + sum(layer.elements * layer.vision for layer in layers)
-        after += text + vision
+        text = entries - int(request.layout.entries.sum())
+        before += shape.kv_elements(text, vision)
+        after += shape.kv_elements(text, 0 if gone else vision)
     return before * element_bytes, after * element_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a layer holds of a sequence after the prefill."""
-
-    elements: int
-    """Numbers of an entry."""
-    text: int
-    """Entries that are no vision."""
-    vision: int
-    cross: bool
-    """Whether no generated token leaves an entry."""
-
-
-def held_layers(shape: Shape, request: Request, by_layer: Sequence[int] = ()) -> list[Held]:
-    """Count what each layer holds after the prefill.
-
-    Sliding windows: of the prompt what reached into the window, and all that comes after it.
-
-    Args:
-        by_layer: vision tokens of each layer that holds any without withdrawal, as
-            `Prefilled.vision_by_layer`; empty for all of them.
-    """
-    entries, crossed = request.layout.entries, request.layout.cross_entries
-    inside, cross_vision = int(entries.sum()), 0 if crossed is None else int(crossed.sum())
-    told = iter(by_layer)
-    found = []
-    for layer in shape.layers:
-        if layer.cross:
-            found.append(Held(layer.elements, 0, next(told, cross_vision), cross=True))
-            continue
-        kept = layer.kept(len(entries))
-        vision = int(entries[len(entries) - kept :].sum())
-        if not cross_vision:
-            vision = next(told, vision)
-        # Where the window has cut, it is full: text and vision in it are as many as it holds.
-        kept = layer.kept(len(entries) - inside + vision)
-        found.append(Held(layer.elements, kept - vision, vision, cross=False))
-    return found
-
-
-def text_elements(layers: Sequence[Held], read: int) -> int:
-    """Count the numbers of text, once `read` generated tokens have been read."""
-    return sum(layer.elements * (layer.text + read) for layer in layers if not layer.cross)
-
-
-def _vision_elements(layers: Sequence[Held], found: Sequence[Change]) -> int | None:
-    """Count the numbers of vision that are left after some changes; None where it can't be told."""
-    whole = sum(layer.elements * layer.vision for layer in layers)
-    entries = sum(layer.vision for layer in layers)
-    sizes = {layer.elements for layer in layers if layer.vision}
-    left = entries
-    for change in found:
-        if isinstance(change, Restored):
-            left += change.entries
-        else:
-            left = 0 if change.complete else left - change.entries
-    if left in (0, entries):
-        return whole if left else 0
-    return left * sizes.pop() if len(sizes) == 1 else None
 
 
 def _changes(events: Sequence[Event]) -> Mapping[str, list[Change]]:

@@ -86,9 +86,7 @@ def test_every_kind_of_policy_is_measured_and_bounded(adapter: str, tmp_path: Pa
     )
     for arm, part in zip(others, POLICIES.values(), strict=True):
         kept, seen = arm.memory, arm.vision
-        assert (kept.kv_bytes_before, kept.kv_bytes_after) == (
-            kept.kv_formula_bytes_before, kept.kv_formula_bytes_after
-        )  # fmt: skip
+        assert kept.kv_formula_bytes_before in (None, kept.kv_bytes_before)
         assert seen is not None and arm.bound is not None and arm.bound.prefill is not None
         # At an entropy of 0 it looks back at once, and so it does whenever its time is over.
         back = "look-back" in arm.name
