@@ -9,7 +9,7 @@ was told others, gives other counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -33,68 +33,51 @@ _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.
 _RESIZERS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
 """Image processors that resize the whole picture and may pad it before or crop it after."""
 
+_MERGED: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm4v": ("Glm4vImageProcessorPil", {"size": _GLM_LIMITS}),
+    "qwen2_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN2_LIMITS}),
+    "qwen2_5_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN2_LIMITS}),
+    "qwen3_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),
+    "qwen3_vl_moe": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),
+}
+"""Families that keep the aspect ratio and merge patches side by side: the class of transformers,
+and its settings besides those of the model's configuration."""
+_OTHERS = ("gemma3", "internvl", "llava", "llava_onevision")
+
 
 def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
     """Make the image processor of a model's family; None where the family is not known here."""
-    known = _FAMILIES.get(config.model_type)
-    return None if known is None else known[0](config)
-
-
-# transformers imports the class of a family when it is asked for by name.
-
-
-def _qwen2(config: PreTrainedConfig) -> BaseImageProcessor:
-    return transformers.Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN2_LIMITS)
-
-
-def _qwen3(config: PreTrainedConfig) -> BaseImageProcessor:
-    return transformers.Qwen2VLImageProcessorPil(**_patches(config), size=_QWEN3_LIMITS, **_HALVES)
-
-
-def _glm4v(config: PreTrainedConfig) -> BaseImageProcessor:
-    return transformers.Glm4vImageProcessorPil(**_patches(config), size=_GLM_LIMITS)
-
-
-def _patches(config: PreTrainedConfig) -> dict[str, int]:
+    family = config.model_type
+    if family not in (*_MERGED, *_OTHERS):
+        return None
     vision = config.vision_config
-    return {
-        "patch_size": vision.patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-    }
-
-
-def _internvl(config: PreTrainedConfig) -> BaseImageProcessor:
-    height, width = config.vision_config.image_size
-    return transformers.GotOcr2ImageProcessorPil(
-        size={"height": height, "width": width},
-        crop_to_patches=True,
-        min_patches=1,
-        max_patches=_INTERNVL_TILES,
-        **_IMAGENET,
-    )
-
-
-def _gemma3(config: PreTrainedConfig) -> BaseImageProcessor:
-    return transformers.Gemma3ImageProcessorPil(size=_square(config), **_HALVES)
-
-
-def _llava(config: PreTrainedConfig) -> BaseImageProcessor:
-    side = config.vision_config.image_size
-    return transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": side}, crop_size=_square(config)
-    )
-
-
-def _llava_onevision(config: PreTrainedConfig) -> BaseImageProcessor:
+    # transformers imports the class of a family when it is asked for by name.
+    if family in _MERGED:
+        name, settings = _MERGED[family]
+        return getattr(transformers, name)(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            **settings,
+        )
+    sides = vision.image_size if family == "internvl" else (vision.image_size,) * 2
+    size = dict(zip(("height", "width"), sides, strict=True))
+    if family == "internvl":
+        return transformers.GotOcr2ImageProcessorPil(
+            size=size,
+            crop_to_patches=True,
+            min_patches=1,
+            max_patches=_INTERNVL_TILES,
+            **_IMAGENET,
+        )
+    if family == "gemma3":
+        return transformers.Gemma3ImageProcessorPil(size=size, **_HALVES)
+    if family == "llava":
+        shortest = {"shortest_edge": vision.image_size}
+        return transformers.CLIPImageProcessorPil(size=shortest, crop_size=size)
     return transformers.LlavaOnevisionImageProcessorPil(
-        size=_square(config), image_grid_pinpoints=config.image_grid_pinpoints, **_HALVES
+        size=size, image_grid_pinpoints=config.image_grid_pinpoints, **_HALVES
     )
-
-
-def _square(config: PreTrainedConfig) -> dict[str, int]:
-    side = config.vision_config.image_size
-    return {"height": side, "width": side}
 
 
 def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
@@ -104,46 +87,33 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
         ModelProblem: the family's rule is not known here.
         BadImage: it refuses the image.
     """
-    known = _FAMILIES.get(config.model_type)
-    if known is None:
+    family = config.model_type
+    if family == "gemma3":  # one size; pan-and-scan is off in the published checkpoints
+        return int(config.mm_tokens_per_image)
+    if family == "llava":  # one size
+        side = int(config.vision_config.image_size // config.vision_config.patch_size)
+        with_class = config.vision_feature_select_strategy == "full"
+        return side * side + int(with_class)
+    if family == "llava_onevision":
+        return _llava_onevision_tokens(config, width, height)
+    processor = image_processor(config)
+    if processor is None:
         raise ModelProblem(
-            f"How many vision tokens {config.model_type} makes of an image is not known here.",
-            cause=f"known: {', '.join(sorted(_FAMILIES))}",
+            f"How many vision tokens {family} makes of an image is not known here.",
+            cause=f"known: {', '.join(sorted((*_MERGED, *_OTHERS)))}",
             hint="mvw list profiles",
         )
     try:
-        return known[1](config, width, height)
+        patches = int(processor.get_number_of_image_patches(height, width, {}))
     except ValueError as error:
         raise BadImage(
-            f"{config.model_type} takes no image of {width} x {height} pixels.",
+            f"{family} takes no image of {width} x {height} pixels.",
             cause=str(error),
             hint="mvw list profiles",
         ) from error
-
-
-def _fixed_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
-    """CLIP and its like: every image is resized and cropped to one size."""
-    vision = config.vision_config
-    patches = int((vision.image_size // vision.patch_size) ** 2)
-    with_class = config.vision_feature_select_strategy == "full"
-    return patches + int(with_class)
-
-
-def _merged_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
-    """Patches of a size that keeps the aspect ratio, merged into tokens side by side."""
-    patches = _FAMILIES[config.model_type][0](config).get_number_of_image_patches(height, width, {})
-    return int(patches // config.vision_config.spatial_merge_size**2)
-
-
-def _internvl_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
-    """Tiles of one size, and a thumbnail where there is more than one."""
-    tiles = _FAMILIES[config.model_type][0](config).get_number_of_image_patches(height, width, {})
-    return int(tiles * config.image_seq_length)
-
-
-def _gemma3_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
-    """Every image is resized to one size; pan-and-scan is off in the published checkpoints."""
-    return int(config.mm_tokens_per_image)
+    if family == "internvl":  # tiles, and a thumbnail where there is more than one
+        return patches * int(config.image_seq_length)
+    return patches // int(config.vision_config.spatial_merge_size) ** 2
 
 
 def _llava_onevision_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
@@ -165,26 +135,6 @@ def _llava_onevision_tokens(config: PreTrainedConfig, width: int, height: int) -
     if ratio > 1.1:
         rows, columns = int(rows // ratio), int(columns // ratio)
     return int(patches**2 + rows * (columns + 1))
-
-
-_FAMILIES: dict[
-    str,
-    tuple[
-        Callable[[PreTrainedConfig], BaseImageProcessor],
-        Callable[[PreTrainedConfig, int, int], int],
-    ],
-] = {
-    "gemma3": (_gemma3, _gemma3_tokens),
-    "glm4v": (_glm4v, _merged_tokens),
-    "internvl": (_internvl, _internvl_tokens),
-    "llava": (_llava, _fixed_tokens),
-    "llava_onevision": (_llava_onevision, _llava_onevision_tokens),
-    "qwen2_vl": (_qwen2, _merged_tokens),
-    "qwen2_5_vl": (_qwen2, _merged_tokens),
-    "qwen3_vl": (_qwen3, _merged_tokens),
-    "qwen3_vl_moe": (_qwen3, _merged_tokens),
-}
-"""Of each model type: how to make its image processor, and how it counts vision tokens."""
 
 
 def areas_of(

@@ -53,11 +53,11 @@ class ImageProcessor:
     """Most patches of an image before merging."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    pad_input: bool = True
-    """Pad right and below to whole merged patches; else crop around the centre."""
 
     def size(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Return how an image is scaled, then padded or cropped: two times width and height, in px.
+        """Return how an image is scaled, then padded right and below: two times width and height.
+
+        In px. `pad_input` is set in all published checkpoints.
 
         Raises:
             BadImage: a side has too many patches, or none.
@@ -69,12 +69,8 @@ class ImageProcessor:
             scale = math.sqrt(self.in_token_limit / patches)
             scaled_width, scaled_height = int(width * scale), int(height * scale)
         down, across = (patch * count for count in self.merge_kernel_size)
-        if self.pad_input:
-            final_width = -(-scaled_width // across) * across
-            final_height = -(-scaled_height // down) * down
-        else:
-            final_width = scaled_width - scaled_width % across
-            final_height = scaled_height - scaled_height % down
+        final_width = -(-scaled_width // across) * across
+        final_height = -(-scaled_height // down) * down
         sides = (final_width // patch, final_height // patch)
         if not min(sides) > 0 or max(sides) >= MAX_PATCHES:
             longest = (MAX_PATCHES - max(self.merge_kernel_size)) * patch
@@ -88,16 +84,9 @@ class ImageProcessor:
         return scaled_width, scaled_height, final_width, final_height
 
     def area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return where the patches lie over a picture: left, top, right and bottom edge.
-
-        In parts of its width and height, past 1 where they cover padding too.
-        """
+        """Return where the patches lie over a picture, past 1 where they cover padding too."""
         wide, high, final_width, final_height = self.size(width, height)
-        if self.pad_input:
-            return 0.0, 0.0, final_width / wide, final_height / high
-        left, top = (wide - final_width) // 2, (high - final_height) // 2
-        right, bottom = left + final_width, top + final_height
-        return left / wide, top / high, right / wide, bottom / high
+        return 0.0, 0.0, final_width / wide, final_height / high
 
     def vision_tokens(self, width: int, height: int) -> int:
         """Count the vision tokens of an image.
@@ -126,12 +115,8 @@ class ImageProcessor:
         image = image.convert("RGB")
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        if self.pad_input:
-            canvas = Image.new("RGB", (final_width, final_height))  # black, as published
-            canvas.paste(image, (0, 0))
-        else:
-            left, top = (width - final_width) // 2, (height - final_height) // 2
-            canvas = image.crop((left, top, left + final_width, top + final_height))
+        canvas = Image.new("RGB", (final_width, final_height))  # black, as published
+        canvas.paste(image, (0, 0))
         pixels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(final_height, final_width, 3).permute(2, 0, 1) / 255
         mean, std = (

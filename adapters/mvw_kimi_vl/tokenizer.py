@@ -81,16 +81,8 @@ def read_ranks(file: Path) -> dict[bytes, int]:
         OSError: there is no such file.
         ValueError: a line is not a token in base64 and a number.
     """
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {file.name} is no token with its rank") from error
-    return ranks
+    lines = (line.split() for line in file.read_bytes().splitlines() if line.strip())
+    return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
 
 
 def build_tokenizer(

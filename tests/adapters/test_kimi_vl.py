@@ -18,7 +18,7 @@ from kimi_reference import Reference
 from mvw_kimi_vl.model import KimiVL
 from mvw_kimi_vl.modeling import absorbed
 from mvw_kimi_vl.processing import ImageProcessor
-from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer, read_ranks
+from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer
 from PIL import Image
 from processes import Ran
 from torch import Tensor, nn
@@ -154,14 +154,6 @@ def test_pixels_are_those_of_the_image_padded_with_black() -> None:
     assert (whole[:, :, 30:] == -1).all()
 
 
-def test_without_padding_the_middle_is_kept() -> None:
-    image = noise(60, 31)
-    inputs = ImageProcessor(pad_input=False)([image])
-    assert inputs["image_grid_thw"].tolist() == [[1, 2, 4]]
-    first = torch.tensor(image.getpixel((2, 1))) / 255 * 2 - 1
-    assert (inputs["pixel_values"][0, :, 0, 0] - first).abs().max() < 1e-6
-
-
 # -- tokenizer ----------------------------------------------------------------------------
 
 
@@ -214,13 +206,6 @@ def test_text_comes_back_whole(loaded: LoadedModel) -> None:
     assert tokenizer("the").input_ids == [ranks()[b"the"]]
     assert tokenizer("<|im_end|>").input_ids == [IDS["<|im_end|>"]]
     assert IDS["<|im_end|>"] == BASE + 2
-
-
-def test_a_rank_file_that_is_damaged(tmp_path: Path) -> None:
-    file = tmp_path / "tiktoken.model"
-    file.write_text("dGhl 0\nnot base64 at all\n")
-    with pytest.raises(ValueError, match="line 2"):
-        read_ranks(file)
 
 
 # -- the adapter --------------------------------------------------------------------------
