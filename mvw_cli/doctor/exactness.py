@@ -78,18 +78,15 @@ def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Com
 
 def _judged(resolved: Resolved, figures: Equivalence, check: str, other: str) -> Finding:
     """Judge a comparison; `other` is the kernel to compare with next where it did not pass."""
-    found = (
-        f"engine and oracle differ by {figures.difference:.1e} at most, over "
-        f"{figures.tokens} tokens ({figures.attention} on {figures.device}, {figures.dtype}; "
-        f"{figures.tolerance:.0e} is allowed, withdrawal itself makes {figures.effect:.1e})"
-    )
+    rounding, kernel = "", figures.attention
     if figures.rounding is not None:
-        found = (
-            f"with {figures.flash_calls} calls of flash-attn, engine and oracle in float32 differ "
-            f"by {figures.difference:.1e} at most, over {figures.tokens} tokens ({figures.dtype} "
-            f"on {figures.device}; {figures.tolerance:.1e} is allowed, since rounding alone makes "
-            f"{figures.rounding:.1e}; withdrawal itself makes {figures.effect:.1e})"
-        )
+        rounding = f"since rounding alone makes {figures.rounding:.1e}; "
+        kernel = f"{figures.flash_calls} calls of flash-attn"
+    found = (
+        f"engine and oracle differ by {figures.difference:.1e} at most, over {figures.tokens} "
+        f"tokens ({kernel} on {figures.device}, {figures.dtype}; {figures.tolerance:.1e} is "
+        f"allowed, {rounding}withdrawal itself makes {figures.effect:.1e})"
+    )
     if figures.passed:
         return Finding(check, "ok", found)
     way_out = again(resolved, {"attention": other}, equivalence=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import PackageNotFoundError, requires
 
 from mvw_cli import __version__
 from mvw_cli.doctor.findings import Finding
@@ -15,24 +15,14 @@ from mvw_cli.text import readable_bytes
 LITTLE_DISK = 20 * 2**30
 """The weights of an 8-billion-parameter model in 16 bits, and some room."""
 LITTLE_MEMORY = 4 * 2**30
-_REQUIREMENT = re.compile(r"^([A-Za-z0-9-]+)>=([0-9.]+)")
 
 
 def check_installation(facts: Facts, plugins: Sequence[Plugin]) -> Iterator[Finding]:
     """Judge this machine and this installation."""
-    needed = needed_versions()
     yield Finding("mvw", "ok", __version__)
-    python = needed.get("python", "3")
-    yield _version("Python", facts.python, python, f"python{python} -m venv .venv")
-    torch = needed.get("torch", "0")
-    if facts.torch is not None and facts.torch_problem is not None:
-        found = f"{facts.torch} can't be imported: {facts.torch_problem}"
-        yield Finding("PyTorch", "problem", found, "pip install --force-reinstall torch")
-    else:
-        yield _version("PyTorch", facts.torch, torch, f'pip install --upgrade "torch>={torch}"')
-    least = needed.get("transformers", "0")
-    way_out = f'pip install --upgrade "transformers>={least}"'
-    yield _version("transformers", facts.transformers, least, way_out)
+    yield Finding("Python", "ok", facts.python)
+    yield _version("PyTorch", "torch", facts.torch, facts.torch_problem)
+    yield _version("transformers", "transformers", facts.transformers)
     yield _device(facts)
     yield _flash(facts)
     for name, version, used_for in (
@@ -42,42 +32,49 @@ def check_installation(facts: Facts, plugins: Sequence[Plugin]) -> Iterator[Find
         yield Finding(name, "ok", version or f"not installed; needed for {used_for}")
     yield _disk(facts)
     yield _memory(facts)
-    yield from _plugins(plugins)
+    troubled = [plugin for plugin in plugins if plugin.status != "ok"]
+    for plugin in troubled:
+        found = f"{plugin.distribution} {plugin.version} is {plugin.status}: {plugin.cause}"
+        yield Finding("plugin", "warning", found, plugin.way_out or "mvw plugins")
+    if not troubled:
+        others = sorted({one.distribution for one in plugins} - {OWN})
+        yield Finding("plugins", "ok", ", ".join(others) or "mvw's own")
 
 
-def needed_versions() -> dict[str, str]:
-    """Read the lowest versions that mvw needs; empty where mvw itself is not installed."""
+def needed_version(distribution: str) -> str:
+    """Return the lowest version that mvw needs; "0" where mvw itself is not installed."""
     try:
-        own = metadata(OWN)
+        matches = [re.match(rf"{distribution}>=([0-9.]+)", one) for one in requires(OWN) or ()]
     except PackageNotFoundError:
-        return {}
-    listed = [one for one in own.get_all("Requires-Dist") or [] if "extra ==" not in one]
-    listed.append(f"python{own['Requires-Python']}")
-    matches = map(_REQUIREMENT.match, listed)
-    return {match[1]: match[2] for match in matches if match}
+        return "0"
+    return next((match[1] for match in matches if match), "0")
 
 
 def older(found: str, needed: str) -> bool:
     """Compare the leading numbers of two versions: 5.9 is older than 5.20."""
-    return _numbers(found) < _numbers(needed)
+    one, other = (
+        [int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3]]
+        for text in (found, needed)
+    )
+    return one + [0] * (3 - len(one)) < other + [0] * (3 - len(other))
 
 
-def _numbers(text: str) -> list[int]:
-    match = re.match(r"\d+(\.\d+)*", text)
-    parts = [int(part) for part in match[0].split(".")] if match else []
-    return parts + [0] * (4 - len(parts))
-
-
-def _version(name: str, found: str | None, needed: str, way_out: str) -> Finding:
+def _version(
+    name: str, distribution: str, found: str | None, import_problem: str | None = None
+) -> Finding:
+    needed = needed_version(distribution)
+    way_out = f'pip install --upgrade "{distribution}>={needed}"'
     if found is None:
         return Finding(name, "problem", "not installed", way_out)
+    if import_problem is not None:
+        what = f"{found} can't be imported: {import_problem}"
+        return Finding(name, "problem", what, f"pip install --force-reinstall {distribution}")
     if older(found, needed):
         return Finding(name, "problem", f"{found}; mvw needs {needed} or later", way_out)
     return Finding(name, "ok", found)
 
 
 def _device(facts: Facts) -> Finding:
-    reinstall = "pip install --force-reinstall torch"
     if facts.torch is None or facts.torch_problem is not None:
         return Finding("device", "warning", "not known without PyTorch", "pip install torch")
     if facts.gpus:
@@ -86,7 +83,7 @@ def _device(facts: Facts) -> Finding:
         return Finding("device", "ok", f"{', '.join(names)}; CUDA {facts.torch_cuda}{driver}")
     if facts.driver is not None and facts.torch_cuda is None:
         found = f"driver {facts.driver} is there, but this PyTorch is built without CUDA"
-        return Finding("device", "problem", found, reinstall)
+        return Finding("device", "problem", found, "pip install --force-reinstall torch")
     if facts.driver is not None:
         found = f"PyTorch's CUDA {facts.torch_cuda} finds no GPU with driver {facts.driver}"
         return Finding("device", "problem", found, "nvidia-smi")
@@ -99,13 +96,11 @@ def _device(facts: Facts) -> Finding:
 
 
 def _flash(facts: Facts) -> Finding:
-    if facts.flash_attn is not None:
-        unused = "" if facts.gpus else "; unused without a CUDA device"
-        return Finding("flash-attn", "ok", f"{facts.flash_attn}{unused}")
-    if facts.gpus:
+    if facts.flash_attn is None and facts.gpus:
         found = "not installed; attention runs on SDPA"
         return Finding("flash-attn", "warning", found, 'pip install "mvw[flash]"')
-    return Finding("flash-attn", "ok", "not installed; of use with a CUDA device only")
+    unused = "" if facts.gpus else "; of use with a CUDA device only"
+    return Finding("flash-attn", "ok", f"{facts.flash_attn or 'not installed'}{unused}")
 
 
 def _disk(facts: Facts) -> Finding:
@@ -118,25 +113,14 @@ def _disk(facts: Facts) -> Finding:
 
 
 def _memory(facts: Facts) -> Finding:
-    free, total = facts.memory_free_bytes, facts.memory_total_bytes
-    if free is None:
-        known = "" if total is None else f"{readable_bytes(total)}; "
-        return Finding("memory", "ok", f"{known}how much is free is not known")
-    if free < LITTLE_MEMORY:
-        return Finding("memory", "warning", _free_of(free, total), "mvw doctor --profile shapes")
-    return Finding("memory", "ok", _free_of(free, total))
+    if facts.memory_free_bytes is None:
+        return Finding("memory", "ok", "how much is free is not known")
+    found = _free_of(facts.memory_free_bytes, facts.memory_total_bytes)
+    if facts.memory_free_bytes < LITTLE_MEMORY:
+        return Finding("memory", "warning", found, "mvw doctor --profile shapes")
+    return Finding("memory", "ok", found)
 
 
 def _free_of(free: int, total: int | None) -> str:
     of = "" if total is None else f" of {readable_bytes(total)}"
     return f"{readable_bytes(free)}{of} free"
-
-
-def _plugins(plugins: Sequence[Plugin]) -> Iterator[Finding]:
-    troubled = [plugin for plugin in plugins if plugin.status != "ok"]
-    for plugin in troubled:
-        found = f"{plugin.distribution} {plugin.version} is {plugin.status}: {plugin.cause}"
-        yield Finding("plugin", "warning", found, plugin.way_out or "mvw plugins")
-    if not troubled:
-        others = sorted({one.distribution for one in plugins} - {OWN})
-        yield Finding("plugins", "ok", ", ".join(others) or "mvw's own")

@@ -9,8 +9,8 @@ from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
-from mvw_cli.machine.facts import Facts, Gpu, locate_weights, on_the_hub
-from mvw_cli.machine.fit import Placement, missing_extras, way_to_fit
+from mvw_cli.machine.facts import Facts, locate_weights, on_the_hub
+from mvw_cli.machine.fit import Placement, way_to_fit
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.text import readable_bytes
@@ -59,22 +59,11 @@ def check_model(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         yield _fit(resolved, shape, dtype, vision or 0, facts)
 
 
-def _kind(resolved: Resolved, facts: Facts) -> str:
-    """Return the kind of device that the profile means here: cuda, mps or cpu."""
-    device = resolved.profile.device
-    return facts.device if device == "auto" else device.partition(":")[0]
-
-
-def _chosen_gpu(resolved: Resolved, facts: Facts) -> Gpu | None:
-    index = int(resolved.profile.device.partition(":")[2] or 0)
-    is_there = _kind(resolved, facts) == "cuda" and index < len(facts.gpus)
-    return facts.gpus[index] if is_there else None
-
-
 def check_device(resolved: Resolved, facts: Facts) -> Finding:
     """Judge whether the device that the profile names is there."""
-    device, kind = resolved.profile.device, _kind(resolved, facts)
-    missing = kind == "cuda" and _chosen_gpu(resolved, facts) is None
+    device = resolved.profile.device
+    kind = facts.kind(device)
+    missing = kind == "cuda" and facts.gpu(device) is None
     if missing or (kind == "mps" and not facts.mps):
         found = f"{device} is not there; PyTorch sees {len(facts.gpus)} CUDA devices"
         return Finding("profile's device", "problem", found, again(resolved, {"device": "auto"}))
@@ -88,14 +77,16 @@ def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     asked = ", ".join(f"{key}: {value}" for key, value in wanted.items() if value is not None)
     if not asked:
         return
-    extras = missing_extras(profile.device_map, profile.quantization, facts)
-    if profile.quantization is not None and _kind(resolved, facts) != "cuda":
+    needed = {"accelerate": facts.accelerate}
+    if profile.quantization is not None:
+        needed["bitsandbytes"] = facts.bitsandbytes
+    if profile.quantization is not None and facts.kind(profile.device) != "cuda":
         found = f"{asked}: quantisation needs a CUDA device"
         yield Finding("placement", "problem", found, again(resolved, {"quantization": None}))
-    elif extras:
-        needed = "accelerate" if extras == ["multi-gpu"] else "accelerate and bitsandbytes"
-        way_out = f'pip install --upgrade "mvw[{extras[0]}]"'
-        yield Finding("placement", "problem", f"{asked}: needs {needed}", way_out)
+    elif None in needed.values():
+        extra = "multi-gpu" if profile.quantization is None else "quantization"
+        found = f"{asked}: needs {' and '.join(needed)}"
+        yield Finding("placement", "problem", found, f'pip install --upgrade "mvw[{extra}]"')
     elif profile.device_map is not None and len(facts.gpus) < 2:
         asked += f": {len(facts.gpus)} CUDA devices, so there is nothing to spread over"
         yield Finding("placement", "ok", asked)
@@ -104,11 +95,12 @@ def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
 
 
 def _attention(resolved: Resolved, facts: Facts) -> Finding:
-    wanted, gpu = resolved.profile.attention, _chosen_gpu(resolved, facts)
+    profile = resolved.profile
+    wanted, gpu = profile.attention, facts.gpu(profile.device)
     if wanted != "flash":
         return Finding("attention", "ok", wanted)
     way_out = again(resolved, {"attention": "auto"})
-    if _kind(resolved, facts) != "cuda":
+    if facts.kind(profile.device) != "cuda":
         return Finding("attention", "problem", "flash needs a CUDA device", way_out)
     if facts.flash_attn is None:
         found = "flash needs flash-attn, which is not installed"
@@ -157,13 +149,14 @@ def _to_download(way_out: str, shape: Shape | None, facts: Facts) -> Finding:
 
 
 def _dtype(resolved: Resolved, dtype: str, facts: Facts) -> Finding:
-    profile, gpu = resolved.profile, _chosen_gpu(resolved, facts)
+    profile = resolved.profile
+    gpu = facts.gpu(profile.device)
     shown = f"{dtype} (the checkpoint's)" if profile.dtype == "auto" else dtype
     in_bfloat16 = again(resolved, {"dtype": "bfloat16"})
     if gpu is not None and dtype == "bfloat16" and not gpu.bfloat16:
         found = f"{shown}: {gpu.name} emulates it, slowly"
         return Finding("dtype", "warning", found, again(resolved, {"dtype": "float16"}))
-    if _kind(resolved, facts) == "cpu" and dtype == "float16":
+    if facts.kind(profile.device) == "cpu" and dtype == "float16":
         found = f"{shown}: slow on a CPU, and not as wide as bfloat16"
         return Finding("dtype", "warning", found, in_bfloat16)
     if profile.attention == "flash" and dtype == "float32":

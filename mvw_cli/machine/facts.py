@@ -70,6 +70,16 @@ class Facts:
             return "cuda"
         return "mps" if self.mps else "cpu"
 
+    def kind(self, device: str) -> str:
+        """Return the kind of device that a profile's `device` means here: cuda, mps or cpu."""
+        return self.device if device == "auto" else device.partition(":")[0]
+
+    def gpu(self, device: str) -> Gpu | None:
+        """Return the GPU that a profile's `device` means here, where it means one that is there."""
+        index = int(device.partition(":")[2] or 0)
+        is_there = self.kind(device) == "cuda" and index < len(self.gpus)
+        return self.gpus[index] if is_there else None
+
 
 def gather() -> Facts:
     """Look at this process' machine."""

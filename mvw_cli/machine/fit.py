@@ -44,31 +44,21 @@ class Placement:
         """The types that the weights are held in, in words."""
         return self.dtype if self.quantization is None else f"{self.dtype} and {self.quantization}"
 
-    def kind(self, facts: Facts) -> str:
-        """Return the kind of device that is meant on a machine: cuda, mps or cpu."""
-        return facts.device if self.device == "auto" else self.device.partition(":")[0]
-
     def free(self, facts: Facts) -> int | None:
         """Return what is free where it would lie, in bytes: on one device, or on all GPUs."""
-        if self.kind(facts) != "cuda":
-            on_mps = self.kind(facts) == "mps"
-            return facts.mps_free_bytes if on_mps else facts.memory_free_bytes
+        kind, gpu = facts.kind(self.device), facts.gpu(self.device)
+        if kind != "cuda":
+            return facts.mps_free_bytes if kind == "mps" else facts.memory_free_bytes
         if self.device_map is not None:
-            return sum(gpu.free_bytes for gpu in facts.gpus)
-        index = int(self.device.partition(":")[2] or 0)
-        return facts.gpus[index].free_bytes if index < len(facts.gpus) else None
+            return sum(one.free_bytes for one in facts.gpus)
+        return None if gpu is None else gpu.free_bytes
 
     def spills(self, facts: Facts) -> bool:
         """Whether the machine's memory takes what the GPUs of a device map have no room for."""
-        if self.device_map is None or self.quantization or self.kind(facts) != "cuda":
+        if self.device_map is None or self.quantization or facts.kind(self.device) != "cuda":
             return False
         rest = self.needed - (self.free(facts) or 0)
         return rest <= OFFLOADED * (facts.memory_free_bytes or 0)
-
-    def changed(self, changes: Changes) -> Placement:
-        """Return the placement of the profile with these keys changed."""
-        values: dict[str, Any] = {**changes}
-        return replace(self, **values)
 
 
 def way_to_fit(
@@ -76,20 +66,18 @@ def way_to_fit(
 ) -> str:
     """Write the command that makes the smallest change after which a model fits, if one is known.
 
-    What the change needs is installed before.
-
     Args:
         command: writes the command that was typed with keys changed.
         part: how much of the free memory it may take.
     """
-    fitting = (one for one in _candidates(placement, facts) if _fits(placement, one, facts, part))
-    changes = next(fitting, None)
-    changes = changes or _spilled(placement, facts) or _on_the_cpu(placement, facts, part)
-    if changes is None:
-        return "mvw list profiles"
-    extras = missing_extras(changes.get("device_map"), changes.get("quantization"), facts)
-    install = f'pip install "mvw[{",".join(extras)}]" && ' if extras else ""
-    return install + command(changes)
+    for changes, may_spill in _candidates(placement, facts):
+        values: dict[str, Any] = {**changes}
+        changed = replace(placement, **values)
+        free = changed.free(facts)
+        fits = free is not None and changed.needed <= part * free
+        if fits or (may_spill and changed.spills(facts)):
+            return command(changes)
+    return "mvw list profiles"
 
 
 def set_options(values: Mapping[str, Any]) -> list[str]:
@@ -100,70 +88,37 @@ def set_options(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def missing_extras(device_map: str | None, quantization: str | None, facts: Facts) -> list[str]:
-    """List the extras of mvw that these keys of a profile need and that are not installed."""
-    missing = []
-    if quantization is not None and None in (facts.accelerate, facts.bitsandbytes):
-        missing.append("quantization")  # has accelerate, too
-    elif device_map is not None and facts.accelerate is None:
-        missing.append("multi-gpu")
-    return missing
-
-
-def _fits(placement: Placement, changes: Changes, facts: Facts, part: float) -> bool:
-    changed = placement.changed(changes)
-    free = changed.free(facts)
-    return free is not None and changed.needed <= part * free
-
-
-def _candidates(placement: Placement, facts: Facts) -> Iterator[Changes]:
-    """List changes, those first that change the answers least."""
-    narrow: Changes = {"dtype": _half(placement, facts)} if placement.dtype == "float32" else {}
-    if narrow:
-        yield narrow
-    if placement.kind(facts) != "cuda" or placement.random_weights:
-        return
-    spread: Changes = {}
-    if len(facts.gpus) > 1 and placement.device_map is None:
-        spread = _spread(placement)
-        yield spread
-        yield {**narrow, **spread}
-    bits = {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(placement.quantization, ())
-    for wider in ({}, spread) if spread else ({},):
-        for quantization in bits:
-            yield {**narrow, **wider, "quantization": quantization}
-
-
-def _spread(placement: Placement) -> Changes:
-    device: Changes = {} if placement.device == "auto" else {"device": "auto"}
-    return {"device_map": "auto", **device}
-
-
-def _half(placement: Placement, facts: Facts) -> str:
-    emulated = placement.kind(facts) == "cuda" and not all(gpu.bfloat16 for gpu in facts.gpus)
-    return "float16" if emulated else "bfloat16"
-
-
-def _spilled(placement: Placement, facts: Facts) -> Changes | None:
-    """Fill the GPUs and leave the rest in memory: slow, and still quicker than without a GPU."""
-    if placement.kind(facts) != "cuda" or placement.random_weights:
-        return None
-    if placement.device_map or placement.quantization:
-        return None
-    changes = _spread(placement)
+def _candidates(placement: Placement, facts: Facts) -> Iterator[tuple[Changes, bool]]:
+    """List changes, those first that change the answers least, and whether each may spill over."""
+    on_gpu = facts.kind(placement.device) == "cuda"
+    emulated = on_gpu and not all(gpu.bfloat16 for gpu in facts.gpus)
+    narrow: Changes = {}
     if placement.dtype == "float32":
-        changes["dtype"] = _half(placement, facts)
-    return changes if placement.changed(changes).spills(facts) else None
-
-
-def _on_the_cpu(placement: Placement, facts: Facts, part: float) -> Changes | None:
-    if placement.kind(facts) != "cuda":
-        return None
-    changes: Changes = {"device": "cpu"}
+        narrow = {"dtype": "float16" if emulated else "bfloat16"}
+        yield narrow, False
+    if not on_gpu:
+        return
+    spread: Changes = {"device_map": "auto"}
+    if placement.device != "auto":
+        spread["device"] = "auto"
+    if not placement.random_weights:
+        wider: list[Changes] = [narrow]
+        if len(facts.gpus) > 1 and placement.device_map is None:
+            wider = [narrow, {**narrow, **spread}]
+            yield spread, False
+            yield wider[1], False
+        bits = {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(placement.quantization, ())
+        for changes in wider:
+            for quantization in bits:
+                yield {**changes, "quantization": quantization}, False
+        if not (placement.device_map or placement.quantization):
+            # Full GPUs with the rest in memory: slow, and still quicker than without a GPU.
+            yield {**spread, **narrow}, True
+    on_cpu: Changes = {"device": "cpu"}
     if placement.dtype != "bfloat16":
-        changes["dtype"] = "bfloat16"
-    changes |= {key: None for key in ("device_map", "quantization") if getattr(placement, key)}
-    return changes if _fits(placement, changes, facts, part) else None
+        on_cpu["dtype"] = "bfloat16"
+    on_cpu |= {key: None for key in ("device_map", "quantization") if getattr(placement, key)}
+    yield on_cpu, False
 
 
 _PLENTY = 8

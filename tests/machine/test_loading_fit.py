@@ -58,13 +58,12 @@ def test_the_border_is_the_size_of_the_weights(folder: Path, free: dict[str, int
             fit.check_fit("hf", ADAPTER, spec)
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *gpus: int, memory: int, **facts_: Any) -> None:
+def machine(monkeypatch: pytest.MonkeyPatch, *gpus: int, memory: int) -> None:
     """Make believe that the machine has so many bytes free on its GPUs and in memory."""
     made = replace(
         facts.gather(),
         gpus=tuple(facts.Gpu("GPU", free, free, True) for free in gpus),
         memory_free_bytes=memory,
-        **{"accelerate": "1.15.0", "bitsandbytes": "0.50.2", **facts_},
     )
     monkeypatch.setattr(fit, "gather", lambda: made)
 
@@ -72,10 +71,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: int, memory: int, **facts_: 
 def test_the_hint_is_what_would_help(
     folder: Path, free: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hint(*gpus: int, memory: int = 0, installed: bool = True, **spec: Any) -> str:
+    def hint(*gpus: int, memory: int = 0, **spec: Any) -> str:
         free.update({"cpu": memory, "auto": gpus[0], "cuda:0": gpus[0]})
-        missing = {} if installed else {"bitsandbytes": None}
-        machine(monkeypatch, *gpus, memory=memory, **missing)
+        machine(monkeypatch, *gpus, memory=memory)
         hint = refused(folder, **spec).hint or ""
         return hint.removeprefix("mvw infer IMAGE QUESTION ")
 
@@ -93,15 +91,6 @@ def test_the_hint_is_what_would_help(
     assert hint(small, memory=WEIGHTS // 9, **narrow) == "mvw list profiles"
     free["cpu"] = WEIGHTS
     assert refused(folder, device="cpu", dtype="bfloat16").hint == "mvw list profiles"
-
-
-def test_what_is_missing_is_installed_first(
-    folder: Path, free: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free["auto"] = WEIGHTS * 3 // 2
-    machine(monkeypatch, WEIGHTS * 3 // 2, memory=0, bitsandbytes=None)
-    error = refused(folder, dtype="bfloat16")
-    assert (error.hint or "").startswith('pip install "mvw[quantization]" && mvw infer IMAGE ')
 
 
 def test_what_is_not_known_stops_nothing(folder: Path, free: dict[str, int | None]) -> None:
