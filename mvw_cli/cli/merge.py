@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -12,10 +13,6 @@ from mvw_cli.cli.options import common_options
 from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.text import plural
 
-if TYPE_CHECKING:
-    from mvw_cli.batch.store.merge import Gap, Merged, Shard
-
-SCHEMA_VERSION = 1
 _TOLD = 5
 """Gaps that the message names."""
 
@@ -49,88 +46,52 @@ def merge(shards: tuple[str, ...], output: str, overwrite: bool, as_json: bool) 
     """
     from mvw_cli.batch.store.merge import merge as join
 
-    merged = join(shards, output, overwrite=overwrite)
+    summary = join(shards, output, overwrite=overwrite)
     if as_json:
-        console.write_json(_document(merged, output))
+        console.write_json(summary)
     else:
-        _show(merged, output)
-    if merged.gaps or merged.failed:
-        raise _problem(merged, output)
+        _show(summary)
+    if summary["gaps"] or summary["failed"]:
+        raise _problem(summary)
 
 
-def _document(merged: Merged, output: str) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "output": output,
-        "log": str(merged.log),
-        "run": merged.run,
-        "answered": merged.answered,
-        "failed": merged.failed,
-        "duplicates": merged.duplicates,
-        "shards": [
-            {
-                "log": shard.name,
-                "parts": [
-                    {"shard": _name(part), "listed": listed}
-                    for part, listed in shard.listed.items()
-                ],
-                "answered": shard.answered,
-                "failed": shard.failed,
-            }
-            for shard in merged.shards
-        ],
-        "gaps": [
-            {
-                "shard": _name(gap.shard),
-                "listed": gap.listed,
-                "found": gap.found,
-                "missing": None if gap.listed is None else gap.listed - gap.found,
-            }
-            for gap in merged.gaps
-        ],
-        "remarks": merged.remarks,
-    }
-
-
-def _name(shard: tuple[int, int]) -> str:
-    return "{}/{}".format(*shard)
-
-
-def _show(merged: Merged, output: str) -> None:
-    rows = [_row(shard) for shard in merged.shards]
+def _show(summary: Mapping[str, Any]) -> None:
+    rows = [_row(shard) for shard in summary["shards"]]
     console.table(["LOG", "SHARD", "LISTED", "ANSWERED", "FAILED"], rows)
-    counts = [f"{merged.answered:,} answered", f"{merged.failed:,} failed"]
-    if merged.duplicates:
-        counts.append(f"{merged.duplicates:,} left out, which were there twice")
-    console.write(f"{output}: {', '.join(counts)}")
-    for remark in merged.remarks:
+    counts = [f"{summary['answered']:,} answered", f"{summary['failed']:,} failed"]
+    if summary["duplicates"]:
+        counts.append(f"{summary['duplicates']:,} left out, which were there twice")
+    console.write(f"{summary['output']}: {', '.join(counts)}")
+    for remark in summary["remarks"]:
         console.warn(remark)
 
 
-def _row(shard: Shard) -> list[str]:
-    parts = [_name(part) for part in shard.listed]
+def _row(shard: Mapping[str, Any]) -> list[str]:
+    parts = [part["shard"] for part in shard["parts"]]
     name = ", ".join(parts) if len(parts) < 4 else f"{len(parts)} shards"
-    listed = f"{sum(shard.listed.values()):,}" if parts else "-"
-    return [shard.name, name or "-", listed, f"{shard.answered:,}", f"{shard.failed:,}"]
+    listed = f"{sum(part['listed'] for part in shard['parts']):,}" if parts else "-"
+    return [shard["log"], name or "-", listed, f"{shard['answered']:,}", f"{shard['failed']:,}"]
 
 
-def _problem(merged: Merged, output: str) -> MvwError:
+def _problem(summary: Mapping[str, Any]) -> MvwError:
     """Return what keeps the result from being the whole work."""
-    what, cause = f"{plural(merged.failed, 'item')} failed", "their records say why, under `error`"
-    if merged.gaps:
-        what, cause = "Records are missing", "; ".join(map(_cause, merged.gaps[:_TOLD]))
-        if len(merged.gaps) > _TOLD:
-            cause += f"; and {len(merged.gaps) - _TOLD:,} more"
-    retry = [] if merged.gaps else ["--retry-failed"]
-    hint = shlex.join(["mvw", "batch", "FOLDER", "QUESTION", "-o", output, *retry])
+    gaps = summary["gaps"]
+    what = f"{plural(summary['failed'], 'item')} failed"
+    cause = "their records say why, under `error`"
+    if gaps:
+        what, cause = "Records are missing", "; ".join(map(_cause, gaps[:_TOLD]))
+        if len(gaps) > _TOLD:
+            cause += f"; and {len(gaps) - _TOLD:,} more"
+    retry = [] if gaps else ["--retry-failed"]
+    hint = shlex.join(["mvw", "batch", "FOLDER", "QUESTION", "-o", summary["output"], *retry])
     error = MvwError(what, cause=cause, hint=hint)
     error.exit_code = ExitCode.ITEMS_FAILED
     return error
 
 
-def _cause(gap: Gap) -> str:
-    where = f"shard {_name(gap.shard)}: "
-    if gap.listed is not None:
-        return f"{where}{gap.found:,} of {gap.listed:,} are there"
-    found = f", {gap.found:,} records of it are elsewhere" if gap.found else ""
+def _cause(gap: Mapping[str, Any]) -> str:
+    where = f"shard {gap['shard']}: "
+    if gap["listed"] is not None:
+        return f"{where}{gap['found']:,} of {gap['listed']:,} are there"
+    found = f", {gap['found']:,} records of it are elsewhere" if gap["found"] else ""
     return f"{where}there is no log of it{found}"

@@ -18,8 +18,8 @@ from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line
 
 _ROWS = 1024  # of small columns at a time
+_IMAGES = 16  # rows of images at a time
 _BUFFER = 1 << 20  # bytes; without it pyarrow holds a column's whole row group
-_BATCH = 16 << 20  # bytes of images at a time
 _OPEN = 2  # columns: an item may have images in two, and files follow one another
 
 # How the names of Arrow's types begin.
@@ -62,13 +62,13 @@ class Table:
         return (ipc.open_file if has_footer else ipc.open_stream)(self._file, options=options)
 
     def batches(
-        self, columns: Sequence[str], *, row: int = 0, bytes_at_once: int | None = None
+        self, columns: Sequence[str], size: int, *, row: int = 0
     ) -> Iterator[tuple[int, Any]]:
         """Yield record batches with the number of their first row.
 
         Args:
+            size: rows of a batch of Parquet at most; Arrow has its own.
             row: start no later than here, as close as the format allows.
-            bytes_at_once: roughly how large a batch of Parquet may be; Arrow has its own.
         """
         first = 0
         if self._parquet is None:
@@ -79,13 +79,10 @@ class Table:
                 first += batch.num_rows
             return
         for group in range(self._parquet.metadata.num_row_groups):
-            metadata = self._parquet.metadata.row_group(group)
-            if first + metadata.num_rows <= row:
-                first += metadata.num_rows
+            rows = self._parquet.metadata.row_group(group).num_rows
+            if first + rows <= row:
+                first += rows
                 continue
-            size = _ROWS
-            if bytes_at_once is not None:
-                size = _rows_at_once(metadata, columns, bytes_at_once)
             for batch in self._parquet.iter_batches(
                 size, row_groups=[group], columns=list(columns), use_threads=False
             ):
@@ -95,17 +92,6 @@ class Table:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _rows_at_once(metadata: Any, columns: Sequence[str], bytes_at_once: int) -> int:
-    chunks = (metadata.column(index) for index in range(metadata.num_columns))
-    total: int = sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.partition(".")[0] in columns
-    )
-    rows = bytes_at_once * int(metadata.num_rows) // max(1, total)
-    return max(1, min(_ROWS, rows))
 
 
 def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
@@ -120,7 +106,7 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
             is_path = str(table.schema.field(columns["image"]).type).startswith(_TEXT)
             # All but images, if these are more than their paths.
             read = {column for role, column in columns.items() if role != "image" or is_path}
-            for first, batch in table.batches([*read]):
+            for first, batch in table.batches([*read], _ROWS):
                 for number, row in enumerate(batch.select([*read]).to_pylist(), first):
                     values = {role: row.get(column) for role, column in columns.items()}
                     yield _item(path, name, number, values, columns["image"], source)
@@ -248,7 +234,7 @@ class _Column:
             raise self._changed(row, f"there is no column {self._name}")
         if self._cells is None or row < self._first:
             self._cells = None
-            self._batches = self.table.batches([self._name], row=row, bytes_at_once=_BATCH)
+            self._batches = self.table.batches([self._name], _IMAGES, row=row)
         while self._cells is None or row >= self._first + len(self._cells):
             self._cells = None  # freed before the next one is read
             read = next(self._batches, None)

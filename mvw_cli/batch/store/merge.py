@@ -12,8 +12,8 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mvw_cli.batch.items import shard_of
 from mvw_cli.batch.store.fingerprint import (
@@ -33,6 +33,8 @@ from mvw_cli.text import plural
 _HELP = "mvw merge --help"
 _NAMED = 8
 """Logs that a hint names at most: with more of them it could not be read."""
+
+SCHEMA_VERSION = 1
 
 ShardId = tuple[int, int]
 """`(i, n)` with 0 ≤ i < n."""
@@ -63,41 +65,25 @@ class Shard(LogReader):
             total.add(record)
         self.answered, self.failed = own.answered, own.failed
 
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Records of a shard that should be there."""
-
-    shard: ShardId
-    listed: int | None
-    """Items that it has; None where no log of this shard was given."""
-    found: int
-    """Records of it."""
+    def summary(self) -> dict[str, Any]:
+        """Return what it holds, as a part of the summary."""
+        return {
+            "log": self.name,
+            "parts": [{"shard": _written(one), "listed": n} for one, n in self.listed.items()],
+            "answered": self.answered,
+            "failed": self.failed,
+        }
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """What came of it."""
-
-    log: Path
-    run: str | None
-    """Short hash of the settings; None without records."""
-    shards: list[Shard]
-    answered: int
-    failed: int
-    duplicates: int
-    """Records that were left out for one as good or better."""
-    gaps: list[Gap]
-    remarks: list[str]
-    """What should be told, one line each."""
-
-
-def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merged:
+def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> dict[str, Any]:
     """Join logs, with the `.run.json` file that lets `mvw batch` go on with the result.
 
     The output may be one of them; its records then come first. Of records as good as each other,
     the first counts. A table stands for the log beside it, and gets one. What is there and is none
     of the logs is replaced with `overwrite` only.
+
+    Returns:
+        The summary, as `--json` writes it; docs/json.md describes it.
 
     Raises:
         UsageProblem: a log is missing or holds something else, the logs hold answers of different
@@ -135,17 +121,18 @@ def merge(names: Sequence[str], output: str, *, overwrite: bool = False) -> Merg
         _describe(log, name, None if settings is None else Sidecar(settings, listed))
     if is_table(target):
         export(log_of(target), target)
-    kept = index.answered + index.failed
-    return Merged(
-        log_of(target),
-        run,
-        shards,
-        index.answered,
-        index.failed,
-        duplicates=sum(shard.records for shard in shards) - kept,
-        gaps=_gaps(listed, found),
-        remarks=remarks,
-    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "output": output,
+        "log": name,
+        "run": run,
+        "answered": index.answered,
+        "failed": index.failed,
+        "duplicates": sum(one.records for one in shards) - index.answered - index.failed,
+        "shards": [one.summary() for one in shards],
+        "gaps": _gaps(listed, found),
+        "remarks": remarks,
+    }
 
 
 def _find(names: Iterable[str]) -> list[Shard]:
@@ -197,15 +184,20 @@ def _kept_lines(
                 yield line
 
 
-def _gaps(listed: Mapping[ShardId, int], found: Counter[ShardId]) -> list[Gap]:
-    """List what is missing, whole shards included."""
+def _gaps(listed: Mapping[ShardId, int], found: Counter[ShardId]) -> list[dict[str, Any]]:
+    """List what is missing, whole shards included; of one without a log nobody knows how much."""
     gaps = []
-    for n in sorted({n for _, n in listed}):
-        for i in range(n):
-            wanted = listed.get((i, n))
-            if wanted is None or found[i, n] < wanted:
-                gaps.append(Gap((i, n), wanted, found[i, n]))
+    for shard in [(i, n) for n in sorted({n for _, n in listed}) for i in range(n)]:
+        wanted, count = listed.get(shard), found[shard]
+        if wanted is None or count < wanted:
+            missing = None if wanted is None else wanted - count
+            gap = {"shard": _written(shard), "listed": wanted, "found": count, "missing": missing}
+            gaps.append(gap)
     return gaps
+
+
+def _written(shard: ShardId) -> str:
+    return "{}/{}".format(*shard)
 
 
 def _common_run(shards: Sequence[Shard], output: str) -> str | None:

@@ -24,19 +24,12 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-_BEFORE = ("read_ms", "preprocess_ms")
-_AFTER = ("latency_ms",)
-OWN_TIMINGS = (*_BEFORE, *_AFTER)
-"""Timings outside the engine. latency_ms: from the start of reading to the last token."""
-TIMINGS = (*_BEFORE, *(field.name for field in fields(Timings)), *_AFTER)
+TIMINGS = ("read_ms", "preprocess_ms", *(one.name for one in fields(Timings)), "latency_ms")
+"""latency_ms: from the start of reading to the last token."""
 
 _OF_COMPLETION = (
     *("text", "finish_reason", "prompt_tokens", "vision_tokens", "generated_tokens"),
     *("withdrawal", "vision"),
-)
-_IMAGE = (
-    *("path", "sha256", "width_px", "height_px"),
-    *("original_width_px", "original_height_px"),
 )
 # json.dumps leaves these as they are, and str.splitlines takes them for the end of a line.
 _LINE_ENDS = {0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"}
@@ -55,17 +48,12 @@ def success(
 ) -> dict[str, Any]:
     """Record an answer; arguments as in `failure`."""
     known = asdict(completion)
-    record = _blank(item, images, run, attempts, timings, known["timings"])
-    record.update({key: known[key] for key in _OF_COMPLETION})
+    record = _blank(item, images, run, attempts, {**known["timings"], **timings})
+    record |= {key: known[key] for key in _OF_COMPLETION}
     record["memory"] = {key: known[key] for key in record["memory"]}
-    record.update(
-        status="ok",
-        answer=answer.answer,
-        reasoning=answer.reasoning,
-        stages=dict(answer.stages),
-        remarks=list(remarks),
-    )
-    return record
+    stages = dict(answer.stages)
+    record |= {"answer": answer.answer, "reasoning": answer.reasoning, "stages": stages}
+    return record | {"status": "ok", "remarks": list(remarks)}
 
 
 def failure(
@@ -82,15 +70,13 @@ def failure(
     Args:
         images: those that could be read, the first ones of the item.
         run: short hash of the fingerprint of the settings.
-        timings: any of `OWN_TIMINGS`.
+        timings: any of `TIMINGS` outside the engine.
     """
     message, cause, hint = next(iter(str(error).splitlines()), ""), None, None
     if isinstance(error, MvwError):
         message, cause, hint = error.message, error.cause, error.hint
-    record = _blank(item, images, run, attempts, timings, {})
-    kind = type(error).__name__
-    record["error"] = {"type": kind, "message": message, "cause": cause, "hint": hint}
-    return record
+    told = {"type": type(error).__name__, "message": message, "cause": cause, "hint": hint}
+    return _blank(item, images, run, attempts, timings) | {"error": told}
 
 
 def dumps(record: Mapping[str, Any]) -> bytes:
@@ -123,11 +109,9 @@ def _blank(
     images: Sequence[ImageFile],
     run: str,
     attempts: int,
-    own_timings: Mapping[str, float],
-    engine_timings: Mapping[str, float],
+    timings: Mapping[str, float],
 ) -> dict[str, Any]:
     """Put together the record of an item without an answer: the one place that orders the keys."""
-    measured = {**engine_timings, **own_timings}
     read = [*images, *[None] * (len(item.images) - len(images))]
     hashes = [image.sha256 for image in images]
     return {
@@ -149,7 +133,7 @@ def _blank(
         "generated_tokens": None,
         "withdrawal": None,
         "vision": None,
-        "timings": {name: measured.get(name) for name in TIMINGS},
+        "timings": {name: timings.get(name) for name in TIMINGS},
         "memory": {"kv_bytes_prefill": None, "kv_bytes_end": None},
         "remarks": [],
         "attempts": attempts,
@@ -158,20 +142,17 @@ def _blank(
 
 
 def _image(ref: ImageRef, file: ImageFile | None) -> dict[str, Any]:
-    facts: dict[str, Any] = dict.fromkeys(_IMAGE)
-    if file is not None:
-        facts.update(
-            sha256=file.sha256,
-            width_px=file.size[0],
-            height_px=file.size[1],
-            original_width_px=file.original_size[0],
-            original_height_px=file.original_size[1],
-        )
-    # As in the document of `mvw infer`.
-    facts["path"] = os.fsencode(ref.path).decode(errors="replace")
-    if ref.row is not None:
-        facts.update(row=ref.row, column=ref.column)
-    return facts
+    width, height = (None, None) if file is None else file.size
+    original_width, original_height = (None, None) if file is None else file.original_size
+    facts = {
+        "path": os.fsencode(ref.path).decode(errors="replace"),  # as in the document of `mvw infer`
+        "sha256": None if file is None else file.sha256,
+        "width_px": width,
+        "height_px": height,
+        "original_width_px": original_width,
+        "original_height_px": original_height,
+    }
+    return facts if ref.row is None else facts | {"row": ref.row, "column": ref.column}
 
 
 def _sound(value: Any) -> Any:

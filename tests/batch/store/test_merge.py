@@ -34,7 +34,7 @@ from mvw_cli.batch.store import merge as module
 from mvw_cli.batch.store.fingerprint import Fingerprint, Sidecar, read_sidecar
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.store.log import RecordIndex, RecordLog
-from mvw_cli.batch.store.merge import Gap, Merged, merge
+from mvw_cli.batch.store.merge import merge
 from mvw_cli.batch.store.output import export
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.errors import MvwError, UsageProblem
@@ -99,15 +99,19 @@ def divided(n: int, count: int, leave_out: int = 0) -> list[str]:
     return made
 
 
-def counts(merged: Merged) -> tuple[int, int, int]:
-    return merged.answered, merged.failed, merged.duplicates
+def counts(merged: dict[str, Any]) -> tuple[int, int, int]:
+    return merged["answered"], merged["failed"], merged["duplicates"]
+
+
+def gaps(merged: dict[str, Any]) -> list[tuple[str, int | None, int]]:
+    return [(gap["shard"], gap["listed"], gap["found"]) for gap in merged["gaps"]]
 
 
 def test_shards_become_one_log_that_a_run_goes_on_with() -> None:
     parts = divided(3, 40)
     merged = merge(parts, "all.jsonl")
-    assert (counts(merged), merged.gaps, merged.remarks) == ((40, 0, 0), [], [])
-    assert merged.run == RUN
+    assert (counts(merged), gaps(merged), merged["remarks"]) == ((40, 0, 0), [], [])
+    assert merged["run"] == RUN
     assert Path("all.jsonl").read_bytes() == b"".join(Path(part).read_bytes() for part in parts)
     lengths = [len(names) for names in shards(3, 40)]
     expected = {(i, 3): length for i, length in enumerate(lengths)}
@@ -127,7 +131,7 @@ def test_each_item_is_kept_once_and_an_answer_beats_a_failure() -> None:
     assert counts(merged) == (3, 1, 3)
     assert ids("all.jsonl") == ["y", "z", "x", "copy"]
     assert b"second" not in Path("all.jsonl").read_bytes()
-    assert [(shard.name, shard.answered, shard.failed) for shard in merged.shards] == [
+    assert [(one["log"], one["answered"], one["failed"]) for one in merged["shards"]] == [
         ("a.jsonl", 1, 2),
         ("b.jsonl", 3, 1),
     ]
@@ -144,7 +148,7 @@ def test_links_are_followed_and_a_log_given_twice_counts_once() -> None:
     Path("all.jsonl").symlink_to("real/log.jsonl")
     merged = merge(["a.jsonl", "link.jsonl", "./a.jsonl"], "all.jsonl")
     assert counts(merged) == (1, 0, 0)
-    assert [shard.name for shard in merged.shards] == ["a.jsonl"]
+    assert [one["log"] for one in merged["shards"]] == ["a.jsonl"]
     assert Path("all.jsonl").is_symlink()
     assert sorted(os.listdir("real")) == ["log.jsonl", "log.jsonl.run.json"]
     assert ids("real/log.jsonl") == ["x"]
@@ -181,10 +185,10 @@ def test_an_empty_log_has_no_answers_that_could_differ() -> None:
     log("b.jsonl", shard=(1 - mine, 2), made_with=fingerprint(settled=False, revision=None))
     log("c.jsonl", shard=(mine, 2))
     merged = merge(["b.jsonl", "a.jsonl"], "all.jsonl")
-    assert (counts(merged), merged.gaps) == ((1, 0, 0), [])
+    assert (counts(merged), gaps(merged)) == ((1, 0, 0), [])
     assert sidecar_of("all.jsonl").fingerprint == fingerprint()
     merged = merge(["c.jsonl", "b.jsonl"], "none.jsonl")
-    assert (counts(merged), merged.run, merged.gaps) == ((0, 0, 0), None, [])
+    assert (counts(merged), merged["run"], gaps(merged)) == ((0, 0, 0), None, [])
     assert Path("none.jsonl").read_bytes() == b""
 
 
@@ -212,30 +216,30 @@ def test_no_settings_of_before_stay_beside_the_result() -> None:
 def test_a_shard_that_is_missing() -> None:
     parts = divided(4, 60)
     merged = merge([parts[0], parts[2]], "all.jsonl")
-    assert merged.gaps == [Gap((1, 4), None, 0), Gap((3, 4), None, 0)]
+    assert gaps(merged) == [("1/4", None, 0), ("3/4", None, 0)]
     whole = merge(["all.jsonl", parts[1], parts[3]], "all.jsonl")
-    assert (counts(whole), whole.gaps) == ((60, 0, 0), [])
+    assert (counts(whole), gaps(whole)) == ((60, 0, 0), [])
 
 
 def test_a_shard_with_fewer_records_than_it_has_items() -> None:
     parts = divided(2, 40, leave_out=3)
     first, second = shards(2, 40)
-    assert merge(parts, "all.jsonl").gaps == [Gap((0, 2), len(first), len(first) - 3)]
+    assert gaps(merge(parts, "all.jsonl")) == [("0/2", len(first), len(first) - 3)]
     # Records of a shard count wherever they are.
     more = write(Path("more.jsonl"), *map(ok, first[:3]))
-    assert merge([*parts, str(more)], "whole.jsonl").gaps == []
+    assert gaps(merge([*parts, str(more)], "whole.jsonl")) == []
     # And where the description of a shard is lost, nobody knows how many there should be.
     Path("part1.jsonl.run.json").unlink()
     merged = merge([*parts, str(more)], "all.jsonl", overwrite=True)
-    assert merged.gaps == [Gap((1, 2), None, len(second))]
+    assert gaps(merged) == [("1/2", None, len(second))]
 
 
 def test_work_that_was_begun_as_a_whole_and_done_in_shards() -> None:
     parts = divided(2, 40)
     log("begun.jsonl", *map(ok, map(odd, range(7))))
     merged = merge(["begun.jsonl", *parts], "all.jsonl")
-    assert (merged.gaps, counts(merged)) == ([], (40, 0, 7))
-    assert merge(["begun.jsonl"], "begun.jsonl").gaps == []
+    assert (gaps(merged), counts(merged)) == ([], (40, 0, 7))
+    assert gaps(merge(["begun.jsonl"], "begun.jsonl")) == []
 
 
 def test_a_shard_run_again_when_the_folder_had_grown() -> None:
@@ -243,7 +247,7 @@ def test_a_shard_run_again_when_the_folder_had_grown() -> None:
     log("new.jsonl", *map(ok, shards(2, 40)[0]), shard=(0, 2))
     log("other.jsonl", *map(ok, shards(2, 40)[1]), shard=(1, 2))
     merged = merge(["new.jsonl", "old.jsonl", "other.jsonl"], "all.jsonl")
-    assert (merged.gaps, merged.answered) == ([], 40)
+    assert (gaps(merged), merged["answered"]) == ([], 40)
     assert sum(sidecar_of("all.jsonl").shards.values()) == 40
 
 
@@ -256,7 +260,7 @@ def test_damage_is_left_out_of_the_result_and_stays_in_the_log() -> None:
         file.write(b"\x00\x00rubbish\n" + dumps(ok("y")) + dumps(ok("z"))[:50])
     before = Path("a.jsonl").read_bytes()
     merged = merge(["a.jsonl"], "all.jsonl")
-    assert merged.remarks == ["a.jsonl: 2 damaged lines left out"]
+    assert merged["remarks"] == ["a.jsonl: 2 damaged lines left out"]
     assert (Path("a.jsonl").read_bytes(), ids("all.jsonl")) == (before, ["x", "y"])
 
 
@@ -265,7 +269,7 @@ def test_damage_of_the_log_that_is_replaced_is_put_aside() -> None:
     with open("a.jsonl", "ab") as file:
         file.write(b"rubbish\n" + dumps(ok("y")))
     merged = merge(["a.jsonl"], "a.jsonl")
-    assert merged.remarks == ["a.jsonl: 1 damaged line moved to a.jsonl.damaged"]
+    assert merged["remarks"] == ["a.jsonl: 1 damaged line moved to a.jsonl.damaged"]
     assert ids("a.jsonl") == ["x", "y"]
     assert Path("a.jsonl.damaged").read_bytes() == b"rubbish\n"
     assert Path("a.jsonl").read_bytes() == dumps(ok("x")) + dumps(ok("y"))
@@ -277,7 +281,7 @@ def test_a_shard_that_is_still_being_written() -> None:
         with open("a.jsonl", "ab") as file:
             file.write(dumps(ok("y"))[:20])
         merged = merge(["a.jsonl"], "all.jsonl")
-        assert merged.gaps == [Gap((0, 1), 2, 1)]
+        assert gaps(merged) == [("0/1", 2, 1)]
         assert ids("all.jsonl") == ["x"]
         error = refused("all.jsonl", output="a.jsonl", overwrite=True)
         assert error.message == "a.jsonl is being written by another process"
@@ -341,13 +345,13 @@ def test_a_table_and_the_log_beside_it(suffix: str) -> None:
     pytest.importorskip("pyarrow")
     parts = divided(2, 20)
     merged = merge(parts, f"all{suffix}")
-    assert str(merged.log) == f"all{suffix}.jsonl"
+    assert merged["log"] == f"all{suffix}.jsonl"
     assert len(ids(f"all{suffix}.jsonl")) == 20
-    export(merged.log, Path(f"again{suffix}"))
+    export(Path(merged["log"]), Path(f"again{suffix}"))
     assert Path(f"all{suffix}").read_bytes() == Path(f"again{suffix}").read_bytes()
     # It stands for its log as an input, too.
     log("more.jsonl", ok("more"))
-    assert merge([f"all{suffix}", "more.jsonl"], f"all{suffix}").answered == 21
+    assert merge([f"all{suffix}", "more.jsonl"], f"all{suffix}")["answered"] == 21
 
 
 @pytest.mark.parametrize(
@@ -396,7 +400,7 @@ def test_the_output_may_be_one_of_the_logs() -> None:
     merged = merge(["b.jsonl", "a.jsonl"], "a.jsonl")
     assert counts(merged) == (2, 1, 1)
     assert Path("a.jsonl").read_bytes() == before + dumps(ok("y"))  # its own records come first
-    assert [shard.name for shard in merged.shards] == ["b.jsonl", "a.jsonl"]
+    assert [one["log"] for one in merged["shards"]] == ["b.jsonl", "a.jsonl"]
     write(Path("c.jsonl"), ok("f"), ok("f"))
     assert counts(merge(["a.jsonl", "c.jsonl"], "a.jsonl")) == (3, 0, 2)
     assert ids("a.jsonl") == ["x", "y", "f"]
@@ -562,7 +566,8 @@ for part in "ab":
         for number in range(int(sys.argv[1])):
             file.write(line.replace(b"NAME", f"{part}{number}.png".encode()))
 before = peak_kib()
-assert merge(["a.jsonl", "b.jsonl"], "all.jsonl", overwrite=True).answered == 2 * int(sys.argv[1])
+merged = merge(["a.jsonl", "b.jsonl"], "all.jsonl", overwrite=True)
+assert merged["answered"] == 2 * int(sys.argv[1])
 """
 
 
@@ -587,4 +592,4 @@ def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
         assert done.returncode == -9
         for left in Path().glob(".all.jsonl.*"):
             left.unlink()
-    assert merge(["a.jsonl", "all.jsonl"], "all.jsonl").answered == 2
+    assert merge(["a.jsonl", "all.jsonl"], "all.jsonl")["answered"] == 2
