@@ -24,7 +24,6 @@ from mvw_cli.cli.process import (
     finish_on_interrupt,
     mute_libraries,
 )
-from mvw_cli.cli.stderr_view import loading_progress
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
@@ -192,7 +191,7 @@ def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> Ru
     )
     held.callback(_close, items)
     first = next(items, None)
-    view.loaded()
+    view.clear()
     return RunContext(task, view, resolved, settings, output, worklist, log, first, items, tally)
 
 
@@ -307,13 +306,12 @@ def make_executor(task: Task, resolved: Resolved) -> Worker | Dispatcher:
 def _load(executor: Worker | Dispatcher, context: RunContext, held: ExitStack) -> None:
     view, resolved = context.view, context.resolved
     model = resolved.profile.model
-    if view.live and model is not None:
-        view.loading_tells(loading_progress(model, resolved.profile.revision))
-    view.loading(model or resolved.name or resolved.profile.adapter)
-    try:
-        held.enter_context(executor)
-    finally:
-        view.loaded()
+    if model is None:
+        view.loading(resolved.name or resolved.profile.adapter)
+    else:
+        view.loading_model(model, resolved.profile.revision)
+    held.enter_context(executor)
+    view.clear()
     context.log.settle(context.settings.with_revision(executor.revision))
 
 

@@ -21,7 +21,7 @@ from mvw_cli.bench.measure.items import QUESTION, ItemSpec, generated_items, own
 from mvw_cli.bench.measure.run import Stopped
 from mvw_cli.calibrate.profile import beside, check_no_part, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
-from mvw_cli.cli.stderr_view import ProgressView
+from mvw_cli.cli.stderr_view import StderrView
 from mvw_cli.console import deliver
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
@@ -72,9 +72,9 @@ def run(
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), perf_counter()
     given = flags.get("generation.seed")
     seed = given if isinstance(given, int) else 0  # of pictures, sampling, training and intervals
-    view, path = ProgressView(), Path(output)
+    view, path = StderrView(ticking=False), Path(output)
     with TemporaryDirectory(prefix="mvw-calibrate-") as scratch, ExitStack() as stack:
-        with exit_on_interrupt(view.on_interrupt):
+        with exit_on_interrupt(view.on_interrupt), view.making_room():
             view.progress("Preparing …")
             resolved = _resolved(method, path, profile, flags)
             asked = question or resolved.profile.prompt.question or QUESTION
@@ -122,12 +122,12 @@ def run(
                 samples = measure_all(search, running)
                 outcome = search.choose(running, samples)
             except Stopped:
-                view.done()
+                view.clear()
                 done = f"{len(store)} samples are in {store.name}"
                 view.note(f"Interrupted: {done}; the same command goes on.")
                 return ExitCode.INTERRUPTED
             finally:
-                view.done()
+                view.clear()
     document = {
         "schema_version": SCHEMA_VERSION,
         "method": method,

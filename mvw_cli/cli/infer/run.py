@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli.cli.infer.view import View
 from mvw_cli.cli.process import exit_on_interrupt, mute_libraries
-from mvw_cli.cli.stderr_view import loading_progress
 from mvw_cli.console import deliver
 from mvw_cli.engine.types import Completion, summarise
 from mvw_cli.environment import describe_environment
@@ -73,10 +72,7 @@ def run(task: Task) -> None:
     _check(task)
     view = View(show_text=task.show_reasoning, ticking=not task.verbose)
     with exit_on_interrupt(view.on_interrupt), view.making_room():
-        try:
-            result, page = _answer(task, view)
-        finally:
-            view.loaded()
+        result, page = _answer(task, view)
     deliver(result, task.output)
     if task.explain is not None:
         deliver(page, task.explain, or_print=False)
@@ -97,8 +93,8 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
             view.note(f"  {key} = {value!r}  ({origin})")
     else:
         mute_libraries()
-    if view.live and resolved.profile.model is not None:
-        view.loading_tells(loading_progress(resolved.profile.model, resolved.profile.revision))
+    if resolved.profile.model is not None:
+        view.loading_model(resolved.profile.model, resolved.profile.revision)
     phases.mark("profile_ms")
     images = _images(task.images, resolved.profile.images.max_pixels)
     phases.mark("image_ms")
@@ -116,7 +112,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         random_weights=task.random_weights,
     )
     phases.mark("load_ms")
-    view.loaded()
+    view.clear()
     pictures = [file.image for file in images]
     remarks = list(session.adapter.remarks(session.loaded, pictures, task.question))
     if task.random_weights:

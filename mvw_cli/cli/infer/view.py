@@ -58,7 +58,7 @@ class View(StderrView):
         if not self._line_open:
             text = text.lstrip(" ")  # of a word that starts a line
         if text:
-            self.loaded()
+            self.clear()
             self._write(self._styled(printable(text), DIM))
             self._line_open = not text.endswith("\n")
 

@@ -39,7 +39,7 @@ from mvw_cli.cli.process import (
 )
 from mvw_cli.cli.profile.output import Outputs, check_outputs, deliver_plan, deliver_report
 from mvw_cli.cli.show_cost import image_size
-from mvw_cli.cli.stderr_view import ProgressView
+from mvw_cli.cli.stderr_view import StderrView
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.gpus import named_gpu
 from mvw_cli.environment import describe_environment
@@ -87,7 +87,7 @@ class _Run:
     """What is known before a model is loaded, who watches, and what has been found so far."""
 
     task: Task
-    view: ProgressView
+    view: StderrView
     resolved: Resolved
     adapter: Adapter
     items: Items
@@ -112,14 +112,14 @@ def run(task: Task) -> int:
     if task.source is not None:
         deliver_report(read_report(task.source), task.outputs)
         return ExitCode.OK
-    view = ProgressView()
+    view = StderrView(ticking=False)
     with tempfile.TemporaryDirectory(prefix="mvw-profile-") as scratch:
-        with exit_on_interrupt(view.on_interrupt):
+        with exit_on_interrupt(view.on_interrupt), view.making_room():
             run = _prepare(task, Path(scratch), view)
         if not task.plan:
             return _measure(run)
         plan = plan_for(_case(run), task.batches, run.job.arms)
-        view.done()
+        view.clear()
         profile = run.resolved.profile
         deliver_plan(plan, profile.model or profile.adapter, task.outputs)
         return ExitCode.OK
@@ -148,7 +148,7 @@ def _check(task: Task) -> None:
         )
 
 
-def _prepare(task: Task, scratch: Path, view: ProgressView) -> _Run:
+def _prepare(task: Task, scratch: Path, view: StderrView) -> _Run:
     view.progress("Preparing …")
     mute_libraries()
     resolved = resolve(task.profile, task.flags)
@@ -205,14 +205,14 @@ def _measure(run: _Run) -> int:
             _find_out(run, shutdown)
         except Exception as error:  # whatever it is, what was measured before is delivered
             failed = error
-    view.done()
+    view.clear()
     if not run.cells:
         if failed is not None:
             raise failed
         view.note("Interrupted before anything was measured.")
         return ExitCode.INTERRUPTED
     report = _report(run)
-    view.done()
+    view.clear()
     deliver_report(report, task.outputs)
     if failed is not None:
         raise failed

@@ -98,7 +98,7 @@ def test_a_terminal_without_box_characters(
     stderr_view.sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")  # type: ignore
     view = View(show_text=None)
     view.loading("a")
-    view.loaded()
+    view.clear()
     play(view, "one", " two")
     assert plain(terminal()) == f"Loading a ...\r\x1b[Kone two\n-- {MARK} --\n"
 
@@ -109,8 +109,8 @@ def test_a_note_while_loading_keeps_the_loading_line_last(terminal: Shown) -> No
     view.note("note")
     assert plain(terminal()) == "Loading a␛b …\r\x1b[Knote\nLoading a␛b …"
     assert view.on_interrupt() == "\r\x1b[KInterrupted.\n"
-    view.loaded()
-    view.loaded()
+    view.clear()
+    view.clear()
     assert terminal() == "\r\x1b[K"
 
 
@@ -124,7 +124,7 @@ def test_a_warning_while_loading_gets_a_line_of_its_own(
         warnings.simplefilter("always")
         view.loading("a")
         warnings.warn("careful", stacklevel=1)
-        view.loaded()
+        view.clear()
         warnings.warn("careful", stacklevel=1)
         stderr.flush()
     assert plain(terminal()) == f"Loading a …{ERASE}careful\nLoading a …{ERASE}careful\n"
