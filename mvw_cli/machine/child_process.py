@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from mvw_cli.errors import MvwError
 
@@ -21,6 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """In the parent: start a process with its signals blocked, until it ignores them itself."""
+    resource_tracker.ensure_running()  # it is started with the first process, and unblocks them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

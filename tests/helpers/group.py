@@ -2,15 +2,13 @@
 
     python group.py FOLDER
 
-It writes its workers' ids, then the id of each item that was answered. After Ctrl-C it drains, and
-begins once more, to be killed.
+It writes its workers' ids, then the id of each item that was answered. Ctrl-C means nothing to it.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-import threading
 from pathlib import Path
 
 
@@ -25,15 +23,11 @@ def main() -> None:
     from mvw_cli.batch.workers.dispatcher import Dispatcher
     from mvw_cli.batch.workers.local import LocalProcesses
 
-    wish = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: wish.set())
+    signal.signal(signal.SIGINT, lambda *_: None)
     with Dispatcher(LocalProcesses(job(), 2)) as pool:
         say(*(process.pid for process, _ in pool._launcher._running.values()))
-        made = items(Path(sys.argv[1]), 60)
-        for draining in (wish.is_set, lambda: False):
-            for record in served(pool, made, draining):
-                say(record["id"], record["status"])
-            say("drained")
+        for record in served(pool, items(Path(sys.argv[1]), 60)):
+            say(record["id"], record["status"])
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ image headers and the model's configuration alone; no pixel is decoded and no we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil
 from typing import Any
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.source.reading import image_size
+from mvw_cli.batch.store.worklist import WorkList
 from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.reading import fit
@@ -117,27 +120,31 @@ def choose_limits(
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """An estimate of what a run would ask of the machine; what can't be told is None."""
+    """An estimate of what a run would ask of the machine; what can't be told is None.
 
-    sampled: int
-    """Items whose images were looked at, spread evenly."""
-    unreadable: int
-    """Those of them that would fail."""
-    vision_tokens: tuple[int, int] | None = None
-    """Of one item: the median and the largest."""
+    By the keys that `--dry-run --json` writes; docs/json.md describes them.
+    """
+
+    images_looked_at: int
+    images_unreadable: int
+    max_new_tokens: int
+    vision_tokens_median: int | None = None
+    vision_tokens_max: int | None = None
     weight_bytes: int | None = None
-    slot_bytes: tuple[int, int] | None = None
-    """KV cache of a typical item at its most: with its vision tokens, and once withdrawn."""
-    free_bytes: int | None = None
+    kv_bytes_per_slot_before: int | None = None
+    kv_bytes_per_slot_after: int | None = None
+    memory_free_bytes: int | None = None
     limits: Limits | None = None
     """What the run would choose."""
 
 
 def survey(
-    items: Sequence[Item], profile: Profile, *, slots: int | None, kv_bytes: int | None
+    listed: WorkList | Sequence[Item], profile: Profile, *, slots: int | None, kv_bytes: int | None
 ) -> Survey:
-    """Estimate tokens and memory from a sample of the items."""
+    """Estimate tokens and memory from a sample of the items, spread evenly."""
+    items = list(islice(listed, 0, None, max(1, ceil(len(listed) / SAMPLE))))
     policy, spec = withdrawal_policy(profile), model_spec(profile)
+    new_tokens = generation_settings(profile).max_new_tokens
     adapter = load_adapter(profile.adapter)
     sizes = [size for item in items if (size := _sizes(item, profile)) is not None]
     try:
@@ -145,36 +152,39 @@ def survey(
         shape = shape_of(adapter, config)
         counted = [_tokens(adapter, config, one) for one in sizes]
     except MvwError:
-        return Survey(len(items), len(items) - len(sizes))
+        return Survey(len(items), len(items) - len(sizes), new_tokens)
     tokens = sorted(one for one in counted if one is not None)
     dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
     weights = int(shape.weights.total.bytes(dtype, BITS[profile.quantization]))
     free = free_memory(profile.device) if profile.device_map is None else None
-    found = Survey(len(items), len(items) - len(tokens), weight_bytes=weights, free_bytes=free)
+    found = Survey(
+        len(items),
+        len(items) - len(tokens),
+        new_tokens,
+        weight_bytes=weights,
+        memory_free_bytes=free,
+    )
     if not tokens:
         return found
+    median = tokens[len(tokens) // 2]
     each = slot_bytes(
         shape,
         dtype,
         text_tokens=max(len(item.question) for item in items) // CHARACTERS_PER_TOKEN,
-        vision_tokens=tokens[len(tokens) // 2],
-        new_tokens=generation_settings(profile).max_new_tokens,
+        vision_tokens=median,
+        new_tokens=new_tokens,
         withdrawn_after=policy.withdrawal_step(),
     )
     device = gather().device if profile.device == "auto" else profile.device.partition(":")[0]
     left = None if free is None else max(0, free - weights)
     return replace(
         found,
-        vision_tokens=(tokens[len(tokens) // 2], tokens[-1]),
-        slot_bytes=each,
+        vision_tokens_median=median,
+        vision_tokens_max=tokens[-1],
+        kv_bytes_per_slot_before=each[0],
+        kv_bytes_per_slot_after=each[1],
         limits=choose_limits(left, device, each, policy, slots=slots, kv_bytes=kv_bytes),
     )
-
-
-def sample(items: Iterator[Item], count: int, size: int = SAMPLE) -> list[Item]:
-    """Take every n-th of `count` items, `size` of them at most."""
-    stride = max(1, -(-count // size))
-    return [item for place, item in enumerate(items) if place % stride == 0]
 
 
 def _sizes(item: Item, profile: Profile) -> list[tuple[int, int]] | None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Any
 
-from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.batch.serve.prefetch import Encoded, Encoder, Reader, Ready, Unreadable
+from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready, Unreadable
 from mvw_cli.batch.store.record import failure, success
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, Token, summarise
+from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, summarise
 from mvw_cli.errors import ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
@@ -44,9 +43,6 @@ class State:
     """Requests that may decode at the same time, as far as is known by now."""
     kv_allocated_bytes: int = 0
     kv_allocated_bytes_peak: int = 0
-    generated_tokens: int = 0
-    restarts: int = 0
-    """Requests that were preempted or isolated, and begun again."""
     notes: deque[str] = field(default_factory=deque)
     """What should be told, once each; whoever tells it takes it out."""
 
@@ -56,8 +52,6 @@ class _Job:
     """One item on its way through the engine."""
 
     ready: Ready
-    encoded: Encoded | None
-    """None: memory did not suffice to encode it ahead, or it has been scaled down since."""
     scaled: list[str] = field(default_factory=list)
     """Remarks on how it was scaled down."""
     attempts: int = 0
@@ -65,10 +59,6 @@ class _Job:
     """Whether it has to be served alone: a neighbour or it has raised in a step of all, or it
     needs what memory there is."""
     events: list[Event] = field(default_factory=list)
-
-    @property
-    def item(self) -> Item:
-        return self.ready.item
 
 
 class Server:
@@ -84,20 +74,17 @@ class Server:
     def __init__(
         self,
         session: Session,
-        feed: Reader[Ready | Unreadable],
+        feed: Prefetcher,
         encoder: Encoder,
         choose_limits: Callable[[Ready], Limits],
         *,
         run: str,
         draining: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._session = session
-        self._feed = feed
-        self._encoder = encoder
+        self._session, self._feed, self._encoder = session, feed, encoder
         self._choose_limits = choose_limits
         self._limits: Limits | None = None
-        self._run = run
-        self._draining = draining
+        self._run, self._draining = run, draining
         self._withdraws = not isinstance(session.policy, NoWithdrawal)
         self._max_slots = 1
         self._recovered = 0
@@ -115,6 +102,7 @@ class Server:
         Raises:
             ModelProblem: the model turned out not to be servable exactly.
         """
+        state = self.state
         with self._session.engine.serving() as slots:
             while True:
                 if not self._draining():
@@ -123,7 +111,10 @@ class Server:
                     yield from self._step(slots)
                 elif self._draining() or (self._feed.exhausted and not self._waiting):
                     return
-                self._observe(slots)
+                state.slots, state.max_slots = len(slots.active), self._max_slots
+                allocated = slots.kv_allocated_bytes
+                state.kv_allocated_bytes = allocated
+                state.kv_allocated_bytes_peak = max(state.kv_allocated_bytes_peak, allocated)
 
     # -- admission --------------------------------------------------------------------------
 
@@ -138,14 +129,14 @@ class Server:
             if taken is None:
                 return
             if isinstance(taken, Ready):
-                job = _Job(taken, taken.value)
+                job = _Job(taken)
                 if self._limits is None:
                     self._begin(taken)
             elif lost_device(taken.error):
                 raise taken.error
             elif _lacks_memory(taken.error):
                 ready = Ready(taken.item, taken.images, None, read_ms=nan, preprocess_ms=nan)
-                job = _Job(ready, None, isolated=True)
+                job = _Job(ready, isolated=True)
             else:
                 yield self._failed(taken, taken.error, attempts=1)
                 return
@@ -163,9 +154,10 @@ class Server:
 
     def _has_room(self, slots: Slots, job: _Job) -> bool:
         """The admission rule: by bytes that the cache's storages would take."""
-        if job.encoded is None:
+        if job.ready.encoded is None:
             return True
-        return self._fits(slots, job.encoded.request, ahead=LOOKAHEAD, withdrawing=self._withdraws)
+        request = job.ready.encoded.request
+        return self._fits(slots, request, ahead=LOOKAHEAD, withdrawing=self._withdraws)
 
     def _fits(
         self,
@@ -186,26 +178,32 @@ class Server:
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
         def admit() -> list[Event]:
-            if job.encoded is None:
-                job.encoded = self._encoder(job.item, job.ready.images)
-            return slots.admit(job.encoded.request)
+            ready = job.ready
+            if ready.encoded is None:
+                job.ready = ready = replace(ready, encoded=self._encoder(ready.item, ready.images))
+            assert ready.encoded is not None
+            return slots.admit(ready.encoded.request)
 
         try:
             events = self._with_memory(admit)
         except Exception as error:
             # A policy that asks for a layer which the model lacks, or for gates of another
             # model, would fail with every item: it is the run that can't be.
-            wrong = job.encoded is not None and isinstance(error, UsageProblem | ModelProblem)
+            encoded = job.ready.encoded is not None
+            wrong = encoded and isinstance(error, UsageProblem | ModelProblem)
             if wrong or isinstance(error, NotExact) or lost_device(error):
                 raise
-            if _lacks_memory(error):
-                yield from self._without_memory(slots, job, error)
-            else:
-                yield self._failed(job.ready, error, attempts=job.attempts)
+            yield from self._cannot_prefill(slots, job, error)
             return
         job.events = []
-        self._jobs[job.item.id] = job
+        self._jobs[job.ready.item.id] = job
         yield from self._process(slots, events)
+
+    def _cannot_prefill(self, slots: Slots, job: _Job, error: Exception) -> Iterator[Record]:
+        if _lacks_memory(error):
+            yield from self._without_memory(slots, job, error)
+        else:
+            yield self._failed(job.ready, error, attempts=job.attempts)
 
     def _with_memory(self, action: Callable[[], list[Event]]) -> list[Event]:
         """Do something, and once more after memory was given back if it lacked any."""
@@ -248,20 +246,14 @@ class Server:
         """Act on what a prefill or a step brought."""
         for event in events:
             job = self._jobs[event.request]
-            if isinstance(event, Failed):
+            job.events.append(event)
+            if isinstance(event, Failed | Finished):
                 del self._jobs[event.request]
+            if isinstance(event, Failed):
                 if lost_device(event.error):
                     raise event.error
-                if ran_out(event.error):
-                    yield from self._without_memory(slots, job, event.error)
-                else:
-                    yield self._failed(job.ready, event.error, attempts=job.attempts)
-                continue
-            job.events.append(event)
-            if isinstance(event, Token):
-                self.state.generated_tokens += 1
+                yield from self._cannot_prefill(slots, job, event.error)
             elif isinstance(event, Finished):
-                del self._jobs[event.request]
                 self._recover()
                 yield self._answered(job, event)
 
@@ -269,52 +261,41 @@ class Server:
 
     def _preempt(self, slots: Slots, error: Exception | None) -> Iterator[Record]:
         """Let the request that was admitted last begin again later; the first always gets on."""
-        youngest = self._jobs.pop(slots.active[-1])
-        slots.drop(youngest.item.id)
-        if not slots.active:
-            yield from self._without_memory(slots, youngest, error)
-            return
-        if error is not None:
-            self._use_fewer(len(slots.active))
-        self._restart(youngest)
+        name = slots.active[-1]
+        slots.drop(name)
+        if slots.active and error is None:  # a budget that is outgrown is no lack of slots
+            self._waiting.appendleft(self._jobs.pop(name))
+        else:
+            yield from self._without_memory(slots, self._jobs.pop(name), error)
 
     def _without_memory(self, slots: Slots, job: _Job, error: Exception | None) -> Iterator[Record]:
         """Try an item with fewer neighbours, then smaller; then it has failed."""
         if slots.active:
-            self._use_fewer(len(slots.active))
-            self._restart(job)
-            return
-        smaller = self._encoder.scaled_down(job.ready)
-        if smaller is None:
-            yield self._failed(job.ready, self._too_big(error), attempts=job.attempts)
-            return
-        job.ready, remark = smaller
-        job.encoded = None
-        job.scaled.append(remark)
-        self.state.notes.append(f"{job.item.id}: {remark}")
+            self._recovered = 0
+            if len(slots.active) < self._max_slots:
+                self._max_slots = len(slots.active)
+                note = f"Memory ran out: from here on {self._max_slots} at a time."
+                self.state.notes.append(note)
+        else:
+            smaller = self._encoder.scaled_down(job.ready)
+            if smaller is None:
+                yield self._failed(job.ready, self._too_big(error), attempts=job.attempts)
+                return
+            job.ready, remark = smaller
+            job.scaled.append(remark)
+            self.state.notes.append(f"{job.ready.item.id}: {remark}")
         self._waiting.appendleft(job)
 
     def _isolate(self, slots: Slots, error: Exception) -> Iterator[Record]:
         """Find out whose fault an error of a common step is: serve each of them alone."""
         jobs = [self._jobs.pop(name) for name in slots.active]
         for job in jobs:
-            slots.drop(job.item.id)
+            slots.drop(job.ready.item.id)
+            job.isolated = True
         if len(jobs) == 1:
             yield self._failed(jobs[0].ready, error, attempts=jobs[0].attempts)
-            return
-        for job in reversed(jobs):
-            job.isolated = True
-            self._restart(job)
-
-    def _restart(self, job: _Job) -> None:
-        self.state.restarts += 1
-        self._waiting.appendleft(job)
-
-    def _use_fewer(self, slots: int) -> None:
-        self._recovered = 0
-        if slots < self._max_slots:
-            self._max_slots = max(1, slots)
-            self.state.notes.append(f"Memory ran out: from here on {self._max_slots} at a time.")
+        else:
+            self._waiting.extendleft(reversed(jobs))
 
     def _recover(self) -> None:
         self._recovered += 1
@@ -339,46 +320,37 @@ class Server:
     # -- records ----------------------------------------------------------------------------
 
     def _answered(self, job: _Job, finished: Finished) -> Record:
-        completion = summarise(job.events)
+        ready, completion = job.ready, summarise(job.events)
         try:
             answer = self._session.adapter.parse(completion.text)
         except Exception as error:  # of adapters by others
-            return self._failed(job.ready, error, attempts=job.attempts)
-        read_ms, preprocess_ms = job.ready.read_ms, job.ready.preprocess_ms
-        inside_ms = (finished.at - job.events[0].at) * 1e3
+            return self._failed(ready, error, attempts=job.attempts)
+        before_ms = ready.read_ms + ready.preprocess_ms
+        latency_ms = before_ms + (finished.at - job.events[0].at) * 1e3
         return success(
-            job.item,
-            job.ready.images,
+            ready.item,
+            ready.images,
             completion,
             answer,
             run=self._run,
-            timings={
-                "read_ms": read_ms,
-                "preprocess_ms": preprocess_ms,
-                "latency_ms": read_ms + preprocess_ms + inside_ms,
-            },
-            remarks=[*(job.encoded.remarks if job.encoded else ()), *job.scaled],
+            timings={**_timings(ready), "latency_ms": latency_ms},
+            remarks=[*(ready.encoded.remarks if ready.encoded else ()), *job.scaled],
             attempts=job.attempts,
         )
 
     def _failed(self, read: Ready | Unreadable, error: Exception, *, attempts: int) -> Record:
-        timings = {}
-        if isinstance(read, Ready):
-            timings = {"read_ms": read.read_ms, "preprocess_ms": read.preprocess_ms}
         return failure(
             read.item,
             read.images,
             self._too_big(error) if ran_out(error) else error,
             run=self._run,
             attempts=attempts,
-            timings=timings,
+            timings=_timings(read) if isinstance(read, Ready) else {},
         )
 
-    def _observe(self, slots: Slots) -> None:
-        state = self.state
-        state.slots, state.max_slots = len(slots.active), self._max_slots
-        state.kv_allocated_bytes = slots.kv_allocated_bytes
-        state.kv_allocated_bytes_peak = max(state.kv_allocated_bytes_peak, state.kv_allocated_bytes)
+
+def _timings(ready: Ready) -> dict[str, float]:
+    return {"read_ms": ready.read_ms, "preprocess_ms": ready.preprocess_ms}
 
 
 def _lacks_memory(error: BaseException) -> bool:

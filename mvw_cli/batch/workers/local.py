@@ -16,13 +16,12 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from mvw_cli.batch.workers.worker import Exited, Job, Order, RemoteWorker, Report, share_threads
+from mvw_cli.batch.workers.worker import Job, Message, RemoteWorker
 from mvw_cli.errors import UsageProblem
 from mvw_cli.machine import facts
 from mvw_cli.machine.child_process import be_quiet, exit_now, exit_reason, signals_blocked
 
 _REAP_S = 5.0
-_STATUS_EVERY_S = 0.2
 
 
 def devices(job: Job, workers: int) -> list[str]:
@@ -93,42 +92,41 @@ class LocalProcesses:
             theirs.close()  # else its end would not be noticed
         self._running[worker] = process, ours
 
-    def send(self, worker: int, order: Order) -> None:
+    def send(self, worker: int, order: Message) -> None:
         if worker in self._running:
             with suppress(OSError):  # `receive` meets the end of the pipe
                 self._running[worker][1].send(order)
 
-    def receive(self, timeout_s: float) -> list[tuple[int, Report]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, Message]]:
         numbers = {pipe: worker for worker, (_, pipe) in self._running.items()}
-        reports: list[tuple[int, Report]] = []
+        messages: list[tuple[int, Message]] = []
         for pipe in connection.wait(list(numbers), timeout_s):
             assert isinstance(pipe, Connection)
             try:
-                report = pipe.recv()
+                message = pipe.recv()
             except (EOFError, OSError):
-                report = Exited(self._reap(numbers[pipe]))
-            reports.append((numbers[pipe], report))
-        return reports
+                message = Message("exited", self._reap(numbers[pipe]))
+            messages.append((numbers[pipe], message))
+        return messages
 
-    def stop(self, worker: int, *, for_good: bool = False) -> None:
+    def stop(self, worker: int) -> None:
         if worker in self._running:
-            self._reap(worker, kill=True)
+            self._running[worker][0].kill()
+            self._reap(worker)
 
     def close(self) -> None:
         for process, _ in self._running.values():
             process.kill()
         for worker in list(self._running):
-            self._reap(worker, kill=True)
+            self._reap(worker)
 
-    def _reap(self, worker: int, kill: bool = False) -> str:
+    def _reap(self, worker: int) -> str:
         """Wait for the end of a process, and describe it."""
         process, pipe = self._running.pop(worker)
         pipe.close()
-        if not kill:
-            process.join(_REAP_S)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+        process.join(_REAP_S)
+        process.kill()
+        process.join()
         code = process.exitcode or 0
         process.close()
         return exit_reason(code)
@@ -143,14 +141,14 @@ def child_main(pipe: Connection, job: Job, workers: int) -> None:
     be_quiet()
     lock = threading.Lock()
 
-    def send(report: Report) -> None:
+    def send(message: Message) -> None:
         try:
             with lock:
-                pipe.send(report)
+                pipe.send(message)
         except OSError:
             exit_now()
 
-    remote = RemoteWorker(job, send, every_s=_STATUS_EVERY_S)
+    remote = RemoteWorker(job, send)
 
     def listen() -> None:
         while True:
@@ -161,5 +159,6 @@ def child_main(pipe: Connection, job: Job, workers: int) -> None:
             remote.deliver(order)
 
     threading.Thread(target=listen, name="mvw-orders", daemon=True).start()
-    share_threads(workers)
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     remote.work()
+    exit_now()  # a reader that hangs in native code must not hold it up

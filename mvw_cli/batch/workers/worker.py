@@ -9,12 +9,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Self
-
-import torch
+from typing import Any, Literal, NamedTuple, Self
 
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.capacity import Limits, choose_limits, slot_bytes
@@ -27,85 +24,40 @@ from mvw_cli.machine.facts import free_memory
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.session import Session, open_session
 
-# What the dispatcher and its workers send each other, whole and in order, by pipe or by Ray.
-
-
-class Begin(NamedTuple):
-    """Serve the items that follow."""
-
-    run: str
-    """Short hash of the fingerprint, for the records."""
-
-
-class Assign(NamedTuple):
-    """One item, to a worker that has requested one."""
-
-    item: Item
-
-
-class End(NamedTuple):
-    """There are no more items."""
-
-
-class Drain(NamedTuple):
-    """Finish what decodes, begin nothing more."""
-
-
-Order = Begin | Assign | End | Drain
-"""To a worker."""
-
-
-class Loaded(NamedTuple):
-    """The model is loaded."""
-
-    revision: str | None
-
-
-class RequestItems(NamedTuple):
-    """There is room for so many more items."""
-
-    room: int
-
-
-class Done(NamedTuple):
-    """What came of one item."""
-
-    record: dict[str, Any]
-
-
-class Status(NamedTuple):
-    """How things stand since `Begin`; notes are only in one of these."""
-
-    state: State
-
-
-class Ended(NamedTuple):
-    """After `End` or `Drain`: nothing is held any more."""
-
-
-class Broken(NamedTuple):
-    """An error that another try would meet again; the worker does nothing more."""
-
-    error: Exception
-    loading: bool
-
-
-class Exited(NamedTuple):
-    """The worker is no more, or of no more use; what it held has to be done by another."""
-
-    reason: str
-
-
-Report = Loaded | RequestItems | Done | Status | Ended | Broken | Exited
-"""From a worker, or from the launcher that notices its death."""
-
-
 _AHEAD = 8
 """Items that are read ahead at least; as many as there are slots, where these are more."""
 _AHEAD_BYTES = 512 * 2**20
 """Bytes of decoded images that are held ahead at most."""
 QUEUED = 2
 """Items that lie ready for a remote worker's readers, so that none waits for a round trip."""
+
+
+Order = Literal["begin", "item", "end", "drain"]
+Report = Literal["loaded", "request", "status", "done", "ended", "broken", "exited"]
+
+
+class Message(NamedTuple):
+    """What the dispatcher and its workers send each other, whole and in order, by pipe or Ray.
+
+    To a worker:
+        begin: serve the items that follow; the value is `run`, for the records.
+        item: one item, to a worker that has requested one.
+        end: there are no more items.
+        drain: finish what decodes, begin nothing more.
+
+    From a worker:
+        loaded: the model is; the value is the revision of its weights.
+        request: there is room for so many more items.
+        status: the `State` since the last one; each note is in one of these only.
+        done: the record of one item.
+        ended: after `end` or `drain`; nothing is held any more.
+        broken: an error that another try would meet again; the worker does nothing more.
+        exited: the worker is of no more use, and why; its launcher tells if it can't. What it held
+            has to be done by another.
+    """
+
+    kind: Order | Report
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +93,6 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._limits: Limits | None = None
         self.state = State()
 
     def __enter__(self) -> Self:
@@ -187,10 +138,9 @@ class Worker:
 
     def _choose_limits(self, first: Ready) -> Limits:
         """Choose by the memory that is free now, and by what the first item is like."""
-        if self._limits is not None:
-            return replace(self._limits, reason="")  # it has been told
         job, session = self._job, self.session
-        model, request = session.loaded.model, first.value.request
+        assert first.encoded is not None
+        model, request = session.loaded.model, first.encoded.request
         try:
             each = slot_bytes(
                 shape_of(session.adapter, model.config),
@@ -203,7 +153,7 @@ class Worker:
         except Exception:  # of adapters by others, which need not tell it
             each = None
         free = free_memory(str(model.device)) if job.kv_bytes is None else None
-        self._limits = choose_limits(
+        return choose_limits(
             None if free is None else free // job.sharers,
             model.device.type,
             each,
@@ -211,104 +161,61 @@ class Worker:
             slots=job.slots,
             kv_bytes=job.kv_bytes,
         )
-        return self._limits
-
-
-_Items = SimpleQueue[Item | None]
 
 
 class RemoteWorker:
     """A worker that orders are delivered to from another thread.
 
     Args:
-        send: takes a report to the dispatcher; called from several threads.
-        every_s: seconds between two reports of how things stand.
+        send: takes a message to the dispatcher; called from several threads.
     """
 
-    def __init__(self, job: Job, send: Callable[[Report], None], *, every_s: float) -> None:
-        self._job, self._send, self._every_s = job, send, every_s
-        self._begun: SimpleQueue[tuple[str, _Items]] = SimpleQueue()
-        self._items: _Items = SimpleQueue()
+    def __init__(self, job: Job, send: Callable[[Message], None]) -> None:
+        self._job, self._send = job, send
+        self._begun: SimpleQueue[str] = SimpleQueue()
+        self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._draining = threading.Event()
 
-    def deliver(self, order: Order) -> None:
+    def deliver(self, order: Message) -> None:
         """Take an order; returns at once."""
         match order:
-            case Begin(run):
-                self._items = SimpleQueue()
-                self._draining.clear()
-                self._begun.put((run, self._items))
-            case Assign(item):
+            case Message("begin", run):
+                self._begun.put(run)
+            case Message("item", item):
                 self._items.put(item)
-            case Drain():
+            case Message("drain"):
                 self._draining.set()
                 self._items.put(None)
             case _:
                 self._items.put(None)
 
     def work(self) -> None:
-        """Load the model and serve; returns when it is of no more use, which has been reported."""
+        """Load the model and serve; returns when there is no more to do, which has been sent."""
         try:
-            worker = Worker(self._job).__enter__()
-        except Exception as error:
-            self._send(Broken(portable(error), loading=True))
-            return
-        self._send(Loaded(worker.revision))
-        while self._serve(worker, *self._begun.get()):
-            pass
-
-    def _serve(self, worker: Worker, run: str, items: _Items) -> bool:
-        worker.state = State()
-        self._send(RequestItems(QUEUED))
-        try:
-            with self._reporting(worker):
+            with Worker(self._job) as worker:
+                self._send(Message("loaded", worker.revision))
+                run = self._begun.get()
+                self._send(Message("request", QUEUED))
                 for record in worker.records(
-                    self._taken(items), run=run, draining=self._draining.is_set
+                    self._taken(), run=run, draining=self._draining.is_set
                 ):
-                    self._send(Done(record))
+                    self._send_status(worker.state)
+                    self._send(Message("done", record))
+                self._send_status(worker.state)
+                self._send(Message("ended"))
         except Exception as error:
             if lost_device(error):
                 line = next(iter(str(error).splitlines()), type(error).__name__)
-                self._send(Exited(f"lost its device: {line}"))
+                self._send(Message("exited", f"lost its device: {line}"))
             else:
-                self._send(Broken(portable(error), loading=False))
-            return False
-        self._send(Ended())
-        return True
+                self._send(Message("broken", portable(error)))
 
-    def _taken(self, items: _Items) -> Iterator[Item]:
+    def _taken(self) -> Iterator[Item]:
         """Yield the items; for each that is taken, another one is requested."""
-        while (item := items.get()) is not None:
-            self._send(RequestItems(1))
+        while (item := self._items.get()) is not None:
+            self._send(Message("request", 1))
             yield item
 
-    @contextmanager
-    def _reporting(self, worker: Worker) -> Iterator[None]:
-        """Within it, and once at its end, report how things stand."""
-        over = threading.Event()
-
-        def report() -> None:
-            while not over.wait(self._every_s):
-                self._send(Status(_snapshot(worker.state)))
-
-        thread = threading.Thread(target=report, name="mvw-status", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            self._send(Status(_snapshot(worker.state)))
-
-
-def share_threads(workers: int) -> None:
-    """Leave the other workers of this machine their part of its cores."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-
-
-def _snapshot(state: State) -> State:
-    """Copy the figures and take the notes."""
-    notes: deque[str] = deque()
-    while state.notes:
-        notes.append(state.notes.popleft())
-    return replace(state, notes=notes)
+    def _send_status(self, state: State) -> None:
+        self._send(Message("status", replace(state, notes=deque(state.notes))))
+        state.notes.clear()

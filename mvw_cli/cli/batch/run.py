@@ -7,6 +7,7 @@ wrong cheaply is found out before the model is loaded, and a record is on disk b
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.output import Output, check_table, export, plan_output
-from mvw_cli.cli.batch.view import BatchView, Summary, Tally, again
+from mvw_cli.cli.batch.view import BatchView, summary_facts
 from mvw_cli.cli.process import (
     ShutdownRequest,
     exit_on_interrupt,
@@ -28,12 +29,12 @@ from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
-    from mvw_cli.batch.store.fingerprint import Fingerprint
-    from mvw_cli.batch.store.log import RecordLog
-    from mvw_cli.batch.store.worklist import WorkList
     from mvw_cli.batch.workers.dispatcher import Dispatcher
     from mvw_cli.batch.workers.worker import Worker
-    from mvw_cli.profiles.resolution import Resolved
+    from mvw_cli.profiles.schema import Profile
+
+_ONCE = ("--overwrite", "--retry-failed", "--dry-run", "--json")
+"""Switches that are about one run, not about what is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class Task:
 
     def again(self, *more: str) -> str:
         """Write the command that was typed with other switches, for hints."""
-        return again(self.words, *more)
+        kept = [word for word in self.words if word not in _ONCE]
+        return shlex.join(["mvw", "batch", *kept, *more])
 
     def default_name(self) -> str:
         """Name the output after what is asked about."""
@@ -123,23 +125,6 @@ class Task:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What is known before a model is loaded."""
-
-    task: Task
-    view: BatchView
-    resolved: Resolved
-    settings: Fingerprint
-    output: Output
-    worklist: WorkList
-    log: RecordLog
-    first: Item | None
-    """The first of the items that are left to do."""
-    others: Iterator[Item]
-    tally: Tally
-
-
 def run(task: Task) -> int:
     """Do what the command line asks for, and return the exit code.
 
@@ -152,132 +137,189 @@ def run(task: Task) -> int:
     view = BatchView()
     with ExitStack() as held:
         with exit_on_interrupt(view.on_interrupt), view.making_room():
-            context = _prepare(task, output, view, held)
-        return _plan(context) if task.dry_run else _serve(context)
+            batch = _Batch(task, output, view, held)
+        return batch.plan() if task.dry_run else batch.serve()
 
 
-def _prepare(task: Task, output: Output, view: BatchView, held: ExitStack) -> RunContext:
-    source = task.source
-    name = source.paths[0] if source.paths else source.questions
-    view.loading(f"the list of items from {name}" if name else "the list of items")
-    from mvw_cli.batch.store.fingerprint import fingerprint
-    from mvw_cli.batch.store.log import RecordLog
-    from mvw_cli.batch.store.worklist import WorkList, pending
-    from mvw_cli.profiles.resolution import resolve
+class _Batch:
+    """One run: what is known of it before a model is loaded, and what is done with that."""
 
-    mute_libraries()
-    resolved = resolve(task.profile, task.flags)
-    if source.question is None:
-        source = replace(source, question=resolved.profile.prompt.question)
-    worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
-    settings = fingerprint(resolved, random_weights=task.random_weights)
-    log = held.enter_context(
-        RecordLog(
-            output.log,
-            settings,
-            listed=worklist,
-            shards={} if task.shard is None else {task.shard: len(worklist)},
-            overwrite=task.overwrite,
-            retry_failed=task.retry_failed,
-            hint_overwrite=task.again("--overwrite"),
+    def __init__(self, task: Task, output: Output, view: BatchView, held: ExitStack) -> None:
+        """List the items, and find out which of them are left to do.
+
+        Args:
+            held: what is to be let go of at the end.
+        """
+        self._task, self._output, self._view, self._tally = task, output, view, view.tally
+        source = task.source
+        name = source.paths[0] if source.paths else source.questions
+        view.loading(f"the list of items from {name}" if name else "the list of items")
+        from mvw_cli.batch.store.fingerprint import fingerprint
+        from mvw_cli.batch.store.log import RecordLog
+        from mvw_cli.batch.store.worklist import WorkList, pending
+        from mvw_cli.profiles.resolution import resolve
+
+        mute_libraries()
+        self._resolved = resolve(task.profile, task.flags)
+        if source.question is None:
+            source = replace(source, question=self._resolved.profile.prompt.question)
+        self._worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
+        self._tally.listed = len(self._worklist)
+        self._settings = fingerprint(self._resolved, random_weights=task.random_weights)
+        self._log = held.enter_context(
+            RecordLog(
+                output.log,
+                self._settings,
+                listed=self._worklist,
+                shards={} if task.shard is None else {task.shard: len(self._worklist)},
+                overwrite=task.overwrite,
+                retry_failed=task.retry_failed,
+                hint_overwrite=task.again("--overwrite"),
+            )
         )
-    )
-    view.clean_up = log.leave
-    for line in log.recovered:
-        view.warn(line)
-    tally = Tally(listed=len(worklist))
-    items = pending(
-        worklist, log, threads=task.readers, timeout_s=task.read_timeout, skipped=tally.skip
-    )
-    held.callback(_close, items)
-    first = next(items, None)
-    view.clear()
-    return RunContext(task, view, resolved, settings, output, worklist, log, first, items, tally)
+        view.clean_up = self._log.leave
+        for line in self._log.recovered:
+            view.warn(line)
+        items = pending(
+            self._worklist,
+            self._log,
+            threads=task.readers,
+            timeout_s=task.read_timeout,
+            skipped=self._tally.skip,
+        )
+        held.callback(_close, items)
+        first = next(items, None)
+        self._items = None if first is None else chain([first], items)
+        """What is left to do; None: nothing."""
+
+    def plan(self) -> int:
+        """Look at a sample of the items, and write what a run would take."""
+        from mvw_cli.batch.serve.capacity import survey
+        from mvw_cli.cli.batch.plan import write_plan
+
+        task, listed = self._task, self._worklist
+        write_plan(
+            survey(listed, self._resolved.profile, slots=task.slots, kv_bytes=task.kv_memory),
+            listed=len(listed),
+            to_do=sum(1 for _ in self._items or ()),
+            output=self._output.name,
+            as_json=task.as_json,
+        )
+        return ExitCode.OK
+
+    def serve(self) -> int:
+        """Answer what is left, and tell how it went."""
+        task, view, tally = self._task, self._view, self._tally
+        shutdown = ShutdownRequest()
+        stopped: MvwError | None = None
+        state = None
+        if self._items is None:
+            view.note(
+                f"There is nothing left to do: each of {tally.listed:,} items has its record."
+                if tally.listed
+                else "There is nothing to do: no item belongs to this part of the work."
+            )
+        else:
+            self._introduce()
+            executor = make_executor(task, self._resolved.profile)
+            with ExitStack() as held:
+                with exit_on_interrupt(view.on_interrupt), view.making_room():
+                    self._load(executor, held)
+                with finish_on_interrupt(view.on_interrupt) as shutdown:
+                    try:
+                        self._record(executor, self._items, shutdown)
+                    except MvwError as error:
+                        stopped = error
+                    except RuntimeError as error:
+                        stopped = self._lost(error)
+                state = executor.state
+        self._log.flush()
+        facts = summary_facts(
+            tally,
+            state,
+            output=self._output.name,
+            log=str(self._output.log),
+            failed_in_log=self._log.failed,
+            interrupted=shutdown.requested,
+            again=task.again(),
+            retry=task.again("--retry-failed"),
+        )
+        try:
+            if self._output.table is not None and self._output.log.exists():
+                export(self._output.log, self._output.table)
+        except MvwError as error:
+            stopped = stopped or error
+        view.summary(facts)
+        if task.as_json:
+            console.write_json(facts)
+        if stopped is not None:
+            raise stopped
+        if shutdown.requested and tally.remaining:
+            return ExitCode.INTERRUPTED
+        return ExitCode.ITEMS_FAILED if self._log.failed else ExitCode.OK
+
+    def _introduce(self) -> None:
+        view, log = self._view, self._log
+        if self._resolved.is_default:
+            view.note(
+                f"No profile or model is named: the embedded `{self._resolved.name}` answers, "
+                "which reads only scenes of coloured shapes. A real one: --model ORG/NAME or "
+                "--profile NAME."
+            )
+        if self._task.random_weights:
+            view.warn("The weights are random: answers are noise. Time and memory are real.")
+        if log.done or log.failed:
+            view.note(
+                f"Going on with {self._output.log}: {log.done:,} answered, "
+                f"{log.failed:,} failed before."
+            )
+
+    def _load(self, executor: Worker | Dispatcher, held: ExitStack) -> None:
+        profile = self._resolved.profile
+        if profile.model is None:
+            self._view.loading(self._resolved.name or profile.adapter)
+        else:
+            self._view.loading_model(profile.model, profile.revision)
+        held.enter_context(executor)
+        self._log.settle(self._settings.with_revision(executor.revision))
+
+    def _record(
+        self, executor: Worker | Dispatcher, items: Iterator[Item], shutdown: ShutdownRequest
+    ) -> None:
+        """Bring records to the log as they come."""
+
+        def draining() -> bool:
+            return shutdown.requested
+
+        with self._view.following(lambda: executor.state, draining):
+            for record in executor.records(items, run=self._log.run, draining=draining):
+                self._log.append(record)
+                self._view.show(record)
+
+    def _lost(self, error: RuntimeError) -> MvwError:
+        """Make the error of an accelerator that serves this process no more; raise any other."""
+        from mvw_cli.engine.memory import lost_device
+
+        if not lost_device(error):
+            raise error
+        reason = next(iter(str(error).splitlines()), "it gives no reason")
+        return MvwError(
+            "The accelerator has failed, and this process can't use it any more",
+            cause=f"{reason}; {self._tally.served:,} records were written, none is lost",
+            hint=self._task.again(),
+        )
 
 
-def _close(items: Iterator[Item]) -> None:
-    """Let go of what a generator holds, unless a reader that hangs is still inside."""
-    with suppress(ValueError):
-        items.close()  # type: ignore[attr-defined]
-
-
-def _plan(context: RunContext) -> int:
-    """Look at a sample of the items, and write what a run would take."""
-    from mvw_cli.batch.serve.capacity import sample, survey
-    from mvw_cli.cli.batch.plan import write_plan
-    from mvw_cli.profiles.resolution import generation_settings
-
-    task, listed, profile = context.task, context.tally.listed, context.resolved.profile
-    items = sample(iter(context.worklist), listed)
-    write_plan(
-        survey(items, profile, slots=task.slots, kv_bytes=task.kv_memory),
-        listed=listed,
-        to_do=sum(1 for _ in context.others) + (context.first is not None),
-        max_new_tokens=generation_settings(profile).max_new_tokens,
-        output=context.output.name,
-        as_json=task.as_json,
-    )
-    return ExitCode.OK
-
-
-def _serve(context: RunContext) -> int:
-    """Answer what is left, and tell how it went."""
-    task, view, output = context.task, context.view, context.output
-    shutdown = ShutdownRequest()
-    stopped: MvwError | None = None
-    state = None
-    if context.first is None:
-        view.note(_nothing_left(context.tally))
-    else:
-        _introduce(context)
-        executor = make_executor(task, context.resolved)
-        items = chain([context.first], context.others)
-        with ExitStack() as held:
-            with exit_on_interrupt(view.on_interrupt), view.making_room():
-                _load(executor, context, held)
-            with finish_on_interrupt(view.on_interrupt) as shutdown:
-                try:
-                    _record(executor, items, context, shutdown)
-                except MvwError as error:
-                    stopped = error
-                except RuntimeError as error:
-                    stopped = _lost(context, error)
-            state = executor.state
-    context.log.flush()
-    summary = Summary(
-        context.tally,
-        state,
-        output=output,
-        failed_in_log=context.log.failed,
-        interrupted=shutdown.requested,
-        words=task.words,
-    )
-    try:
-        if output.table is not None and output.log.exists():
-            export(output.log, output.table)
-    except MvwError as error:
-        stopped = stopped or error
-    view.summary(summary)
-    if task.as_json:
-        console.write_json(summary.facts)
-    if stopped is not None:
-        raise stopped
-    if shutdown.requested and context.tally.remaining:
-        return ExitCode.INTERRUPTED
-    return ExitCode.ITEMS_FAILED if context.log.failed else ExitCode.OK
-
-
-def make_executor(task: Task, resolved: Resolved) -> Worker | Dispatcher:
+def make_executor(task: Task, profile: Profile) -> Worker | Dispatcher:
     """Choose who serves the items: by default one process for each GPU.
 
     Raises:
         UsageProblem: there are not so many GPUs as workers.
     """
     from mvw_cli.batch.workers.worker import Job, Worker
-    from mvw_cli.machine.facts import gpu_count
 
     job = Job(
-        resolved.profile,
+        profile,
         allow_pickle=task.allow_pickle,
         random_weights=task.random_weights,
         slots=task.slots,
@@ -285,87 +327,28 @@ def make_executor(task: Task, resolved: Resolved) -> Worker | Dispatcher:
         readers=task.readers,
         read_timeout_s=task.read_timeout,
     )
+    workers = task.workers
+    if task.executor == "local":
+        from mvw_cli.machine.facts import gpu_count
+
+        if workers is None:
+            # Unless the profile names one GPU or spreads a model over all.
+            all_gpus = profile.device in ("auto", "cuda") and profile.device_map is None
+            workers = gpu_count() if all_gpus else 1
+        if workers <= 1:
+            return Worker(job)
+    from mvw_cli.batch.workers.dispatcher import Dispatcher
+
     if task.executor == "ray":
-        from mvw_cli.batch.workers.dispatcher import Dispatcher
         from mvw_cli.batch.workers.ray import RayActors
 
-        return Dispatcher(RayActors(job, task.workers, task.ray_address))
-    workers = task.workers
-    if workers is None:
-        # Unless the profile names one GPU or spreads a model over all.
-        all_gpus = job.profile.device in ("auto", "cuda") and job.profile.device_map is None
-        workers = gpu_count() if all_gpus else 1
-    if workers <= 1:
-        return Worker(job)
-    from mvw_cli.batch.workers.dispatcher import Dispatcher
+        return Dispatcher(RayActors(job, workers, task.ray_address))
     from mvw_cli.batch.workers.local import LocalProcesses
 
-    return Dispatcher(LocalProcesses(job, workers))
+    return Dispatcher(LocalProcesses(job, workers or 1))
 
 
-def _load(executor: Worker | Dispatcher, context: RunContext, held: ExitStack) -> None:
-    view, resolved = context.view, context.resolved
-    model = resolved.profile.model
-    if model is None:
-        view.loading(resolved.name or resolved.profile.adapter)
-    else:
-        view.loading_model(model, resolved.profile.revision)
-    held.enter_context(executor)
-    view.clear()
-    context.log.settle(context.settings.with_revision(executor.revision))
-
-
-def _record(
-    executor: Worker | Dispatcher,
-    items: Iterator[Item],
-    context: RunContext,
-    shutdown: ShutdownRequest,
-) -> None:
-    """Bring records to the log as they come."""
-    log, tally, view = context.log, context.tally, context.view
-
-    def draining() -> bool:
-        return shutdown.requested
-
-    tally.begin()
-    with view.following(tally, lambda: executor.state, draining):
-        for record in executor.records(items, run=log.run, draining=draining):
-            log.append(record)
-            tally.add(record)
-            view.show(record)
-
-
-def _introduce(context: RunContext) -> None:
-    view, log = context.view, context.log
-    if context.resolved.is_default:
-        view.note(
-            f"No profile or model is named: the embedded `{context.resolved.name}` answers, which "
-            "reads only scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
-        )
-    if context.task.random_weights:
-        view.warn("The weights are random: answers are noise. Time and memory are real.")
-    if log.done or log.failed:
-        view.note(
-            f"Going on with {context.output.log}: {log.done:,} answered, "
-            f"{log.failed:,} failed before."
-        )
-
-
-def _nothing_left(tally: Tally) -> str:
-    if not tally.listed:
-        return "There is nothing to do: no item belongs to this part of the work."
-    return f"There is nothing left to do: each of {tally.listed:,} items has its record."
-
-
-def _lost(context: RunContext, error: RuntimeError) -> MvwError:
-    """Make the error of an accelerator that serves this process no more; raise any other."""
-    from mvw_cli.engine.memory import lost_device
-
-    if not lost_device(error):
-        raise error
-    reason = next(iter(str(error).splitlines()), "it gives no reason")
-    return MvwError(
-        "The accelerator has failed, and this process can't use it any more",
-        cause=f"{reason}; {context.tally.served:,} records were written, none is lost",
-        hint=context.task.again(),
-    )
+def _close(items: Iterator[Item]) -> None:
+    """Let go of what a generator holds, unless a reader that hangs is still inside."""
+    with suppress(ValueError):
+        items.close()  # type: ignore[attr-defined]

@@ -6,12 +6,10 @@ as records come; at the end a summary, which `--json` writes as well.
 
 from __future__ import annotations
 
-import shlex
-import statistics
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import isfinite
@@ -19,12 +17,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
-from mvw_cli.batch.store.output import Output
 from mvw_cli.cli.stderr_view import BOLD, StderrView
-from mvw_cli.text import number, one_line, printable, readable_bytes
+from mvw_cli.text import number, one_line, printable, readable_bytes, seconds
 
 if TYPE_CHECKING:  # neither is imported before it is needed
-    from rich.progress import Progress
+    from rich.live import Live
 
     from mvw_cli.batch.serve.server import State
 
@@ -34,8 +31,6 @@ _REDRAWS_PER_S = 4
 _SHOWN = 10
 """Failures that are told one by one."""
 _SHOW_CURSOR = "\x1b[?25h"
-_ONCE = ("--overwrite", "--retry-failed", "--dry-run", "--json")
-"""Switches that are about one run, not about what is asked."""
 
 
 @dataclass(slots=True)
@@ -47,18 +42,19 @@ class Tally:
     skipped: int = 0
     """Items whose record was there before."""
     answered: int = 0
-    failed: int = 0
-    generated_tokens: int = 0
-    withdrawals: int = 0
-    kv_bytes_freed: int = 0
-    """Bytes of cache entries that withdrawals have freed, all answers together."""
-    kv_bytes_before: int = 0
-    """Bytes of the entries that were there when they did."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed items, by the type of what went wrong."""
+    restarts: int = 0
+    generated_tokens: int = 0
+    withdrawals: int = 0
+    kv_bytes_before: int = 0
+    """Bytes of the cache entries that were there at withdrawals, all answers together."""
+    kv_bytes_freed: int = 0
+    """Bytes of those that withdrawals have freed."""
     began: float | None = None
     """When serving began, by `perf_counter`."""
     latencies_ms: array[float] = field(default_factory=lambda: array("d"))
+    """From reading an image to the last token."""
 
     def begin(self) -> None:
         """Start the clock: the model is loaded."""
@@ -70,8 +66,8 @@ class Tally:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a record."""
+        self.restarts += record["attempts"] - 1
         if record["status"] != "ok":
-            self.failed += 1
             self.errors[record["error"]["type"]] += 1
             return
         self.answered += 1
@@ -85,65 +81,58 @@ class Tally:
             self.kv_bytes_freed += withdrawal["kv_bytes_before"] - withdrawal["kv_bytes_after"]
 
     @property
+    def failed(self) -> int:
+        return self.errors.total()
+
+    @property
     def served(self) -> int:
         """Items that this run has a record of."""
         return self.answered + self.failed
 
     @property
+    def done(self) -> int:
+        """Items that there is a record of."""
+        return self.skipped + self.served
+
+    @property
     def remaining(self) -> int:
         """Items without a record, as far as is known."""
-        return max(0, self.listed - self.skipped - self.served)
+        return max(0, self.listed - self.done)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since serving began."""
         return 0.0 if self.began is None else perf_counter() - self.began
 
-    @property
-    def items_per_s(self) -> float | None:
-        """Records per second; None while there is nothing to tell it from."""
-        return self.served / self.elapsed_s if self.served and self.elapsed_s else None
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds that the rest will take at this rate."""
-        rate = self.items_per_s
-        return None if rate is None else self.remaining / rate
-
-    def latency_ms(self) -> dict[str, float] | None:
-        """Median and 90th percentile, from reading an image to its last token."""
-        if not self.latencies_ms:
-            return None
-        values = [*self.latencies_ms] * (2 if len(self.latencies_ms) == 1 else 1)
-        p90 = statistics.quantiles(values, n=10, method="inclusive")[-1]
-        return {"median": statistics.median(values), "p90": p90}
+    def rate(self, count: int) -> float | None:
+        """Return how many per second; None while there is nothing to tell it from."""
+        return count / self.elapsed_s if count and self.elapsed_s else None
 
 
 class BatchView(StderrView):
-    """Stderr during one `mvw batch`."""
+    """Stderr during one `mvw batch`, and the counts of what it shows."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: Progress | None = None
-        self._failures = 0
+        self.tally = Tally()
+        self._live_bar: Live | None = None
         self.clean_up: Callable[[], None] = lambda: None
         """Called when the user interrupts and nothing else is left to be done."""
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """Tell of a failure; what is answered only moves the bar."""
-        if record["status"] == "ok":
+        """Count a record, and tell of a failure."""
+        self.tally.add(record)
+        if record["status"] == "ok" or self.tally.failed > _SHOWN:
             return
-        self._failures += 1
-        if self._failures <= _SHOWN:
-            error = record["error"]
-            cause = f": {error['cause']}" if error["cause"] else ""
-            self.warn(f"failed: {record['id']}: {error['message']}{cause}")
-        if self._failures == _SHOWN:
+        error = record["error"]
+        cause = f": {error['cause']}" if error["cause"] else ""
+        self.warn(f"failed: {record['id']}: {error['message']}{cause}")
+        if self.tally.failed == _SHOWN:
             self.note("Further failures are counted; the records say what they are.")
 
     @contextmanager
     def following(
-        self, tally: Tally, state: Callable[[], State], finishing: Callable[[], bool]
+        self, state: Callable[[], State], finishing: Callable[[], bool]
     ) -> Iterator[None]:
         """Show how things go, until the end of the block.
 
@@ -164,10 +153,11 @@ class BatchView(StderrView):
                 waited_s += 1 / _REDRAWS_PER_S
                 if not self.live and waited_s >= EVERY_S:
                     waited_s = 0.0
-                    self.note(progress_line(tally, state()))
+                    self.note(progress_line(self.tally, state()))
 
         thread = threading.Thread(target=follow, name="mvw-progress", daemon=True)
-        with self._drawing(tally, state, finishing):
+        self.tally.begin()
+        with self._drawing(state, finishing):
             thread.start()
             try:
                 yield
@@ -176,13 +166,13 @@ class BatchView(StderrView):
                 thread.join()
                 self._write_notes(state())
 
-    def summary(self, summary: Summary) -> None:
+    def summary(self, facts: Mapping[str, Any]) -> None:
         """Write how it went; under -q one line, where it did not go well."""
         if self._quiet:
-            if line := summary.complaint():
+            if line := complaint(facts):
                 self._write(f"{one_line(line)}\n")
             return
-        lines = summary.lines()
+        lines = summary_lines(facts)
         width = max(map(len, lines))
         for label, text in lines.items():
             self._put_line(f"{self._styled(label.ljust(width), BOLD)}  {printable(text)}")
@@ -190,196 +180,182 @@ class BatchView(StderrView):
     def _unsaid(self) -> str:
         with suppress(Exception):
             self.clean_up()
-        return f"{_SHOW_CURSOR}\n" if self._bar is not None else ""
+        return f"{_SHOW_CURSOR}\n" if self._live_bar is not None else ""
 
     def _write_notes(self, state: State) -> None:
         while state.notes:
-            with suppress(IndexError):  # another thread has told it
-                self.note(state.notes.popleft())
+            self.note(state.notes.popleft())
 
     def _put_line(self, text: str, style: str = "") -> None:
-        if self._bar is None or self._quiet:
+        if self._live_bar is None or self._quiet:
             super()._put_line(text, style)
             return
         from rich.text import Text
 
         line = Text.from_ansi(self._styled(text, style))
         with suppress(OSError, ValueError):
-            self._bar.console.print(line, soft_wrap=True)
+            self._live_bar.console.print(line, soft_wrap=True)
 
     @contextmanager
-    def _drawing(
-        self, tally: Tally, state: Callable[[], State], finishing: Callable[[], bool]
-    ) -> Iterator[None]:
+    def _drawing(self, state: Callable[[], State], finishing: Callable[[], bool]) -> Iterator[None]:
         if not self.live:
             yield
             return
-        from rich.console import RenderableType
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.text import Text
 
-        class Bar(Progress):
-            """A bar, and the figures below it; drawn by Rich's thread."""
-
-            def get_renderables(self) -> Iterator[RenderableType]:
-                for task in self.tasks:
-                    task.description = "Finishing" if finishing() else "Answering"
-                    task.completed = tally.skipped + tally.served
-                yield self.make_tasks_table(self.tasks)
-                yield Text("  ".join(_figures(tally, state())), style="dim")
-
-        with Bar(
+        tally = self.tally
+        bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(separator=" of "),
+            expand=True,
+        )
+        task = bar.add_task("", total=max(1, tally.listed))
+
+        def drawn() -> Group:
+            doing = "Finishing" if finishing() else "Answering"
+            bar.update(task, description=doing, completed=tally.done)
+            return Group(bar, Text("  ".join(_figures(tally, state())), style="dim"))
+
+        with Live(
+            get_renderable=drawn,
             console=console.err(),
             refresh_per_second=_REDRAWS_PER_S,
             transient=True,
-            expand=True,
-        ) as bar:
-            bar.add_task("", total=max(1, tally.listed))
-            self._bar = bar
+        ) as self._live_bar:
             try:
                 yield
             finally:
-                self._bar = None
+                self._live_bar = None
 
 
 def progress_line(tally: Tally, state: State) -> str:
     """Write how things stand, in one line."""
-    done = tally.skipped + tally.served
-    return ", ".join([f"{done:,} of {tally.listed:,}", *_figures(tally, state)])
+    return ", ".join([f"{tally.done:,} of {tally.listed:,}", *_figures(tally, state)])
 
 
 def _figures(tally: Tally, state: State) -> list[str]:
     parts = [f"{tally.failed:,} failed"] if tally.failed else []
-    if tally.items_per_s is not None:
-        parts.append(f"{number(tally.items_per_s)} items/s")
-    if state.generated_tokens and tally.elapsed_s:
-        parts.append(f"{number(state.generated_tokens / tally.elapsed_s)} tokens/s")
+    rate, tokens_rate = tally.rate(tally.served), tally.rate(tally.generated_tokens)
+    if rate is not None:
+        parts.append(f"{number(rate)} items/s")
+    if tokens_rate is not None:
+        parts.append(f"{number(tokens_rate)} tokens/s")
     parts.append(f"slots {state.slots}/{state.max_slots}")
     if state.kv_allocated_bytes:
         parts.append(f"KV cache {readable_bytes(state.kv_allocated_bytes)}")
-    if tally.left_s is not None:
-        parts.append(f"{duration(tally.left_s)} left")
+    if rate is not None:
+        parts.append(f"{duration(tally.remaining / rate)} left")
     return parts
 
 
-class Summary:
-    """How one run went: `facts`, by the keys that `--json` writes; docs/json.md describes them.
+def summary_facts(
+    tally: Tally,
+    state: State | None,
+    *,
+    output: str,
+    log: str,
+    failed_in_log: int,
+    interrupted: bool,
+    again: str,
+    retry: str,
+) -> dict[str, Any]:
+    """Put together how one run went, as `--json` writes it; docs/json.md describes it.
 
     Args:
         state: of the executor; None where nothing had to be done.
         failed_in_log: failed items of the log, those of earlier runs included.
-        words: of the command line, after `mvw batch`.
+        again: the command that goes on.
+        retry: the command that tries failed items again.
     """
+    latency = None
+    if tally.latencies_ms:
+        import numpy as np
 
-    def __init__(
-        self,
-        tally: Tally,
-        state: State | None,
-        *,
-        output: Output,
-        failed_in_log: int,
-        interrupted: bool,
-        words: Sequence[str],
-    ) -> None:
-        elapsed, tokens = tally.elapsed_s, tally.generated_tokens
-        self.facts: dict[str, Any] = {
-            "schema_version": 1,
-            "output": output.name,
-            "log": str(output.log),
-            "listed": tally.listed,
-            "skipped": tally.skipped,
-            "answered": tally.answered,
-            "failed": tally.failed,
-            "remaining": tally.remaining,
-            "failed_in_log": failed_in_log,
-            "errors": dict(tally.errors.most_common()),
-            "interrupted": interrupted,
-            "elapsed_s": elapsed,
-            "items_per_s": tally.items_per_s,
-            "tokens_per_s": tokens / elapsed if tokens and elapsed else None,
-            "generated_tokens": tokens,
-            "latency_ms": tally.latency_ms(),
-            "withdrawal": {
-                "withdrawals": tally.withdrawals,
-                "kv_bytes_before": tally.kv_bytes_before,
-                "kv_bytes_freed": tally.kv_bytes_freed,
-            },
-            "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
-            "restarts": 0 if state is None else state.restarts,
-            "retry": again(words, "--retry-failed") if failed_in_log else None,
-            "go_on": again(words) if tally.remaining else None,
-        }
-
-    def lines(self) -> dict[str, str]:
-        """Write it for people: texts by their labels."""
-        facts = self.facts
-        counts = [f"{facts['answered']:,} answered"]
-        if facts["failed"]:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts["errors"].items())
-            counts.append(f"{facts['failed']:,} failed ({kinds})")
-        if facts["skipped"]:
-            counts.append(f"{facts['skipped']:,} had their record before")
-        if facts["remaining"]:
-            counts.append(f"{facts['remaining']:,} left")
-        lines = {"Items": ", ".join(counts)}
-        if facts["answered"] + facts["failed"]:
-            rates = [duration(facts["elapsed_s"])]
-            rates += [
-                f"{number(facts[f'{unit}_per_s'])} {unit}/s"
-                for unit in ("items", "tokens")
-                if facts[f"{unit}_per_s"] is not None
-            ]
-            lines["Time"] = ", ".join(rates)
-        if latency := facts["latency_ms"]:
-            median, p90 = (duration(latency[key] / 1e3) for key in ("median", "p90"))
-            lines["Latency"] = f"median {median}, p90 {p90}"
-        withdrawal = facts["withdrawal"]
-        if withdrawal["withdrawals"]:
-            freed = withdrawal["kv_bytes_freed"]
-            share = freed / max(1, withdrawal["kv_bytes_before"])
-            lines["Withdrawal"] = (
-                f"{withdrawal['withdrawals']:,} times, {readable_bytes(freed)} of cache "
-                f"entries freed, {share:.0%} of what was there"
-            )
-        if facts["kv_allocated_bytes_peak"]:
-            lines["KV cache"] = f"{readable_bytes(facts['kv_allocated_bytes_peak'])} at most"
-        lines["Records"] = facts["output"]
-        commands = {"Go on": facts["go_on"], "Retry failed": facts["retry"]}
-        return lines | {label: command for label, command in commands.items() if command}
-
-    def complaint(self) -> str:
-        """Write in one line what did not go well; empty where all did."""
-        facts = self.facts
-        if facts["interrupted"] and facts["go_on"]:
-            left = f"{facts['remaining']:,} of {facts['listed']:,} items left"
-            return f"Interrupted, {left}: {facts['go_on']}"
-        if facts["retry"]:
-            failed = f"{facts['failed_in_log']:,} of {facts['listed']:,} items failed"
-            return f"{failed}: {facts['retry']}"
-        return ""
+        median, p90 = np.percentile(tally.latencies_ms, (50, 90)).tolist()
+        latency = {"median": median, "p90": p90}
+    return {
+        "schema_version": 1,
+        "output": output,
+        "log": log,
+        "listed": tally.listed,
+        "skipped": tally.skipped,
+        "answered": tally.answered,
+        "failed": tally.failed,
+        "remaining": tally.remaining,
+        "failed_in_log": failed_in_log,
+        "errors": dict(tally.errors.most_common()),
+        "interrupted": interrupted,
+        "elapsed_s": tally.elapsed_s,
+        "items_per_s": tally.rate(tally.served),
+        "tokens_per_s": tally.rate(tally.generated_tokens),
+        "generated_tokens": tally.generated_tokens,
+        "latency_ms": latency,
+        "withdrawal": {
+            "withdrawals": tally.withdrawals,
+            "kv_bytes_before": tally.kv_bytes_before,
+            "kv_bytes_freed": tally.kv_bytes_freed,
+        },
+        "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
+        "restarts": tally.restarts,
+        "retry": retry if failed_in_log else None,
+        "go_on": again if tally.remaining else None,
+    }
 
 
-def duration(seconds: float) -> str:
-    """Write a duration with the unit that suits it."""
-    if seconds < 0.9995:  # what would be rounded up has the next unit
-        return f"{seconds * 1e3:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
+def summary_lines(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Write how one run went for people: texts by their labels."""
+    counts = [f"{facts['answered']:,} answered"]
+    if facts["failed"]:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts["errors"].items())
+        counts.append(f"{facts['failed']:,} failed ({kinds})")
+    if facts["skipped"]:
+        counts.append(f"{facts['skipped']:,} had their record before")
+    if facts["remaining"]:
+        counts.append(f"{facts['remaining']:,} left")
+    lines = {"Items": ", ".join(counts)}
+    if facts["items_per_s"] is not None:
+        lines["Time"] = f"{duration(facts['elapsed_s'])}, {number(facts['items_per_s'])} items/s"
+        if facts["tokens_per_s"] is not None:
+            lines["Time"] += f", {number(facts['tokens_per_s'])} tokens/s"
+    if latency := facts["latency_ms"]:
+        median, p90 = (duration(latency[key] / 1e3) for key in ("median", "p90"))
+        lines["Latency"] = f"median {median}, p90 {p90}"
+    withdrawal = facts["withdrawal"]
+    if withdrawal["withdrawals"]:
+        freed = withdrawal["kv_bytes_freed"]
+        share = freed / max(1, withdrawal["kv_bytes_before"])
+        lines["Withdrawal"] = (
+            f"{withdrawal['withdrawals']:,} times, {readable_bytes(freed)} of cache entries freed, "
+            f"{share:.0%} of what was there"
+        )
+    if facts["kv_allocated_bytes_peak"]:
+        lines["KV cache"] = f"{readable_bytes(facts['kv_allocated_bytes_peak'])} at most"
+    lines["Records"] = facts["output"]
+    commands = {"Go on": facts["go_on"], "Retry failed": facts["retry"]}
+    return lines | {label: command for label, command in commands.items() if command}
+
+
+def complaint(facts: Mapping[str, Any]) -> str:
+    """Write in one line what did not go well; empty where all did."""
+    if facts["interrupted"] and facts["go_on"]:
+        left = f"{facts['remaining']:,} of {facts['listed']:,} items left"
+        return f"Interrupted, {left}: {facts['go_on']}"
+    if facts["retry"]:
+        failed = f"{facts['failed_in_log']:,} of {facts['listed']:,} items failed"
+        return f"{failed}: {facts['retry']}"
+    return ""
+
+
+def duration(value: float) -> str:
+    """Write a time given in seconds, in minutes and hours where it is that long."""
+    if value < 59.95:
+        return seconds(value)
+    minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
-
-
-def again(words: Sequence[str], *more: str) -> str:
-    """Write the same `mvw batch` with other switches.
-
-    Args:
-        words: what came after `mvw batch`.
-    """
-    kept = [word for word in words if word not in _ONCE]
-    return shlex.join(["mvw", "batch", *kept, *more])

@@ -134,15 +134,13 @@ TOKEN = 2 * 2 * 8 * 4
 """Bytes of a token of the tiny model: layers, keys and values, head size, float32."""
 
 
-def test_what_a_worker_chooses_by_itself_it_explains_once(first: Ready) -> None:
-    request = first.value.request
+def test_what_a_worker_chooses_by_itself_it_explains(first: Ready) -> None:
+    request = first.encoded.request
     assert (request.text_tokens, request.layout.vision_tokens) == (3, 16)
-    with Worker(Job(Profile())) as worker:
-        limits, again = worker._choose_limits(first), worker._choose_limits(first)
+    limits = chosen(first)
     assert (limits.slots, limits.kv_bytes, limits.strict) == (16, 8 * MiB, False)
     assert f"a slot takes up to {(3 + 4 + 16) * TOKEN / 1024:.1f} KiB" in limits.reason
     assert f"{(3 + 100) * TOKEN / 1024:.1f} KiB once vision is withdrawn" in limits.reason
-    assert (again.reason, again.slots) == ("", 16)
 
 
 def test_what_a_worker_is_told(first: Ready) -> None:
@@ -199,8 +197,8 @@ def test_an_image_that_the_model_refuses_counts_as_unreadable(name: str, tmp_pat
     (tmp_path / "broken.png").write_bytes(b"no image")
     listed.append(Item("broken", (ImageRef(str(tmp_path / "broken.png")),), "How many?"))
     found = survey(listed, resolve(name, {}).profile, slots=2, kv_bytes=None)
-    assert (found.sampled, found.unreadable) == (5, 2)
-    assert found.vision_tokens == (4, 16)  # squares of 28 px
+    assert (found.images_looked_at, found.images_unreadable) == (5, 2)
+    assert (found.vision_tokens_median, found.vision_tokens_max) == (4, 16)  # squares of 28 px
     assert found.limits is not None
     assert found.limits.slots == 2
 
@@ -208,5 +206,5 @@ def test_an_image_that_the_model_refuses_counts_as_unreadable(name: str, tmp_pat
 def test_where_the_model_refuses_every_image(tmp_path: Path) -> None:
     listed = items(tmp_path, REFUSED)
     found = survey(listed, resolve("kimi-vl", {}).profile, slots=None, kv_bytes=None)
-    assert (found.sampled, found.unreadable, found.vision_tokens) == (1, 1, None)
-    assert found.weight_bytes is not None
+    assert (found.images_looked_at, found.images_unreadable) == (1, 1)
+    assert found.vision_tokens_median is None and found.weight_bytes is not None

@@ -157,10 +157,8 @@ def test_what_a_record_says_of_time_and_attempts(bench: Bench) -> None:
 
 
 def test_the_state_counts_what_happened(bench: Bench) -> None:
-    records = bench.serve(work(6), Limits(3)).values()
+    bench.serve(work(6), Limits(3))
     state = bench.state
-    assert state.generated_tokens == sum(record["generated_tokens"] for record in records)
-    assert state.restarts == 0
     assert state.kv_allocated_bytes_peak == max(did.kv_allocated_bytes for did in bench.did)
     assert (state.slots, state.max_slots, state.kv_allocated_bytes) == (0, 3, 0)
 
@@ -216,8 +214,7 @@ def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
     records = bench.serve(items, Limits(8, budget, strict=True))
     Bench(tiny, policy).check(records, items)
     assert max(did.kv_allocated_bytes for did in bench.did) <= budget
-    assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values())
-    assert bench.state.restarts > 0
+    assert sum(record["attempts"] - 1 for record in records.values()) > 0
     first = [did for did in bench.did if did.request == items[0].id]
     assert len(first) == 1  # the oldest is never sent back
     assert len(bench.steps) < sum(record["generated_tokens"] for record in records.values()) * 2
@@ -304,7 +301,7 @@ def test_a_prefill_that_lacks_memory_waits_for_its_neighbours(bench: Bench) -> N
     bench.before_admit = check
     records = bench.serve(items, Limits(4))
     assert records["big"]["status"] == "ok" and records["big"]["attempts"] > 1
-    assert crowded and bench.state.restarts >= 1
+    assert crowded
     bench.check(records, items)
 
 
@@ -314,7 +311,7 @@ def test_only_the_largest_of_several_images_becomes_smaller(bench: Bench) -> Non
     small, large = pictures(two)[0], pictures(two, (16, 12))[1]
     ready = replace(bench.ready(two), images=[small, large])
     scaled, remark = encoder.scaled_down(ready) or (None, "")
-    assert scaled is not None and scaled.value is None
+    assert scaled is not None and scaled.encoded is None
     assert [file.size for file in scaled.images] == [(8, 6), scaled.images[1].size]
     assert scaled.images[1].size[0] * scaled.images[1].size[1] <= 96
     assert scaled.images[1].image.size == scaled.images[1].size
@@ -407,7 +404,6 @@ def test_an_error_of_a_common_step_is_traced_to_the_guilty_one(bench: Bench, slo
     records = bench.serve(items, Limits(slots))
     assert records["2"]["error"]["message"] == "a kernel did not like it"
     assert records["2"]["attempts"] == (1 if slots == 1 else 2)
-    assert bench.state.restarts == sum(record["attempts"] - 1 for record in records.values())
     after = [record for name, record in records.items() if int(name) >= slots + 2]
     assert all(record["attempts"] == 1 for record in after)
     bench.check(records, items, "2")

@@ -16,19 +16,7 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.workers.dispatcher import MAX_FAILURES, Dispatcher
-from mvw_cli.batch.workers.worker import (
-    Assign,
-    Begin,
-    Broken,
-    Done,
-    Ended,
-    Exited,
-    Loaded,
-    Order,
-    Report,
-    RequestItems,
-    Status,
-)
+from mvw_cli.batch.workers.worker import Message
 from mvw_cli.errors import MvwError, OutOfMemory
 from mvw_cli.machine.child_process import portable
 
@@ -41,7 +29,7 @@ class Fake:
 
     def __init__(self, workers: int, dies: Callable[[int, list[str]], bool]) -> None:
         self.workers, self.dies = workers, dies
-        self.reports: deque[tuple[int, Report]] = deque()
+        self.messages: deque[tuple[int, Message]] = deque()
         self.held: dict[int, list[str]] = {}
         self.starts = [0] * workers
         self.done = [0] * workers
@@ -49,45 +37,48 @@ class Fake:
         self.resting: set[int] = set()
         self.closed = False
         self.ending: set[int] = set()
-        self.loads: Callable[[int], Report] = lambda worker: Loaded("c0ffee")
+        self.loads: Callable[[int], Message] = lambda worker: Message("loaded", "c0ffee")
 
     def open(self) -> list[str]:
         return [f"worker {number}" for number in range(self.workers)]
 
     def start(self, worker: int) -> None:
         self.starts[worker] += 1
-        self.reports.append((worker, self.loads(worker)))
+        self.messages.append((worker, self.loads(worker)))
 
-    def send(self, worker: int, order: Order) -> None:
+    def send(self, worker: int, order: Message) -> None:
         match order:
-            case Begin():
+            case Message("begin"):
                 self.held[worker] = []
-                self.reports.append((worker, RequestItems(ROOM)))
-            case Assign(one):
+                self.messages.append((worker, Message("request", ROOM)))
+            case Message("item", one):
                 self.held[worker].append(one.id)
                 self.most_held = max(self.most_held, len(self.held[worker]))
             case _:
                 self.ending.add(worker)
 
-    def receive(self, timeout_s: float) -> list[tuple[int, Report]]:
+    def receive(self, timeout_s: float) -> list[tuple[int, Message]]:
         for worker, held in list(self.held.items()):
             if self.dies(worker, held):
                 del self.held[worker]
-                self.reports.append((worker, Exited("was killed by a test")))
+                self.messages.append((worker, Message("exited", "was killed by a test")))
             elif held and worker not in self.resting:
                 self.done[worker] += 1
                 answer = ok(held.pop(0), run=RUN)
-                self.reports += [(worker, Done(answer)), (worker, RequestItems(1))]
+                self.messages += [
+                    (worker, Message("done", answer)),
+                    (worker, Message("request", 1)),
+                ]
             elif worker in self.ending:
                 self.ending.discard(worker)
                 del self.held[worker]
-                self.reports.append((worker, Ended()))
+                self.messages.append((worker, Message("ended")))
         time.sleep(0.0005)  # the iterator of items is read in a thread
-        found = list(self.reports)
-        self.reports.clear()
+        found = list(self.messages)
+        self.messages.clear()
         return found
 
-    def stop(self, worker: int, *, for_good: bool = False) -> None:
+    def stop(self, worker: int) -> None:
         self.held.pop(worker, None)
 
     def close(self) -> None:
@@ -207,14 +198,14 @@ def test_a_worker_that_only_dies_does_not_end_the_others() -> None:
 def test_an_error_of_loading_counts_only_when_all_have_one() -> None:
     fleet = Fake(2, never)
     full = OutOfMemory("The model does not fit.", cause="It is large.", hint="mvw doctor")
-    fleet.loads = lambda worker: Loaded(None) if worker else Broken(full, loading=True)
+    fleet.loads = lambda worker: Message("loaded") if worker else Message("broken", full)
     found, dispatcher = serve(fleet)
     assert len(found) == len(ITEMS)
     assert list(dispatcher.state.notes) == [
         "worker 0: given up: The model does not fit. (It is large.)"
     ]
     fleet = Fake(2, never)
-    fleet.loads = lambda worker: Broken(full, loading=True)
+    fleet.loads = lambda worker: Message("broken", full)
     with pytest.raises(OutOfMemory) as caught:
         serve(fleet)
     assert caught.value is full
@@ -223,7 +214,7 @@ def test_an_error_of_loading_counts_only_when_all_have_one() -> None:
 
 def test_workers_with_other_weights_than_the_first_are_not_used() -> None:
     fleet = Fake(2, never)
-    fleet.loads = lambda worker: Loaded(f"commit-{worker}")
+    fleet.loads = lambda worker: Message("loaded", f"commit-{worker}")
     found, dispatcher = serve(fleet)
     assert len(found) == len(ITEMS)
     assert dispatcher.revision == "commit-0"
@@ -233,9 +224,9 @@ def test_workers_with_other_weights_than_the_first_are_not_used() -> None:
 
 def test_an_error_while_serving_ends_the_run_as_it_would_in_one_process() -> None:
     fleet = Fake(2, never)
-    fleet.reports.append((1, Broken(OutOfMemory("no"), loading=False)))
-    with pytest.raises(OutOfMemory):
-        serve(fleet)
+    with pytest.raises(OutOfMemory), Dispatcher(fleet) as dispatcher:
+        for _ in served(dispatcher, ITEMS):
+            fleet.messages.append((1, Message("broken", OutOfMemory("no"))))
     assert fleet.closed
 
 
@@ -259,47 +250,23 @@ def test_what_the_items_raise_is_raised_once_all_from_before_are_answered() -> N
     assert sorted(found) == [one.id for one in ITEMS[:7]]
 
 
-def test_a_second_list_can_follow_and_follows_also_a_first_that_was_left() -> None:
-    fleet = Fake(2, never)
-    with Dispatcher(fleet) as dispatcher:
-        assert len(list(served(dispatcher, ITEMS[:10]))) == 10
-        left = served(dispatcher, ITEMS)
-        next(left)
-        left.close()  # type: ignore[attr-defined]
-        third = [record["id"] for record in served(dispatcher, ITEMS)]
-    assert sorted(third) == sorted(one.id for one in ITEMS)
-
-
-def test_the_state_is_the_sum_and_counters_outlive_their_workers() -> None:
+def test_the_state_is_the_sum_of_those_that_live() -> None:
     def dies(worker: int, held: list[str]) -> bool:
         return worker == 0 and fleet.starts[0] == 1 and fleet.done[0] > 8
 
     fleet = Fake(2, dies)
     with Dispatcher(fleet) as dispatcher:
-        states = (State(slots=3, kv_allocated_bytes=10, generated_tokens=5, restarts=1),)
-        states += (State(slots=2, kv_allocated_bytes=7, generated_tokens=6, restarts=2),)
-        states[1].notes.append("16 slots")
-        records = served(dispatcher, ITEMS)
+        records, now = served(dispatcher, ITEMS), dispatcher.state
         next(records)
-        fleet.reports += [(0, Status(states[0])), (1, Status(states[1]))]
+        for number, state in enumerate((State(3, 8, 10, 40), State(2, 8, 7, 20))):
+            state.notes.append(f"{state.slots} slots")
+            fleet.messages.append((number, Message("status", state)))
         next(records), next(records), next(records)
-        now = dispatcher.state
-        assert (now.slots, now.kv_allocated_bytes, now.generated_tokens, now.restarts) == (
-            5,
-            17,
-            11,
-            3,
-        )
-        assert list(now.notes) == ["worker 1: 16 slots"]
+        assert (now.slots, now.max_slots, now.kv_allocated_bytes) == (5, 16, 17)
+        assert list(now.notes) == ["worker 0: 3 slots", "worker 1: 2 slots"]
         list(records)
-        assert fleet.starts[0] == 2
-        now = dispatcher.state
-        assert (now.slots, now.kv_allocated_bytes, now.generated_tokens, now.restarts) == (
-            0,
-            0,
-            11,
-            3,
-        )
+    assert fleet.starts[0] == 2
+    assert (now.slots, now.kv_allocated_bytes, now.kv_allocated_bytes_peak) == (0, 0, 60)
 
 
 class Own(OutOfMemory):
@@ -316,7 +283,7 @@ def test_an_error_stays_what_it_is_on_its_way(kind: type[Exception]) -> None:
     try:
         raise error
     except Exception:
-        again = pickle.loads(pickle.dumps(Broken(portable(error), loading=True))).error
+        again = pickle.loads(pickle.dumps(Message("broken", portable(error)))).value
     assert str(again) == "It does not fit."
     if isinstance(error, MvwError):
         assert again.exit_code == error.exit_code

@@ -17,7 +17,7 @@ from workers import check_death_of_one, items, job, served
 from mvw_cli.batch.workers import worker
 from mvw_cli.batch.workers.dispatcher import Dispatcher
 from mvw_cli.batch.workers.local import LocalProcesses, devices
-from mvw_cli.batch.workers.worker import Worker, share_threads
+from mvw_cli.batch.workers.worker import Worker
 from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.machine import facts
 
@@ -43,12 +43,11 @@ def test_a_worker_killed_in_the_middle_changes_no_record(mortal: None, tmp_path:
         assert pool.revision == "c0ffee"
         records = list(served(pool, made))
         pids += [process.pid for process, _ in pool._launcher._running.values()]
-        state = pool.state
+        notes = list(pool.state.notes)
     until(lambda: not any(map(alive, pids)))
     assert len(set(pids)) == 3
     check_death_of_one(records, made)
-    assert state.generated_tokens >= sum(record["generated_tokens"] for record in records)
-    assert any("killed by SIGKILL" in note for note in state.notes)
+    assert any("killed by SIGKILL" in note for note in notes)
 
 
 def test_the_error_of_loading_is_the_workers_own(mortal: None) -> None:
@@ -79,9 +78,7 @@ def test_ctrl_c_is_the_parents_matter_and_its_death_is_everyones(
         workers = [int(word) for word in process.stdout.readline().split()]
         assert process.stdout.readline().endswith(" ok\n")
         os.killpg(process.pid, signal.SIGINT)
-        answered = list(iter(process.stdout.readline, "drained\n"))
-        assert all(line.endswith(" ok\n") for line in answered) and len(answered) < 40
-        assert process.stdout.readline().endswith(" ok\n")
+        assert all(process.stdout.readline().endswith(" ok\n") for _ in range(5))
         everyone = children(process.pid)
         assert set(workers) <= set(everyone) and len(workers) == 2  # none was started again
         assert all(map(alive, workers))
@@ -141,14 +138,3 @@ def test_too_few_devices_are_an_error_before_anything_is_started(
         LocalProcesses(job().on(device), workers)
     assert caught.value.hint is not None
     check_hint(caught.value.hint)
-
-
-def test_threads_are_divided_between_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    chosen: list[int] = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    for workers in (1, 4, 20):
-        share_threads(workers)
-    assert chosen == [9, 2, 1]

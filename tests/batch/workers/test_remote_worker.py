@@ -15,21 +15,7 @@ from workers import RUN, job
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.workers import worker as module
-from mvw_cli.batch.workers.worker import (
-    QUEUED,
-    Assign,
-    Begin,
-    Broken,
-    Done,
-    End,
-    Ended,
-    Exited,
-    Loaded,
-    RemoteWorker,
-    Report,
-    RequestItems,
-    Status,
-)
+from mvw_cli.batch.workers.worker import QUEUED, Message, RemoteWorker
 from mvw_cli.errors import ModelProblem
 
 
@@ -44,16 +30,18 @@ class Stub:
     def __enter__(self) -> Stub:
         return self
 
+    def __exit__(self, *exception: object) -> None:
+        pass
+
     def records(
         self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
     ) -> Iterator[dict[str, Any]]:
-        self.state = State()
         for one in items:
             if one.question == "device":
                 raise torch.AcceleratorError("CUDA error: an illegal address\nmore of it")
             if one.question == "model":
                 raise ModelProblem("not exactly", cause="a test", hint="mvw doctor")
-            self.state.generated_tokens += 3
+            self.state.slots += 1
             self.state.notes.append(one.id)
             yield ok(one.id, run=run)
             if draining():
@@ -61,56 +49,47 @@ class Stub:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteWorker, list[Report], threading.Thread]:
+def said(monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteWorker, list[Message], threading.Thread]:
     monkeypatch.setattr(module, "Worker", Stub)
-    reports: list[Report] = []
-    worker = RemoteWorker(job(), reports.append, every_s=30.0)
+    sent: list[Message] = []
+    worker = RemoteWorker(job(), sent.append)
     thread = threading.Thread(target=worker.work, daemon=True)
     thread.start()
-    return worker, reports, thread
-
-
-def wait_for(reports: list[Report], kind: type, count: int = 1) -> list[Any]:
-    def found() -> list[Report]:
-        return [report for report in reports if isinstance(report, kind)]
-
-    until(lambda: len(found()) >= count)
-    return found()
+    worker.deliver(Message("begin", RUN))
+    return worker, sent, thread
 
 
 def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> None:
-    worker, reports, thread = said
-    for run in (RUN, "f" * 16):  # it can be told to begin again
-        before = len(reports)
-        worker.deliver(Begin(run))
-        worker.deliver(Assign(item("a")))
-        worker.deliver(Assign(item("b")))
-        worker.deliver(End())
-        wait_for(reports, Ended, 1 if run == RUN else 2)
-        new = [report for report in reports[before:] if not isinstance(report, Loaded)]
-        assert [r.record["id"] for r in new if isinstance(r, Done)] == ["a", "b"]
-        assert {r.record["run"] for r in new if isinstance(r, Done)} == {run}
-        assert sum(r.room for r in new if isinstance(r, RequestItems)) == QUEUED + 2
-        (status,) = (r for r in new if isinstance(r, Status))
-        assert status.state.generated_tokens == 6
-        assert list(status.state.notes) == ["a", "b"]
-        assert isinstance(new[-1], Ended)
-    assert reports[0] == Loaded("c0ffee")
-    assert thread.is_alive()
+    worker, sent, thread = said
+    for order in (Message("item", item("a")), Message("item", item("b")), Message("end")):
+        worker.deliver(order)
+    thread.join(10)
+    assert sent[0] == Message("loaded", "c0ffee") and sent[-1] == Message("ended")
+    told = {kind: [value for of, value in sent if of == kind] for kind, _ in sent}
+    assert [(record["id"], record["run"]) for record in told["done"]] == [("a", RUN), ("b", RUN)]
+    assert sum(told["request"]) == QUEUED + 2
+    assert [state.slots for state in told["status"]] == [1, 2, 2]
+    assert [list(state.notes) for state in told["status"]] == [["a"], ["b"], []]
+
+
+def test_draining_leaves_what_was_not_begun(said: Any) -> None:
+    worker, sent, thread = said
+    worker.deliver(Message("drain"))
+    worker.deliver(Message("item", item("late")))
+    thread.join(10)
+    assert [kind for kind, _ in sent] == ["loaded", "request", "status", "ended"]
 
 
 @pytest.mark.parametrize("what", ["device", "model"])
 def test_a_lost_device_is_a_death_and_all_else_is_an_error_that_tells_its_place(
     said: Any, what: str
 ) -> None:
-    worker, reports, thread = said
-    worker.deliver(Begin(RUN))
-    worker.deliver(Assign(item("a", what)))
-    (told,) = wait_for(reports, Exited if what == "device" else Broken)
+    worker, sent, thread = said
+    worker.deliver(Message("item", item("a", what)))
+    until(lambda: not thread.is_alive())
+    kind, value = sent[-1]
     if what == "device":
-        assert told == Exited("lost its device: CUDA error: an illegal address")
+        assert (kind, value) == ("exited", "lost its device: CUDA error: an illegal address")
     else:
-        assert isinstance(told.error, ModelProblem) and not told.loading
-        assert "test_remote_worker.py" in told.error.__notes__[0]
-    thread.join(10)
-    assert not thread.is_alive()
+        assert kind == "broken" and isinstance(value, ModelProblem)
+        assert "test_remote_worker.py" in value.__notes__[0]

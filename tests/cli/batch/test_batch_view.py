@@ -1,0 +1,101 @@
+"""The counts of a batch, from its records, and what is written of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from records import failed, ok
+
+from mvw_cli.batch.serve.server import State
+from mvw_cli.cli.batch import view as module
+from mvw_cli.cli.batch.view import Tally, duration, progress_line, summary_facts, summary_lines
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(module, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def timed(latency_ms: float | None, **more: Any) -> dict[str, Any]:
+    record = ok("a", **more)
+    record["timings"]["latency_ms"] = latency_ms
+    return record
+
+
+def told(tally: Tally, state: State | None = None, **more: Any) -> dict[str, Any]:
+    given = {"failed_in_log": tally.failed, "interrupted": False, **more}
+    names = {"output": "out/x.csv", "log": "out/x.csv.jsonl", "again": "A", "retry": "R"}
+    return summary_facts(tally, state, **names, **given)
+
+
+def test_a_line_of_progress(clock: SimpleNamespace) -> None:
+    """The rate goes by what this run has served."""
+    tally, state = Tally(listed=2000), State(slots=3, max_slots=8)
+    assert progress_line(tally, state) == "0 of 2,000, slots 3/8"
+    tally.begin()
+    for _ in range(900):
+        tally.skip()
+    assert progress_line(tally, state) == "900 of 2,000, slots 3/8"
+    for _ in range(99):
+        tally.add(timed(5.0))
+    tally.add(failed("x"))
+    clock.now += 50
+    state.kv_allocated_bytes = 3 * 2**20
+    assert progress_line(tally, state) == (
+        "1,000 of 2,000, 1 failed, 2.00 items/s, 5.94 tokens/s, slots 3/8, KV cache 3.0 MiB, "
+        "8 min 20 s left"
+    )
+
+
+def test_latency() -> None:
+    tally = Tally()
+    for value in (None, float("nan"), float("inf")):  # of an item that was read twice, say
+        tally.add(timed(value))
+    assert told(tally)["latency_ms"] is None
+    tally.add(timed(30.0))
+    assert told(tally)["latency_ms"] == {"median": 30.0, "p90": 30.0}
+    for value in (10.0, 20.0, 40.0, 50.0):
+        tally.add(timed(value))
+    assert told(tally)["latency_ms"] == {"median": 30.0, "p90": pytest.approx(46.0)}
+    assert tally.answered == 8
+
+
+def test_a_summary(clock: SimpleNamespace) -> None:
+    tally = Tally(listed=7)
+    tally.skip()
+    tally.begin()
+    for value in (100.0, 200.0, 4000.0):
+        tally.add(timed(value, attempts=2))
+    tally.add(failed("x"))
+    clock.now += 90
+    found = told(tally, State(kv_allocated_bytes_peak=3 * 2**20))
+    assert summary_lines(found) == {
+        "Items": "3 answered, 1 failed (1 BadImage), 1 had their record before, 2 left",
+        "Time": "1 min 30 s, 0.0444 items/s, 0.100 tokens/s",
+        "Latency": "median 200 ms, p90 3.24 s",
+        "Withdrawal": "3 times, 7.3 KiB of cache entries freed, 62% of what was there",
+        "KV cache": "3.0 MiB at most",
+        "Records": "out/x.csv",
+        "Go on": "A",
+        "Retry failed": "R",
+    }
+    assert found["restarts"] == 3
+
+
+def test_a_summary_of_nothing() -> None:
+    tally = Tally(listed=2, skipped=2)
+    assert summary_lines(told(tally)) == {
+        "Items": "0 answered, 2 had their record before",
+        "Records": "out/x.csv",
+    }
+    assert "Retry failed" in summary_lines(told(tally, failed_in_log=1))
+
+
+def test_durations_as_people_read_them() -> None:
+    texts = {0.0126: "12.6 ms", 59.94: "59.9 s", 59.97: "1 min 0 s", 61: "1 min 1 s"}
+    texts |= {3599.6: "1 h 0 min", 7260: "2 h 1 min"}
+    assert {seconds: duration(seconds) for seconds in texts} == texts
