@@ -1,10 +1,12 @@
 """A plugin with a fickle model: all of it is real, what goes wrong is made up.
 
-What goes wrong is in the variable FICKLE, a JSON object; see `_Plan`.
+What goes wrong is in the variable FICKLE, a JSON object; see `_Plan`. The checkpoint `refuse` can't
+be loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from mvw_hf.model import HuggingFace
 
-from mvw_cli import AdapterInfo, Answer, LoadedModel, ModelSpec, hookimpl
+from mvw_cli import AdapterInfo, Answer, LoadedModel, ModelProblem, ModelSpec, hookimpl
 
 
 @dataclass
@@ -38,6 +40,9 @@ class _Plan:
     """File that disappears once the model is loaded."""
     fill: str | None = None
     """File that takes all the space there is but for a few records, once the model is loaded."""
+    kills: str | None = None
+    """Folder that remembers who died. A question's word `kill` kills the process that encodes it;
+    `kill-once` does so unless somebody has been killed by that question before."""
     rewrite: tuple[str, str] | None = None
     """File that gets the content of another one once the model is loaded."""
 
@@ -59,6 +64,8 @@ class Fickle(HuggingFace):
     name = "fickle"
 
     def load(self, spec: ModelSpec) -> LoadedModel:
+        if spec.model == "refuse":
+            raise ModelProblem("It will not load.", cause="It is a test.", hint="mvw doctor")
         torch.set_num_threads(1)
         loaded = super().tiny()
         loaded.model.register_forward_pre_hook(_Hook(plan()), with_kwargs=True)
@@ -68,11 +75,17 @@ class Fickle(HuggingFace):
             Path(rewrite[0]).write_bytes(Path(rewrite[1]).read_bytes())
         if plan().fill:
             _fill(Path(plan().fill or ""))
-        sys.stderr.write("loaded\n")
-        return replace(loaded, adapter=self.name, name="fickle", spec=spec)
+        if not plan().kills:
+            sys.stderr.write("loaded\n")
+        return replace(loaded, adapter=self.name, name="fickle", spec=spec, revision="c0ffee")
+
+    def shape(self, spec: ModelSpec) -> Any:
+        return super().tiny().model.config
 
     def encode(self, loaded: LoadedModel, images: Sequence[Any], question: str) -> Any:
-        most = plan().most_pixels
+        most, words = plan().most_pixels, question.split()
+        if "kill" in words or ("kill-once" in words and _first_time(question)):
+            os.kill(os.getpid(), signal.SIGKILL)
         if images[0].getpixel((0, 0))[0] in plan().encode_fails:
             raise ValueError("this picture is not to my liking")
         if most is not None and any(image.width * image.height > most for image in images):
@@ -81,6 +94,15 @@ class Fickle(HuggingFace):
 
     def parse(self, text: str) -> Answer:
         return Answer(text)
+
+
+def _first_time(question: str) -> bool:
+    name = hashlib.sha256(question.encode()).hexdigest()
+    try:
+        Path(plan().kills or ".", name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _fill(path: Path) -> None:

@@ -20,7 +20,7 @@ CHANCE = ("timings", "memory", "attempts", "remarks")
 
 def job(model: str = "none", **settings: Any) -> Job:
     profile = Profile(
-        adapter="mortal",
+        adapter="fickle",
         model=model,
         device="cpu",
         withdrawal={"policy": "mvw", "m": 4},

@@ -59,7 +59,7 @@ def test_the_error_of_loading_is_the_workers_own(mortal: None) -> None:
         "It is a test.",
         "mvw doctor",
     )
-    assert "mortal.py" in error.__notes__[0]
+    assert "fickle.py" in error.__notes__[0]
 
 
 def test_ctrl_c_is_the_parents_matter_and_its_death_is_everyones(
@@ -70,7 +70,7 @@ def test_ctrl_c_is_the_parents_matter_and_its_death_is_everyones(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "MORTAL_PACE_S": "0.03"},
+        env={**os.environ, "FICKLE": '{"kills": ".", "pace_s": 0.03}'},
         start_new_session=True,
     )
     try:
