@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import click
 import pytest
 from processes import Ran
 
+from mvw_cli.__main__ import main
 from mvw_cli.cli import cli
 from mvw_cli.errors import (
     BadImage,
@@ -29,39 +29,24 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def command() -> Iterator[Callable[[BaseException], None]]:
-    """Make `mvw fail` raise something."""
+def failing(
+    mvw: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ran]]:
+    """Run a command that raises something."""
 
-    def install(error: BaseException) -> None:
+    def run(error: BaseException, *options: str) -> Ran:
         @click.command("fail")
         def fail() -> None:
             raise error
 
         cli.add_command(fail)
+        capsys.readouterr()
+        code = main([*options, "fail"])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
 
-    yield install
+    yield run
     cli.commands.pop("fail", None)
-
-
-@pytest.fixture
-def failing(mvw: Run, command: Callable[[BaseException], None]) -> Callable[..., Ran]:
-    def run(error: BaseException, *options: str) -> Ran:
-        mvw("--version")  # which forgets commands of earlier tests
-        command(error)
-        from mvw_cli.__main__ import main
-
-        return main_result(main, [*options, "fail"])
-
-    import contextlib
-    import io
-
-    def main_result(main: Callable[[list[str]], int], arguments: list[str]) -> Ran:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(arguments)
-        return Ran(code, out.getvalue(), err.getvalue())
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -115,31 +100,6 @@ def test_ctrl_c_is_130(failing: Callable[..., Ran]) -> None:
     ran = failing(KeyboardInterrupt())
     assert (ran.code, ran.out) == (130, "")
     assert ran.err.strip() == "Interrupted."
-
-
-def test_a_real_interrupt(tmp_path: Path) -> None:
-    code = (
-        "import click, sys, time\n"
-        "from mvw_cli.cli import cli\n"
-        "from mvw_cli.__main__ import main\n"
-        "@cli.command()\n"
-        "def wait():\n"
-        "    click.echo('waiting'); sys.stdout.flush(); time.sleep(60)\n"
-        "sys.exit(main(['wait']))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip() == "Interrupted."
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

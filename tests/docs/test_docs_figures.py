@@ -220,15 +220,6 @@ def test_the_example_is_computed_from_the_measured_rate(scaling: Any) -> None:
     assert "measured at 4.00 images/s" in scaling.scaling()
 
 
-def test_the_largest_shard_is_about_as_large_as_those_that_are_made(scaling: Any) -> None:
-    from mvw_cli.batch.items import shard_of
-
-    sizes = [0] * 20
-    for number in range(20_000):
-        sizes[shard_of(f"{number}.png", 20)] += 1
-    assert abs(max(sizes) - scaling._largest(20_000, 20)) < 60
-
-
 def test_chunks_leave_slots_empty_and_the_longer_they_are_the_fewer(scaling: Any) -> None:
     shares = [float(share.rstrip("%")) for _, share in cells(scaling.chunks())]
     assert shares == sorted(shares, reverse=True)

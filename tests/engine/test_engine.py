@@ -57,15 +57,6 @@ def test_events_come_in_order_with_rising_times(tiny: Any, ask: Any) -> None:
     assert [event.step for event in events if isinstance(event, Token)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_text_is_the_tokenizers_own(tiny: Any, ask: Any) -> None:
-    result = go(tiny, ask(2, max_new_tokens=12))["a"]
-    pieces = "".join(event.text for event in result.events if isinstance(event, Token))
-    expected = tiny.processor.tokenizer.decode(
-        result.completion.token_ids, skip_special_tokens=True
-    )
-    assert pieces == result.completion.text == expected
-
-
 def test_stops_at_the_end_token(tiny: Any, ask: Any) -> None:
     free = go(tiny, ask(max_new_tokens=12))["a"].completion
     fifth = free.token_ids[4]
@@ -111,28 +102,6 @@ def test_length_is_the_last_resort(tiny: Any, ask: Any) -> None:
     assert completion.timings.tokens_per_s is None
 
 
-def test_until_withdraws_at_the_token_that_completes_the_tag(tiny: Any, ask: Any) -> None:
-    free = go(tiny, ask(max_new_tokens=12))["a"].completion
-    words = free.text.split()
-    tag = f"{words[3]} {words[4]}"
-    steps = [e.step for e in go(tiny, ask(max_new_tokens=12))["a"].events if isinstance(e, Token)]
-    assert len(steps) == 12
-    result = go(tiny, ask(policy=Mvw(until=tag), max_new_tokens=12))["a"]
-    text, completed_at = "", 0
-    for event in result.events:
-        if isinstance(event, Token):
-            text += event.text
-            if tag in text:
-                completed_at = event.step
-                break
-    assert result.completion.withdrawal is not None
-    assert result.completion.withdrawal.step == completed_at > 0
-    # Whichever comes first.
-    early = go(tiny, ask(policy=Mvw(m=2, until=tag), max_new_tokens=12))["a"].completion
-    assert early.withdrawal is not None
-    assert early.withdrawal.step == 2
-
-
 def test_no_withdrawal_after_the_last_token(tiny: Any, ask: Any) -> None:
     assert go(tiny, ask(5, max_new_tokens=5))["a"].completion.withdrawal is None
 
@@ -166,12 +135,6 @@ def test_the_models_own_logits_processors_are_used(tiny: Any, ask: Any) -> None:
         tiny.model.generation_config.no_repeat_ngram_size = None
     assert list(own.token_ids) == expected[0, prompt:].tolist()
     assert len(set(own.token_ids)) == 14
-
-
-def test_top_k_of_one_is_greedy(tiny: Any, ask: Any) -> None:
-    greedy = go(tiny, ask(max_new_tokens=10))["a"].completion.token_ids
-    sampled = ask(max_new_tokens=10, temperature=1.0, top_k=1)
-    assert go(tiny, sampled)["a"].completion.token_ids == greedy
 
 
 def test_withdrawal_gives_memory_back() -> None:

@@ -32,14 +32,6 @@ def test_pieces_are_whole_characters_and_add_up(text: str) -> None:
     assert detokenizer.text == text
 
 
-def test_a_character_appears_with_its_last_byte() -> None:
-    detokenizer = Detokenizer(TOKENIZER)
-    assert [detokenizer.add(token) for token in TOKENIZER.encode("a€😀")] == [
-        *["a", "", "", "€"],
-        *["", "", "", "😀"],
-    ]
-
-
 def test_a_cut_character_is_shown_at_the_end_only() -> None:
     detokenizer = Detokenizer(TOKENIZER)
     tokens = TOKENIZER.encode("a€")[:-1]
