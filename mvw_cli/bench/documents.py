@@ -83,8 +83,6 @@ class Phases:
     """All withdrawals while decoding, and all that brought vision back."""
     decode_after_ms: Summary | None
     """All steps in which none does, without the withdrawal itself."""
-    detokenise_ms: Summary | None
-    """A part of the steps, measured apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,30 +197,31 @@ class Comparison:
     name: str
     items: int
     identical: int
-    first_difference: Summary | None
-    """Place of the first token that differs, of the answers that do."""
-    agreement: float | None
-    """Part of the next tokens that stay the likeliest, along the baseline's output."""
-    kl_nats: Summary | None
-    """KL divergence of the next token's distribution, mean of each answer, along the same."""
     generated_tokens: Summary
     seconds: Summary
     """Of each answer: its length changes, so speed alone does not tell."""
-    correct: int | None
-    """Right answers, where the items have a reference."""
-    accuracy_interval_95: tuple[float, float] | None
-    """Wilson's."""
-    p_value: float | None
-    """McNemar's exact test against the baseline."""
-    same_answer: int | None = None
-    """Answers that come out as those of the baseline, once the reasoning is taken off and judged
-    as a right answer is; None for the baseline itself, as in what follows."""
+    first_difference: Summary | None = None
+    """Place of the first token that differs, of the answers that do."""
+    agreement: float | None = None
+    """Part of the next tokens that stay the likeliest, along the baseline's output; None for the
+    baseline itself, as all that compares an arm with it."""
     agreement_interval_95: tuple[float, float] | None = None
     """Bootstrap over the answers."""
+    kl_nats: Summary | None = None
+    """KL divergence of the next token's distribution, mean of each answer, along the same."""
+    same_answer: int | None = None
+    """Answers that come out as those of the baseline, once the reasoning is taken off and judged
+    as a right answer is."""
+    correct: int | None = None
+    """Right answers, where the items have a reference."""
+    accuracy_interval_95: tuple[float, float] | None = None
+    """Wilson's."""
     lost: int | None = None
     """Items that the baseline has right and this arm wrong, where they have a reference."""
     won: int | None = None
     """The reverse."""
+    p_value: float | None = None
+    """McNemar's exact test against the baseline."""
     drop_interval_95: tuple[float, float] | None = None
     """Of the accuracy against that of the baseline, as a share; above 0 is worse. Tango's."""
 

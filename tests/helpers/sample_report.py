@@ -65,7 +65,7 @@ def bare() -> ProfileReport:
     """Make a report in which as little as possible was measured: one batch, the baseline alone."""
     full = report(batches=(1,))
     arm = full.cells[0].arms[0]
-    nothing = Phases(*(None for _ in range(8)))
+    nothing = Phases(*(None for _ in range(7)))
     memory = Memory(WEIGHTS, 1000, 1000, None, None, None, None, None)
     arm = replace(arm, phases=nothing, memory=memory, tpot_before_ms=None, bound=None, step_ms=[])
     return replace(
@@ -192,7 +192,6 @@ def _phases(rng: random.Random, ttft: list[float], seconds: list[float], m: int 
         decode_before_ms=summarise([1000 * share * s for s in seconds]),
         withdrawal_ms=around(0.9) if m else None,
         decode_after_ms=summarise([1000 * (1 - share) * s for s in seconds]) if m else None,
-        detokenise_ms=around(0.4),
     )
 
 

@@ -59,7 +59,6 @@ def phases(runs: Sequence[Run]) -> Phases:
         decode_before_ms=_known_ms(_spent(run, lambda step: not step.withdrawn) for run in runs),
         withdrawal_ms=_known_ms(run.withdrawal_s for run in runs),
         decode_after_ms=_known_ms(_spent(run, lambda step: step.withdrawn) for run in runs),
-        detokenise_ms=_ms(run.detokenise_s for run in runs),
     )
 
 

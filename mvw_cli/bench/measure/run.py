@@ -16,7 +16,6 @@ from typing import Any
 from mvw_cli.bench.measure.device import MOST_STEPS, Clock, Mark, covered, trace, traceable
 from mvw_cli.bench.measure.events import note_withdrawn
 from mvw_cli.bench.measure.items import ItemSpec
-from mvw_cli.engine.sequence import Detokenizer
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import (
     Admitted,
@@ -66,8 +65,6 @@ class Run:
     """From the start of the first sequence's prefill to its first token."""
     answer_s: float
     """From the images in memory to the last token."""
-    detokenise_s: float
-    """Done once more after the run; a part of its steps."""
     withdrawal_s: float | None
     """All withdrawals, and all that brought vision back; None where there was none."""
     steps: tuple[Step, ...]
@@ -131,7 +128,7 @@ class Runner:
         Args:
             watch: called after the prefills, and after each step that leaves sequences.
         """
-        model, processor = self.session.loaded.model, self.session.loaded.processor
+        model = self.session.loaded.model
         clock = Clock(model.device)
         start = perf_counter()
         images = self.read(items)
@@ -147,7 +144,6 @@ class Runner:
         firsts = [event.at for event in events if isinstance(event, Prefilled)]
         prefills = [first - begun for begun, first in zip(admitted, firsts, strict=True)]
         withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
-        outputs = [event.token_ids for event in events if isinstance(event, Finished)]
         return Run(
             read_s=read_s,
             preprocess_s=encoded - start,
@@ -155,7 +151,6 @@ class Runner:
             prefill_s=sum(prefills),
             ttft_s=prefills[0],
             answer_s=end - start,
-            detokenise_s=detokenise(getattr(processor, "tokenizer", processor), outputs),
             withdrawal_s=_withdrawal_s(events) if withdrawn else None,
             steps=tuple(steps),
             events=tuple(events),
@@ -228,21 +223,7 @@ def _withdrawal_s(events: Iterable[Event]) -> float:
     return sum(event.duration_s for event in events if isinstance(event, Withdrawn | Restored))
 
 
-# -- what the engine's events don't tell: vision encoder, text --------------------------------
-
-
-def detokenise(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> float:
-    """Turn outputs into text once more, token by token as the engine does; return the seconds.
-
-    While decoding it is done between the steps, where it can't be told apart.
-    """
-    start = perf_counter()
-    for ids in outputs:
-        text = Detokenizer(tokenizer)
-        for token in ids:
-            text.add(token)
-        text.finish()
-    return perf_counter() - start
+# -- the vision encoder, which has no events of its own ---------------------------------------
 
 
 @contextmanager

@@ -240,34 +240,36 @@ def compared(name: str, rows: Sequence[Row]) -> Comparison:
     places = [_first_difference(one.token_ids, other.token_ids) for one, other in pairs]
     differing = [float(place) for place in places if place is not None]
     judged = [one.correct for one in own if one.correct is not None]
-    alone = Comparison(
+    summed = Comparison(
         name=name,
         items=len(rows),
         identical=len(rows) - len(differing),
-        first_difference=summarise(differing) if differing else None,
-        agreement=None,
-        kl_nats=None,
         generated_tokens=summarise([float(len(one.token_ids)) for one in own]),
         seconds=summarise([one.seconds for one in own]),
+        first_difference=summarise(differing) if differing else None,
         correct=sum(judged) if judged else None,
         accuracy_interval_95=wilson(sum(judged), len(judged)) if judged else None,
-        p_value=None,
     )
     if name == BASELINE:
-        return alone
+        return summed
     found = [row.divergence[name] for row in rows]
+    summed = replace(
+        summed,
+        agreement=agreement(found),
+        agreement_interval_95=agreement_interval(found),
+        kl_nats=summarise([one.mean_kl_nats for one in found]),
+        same_answer=sum(answers_match(one.answer, other.answer) for one, other in pairs),
+    )
+    if not judged:
+        return summed
     lost = sum(one.correct is False and other.correct is True for one, other in pairs)
     won = sum(one.correct is True and other.correct is False for one, other in pairs)
     return replace(
-        alone,
-        agreement=agreement(found),
-        kl_nats=summarise([one.mean_kl_nats for one in found]),
-        p_value=mcnemar(lost, won) if judged else None,
-        same_answer=sum(answers_match(one.answer, other.answer) for one, other in pairs),
-        agreement_interval_95=agreement_interval(found),
-        lost=lost if judged else None,
-        won=won if judged else None,
-        drop_interval_95=paired_drop(lost, won, len(judged)) if judged else None,
+        summed,
+        lost=lost,
+        won=won,
+        p_value=mcnemar(lost, won),
+        drop_interval_95=paired_drop(lost, won, len(judged)),
     )
 
 

@@ -57,19 +57,20 @@ def divergences(
         ModelProblem: the model turned out not to be servable exactly.
         OutOfMemory: baseline and a single arm do not fit on the device together.
     """
-    forced = tuple(output_ids)
-    found: list[Divergence] = []
-    size = max(1, len(arms))
-    while len(found) < len(arms):
-        group = arms[len(found) : len(found) + size]
-        try:
-            found += _along(session, [baseline, *group], forced, tick)
-        except OutOfMemory:
-            if size == 1:
-                raise
-            size = (size + 1) // 2
-            relieve(session.loaded.model.device)
-    return found
+    if not arms:
+        return []
+    try:
+        return _along(session, [baseline, *arms], tuple(output_ids), tick)
+    except OutOfMemory:
+        if len(arms) == 1:
+            raise
+    relieve(session.loaded.model.device)
+    half = len(arms) // 2
+    return [
+        divergence
+        for group in (arms[:half], arms[half:])
+        for divergence in divergences(session, baseline, group, output_ids, tick=tick)
+    ]
 
 
 def _along(

@@ -55,9 +55,8 @@ PHASES = {
     "decode_before_ms": "decode before withdrawal",
     "withdrawal_ms": "withdrawal",
     "decode_after_ms": "decode after withdrawal",
-    "detokenise_ms": "  of the steps detokenising",
 }
-PARTS_OF_OTHERS = ("vision_ms", "detokenise_ms")
+PARTS_OF_OTHERS = ("vision_ms",)
 assert set(PHASES) == {field.name for field in fields(Phases)}
 
 

@@ -23,7 +23,6 @@ def run(*steps: Step, rate: float = 1.0) -> Run:
         prefill_s=0.1 * rate,
         ttft_s=0.1 * rate,
         answer_s=0.12 * rate + sum(step.seconds for step in steps),
-        detokenise_s=0.001,
         withdrawal_s=sum(step.withdrawal_s for step in steps) if withdrawn else None,
         steps=steps,
         events=(

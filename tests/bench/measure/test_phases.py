@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, Family, build
 
 from mvw_cli.bench.measure.device import Clock
-from mvw_cli.bench.measure.run import detokenise, vision_parts, watched_vision
+from mvw_cli.bench.measure.run import vision_parts, watched_vision
 from mvw_cli.plugins import load_adapter
 
 TOWERS = {
@@ -73,19 +73,6 @@ def test_kimi_s_projector_is_part_of_it() -> None:
     names = {id(module): name for name, module in model.named_modules()}
     found = [names[id(part)] for part in vision_parts(model)]
     assert sorted(found) == ["model.mm_projector", "model.vision_tower"]
-
-
-class SlowTokenizer:
-    def decode(self, ids: list[int], **options: Any) -> str:
-        time.sleep(0.002)
-        return " ".join(map(str, ids))
-
-
-def test_text_is_timed_as_the_engine_makes_it() -> None:
-    # Per token the window with it and without it; once more at the end of each output.
-    calls = 2 * (5 + 1) + 2 * (3 + 1)
-    assert detokenise(SlowTokenizer(), [[1, 2, 3, 4, 5], [1, 2, 3]]) >= calls * 0.002
-    assert detokenise(None, [[1, 2, 3]]) < 0.002
 
 
 def test_a_clock_of_the_processor_needs_no_waiting() -> None:
