@@ -21,7 +21,7 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import click
 import pluggy
@@ -75,11 +75,6 @@ class Entry(Generic[InfoT]):
     problem: str | None = None
     """Why it can't be used, or None."""
 
-    @property
-    def qualified(self) -> str:
-        """The name that stays unique when two distributions bring the same one."""
-        return f"{self.plugin.distribution}:{self.info.name}"
-
 
 @dataclass(slots=True)
 class Registry:
@@ -106,7 +101,7 @@ def load_plugins() -> Registry:
     """
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
-    # In an order of our own: that of the file system would decide who wins a clash of commands.
+    # In an order of our own: the first wins a clash of names.
     found = sorted(offered(), key=lambda one: (one[0].distribution != OWN, one[0].distribution))
     if not any(plugin.distribution == OWN for plugin, _ in found):
         _warn(
@@ -134,8 +129,6 @@ def load_plugins() -> Registry:
             plugin.policies,
         )
         _attempt(plugin, partial(_take_profiles, registry, plugin))
-    _warn_of_clashes("adapter", registry.adapters)
-    _warn_of_clashes("policy", registry.policies)
     return registry
 
 
@@ -150,10 +143,7 @@ def plugin_commands(taken: Collection[str]) -> dict[str, click.Command]:
             continue
         for name, command in scratch.commands.items():
             if name in taken or name in commands:
-                _warn(
-                    f"command `{name}` of plugin {plugin.distribution} is hidden by another of "
-                    f"that name; way out: pip uninstall {plugin.distribution}"
-                )
+                _warn_of_clash("command", name, plugin)
                 continue
             commands[name] = command
             plugin.commands.append(name)
@@ -259,14 +249,14 @@ def _take(
             raise TypeError(f"register() takes {kind.__name__}, not {type(info).__name__}")
         if not info.name or ":" in info.name or info.target.count(":") != 1:
             raise ValueError(f'{info!r}: no ":" in the name, one in the target')
+        if info.name in [one.info.name for one in (*entries, *taken)]:
+            _warn_of_clash(kind.__name__.removesuffix("Info").lower(), info.name, plugin)
+            return
         problem = None
         if info.api != API_VERSION:
             problem = f"`{info.name}` needs plugin API {info.api}, and this mvw has {API_VERSION}"
-        entry = Entry(info, plugin, problem)
-        if entry.qualified in [one.qualified for one in (*entries, *taken)]:
-            raise ValueError(f"`{info.name}` is registered twice")
         names.append(info.name)
-        taken.append(entry)
+        taken.append(Entry(info, plugin, problem))
 
     failed = _attempt(plugin, partial(registry.call, plugin, hook, register=register))
     entries += [replace(one, problem=failed or one.problem) for one in taken]
@@ -276,16 +266,11 @@ def _take(
             _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
 
 
-def _warn_of_clashes(kind: Kind, entries: Sequence[Entry[Any]]) -> None:
-    for name in sorted({entry.info.name for entry in entries}):
-        same = [entry for entry in entries if entry.info.name == name]
-        if len(same) > 1:
-            names = " or ".join(entry.qualified for entry in same)
-            foreign = next(e.plugin.distribution for e in same if e.plugin.distribution != OWN)
-            _warn(
-                f"{kind} `{name}` comes from {len(same)} distributions: write {names}; "
-                f"way out: pip uninstall {foreign}"
-            )
+def _warn_of_clash(what: str, name: str, plugin: Plugin) -> None:
+    _warn(
+        f"{what} `{name}` of plugin {plugin.distribution} is hidden by another of that name; "
+        f"way out: pip uninstall {plugin.distribution}"
+    )
 
 
 def _warn(message: str) -> None:
@@ -298,10 +283,10 @@ _LISTING = {"adapter": "mvw list adapters", "policy": "mvw list policies"}
 
 
 def find_adapter(name: str) -> AdapterInfo:
-    """Find a usable adapter by its name or by `distribution:name`, without importing it.
+    """Find a usable adapter by its name, without importing it.
 
     Raises:
-        PluginProblem: unknown, ambiguous, broken or incompatible.
+        PluginProblem: unknown, broken or incompatible.
     """
     return _find("adapter", name, load_plugins().adapters).info
 
@@ -321,10 +306,10 @@ def load_adapter(name: str) -> Adapter:
 
 
 def find_policy(name: str) -> PolicyInfo:
-    """Find a usable policy by its name or by `distribution:name`, without importing it.
+    """Find a usable policy by its name, without importing it.
 
     Raises:
-        PluginProblem: unknown, ambiguous, broken or incompatible.
+        PluginProblem: unknown, broken or incompatible.
     """
     return _find("policy", name, load_plugins().policies).info
 
@@ -345,44 +330,16 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
         return found
 
 
-def short_name(entry: Entry[InfoT], entries: Sequence[Entry[InfoT]]) -> str:
-    """Write a name as short as it can be: qualified where another distribution brings the same."""
-    alone = [one.info.name for one in entries].count(entry.info.name) == 1
-    return entry.info.name if alone else entry.qualified
-
-
-def canonical(kind: Kind, name: str, speaker: str | None = None) -> str:
-    """Write the name of an adapter or policy as `short_name` does; an unknown one stays as it is.
-
-    An ambiguous one is qualified by the distribution that speaks, if that brings one itself: a
-    packaged profile means the adapter of its own package, whatever else is installed.
-    """
-    registry = load_plugins()
-    entries: list[Entry[Any]] = [*(registry.adapters if kind == "adapter" else registry.policies)]
-    for entry in entries:
-        own = entry.plugin.distribution == speaker and entry.info.name == name
-        if own or entry.qualified == name:
-            return short_name(entry, entries)
-    return name
-
-
 def _find(kind: Kind, name: str, entries: Sequence[Entry[InfoT]]) -> Entry[InfoT]:
-    same = [entry for entry in entries if name in (entry.info.name, entry.qualified)]
-    if len(same) > 1:
-        names = [entry.qualified for entry in same]
-        raise PluginProblem(
-            f"{kind} `{name}` is ambiguous",
-            cause=f"{len(same)} distributions bring one: write {' or '.join(names)}",
-            hint=_LISTING[kind],
-        )
-    if same:
-        if same[0].problem is not None:
-            raise _unusable(kind, name, same[0].plugin, same[0].problem)
-        return same[0]
+    for entry in entries:
+        if entry.info.name == name:
+            if entry.problem is not None:
+                raise _unusable(kind, name, entry.plugin, entry.problem)
+            return entry
     for plugin in load_plugins().plugins:
         # A plugin that does not load can't say what it brings; its own name is the best clue.
         names = [plugin.name, plugin.distribution, plugin.distribution.removeprefix(f"{OWN}-")]
-        if plugin.status == "broken" and name.partition(":")[0] in names:
+        if plugin.status == "broken" and name in names:
             raise _unusable(kind, name, plugin, plugin.cause)
     known = sorted({entry.info.name for entry in entries})
     cause = did_you_mean(name, known, otherwise=f"known: {', '.join(known) or 'none'}")

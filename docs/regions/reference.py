@@ -104,7 +104,7 @@ def policies() -> str:
     rows = []
     for entry in load_plugins().policies:
         name = f"`{entry.info.name}`"
-        own = policy_model(load_policy(entry.qualified)).model_json_schema()["properties"]
+        own = policy_model(load_policy(entry.info.name)).model_json_schema()["properties"]
         if not own:
             rows.append((name, "-", "-", "-", entry.info.summary))
         for field, schema in own.items():

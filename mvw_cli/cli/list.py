@@ -30,10 +30,7 @@ def adapters(as_json: bool) -> None:
     from mvw_cli.plugins import load_plugins
 
     entries = load_plugins().adapters
-    records = [
-        {**_record(entry, entries), "checkpoints": list(entry.info.checkpoints)}
-        for entry in entries
-    ]
+    records = [{**_record(entry), "checkpoints": list(entry.info.checkpoints)} for entry in entries]
     _show("adapters", records, ("name", "summary", "distribution", "status"), as_json)
 
 
@@ -45,7 +42,7 @@ def policies(as_json: bool) -> None:
     from mvw_cli.plugins import load_plugins
 
     entries = load_plugins().policies
-    records = [_record(entry, entries) for entry in entries]
+    records = [_record(entry) for entry in entries]
     _show("policies", records, ("name", "summary", "distribution", "status"), as_json)
 
 
@@ -65,11 +62,9 @@ def profiles(as_json: bool) -> None:
     )
 
 
-def _record(entry: Entry[Any], entries: Sequence[Entry[Any]]) -> dict[str, Any]:
-    from mvw_cli.plugins import short_name
-
+def _record(entry: Entry[Any]) -> dict[str, Any]:
     return {
-        "name": short_name(entry, entries),
+        "name": entry.info.name,
         "summary": entry.info.summary,
         "distribution": entry.plugin.distribution,
         "target": entry.info.target,

@@ -1,8 +1,7 @@
 """Withdrawal policies in one line: `vtw:layer=12+mvw:m=16`, as `--policy` has it.
 
-NAME, or NAME:KEY=VALUE,KEY=VALUE, where NAME may be `distribution:name`; several joined by "+" act
-in that order. A value is read as YAML later, once the type of its field is known; one that holds
-"," or "+" stands in quotes or brackets.
+NAME, or NAME:KEY=VALUE,KEY=VALUE; several joined by "+" act in that order. A value is read as YAML
+later, once the type of its field is known; one that holds "," or "+" stands in quotes or brackets.
 """
 
 from __future__ import annotations

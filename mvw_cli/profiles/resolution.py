@@ -14,7 +14,7 @@ from typing import Any
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.errors import UsageProblem
-from mvw_cli.plugins import OWN, canonical, find_adapter
+from mvw_cli.plugins import find_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.document import DocumentError, KeyPath, RawText, interpret
 from mvw_cli.profiles.document import read as read_yaml
@@ -53,8 +53,6 @@ class Layer:
     values: Mapping[str, Given]
     """By dotted key, without the withdrawal."""
     withdrawal: tuple[Step, ...]
-    distribution: str | None = None
-    """Whose packaged profile this is; its names of adapters and policies mean its own."""
     extends: Given | None = None
 
 
@@ -99,7 +97,7 @@ def file_layer(file: ProfileFile) -> Layer:
 
     # A group whose keys are all commented out reads as null.
     given = {key: one for key, one in values.items() if not (key in SECTIONS and one is None)}
-    return _layer(given, locate, file.distribution)
+    return _layer(given, locate)
 
 
 def environment_layer(env: Mapping[str, str]) -> Layer:
@@ -147,12 +145,12 @@ def flag_layer(flags: Mapping[str, object]) -> Layer:
     return _layer(nested(found), locate)
 
 
-def _layer(given: dict[str, Any], locate: Locate, distribution: str | None = None) -> Layer:
+def _layer(given: dict[str, Any], locate: Locate) -> Layer:
     """Check one layer's keys, and make steps of its withdrawal."""
-    steps = as_steps(given.pop("withdrawal", {}), locate, distribution)
+    steps = as_steps(given.pop("withdrawal", {}), locate)
     flat = flatten(check(Profile, given, locate), given_only=True)
     values = {key: Given(value, locate(tuple(key.split(".")))) for key, value in flat.items()}
-    return Layer(values, steps, distribution, values.pop("extends", None))
+    return Layer(values, steps, values.pop("extends", None))
 
 
 def parse_set(pairs: Sequence[str]) -> dict[str, RawText]:
@@ -251,7 +249,7 @@ def resolve(
     }
     for layer in layers:
         given |= layer.values
-    given |= _adapter(given, layers)
+    given |= _adapter(given)
     policy, withdrawal = merge([layer.withdrawal for layer in layers])
     given |= withdrawal
     profile = Profile.model_validate(nested({key: one.value for key, one in given.items()}))
@@ -296,15 +294,11 @@ def _parent(child: ProfileFile, layer: Layer, env: Mapping[str, str]) -> list[Pr
         return find(name, env)
 
 
-def _adapter(given: Mapping[str, Given], layers: Sequence[Layer]) -> dict[str, Given]:
+def _adapter(given: Mapping[str, Given]) -> dict[str, Given]:
     """Settle the adapter, and the model that it takes where none is named."""
     name, origin, model = given["adapter"].value, given["adapter"].origin, given["model"]
-    speaker: str | None = OWN
     if origin.kind == "default":
         name = "shapes" if model.value is None else "hf"
-    else:
-        speaker = next(one.distribution for one in reversed(layers) if "adapter" in one.values)
-    name = canonical("adapter", name, speaker)
     with named_at(origin):
         checkpoints = find_adapter(name).checkpoints
     if model.value is None and checkpoints:

@@ -46,20 +46,14 @@ def packaged_folder() -> Path:
 def known_profiles(env: Mapping[str, str] = os.environ) -> dict[str, list[ProfileFile]]:
     """List every named profile with its files, the user's own first.
 
-    Where two distributions bring the same name, each is listed as `distribution:name`; a user's
-    profile of that name lies over mvw's own then.
+    Of two distributions that bring the same name, mvw's own wins, else the first.
     """
     known = {file.name: [file] for file in _in_folder(user_folder(env), "user", None)}
-    brought: dict[str, list[ProfileFile]] = {}
+    brought: dict[str, ProfileFile] = {}
     for file in _brought():
-        brought.setdefault(file.name, []).append(file)
-    for name, files in brought.items():
-        if len(files) == 1:
-            known.setdefault(name, []).extend(files)
-        else:
-            if name in known:
-                known[name] += [file for file in files if file.distribution == OWN]
-            known.update({f"{file.distribution}:{name}": [file] for file in files})
+        brought.setdefault(file.name, file)
+    for name, file in brought.items():
+        known.setdefault(name, []).append(file)
     return dict(sorted(known.items()))
 
 
@@ -67,24 +61,13 @@ def find(name: str, env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
     """Find the files of a profile by name or path, the highest layer first.
 
     Raises:
-        UsageProblem: unknown, or brought by several distributions.
+        UsageProblem: unknown.
     """
     if is_path(name):
         return [ProfileFile(name, Path(os.path.expanduser(name)), "profile")]
     known = known_profiles(env)
     if name in known:
         return known[name]
-    distribution, _, short = name.rpartition(":")
-    for file in _brought():
-        if distribution and (file.distribution, file.name) == (distribution, short):
-            return [file]
-    qualified = [one for one in known if one.endswith(f":{name}")]
-    if qualified:
-        raise UsageProblem(
-            f"profile `{name}` is ambiguous",
-            cause=f"{len(qualified)} distributions bring one: write {' or '.join(qualified)}",
-            hint="mvw list profiles",
-        )
     listing = f"known: {', '.join(known)}; a file is named by its path, as in ./{name}.yaml"
     raise UsageProblem(
         f"there is no profile `{name}`",

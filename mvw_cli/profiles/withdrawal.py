@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, create_model
 
 from mvw_cli.errors import PluginProblem, UsageProblem
-from mvw_cli.plugins import OWN, canonical, load_policy
+from mvw_cli.plugins import load_policy
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.document import KeyPath, RawText, interpret
@@ -31,7 +31,7 @@ from mvw_cli.profiles.schema import (
 )
 from mvw_cli.text import did_you_mean, error_line
 
-_NOTHING, _USUAL = f"{OWN}:none", f"{OWN}:mvw"
+_NOTHING, _USUAL = "none", "mvw"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,43 +43,38 @@ class Step:
     origin: Origin
 
 
-def as_steps(given: Any, locate: Locate, distribution: str | None = None) -> tuple[Step, ...]:
+def as_steps(given: Any, locate: Locate) -> tuple[Step, ...]:
     """Make steps of what a layer gives as `withdrawal`.
 
     Args:
         given: a mapping with `policy`, a line of policies or a list of mappings, and fields beside
             it; or that list alone.
-        distribution: whose policies the names mean where several bring one.
 
     Raises:
         UsageProblem: it is none of these, or a field is given twice.
     """
     if not isinstance(given, Mapping):
-        return _of_list(given, ("withdrawal",), locate, distribution)
+        return _of_list(given, ("withdrawal",), locate)
     listed = given.get("policy")
     if isinstance(listed, list):
-        steps = _of_list(listed, ("withdrawal", "policy"), locate, distribution)
+        steps = _of_list(listed, ("withdrawal", "policy"), locate)
         beside = {key: value for key, value in given.items() if key != "policy"}
-        return steps + _of_mapping(beside, ("withdrawal",), locate, distribution)
-    return _of_mapping(given, ("withdrawal",), locate, distribution)
+        return steps + _of_mapping(beside, ("withdrawal",), locate)
+    return _of_mapping(given, ("withdrawal",), locate)
 
 
-def _of_list(
-    items: Any, path: KeyPath, locate: Locate, distribution: str | None
-) -> tuple[Step, ...]:
+def _of_list(items: Any, path: KeyPath, locate: Locate) -> tuple[Step, ...]:
     found: tuple[Step, ...] = ()
     for number, item in enumerate(items if isinstance(items, list) else ()):
         if not isinstance(item, Mapping) or "policy" not in item:
             raise _not_policies(locate((*path, number)))
-        found += _of_mapping(item, (*path, number), locate, distribution)
+        found += _of_mapping(item, (*path, number), locate)
     if not found:
         raise _not_policies(locate(path))
     return found
 
 
-def _of_mapping(
-    given: Mapping[str, Any], path: KeyPath, locate: Locate, distribution: str | None
-) -> tuple[Step, ...]:
+def _of_mapping(given: Mapping[str, Any], path: KeyPath, locate: Locate) -> tuple[Step, ...]:
     """Make steps of a line of policies and the fields beside it, which are those of the only one
     or stand alone.
     """
@@ -89,8 +84,6 @@ def _of_mapping(
         if not isinstance(given["policy"], str):
             raise _not_policies(origin)
         for name, typed in parse(given["policy"], str(origin)):
-            # `none` is a word of the tool (--no-withdrawal), whatever a plugin calls so.
-            name = canonical("policy", name, OWN if name == "none" else distribution)
             fields = {key: Given(RawText(value), origin) for key, value in typed.items()}
             steps.append(Step(name, fields, origin))
     beside = {
@@ -159,16 +152,15 @@ def merge(layers: Sequence[Sequence[Step]]) -> tuple[WithdrawalPolicy, dict[str,
     """
     named = [[step for step in layer if step.policy is not None] for layer in layers]
     top = max((number for number, steps in enumerate(named) if steps), default=-1)
-    nothing = canonical("policy", _NOTHING)
-    origin, names = Origin("default", "no withdrawal is asked for"), [nothing]
+    origin, names = Origin("default", "no withdrawal is asked for"), [_NOTHING]
     if top >= 0:
         origin, names = named[top][0].origin, [str(step.policy) for step in named[top]]
-    if names == [nothing]:  # a field above it asks for the usual policy
+    if names == [_NOTHING]:  # a field above it asks for the usual policy
         for number in range(top + 1, len(layers)):
             fields = [one for step in layers[number] for one in step.fields.values()]
             asked = next((one for one in fields if one.value is not None), None)
             if asked is not None:
-                origin, names, top = asked.origin, [canonical("policy", _USUAL)], number
+                origin, names, top = asked.origin, [_USUAL], number
                 break
     policies = [_load(name, origin) for name in names]
     # A layer below that names other policies does not count, nor does what lies below that.
@@ -321,7 +313,7 @@ def _combined(
     """Put policies in a row."""
     try:
         if len(policies) > 1:
-            if canonical("policy", _NOTHING) in names:
+            if _NOTHING in names:
                 raise ValueError("none keeps every vision token, and the others withdraw")
             return Stack(tuple(policies))
         reason = policies[0].conflict(())  # as of one that only changes what others do

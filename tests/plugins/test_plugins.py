@@ -13,7 +13,6 @@ from processes import own_adapters
 from mvw_cli.errors import PluginProblem, PluginWarning
 from mvw_cli.plugins import (
     Plugin,
-    canonical,
     find_adapter,
     find_policy,
     load_adapter,
@@ -62,7 +61,7 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
         ("mvw", "shapes"),
     }
     assert find_adapter("hf").target == "mvw_hf.model:HuggingFace"
-    assert find_policy("mvw:none").name == "none"
+    assert find_policy("none").name == "none"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +88,6 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
             'no ":" in the name, one in the target',
         ),
         (
-            "@hookimpl\ndef mvw_register_policies(register):\n"
-            "    for _ in 1, 2: register(PolicyInfo(name='twice', target='a:B', summary=''))",
-            "ValueError: `twice` is registered twice",
-        ),
-        (
             "@hookimpl\ndef mvw_register_profiles(register): register('/no/such/folder')",
             "FileNotFoundError: profile folder /no/such/folder does not exist",
         ),
@@ -108,18 +102,6 @@ def test_a_fault_becomes_one_warning(install: Install, source: str, cause: str) 
     assert lines[0].startswith("plugin mvw-faulty 1.0 (it) is broken: ")
     assert lines[0].endswith("; way out: pip uninstall mvw-faulty")
     assert find_adapter("hf")  # everything else goes on
-
-
-def test_two_plugins_of_one_distribution_may_not_share_a_name(install: Install) -> None:
-    source = "@hookimpl\ndef mvw_register_adapters(register):\n"
-    source += "    register(AdapterInfo(name='same', target='a:B', summary=''))"
-    entries = "[mvw]\none = mvw_double\ntwo = mvw_double_again\n"
-    folder = install("mvw-double", source, entries)
-    (folder.parent / "mvw_double_again.py").write_text("from mvw_cli import *\n" + source)
-    _, lines = outcome("mvw-double")
-    assert len(lines) == 1
-    assert "(two) is broken: ValueError: `same` is registered twice" in lines[0]
-    assert find_adapter("same")
 
 
 def test_hooks_may_take_fewer_arguments(install: Install) -> None:
@@ -192,20 +174,3 @@ def test_unknown_names() -> None:
     with pytest.raises(PluginProblem) as caught:
         load_adapter("zzz")
     assert caught.value.cause == f"known: {', '.join(own_adapters())}"
-
-
-def test_canonical_names_are_as_short_as_they_can_be(install: Install) -> None:
-    assert canonical("adapter", "mvw:hf") == "hf"
-    assert canonical("adapter", "unheard-of") == "unheard-of"
-    install(
-        "mvw-rival",
-        "@hookimpl\ndef mvw_register_adapters(register):\n"
-        "    register(AdapterInfo(name='hf', target='a:B', summary=''))",
-    )
-    load_plugins.cache_clear()
-    with pytest.warns(PluginWarning, match="adapter `hf` comes from 2 distributions"):
-        load_plugins()
-    assert canonical("adapter", "mvw:hf") == "mvw:hf"
-    assert canonical("adapter", "hf") == "hf"
-    assert canonical("adapter", "hf", "mvw-rival") == "mvw-rival:hf"
-    assert canonical("adapter", "hf", "mvw-third") == "hf"

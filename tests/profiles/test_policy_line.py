@@ -19,9 +19,6 @@ LAYER = ("vtw", {"layer": "12"})
         ("vtw:layer=12+mvw:m=16", [LAYER, ("mvw", {"m": "16"})]),
         (" vtw : layer = 12 + mvw : m = 16 ", [LAYER, ("mvw", {"m": "16"})]),
         ("mvw+look-back", [("mvw", {}), ("look-back", {})]),
-        # A name may be qualified by its distribution, with and without fields.
-        ("mvw:mvw", [("mvw:mvw", {})]),
-        ("mvw:mvw:m=16+some-one:else", [("mvw:mvw", {"m": "16"}), ("some-one:else", {})]),
         # A value may hold what looks like the grammar's own signs.
         ("mvw:until=a:b", [("mvw", {"until": "a:b"})]),
         ("mvw:until=a=b,m=3", [("mvw", {"until": "a=b", "m": "3"})]),

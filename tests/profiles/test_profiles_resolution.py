@@ -170,7 +170,7 @@ def test_a_missing_parent_is_an_error(user_profile: Write) -> None:
         ({"withdrawal.m": 16, "withdrawal.until": "X"}, Mvw(m=16, until="X")),
         ({"withdrawal.policy": "none"}, NoWithdrawal()),
         ({"withdrawal.policy": "mvw"}, Mvw(until="</CAPTION>")),
-        ({"withdrawal.policy": "mvw:mvw", "withdrawal.m": 2}, Mvw(m=2)),
+        ({"withdrawal.policy": "mvw", "withdrawal.m": 2}, Mvw(m=2)),
     ],
 )
 def test_withdrawal_flags_over_a_profile(flags: dict[str, object], expected: object) -> None:

@@ -186,7 +186,7 @@ def write_sidecar(log: Path, sidecar: Sidecar) -> None:
 def _distribution(kind: str, name: str) -> str:
     from mvw_cli.plugins import find_adapter, find_policy, load_plugins
 
-    # They raise where the name is unknown or ambiguous.
+    # They raise where the name is unknown.
     info = find_adapter(name) if kind == "adapter" else find_policy(name)
     registry = load_plugins()
     entries = registry.adapters if kind == "adapter" else registry.policies
