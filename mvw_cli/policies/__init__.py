@@ -10,40 +10,20 @@ _POLICIES = (
     (
         "dyvte",
         "calibrate.dyvte.policy:Dyvte",
-        "all vision tokens leave in the prefill, at a layer that trained gates choose",
+        "withdraw in the prefill, at a layer of trained gates",
     ),
-    ("vtw", "policies.vtw:Vtw", "all vision tokens leave in the prefill, at a given layer"),
-    (
-        "fastv",
-        "policies.fastv:FastV",
-        "from a layer on, keep the vision tokens that the question attends to most",
-    ),
-    (
-        "random",
-        "policies.random:Random",
-        "from a layer on, keep a random part of the vision tokens",
-    ),
-    (
-        "downsample",
-        "policies.downsample:Downsample",
-        "from a layer on, keep the vision tokens on a coarser grid",
-    ),
-    (
-        "mass",
-        "policies.mass:Mass",
-        "withdraw all vision tokens once little attention goes to them",
-    ),
+    ("vtw", "policies.vtw:Vtw", "withdraw in the prefill, at a given layer"),
+    ("fastv", "policies.fastv:FastV", "from a layer on, keep what the question attends to most"),
+    ("random", "policies.random:Random", "from a layer on, keep a random part"),
+    ("downsample", "policies.downsample:Downsample", "from a layer on, keep a coarser grid"),
+    ("mass", "policies.mass:Mass", "withdraw all once little attention goes to them"),
     ("anneal", "policies.anneal:Anneal", "prune the vision tokens by layer and generated length"),
     (
         "pulse",
         "policies.pulse:Pulse",
-        "attend to the few vision tokens that matter in each step; frees no memory",
+        "attend to the few that matter in each step; frees no memory",
     ),
-    (
-        "look-back",
-        "policies.look_back:LookBack",
-        "restore what the policies before it withdraw, when a trigger fires",
-    ),
+    ("look-back", "policies.look_back:LookBack", "restore what others withdraw, on a trigger"),
     ("none", "policies.none:NoWithdrawal", "keep every vision token to the end"),
 )
 """Name, class below `mvw_cli`, and summary: a class is imported when its policy is used."""

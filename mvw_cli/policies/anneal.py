@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from mvw_cli.policies.layers import require
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy
 
 if TYPE_CHECKING:
@@ -63,16 +64,11 @@ class Anneal(WithdrawalPolicy):
     )
 
     def __post_init__(self) -> None:
-        if self.start < 0:
-            raise ValueError("start must be 0 or more")
-        if self.end <= self.start:
-            raise ValueError("end must be above start")
-        if self.every < 1:
-            raise ValueError("every must be 1 or more")
-        if not 0 <= self.depth < 1:
-            raise ValueError("depth must be 0 or more and below 1")
-        if self.by not in ("attention", "even"):
-            raise ValueError("by must be attention or even")
+        require(self.start >= 0, "start must be 0 or more")
+        require(self.end > self.start, "end must be above start")
+        require(self.every >= 1, "every must be 1 or more")
+        require(0 <= self.depth < 1, "depth must be 0 or more and below 1")
+        require(self.by in ("attention", "even"), "by must be attention or even")
 
     def share(self, place: float, step: int) -> float:
         """Compute the share of the vision tokens that is kept, as above.

@@ -7,7 +7,7 @@ an image's tokens lie is the adapter's knowledge; without it they are pruned eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,14 +28,6 @@ class Downsample(KeepPart):
 
     name: ClassVar[str] = "downsample"
     needs_all: ClassVar[bool] = True
-
-    keep: float = field(
-        metadata={"description": "Part of each image's tokens that stays; above 0, at most 1."}
-    )
-    layer: int = field(
-        default=0,
-        metadata={"description": "The first decoder layer with fewer vision tokens; 0 or more."},
-    )
 
     def choose(self, view: LayerView) -> Tensor:
         import torch

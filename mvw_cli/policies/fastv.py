@@ -32,9 +32,6 @@ class FastV(KeepPart):
     layer: int = field(
         metadata={"description": "The first decoder layer with fewer vision tokens; 1 or more."}
     )
-    keep: float = field(
-        metadata={"description": "Part of the vision tokens that stays; above 0, at most 1."}
-    )
 
     def prefill_weights(self, layers: int) -> tuple[int, ...]:
         return (self.layer,) if self.layer < layers else ()
@@ -43,11 +40,8 @@ class FastV(KeepPart):
         import torch
 
         if view.weights is None:
-            raise self.refused(
-                f"has nothing to rank by at layer {self.layer}",
-                "no layer before it reads the vision tokens",
-                view.layers,
-            )
+            before = "no layer before it reads the vision tokens"
+            raise self.refused(f"has nothing to rank by at layer {self.layer}", before)
         weights = view.weights.to(view.present.device)
         ranked = weights.masked_fill(~view.present, -torch.inf).argsort(
             descending=True, stable=True

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policy import LayerView, Select, WithdrawalPolicy
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PROBES = 3
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise a ValueError where a field is out of its range."""
+    if not holds:
+        raise ValueError(otherwise)
 
 
 class AtLayer(WithdrawalPolicy):
@@ -35,8 +41,7 @@ class AtLayer(WithdrawalPolicy):
     layer: int
 
     def __post_init__(self) -> None:
-        if self.layer < self.first_layer:
-            raise ValueError(f"layer must be {self.first_layer} or more")
+        require(self.layer >= self.first_layer, f"layer must be {self.first_layer} or more")
 
     @abstractmethod
     def part(self) -> float:
@@ -58,25 +63,18 @@ class AtLayer(WithdrawalPolicy):
 
         def select(view: LayerView) -> Tensor | None:
             if view.layer == 0 and self.layer >= view.layers:
-                raise self.refused(
-                    f"can't act at layer {self.layer}",
-                    f"the model has {view.layers} decoder layers, 0 to {view.layers - 1}",
-                    view.layers,
-                )
+                layers = f"the model has {view.layers} decoder layers, 0 to {view.layers - 1}"
+                raise self.refused(f"can't act at layer {self.layer}", layers)
             if view.layer != self.layer or not view.present.any():
                 return None
             return self.choose(view).to(view.present.device) & view.present
 
         return select
 
-    def refused(self, what: str, cause: str, layers: int) -> UsageProblem:
-        """Make the error of a model that the policy can't serve, with a layer that it has."""
-        at_half = replace(cast(Any, self), layer=max(self.first_layer, layers // 2))
-        return UsageProblem(
-            f"Policy `{self.name}` {what}",
-            cause=cause,
-            hint=f"mvw infer IMAGE QUESTION --policy {_spelled(at_half)}",
-        )
+    def refused(self, what: str, cause: str) -> UsageProblem:
+        """Make the error of a model that the policy can't serve."""
+        hint = "mvw list policies"
+        return UsageProblem(f"Policy `{self.name}` {what}", cause=cause, hint=hint)
 
     def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         for other in before:
@@ -87,8 +85,9 @@ class AtLayer(WithdrawalPolicy):
         return super().conflict(before)
 
 
+@dataclass(frozen=True)
 class KeepPart(AtLayer):
-    """Base of the policies that keep the part `keep`, a field of each, from a layer on.
+    """Base of the policies that keep a part of the vision tokens from a layer on.
 
     How many stay is the same for all of them, so that a comparison at one `keep` is fair.
 
@@ -96,12 +95,17 @@ class KeepPart(AtLayer):
         ValueError: `keep` is not above 0 and at most 1, or as `AtLayer`.
     """
 
-    keep: float
+    keep: float = field(
+        metadata={"description": "Part of the vision tokens that stays; above 0, at most 1."}
+    )
+    layer: int = field(
+        default=0,
+        metadata={"description": "The first decoder layer with fewer vision tokens; 0 or more."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep <= 1:
-            raise ValueError("keep must be above 0 and at most 1")
+        require(0 < self.keep <= 1, "keep must be above 0 and at most 1")
 
     def part(self) -> float:
         return self.keep
@@ -135,35 +139,13 @@ def layer_at_or_below(layer: int, layers: Sequence[int]) -> int:
 def _clash(before: AtLayer, after: AtLayer) -> str | None:
     """Explain why two policies make no sense together, as a clause; None where they do."""
     early, late = sorted((before, after), key=lambda one: one.layer)  # stable: then by order
-    if early.part() == 0:
-        return (
-            f"{late.name} at layer {late.layer} finds no vision tokens: "
-            f"{early.name} takes them all away at layer {early.layer}"
-        )
-    if late.layer == early.layer and late.part() == 0:
-        return (
-            f"what {early.name} chooses at layer {early.layer} is taken away by {late.name} "
-            "before the layer runs"
-        )
-    if late.needs_all and early.part() < 1:
-        return (
-            f"{late.name} at layer {late.layer} finds no even grid: "
-            f"{early.name} has pruned it at layer {early.layer}"
-        )
-    if late.part() >= early.part():
-        return (
-            f"{late.name} at layer {late.layer} would drop nothing: "
-            f"{early.name} leaves no more than {early.part():g} of the vision tokens"
-        )
-    return None
-
-
-def _spelled(policy: AtLayer) -> str:
-    """Write a policy as the command line takes it, without what is default."""
-    assert is_dataclass(policy)
-    given = [
-        f"{field.name}={getattr(policy, field.name)}"
-        for field in fields(policy)
-        if field.default is MISSING or getattr(policy, field.name) != field.default
-    ]
-    return ":".join([policy.name, ",".join(given)] if given else [policy.name])
+    if late.layer == early.layer and late.part() == 0 < early.part():
+        reason = "takes away all at once what it keeps"
+    elif late.needs_all and 0 < early.part() < 1:
+        reason = "finds no even grid"
+    elif late.part() >= early.part():
+        reason = "finds nothing to drop"
+    else:
+        return None
+    kept = f"{early.name} keeps {early.part():g} of the vision at layer {early.layer}"
+    return f"{kept}, and {late.name} at layer {late.layer} {reason}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from mvw_cli.policies.layers import require
 from mvw_cli.policy import (
     Decide,
     Decision,
@@ -63,18 +64,15 @@ class LookBack(WithdrawalPolicy):
     def __post_init__(self) -> None:
         if self.words is not None and not isinstance(self.words, str):
             object.__setattr__(self, "words", tuple(self.words))
-        if self.entropy is None and self.tag is None and self.words is None:
-            raise ValueError("give entropy, tag or words: when to look back")
-        if self.entropy is not None and not self.entropy >= 0:
-            raise ValueError("entropy must be 0 or more")
-        if self.tag == "":
-            raise ValueError("tag must not be empty")
-        if self.words is not None and (
-            isinstance(self.words, str) or not self.words or not all(map(str.strip, self.words))
-        ):
-            raise ValueError("words must be a list of words, none of them empty")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError("steps must be 1 or more")
+        triggers = (self.entropy, self.tag, self.words)
+        require(any(one is not None for one in triggers), "give entropy, tag or words")
+        require(self.entropy is None or self.entropy >= 0, "entropy must be 0 or more")
+        require(self.tag != "", "tag must not be empty")
+        if self.words is not None:
+            listed = not isinstance(self.words, str) and bool(self.words)
+            empty = not all(map(str.strip, self.words))
+            require(listed and not empty, "words must be a list of words, none of them empty")
+        require(self.steps is None or self.steps >= 1, "steps must be 1 or more")
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
         return Signals(entropy=self.entropy is not None)
@@ -108,26 +106,25 @@ class LookBack(WithdrawalPolicy):
     def _trigger(self) -> Callable[[StepView], bool]:
         """Start a request: return what says, after each of its tokens, whether a trigger fires."""
         patterns = [_whole(words) for words in self.words or ()]
+        if self.tag is not None:
+            patterns.append((re.compile(f"{re.escape(self.tag)}()"), len(self.tag) - 1))
         seen = 0
 
         def fires(view: StepView) -> bool:
             nonlocal seen
             fresh, seen = seen, len(view.text)
-            tag = self.tag or ""
-            tagged = tag and view.text.find(tag, max(0, fresh - len(tag) + 1)) >= 0
-            return bool(
-                tagged
-                or self._unsure(view)
-                or any(_completed(pattern, view.text, fresh) for pattern in patterns)
+            # The entropy of a sure token may come out a little below 0.
+            entropy = None if view.entropy is None else max(view.entropy, 0.0)
+            if self.entropy is not None and entropy is not None and entropy >= self.entropy:
+                return True
+            # What has been completed by the newest text may have begun before it.
+            return any(
+                found.end(1) > fresh
+                for pattern, before in patterns
+                for found in pattern.finditer(view.text, max(0, fresh - before))
             )
 
         return fires
-
-    def _unsure(self, view: StepView) -> bool:
-        if self.entropy is None or view.entropy is None:
-            return False
-        # The entropy of a sure token may come out a little below 0.
-        return max(view.entropy, 0.0) >= self.entropy
 
     def conflict(self, before: Sequence[WithdrawalPolicy]) -> str | None:
         deciding = [type(other).begin is not WithdrawalPolicy.begin for other in before]
@@ -154,7 +151,7 @@ def _both(one: Withdraw, other: Withdraw) -> Withdraw:
 
 
 def _whole(words: str) -> tuple[re.Pattern[str], int]:
-    """Make a pattern for whole words that have surely ended, and tell how many characters it takes.
+    """Make a pattern for whole words that have surely ended, and tell how long before it begins.
 
     What follows must have been written too: "wait" may still become "waiting".
     """
@@ -163,10 +160,3 @@ def _whole(words: str) -> tuple[re.Pattern[str], int]:
     end = r"(?=(\W))" if re.search(r"\w$", parts[-1]) else "()"
     text = r"\s".join(map(re.escape, parts))
     return re.compile(start + text + end, re.IGNORECASE), len(" ".join(parts))
-
-
-def _completed(pattern: tuple[re.Pattern[str], int], text: str, fresh: int) -> bool:
-    """Whether an occurrence has been completed by what is written from `fresh` on."""
-    words, length = pattern
-    found = words.finditer(text, max(0, fresh - length))
-    return any(one.end(1) > fresh for one in found)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mvw_cli.policies.layers import layer_at_or_below, probe_layers
+from mvw_cli.policies.layers import layer_at_or_below, probe_layers, require
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy
 
 
@@ -59,18 +59,15 @@ class Mass(WithdrawalPolicy):
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError("threshold must be above 0 and at most 1")
-        if self.patience < 1:
-            raise ValueError("patience must be 1 or more")
-        if not 0 < self.smoothing <= 1:
-            raise ValueError("smoothing must be above 0 and at most 1")
-        if self.min < 1:
-            raise ValueError("min must be 1 or more: the first token comes out of the prefill")
+        require(0 < self.threshold <= 1, "threshold must be above 0 and at most 1")
+        require(self.patience >= 1, "patience must be 1 or more")
+        require(0 < self.smoothing <= 1, "smoothing must be above 0 and at most 1")
+        require(self.min >= 1, "min must be 1 or more: the first token comes out of the prefill")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-            if not self.layers or self.layers[0] < 0:
-                raise ValueError("layers must be numbers of layers, 0 or more, at least one")
+            layers = tuple(sorted(set(self.layers)))
+            object.__setattr__(self, "layers", layers)
+            known = bool(layers) and layers[0] >= 0
+            require(known, "layers must be numbers of layers, 0 or more, at least one")
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
         if self.layers is None or not layers:

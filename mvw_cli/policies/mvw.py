@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from mvw_cli.policies.layers import require
 from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
 
 if TYPE_CHECKING:
@@ -60,22 +61,17 @@ class Mvw(WithdrawalPolicy):
     def __post_init__(self) -> None:
         if self.until is not None and not isinstance(self.until, str):
             object.__setattr__(self, "until", tuple(self.until))
-        if self.m is None and self.until is None:
-            raise ValueError("give m (a number of tokens), until (a tag), or both")
-        if self.m is not None and self.m < 1:
-            raise ValueError("m must be 1 or more: the first token comes out of the prefill")
-        if self.until in ("", ()) or "" in self._tags:
-            raise ValueError("until must not be empty")
-        for key in ("min", "max"):
-            bound = getattr(self, key)
-            if bound is not None and bound < 1:
-                raise ValueError(f"{key} must be 1 or more")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min must not be above max: {self.min} > {self.max}")
-        if self.m is not None and self.min is not None and self.m < self.min:
-            raise ValueError(f"m must not be below min: {self.m} < {self.min}")
-        if self.m is not None and self.max is not None and self.m > self.max:
-            raise ValueError(f"m must not be above max: {self.m} > {self.max}")
+        given = self.m is not None or self.until is not None
+        require(given, "give m (a number of tokens), until (a tag), or both")
+        require(self.until not in ("", ()) and "" not in self._tags, "until must not be empty")
+        bounds = {"min": self.min, "m": self.m, "max": self.max}
+        known = {key: bound for key, bound in bounds.items() if bound is not None}
+        for key, bound in known.items():
+            first = "the first token comes out of the prefill"
+            require(bound >= 1, f"{key} must be 1 or more: {first}")
+        shown = ", ".join(f"{key} = {bound}" for key, bound in known.items())
+        ascending = [*known.values()] == sorted(known.values())
+        require(ascending, f"m must be between min and max: {shown}")
 
     @property
     def _tags(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.layers import layer_at_or_below
+from mvw_cli.policies.layers import layer_at_or_below, require
 from mvw_cli.policy import Attend, AttendView, WithdrawalPolicy
 
 if TYPE_CHECKING:
@@ -61,14 +61,11 @@ class Pulse(WithdrawalPolicy):
     )
 
     def __post_init__(self) -> None:
-        if self.layer is not None and self.layer < 0:
-            raise ValueError("layer must be 0 or more")
-        if not self.tau > 0:
-            raise ValueError("tau must be above 0")
-        if not 0 < self.max_ratio <= 1:
-            raise ValueError("max_ratio must be above 0 and at most 1")
-        if not 0 <= self.min_ratio <= self.max_ratio:
-            raise ValueError("min_ratio must be 0 or more and at most max_ratio")
+        require(self.layer is None or self.layer >= 0, "layer must be 0 or more")
+        require(self.tau > 0, "tau must be above 0")
+        require(0 < self.max_ratio <= 1, "max_ratio must be above 0 and at most 1")
+        within = 0 <= self.min_ratio <= self.max_ratio
+        require(within, "min_ratio must be 0 or more and at most max_ratio")
 
     def attending_layer(self, layers: tuple[int, ...]) -> int | None:
         """Return the layer that chooses; None where no layer after it holds vision."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.layers import KeepPart, kept_count
+from mvw_cli.policies.layers import KeepPart, kept_count, require
 from mvw_cli.policy import LayerView
 
 if TYPE_CHECKING:
@@ -28,19 +28,11 @@ class Random(KeepPart):
 
     name: ClassVar[str] = "random"
 
-    keep: float = field(
-        metadata={"description": "Part of the vision tokens that stays; above 0, at most 1."}
-    )
-    layer: int = field(
-        default=0,
-        metadata={"description": "The first decoder layer with fewer vision tokens; 0 or more."},
-    )
     seed: int = field(default=0, metadata={"description": "Seed of the random draw; 0 or more."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise ValueError("seed must be 0 or more")
+        require(self.seed >= 0, "seed must be 0 or more")
 
     def choose(self, view: LayerView) -> Tensor:
         import random

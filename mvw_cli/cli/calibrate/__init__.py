@@ -10,18 +10,6 @@ import click
 
 from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
 
-_SHARED = [
-    "question",
-    "folder",
-    "questions",
-    "limit",
-    "profile",
-    "flags",
-    "output",
-    "as_json",
-    "allow_pickle",
-]
-"""Parameters that all methods have."""
 _COUNT = click.IntRange(min=1)
 _PART = click.FloatRange(0, 1)
 _PART_ABOVE_0 = click.FloatRange(0, 1, min_open=True)
@@ -98,9 +86,7 @@ def _command(
         def call(**given: Any) -> int:
             from mvw_cli.cli.calibrate.run import run
 
-            words = click.get_current_context().meta[ARGUMENTS]
-            asked = {key: given.pop(key) for key in _SHARED}
-            return run(name, words, search, given, **asked)
+            return run(name, click.get_current_context().meta[ARGUMENTS], search, **given)
 
         wrapped: Callable[..., Any] = call
         for decorator in reversed([*options, *shared]):

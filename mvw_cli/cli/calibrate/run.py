@@ -45,7 +45,6 @@ def run(
     method: str,
     words: Sequence[str],
     search_target: str,
-    options: Mapping[str, object],
     *,
     profile: str | None,
     flags: Mapping[str, object],
@@ -56,6 +55,7 @@ def run(
     output: str,
     as_json: bool,
     allow_pickle: bool,
+    **options: object,
 ) -> int:
     """Search, write everything, and return the exit code.
 
