@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
-_ENDINGS = ("no difference shown", "faster", "slower", "unstable", "differs")
+_ENDINGS = ("no difference shown", "faster", "slower", "differs")
 
 
 @dataclass(frozen=True, slots=True)

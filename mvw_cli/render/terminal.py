@@ -16,7 +16,7 @@ from mvw_cli.text import one_line, printable
 
 STYLES = {
     "plain": "", "verdict": "bold", "warning": "yellow",
-    "faster": "green", "slower": "red", "differs": "red", "unstable": "yellow",
+    "faster": "green", "slower": "red", "differs": "red",
     "no difference shown": "dim",
 }  # fmt: skip
 """Of sentences by their kind, of cells by what they show; the words say the same without them."""
@@ -38,6 +38,12 @@ def show(heading: str, sections: Sequence[Section]) -> None:
 def width() -> int:
     """Return how many columns a sentence on stdout may take."""
     return console.out().width if console.is_terminal(sys.stdout) else WIDTH
+
+
+def height(sections: Sequence[Section], columns: int) -> int:
+    """Count the lines that sections take below a heading, on a screen of so many columns."""
+    screen = Console(file=StringIO(), width=columns, color_system=None)
+    return len(drawn(screen, "heading", sections).splitlines())
 
 
 def plain(heading: str, sections: Sequence[Section]) -> str:

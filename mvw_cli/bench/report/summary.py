@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from textwrap import wrap
 
-from mvw_cli.bench.documents import BASELINE, Answers, Arm, Comparison, Memory, ProfileReport
-from mvw_cli.bench.report.tables import ended, judged_ratio, verdicts, written
+from mvw_cli.bench.documents import BASELINE, Arm, Memory, ProfileReport
+from mvw_cli.bench.report.charts import answers_kept
+from mvw_cli.bench.report.tables import ended, judged_ratio, verdicts
 from mvw_cli.bench.stats import Ratio
-from mvw_cli.render.sections import Section, Sentence, Table, table_of
+from mvw_cli.render.sections import Section, Sentence, Table
+from mvw_cli.render.terminal import height
 from mvw_cli.text import MISSING, factor, number, plural, readable_bytes
 
 LINES = 40
 """That a report takes at most, as long as there are not more than some 25 arms."""
-_FEWEST = 4
+_FEWEST = 3
 """Lines that the verdict may take however many arms there are."""
-_HEADINGS = 5
-"""Lines of the title, and of two headings with the empty line above them."""
 
 
-def summary(report: ProfileReport, width: int = 100, *, lines: int = LINES) -> list[Section]:
+def summary(report: ProfileReport, width: int = 100) -> list[Section]:
     """Put the figures that a reader came for into a verdict and a table.
 
     Args:
@@ -28,13 +27,11 @@ def summary(report: ProfileReport, width: int = 100, *, lines: int = LINES) -> l
     """
     table = _arms(report)
     notes = [*_warnings(report), Sentence(_rest(report))]
-    taken = _HEADINGS + sum(len(wrap(note.text, width)) for note in notes)
-    taken += 0 if table is None else _height(table, width)
-    sentences = report.verdicts or verdicts(report)
-    told = fitting(sentences, lines - taken, width)
-    found = [Section("verdict", "Verdict", [Sentence(text, "verdict") for text in told])]
-    found += [Section("arms", "Arms", [*([table] if table else []), *notes])]
-    return [section for section in found if section.parts]
+    arms = Section("arms", "Arms", [*([table] if table else []), *notes])
+    room = LINES - height([arms, Section("verdict", "Verdict")], width)
+    told = fitting(report.verdicts or verdicts(report), room, width)
+    verdict = Section("verdict", "Verdict", [Sentence(text, "verdict") for text in told])
+    return [verdict, arms] if told else [arms]
 
 
 def fitting(sentences: list[str], lines: int, width: int) -> list[str]:
@@ -48,46 +45,34 @@ def fitting(sentences: list[str], lines: int, width: int) -> list[str]:
     return kept
 
 
-def _height(table: Table, width: int) -> int:
-    """Count the lines of a table, whose cells are folded where the screen is too narrow."""
-    widest = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
-    needed = sum(widest) + 2 * len(widest)
-    return math.ceil(needed / width) * (1 + len(table.rows))
-
-
-_Row = tuple[str, str, Arm | None]
-"""Batch and name of an arm; without figures where only its answers were compared."""
-
-
 def _arms(report: ProfileReport) -> Table | None:
     if not report.cells:
         return None
-    answers = report.answers
-    compared = {} if answers is None else {arm.name: arm for arm in answers.arms}
-    rows: list[_Row] = [
-        (str(cell.batch), arm.name, arm) for cell in report.cells for arm in cell.arms
+    head, told = "ANSWERS", dict[str, str]()
+    if report.answers is not None:
+        name, kept = answers_kept(report.answers)
+        total = report.answers.references or report.answers.items
+        head = name.upper()
+        told = {arm: f"{count:,} of {total:,}" for arm, count in kept.items()}
+    rows = [
+        [
+            str(cell.batch),
+            arm.name,
+            number(arm.tokens_per_s.median),
+            against(arm.ratios.get("tokens_per_s")),
+            _bound(arm),
+            _kv(arm.memory),
+            told.get(arm.name, MISSING),
+        ]
+        for cell in report.cells
+        for arm in cell.arms
     ]
-    measured = {name for _, name, _ in rows}
-    rows += [(MISSING, name, None) for name in compared if name not in measured]
-    columns: dict[str, Callable[[_Row], str]] = {
-        "BATCH": lambda row: row[0],
-        "ARM": lambda row: row[1],
-        "TOKENS/S": lambda row: written(row[2], lambda arm: number(arm.tokens_per_s.median)),
-        f"× {BASELINE} [95 %]": lambda row: written(
-            row[2], lambda arm: against(arm.ratios.get("tokens_per_s"))
-        ),
-        "BOUND": lambda row: written(row[2], _bound),
-        "KV": lambda row: written(row[2], lambda arm: _kv(arm.memory)),
-    }
-    if len(report.cells) == 1:
-        del columns["BATCH"]
-    if not any(arm and arm.bound for _, _, arm in rows):
-        del columns["BOUND"]
-    if answers is not None:
-        columns[_quality_name(answers)] = lambda row: written(
-            compared.get(row[1]), lambda one: _quality(one, answers)
-        )
-    return table_of(columns, rows)
+    measured = {row[1] for row in rows}
+    rows += [
+        [MISSING, arm, *[MISSING] * 4, what] for arm, what in told.items() if arm not in measured
+    ]
+    columns = ["BATCH", "ARM", "TOKENS/S", f"× {BASELINE} [95 %]", "BOUND", "KV", head]
+    return Table(columns, rows)
 
 
 def against(found: Ratio | None) -> str:
@@ -106,25 +91,6 @@ def _kv(memory: Memory) -> str:
     unit = before.rpartition(" ")[2]
     same = after.endswith(f" {unit}")
     return f"{before.removesuffix(f' {unit}') if same else before} → {after}"
-
-
-def _quality_name(answers: Answers) -> str:
-    if answers.references:
-        return "RIGHT"
-    return "SAME ANSWER" if _judged(answers) else "IDENTICAL"
-
-
-def _judged(answers: Answers) -> bool:
-    return any(arm.same_answer is not None for arm in answers.arms)
-
-
-def _quality(arm: Comparison, answers: Answers) -> str:
-    if answers.references:
-        return written(arm.correct, lambda right: f"{right:,} of {answers.references:,}")
-    if not _judged(answers):
-        return f"{arm.identical:,} of {arm.items:,}"
-    same = arm.items if arm.name == BASELINE else arm.same_answer
-    return written(same, lambda same: f"{same:,} of {arm.items:,}")
 
 
 def _warnings(report: ProfileReport) -> Iterator[Sentence]:

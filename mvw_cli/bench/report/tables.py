@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from mvw_cli.bench.documents import (
@@ -22,8 +21,8 @@ from mvw_cli.bench.documents import (
     ProfileReport,
     Vision,
 )
-from mvw_cli.bench.stats import Ratio, Summary
-from mvw_cli.bench.verdict.verdict import measured
+from mvw_cli.bench.stats import Ratio
+from mvw_cli.bench.verdict.verdict import formula_differs, measured
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
 from mvw_cli.cost.case import StepBound
 from mvw_cli.render.jinja import named_sentences
@@ -46,7 +45,6 @@ Parts = list[Table | Sentence]
 T = TypeVar("T")
 _PACKAGE = "mvw_cli.bench.report"
 
-ARMS_PER_TABLE = 4
 PHASES = {
     "read_ms": "read the image files",
     "preprocess_ms": "preprocess",
@@ -57,7 +55,6 @@ PHASES = {
     "decode_after_ms": "decode after withdrawal",
 }
 PARTS_OF_OTHERS = ("vision_ms",)
-assert set(PHASES) == {field.name for field in fields(Phases)}
 
 
 def sections(report: ProfileReport) -> list[Section]:
@@ -119,14 +116,20 @@ def _environment(report: ProfileReport) -> Parts:
 def _phases(report: ProfileReport) -> Parts:
     parts: Parts = []
     for cell in report.cells:
-        for start in range(0, len(cell.arms), ARMS_PER_TABLE):
-            arms = cell.arms[start : start + ARMS_PER_TABLE]
-            rows = [
-                [name, *(_phase(arm.phases, key) for arm in arms)] for key, name in PHASES.items()
+        rows = [
+            [
+                name,
+                arm.name,
+                milliseconds(spent.median),
+                percent(spent.median / total_ms(arm.phases)),
             ]
-            rows = [row for row in rows if set(row[1:]) != {MISSING}]
-            if rows:
-                parts.append(Table(["PHASE", *(arm.name for arm in arms)], rows, caption(cell)))
+            for phase, name in PHASES.items()
+            for arm in cell.arms
+            if (spent := getattr(arm.phases, phase)) is not None
+        ]
+        if rows:
+            columns = ["PHASE", "ARM", "MEDIAN", "OF THE ANSWER"]
+            parts.append(Table(columns, rows, caption(cell)))
     return parts
 
 
@@ -136,61 +139,54 @@ def total_ms(phases: Phases) -> float:
     return float(sum(summary.median for summary in found if summary is not None))
 
 
-def _phase(phases: Phases, key: str) -> str:
-    summary: Summary | None = getattr(phases, key)
-    return written(summary, lambda one: _with_share(milliseconds, one.median, total_ms(phases)))
-
-
 def _with_share(write: Callable[[Any], str], value: float, whole: float) -> str:
     """Write a value, and its share of a whole."""
     return f"{write(value)}  {percent(value / whole)}" if whole else write(value)
 
 
-# What it is called, its name in `Arm.ratios`, where it lies, how it is written.
-_FIGURES: list[tuple[str, str | None, Callable[[Arm], Summary | None], Callable[[float], str]]] = [
-    ("time to first token", "ttft", lambda arm: arm.ttft_ms, milliseconds),
-    ("time per output token", "tpot", lambda arm: arm.tpot_ms, milliseconds),
-    ("  before withdrawal", None, lambda arm: arm.tpot_before_ms, milliseconds),
-    ("  after withdrawal", None, lambda arm: arm.tpot_after_ms, milliseconds),
-    ("tokens per second", "tokens_per_s", lambda arm: arm.tokens_per_s, number),
-    ("seconds per answer", "answer", lambda arm: arm.answer_s, seconds),
-    ("tokens per answer", None, lambda arm: arm.generated_tokens, count),
-]
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "ttft_ms": ("time to first token", milliseconds),
+    "tpot_ms": ("time per output token", milliseconds),
+    "tpot_before_ms": ("  before withdrawal", milliseconds),
+    "tpot_after_ms": ("  after withdrawal", milliseconds),
+    "tokens_per_s": ("tokens per second", number),
+    "answer_s": ("seconds per answer", seconds),
+    "generated_tokens": ("tokens per answer", count),
+}
+"""By their place in `Arm`: what a figure is called, and how it is written."""
+_RATIOS = {
+    "ttft_ms": "ttft",
+    "tpot_ms": "tpot",
+    "tokens_per_s": "tokens_per_s",
+    "answer_s": "answer",
+}
+"""Where in `Arm.ratios` a figure stands."""
 
 
 def _speed(report: ProfileReport) -> Parts:
     parts: Parts = []
-    natural = report.workload.mode == "natural"
     columns = ["FIGURE", "ARM", "MEDIAN", "P90", "P99", "SPREAD", f"AGAINST {BASELINE} [95 %]"]
     for cell in report.cells:
-        parts.append(Table(columns, _speed_rows(cell, natural), caption(cell)))
+        rows = [
+            [
+                name,
+                arm.name,
+                *map(write, (summary.median, summary.p90, summary.p99)),
+                percent(summary.spread) if len(summary.samples) > 1 else MISSING,
+                judged_ratio(arm.ratios.get(_RATIOS.get(figure, ""))),
+            ]
+            for figure, (name, write) in _FIGURES.items()
+            for arm in cell.arms
+            if (summary := getattr(arm, figure)) is not None
+        ]
+        parts.append(Table(columns, rows, caption(cell)))
         parts += [Sentence(f"Unstable: {text}", "warning") for text in cell.unstable]
         parts += ended(cell)
     if any(arm.ratios for cell in report.cells for arm in cell.arms):
         parts.append(note("ratios"))
-    if parts and natural:
+    if parts and report.workload.mode == "natural":
         parts.append(note("natural"))
     return parts
-
-
-def _speed_rows(cell: Cell, natural: bool) -> list[list[str]]:
-    withdraws = any(arm.tpot_after_ms is not None for arm in cell.arms)
-    rows = []
-    for name, key, read, write in _FIGURES:
-        if name.startswith("  ") and not withdraws:
-            continue  # a part of the output is worth a row only where some arm has another part
-        # Steps of one run differ by nature, and so do answers that end where they like.
-        judged = key in ("ttft", "tokens_per_s") or (key == "answer" and not natural)
-        for arm in cell.arms:
-            summary = read(arm)
-            if summary is None:
-                continue
-            spread = percent(summary.spread) if len(summary.samples) > 1 else MISSING
-            spread += " unstable" if judged and summary.unstable else ""
-            values = map(write, (summary.median, summary.p90, summary.p99))
-            against = judged_ratio(arm.ratios.get(key) if key else None)
-            rows.append([name, arm.name, *values, spread, against])
-    return rows
 
 
 # -- vision and memory ------------------------------------------------------------------------
@@ -222,31 +218,18 @@ def _vision(report: ProfileReport) -> Parts:
         baseline = next((arm.vision for arm in cell.arms if arm.name == BASELINE), None)
         whole = baseline.attended if baseline else 0.0
         seen = [(arm, arm.vision, whole) for arm in cell.arms if arm.vision is not None]
-        # What all arms have in common is left out.
-        columns = {
-            name: write for name, write in _SEEN.items() if len({write(one) for one in seen}) > 1
-        }
-        if "ATTENDED BY A TOKEN" in columns:
-            parts.append(table_of(columns, seen, caption(cell)))
-    if parts:
-        parts.append(note("vision"))
-    return parts
+        if seen:
+            parts.append(table_of(_SEEN, seen, caption(cell)))
+    return [*parts, note("vision")] if parts else []
 
 
-_KV: dict[str, Callable[[Arm], str]] = {
+_MEMORY: dict[str, Callable[[Arm], str]] = {
     "ARM": lambda arm: arm.name,
     "WITHDRAWN AFTER": lambda arm: written(arm.withdrawn_after, lambda m: plural(m, "token")),
     "KV BEFORE": lambda arm: _bytes(arm.memory.kv_bytes_before),
     "KV AFTER": lambda arm: _bytes(arm.memory.kv_bytes_after),
     "FREED": lambda arm: _freed(arm.memory),
     "BY FORMULA": lambda arm: _by_formula(arm.memory),
-    "STORAGE AT END": lambda arm: _bytes(
-        arm.memory.kv_allocated_along[-1] if arm.memory.kv_allocated_along else None
-    ),
-}
-_PEAKS: dict[str, Callable[[Arm], str]] = {
-    "ARM": lambda arm: arm.name,
-    "WEIGHTS": lambda arm: _bytes(arm.memory.weight_bytes),
     "ALLOCATED, PEAK": lambda arm: _bytes(arm.memory.device_allocated_peak_bytes),
     "RESERVED, PEAK": lambda arm: _bytes(arm.memory.device_reserved_peak_bytes),
     "PROCESS, PEAK": lambda arm: _bytes(arm.memory.process_peak_bytes),
@@ -254,23 +237,8 @@ _PEAKS: dict[str, Callable[[Arm], str]] = {
 
 
 def _memory(report: ProfileReport) -> Parts:
-    parts: Parts = []
-    for cell in report.cells:
-        parts.append(table_of(_KV, cell.arms, f"KV cache. {caption(cell)}"))
-        parts.append(table_of(_PEAKS, cell.arms, f"Peaks. {caption(cell)}"))
-    if parts:
-        parts.append(note("memory"))
-    plan = report.plan
-    if plan is not None and (plan.largest_batch_before or plan.largest_batch_after):
-        rows = [
-            ["with the vision tokens to the end", written(plan.largest_batch_before, count)],
-            [
-                f"once they are withdrawn after {plan.withdrawn_after}",
-                written(plan.largest_batch_after, count),
-            ],
-        ]
-        parts.append(Table(["CACHES THAT FIT BESIDE THE WEIGHTS", "SEQUENCES"], rows))
-    return parts
+    tables = [table_of(_MEMORY, cell.arms, caption(cell)) for cell in report.cells]
+    return [*tables, note("memory")] if tables else []
 
 
 def _freed(memory: Memory) -> str:
@@ -279,14 +247,9 @@ def _freed(memory: Memory) -> str:
 
 
 def _by_formula(memory: Memory) -> str:
-    pairs = (
-        (memory.kv_bytes_before, memory.kv_formula_bytes_before),
-        (memory.kv_bytes_after, memory.kv_formula_bytes_after),
-    )
-    known = [found == formula for found, formula in pairs if formula is not None]
-    if not known:
+    if memory.kv_formula_bytes_before is None and memory.kv_formula_bytes_after is None:
         return MISSING
-    return "agrees" if all(known) else "differs"
+    return "differs" if any(formula_differs(memory)) else "agrees"
 
 
 # -- bounds -----------------------------------------------------------------------------------
@@ -334,14 +297,15 @@ def _bound(report: ProfileReport) -> Parts:
         (cell, arm, arm.bound)
         for cell in report.cells
         for arm in cell.arms
-        if arm.bound is not None
+        if arm.bound is not None and arm.ratios
     ]
-    decode = [one for one in bounds if one[1].ratios]
-    if decode:
-        parts.append(table_of(_DECODE, decode, "Decode: bound and measurement"))
-    prefills = [(cell, arm, bound.prefill) for cell, arm, bound in bounds if bound.prefill]
-    acting = {cell.batch for cell, _, prefill in prefills if prefill.share < 1}
-    prefills = [one for one in prefills if one[0].batch in acting and one[1].ratios]
+    if bounds:
+        parts.append(table_of(_DECODE, bounds, "Decode: bound and measurement"))
+    prefills = [
+        (cell, arm, bound.prefill)
+        for cell, arm, bound in bounds
+        if bound.prefill is not None and bound.prefill.share < 1
+    ]
     if prefills:
         parts.append(table_of(_PREFILL, prefills, "Prefill: bound and measurement"))
     return parts

@@ -47,7 +47,7 @@ def verdicts(report: ProfileReport) -> list[str]:
         reads_less_somewhere=_reads_less_somewhere,
         looks_less=_looks_less,
         acts=_acts,
-        formula_differs=_formula_differs,
+        formula_differs=formula_differs,
         exceeds=_exceeds,
         measured=measured,
     )
@@ -79,7 +79,7 @@ def _explained_share(baseline: Arm) -> float | None:
     return baseline.bound.before.seconds / step_s
 
 
-def _formula_differs(memory: Memory) -> Iterator[tuple[int, int, str]]:
+def formula_differs(memory: Memory) -> Iterator[tuple[int, int, str]]:
     """Find where the KV cache is not as large as the configuration says, if anywhere."""
     for found, expected, when in (
         (memory.kv_bytes_before, memory.kv_formula_bytes_before, "before"),

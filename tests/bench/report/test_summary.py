@@ -73,7 +73,7 @@ def test_answers_are_counted_by_the_best_that_is_known(full: ProfileReport) -> N
     arms = [replace(arm, same_answer=None) for arm in answers.arms]
     report = replace(full, answers=replace(answers, arms=arms))
     assert [row[-1] for row in rows(report)][:2] == ["20 of 20", "11 of 20"]
-    assert len(rows(replace(full, answers=None))[0]) == len(rows(full)[0]) - 1
+    assert {row[-1] for row in rows(replace(full, answers=None))} == {"-"}
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -96,7 +96,7 @@ def test_a_screen_is_enough(full: ProfileReport, arms: int, width: int) -> None:
 @pytest.mark.parametrize("made", [sample_report.bare, sample_report.planned])
 def test_what_was_not_measured_is_left_out(made: Callable[[], ProfileReport]) -> None:
     text = "\n".join(told(made()))
-    assert "None" not in text and "faster" not in text and "BOUND" not in text
+    assert "None" not in text and "faster" not in text
 
 
 def test_a_comparison_takes_one_screen_too(full: ProfileReport) -> None:

@@ -71,33 +71,17 @@ def test_what_is_unstable_says_so_with_its_remedy(full: ProfileReport) -> None:
     sentence = "ttft_ms of baseline spreads by 60 %: close other programs."
     cell = replace(full.cells[0], arms=[wild], unstable=[sentence])
     plain = told(replace(full, cells=[cell]))
-    assert row(plain, "time to first token", "baseline").split("  ")[-2].strip() == "60 % unstable"
+    assert "  60 %  " in row(plain, "time to first token", "baseline")
     assert f"Unstable: {sentence}" in plain
-    # Steps of one run differ by nature: their spread is told, and not judged.
-    uneven = replace(wild, tpot_ms=summarise([10.0, 20.0, 30.0, 40.0]))
-    cell = replace(cell, arms=[uneven])
-    plain = told(replace(full, cells=[cell]))
-    assert "  60 %  " in row(plain, "time per output token", "baseline")
 
 
 def test_phases_are_shares_of_the_whole_answer(full: ProfileReport) -> None:
-    plain = told(full)
-    line = next(line for line in plain.splitlines() if line.startswith("decode before withdrawal"))
     phases = full.cells[0].arms[0].phases
     parts = (phases.read_ms, phases.preprocess_ms, phases.prefill_ms, phases.decode_before_ms)
     whole = sum(part.median for part in parts if part)
     assert phases.decode_before_ms is not None
-    assert percent(phases.decode_before_ms.median / whole) in line
-
-
-def test_many_arms_are_split_over_tables_and_all_are_there(full: ProfileReport) -> None:
-    arms = [replace(full.cells[0].arms[1], name=f"m={m}") for m in range(1, 8)]
-    plain = told(replace(full, cells=[replace(full.cells[0], arms=arms)]))
-    heads = [line for line in plain.splitlines() if line.startswith("PHASE")]
-    assert [head.split()[1:] for head in heads] == [
-        ["m=1", "m=2", "m=3", "m=4"],
-        ["m=5", "m=6", "m=7"],
-    ]
+    share = percent(phases.decode_before_ms.median / whole)
+    assert row(told(full), "decode before withdrawal", "baseline").endswith(f"  {share}")
 
 
 def test_memory_says_whether_the_formula_agrees(full: ProfileReport) -> None:
@@ -185,26 +169,12 @@ def test_each_arm_s_vision_stands_beside_the_baseline_s(layerwise: ProfileReport
     ]
 
 
-def test_what_all_arms_share_is_left_out(full: ProfileReport, layerwise: ProfileReport) -> None:
-    some = table(of_arms(layerwise, 0, 2), "vision")
-    assert some is not None and some.columns == ["ARM", "ATTENDED BY A TOKEN"]
-    baseline, vtw = layerwise.cells[0].arms[:2]
-    for arms in (
-        [baseline, replace(baseline, name="as baseline")],
-        [baseline, replace(vtw, vision=None)],
-    ):
-        alike = replace(layerwise, cells=[replace(layerwise.cells[0], arms=arms)])
-        assert "vision" not in [section.name for section in sections(alike)]
-    assert table(full, "vision") is None
-
-
 def test_the_prefill_is_set_beside_its_bound(layerwise: ProfileReport) -> None:
     found = table(layerwise, "bound", "Prefill")
     assert found is not None
     rows = {row[1]: row for row in found.rows}
-    assert list(rows) == ["vtw:layer=2", "pulse", "mvw:m=64+look-back"]
+    assert list(rows) == ["vtw:layer=2"]  # the others act on none of it
     assert rows["vtw:layer=2"][2:5] == ["11.5 TFLOP  50 % of the baseline's", "16.5 ms", "2.00 ×"]
-    assert rows["pulse"][2:5] == ["23.0 TFLOP  100 % of the baseline's", "33.0 ms", "1.00 ×"]
     assert rows["vtw:layer=2"][5].endswith("no difference shown")
     assert table(of_arms(layerwise, 0, 2), "bound", "Prefill") is None
 

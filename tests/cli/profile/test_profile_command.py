@@ -71,7 +71,7 @@ def test_a_report_goes_to_files_and_the_terminal_and_comes_back(
     assert "m=4" in Path("report.html").read_text("utf-8")
     lines = ran.out.splitlines()
     assert len(lines) <= 40 and lines[2] == "VERDICT"
-    assert [line.split()[0] for line in lines if " KiB" in line][-3:] == ["baseline", "m=2", "m=4"]
+    assert [line.split()[1] for line in lines if " KiB" in line][-3:] == ["baseline", "m=2", "m=4"]
     shown = run("--from", "report.json", "-o", "again.json", "--plot", "charts", "--json")
     assert json.loads(shown.out) == json.loads(Path("report.json").read_text("utf-8"))
     assert Path("again.json").read_bytes() == Path("report.json").read_bytes()
