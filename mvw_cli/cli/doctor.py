@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mvw_cli import console
 from mvw_cli.cli.options import common_options, complete_profiles, json_option
-
-if TYPE_CHECKING:
-    from mvw_cli.doctor.findings import Finding
-    from mvw_cli.oracle.equivalence import Equivalence
-
-_COMPARISONS = {"equivalence": "equivalence", "equivalence_flash": "equivalence, flash"}
-"""Keys of the document, and the checks whose figures they have."""
 
 
 @click.command()
@@ -55,10 +48,32 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
       mvw doctor --profile llava-cot --equivalence
     """
     from mvw_cli.cli.process import mute_libraries
-    from mvw_cli.errors import ExitCode
+    from mvw_cli.doctor.findings import refused
+    from mvw_cli.doctor.installation import check_installation
+    from mvw_cli.doctor.profile import check_model
+    from mvw_cli.errors import ExitCode, MvwError
+    from mvw_cli.machine import facts
+    from mvw_cli.plugins import load_plugins
+    from mvw_cli.profiles.resolution import parse_set, resolve
 
     mute_libraries()
-    findings, compared = _findings(profile, pairs, equivalence)
+    seen = facts.gather()
+    findings = [*check_installation(seen, load_plugins().plugins)]
+    figures: dict[str, dict[str, Any] | None] = {}
+    try:
+        chosen = profile is not None or bool(pairs)
+        resolved = resolve(profile, parse_set(pairs)) if chosen or equivalence else None
+        if resolved is not None and chosen:
+            findings += check_model(resolved, seen)
+        if resolved is not None and equivalence:
+            # PyTorch may be broken here, and the other checks have to say so.
+            from mvw_cli.doctor.exactness import check_exactness
+
+            for finding, compared in check_exactness(resolved, seen):
+                findings.append(finding)
+                figures[finding.check] = None if compared is None else _finite(asdict(compared))
+    except MvwError as error:
+        findings.append(refused("profile", error))
     statuses = {finding.status for finding in findings}
     status = next(one for one in ("problem", "warning", "ok") if one in statuses)
     if as_json:
@@ -66,7 +81,8 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
             "schema_version": 1,
             "status": status,
             "findings": [asdict(finding) for finding in findings],
-            **{key: _figures(compared.get(check)) for key, check in _COMPARISONS.items()},
+            "equivalence": figures.get("equivalence"),
+            "equivalence_flash": figures.get("equivalence, flash"),
         }
         console.write_json(document)
     else:
@@ -75,42 +91,9 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
     return ExitCode.CHECKS_FAILED if status == "problem" else ExitCode.OK
 
 
-def _findings(
-    name: str | None, pairs: tuple[str, ...], with_equivalence: bool
-) -> tuple[list[Finding], dict[str, Equivalence | None]]:
-    """Collect what the checks found, and by the check the figures of the comparisons."""
-    from mvw_cli.doctor.findings import refused
-    from mvw_cli.doctor.installation import check_installation
-    from mvw_cli.doctor.profile import check_model
-    from mvw_cli.errors import MvwError
-    from mvw_cli.machine import facts
-    from mvw_cli.plugins import load_plugins
-    from mvw_cli.profiles.resolution import parse_set, resolve
-
-    seen = facts.gather()
-    findings = [*check_installation(seen, load_plugins().plugins)]
-    chosen = name is not None or bool(pairs)
-    if not (chosen or with_equivalence):
-        return findings, {}
-    try:
-        resolved = resolve(name, parse_set(pairs))
-    except MvwError as error:
-        return [*findings, refused("profile", error)], {}
-    findings += check_model(resolved, seen) if chosen else ()
-    if not with_equivalence:
-        return findings, {}
-    from mvw_cli.doctor.exactness import check_exactness
-
-    compared = check_exactness(resolved, seen)
-    findings += [finding for finding, _ in compared]
-    return findings, {finding.check: figures for finding, figures in compared}
-
-
-def _figures(figures: Equivalence | None) -> dict[str, Any] | None:
-    """Serialise; what is no number, as a broken kernel may give, is null in JSON."""
-    if figures is None:
-        return None
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """Make null of what is no number, as a broken kernel may give."""
     return {
         key: None if isinstance(value, float) and not isfinite(value) else value
-        for key, value in asdict(figures).items()
+        for key, value in figures.items()
     }

@@ -13,7 +13,6 @@ from mvw_cli.cli.options import common_options, json_option
 
 if TYPE_CHECKING:
     from mvw_cli.plugins import Entry
-    from mvw_cli.profiles.store import ProfileFile
 
 
 @click.group("list")
@@ -51,15 +50,33 @@ def policies(as_json: bool) -> None:
 @common_options
 def profiles(as_json: bool) -> None:
     """List the named profiles; `mvw show NAME` shows one of them."""
+    import os
+
+    from mvw_cli.errors import MvwError
+    from mvw_cli.profiles.resolution import chain, shown
     from mvw_cli.profiles.store import known_profiles
 
-    records = [_profile(name, files) for name, files in known_profiles().items()]
-    _show(
-        "profiles",
-        records,
-        ("name", "adapter", "model", "description", "origin", "status"),
-        as_json,
-    )
+    records = []
+    for name, files in known_profiles().items():
+        values: dict[str, Any] = {}
+        cause = None
+        try:
+            for layer in reversed(chain(files, os.environ)):
+                values |= {key: one.value for key, one in layer.values.items()}
+        except MvwError as error:
+            cause = error.message
+        records.append(
+            {
+                "name": name,
+                **{key: values.get(key) for key in ("adapter", "model", "description")},
+                "origin": " over ".join(file.distribution or file.kind for file in files),
+                "paths": [shown(file.path) for file in files],
+                "status": "broken" if cause else "ok",
+                "cause": cause,
+            }
+        )
+    columns = ("name", "adapter", "model", "description", "origin", "status")
+    _show("profiles", records, columns, as_json)
 
 
 def _record(entry: Entry[Any]) -> dict[str, Any]:
@@ -74,37 +91,12 @@ def _record(entry: Entry[Any]) -> dict[str, Any]:
     }
 
 
-def _profile(name: str, files: list[ProfileFile]) -> dict[str, Any]:
-    import os
-
-    from mvw_cli.errors import MvwError
-    from mvw_cli.profiles.resolution import chain, shown
-
-    values: dict[str, Any] = {}
-    cause = None
-    try:
-        for layer in reversed(chain(files, os.environ)):
-            values.update({key: one.value for key, one in layer.values.items()})
-    except MvwError as error:
-        cause = error.message
-    return {
-        "name": name,
-        "adapter": values.get("adapter"),
-        "model": values.get("model"),
-        "description": values.get("description"),
-        "origin": " over ".join(file.distribution or file.kind for file in files),
-        "paths": [shown(file.path) for file in files],
-        "status": "broken" if cause else "ok",
-        "cause": cause,
-    }
-
-
 def _show(what: str, records: list[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     if as_json:
         console.write_json({"schema_version": 1, what: records})
         return
     for record in records:
-        if record["status"] != "ok":
+        if record["cause"]:
             record["status"] += f": {record['cause']}"
     rows = [[str(record[column] or "-") for column in columns] for record in records]
     console.table([column.upper() for column in columns], rows)
@@ -122,17 +114,13 @@ def plugins(context: click.Context, as_json: bool) -> None:
     if isinstance(root.command, click.Group):
         root.command.list_commands(root)  # asks the plugins for their commands
     records = [asdict(plugin) for plugin in load_plugins().plugins]
-    if as_json:
-        console.write_json({"schema_version": 1, "plugins": records})
-        return
-    rows = []
-    for record in records:
-        brings = [
-            f"{kind}: {', '.join(record[kind])}"
-            for kind in ("adapters", "policies", "profiles", "commands")
-            if record[kind]
-        ]
-        status = f"{record['status']}: {record['cause']}" if record["cause"] else record["status"]
-        plugin = f"{record['distribution']} {record['version']}"
-        rows.append([plugin, record["name"], "; ".join(brings) or "-", status])
-    console.table(["DISTRIBUTION", "PLUGIN", "BRINGS", "STATUS"], rows)
+    if not as_json:
+        for record in records:
+            brings = [
+                f"{kind}: {', '.join(record[kind])}"
+                for kind in ("adapters", "policies", "profiles", "commands")
+                if record[kind]
+            ]
+            record["distribution"] += f" {record['version']}"
+            record |= {"plugin": record["name"], "brings": "; ".join(brings)}
+    _show("plugins", records, ("distribution", "plugin", "brings", "status"), as_json)

@@ -118,7 +118,7 @@ class Case:
         attended = flops.step(text, vision, batch) - computed
         # A cross-attention layer that holds any computes all of its products but the attention's.
         fixed = 0.0
-        if self._cross_attention and vision:
+        if self.shape.has_cross_attention and vision:
             fixed = 2.0 * batch * (flops.cross_attention if keep else flops.cross)
         return self._bound(
             round(read + holding),
@@ -176,10 +176,10 @@ class Case:
         if self.device is None:
             return None
         fewest = self.vision_tokens if read is None else min(read, default=0)
-        sequence = self.question_tokens + (0 if self._cross_attention else fewest)
+        sequence = self.question_tokens + (0 if self.shape.has_cross_attention else fewest)
         weights = self.shape.weights
         passed = weights.read(sequence).numbers + (weights.vision if self.vision_tokens else 0)
-        if read is not None and self._cross_attention:
+        if read is not None and self.shape.has_cross_attention:
             skipped = weights.cross_attention if self.keep_mlp else weights.cross
             passed -= skipped.numbers * sum(not states for states in read) / len(read)
         # What is read is taken to be as much quantised as the rest.
@@ -189,11 +189,6 @@ class Case:
             moving / self.device.bandwidth_bytes_per_s,
             self.prefill_flops(read) / self.device.flops_per_s,
         )
-
-    @property
-    def _cross_attention(self) -> bool:
-        """Whether cross-attention layers hold the vision."""
-        return any(layer.cross for layer in self.shape.layers)
 
 
 def ratio(before: float, after: float) -> float:

@@ -110,27 +110,12 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The attention of one layer of the language model."""
+    """FLOPs of one query at one entry, in one layer of the language model."""
 
-    count: int
-    """Query heads."""
-    key: int
-    """Numbers of a query and a key."""
-    value: int
-    latent: int = 0
-    """Numbers of MLA's latent; 0 for attention with heads of its own."""
-    rotary: int = 0
-    """Numbers of the key that all heads share with a latent."""
-
-    @property
-    def pair(self) -> int:
-        """FLOPs of one query at one entry."""
-        return 2 * self.count * (self.key + self.value)
-
-    @property
-    def folded(self) -> int:
-        """FLOPs of one query, turned to the space of the latents, at one entry as it is cached."""
-        return 2 * self.count * (2 * self.latent + self.rotary) if self.latent else self.pair
+    pair: int
+    folded: int
+    """With the query turned to the space of MLA's latents, as a decode step attends to them in the
+    cache; the same as `pair` without latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +159,7 @@ class Flops:
             holding = [layer for layer in layers if layer.cross] if vision else []
             read = [vision] * len(holding or layers)
         linear, pairs = float(self.head), 0
-        if self._cross_vision(vision):
+        if vision and self.shape.has_cross_attention:
             made = self.tower.made(vision) if self.tower else vision
             linear += self.token * text
             pairs += sum(_pairs(layer, text, 0) for layer in layers if not layer.cross)
@@ -207,7 +192,7 @@ class Flops:
             vision: vision tokens that are held; 0 once withdrawn.
             keep_mlp: whether cross-attention layers without vision keep their gated MLP.
         """
-        cross_vision = self._cross_vision(vision)
+        cross_vision = vision if self.shape.has_cross_attention else 0
         linear = self.token + self.head
         if cross_vision:
             linear += self.cross
@@ -219,10 +204,6 @@ class Flops:
             for layer in self.shape.layers
         )
         return float(sequences * (2 * linear + self.heads.folded * seen))
-
-    def _cross_vision(self, vision: int) -> int:
-        """Return how many vision states cross-attention layers hold."""
-        return vision if any(layer.cross for layer in self.shape.layers) else 0
 
 
 def flops_of(adapter: Adapter, config: Any) -> Flops:
@@ -263,10 +244,10 @@ def _heads(text: Any) -> Heads:
     latent = getattr(text, "kv_lora_rank", None)
     if latent:
         rotary = int(text.qk_rope_head_dim)
-        key = int(text.qk_nope_head_dim) + rotary
-        return Heads(count, key, int(text.v_head_dim), int(latent), rotary)
+        own = int(text.qk_nope_head_dim) + rotary + int(text.v_head_dim)
+        return Heads(2 * count * own, 2 * count * (2 * int(latent) + rotary))
     size = int(getattr(text, "head_dim", None) or text.hidden_size // count)
-    return Heads(count, size, size)
+    return Heads(4 * count * size, 4 * count * size)
 
 
 def _pairs(layer: CacheLayer, sequence: int, states: int) -> int:

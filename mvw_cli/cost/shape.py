@@ -114,14 +114,18 @@ class Shape:
     dtype: str
     """Of the checkpoint, as its configuration says; float32 where it does not."""
 
+    @property
+    def has_cross_attention(self) -> bool:
+        """Whether cross-attention layers hold the vision, and then nothing else does."""
+        return any(layer.cross for layer in self.layers)
+
     def kv_elements_per_token(self) -> int:
         """Count the numbers that one more text token adds to the cache."""
         return sum(layer.elements for layer in self.layers if not layer.cross)
 
     def kv_elements(self, text: int, vision: int) -> int:
         """Count the numbers that the cache holds for an image followed by so much text."""
-        # Cross-attention layers hold the vision, and then nothing else does.
-        cross_vision = vision if any(layer.cross for layer in self.layers) else 0
+        cross_vision = vision if self.has_cross_attention else 0
         sequence = text + vision - cross_vision
         return sum(
             layer.elements * (cross_vision if layer.cross else layer.kept(sequence))

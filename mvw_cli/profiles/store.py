@@ -48,12 +48,13 @@ def known_profiles(env: Mapping[str, str] = os.environ) -> dict[str, list[Profil
 
     Of two distributions that bring the same name, mvw's own wins, else the first.
     """
-    known = {file.name: [file] for file in _in_folder(user_folder(env), "user", None)}
-    brought: dict[str, ProfileFile] = {}
-    for file in _brought():
-        brought.setdefault(file.name, file)
-    for name, file in brought.items():
-        known.setdefault(name, []).append(file)
+    brought = {file.name: file for file in _in_folder(packaged_folder(), "packaged", OWN)}
+    for folder, plugin in load_plugins().profiles:
+        for file in _in_folder(folder, "packaged", plugin.distribution):
+            brought.setdefault(file.name, file)
+    known = {name: [file] for name, file in brought.items()}
+    for file in _in_folder(user_folder(env), "user", None):
+        known[file.name] = [file, *known.get(file.name, ())]
     return dict(sorted(known.items()))
 
 
@@ -78,19 +79,13 @@ def find(name: str, env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
 
 def default_files(env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
     """Find the files of the default profile; a plugin that brings the same name changes nothing."""
-    own = [f for f in _in_folder(user_folder(env), "user", None) if f.name == DEFAULT]
-    return own + [f for f in _in_folder(packaged_folder(), "packaged", OWN) if f.name == DEFAULT]
+    known = known_profiles(env)
+    return known[DEFAULT if DEFAULT in known else f"{OWN}:{DEFAULT}"]
 
 
 def is_path(name: str) -> bool:
     """Tell a path from a name: by a separator, or by the ending of a YAML file."""
     return os.sep in name or "/" in name or name.endswith((".yaml", ".yml"))
-
-
-def _brought() -> Iterator[ProfileFile]:
-    yield from _in_folder(packaged_folder(), "packaged", OWN)
-    for folder, plugin in load_plugins().profiles:
-        yield from _in_folder(folder, "packaged", plugin.distribution)
 
 
 def _in_folder(
