@@ -32,7 +32,7 @@ from mvw_cli.profiles.schema import (
     nested,
     unknown_key,
 )
-from mvw_cli.profiles.store import DEFAULT, ProfileFile, default_files, find, is_path
+from mvw_cli.profiles.store import DEFAULT, ProfileFile, find, is_path
 from mvw_cli.profiles.withdrawal import Step, as_steps, merge
 
 VARIABLES = (
@@ -234,12 +234,11 @@ def resolve(
     """
     above = [environment_layer(env), flag_layer(flags)]
     name = name or env.get("MVW_PROFILE") or None
-    is_default = False
-    files: list[ProfileFile] = []
-    if name is not None:
-        files = find(name, env)
-    elif not any(key in layer.values for layer in above for key in ("adapter", "model")):
-        name, files, is_default = DEFAULT, default_files(env), True
+    is_default = name is None and not any(
+        key in layer.values for layer in above for key in ("adapter", "model")
+    )
+    name = DEFAULT if is_default else name
+    files = [] if name is None else find(name, env)
     layers = [*reversed(chain(files, env)), *above]
     default = Origin("default", "mvw")
     given = {

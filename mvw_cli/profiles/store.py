@@ -77,12 +77,6 @@ def find(name: str, env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
     )
 
 
-def default_files(env: Mapping[str, str] = os.environ) -> list[ProfileFile]:
-    """Find the files of the default profile; a plugin that brings the same name changes nothing."""
-    known = known_profiles(env)
-    return known[DEFAULT if DEFAULT in known else f"{OWN}:{DEFAULT}"]
-
-
 def is_path(name: str) -> bool:
     """Tell a path from a name: by a separator, or by the ending of a YAML file."""
     return os.sep in name or "/" in name or name.endswith((".yaml", ".yml"))
