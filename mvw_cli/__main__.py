@@ -11,9 +11,11 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from mvw_cli import console
 from mvw_cli.errors import ExitCode, MvwError, PluginWarning
+from mvw_cli.text import error_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,19 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _let_go_of_stdout()  # whoever read it has had enough
+        console.abandon_stdout()  # whoever read it has had enough
         return ExitCode.FAILURE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _let_go_of_stdout()
+        console.abandon_stdout()
         console.error("the output can't be written", "no space is left on the device", "df -h")
         return ExitCode.FAILURE
-
-
-def _let_go_of_stdout() -> None:
-    # Python flushes on shutdown, and would complain again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -73,12 +70,10 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
             raise
         _traceback_if_wanted()
-        again = shlex.join(["mvw", "--debug", *(a for a in arguments if a != "--debug")])
-        what = " ".join(str(error).split())
         console.error(
-            f"unexpected {type(error).__name__}{': ' + what if what else ''}",
+            f"unexpected {error_line(error)}",
             "this is a fault in mvw or in a plugin; re-run with --debug to see where",
-            again,
+            shlex.join(["mvw", "--debug", *(a for a in arguments if a != "--debug")]),
         )
         return ExitCode.FAILURE
 
@@ -95,11 +90,9 @@ def _show_plugin_warnings() -> None:
     standard = warnings.showwarning
     completing = "_MVW_COMPLETE" in os.environ
 
-    def show(
-        message: Warning | str, category: type[Warning], *rest: object, **more: object
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if not issubclass(category, PluginWarning):
-            standard(message, category, *rest, **more)  # type: ignore[arg-type]
+            standard(message, category, *rest, **more)
         elif not completing:
             console.warn(str(message))
 

@@ -53,19 +53,19 @@ def has_color(stream: TextIO) -> bool:
 
 def out() -> Console:
     """Make the console of stdout: for the result and nothing else."""
-    return _console(sys.stdout, stderr=False)
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """Make the console of stderr: for progress, warnings and remarks; mute under -q."""
-    return _console(sys.stderr, stderr=True, quiet=settings.quiet)
+    return _console(sys.stderr, quiet=settings.quiet)
 
 
-def _console(stream: TextIO, *, stderr: bool, quiet: bool = False) -> Console:
+def _console(stream: TextIO, *, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(
-        stderr=stderr,
+        stderr=stream is sys.stderr,
         quiet=quiet,
         # Rich would take FORCE_COLOR for a terminal and draw boxes and spinners into a file.
         force_terminal=has_color(stream) or is_terminal(stream),
@@ -128,14 +128,18 @@ def _to_stdout(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What stays in the buffer would fail again, with a traceback, when Python shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
         sys.stderr.write(printable(text) + "\n")
         raise MvwError(
             "Cannot write to stdout",
             cause=f"{error.strerror or error}; the result is on stderr",
             hint="df -h .",
         ) from None
+
+
+def abandon_stdout() -> None:
+    """Let go of stdout: what is in its buffer would fail again when Python shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
@@ -168,7 +172,7 @@ def _line(text: str, style: str, label: str = "") -> None:
 
     line = Text.assemble((label, style), (text, "" if label else style))
     # Soft wrapping leaves line breaks to the terminal, so that a hint can be copied whole.
-    _console(sys.stderr, stderr=True).print(line, soft_wrap=True)
+    _console(sys.stderr).print(line, soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -53,7 +53,12 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         for name in _OWN:
             self.get_command(ctx, name)
-        self._add_plugins()
+        if not self._asked_plugins:
+            from mvw_cli.plugins import plugin_commands
+
+            self._asked_plugins = True
+            for name, command in plugin_commands(taken=_OWN).items():
+                self.add_command(command, name)
         return [*_OWN, *sorted(name for name in self.commands if name not in _OWN)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -65,15 +70,6 @@ class Commands(click.Group):
                 # It may come from a plugin; if not, all the names serve to suggest one.
                 self.list_commands(ctx)
         return self.commands.get(cmd_name)
-
-    def _add_plugins(self) -> None:
-        if self._asked_plugins:
-            return
-        from mvw_cli.plugins import plugin_commands
-
-        self._asked_plugins = True
-        for name, command in plugin_commands(taken=_OWN).items():
-            self.add_command(command, name)
 
 
 @click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 ARGUMENTS = "mvw.arguments"
 """Key of the command's own words in `Context.meta`."""
-Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 json_option = click.option(
@@ -89,7 +88,7 @@ def complete_profiles(
     return found or [CompletionItem(incomplete, type="file")]
 
 
-def _complete(kind: Literal["adapters", "policies"]) -> Complete:
+def _complete(kind: Literal["adapters", "policies"]) -> Callable[..., list[CompletionItem]]:
     """Make what completes the name of an adapter or policy, also after others and a `+`."""
 
     def complete(

@@ -153,14 +153,6 @@ class AttentionProbe:
     """What the policy's own function has raised: its request fails, its neighbours don't."""
     _columns: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-    def clear(self) -> None:
-        """Begin a step."""
-        self.found, self.added, self.chosen = {}, {}, None
-
-    def wants(self, number: int) -> bool:
-        """Whether the scores of a layer are looked at."""
-        return number in self.layers or number == self.attend_layer
-
     def limits(self, number: int) -> bool:
         """Whether a layer attends to nothing but the chosen vision tokens."""
         after = self.attend_layer is not None and number > self.attend_layer
@@ -226,7 +218,7 @@ class StepProbes:
         self._places: dict[tuple[int, int, int], Tensor] = {}
         for probe in probes:
             if probe is not None:
-                probe.clear()
+                probe.found, probe.added, probe.chosen = {}, {}, None
 
     def narrowed(self, number: int, part: Part) -> Part:
         """Gather what the rows of a part attend to at a layer, where a policy has chosen."""
@@ -268,7 +260,9 @@ class StepProbes:
         """
         probes = self._probes[part.first : part.first + len(part.rows)]
         wanted = [
-            (row, one) for row, one in enumerate(probes) if one is not None and one.wants(number)
+            (row, one)
+            for row, one in enumerate(probes)
+            if one is not None and (number in one.layers or number == one.attend_layer)
         ]
         if not wanted or not part.keys.shape[2]:
             return

@@ -165,17 +165,12 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.groups[vision].entries[row].length * layer.entry_bytes for layer in self.layers
         )
 
-    def used_bytes(self) -> int:
-        """Bytes of the entries that all slots use."""
-        return sum(self.slot_bytes(slot) for slot in self.order)
-
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the cache, all slots together."""
         return sum(rows.allocated_bytes() for layer in self.layers for rows in layer.groups)
 
     def room_bytes(
         self,
-        *,
         prompt: int = 0,
         cross: int = 0,
         vision: bool = False,

@@ -49,8 +49,6 @@ class Engine:
         attention: str = "auto",
         cross_attention: CrossAttention = "skip",
     ) -> None:
-        if slots < 1:
-            raise ValueError("slots must be 1 or more")
         self._loaded = loaded
         self._model = loaded.model
         self._slots = slots
@@ -154,12 +152,11 @@ def _skipping(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
     Raises:
         NotExact: the decoder's layers aren't where transformers has them.
     """
+    decoder = decoder_layers(model) if layers else ()
     with ExitStack() as stack:
-        decoder = decoder_layers(model) if layers else ()
         for number in layers:
             hook = partial(_after_cross_layer, number)
-            handle = decoder[number].register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.callback(decoder[number].register_forward_hook(hook, with_kwargs=True).remove)
         yield
 
 

@@ -7,7 +7,7 @@ counts its bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,11 +39,6 @@ class Entries:
     """Entries in use: K and those appended."""
     had_vision: bool = True
     """At a cross-attention layer, whether the row has ever held any vision."""
-    oldest: int = field(init=False)
-    """Lowest index in the sequence."""
-
-    def __post_init__(self) -> None:
-        self.oldest = int(self.kept.min()) if len(self.kept) else self.following
 
     @property
     def next_index(self) -> int:
@@ -296,7 +291,7 @@ class Rows:
         if (
             self._index is not None
             and window is not None
-            and any(entry.next_index - window > entry.oldest for entry in self.entries)
+            and any(entry.next_index > window for entry in self.entries)
         ):
             # By position, not by place: once entries have left the middle, the last `window` places
             # reach further back than `window` positions.

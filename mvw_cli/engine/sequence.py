@@ -21,21 +21,17 @@ class Sampler:
     """How one request's tokens are chosen."""
 
     processors: LogitsProcessorList
-    sample: bool
-    seed: int
+    generator: torch.Generator | None
+    """Draws the tokens; None where the likeliest is taken."""
     ids: Tensor
     """Prompt and output so far; kept up only where a processor reads it.  # (1, T)"""
     forced: Iterator[int] | None = None
     """Tokens that are taken in place of any choice."""
-    generator: torch.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator(device=self.ids.device).manual_seed(self.seed)
 
     @property
     def plain(self) -> bool:
         """Whether the next token is simply the one with the highest logit."""
-        return self.forced is None and not self.sample and not self.processors
+        return self.forced is None and self.generator is None and not self.processors
 
     def choose(self, logits: Tensor) -> int:
         """Choose the next token.  logits: # (V,)"""
@@ -45,7 +41,7 @@ class Sampler:
             return int(logits.argmax())
         # float32, as `generate` does: the order of half-precision ties must be the same.
         scores = self.processors(self.ids, logits[None].to(dtype=torch.float32, copy=True))
-        if not self.sample:
+        if self.generator is None:
             token = scores.argmax(-1)
         else:
             weights = torch.softmax(scores, dim=-1)
@@ -149,9 +145,7 @@ class SequenceState:
     @property
     def gone(self) -> int:
         """Vision tokens that no layer holds."""
-        held = torch.zeros(self.vision.tokens, dtype=torch.bool)
-        for present in self.present.values():
-            held |= present
+        held = torch.stack(list(self.present.values())).any(dim=0)
         return int((~held).sum())
 
     def attach_probe(self, prefill: PrefillProbe | None) -> None:
@@ -197,21 +191,18 @@ class SequenceState:
         # The newest token has been chosen and not read: the query was the token before it, or the
         # prompt's last for the first token.
         newest = self.vision.prompt + len(self.ids) - 2
-        chosen = None if self.probe is None else self.probe.chosen
-        counts: dict[tuple[int, int | None, bool], int] = {}
-        total = 0
-        for layer, present in self.present.items():
-            window = self.windows[layer]
-            limited = self.probe is not None and self.probe.limits(layer)
-            key = (id(present), window, limited)
-            if key not in counts:
-                seen = present & chosen if limited and chosen is not None else present
-                if window is not None:
-                    # A window of w holds the query and the w - 1 positions before it.
-                    seen = seen & (self.vision.places > newest - window)
-                counts[key] = int(seen.sum())
-            total += counts[key]
-        return total / len(self.present)
+        probe = self.probe
+
+        def count(seen: Tensor, window: int | None, chosen: Tensor | None) -> int:
+            if chosen is not None:
+                seen = seen & chosen
+            if window is not None:
+                # A window of w holds the query and the w - 1 positions before it.
+                seen = seen & (self.vision.places > newest - window)
+            return int(seen.sum())
+
+        limits = {n: probe.chosen if probe and probe.limits(n) else None for n in self.present}
+        return sum(per_layer(count, self.present, self.windows, limits).values()) / len(limits)
 
     def view(self, logits: Tensor) -> StepView:
         """Show the policy what it has asked for.

@@ -75,7 +75,7 @@ class Slots:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the cache entries in use, all slots together."""
-        return self._cache.used_bytes()
+        return sum(self._cache.slot_bytes(slot) for slot in self._sequences)
 
     @property
     def kv_allocated_bytes(self) -> int:
@@ -98,18 +98,15 @@ class Slots:
         """
         offloaded = sum(one.offloaded_bytes for one in self._sequences.values())
         text = [one.request.text_tokens + len(one.ids) for one in self._sequences.values()]
-        if request is None:
-            return offloaded + self._cache.room_bytes(
-                ahead=ahead, text=max(text, default=0) if withdrawing else None
-            )
-        layout, crossed = request.layout, request.layout.cross_entries
-        return offloaded + self._cache.room_bytes(
-            prompt=int(request.inputs["input_ids"].shape[1]),
-            cross=0 if crossed is None else int(crossed.sum()),
-            vision=layout.vision_tokens > 0,
-            ahead=ahead,
-            text=max([*text, request.text_tokens]) if withdrawing else None,
-        )
+        prompt, cross, vision = 0, 0, False
+        if request is not None:
+            text.append(request.text_tokens)
+            crossed = request.layout.cross_entries
+            prompt = int(request.inputs["input_ids"].shape[1])
+            cross = 0 if crossed is None else int(crossed.sum())
+            vision = request.layout.vision_tokens > 0
+        longest = max(text, default=0) if withdrawing else None
+        return offloaded + self._cache.room_bytes(prompt, cross, vision, ahead, longest)
 
     @torch.inference_mode()
     def trim(self) -> None:
@@ -132,13 +129,11 @@ class Slots:
         prefill = run_prefill(
             self._model, prepared, request, self._cross_layers, keep_mlp=self._keep_mlp
         )
-        sampler = Sampler(
-            processors=prepared.processors,
-            sample=bool(prepared.config.do_sample),
-            seed=request.settings.seed,
-            ids=prepared.input_ids,
-            forced=None if request.forced is None else iter(request.forced),
-        )
+        ids, generator = prepared.input_ids, None
+        if prepared.config.do_sample:
+            generator = torch.Generator(device=ids.device).manual_seed(request.settings.seed)
+        forced = None if request.forced is None else iter(request.forced)
+        sampler = Sampler(prepared.processors, generator, ids, forced)
         # The first token comes out of the prefill, whose last row has just read the whole prompt:
         # step 1 costs no decode pass, and withdrawal can't come before it.
         [token] = choose_tokens(prefill.logits, [sampler])

@@ -52,11 +52,8 @@ class Request:
     settings: GenerationSettings
     forced: tuple[int, ...] | None = None
     """The whole output, where it is given: its tokens are read and none is chosen, so that other
-    conditions can be seen along the same output. Settings count for nothing then."""
-
-    def __post_init__(self) -> None:
-        if self.forced == ():
-            raise ValueError("a forced output has at least one token")
+    conditions can be seen along the same output; at least one token. Settings count for nothing
+    then."""
 
     @property
     def text_tokens(self) -> int:

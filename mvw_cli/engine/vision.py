@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.engine.types import NotExact
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,12 +93,12 @@ def vision_of(layout: VisionLayout, prompt: int) -> Vision:
     return Vision(count, prompt, cross_attention, places, numbers, images, layout.grids)
 
 
-def per_layer(function: Callable[..., Tensor], *of: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def per_layer(function: Callable[..., Made], *of: Mapping[int, Any]) -> dict[int, Made]:
     """Apply a function at each layer of the first mapping.
 
-    Layers that share their tensors, which most do, are computed once and share what comes out.
+    Layers that share what is given, which most do, are computed once and share what comes out.
     """
-    known: dict[tuple[int, ...], Tensor] = {}
+    known: dict[tuple[int, ...], Made] = {}
     found = {}
     for layer in of[0]:
         given = [one[layer] for one in of]

@@ -87,7 +87,6 @@ def equivalence(
     *,
     attention: str = "auto",
     m: int = 3,
-    new_tokens: int = 12,
     device: str = "cpu",
     dtype: str = "float32",
     cross_attention: CrossAttention = "skip",
@@ -100,11 +99,10 @@ def equivalence(
     """
     loaded = tiny_model(adapter, device, dtype)
     model = loaded.model
-    request = question_of(adapter, loaded, [noise(64, 48)], m=m, new_tokens=new_tokens)
+    request = question_of(adapter, loaded, [noise(64, 48)], m=m)
     with _flash_calls() as calls:
-        [trial], kernel = run(
-            loaded, [request], attention=attention, cross_attention=cross_attention
-        )
+        options = {"attention": attention, "cross_attention": cross_attention}
+        [trial], kernel = run(loaded, [request], **options)
     if attention == "flash" and not calls:
         raise ModelProblem(
             "flash-attn was not called.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from families import BY_NAME, build
 from running import request, run
@@ -43,9 +42,3 @@ def test_forced_and_free_requests_share_the_slots() -> None:
     both = run(model, [forced, free], slots=2)
     assert both["free"].completion.token_ids == alone
     assert both["forced"].completion.token_ids == (5, 6, 7)
-
-
-def test_an_output_has_a_token() -> None:
-    inputs = LLAVA.prompt(0)
-    with pytest.raises(ValueError, match="at least one token"):
-        replace(request(inputs, LLAVA.layout(inputs), None), forced=())

@@ -117,61 +117,41 @@ def _llava_onevision_prompt(seed: int) -> dict[str, Tensor]:
     )
 
 
-def _grid_prompt(seed: int, *, patch: int, temporal: int = 2) -> dict[str, Tensor]:
+def _grid_prompt(seed: int) -> dict[str, Tensor]:
     """One image of 4 x (4 + 2 seed) patches, merged 2 x 2, as the Qwen family wants it."""
     height, width = 4, 4 + 2 * (seed % 3)
-    tokens = height * width // 4
-    ids = _ids(2, [VISION_START, *[IMAGE] * tokens, VISION_END], 5, seed)
+    ids = _ids(2, [VISION_START, *[IMAGE] * (height * width // 4), VISION_END], 5, seed)
     return _inputs(
         ids,
-        pixel_values=_pixels(height * width, 3 * temporal * patch * patch, seed=seed),
+        pixel_values=_pixels(height * width, 3 * 2 * 4 * 4, seed=seed),
         image_grid_thw=torch.tensor([[1, height, width]]),
         mm_token_type_ids=(ids == IMAGE).int(),
     )
 
 
-_QWEN_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-}
+def _qwen(name: str, vision: dict[str, Any], rope: dict[str, Any] = MROPE, **text: Any) -> Any:
+    return _made(
+        name,
+        text_config={**TEXT, "rope_parameters": rope, **text},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
 
 
 def _qwen2_vl() -> Any:
-    return _made(
-        "Qwen2VL",
-        text_config={**TEXT, "rope_parameters": MROPE},
-        vision_config={**PATCHES, "embed_dim": 32, "mlp_ratio": 2},
-        **_QWEN_IDS,
-    )
+    return _qwen("Qwen2VL", {**PATCHES, "embed_dim": 32, "mlp_ratio": 2})
 
 
 def _qwen2_5_vl() -> Any:
-    return _made(
-        "Qwen2_5_VL",
-        text_config={**TEXT, "rope_parameters": MROPE},
-        vision_config={**MERGED, "window_size": 16, "fullatt_block_indexes": [1]},
-        **_QWEN_IDS,
-    )
+    return _qwen("Qwen2_5_VL", {**MERGED, "window_size": 16, "fullatt_block_indexes": [1]})
 
 
 def _qwen3_vl() -> Any:
-    return _made(
-        "Qwen3VL",
-        text_config={
-            **TEXT,
-            "head_dim": 8,
-            "rope_parameters": {**MROPE, "mrope_interleaved": True},
-        },
-        vision_config={
-            **MERGED,
-            "depth": 3,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        **_QWEN_IDS,
-    )
+    stack = {"depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    return _qwen("Qwen3VL", {**MERGED, **stack}, {**MROPE, "mrope_interleaved": True}, head_dim=8)
 
 
 def _glm4v() -> Any:
@@ -357,10 +337,10 @@ def _by_cross_attention(inputs: dict[str, Tensor]) -> VisionLayout:
 FAMILIES = [
     Family("llava", _llava, _llava_prompt),
     Family("llava_onevision", _llava_onevision, _llava_onevision_prompt),
-    Family("qwen2_vl", _qwen2_vl, lambda seed: _grid_prompt(seed, patch=4)),
-    Family("qwen2_5_vl", _qwen2_5_vl, lambda seed: _grid_prompt(seed, patch=4)),
-    Family("qwen3_vl", _qwen3_vl, lambda seed: _grid_prompt(seed, patch=4)),
-    Family("glm4v", _glm4v, lambda seed: _grid_prompt(seed, patch=4)),
+    Family("qwen2_vl", _qwen2_vl, _grid_prompt),
+    Family("qwen2_5_vl", _qwen2_5_vl, _grid_prompt),
+    Family("qwen3_vl", _qwen3_vl, _grid_prompt),
+    Family("glm4v", _glm4v, _grid_prompt),
     Family("internvl", _internvl, _llava_prompt),
     Family("gemma3", _gemma3, _gemma3_prompt),
     Family("mistral3", _mistral3, _mistral3_prompt),
