@@ -138,7 +138,7 @@ def walk(root: str, *, recursive: bool, enters: Callable[[str], bool]) -> Iterat
     left out; a link to where the walk has been is not followed.
 
     Raises:
-        MvwError: a folder cannot be read. One that vanishes meanwhile is left out.
+        MvwError: a folder cannot be read.
     """
     visited: set[str] = set()
     folders = [""]
@@ -174,8 +174,6 @@ def _entries(folder: str) -> dict[str, bool]:
                 or (entry.is_symlink() and os.path.isdir(entry))
                 for entry in entries
             }
-    except FileNotFoundError:
-        return {}
     except OSError as error:
         raise MvwError(
             f"Cannot read the folder {folder}",

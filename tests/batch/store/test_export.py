@@ -165,17 +165,6 @@ def test_each_item_is_there_once_and_an_answer_beats_a_failure(log: Path, suffix
 
 
 @both
-def test_damage_is_passed_over(log: Path, suffix: str) -> None:
-    table = log.with_name(f"t{suffix}")
-    cut = dumps(ok("c"))[:40]
-    log.write_bytes(dumps(ok("a")) + b"\x00\x00rubbish\n" + dumps(ok("b")) + cut)
-    before = log.read_bytes()
-    export(log, table)
-    assert [row["id"] for row in table_rows(table)] == ["a", "b"]
-    assert log.read_bytes() == before
-
-
-@both
 def test_a_log_without_records_is_a_table_without_rows(log: Path, suffix: str) -> None:
     assert exported(log, to=suffix) == []
     assert b"image_sha256" in log.with_name(f"t{suffix}").read_bytes()
@@ -235,18 +224,6 @@ def test_a_full_disk_leaves_the_table_as_it_was(
     assert error.message == f"Cannot write {table}"
     assert error.cause == f"No space left on device; the records are safe in {log}"
     assert error.hint == f"df -h {log.parent}"
-
-
-@both
-def test_a_link_goes_on_being_one(log: Path, suffix: str, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    target = tmp_path / "elsewhere" / "real"
-    table = log.with_name(f"t{suffix}")
-    table.symlink_to(target)
-    export(write(log, ok("a")), table)
-    assert table.is_symlink()
-    assert target.stat().st_size > 100
-    assert os.listdir(target.parent) == ["real"]
 
 
 def test_without_pyarrow(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

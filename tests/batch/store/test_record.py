@@ -37,20 +37,6 @@ def test_a_success_holds_all_that_is_known() -> None:
     assert (record["remarks"], record["attempts"], record["error"]) == (["outside"], 2, None)
 
 
-def test_a_failure_has_the_same_keys() -> None:
-    record = failed("a")
-    assert list(record) == list(rich())
-    assert (record["status"], record["key"], record["answer"]) == ("failed", None, "")
-    assert list(record["timings"]) == list(TIMINGS)
-    assert list(record["images"][0]) == list(rich()["images"][0])
-    assert record["error"] == {
-        "type": "BadImage",
-        "message": "There is no image",
-        "cause": "no such file",
-        "hint": "ls .",
-    }
-
-
 def test_a_failure_after_reading_is_known_by_its_content() -> None:
     assert failed("a", "bytes")["key"] == item_key([digest("bytes")], QUESTION)
     two = replace(item("a"), images=(ImageRef("a"), ImageRef("b")))
