@@ -15,7 +15,7 @@ from mvw_hf.model import HuggingFace
 from PIL.Image import Image
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.bench.measure import run
+from mvw_cli.bench.measure import items
 from mvw_cli.bench.measure.arms import ArmSpec, Job
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.engine.cache import SlotCache
@@ -112,7 +112,7 @@ def planted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Session:
     loaded = adapter.tiny()
     loaded.model.generation_config.suppress_tokens = [loaded.model.config.image_token_id]
     Costs(plan, loaded.model)
-    read, withdraw = run.open_image, SlotCache.withdraw
+    read, withdraw = items.open_image, SlotCache.withdraw
 
     def slow_read(path: str, **options: Any) -> Any:
         time.sleep(plan.read)
@@ -122,7 +122,7 @@ def planted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Session:
         time.sleep(plan.withdrawal)
         return withdraw(*arguments, **options)
 
-    monkeypatch.setattr(run, "open_image", slow_read)
+    monkeypatch.setattr(items, "open_image", slow_read)
     monkeypatch.setattr(SlotCache, "withdraw", slow_withdraw)
     return Session(adapter, loaded, Engine(loaded), NoWithdrawal(), GenerationSettings())
 

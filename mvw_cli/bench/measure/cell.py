@@ -14,6 +14,7 @@ from time import perf_counter
 from mvw_cli.bench.documents import BASELINE, Cell, ItemSource, Memory, Workload
 from mvw_cli.bench.measure import device, events, figures
 from mvw_cli.bench.measure.arms import Job
+from mvw_cli.bench.measure.items import read_images
 from mvw_cli.bench.measure.run import Run, Runner, Stopped
 from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.engine.memory import relieve
@@ -57,7 +58,7 @@ def measure(
         progress(text, done, max(total, done + 1))
         done += 1
 
-    runner = _runner(session, job, stopping)
+    runner = Runner(session, job.settings(), stopping)
     memory: dict[str, Memory] = {}
     turns: list[dict[str, Run]] = []
     ended = None
@@ -100,7 +101,8 @@ def device_busy(session: Session, job: Job, cell: Cell) -> float | None:
     baseline = next((arm for arm in job.arms if arm.name == BASELINE), None)
     if baseline is None:
         return None
-    kernel_s = _runner(session, job).kernel_seconds(job.turn(0), baseline.policy)
+    runner = Runner(session, job.settings(), stopping=lambda: False)
+    kernel_s = runner.kernel_seconds(job.turn(0), baseline.policy)
     if kernel_s is None:
         return None
     step_ms = next(arm.tpot_ms.median for arm in cell.arms if arm.name == BASELINE)
@@ -109,8 +111,8 @@ def device_busy(session: Session, job: Job, cell: Cell) -> float | None:
 
 def workload(session: Session, job: Job, source: ItemSource) -> Workload:
     """Describe what is run, by the first item."""
-    runner, item = _runner(session, job), job.items[0]
-    [files] = runner.read([item])
+    item = job.items[0]
+    files = read_images(session, item)
     request = session.request([file.image for file in files], item.question)
     width, height = files[0].size if files else (0, 0)
     return Workload(
@@ -127,10 +129,6 @@ def workload(session: Session, job: Job, source: ItemSource) -> Workload:
         runs=job.runs,
         min_time_s=job.min_time_s,
     )
-
-
-def _runner(session: Session, job: Job, stopping: Callable[[], bool] = lambda: False) -> Runner:
-    return Runner(session, job.settings(), job.profile.images.max_pixels, stopping)
 
 
 def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | None) -> Memory:
@@ -150,7 +148,7 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
     before, after = events.kv_bytes(run.events)
     formula = None
     if shape is not None:
-        requests = runner.encode(items, runner.read(items), policy)
+        requests = runner.requests(items, policy)
         formula = events.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
     formula_before, formula_after = formula or (None, None)
     return Memory(

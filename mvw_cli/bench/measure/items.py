@@ -15,7 +15,7 @@ from mvw_cli.batch.source.paths import Source
 from mvw_cli.bench.documents import ItemSource
 from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.errors import UsageProblem
-from mvw_cli.images.reading import open_image
+from mvw_cli.images.reading import ImageFile, open_image
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 
@@ -88,6 +88,16 @@ def generated_items(
     return Items(tuple(found), "generated", meaningful=False)
 
 
+def read_images(session: Session, item: ItemSpec) -> list[ImageFile]:
+    """Open an item's images, scaled down to what the session's profile allows.
+
+    Raises:
+        BadImage: an image can't be read.
+    """
+    limit = session.loaded.spec.max_pixels
+    return [open_image(path, max_pixels=limit) for path in item.images]
+
+
 def ask(session: Session, item: ItemSpec, settings: GenerationSettings) -> Request:
     """Open an item's images and encode its question, without any withdrawal.
 
@@ -95,7 +105,6 @@ def ask(session: Session, item: ItemSpec, settings: GenerationSettings) -> Reque
         BadImage: an image can't be read.
         OutOfMemory: the device has no room for the encoded images.
     """
-    limit = session.loaded.spec.max_pixels
-    images = [open_image(path, max_pixels=limit).image for path in item.images]
-    asked = session.request(images, item.question)
+    images = read_images(session, item)
+    asked = session.request([file.image for file in images], item.question)
     return replace(asked, policy=NoWithdrawal(), settings=settings)

@@ -15,7 +15,7 @@ from typing import Any
 
 from mvw_cli.bench.measure.device import MOST_STEPS, Clock, Mark, covered, trace, traceable
 from mvw_cli.bench.measure.events import note_withdrawn
-from mvw_cli.bench.measure.items import ItemSpec
+from mvw_cli.bench.measure.items import ItemSpec, read_images
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import (
     Admitted,
@@ -29,7 +29,7 @@ from mvw_cli.engine.types import (
     Token,
     Withdrawn,
 )
-from mvw_cli.images.reading import ImageFile, open_image
+from mvw_cli.images.reading import ImageFile
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
 
@@ -92,25 +92,17 @@ class Runner:
 
     session: Session
     settings: GenerationSettings
-    max_pixels: int | None
-    """Larger images are scaled down to at most so many pixels."""
     stopping: Callable[[], bool]
 
-    def read(self, items: Sequence[ItemSpec]) -> list[list[ImageFile]]:
-        """Read the images of some items."""
-        return [
-            [open_image(path, max_pixels=self.max_pixels) for path in item.images] for item in items
-        ]
+    def requests(self, items: Sequence[ItemSpec], policy: WithdrawalPolicy) -> list[Request]:
+        """Read and encode some items, each with its place in the batch for an id."""
+        return self._encode([(item, read_images(self.session, item)) for item in items], policy)
 
-    def encode(
-        self,
-        items: Sequence[ItemSpec],
-        images: Sequence[Sequence[ImageFile]],
-        policy: WithdrawalPolicy,
+    def _encode(
+        self, items: Sequence[tuple[ItemSpec, list[ImageFile]]], policy: WithdrawalPolicy
     ) -> list[Request]:
-        """Turn read items into requests, each with its place in the batch for an id."""
         requests = []
-        for place, (item, files) in enumerate(zip(items, images, strict=True)):
+        for place, (item, files) in enumerate(items):
             self._check()
             pictures = [file.image for file in files]
             request = self.session.request(pictures, item.question, id=str(place))
@@ -131,11 +123,11 @@ class Runner:
         model = self.session.loaded.model
         clock = Clock(model.device)
         start = perf_counter()
-        images = self.read(items)
+        read = [(item, read_images(self.session, item)) for item in items]
         read_s = perf_counter() - start
         with self.session.serving() as slots, watched_vision(model) as vision_seconds:
             start = clock.now()
-            requests = self.encode(items, images, policy)
+            requests = self._encode(read, policy)
             encoded = clock.now()
             events = [event for request in requests for event in slots.admit(request)]
             steps, end = self._decode(slots, events, watch)
@@ -166,7 +158,7 @@ class Runner:
         if not traceable(device):
             return None
         steps = 0
-        requests = self.encode(items, self.read(items), policy)
+        requests = self.requests(items, policy)
         with self.session.serving() as slots:
             for request in requests:
                 slots.admit(request)
@@ -178,9 +170,6 @@ class Runner:
                     steps += 1
 
             spans = trace(decode, device)
-            for request in requests:
-                if request.id in slots.active:
-                    slots.drop(request.id)
         return covered(spans) / 1e6 / steps if spans and steps else None
 
     def _decode(

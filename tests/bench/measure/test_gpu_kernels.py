@@ -66,7 +66,7 @@ def test_kernels_are_counted_over_the_first_steps(
     asked = job(tmp_path, new_tokens=tokens)
     session = planted(Plan(), monkeypatch)
     steps = pretend(monkeypatch, 1500.0)
-    runner = Runner(session, asked.settings(), None, lambda: False)
+    runner = Runner(session, asked.settings(), lambda: False)
     found = runner.kernel_seconds(asked.turn(0), NoWithdrawal())
     assert steps == [traced]
     assert found == pytest.approx(1.5e-3)
@@ -76,7 +76,7 @@ def test_nothing_is_claimed_of_a_device_that_can_not_be_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = job(tmp_path)
-    runner = Runner(planted(Plan(), monkeypatch), asked.settings(), None, lambda: False)
+    runner = Runner(planted(Plan(), monkeypatch), asked.settings(), lambda: False)
     assert runner.kernel_seconds(asked.turn(0), NoWithdrawal()) is None
     monkeypatch.setattr(run, "traceable", lambda device: True)
     monkeypatch.setattr(run, "trace", lambda work, device: work())
