@@ -49,18 +49,15 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*")) if folder.exists() else []
 
 
-def test_bytes_are_those_that_a_kernel_must_move(small: None) -> None:
+def test_what_is_counted(small: None) -> None:
     """A copy reads and writes, a sum of two reads two and writes one, a sum reads."""
-    rates = calibration._moving(CPU, Ticking())  # type: ignore[arg-type]
+    clock: Any = Ticking()
     size = calibration._tensor_bytes(CPU)
     assert size == 1 << 20
-    assert [rate.median for rate in rates] == [2 * size, 3 * size, size]
-
-
-def test_flops_are_two_for_each_product(small: None) -> None:
-    clock = Ticking(lambda look: 0.01)
-    rate = calibration._multiplying(CPU, "float32", clock)  # type: ignore[arg-type]
-    assert rate.median == pytest.approx(2 * 32**3 / 0.01)
+    assert [rate.median for rate in calibration._moving(CPU, clock)] == [2 * size, 3 * size, size]
+    assert calibration._starting(CPU, clock).median == 5
+    quick: Any = Ticking(lambda look: 0.01)
+    assert calibration._multiplying(CPU, "float32", quick).median == pytest.approx(2 * 32**3 / 0.01)
 
 
 def test_no_side_is_tried_that_takes_too_long(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +83,6 @@ def test_a_rate_is_planted_work_over_planted_time() -> None:
     rate = calibration._rate(clock, 10.0, work)  # type: ignore[arg-type]
     assert rate.median == pytest.approx(10 / 0.005)
     assert len(calls) == 2 + 5 * 4  # a first call that warms, one that is timed, 20 ms each
-
-
-def test_the_smallest_kernel(small: None) -> None:
-    launches = calibration._starting(CPU, Ticking())  # type: ignore[arg-type]
-    assert launches.median == 5
 
 
 def test_a_device_is_measured_once(

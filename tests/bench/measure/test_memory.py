@@ -158,29 +158,15 @@ def test_weights_are_counted_once() -> None:
     assert device.weight_bytes(tied) == 16 * 4
 
 
-class _Cuda:
-    """Stands for the allocator of two GPUs, whose figures differ by the device."""
-
-    def __init__(self) -> None:
-        self.reset: list[int] = []
-
-    def reset_peak_memory_stats(self, device: torch.device) -> None:
-        self.reset.append(device.index)
-
-    def max_memory_allocated(self, device: torch.device) -> int:
-        return 30 + device.index
-
-    def max_memory_reserved(self, device: torch.device) -> int:
-        return 40 + device.index
-
-
 def test_the_allocators_of_all_devices_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = _Cuda()
-    for name in dir(cuda):
-        if "memory" in name:
-            monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    reset: list[int] = []
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: reset.append(device.index)
+    )
+    for name, of_the_first in (("max_memory_allocated", 30), ("max_memory_reserved", 40)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=of_the_first: size + device.index)
     peaks = device.Peaks([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")])
-    assert cuda.reset == [0, 1]
+    assert reset == [0, 1]
     assert (peaks.allocated_bytes, peaks.reserved_bytes) == (61, 81)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -82,38 +83,22 @@ def test_a_clock_of_the_processor_needs_no_waiting() -> None:
     assert 0.01 <= clock.seconds(start, clock.mark()) < 0.5
 
 
-class _Event:
-    """Stands for `torch.cuda.Event`: the device gets to it when it is waited for."""
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-        self.stream: object = None
-        self.reached = False
-
-    def record(self, stream: object) -> None:
-        self.stream = stream
-
-    def synchronize(self) -> None:
-        self.reached = True
-
-    def elapsed_time(self, end: _Event) -> float:
-        assert end.reached
-        return 12.5  # ms
-
-
 def test_a_mark_on_cuda_is_an_event_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[object] = []
-    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    events = [MagicMock(), MagicMock()]
+    made = iter(events)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: next(made))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", device))
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     device = torch.device("cuda", 1)
     clock = Clock(device)
     start, end = clock.mark(), clock.mark()
-    assert waits == [] and start.stream == ("stream of", device)
+    start.record.assert_called_once_with(("stream of", device))
+    start.elapsed_time.return_value = 12.5  # ms
     assert clock.seconds(start, end) == 0.0125
-    assert waits == []  # the event was waited for, not all of the device
-    before = time.perf_counter()
-    assert clock.now() >= before
+    end.synchronize.assert_called_once()  # the event was waited for, not all of the device
+    assert waits == []
+    clock.now()
     assert waits == [device]
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES
-from sessions import GREEDY, IMAGE, answered, asked, eager_weights, family, opened, tiny
+from sessions import answered, asked, eager_weights, family, opened, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvw_cli.adapter import unchanged
-from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.bench.quality import attention
 from mvw_cli.bench.quality.attention import attention_mass, spread
 from mvw_cli.engine.types import Request
@@ -56,15 +54,6 @@ def test_it_is_the_same_in_latent_attention_absorbed_or_expanded(serving: str) -
         loaded = replace(session.loaded, serving=unchanged)
         session = opened(load_adapter("kimi-vl"), loaded)
     check(session, asked(session))
-
-
-def test_what_uniform_attention_would_give_is_counted() -> None:
-    session, request = family("llava")
-    found = attention_mass(session, replace(request, forced=OUTPUT))
-    prompt, vision = request.inputs["input_ids"].shape[1], request.layout.vision_tokens
-    assert found.vision_share_of_entries == pytest.approx(
-        [vision / (prompt + read) for read in range(len(OUTPUT))]
-    )
 
 
 def test_a_sliding_layer_counts_what_it_still_sees() -> None:
@@ -140,24 +129,6 @@ def test_the_kernel_goes_on_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     attention_mass(session, replace(request, forced=OUTPUT))
     towers = 2 * session.loaded.model.config.vision_config.num_hidden_layers
     assert 3 * len(OUTPUT) <= calls <= 3 * len(OUTPUT) + towers
-
-
-def test_an_item_is_answered_or_its_answer_read(tmp_path: Path) -> None:
-    path = tmp_path / "one.png"
-    IMAGE.save(path)
-    session = tiny("hf")
-    item = ItemSpec((str(path),), "w1 w2 red circles")
-    request = ask(session, item, replace(GREEDY, max_new_tokens=7))
-    answered_here = attention_mass(session, request)
-    tokens = answered(session, asked(session))[:7]
-    read = attention_mass(session, replace(request, forced=tuple(tokens)))
-    for one, other in zip(read.by_layer, answered_here.by_layer, strict=True):
-        assert one == pytest.approx(other)
-    assert len(read.mass) == 7
-    # An answer that ends early has so many figures, not as many as were allowed.
-    session.loaded.model.generation_config.eos_token_id = tokens[2]
-    short = attention_mass(session, ask(session, item, replace(GREEDY, ignore_eos=False)))
-    assert len(short.mass) == len(short.by_layer[0]) == tokens.index(tokens[2]) + 1
 
 
 def test_layers_are_spread_evenly() -> None:

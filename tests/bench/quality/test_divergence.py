@@ -158,26 +158,20 @@ def test_arms_that_do_not_fit_together_are_read_in_smaller_groups(
     session = tiny("hf")
     request = asked(session)
     together = measured(session, request)
-    admit = Slots.admit
+    admit, room = Slots.admit, 2
 
-    def room_for_two(slots: Slots, one: Request) -> Any:
-        if len(slots.active) == 2:
+    def short_of_memory(slots: Slots, one: Request) -> Any:
+        if len(slots.active) == room:
             raise torch.OutOfMemoryError("planted")
         return admit(slots, one)
 
-    monkeypatch.setattr(Slots, "admit", room_for_two)
+    monkeypatch.setattr(Slots, "admit", short_of_memory)
     arms = [replace(request, policy=at(m)) for m in STEPS]
     apart = divergences(session, request, arms, OUTPUT)
     assert [one.agrees for one in apart] == [one.agrees for one in together]
     for one, other in zip(apart, together, strict=True):
         assert one.kl_nats == pytest.approx(other.kl_nats, abs=1e-5)
-
-    def room_for_one(slots: Slots, one: Request) -> Any:
-        if slots.active:
-            raise torch.OutOfMemoryError("planted")
-        return admit(slots, one)
-
-    monkeypatch.setattr(Slots, "admit", room_for_one)
+    room = 1
     with pytest.raises(OutOfMemory):
         divergences(session, request, arms, OUTPUT)
 
