@@ -46,9 +46,8 @@ class Limits:
 
     slots: int
     kv_bytes: int | None = None
-    """Bytes that the storages of the cache may take; None: no limit."""
-    strict: bool = False
-    """Whether a single request must keep to `kv_bytes` too: where a person has said so."""
+    """Bytes that the storages of the cache may take where more than one request decodes; None: no
+    limit."""
     reason: str = ""
     """Why, in one line for the user."""
 
@@ -99,12 +98,12 @@ def choose_limits(
     available = kv_bytes if given else free_bytes
     if available is None or each is None:
         told = f"{most} slots, the most for {device}: its memory is not told"
-        return Limits(slots or most, kv_bytes, given, "" if slots else told)
+        return Limits(slots or most, kv_bytes, "" if slots else told)
     before, after = each
     withdraws = not isinstance(policy, NoWithdrawal)
     budget = available if given else int(available * (1 - MARGIN))
     if slots is not None:
-        return Limits(slots, budget, given)
+        return Limits(slots, budget)
     fitting = max(1, budget // max(1, min(before, after) if withdraws else before))
     told = f"{readable_bytes(available)} for the KV cache"
     if not given:
@@ -115,7 +114,7 @@ def choose_limits(
     if fitting > most:
         told += f"; {fitting:,} would fit, {device} gains nothing beyond {most}"
     slots = min(most, fitting)
-    return Limits(slots, budget, given, f"{slots} slots: {told}")
+    return Limits(slots, budget, f"{slots} slots: {told}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +125,8 @@ class Survey:
     """
 
     images_looked_at: int
-    images_unreadable: int
     max_new_tokens: int
+    images_unreadable: int | None = None
     vision_tokens_median: int | None = None
     vision_tokens_max: int | None = None
     weight_bytes: int | None = None
@@ -146,21 +145,20 @@ def survey(
     policy, spec = withdrawal_policy(profile), model_spec(profile)
     new_tokens = generation_settings(profile).max_new_tokens
     adapter = load_adapter(profile.adapter)
-    sizes = [size for item in items if (size := _sizes(item, profile)) is not None]
     try:
         config = adapter.shape(spec)
         shape = shape_of(adapter, config)
-        counted = [_tokens(adapter, config, one) for one in sizes]
+        counted = [_vision_tokens(adapter, config, item, profile) for item in items]
     except MvwError:
-        return Survey(len(items), len(items) - len(sizes), new_tokens)
+        return Survey(len(items), new_tokens)
     tokens = sorted(one for one in counted if one is not None)
     dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
     weights = int(shape.weights.total.bytes(dtype, BITS[profile.quantization]))
     free = free_memory(profile.device) if profile.device_map is None else None
     found = Survey(
         len(items),
-        len(items) - len(tokens),
         new_tokens,
+        images_unreadable=len(items) - len(tokens),
         weight_bytes=weights,
         memory_free_bytes=free,
     )
@@ -187,17 +185,10 @@ def survey(
     )
 
 
-def _sizes(item: Item, profile: Profile) -> list[tuple[int, int]] | None:
-    """Width and height of each image as the processor gets it; None if one can't be read."""
+def _vision_tokens(adapter: Adapter, config: Any, item: Item, profile: Profile) -> int | None:
+    """Count the vision tokens of one item; None if it would fail."""
     try:
-        return [fit(image_size(image), profile.images.max_pixels) for image in item.images]
-    except BadImage:
-        return None
-
-
-def _tokens(adapter: Adapter, config: Any, sizes: list[tuple[int, int]]) -> int | None:
-    """Count the vision tokens of one item; None if the model refuses one of its images."""
-    try:
+        sizes = [fit(image_size(image), profile.images.max_pixels) for image in item.images]
         return sum(adapter.image_tokens(config, width, height) for width, height in sizes)
     except BadImage:
         return None

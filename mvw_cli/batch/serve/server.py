@@ -22,7 +22,6 @@ from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, sum
 from mvw_cli.errors import ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
-from mvw_cli.text import readable_bytes
 
 Record = dict[str, Any]
 
@@ -140,7 +139,8 @@ class Server:
             else:
                 yield self._failed(taken, taken.error, attempts=1)
                 return
-        if slots.active and (job.isolated or not self._has_room(slots, job)):
+        request = job.ready.encoded and job.ready.encoded.request
+        if slots.active and (job.isolated or not self._fits(slots, request, LOOKAHEAD)):
             self._waiting.appendleft(job)
             return
         job.attempts += 1
@@ -152,29 +152,18 @@ class Server:
         if self._limits.reason:
             self.state.notes.append(self._limits.reason)
 
-    def _has_room(self, slots: Slots, job: _Job) -> bool:
-        """The admission rule: by bytes that the cache's storages would take."""
-        if job.ready.encoded is None:
-            return True
-        request = job.ready.encoded.request
-        return self._fits(slots, request, ahead=LOOKAHEAD, withdrawing=self._withdraws)
+    def _fits(self, slots: Slots, request: Request | None, ahead: int) -> bool:
+        """Whether the cache's storages keep to their budget, with a request more and so many steps.
 
-    def _fits(
-        self,
-        slots: Slots,
-        request: Request | None = None,
-        *,
-        ahead: int = 1,
-        withdrawing: bool,
-    ) -> bool:
-        """Whether the cache keeps to its budget, after what nobody needs is given back."""
+        What nobody needs is given back first.
+        """
         budget = None if self._limits is None else self._limits.kv_bytes
         if budget is None:
             return True
-        if slots.room_bytes(request, ahead=ahead, withdrawing=withdrawing) <= budget:
+        if slots.room_bytes(request, ahead=ahead, withdrawing=self._withdraws) <= budget:
             return True
         slots.trim()
-        return slots.room_bytes(request, ahead=ahead, withdrawing=withdrawing) <= budget
+        return slots.room_bytes(request, ahead=ahead, withdrawing=self._withdraws) <= budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
         def admit() -> list[Event]:
@@ -219,10 +208,8 @@ class Server:
     # -- decoding ---------------------------------------------------------------------------
 
     def _step(self, slots: Slots) -> Iterator[Record]:
-        while self._exceeds_budget(slots):
-            yield from self._preempt(slots, None)
-        if not slots.active:
-            return
+        while len(slots.active) > 1 and not self._fits(slots, None, 1):
+            self._waiting.appendleft(self._preempt(slots))
         # Never without a step: what was preempted may be admitted again at once.
         try:
             events = self._with_memory(slots.step)
@@ -230,17 +217,11 @@ class Server:
             if isinstance(error, NotExact) or lost_device(error):
                 raise
             if ran_out(error):
-                yield from self._preempt(slots, error)
+                yield from self._without_memory(slots, self._preempt(slots), error)
             else:
                 yield from self._isolate(slots, error)
             return
         yield from self._process(slots, events)
-
-    def _exceeds_budget(self, slots: Slots) -> bool:
-        together = len(slots.active) > 1
-        if not together and not (slots.active and self._limits and self._limits.strict):
-            return False
-        return not self._fits(slots, withdrawing=self._withdraws and together)
 
     def _process(self, slots: Slots, events: list[Event]) -> Iterator[Record]:
         """Act on what a prefill or a step brought."""
@@ -259,16 +240,13 @@ class Server:
 
     # -- when memory runs out, or a step of all raises ---------------------------------------
 
-    def _preempt(self, slots: Slots, error: Exception | None) -> Iterator[Record]:
-        """Let the request that was admitted last begin again later; the first always gets on."""
+    def _preempt(self, slots: Slots) -> _Job:
+        """Take out the request that was admitted last; the first always gets on."""
         name = slots.active[-1]
         slots.drop(name)
-        if slots.active and error is None:  # a budget that is outgrown is no lack of slots
-            self._waiting.appendleft(self._jobs.pop(name))
-        else:
-            yield from self._without_memory(slots, self._jobs.pop(name), error)
+        return self._jobs.pop(name)
 
-    def _without_memory(self, slots: Slots, job: _Job, error: Exception | None) -> Iterator[Record]:
+    def _without_memory(self, slots: Slots, job: _Job, error: Exception) -> Iterator[Record]:
         """Try an item with fewer neighbours, then smaller; then it has failed."""
         if slots.active:
             self._recovered = 0
@@ -279,7 +257,7 @@ class Server:
         else:
             smaller = self._encoder.scaled_down(job.ready)
             if smaller is None:
-                yield self._failed(job.ready, self._too_big(error), attempts=job.attempts)
+                yield self._failed(job.ready, error, attempts=job.attempts)
                 return
             job.ready, remark = smaller
             job.scaled.append(remark)
@@ -304,19 +282,6 @@ class Server:
             self._recovered = 0
             self._max_slots += 1
 
-    def _too_big(self, error: Exception | None) -> Exception:
-        if error is None:
-            budget = readable_bytes((self._limits and self._limits.kv_bytes) or 0)
-            cause = f"its KV cache outgrows the {budget} that --kv-memory allows"
-        else:
-            said = getattr(error, "cause", None) or str(error)
-            cause = next(iter(said.splitlines()), "") or "the machine has no more to give"
-        return OutOfMemory(
-            "out of memory, with nothing else being decoded",
-            cause=cause,
-            hint="mvw batch IMAGES QUESTION --set images.min_pixels=100000 --retry-failed",
-        )
-
     # -- records ----------------------------------------------------------------------------
 
     def _answered(self, job: _Job, finished: Finished) -> Record:
@@ -339,10 +304,17 @@ class Server:
         )
 
     def _failed(self, read: Ready | Unreadable, error: Exception, *, attempts: int) -> Record:
+        if _lacks_memory(error):
+            said = getattr(error, "cause", None) or str(error)
+            error = OutOfMemory(
+                "out of memory, with nothing else being decoded",
+                cause=next(iter(said.splitlines()), "") or "the machine has no more to give",
+                hint="mvw batch IMAGES QUESTION --set images.min_pixels=100000 --retry-failed",
+            )
         return failure(
             read.item,
             read.images,
-            self._too_big(error) if ran_out(error) else error,
+            error,
             run=self._run,
             attempts=attempts,
             timings=_timings(read) if isinstance(read, Ready) else {},

@@ -36,24 +36,16 @@ def devices(job: Job, workers: int) -> list[str]:
         return ["cpu"] * workers
     if workers == 1:
         return [asked]
+    usable, why = gpus, f"PyTorch sees {gpus}"
     if job.profile.device_map is not None:
-        raise UsageProblem(
-            f"{workers} workers and device_map: {job.profile.device_map} contradict each other",
-            cause="each worker has one GPU, and a device map spreads the model over all of them",
-            hint="mvw batch IMAGES QUESTION --workers 1",
-        )
-    if asked not in ("auto", "cuda") or not gpus:
-        name = "the one GPU of this machine" if asked in ("auto", "mps") else asked
-        raise UsageProblem(
-            f"{workers} workers can't share {name}",
-            cause="each would hold the model again, and none would be faster",
-            hint="mvw batch IMAGES QUESTION --workers 1",
-        )
-    if workers > gpus:
+        usable, why = 1, f"device_map: {job.profile.device_map} spreads the model over all of them"
+    elif asked not in ("auto", "cuda"):
+        usable, why = 1, f"the device is {asked}"
+    if workers > usable:
         raise UsageProblem(
             f"There are no {workers} GPUs for {workers} workers",
-            cause=f"PyTorch sees {gpus}, and each worker needs one of its own",
-            hint=f"mvw batch IMAGES QUESTION --workers {gpus}",
+            cause=f"{why}, and each worker needs one of its own",
+            hint=f"mvw batch IMAGES QUESTION --workers {max(1, usable)}",
         )
     return [f"cuda:{number}" for number in range(workers)]
 

@@ -85,12 +85,6 @@ class Task:
         Raises:
             UsageProblem: it does.
         """
-        if self.ray_address is not None and self.executor != "ray":
-            raise UsageProblem(
-                "--ray-address goes with --executor ray",
-                cause=f"the executor is {self.executor}",
-                hint=self.again("--executor", "ray"),
-            )
         if self.overwrite and self.retry_failed:
             raise UsageProblem(
                 "--overwrite and --retry-failed contradict each other",
@@ -328,24 +322,23 @@ def make_executor(task: Task, profile: Profile) -> Worker | Dispatcher:
         read_timeout_s=task.read_timeout,
     )
     workers = task.workers
-    if task.executor == "local":
-        from mvw_cli.machine.facts import gpu_count
-
-        if workers is None:
-            # Unless the profile names one GPU or spreads a model over all.
-            all_gpus = profile.device in ("auto", "cuda") and profile.device_map is None
-            workers = gpu_count() if all_gpus else 1
-        if workers <= 1:
-            return Worker(job)
-    from mvw_cli.batch.workers.dispatcher import Dispatcher
-
-    if task.executor == "ray":
+    if task.executor == "ray" or task.ray_address is not None:
+        from mvw_cli.batch.workers.dispatcher import Dispatcher
         from mvw_cli.batch.workers.ray import RayActors
 
         return Dispatcher(RayActors(job, workers, task.ray_address))
+    if workers is None:
+        from mvw_cli.machine.facts import gpu_count
+
+        # Unless the profile names one GPU or spreads a model over all.
+        all_gpus = profile.device in ("auto", "cuda") and profile.device_map is None
+        workers = gpu_count() if all_gpus else 1
+    if workers <= 1:
+        return Worker(job)
+    from mvw_cli.batch.workers.dispatcher import Dispatcher
     from mvw_cli.batch.workers.local import LocalProcesses
 
-    return Dispatcher(LocalProcesses(job, workers or 1))
+    return Dispatcher(LocalProcesses(job, workers))
 
 
 def _close(items: Iterator[Item]) -> None:

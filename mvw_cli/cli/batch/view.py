@@ -7,12 +7,10 @@ as records come; at the end a summary, which `--json` writes as well.
 from __future__ import annotations
 
 import threading
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from mvw_cli.cli.stderr_view import BOLD, StderrView
 from mvw_cli.text import number, one_line, printable, readable_bytes, seconds
 
 if TYPE_CHECKING:  # neither is imported before it is needed
-    from rich.live import Live
+    from rich.progress import Progress
 
     from mvw_cli.batch.serve.server import State
 
@@ -44,7 +42,6 @@ class Tally:
     answered: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     """Failed items, by the type of what went wrong."""
-    restarts: int = 0
     generated_tokens: int = 0
     withdrawals: int = 0
     kv_bytes_before: int = 0
@@ -53,12 +50,6 @@ class Tally:
     """Bytes of those that withdrawals have freed."""
     began: float | None = None
     """When serving began, by `perf_counter`."""
-    latencies_ms: array[float] = field(default_factory=lambda: array("d"))
-    """From reading an image to the last token."""
-
-    def begin(self) -> None:
-        """Start the clock: the model is loaded."""
-        self.began = perf_counter()
 
     def skip(self) -> None:
         """Count an item that needs no work."""
@@ -66,15 +57,11 @@ class Tally:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a record."""
-        self.restarts += record["attempts"] - 1
         if record["status"] != "ok":
             self.errors[record["error"]["type"]] += 1
             return
         self.answered += 1
         self.generated_tokens += record["generated_tokens"]
-        latency_ms = record["timings"]["latency_ms"]
-        if latency_ms is not None and isfinite(latency_ms):
-            self.latencies_ms.append(latency_ms)
         if withdrawal := record["withdrawal"]:
             self.withdrawals += 1
             self.kv_bytes_before += withdrawal["kv_bytes_before"]
@@ -115,7 +102,7 @@ class BatchView(StderrView):
     def __init__(self) -> None:
         super().__init__()
         self.tally = Tally()
-        self._live_bar: Live | None = None
+        self._bar: Progress | None = None
         self.clean_up: Callable[[], None] = lambda: None
         """Called when the user interrupts and nothing else is left to be done."""
 
@@ -150,14 +137,23 @@ class BatchView(StderrView):
                     slots = state().slots
                     begun = "the answer that is" if slots == 1 else f"{slots} answers that are"
                     self.note(f"Finishing {begun} begun; Ctrl-C again leaves at once.")
-                waited_s += 1 / _REDRAWS_PER_S
-                if not self.live and waited_s >= EVERY_S:
+                figures, waited_s = figures_of(self.tally, state()), waited_s + 1 / _REDRAWS_PER_S
+                if self._bar is not None:
+                    self._bar.update(
+                        self._bar.task_ids[0],
+                        completed=self.tally.done,
+                        description="Finishing" if told else "Answering",
+                        figures="  ".join(figures),
+                        refresh=True,
+                    )
+                elif waited_s >= EVERY_S:
                     waited_s = 0.0
-                    self.note(progress_line(self.tally, state()))
+                    done = f"{self.tally.done:,} of {self.tally.listed:,}"
+                    self.note(", ".join([done, *figures]))
 
         thread = threading.Thread(target=follow, name="mvw-progress", daemon=True)
-        self.tally.begin()
-        with self._drawing(state, finishing):
+        self.tally.began = perf_counter()
+        with self._drawing():
             thread.start()
             try:
                 yield
@@ -180,76 +176,57 @@ class BatchView(StderrView):
     def _unsaid(self) -> str:
         with suppress(Exception):
             self.clean_up()
-        return f"{_SHOW_CURSOR}\n" if self._live_bar is not None else ""
+        return f"{_SHOW_CURSOR}\n" if self._bar is not None else ""
 
     def _write_notes(self, state: State) -> None:
         while state.notes:
             self.note(state.notes.popleft())
 
     def _put_line(self, text: str, style: str = "") -> None:
-        if self._live_bar is None or self._quiet:
+        if self._bar is None or self._quiet:
             super()._put_line(text, style)
             return
         from rich.text import Text
 
         line = Text.from_ansi(self._styled(text, style))
         with suppress(OSError, ValueError):
-            self._live_bar.console.print(line, soft_wrap=True)
+            self._bar.console.print(line, soft_wrap=True)
 
     @contextmanager
-    def _drawing(self, state: Callable[[], State], finishing: Callable[[], bool]) -> Iterator[None]:
+    def _drawing(self) -> Iterator[None]:
+        """Have a bar on a terminal, which `following` redraws."""
         if not self.live:
             yield
             return
-        from rich.console import Group
-        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.text import Text
 
-        tally = self.tally
         bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(separator=" of "),
+            TextColumn("[dim]{task.fields[figures]}"),
+            console=console.err(),
+            auto_refresh=False,
+            transient=True,
             expand=True,
         )
-        task = bar.add_task("", total=max(1, tally.listed))
-
-        def drawn() -> Group:
-            doing = "Finishing" if finishing() else "Answering"
-            bar.update(task, description=doing, completed=tally.done)
-            return Group(bar, Text("  ".join(_figures(tally, state())), style="dim"))
-
-        with Live(
-            get_renderable=drawn,
-            console=console.err(),
-            refresh_per_second=_REDRAWS_PER_S,
-            transient=True,
-        ) as self._live_bar:
+        bar.add_task("Answering", total=max(1, self.tally.listed), figures="")
+        with bar:
+            self._bar = bar
             try:
                 yield
             finally:
-                self._live_bar = None
+                self._bar = None
 
 
-def progress_line(tally: Tally, state: State) -> str:
-    """Write how things stand, in one line."""
-    return ", ".join([f"{tally.done:,} of {tally.listed:,}", *_figures(tally, state)])
-
-
-def _figures(tally: Tally, state: State) -> list[str]:
-    parts = [f"{tally.failed:,} failed"] if tally.failed else []
-    rate, tokens_rate = tally.rate(tally.served), tally.rate(tally.generated_tokens)
+def figures_of(tally: Tally, state: State) -> list[str]:
+    """Write how things stand: a figure each."""
+    figures = [f"{tally.failed:,} failed"] if tally.failed else []
+    figures.append(f"slots {state.slots}/{state.max_slots}")
+    rate = tally.rate(tally.served)
     if rate is not None:
-        parts.append(f"{number(rate)} items/s")
-    if tokens_rate is not None:
-        parts.append(f"{number(tokens_rate)} tokens/s")
-    parts.append(f"slots {state.slots}/{state.max_slots}")
-    if state.kv_allocated_bytes:
-        parts.append(f"KV cache {readable_bytes(state.kv_allocated_bytes)}")
-    if rate is not None:
-        parts.append(f"{duration(tally.remaining / rate)} left")
-    return parts
+        figures += [f"{number(rate)} items/s", f"{duration(tally.remaining / rate)} left"]
+    return figures
 
 
 def summary_facts(
@@ -271,12 +248,6 @@ def summary_facts(
         again: the command that goes on.
         retry: the command that tries failed items again.
     """
-    latency = None
-    if tally.latencies_ms:
-        import numpy as np
-
-        median, p90 = np.percentile(tally.latencies_ms, (50, 90)).tolist()
-        latency = {"median": median, "p90": p90}
     return {
         "schema_version": 1,
         "output": output,
@@ -293,14 +264,12 @@ def summary_facts(
         "items_per_s": tally.rate(tally.served),
         "tokens_per_s": tally.rate(tally.generated_tokens),
         "generated_tokens": tally.generated_tokens,
-        "latency_ms": latency,
         "withdrawal": {
             "withdrawals": tally.withdrawals,
             "kv_bytes_before": tally.kv_bytes_before,
             "kv_bytes_freed": tally.kv_bytes_freed,
         },
         "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
-        "restarts": tally.restarts,
         "retry": retry if failed_in_log else None,
         "go_on": again if tally.remaining else None,
     }
@@ -321,9 +290,6 @@ def summary_lines(facts: Mapping[str, Any]) -> dict[str, str]:
         lines["Time"] = f"{duration(facts['elapsed_s'])}, {number(facts['items_per_s'])} items/s"
         if facts["tokens_per_s"] is not None:
             lines["Time"] += f", {number(facts['tokens_per_s'])} tokens/s"
-    if latency := facts["latency_ms"]:
-        median, p90 = (duration(latency[key] / 1e3) for key in ("median", "p90"))
-        lines["Latency"] = f"median {median}, p90 {p90}"
     withdrawal = facts["withdrawal"]
     if withdrawal["withdrawals"]:
         freed = withdrawal["kv_bytes_freed"]
