@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,25 +36,18 @@ def exit_on_interrupt(on_interrupt: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-class ShutdownRequest:
-    """What the user has asked for by Ctrl-C: to finish, and then to leave."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-
 @contextmanager
-def finish_on_interrupt(on_interrupt: Callable[[], str]) -> Iterator[ShutdownRequest]:
+def finish_on_interrupt(on_interrupt: Callable[[], str]) -> Iterator[threading.Event]:
     """Within it, Ctrl-C or SIGTERM once asks to finish what is begun; twice leaves at once.
 
-    Whoever works has to look at `ShutdownRequest.requested`. Leaving is as in `exit_on_interrupt`.
+    Whoever works has to look at the event. Leaving is as in `exit_on_interrupt`.
     """
-    shutdown = ShutdownRequest()
+    shutdown = threading.Event()
 
     def act() -> None:
-        if shutdown.requested:
+        if shutdown.is_set():
             leave(on_interrupt())
-        shutdown.requested = True
+        shutdown.set()
 
     with _watching((signal.SIGINT, signal.SIGTERM), act):
         yield shutdown
@@ -97,12 +89,8 @@ def leave(message: str) -> None:
     """Write to stderr as long as someone reads it, and end the process."""
     # Not through sys.stderr: the main thread may be in the middle of writing to it.
     rest = message.encode(errors="backslashreplace")
-    deadline = time.monotonic() + _PATIENCE_S
     with suppress(OSError, ValueError):
-        while rest:
-            patience = max(0.0, deadline - time.monotonic())
-            if not select.select([], [2], [], patience)[1]:
-                break
+        while rest and select.select([], [2], [], _PATIENCE_S)[1]:
             rest = rest[os.write(2, rest[:512]) :]
     os._exit(ExitCode.INTERRUPTED)
 

@@ -130,7 +130,10 @@ class Server:
             if isinstance(taken, Ready):
                 job = _Job(taken)
                 if self._limits is None:
-                    self._begin(taken)
+                    self._limits = self._choose_limits(taken)
+                    self._max_slots = self._limits.slots
+                    if self._limits.reason:
+                        self.state.notes.append(self._limits.reason)
             elif lost_device(taken.error):
                 raise taken.error
             elif _lacks_memory(taken.error):
@@ -139,18 +142,12 @@ class Server:
             else:
                 yield self._failed(taken, taken.error, attempts=1)
                 return
-        request = job.ready.encoded and job.ready.encoded.request
+        request = job.ready.encoded.request if job.ready.encoded else None
         if slots.active and (job.isolated or not self._fits(slots, request, LOOKAHEAD)):
             self._waiting.appendleft(job)
             return
         job.attempts += 1
         yield from self._prefill(slots, job)
-
-    def _begin(self, first: Ready) -> None:
-        self._limits = self._choose_limits(first)
-        self._max_slots = self._limits.slots
-        if self._limits.reason:
-            self.state.notes.append(self._limits.reason)
 
     def _fits(self, slots: Slots, request: Request | None, ahead: int) -> bool:
         """Whether the cache's storages keep to their budget, with a request more and so many steps.

@@ -160,11 +160,11 @@ class Dispatcher:
     """Serves items by workers that a launcher starts; a context manager."""
 
     _queue: Queue
-    _run: str
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self._workers: list[WorkerState] = []
+        self._run = ""
         self._revisions: list[str | None] = []
         """Of the weights that the workers have loaded."""
         self._error: Exception | None = None
@@ -184,7 +184,7 @@ class Dispatcher:
         try:
             self._workers = [WorkerState(name) for name in self._launcher.open()]
             while not self._revisions:
-                self._start_absent()
+                self._start()
                 for number, message in self._launcher.receive(_POLL_S):
                     self._on_message(number, message)
         except BaseException:
@@ -223,8 +223,7 @@ class Dispatcher:
             if closing and not any(worker.phase == "serving" for worker in self._workers):
                 return
             if not closing:
-                self._start_absent()
-                self._begin_idle()
+                self._start()
                 self._assign()
             for number, message in self._launcher.receive(_POLL_S):
                 record = self._on_message(number, message)
@@ -233,15 +232,13 @@ class Dispatcher:
 
     # -- to the workers -----------------------------------------------------------------------
 
-    def _start_absent(self) -> None:
+    def _start(self) -> None:
+        """Start who is absent; let those that have loaded begin, once it is known for which run."""
         for number, worker in enumerate(self._workers):
             if worker.phase == "absent":
                 worker.phase = "loading"
                 self._launcher.start(number)
-
-    def _begin_idle(self) -> None:
-        for number, worker in enumerate(self._workers):
-            if worker.phase == "idle":
+            elif worker.phase == "idle" and self._run:
                 worker.phase = "serving"
                 self._launcher.send(number, Message("begin", self._run))
 

@@ -71,7 +71,14 @@ class RayActors:
         nodes = max(1, [node["Alive"] for node in self._ray.nodes()].count(True))
         workers = self._workers or gpus or nodes
         if job.profile.device.startswith("cuda") or (job.profile.device == "auto" and gpus):
-            self._check_gpus(workers, gpus)
+            # What will never start is refused; a cluster may still grow.
+            if self._is_ours and self._address == "local" and workers > gpus:
+                raise UsageProblem(
+                    f"There are no {workers} GPUs for {workers} workers",
+                    cause=f"Ray sees {gpus} on this machine, and each worker needs one of its own",
+                    hint=f"mvw batch IMAGES QUESTION --executor ray --workers {gpus or 1}"
+                    + ("" if gpus else " --device cpu"),
+                )
             job = job.on("cuda")  # Ray shows each worker its own GPU only
             resources = {"num_gpus": 1, "num_cpus": 1}
         else:
@@ -125,16 +132,6 @@ class RayActors:
     def _ask(self, worker: int) -> None:
         reports = self._actors[worker].reports.options(concurrency_group="reports")
         self._calls[reports.remote()] = worker
-
-    def _check_gpus(self, workers: int, gpus: int) -> None:
-        """Refuse what will never start; a cluster may still grow."""
-        if self._is_ours and self._address == "local" and workers > gpus:
-            raise UsageProblem(
-                f"There are no {workers} GPUs for {workers} workers",
-                cause=f"Ray sees {gpus} on this machine, and each worker needs one of its own",
-                hint=f"mvw batch IMAGES QUESTION --executor ray --workers {gpus or 1}"
-                + ("" if gpus else " --device cpu"),
-            )
 
 
 class Actor:

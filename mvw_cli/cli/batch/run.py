@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
+from threading import Event
 from typing import TYPE_CHECKING
 
 from mvw_cli import console
@@ -19,12 +20,7 @@ from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.output import Output, check_table, export, plan_output
 from mvw_cli.cli.batch.view import BatchView, summary_facts
-from mvw_cli.cli.process import (
-    ShutdownRequest,
-    exit_on_interrupt,
-    finish_on_interrupt,
-    mute_libraries,
-)
+from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
@@ -72,9 +68,7 @@ class Task:
         """Name the output after what is asked about."""
         paths, questions = self.source.paths, self.source.questions
         first = paths[0] if paths else questions or "batch"
-        name = "stdin" if first == "-" else os.path.basename(first.rstrip("/"))
-        if name in ("", ".", ".."):
-            name = os.path.basename(os.path.realpath(first)) or "batch"
+        name = "stdin" if first == "-" else os.path.basename(os.path.abspath(first)) or "batch"
         stem = name if os.path.isdir(first) else os.path.splitext(name)[0]
         part = "" if self.shard is None else ".{}-of-{}".format(*self.shard)
         return f"{stem}.results{part}.jsonl"
@@ -204,7 +198,7 @@ class _Batch:
     def serve(self) -> int:
         """Answer what is left, and tell how it went."""
         task, view, tally = self._task, self._view, self._tally
-        shutdown = ShutdownRequest()
+        shutdown = Event()
         stopped: MvwError | None = None
         state = None
         if self._items is None:
@@ -234,7 +228,7 @@ class _Batch:
             output=self._output.name,
             log=str(self._output.log),
             failed_in_log=self._log.failed,
-            interrupted=shutdown.requested,
+            interrupted=shutdown.is_set(),
             again=task.again(),
             retry=task.again("--retry-failed"),
         )
@@ -248,7 +242,7 @@ class _Batch:
             console.write_json(facts)
         if stopped is not None:
             raise stopped
-        if shutdown.requested and tally.remaining:
+        if shutdown.is_set() and tally.remaining:
             return ExitCode.INTERRUPTED
         return ExitCode.ITEMS_FAILED if self._log.failed else ExitCode.OK
 
@@ -278,15 +272,12 @@ class _Batch:
         self._log.settle(self._settings.with_revision(executor.revision))
 
     def _record(
-        self, executor: Worker | Dispatcher, items: Iterator[Item], shutdown: ShutdownRequest
+        self, executor: Worker | Dispatcher, items: Iterator[Item], shutdown: Event
     ) -> None:
         """Bring records to the log as they come."""
 
-        def draining() -> bool:
-            return shutdown.requested
-
-        with self._view.following(lambda: executor.state, draining):
-            for record in executor.records(items, run=self._log.run, draining=draining):
+        with self._view.following(lambda: executor.state, shutdown.is_set):
+            for record in executor.records(items, run=self._log.run, draining=shutdown.is_set):
                 self._log.append(record)
                 self._view.show(record)
 

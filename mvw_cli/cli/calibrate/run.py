@@ -117,7 +117,7 @@ def run(
             )
             search.check(running)
         with finish_on_interrupt(view.on_interrupt) as shutdown:
-            running.stopping = lambda: shutdown.requested
+            running.stopping = shutdown.is_set
             try:
                 samples = measure_all(search, running)
                 outcome = search.choose(running, samples)

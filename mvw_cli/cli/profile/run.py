@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.batch.source.paths import Source
@@ -31,12 +32,7 @@ from mvw_cli.bench.documents import (
 from mvw_cli.bench.measure.arms import Job, choose_arms
 from mvw_cli.bench.measure.items import QUESTION, Items, ask, generated_items, own_items
 from mvw_cli.bench.verdict.verdict import verdicts
-from mvw_cli.cli.process import (
-    ShutdownRequest,
-    exit_on_interrupt,
-    finish_on_interrupt,
-    mute_libraries,
-)
+from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.cli.profile.output import Outputs, check_outputs, deliver_plan, deliver_report
 from mvw_cli.cli.show_cost import image_size
 from mvw_cli.cli.stderr_view import StderrView
@@ -218,13 +214,13 @@ def _measure(run: _Run) -> int:
         raise failed
     if any(cell.ended for cell in run.cells):
         return ExitCode.FAILURE  # the report says which cell ended early, and why
-    if shutdown.requested:
+    if shutdown.is_set():
         view.note("Interrupted: the report holds what was measured until then.")
         return ExitCode.INTERRUPTED
     return ExitCode.OK
 
 
-def _find_out(run: _Run, shutdown: ShutdownRequest) -> None:
+def _find_out(run: _Run, shutdown: Event) -> None:
     """Measure all that was asked for, on one loaded model, until the user has had enough.
 
     Raises:
@@ -240,21 +236,21 @@ def _find_out(run: _Run, shutdown: ShutdownRequest) -> None:
     run.model = Model(**session.facts(), random_weights=task.random_weights)
     run.workload = workload(session, run.job, run.items.source)
     for batch in task.batches:
-        if shutdown.requested:
+        if shutdown.is_set():
             break
         view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in run.job.arms)}")
         job = replace(run.job, batch=batch)
-        cell = measure(session, job, progress=view.progress, stopping=lambda: shutdown.requested)
+        cell = measure(session, job, progress=view.progress, stopping=shutdown.is_set)
         run.cells += [cell] if cell is not None else []
-    if not shutdown.requested:
+    if not shutdown.is_set():
         _compare(run, session, shutdown)
     for place, cell in enumerate(run.cells):
-        if not shutdown.requested:
+        if not shutdown.is_set():
             busy = device_busy(session, replace(run.job, batch=cell.batch), cell)
             run.cells[place] = replace(cell, device_busy=busy)
 
 
-def _compare(run: _Run, session: Session, shutdown: ShutdownRequest) -> None:
+def _compare(run: _Run, session: Session, shutdown: Event) -> None:
     """Find what speed does not tell: what changes in the answers, and where the attention goes."""
     task, view, items = run.task, run.view, run.items.items
     # By default where the outcome means anything.
@@ -269,22 +265,22 @@ def _compare(run: _Run, session: Session, shutdown: ShutdownRequest) -> None:
             progress=lambda number, doing: view.progress(
                 f"Comparing the answers, {doing}, item", number, len(items)
             ),
-            stopping=lambda: shutdown.requested,
+            stopping=shutdown.is_set,
         )
     wants_attention = sensible if task.attention_mass is None else task.attention_mass
-    if wants_attention and not shutdown.requested:
+    if wants_attention and not shutdown.is_set():
         view.stage("Measuring the attention to the image")
         run.attention = _attention(run, session, shutdown)
 
 
-def _attention(run: _Run, session: Session, shutdown: ShutdownRequest) -> AttentionMass | None:
+def _attention(run: _Run, session: Session, shutdown: Event) -> AttentionMass | None:
     from mvw_cli.bench.measure.run import Stopped
     from mvw_cli.bench.quality.attention import attention_mass  # imports torch
 
     request = ask(session, run.items.items[0], session.settings)
 
     def tick() -> None:
-        if shutdown.requested:
+        if shutdown.is_set():
             raise Stopped
 
     try:

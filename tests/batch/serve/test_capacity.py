@@ -109,7 +109,7 @@ def test_how_many_at_a_time(
     options = {"free": None, "kind": "cuda", "each": (10 * MiB, 4 * MiB), "policy": Mvw(m=4)}
     free, kind, each, policy = ({**options, **given}[name] for name in options)
     limits = choose_limits(free, kind, each, policy, kv_bytes=given.get("kv_bytes"))
-    assert (limits.slots, limits.kv_bytes, limits.strict) == (slots, kv_bytes, "kv_bytes" in given)
+    assert (limits.slots, limits.kv_bytes) == (slots, kv_bytes)
     assert reason is None or limits.reason.endswith(reason)
 
 
@@ -138,19 +138,18 @@ def test_what_a_worker_chooses_by_itself_it_explains(first: Ready) -> None:
     request = first.encoded.request
     assert (request.text_tokens, request.layout.vision_tokens) == (3, 16)
     limits = chosen(first)
-    assert (limits.slots, limits.kv_bytes, limits.strict) == (16, 8 * MiB, False)
+    assert (limits.slots, limits.kv_bytes) == (16, 8 * MiB)
     assert f"a slot takes up to {(3 + 4 + 16) * TOKEN / 1024:.1f} KiB" in limits.reason
     assert f"{(3 + 100) * TOKEN / 1024:.1f} KiB once vision is withdrawn" in limits.reason
 
 
 def test_what_a_worker_is_told(first: Ready) -> None:
-    both = chosen(first, slots=3, kv_bytes=MiB)
-    assert both == Limits(3, MiB, strict=True)
-    slots = chosen(first, slots=3)
-    assert slots == Limits(3, 8 * MiB, strict=False)  # nothing is chosen, so nothing is explained
+    assert chosen(first, slots=3, kv_bytes=MiB) == Limits(3, MiB)
+    # Nothing is chosen, so nothing is explained.
+    assert chosen(first, slots=3) == Limits(3, 8 * MiB)
     memory = chosen(first, kv_bytes=40_000)
     settled = (3 + 4 + 16) * TOKEN
-    assert (memory.slots, memory.kv_bytes, memory.strict) == (40_000 // settled, 40_000, True)
+    assert (memory.slots, memory.kv_bytes) == (40_000 // settled, 40_000)
     assert "39.1 KiB for the KV cache" in memory.reason
 
 
@@ -164,7 +163,7 @@ def test_a_model_that_can_not_be_counted(first: Ready, monkeypatch: pytest.Monke
     assert limits.reason.endswith("its memory is not told")
     assert chosen(first, slots=2) == Limits(2)
     limits = chosen(first, kv_bytes=MiB)
-    assert (limits.slots, limits.kv_bytes, limits.strict) == (MAX_SLOTS["cpu"], MiB, True)
+    assert (limits.slots, limits.kv_bytes) == (MAX_SLOTS["cpu"], MiB)
 
 
 def test_a_policy_that_withdraws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,23 +80,10 @@ def test_answers_are_those_of_one_at_a_time(tiny: LoadedModel, slots: int, polic
     bench.check(records, items)
 
 
-def test_a_free_slot_is_taken_before_the_next_step(bench: Bench) -> None:
-    items = work(14)
-    bench.serve(items, Limits(3))
-    kinds = [did.what for did in bench.did]
-    requests = [did.request for did in bench.did if did.what == "admit"]
-    assert requests == [one.id for one in items]  # in order
-    for number, did in enumerate(bench.did):
-        if did.what == "step" and kinds[:number].count("admit") < len(items):
-            # One prefill goes between two steps, and one only.
-            free = len(bench.did[number - 1].active) < 3
-            assert kinds[number + 1] == "admit" or not (free or len(did.active) < 3)
-            assert kinds[number + 1 : number + 3] != ["admit", "admit"] or not did.active
-    assert "admit" in kinds[-60:]
-
-
 def test_never_two_prefills_between_two_steps_while_others_wait(bench: Bench) -> None:
-    bench.serve([item("first", 30), *work(10)], Limits(8))
+    items = [item("first", 30), *work(10)]
+    bench.serve(items, Limits(8))
+    assert [did.request for did in bench.did if did.what == "admit"] == [one.id for one in items]
     kinds = [did.what for did in bench.did if did.active and "first" in did.active]
     assert "admit admit" not in " ".join(kinds)
     assert kinds.count("admit") > 5
@@ -156,13 +143,6 @@ def test_what_a_record_says_of_time_and_attempts(bench: Bench) -> None:
     assert record["memory"]["kv_bytes_end"] < record["memory"]["kv_bytes_prefill"]
 
 
-def test_the_state_counts_what_happened(bench: Bench) -> None:
-    bench.serve(work(6), Limits(3))
-    state = bench.state
-    assert state.kv_allocated_bytes_peak == max(did.kv_allocated_bytes for did in bench.did)
-    assert (state.slots, state.max_slots, state.kv_allocated_bytes) == (0, 3, 0)
-
-
 # --- admission by bytes ---
 
 
@@ -173,7 +153,7 @@ def test_the_cache_keeps_to_its_budget(
 ) -> None:
     """Items of one to fourteen images: up to 230 vision tokens, so of one chunk or two."""
     bench, items = Bench(tiny, policy), work(10, seed, images=14)
-    records = bench.serve(items, Limits(8, rows * ROW, strict=True))
+    records = bench.serve(items, Limits(8, rows * ROW))
     Bench(tiny, policy).check(records, items)
     assert max(did.kv_allocated_bytes for did in bench.did) <= rows * ROW
     assert bench.most_at_once > 1
@@ -185,7 +165,7 @@ def test_withdrawal_puts_more_in_flight_in_the_same_memory(tiny: LoadedModel) ->
     most, steps = {}, {}
     for policy in (Mvw(m=2), NoWithdrawal()):
         bench = Bench(tiny, policy)
-        records = bench.serve(items, Limits(12, budget, strict=True))
+        records = bench.serve(items, Limits(12, budget))
         assert {record["status"] for record in records.values()} == {"ok"}
         assert max(did.kv_allocated_bytes for did in bench.did) <= budget
         most[policy.name], steps[policy.name] = bench.most_at_once, len(bench.steps)
@@ -211,29 +191,21 @@ def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
     monkeypatch.setattr(serve, "LOOKAHEAD", 1)
     monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 8)
     bench, items = Bench(tiny, policy), work(12, images=2)
-    records = bench.serve(items, Limits(8, budget, strict=True))
+    records = bench.serve(items, Limits(8, budget))
     Bench(tiny, policy).check(records, items)
-    assert max(did.kv_allocated_bytes for did in bench.did) <= budget
+    together = [did.kv_allocated_bytes for did in bench.did if len(did.active) > 1]
+    assert max(together) <= budget
     assert sum(record["attempts"] - 1 for record in records.values()) > 0
     first = [did for did in bench.did if did.request == items[0].id]
     assert len(first) == 1  # the oldest is never sent back
     assert len(bench.steps) < sum(record["generated_tokens"] for record in records.values()) * 2
 
 
-def test_a_first_request_may_exceed_a_budget_that_nobody_has_given(bench: Bench) -> None:
-    items = work(3)
-    records = bench.serve(items, Limits(4, ROW // 2, strict=False))
+def test_one_item_alone_may_outgrow_the_budget(bench: Bench) -> None:
+    items = [item("0", 5), item("big", 5, images=10), *work(4)[1:]]
+    records = bench.serve(items, Limits(4, ROW + 1))
     assert bench.most_at_once == 1
     bench.check(records, items)
-
-
-def test_a_budget_that_was_given_fails_what_outgrows_it_and_nothing_else(bench: Bench) -> None:
-    items = [item("0", 5), item("big", 5, images=10), *work(4)[1:]]
-    records = bench.serve(items, Limits(4, ROW + 1, strict=True))
-    error = records["big"]["error"]
-    assert error["type"] == "OutOfMemory"
-    assert "16.0 KiB" in error["cause"] and "--kv-memory" in error["cause"]
-    bench.check(records, items, "big")
 
 
 # --- memory that runs out ---
@@ -353,28 +325,6 @@ def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -
     written = json.loads(dumps(records["later"]))["timings"]
     assert written["read_ms"] is None and written["latency_ms"] is None  # it is not known
     bench.check(records, [*work(6), later])
-
-
-def test_room_that_can_not_be_given_back_is_kept(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To give room back takes a smaller storage first, and that may be too much already."""
-    from mvw_cli.engine import rows
-
-    resized, refused = rows._resized, []
-
-    def short(buffer: Any, rows: int, capacity: int, used: Any) -> Any:
-        if rows * capacity < buffer.shape[0] * buffer.shape[2]:
-            refused.append(rows)
-            raise out_of_memory()
-        return resized(buffer, rows, capacity, used)
-
-    items = work(10, images=14)
-    monkeypatch.setattr(rows, "_resized", short)
-    records = bench.serve(items, Limits(6, 10 * ROW))
-    monkeypatch.undo()
-    assert refused
-    bench.check(records, items)
 
 
 # --- failures ---
@@ -538,7 +488,6 @@ class Chance:
         self.limits = Limits(
             chance.choice([1, 2, 4, 9]),
             chance.choice([None, None, 20_000, 60_000, 120_000]),
-            strict=chance.random() < 0.6,
         )
 
     def step(self, slots: Slots) -> None:
@@ -586,7 +535,7 @@ def test_whatever_happens(seed: int, tiny: LoadedModel, monkeypatch: pytest.Monk
         assert failed.pop(run.guilty) in ("RuntimeError", "OutOfMemory")
     lacking = {id for id, kind in failed.items() if kind == "OutOfMemory"}
     assert failed == kinds | dict.fromkeys(lacking, "OutOfMemory")
-    if run.often == (0, 0) and not (limits.strict and limits.kv_bytes):
+    if run.often == (0, 0):
         assert not lacking  # one at a time there is room for each
     if limits.kv_bytes is not None:
         together = [did for did in bench.did if len(did.active) > 1]

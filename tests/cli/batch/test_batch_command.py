@@ -176,7 +176,6 @@ def test_the_question_comes_last(words: tuple[str, ...], question: str | None) -
         (["images", "w1 w2", "-o", "s3://bucket/out.csv"], "a file of this machine"),
         (["images", "w1 w2", "-o", "answers.csv"], "answers.csv is there already"),
         (["images", "w1 w2", "--overwrite", "--retry-failed"], "contradict"),
-        (["images", "w1 w2", "--ray-address", "auto"], "--executor ray"),
     ],
 )
 def test_what_can_not_be_done_is_told_before_a_model_is_loaded(
@@ -395,14 +394,6 @@ def test_memory_that_is_given_is_kept_to(batch: Run) -> None:
     assert texts() and {one["status"] for one in records().values()} == {"ok"}
 
 
-def test_too_little_memory_fails_items_and_says_so(batch: Run) -> None:
-    ran = batch("images", "w1 w2", "--kv-memory", "10k", "--limit", "1")
-    assert ran.code == ExitCode.ITEMS_FAILED
-    error = records()["0.png"]["error"]
-    assert (error["type"], "10.0 KiB" in error["cause"]) == ("OutOfMemory", True)
-    parse_hint(error["hint"])
-
-
 def test_shards_are_the_whole_together(batch: Run) -> None:
     put("images", *range(4, 11))
     assert batch("images", "w1 w2", "-o", "whole.jsonl").code == 0
@@ -505,7 +496,6 @@ def test_the_summary_as_json(batch: Run) -> None:
     )
     assert summary["withdrawal"]["withdrawals"] == 3
     assert 0 < summary["withdrawal"]["kv_bytes_freed"] < summary["withdrawal"]["kv_bytes_before"]
-    assert summary["latency_ms"]["median"] <= summary["latency_ms"]["p90"]
     assert (summary["interrupted"], summary["go_on"]) == (False, None)
     parse_hint(summary["retry"])
     assert "--json" not in summary["retry"] and "--retry-failed" in summary["retry"]
@@ -519,7 +509,7 @@ def test_lines_of_progress_where_nobody_redraws(
     put("images", *range(4, 24))
     ran = batch("images", "w1 w2", "--slots", "3")
     lines = re.findall(r"^\d+ of 24, .*slots \d/3.*$", ran.err, re.M)
-    whole = r"\d items/s, .* tokens/s, slots \d/3, KV cache .* left$"
+    whole = r"slots \d/3, [\d,.]+ items/s, .* left$"
     assert any(re.search(whole, line) for line in lines)
     done = [int(line.partition(" ")[0]) for line in lines]
     assert done == sorted(done)
@@ -564,11 +554,7 @@ def test_the_bar_on_a_terminal(
     assert ran.code == ExitCode.ITEMS_FAILED and ran.err == ""
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert re.search(r"Answering .*[━╸╺]+ +\d+ of 40", plain)
-    figures = re.findall(
-        r"1 failed  [\d,.]+ items/s  [\d,.]+ tokens/s  slots \d/3  KV cache [\d.]+ KiB  .* left",
-        plain,
-    )
-    assert figures
+    assert re.search(r"1 failed  slots \d/3  [\d,.]+ items/s  .* left", plain)
     assert "failed: 0.png: " in plain
     assert plain.rstrip().splitlines()[-1].startswith("Retry failed")
     assert f"Loading {tiny_folder}"[:40] in plain.replace("\n", "")

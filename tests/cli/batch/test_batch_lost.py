@@ -6,7 +6,6 @@ those of an undisturbed one, each item once.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -252,12 +251,11 @@ def test_what_can_not_be_encoded_fails_alone(
 def test_out_of_memory_takes_fewer_at_a_time(
     batch: Batch, log: Path, undisturbed: dict[str, object]
 ) -> None:
-    ran = batch("images", *LONG, "--slots", "6", "--json", most_rows=2)
+    ran = batch("images", *LONG, "--slots", "6", most_rows=2)
     assert ran.code == 0, ran.err
     assert answers(log) == undisturbed
     assert "Memory ran out: from here on 2 at a time." in ran.err
-    restarts = sum(record["attempts"] - 1 for record in records(log))
-    assert json.loads(ran.out)["restarts"] == restarts == 1
+    assert sum(record["attempts"] - 1 for record in records(log)) == 1
 
 
 def test_out_of_memory_takes_smaller_images_where_the_profile_allows_it(

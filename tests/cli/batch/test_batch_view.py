@@ -10,7 +10,7 @@ from records import failed, ok
 
 from mvw_cli.batch.serve.server import State
 from mvw_cli.cli.batch import view as module
-from mvw_cli.cli.batch.view import Tally, duration, progress_line, summary_facts, summary_lines
+from mvw_cli.cli.batch.view import Tally, duration, figures_of, summary_facts, summary_lines
 
 
 @pytest.fixture
@@ -20,70 +20,46 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def timed(latency_ms: float | None, **more: Any) -> dict[str, Any]:
-    record = ok("a", **more)
-    record["timings"]["latency_ms"] = latency_ms
-    return record
-
-
 def told(tally: Tally, state: State | None = None, **more: Any) -> dict[str, Any]:
     given = {"failed_in_log": tally.failed, "interrupted": False, **more}
     names = {"output": "out/x.csv", "log": "out/x.csv.jsonl", "again": "A", "retry": "R"}
     return summary_facts(tally, state, **names, **given)
 
 
-def test_a_line_of_progress(clock: SimpleNamespace) -> None:
+def test_figures_of_progress(clock: SimpleNamespace) -> None:
     """The rate goes by what this run has served."""
     tally, state = Tally(listed=2000), State(slots=3, max_slots=8)
-    assert progress_line(tally, state) == "0 of 2,000, slots 3/8"
-    tally.begin()
+    assert figures_of(tally, state) == ["slots 3/8"]
+    tally.began = clock.now
     for _ in range(900):
         tally.skip()
-    assert progress_line(tally, state) == "900 of 2,000, slots 3/8"
+    assert (tally.done, figures_of(tally, state)) == (900, ["slots 3/8"])
     for _ in range(99):
-        tally.add(timed(5.0))
+        tally.add(ok("a"))
     tally.add(failed("x"))
     clock.now += 50
-    state.kv_allocated_bytes = 3 * 2**20
-    assert progress_line(tally, state) == (
-        "1,000 of 2,000, 1 failed, 2.00 items/s, 5.94 tokens/s, slots 3/8, KV cache 3.0 MiB, "
-        "8 min 20 s left"
-    )
-
-
-def test_latency() -> None:
-    tally = Tally()
-    for value in (None, float("nan"), float("inf")):  # of an item that was read twice, say
-        tally.add(timed(value))
-    assert told(tally)["latency_ms"] is None
-    tally.add(timed(30.0))
-    assert told(tally)["latency_ms"] == {"median": 30.0, "p90": 30.0}
-    for value in (10.0, 20.0, 40.0, 50.0):
-        tally.add(timed(value))
-    assert told(tally)["latency_ms"] == {"median": 30.0, "p90": pytest.approx(46.0)}
-    assert tally.answered == 8
+    assert figures_of(tally, state) == [
+        *("1 failed", "slots 3/8", "2.00 items/s", "8 min 20 s left")
+    ]
 
 
 def test_a_summary(clock: SimpleNamespace) -> None:
     tally = Tally(listed=7)
     tally.skip()
-    tally.begin()
-    for value in (100.0, 200.0, 4000.0):
-        tally.add(timed(value, attempts=2))
+    tally.began = clock.now
+    for name in "abc":
+        tally.add(ok(name))
     tally.add(failed("x"))
     clock.now += 90
-    found = told(tally, State(kv_allocated_bytes_peak=3 * 2**20))
-    assert summary_lines(found) == {
+    assert summary_lines(told(tally, State(kv_allocated_bytes_peak=3 * 2**20))) == {
         "Items": "3 answered, 1 failed (1 BadImage), 1 had their record before, 2 left",
         "Time": "1 min 30 s, 0.0444 items/s, 0.100 tokens/s",
-        "Latency": "median 200 ms, p90 3.24 s",
         "Withdrawal": "3 times, 7.3 KiB of cache entries freed, 62% of what was there",
         "KV cache": "3.0 MiB at most",
         "Records": "out/x.csv",
         "Go on": "A",
         "Retry failed": "R",
     }
-    assert found["restarts"] == 3
 
 
 def test_a_summary_of_nothing() -> None:
