@@ -56,13 +56,7 @@ def test_infer_composes_in_order_and_m_goes_to_the_policy_that_has_it(
     ("options", "message"),
     [
         ("--policy mvw:m=3 --m 4", "--policy and --m: `m` is given twice"),
-        ("--policy again", "--policy: withdrawal: again has nothing to bring back"),
-        ("--policy none --policy mvw:m=2", "--policy: withdrawal: none keeps every vision token"),
         ("--policy layered:layer=1 --m 4", "--m: policy `layered` has no field `m`"),
-        (
-            "--policy layered:layer=1+again --m 4",
-            "--m: no policy has a field `m`",
-        ),
         ("--no-withdrawal --policy mvw:m=2", "--no-withdrawal and --policy contradict each other"),
         ("--policy=", "--policy: `` is no policy with its fields"),
     ],

@@ -126,13 +126,6 @@ def test_what_quantisation_takes_of_a_step() -> None:
     assert weights.experts.quantizable == 0
 
 
-def test_experts_in_one_tensor_are_not_quantised() -> None:
-    family = BY_NAME["kimi_text_stack"]
-    weights = shape_of(HuggingFace(), build(family).config).weights
-    assert weights.experts.numbers > 0 and weights.experts.quantizable == 0
-    assert 0 < weights.step.quantizable < weights.step.numbers
-
-
 def test_experts_count_as_often_as_they_are_chosen() -> None:
     family = BY_NAME["kimi_text_stack"]
     weights = shape_of(HuggingFace(), build(family).config).weights
@@ -141,6 +134,7 @@ def test_experts_count_as_often_as_they_are_chosen() -> None:
     )  # layers, experts, gate + up and down
     assert (weights.experts_total, weights.experts_per_token) == (4, 2)
     assert weights.active == weights.step.numbers + weights.experts.numbers // 2
+    assert weights.experts.quantizable == 0  # they are held in one tensor
     assert weights.read(1).numbers == weights.active
     assert weights.read(2).numbers == weights.step.numbers + weights.experts.numbers * 0.75
     assert weights.read(64).numbers == pytest.approx(

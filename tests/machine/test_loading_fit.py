@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from broken import write_checkpoint
 from hints import parse_hint
 from mvw_hf.model import HuggingFace
@@ -79,16 +78,12 @@ def test_the_hint_is_what_would_help(
 
     wide = {"device": "cuda:0", "dtype": "float32"}
     assert hint(WEIGHTS * 3, **wide) == "--set dtype=bfloat16"
-    narrow = {"device": "cuda:0", "dtype": "bfloat16"}
-    assert hint(WEIGHTS, WEIGHTS, **narrow) == "--set device_map=auto --set device=auto"
     eight = WEIGHTS * 3 // 2  # of the parameters, a part is quantised
     assert hint(eight, dtype="bfloat16") == "--set quantization=8bit"
     small = WEIGHTS * 9 // 10
-    assert hint(small, memory=WEIGHTS * 3, **narrow).startswith("--set device_map=auto")
     assert hint(small, memory=WEIGHTS * 3, **wide, random_weights=True) == (
         "--set device=cpu --set dtype=bfloat16"
     )
-    assert hint(small, memory=WEIGHTS // 9, **narrow) == "mvw list profiles"
     free["cpu"] = WEIGHTS
     assert refused(folder, device="cpu", dtype="bfloat16").hint == "mvw list profiles"
 
@@ -99,13 +94,6 @@ def test_what_is_not_known_stops_nothing(folder: Path, free: dict[str, int | Non
     fit.check_fit("hf", ADAPTER, ModelSpec(model="./nowhere", device="cpu"))
     (folder / "config.json").write_text('{"model_type": "llama"}')
     fit.check_fit("hf", ADAPTER, ModelSpec(model=str(folder), device="cpu"))
-
-
-def test_the_memory_of_this_machine() -> None:
-    free = facts.free_memory("cpu")
-    assert free is None or free > 0
-    if not torch.cuda.is_available():
-        assert facts.free_memory("cuda:3") is None
 
 
 def test_by_the_command(
@@ -122,13 +110,9 @@ def test_by_the_command(
     assert lines[-3] == f"Error: {folder} does not fit into the free memory on cpu."
     assert "in float32" in lines[-2]
     assert lines[-1] == f"Hint: {shlex.join(['mvw', *command, '--dtype', 'bfloat16'])}"
-    profile = tmp_path / "mine.yaml"
-    profile.write_text("generation: {temperature: 0}\n")
-    more = ["--profile", str(profile), "--dtype", "float32", "--random-weights", "--json"]
-    ran = mvw(*command, *more, "--set", "revision=v1", "-m", "3")
-    more.remove("--dtype")
-    more.remove("float32")
-    changed = [*command, *more, "--set", "revision=v1", "-m", "3", "--dtype", "bfloat16"]
-    assert ran.err.splitlines()[-1] == f"Hint: {shlex.join(['mvw', *changed])}"
+    more = ["--random-weights", "--json", "--set", "revision=v1", "-m", "3"]
+    ran = mvw(*command, "--dtype", "float32", *more)
+    changed = shlex.join(["mvw", *command, *more, "--dtype", "bfloat16"])
+    assert ran.err.splitlines()[-1] == f"Hint: {changed}"
     free["cpu"] = WEIGHTS * 4
     assert mvw(*command).code == ExitCode.MODEL
