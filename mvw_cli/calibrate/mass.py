@@ -16,7 +16,7 @@ from statistics import fmean, quantiles
 from time import perf_counter
 from typing import Any, ClassVar
 
-from mvw_cli.bench.documents import BASELINE
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE
 from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.bench.quality.answers import (
     Unanswerable,
@@ -25,7 +25,7 @@ from mvw_cli.bench.quality.answers import (
     without_image,
 )
 from mvw_cli.bench.quality.divergence import Divergence, Tick, divergences
-from mvw_cli.calibrate.mvw import Loss, loss_of
+from mvw_cli.calibrate.mvw import NO_CONTROL, Loss, loss_of
 from mvw_cli.calibrate.search import Column, Outcome, Search, SearchRun, answered, cell
 from mvw_cli.engine.types import Finished, Request
 from mvw_cli.errors import UsageProblem
@@ -36,7 +36,6 @@ from mvw_cli.render.chart import Chart, Line
 from mvw_cli.session import Session
 from mvw_cli.text import number, percent, percents
 
-CONTROL = "no image"
 CANDIDATES = 12
 """Thresholds that are tried where the user names none."""
 _ARM = "mass"
@@ -88,7 +87,7 @@ class MassSearch(Search):
             run.progress("Reading the answers with withdrawals, sample", place, len(samples))
             found.append(self._read_along(run, sample, tried))
         points = curve(found, lengths, tried, self.tolerance)
-        controls = [one[CONTROL] for one in found if CONTROL in one]
+        controls = [one[NO_IMAGE] for one in found if NO_IMAGE in one]
         blind = agreement(controls) if len(controls) == len(found) else None
         reason = refusal(points, blind, self.tolerance)
         remarks: list[str] = []
@@ -96,9 +95,10 @@ class MassSearch(Search):
             loss = self._loss(run, samples, point["threshold"])
             if loss.share <= self.tolerance:
                 point["chosen"] = True
+                control = "" if blind is None else f" ({percent(blind)} without any image)"
                 reason = (
                     f"With a threshold of {point['threshold']:g}, {percent(point['agreement'])} of "
-                    f"the next tokens stay the likeliest, and {loss}; vision goes after "
+                    f"the next tokens stay the likeliest{control}, and {loss}; vision goes after "
                     f"{point['tokens_with_vision']:.0f} of {point['tokens']:.0f} tokens, in "
                     f"{percent(point['withdrawn'])} of the answers."
                 )
@@ -110,9 +110,7 @@ class MassSearch(Search):
             names = {name: getattr(self, name) for name in self.measured_by}
             withdrawal = {"policy": "mass", "threshold": chosen, **names}
         if blind is None:
-            remarks.append(
-                "There was no control without an image to show that the image is needed."
-            )
+            remarks.append(NO_CONTROL)
         reason = reason or "No threshold that keeps the next tokens keeps the answers."
         return Outcome(points, withdrawal, reason, remarks, {"blind_agreement": blind})
 
@@ -126,21 +124,21 @@ class MassSearch(Search):
         """
         run.tick()
         steps = {one: withdrawn_after(self.policy(one), sample["mass"]) for one in thresholds}
-        wanted = {str(step) for step in steps.values() if step is not None} | {CONTROL}
+        wanted = {str(step) for step in steps.values() if step is not None} | {NO_IMAGE}
         names = {name: f"{sample['key']}@{name}" for name in sorted(wanted)}
         missing = [name for name, key in names.items() if run.store.get(key) is None]
         if missing:
             item = run.items[sample["number"] - 1]
             request = ask(run.session, item, run.session.settings)
             arms = {
-                one: replace(request, policy=Mvw(m=int(one))) for one in missing if one != CONTROL
+                one: replace(request, policy=Mvw(m=int(one))) for one in missing if one != NO_IMAGE
             }
-            if CONTROL in missing:
+            if NO_IMAGE in missing:
                 try:
                     control = without_image(run.session, item.question, run.session.settings)
-                    arms[CONTROL] = control
+                    arms[NO_IMAGE] = control
                 except Unanswerable:
-                    run.store.put(names[CONTROL], kl_nats=None)
+                    run.store.put(names[NO_IMAGE], kl_nats=None)
             read = divergences(
                 run.session, request, [*arms.values()], sample["token_ids"], tick=run.tick
             )
@@ -155,7 +153,7 @@ class MassSearch(Search):
         length = len(sample["token_ids"])
         never = Divergence([0.0] * length, [True] * length, None)
         told = {str(one): at.get(str(step), never) for one, step in steps.items()}
-        return {**told, CONTROL: at[CONTROL]} if CONTROL in at else told
+        return {**told, NO_IMAGE: at[NO_IMAGE]} if NO_IMAGE in at else told
 
     def _loss(self, run: SearchRun, samples: Sequence[dict[str, Any]], threshold: float) -> Loss:
         """Answer every item under a threshold; return what its answers lose."""
@@ -176,10 +174,6 @@ class MassSearch(Search):
     def told(self, sample: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in sample.items() if name != "token_ids"}
         return {**rest, "mass": [None if one is None else round(one, 5) for one in sample["mass"]]}
-
-    def remark(self, outcome: Outcome) -> str:
-        blind = outcome.figures["blind_agreement"]
-        return "" if blind is None else f"Without any image the agreement is {percent(blind)}."
 
     def charts(self, outcome: Outcome) -> list[Chart]:
         """Draw agreement, and what is generated with vision, against the threshold."""

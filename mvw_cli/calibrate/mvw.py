@@ -33,6 +33,7 @@ from mvw_cli.text import count, number, percent, percents
 
 TAG_ARM = "until "
 """How the name of an arm begins that withdraws at a tag."""
+NO_CONTROL = "There was no control without an image to show that the image is needed."
 _Z_SQUARE = 1.959964**2
 _TOKENS = ("given", "divergence", "referenced")
 """Of a sample: every token of every answer. The report has their sums, the store has them whole."""
@@ -220,9 +221,7 @@ def choose(samples: Sequence[Sample], arms: Sequence[str], tolerance: float) -> 
     kept[chosen]["chosen"] = True
     key, value = ("m", int(chosen[2:])) if chosen in counted else ("until", chosen[len(TAG_ARM) :])
     reason = f"With {chosen}, {losses[chosen]}. {_shown_for_others(losses[chosen], tolerance)}"
-    remarks = []
-    if not control:
-        remarks.append("There was no control without an image to show that the image is needed.")
+    remarks = [] if control else [NO_CONTROL]
     return Outcome(curve, {"policy": "mvw", key: value}, reason, remarks)
 
 

@@ -169,19 +169,15 @@ class Search(ABC):
     def charts(self, outcome: Outcome) -> list[Chart]:
         """Draw the curve."""
 
-    def remark(self, outcome: Outcome) -> str:
-        """Return what is to be said under the table."""
-        return ""
-
     def tables(self, outcome: Outcome, samples: int) -> list[Section]:
         """Put the curve into a table that fits a screen."""
         shown = _around_the_chosen(outcome.curve)
         rows = [[*(write(point) for _, write in self.columns), _mark(point)] for point in shown]
-        said = [f"Over {plural(samples, 'sample')}.", self.remark(outcome)]
+        said = f"Over {plural(samples, 'sample')}."
         if len(shown) < len(outcome.curve):
-            said.append(f"{len(shown)} of {len(outcome.curve)} rows.")
+            said += f" {len(shown)} of {len(outcome.curve)} rows."
         table = Table([*(head for head, _ in self.columns), ""], rows)
-        return [Section("curve", self.title, [table, Sentence(" ".join(filter(None, said)))])]
+        return [Section("curve", self.title, [table, Sentence(said)])]
 
 
 def _mark(point: Mapping[str, Any]) -> str:

@@ -96,9 +96,6 @@ class VtwSearch(Search):
         withdrawal = None if layer is None else {"policy": "vtw", "layer": layer}
         return Outcome(points, withdrawal, reason, remarks)
 
-    def remark(self, outcome: Outcome) -> str:
-        return f"KL of the first {plural(self.tokens, 'token')} of an answer."
-
     def charts(self, outcome: Outcome) -> list[Chart]:
         points = outcome.curve
         lowest = min([self.eta, *(one["kl_nats"] for one in points if one["kl_nats"] > 0)])

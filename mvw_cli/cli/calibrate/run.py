@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mvw_cli import console
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.fingerprint import fingerprint
-from mvw_cli.bench.measure.items import QUESTION, ItemSpec, generated_items, own_items
+from mvw_cli.bench.measure.items import QUESTION, ItemSpec, own_items
 from mvw_cli.bench.measure.run import Stopped
 from mvw_cli.calibrate.profile import beside, check_no_part, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
@@ -77,11 +77,7 @@ def run(
         with exit_on_interrupt(view.on_interrupt), view.making_room():
             view.progress("Preparing …")
             resolved = _resolved(method, path, profile, flags)
-            asked = question or resolved.profile.prompt.question or QUESTION
-            if folder is None and questions is None:
-                items = _drawn_items(method, resolved, Path(scratch), limit, asked, seed)
-            else:
-                items = _own_items(method, folder, questions, limit, asked)
+            items = _items(method, resolved, scratch, question, folder, questions, limit, seed)
             module, name = search_target.split(":")
             search: Search = getattr(import_module(f"mvw_cli.calibrate.{module}"), name)(**options)
             for ending in search.files:
@@ -165,41 +161,34 @@ def _resolved(
     return resolved
 
 
-def _own_items(
-    method: str, folder: str | None, questions: str | None, limit: int, question: str
+def _items(
+    method: str,
+    resolved: Resolved,
+    scratch: str,
+    question: str | None,
+    folder: str | None,
+    questions: str | None,
+    limit: int,
+    seed: int,
 ) -> Sequence[ItemSpec]:
+    """Find the user's items, or let the adapter draw some into a folder."""
+    if folder is None and questions is None:
+        adapter = resolved.profile.adapter
+        drawn = load_adapter(adapter).samples(Path(scratch), limit, seed)
+        if drawn is None:
+            raise UsageProblem(
+                "There are no images to calibrate on",
+                cause=f"adapter `{adapter}` can't draw any that its model reads",
+                hint=f"mvw calibrate {method} --images DIR",
+            )
+        questions = str(drawn)
     source = Source(
         () if folder is None else (folder,),
-        question=question,
+        question=question or resolved.profile.prompt.question or QUESTION,
         questions=questions,
         command=("mvw", "calibrate", method, "--images"),
     )
-    items = own_items(source, limit, one=False).items
-    if not items:
-        raise _no_images(method, "none was found where they should be")
-    return items
-
-
-def _drawn_items(
-    method: str, resolved: Resolved, scratch: Path, limit: int, question: str, seed: int
-) -> Sequence[ItemSpec]:
-    adapter = resolved.profile.adapter
-    found = generated_items(
-        load_adapter(adapter),
-        scratch / "images",
-        limit,
-        size=(64, 64),
-        seed=seed,
-        question=question,
-    )
-    if not found.meaningful:
-        raise _no_images(method, f"adapter `{adapter}` can't draw any that its model reads")
-    return found.items
-
-
-def _no_images(method: str, cause: str) -> UsageProblem:
-    hint = f"mvw calibrate {method} --images DIR"
-    return UsageProblem("There are no images to calibrate on", cause=cause, hint=hint)
+    return own_items(source, limit, one=False).items
 
 
 def to_json(document: Mapping[str, Any]) -> str:
