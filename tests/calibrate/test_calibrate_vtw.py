@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from processes import Ran
 
 from mvw_cli.calibrate import vtw
+from mvw_cli.plugins import load_adapter
 from mvw_cli.policies.vtw import Vtw
 from mvw_cli.profiles.resolution import resolve
 from mvw_cli.profiles.withdrawal import withdrawal_policy
@@ -31,20 +31,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(vtw, "layer_divergences", call)
     return calls
-
-
-@pytest.fixture
-def pictures(mvw: Run, here: Path) -> Path:
-    """A folder with three scenes, one of them no image."""
-    from mvw_cli.plugins import load_adapter
-
-    load_adapter("shapes").samples(here / "scenes", 3, 1)
-    folder = here / "pictures"
-    folder.mkdir()
-    for path in sorted((here / "scenes").rglob("*.png")):
-        shutil.copy(path, folder)
-    (folder / "broken.png").write_bytes(b"no image")
-    return folder
 
 
 def test_everything_is_written(mvw: Run, here: Path) -> None:
@@ -106,8 +92,10 @@ def test_another_file_is_no_log(mvw: Run, here: Path, check_hint: Callable[[str]
     assert (here / "vtw.samples.jsonl").read_text() == "dear diary\n"
 
 
-def test_an_image_that_cannot_be_read_is_left_out(mvw: Run, here: Path, pictures: Path) -> None:
-    ran = mvw("calibrate", "vtw", "How many circles?", "--images", str(pictures))
+def test_an_image_that_cannot_be_read_is_left_out(mvw: Run, here: Path) -> None:
+    load_adapter("shapes").samples(here / "scenes", 3, 1)
+    (here / "scenes" / "broken.png").write_bytes(b"no image")
+    ran = mvw("calibrate", "vtw", "How many circles?", "--images", "scenes")
     assert ran.code == 3, ran.err
     assert "Left out" in ran.err and "broken.png" in ran.err
     report = json.loads((here / "vtw.report.json").read_text())

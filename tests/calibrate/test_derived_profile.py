@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvw_cli.calibrate.profile import write_derived
-from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.resolution import resolve
 
 ONLY_M = {"m": 32, **dict.fromkeys(("until", "min", "max"))}
@@ -94,9 +94,3 @@ def test_the_measured_profile_is_not_replaced(tmp_path: Path) -> None:
             derive(str(base), {}, target)
         assert "would extend itself" in str(raised.value.cause)
         assert target.read_text() == before
-
-
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(MvwError, match="Cannot write"):
-        derive("shapes", {}, tmp_path / "missing" / "mine.yaml")
-    assert not (tmp_path / "missing").exists()

@@ -116,17 +116,6 @@ def test_an_interrupt_keeps_what_is_finished(asking: Any, tmp_path: Path) -> Non
         assert len(store) == 1
 
 
-def test_a_store_keeps_the_samples_of_other_settings(tmp_path: Path) -> None:
-    with SampleStore(tmp_path / "log", {"tokens": 1}) as store:
-        store.put("a", value=1)
-    with SampleStore(tmp_path / "log", {"tokens": 2}) as store:
-        assert (len(store), store.others, store.get("a")) == (0, 1, None)
-        store.put("a", value=2)
-    with SampleStore(tmp_path / "log", {"tokens": 1}) as store:
-        found = store.get("a")
-        assert found is not None and found["value"] == 1 and store.others == 1
-
-
 def test_a_screen_shows_the_first_the_last_and_those_around_the_chosen_one() -> None:
     class Layered(Noting):
         columns = (("K", cell("layer", str)),)

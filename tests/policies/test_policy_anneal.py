@@ -49,15 +49,6 @@ def test_tokens_thin_out_by_layer_and_the_last_thinning_takes_all() -> None:
     assert said[8] == [Withdraw()]
 
 
-def test_with_depth_0_all_layers_are_alike() -> None:
-    said = walk(
-        Anneal(end=4, every=1, depth=0, by="even"), ["a"] * 4, vision_tokens=4, layers=LAYERS
-    )
-    for step, left in ((1, 3), (2, 2), (3, 1)):
-        stay = kept(said[step][0])
-        assert [len(stay[layer]) for layer in LAYERS] == [left] * 3
-
-
 def test_even_ones_are_spread_and_nested() -> None:
     assert spread_order(8) == (0, 4, 2, 6, 1, 5, 3, 7)
     assert spread_order(6) == (0, 4, 2, 1, 5, 3)
@@ -114,9 +105,3 @@ def test_a_thinning_without_weights_is_made_up_for() -> None:
     said = walk(policy, ["a"] * 8, each, vision_tokens=8, layers=(0,))
     assert list(said) == [3, 4, 6, 8]
     assert kept(said[3][0]) == {0: [2, 3, 4, 5, 6, 7]}
-
-
-def test_without_thinnings_in_between_it_is_a_cliff() -> None:
-    policy = Anneal(end=3, every=9, by="even")
-    assert walk(policy, ["a"] * 5, vision_tokens=8, layers=LAYERS) == {3: [Withdraw()]}
-    assert walk(Anneal(end=2, by="even"), ["a"] * 5) == {2: [Withdraw()]}

@@ -78,9 +78,6 @@ def exits(policy: Dyvte, hidden: Tensor | None = None) -> list[int]:
 def test_vision_leaves_before_the_layer_after_the_gate_that_says_so(tmp_path: Path) -> None:
     path = written(tmp_path, planted(False), planted(True), planted(False))
     assert exits(Dyvte(path)) == [2]
-
-
-def test_no_gate_says_so_and_the_vision_stays(tmp_path: Path) -> None:
     assert exits(Dyvte(written(tmp_path, *[planted(False)] * 3))) == []
 
 
@@ -162,28 +159,16 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
     assert exits(Dyvte(path))[0] == 1
 
 
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"lm_head.weight": torch.zeros(2, 2)},
-        {
-            "gates.0.hidden.weight": torch.zeros(7, 8),
-            "gates.0.output.weight": torch.zeros(2, 7),
-            "gates.0.output.bias": torch.zeros(2),
-        },
-    ],
-)
-def test_a_file_of_something_else_is_refused(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
-    path = tmp_path / "other.safetensors"
-    save_file(tensors, path)
-    refused(Dyvte(str(path)), "is no file of DyVTE gates")
-
-
-def test_a_file_that_is_missing_or_no_safetensors_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_holds_no_gates_is_refused(tmp_path: Path) -> None:
     refused(Dyvte(str(tmp_path / "missing.safetensors")), "can't be read")
-    refused(Dyvte(str(tmp_path)), "is no file of DyVTE gates")
-    (tmp_path / "text").write_text("gates")
-    refused(Dyvte(str(tmp_path / "text")), "is no file of DyVTE gates")
+    path = tmp_path / "other.safetensors"
+    path.write_text("gates")
+    refused(Dyvte(str(path)), "is no file of DyVTE gates")
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, path)
+    refused(Dyvte(str(path)), "is no file of DyVTE gates")
+    shapes = {"hidden.weight": (7, 8), "output.weight": (2, 7), "output.bias": (2,)}
+    save_file({f"gates.0.{name}": torch.zeros(shape) for name, shape in shapes.items()}, path)
+    refused(Dyvte(str(path)), "is no file of DyVTE gates")
 
 
 def refused(policy: Dyvte, message: str) -> None:

@@ -60,10 +60,6 @@ def test_entropy_0_and_null_fire_at_the_withdrawal_itself() -> None:
     assert annealed == {8: [OFFLOAD, BACK]}
 
 
-def test_an_entropy_that_is_not_told_fires_nothing() -> None:
-    assert unsure(LookBack(entropy=0), [None] * 4) == {2: [OFFLOAD]}
-
-
 def test_a_tag_fires_at_each_new_occurrence() -> None:
     texts = ["<L>", "a", "b", "<", "L", ">", "c", "d", "<L>", "e", "f"]
     said = look(LookBack(tag="<L>", steps=2), texts)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mvw_cli.policies.anneal import Anneal
-from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.pulse import Pulse
 from mvw_cli.policies.stack import stacked
 from mvw_cli.policy import AttendView, WithdrawalPolicy
@@ -98,14 +97,6 @@ def test_the_layer_that_chooses() -> None:
     for layers in ((), (4,)):
         assert Pulse().attending_layer(layers) is None
     assert Pulse(layer=17).attending_layer(tuple(range(10))) is None
-
-
-def test_it_withdraws_nothing_and_goes_with_policies_that_do() -> None:
-    both = stacked([Pulse(layer=2), Mvw(m=4)])
-    assert both.attending_layer(tuple(range(6))) == 2
-    assert both.begin_attending() is not None
-    with pytest.raises(ValueError, match="pulse is given twice"):
-        stacked([Pulse(layer=2), Pulse(layer=3)])
 
 
 def test_a_layer_that_sees_no_vision_any_more_leaves_the_others_all_of_it() -> None:

@@ -1,4 +1,4 @@
-"""`mvw calibrate` in a process of its own: interrupts, and two writers of one log."""
+"""`mvw calibrate` in a process of its own: interrupts, two writers of one log, and its help."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 COMMAND = [sys.executable, "-m", "mvw_cli", "calibrate", "vtw", "--limit", "400", "--tokens", "32"]
 
@@ -53,3 +55,18 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
     os.close(descriptor)
     assert done.returncode == 2
     assert "is being written by another process" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["dyvte"]])
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    heavy = {"torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic"}
+    code = (
+        "import sys\n"
+        "from mvw_cli.__main__ import main\n"
+        f"assert main({['calibrate', *words, '--help']!r}) == 0\n"
+        f"assert not {heavy!r} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ of its questions may do without.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -44,18 +43,8 @@ from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session
 
 COUNT = 12
-LOOSE = (
-    "--agreement",
-    "0.9",
-    "--loss-ratio",
-    "1e9",
-    "--epochs",
-    "6",
-    "--held-out",
-    "0.5",
-    "--max-new-tokens",
-    "40",
-)
+LOOSE = ("--agreement", "0.9", "--loss-ratio", "1e9", "--epochs", "6")
+LOOSE += ("--held-out", "0.5", "--max-new-tokens", "40")
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -117,19 +106,12 @@ def test_the_report_holds_together(calibrated: Path) -> None:
         assert one["layers_saved"] == pytest.approx(gone)
         # Vision is most of the prompt.
         assert 0.8 * gone < one["prefill_saved"] < gone
-
-
-def test_gates_carry_the_settings_that_made_them(calibrated: Path) -> None:
     gates = read_gates(str(calibrated / "dyvte.safetensors"))
     assert (gates.layers, gates.hidden_size) == (4, 160)
     about = gates.about
-    assert about["model"] == "embedded"
-    assert (about["layers"], about["hidden_size"]) == (4, 160)
-    assert about["settings"]["lr"] == 6e-5
-    assert about["settings"]["agreement"] == 0.9
-    assert about["profile"]["adapter"] == "shapes"
-    assert about["data"]["training_questions"] == COUNT // 2
-    assert about["mvw_version"]
+    assert (about["model"], about["layers"], about["hidden_size"]) == ("embedded", 4, 160)
+    assert (about["settings"]["lr"], about["settings"]["agreement"]) == (6e-5, 0.9)
+    assert about["profile"]["adapter"] == "shapes" and about["data"] == data
 
 
 def test_the_profile_runs_and_the_engine_exits_where_the_report_says(calibrated: Path) -> None:
@@ -186,29 +168,6 @@ def test_a_process_that_is_killed_ends_with_the_same_gates(
     same_gates(calibrated, tmp_path)
 
 
-def test_ctrl_c_keeps_what_was_done(
-    calibrated: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[int] = []
-
-    def interrupted(*given: Any, **more: Any) -> Any:
-        if not looked:
-            os.kill(os.getpid(), signal.SIGINT)
-        looked.append(1)
-        return label_question(*given, **more)
-
-    monkeypatch.setattr(dyvte_search, "label_question", interrupted)
-    ran = run(*asked(calibrated))
-    assert ran.code == ExitCode.INTERRUPTED
-    done = f"Interrupted: {len(looked)} samples are in dyvte.samples.jsonl"
-    assert ran.err.endswith(f"{done}; the same command goes on.\n")
-    assert not (tmp_path / "dyvte.yaml").exists()
-    assert 0 < len(looked) < COUNT
-    assert run(*asked(calibrated)).code == ExitCode.OK
-    assert len(looked) == COUNT
-    same_gates(calibrated, tmp_path)
-
-
 def same_gates(one: Path, other: Path) -> None:
     pair = [read_gates(str(folder / "dyvte.safetensors")).gates for folder in (one, other)]
     for gate, same in zip(*pair, strict=True):
@@ -246,11 +205,14 @@ def test_only_the_training_is_done_again_for_other_bounds(
     calibrated: Path, tmp_path: Path, run: Any, labelled: list[int]
 ) -> None:
     copied(calibrated, tmp_path)
-    ran = run(*asked(calibrated), "--agreement", "0.99", "--loss-ratio", "1.03", "--json")
+    half = ("--gate-dtype", "float16")
+    ran = run(*asked(calibrated), "--agreement", "0.99", "--loss-ratio", "1.03", *half, "--json")
     assert ran.code == 0, ran.err
     exits = json.loads(ran.out)["outcome"]["figures"]["exits"]
     assert not labelled
     assert exits["layers"] == {"never": COUNT // 2} and exits["prefill_saved"] == 0
+    held = [(one / "dyvte.safetensors").stat().st_size for one in (calibrated, tmp_path)]
+    assert held[1] == pytest.approx(held[0] / 2, rel=0.01)
 
 
 def test_what_gates_read_may_be_deleted(
@@ -261,15 +223,6 @@ def test_what_gates_read_may_be_deleted(
     assert run(*asked(calibrated)).code == ExitCode.OK
     assert len(labelled) == 1
     same_gates(calibrated, tmp_path)
-
-
-def test_other_settings_of_the_model_ask_again(
-    calibrated: Path, tmp_path: Path, run: Any, labelled: list[int]
-) -> None:
-    copied(calibrated, tmp_path)
-    ran = run(*asked(calibrated), "--set", "generation.top_k=7", "--limit", "2")
-    assert ran.code == 0 and f"{COUNT} samples of other settings are left alone" in ran.err
-    assert len(labelled) == 2
 
 
 def test_references_can_be_followed(calibrated: Path, tmp_path: Path, run: Any) -> None:
@@ -283,34 +236,6 @@ def test_references_can_be_followed(calibrated: Path, tmp_path: Path, run: Any) 
 def test_missing_references_are_refused(calibrated: Path, run: Any) -> None:
     text = refused(run("--images", str(calibrated / "scenes"), "How many?", "--along", "reference"))
     assert "has no reference answer" in text
-
-
-def test_one_image_is_refused(calibrated: Path, run: Any) -> None:
-    text = refused(run(*asked(calibrated), "--limit", "1"))
-    assert "one image" in text
-
-
-def test_a_lack_of_memory_has_a_way_out(
-    calibrated: Path, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*given: Any, **more: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(dyvte_search, "label_question", full)
-    text = refused(run(*asked(calibrated), "--limit", "2"), ExitCode.OUT_OF_MEMORY)
-    assert "out of memory" in text and "2.00 GiB" in text
-
-
-def test_gates_in_half_precision_are_half_the_size(
-    calibrated: Path, tmp_path: Path, run: Any
-) -> None:
-    copied(calibrated, tmp_path)
-    assert run(*asked(calibrated), "--gate-dtype", "float16").code == 0
-    whole, half = (
-        (folder / "dyvte.safetensors").stat().st_size for folder in (calibrated, tmp_path)
-    )
-    assert half == pytest.approx(whole / 2, rel=0.01)
-    assert report_of(tmp_path)["settings"]["gate_dtype"] == "float16"
 
 
 def test_the_same_question_twice_is_asked_once(calibrated: Path, tmp_path: Path) -> None:
