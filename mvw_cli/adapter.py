@@ -175,11 +175,7 @@ class Adapter(ABC):
         Raises:
             ModelProblem: this adapter can't tell.
         """
-        raise ModelProblem(
-            "This adapter does not tell the shape of its models.",
-            cause="It lacks the method `shape`.",
-            hint="mvw list adapters",
-        )
+        raise _lacking("shape", "does not tell the shape of its models")
 
     def build(self, config: Any) -> Any:
         """Build the model of a configuration, its weights as the class initialises them.
@@ -189,11 +185,7 @@ class Adapter(ABC):
         Raises:
             ModelProblem: this adapter can't.
         """
-        raise ModelProblem(
-            "This adapter can't build a model without a checkpoint.",
-            cause="It lacks the method `build`.",
-            hint="mvw list adapters",
-        )
+        raise _lacking("build", "can't build a model without a checkpoint")
 
     def image_tokens(self, config: Any, width: int, height: int) -> int:
         """Count the entries that one image takes in the KV cache, at each layer that holds vision.
@@ -206,11 +198,7 @@ class Adapter(ABC):
             ModelProblem: this adapter can't tell.
             BadImage: the model refuses an image of this size.
         """
-        raise ModelProblem(
-            "This adapter does not tell how many vision tokens an image becomes.",
-            cause="It lacks the method `image_tokens`.",
-            hint="mvw list adapters",
-        )
+        raise _lacking("image_tokens", "does not tell how many vision tokens an image becomes")
 
     def samples(self, folder: Path, count: int, seed: int) -> Path | None:
         """Write pictures that the model can read, with questions and true answers about them.
@@ -256,6 +244,11 @@ class Adapter(ABC):
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         """List, one line each, where this question lies outside what the model can answer."""
         return []
+
+
+def _lacking(method: str, what: str) -> ModelProblem:
+    cause = f"It lacks the method `{method}`."
+    return ModelProblem(f"This adapter {what}.", cause=cause, hint="mvw list adapters")
 
 
 def clipped_patch(image: int, left: float, top: float, right: float, bottom: float) -> Patch | None:

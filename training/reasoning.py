@@ -9,12 +9,26 @@ what makes withdrawal after the caption free. The stage tags are those of LLaVA-
 from __future__ import annotations
 
 from mvw_shapes.questions import Question, Selection
-from mvw_shapes.samples import COMPARISONS, places_of, sign, true_answer
-from mvw_shapes.scenes import COLOURS, COLUMNS, KINDS, PLACES, ROWS, Scene
+from mvw_shapes.samples import places_of, true_answer
+from mvw_shapes.scenes import COLOURS, KINDS, Scene
 
 STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 TAGS = tuple(tag for stage in STAGES for tag in (f"<{stage}>", f"</{stage}>"))
 
+PLACES = (
+    "top left",
+    "top middle",
+    "top right",
+    "middle left",
+    "centre",
+    "middle right",
+    "bottom left",
+    "bottom middle",
+    "bottom right",
+)
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "middle", "right")
+COMPARISONS = {1: "more", 0: "equal", -1: "fewer"}
 DIRECTIONS = {"columns": ("left", "right"), "rows": ("above", "below")}
 MARKS = ("first", "second")
 
@@ -34,6 +48,10 @@ def write(scene: Scene, question: Question) -> str:
 
 def _yes(holds: bool) -> str:
     return "Yes" if holds else "No"
+
+
+def _sign(number: int) -> int:
+    return (number > 0) - (number < 0)
 
 
 def caption(scene: Scene) -> str:
@@ -76,13 +94,13 @@ def _reasoning(scene: Scene, question: Question) -> str:
     told = _tally(scene, (first, second), marked=question.kind == "relation")
     mine, others = places_of(scene, first), places_of(scene, second)
     if question.kind == "comparison":
-        found = COMPARISONS[sign(len(mine) - len(others))]
+        found = COMPARISONS[_sign(len(mine) - len(others))]
         told += f" {len(mine)} and {len(others)}: {found}."
     elif len(mine) == len(others) == 1:
         axis = "columns" if question.asks in DIRECTIONS["columns"] else "rows"
         lines = [_line(axis, place) for place in (mine[0], others[0])]
         names = COLUMNS if axis == "columns" else ROWS
-        side = sign(names.index(lines[0]) - names.index(lines[1]))
+        side = _sign(names.index(lines[0]) - names.index(lines[1]))
         found = "same" if side == 0 else DIRECTIONS[axis][side > 0]
         told += f" first {PLACES[mine[0]]}, second {PLACES[others[0]]}."
         told += f" {axis} {lines[0]} and {lines[1]}: {found}."

@@ -6,10 +6,8 @@ cut every four characters, the usual rule for English, and no meaning survives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, product
-from string import ascii_lowercase
 
 from PIL.Image import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -42,9 +40,8 @@ def fallback_tokenizer(
 
     Ids of special tokens may lie beyond. `names` has those of them that are `bos_token` and so on.
     """
-    taken = set(special.values())
-    words = dict(zip(_words(), (n for n in range(size) if n not in taken), strict=False))
-    # A piece of text is the token of the same letters, or else the first of all.
+    words = {f" {n:03x}": n for n in range(size) if n not in special.values()}
+    # A piece of text is the token of the same characters, or else the first of all.
     model = models.WordLevel(words | dict(special), unk_token=next(iter(words)))
     tokenizer = Tokenizer(model)
     every = Regex(rf"[\s\S]{{1,{CHARACTERS_PER_TOKEN}}}")
@@ -58,13 +55,6 @@ def fallback_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
         **names,
     )
-
-
-def _words() -> Iterator[str]:
-    """Make up words, a blank and three letters or more, without end."""
-    for length in count(CHARACTERS_PER_TOKEN - 1):
-        for letters in product(ascii_lowercase, repeat=length):
-            yield " " + "".join(letters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from mvw_shapes.questions import QUESTION_KINDS, Question, Selection, phrase, wi
 from mvw_shapes.scenes import COLOURS, KINDS, Scene, Shape, draw, sample_scene
 
 QUESTIONS = "questions.jsonl"
-COMPARISONS = {1: "more", 0: "equal", -1: "fewer"}
 _TRIES = 24  # draws of a question that gives the wanted answer before the scene is changed
 
 
@@ -210,7 +209,7 @@ def places_of(scene: Scene, selection: Selection) -> list[int]:
 
 def true_answer(scene: Scene, question: Question) -> str:
     """Answer a question from the scene itself."""
-    first = places_of(scene, question.first)
+    first, asks = places_of(scene, question.first), question.asks
     if question.kind == "count":
         return str(len(first))
     if question.kind == "place":
@@ -220,13 +219,14 @@ def true_answer(scene: Scene, question: Question) -> str:
             return "Nothing"
         whole = with_article(f"{shape.colour} {shape.kind}")
         parts = {"object": whole, "colour": shape.colour, "shape": shape.kind}
-        return parts[question.asks].capitalize()
+        return parts[asks].capitalize()
     if question.kind == "existence":
         return _yes(bool(first) if question.place is None else question.place in first)
     assert question.second is not None
     second = places_of(scene, question.second)
     if question.kind == "comparison":
-        return _yes(COMPARISONS[sign(len(first) - len(second))] == question.asks)
+        one, other = len(first), len(second)
+        return _yes({"more": one > other, "fewer": one < other, "equal": one == other}[asks])
     for selection, places in ((question.first, first), (question.second, second)):
         if not places:
             return f"There is no {selection.singular}"
@@ -239,12 +239,8 @@ def true_answer(scene: Scene, question: Question) -> str:
         "above": row_a < row_b,
         "below": row_a > row_b,
     }
-    return _yes(holds[question.asks])
+    return _yes(holds[asks])
 
 
 def _yes(holds: bool) -> str:
     return "Yes" if holds else "No"
-
-
-def sign(number: int) -> int:
-    return (number > 0) - (number < 0)

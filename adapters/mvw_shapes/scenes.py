@@ -22,20 +22,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "orange": (246, 130, 28),
 }
 KINDS = ("circle", "square", "triangle", "star")
-PLACES = (
-    "top left",
-    "top middle",
-    "top right",
-    "middle left",
-    "centre",
-    "middle right",
-    "bottom left",
-    "bottom middle",
-    "bottom right",
-)
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "middle", "right")
-
 SIDE = 336
 CELL = SIDE // 3
 HELD_OUT_SHARE = 8  # one layout in so many is never trained on

@@ -90,26 +90,6 @@ def vision_changes(
     return moved[marked.to(moved.device)].float().cpu()
 
 
-def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout) -> int:
-    """Count the bytes of the vision entries that the engine holds, from a cache of the model's own.
-
-    A sliding layer has let go of the start of the prompt.
-    """
-    layers, prompt = _cross_layers(model), inputs["input_ids"].shape[1]
-    total = 0
-    for number, layer in enumerate(prefilled(model, inputs).layers):
-        entry = sum(
-            states.shape[1] * states.shape[3] * states.element_size()
-            for states in (layer.keys, layer.values)
-        )
-        if number in layers:
-            assert layout.cross_entries is not None
-            total += int(layout.cross_entries.sum()) * entry
-        else:
-            total += int(layout.entries[prompt - layer.keys.shape[2] :].sum()) * entry
-    return total
-
-
 @torch.inference_mode()
 def prefilled(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
     """Read a prompt; return the cache that transformers makes for the model."""

@@ -10,8 +10,9 @@ import fast_attention
 import pytest
 import torch
 from batches import IGNORED, make_batch
-from mvw_shapes.scenes import PLACES, Scene, Shape
+from mvw_shapes.scenes import Scene, Shape
 from network import VISION_TOKENS, build_model, build_processor
+from reasoning import PLACES
 from train_shapes import Settings, backward, export, export_state, learning_rate, train
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from vision_phase import build_head, make_sights, seeing_loss

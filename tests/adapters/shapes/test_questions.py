@@ -16,7 +16,6 @@ from mvw_shapes.questions import (
     recognise,
 )
 from mvw_shapes.samples import sample_example
-from mvw_shapes.scenes import PLACES
 
 TOKENIZER = Shapes().tiny().processor.tokenizer
 RED_CIRCLE = Selection("red", "circle")
@@ -84,8 +83,3 @@ def test_plain_english(text: str, question: Question) -> None:
 )
 def test_what_no_template_says_is_refused(text: str) -> None:
     assert recognise(text) is None
-
-
-def test_every_place_can_be_named() -> None:
-    for place, name in enumerate(PLACES):
-        assert recognise(f"What is at the {name}?") == Question("place", "object", place=place)
