@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-API_VERSION = 1
-"""Version of the adapter and policy contracts. A plugin made for another one is not loaded."""
-
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
@@ -33,7 +30,6 @@ class AdapterInfo:
     summary: str
     checkpoints: tuple[str, ...] = ()
     """Checkpoints that the adapter is made for; the first is used when no model is named."""
-    api: int = API_VERSION
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class UsageProblem(MvwError):
 
 
 class PluginProblem(MvwError):
-    """An adapter, policy or plugin is missing, broken or incompatible."""
+    """An adapter, policy or plugin is missing or broken."""
 
     exit_code = ExitCode.PLUGIN
 

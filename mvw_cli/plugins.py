@@ -6,7 +6,7 @@ missing module to a raising hook, gets further than its own record here: the cal
 and policies come in through the same door. No class of an adapter or policy is imported here.
 
 `MVW_LOAD_PLUGINS=a,b` loads only these plugins (by entry-point or distribution name) besides
-mvw's own; empty loads none. `MVW_STRICT_PLUGINS=1` raises instead of warning, for plugin authors.
+mvw's own; empty loads none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions
@@ -27,7 +27,7 @@ import click
 import pluggy
 
 from mvw_cli import hookspecs
-from mvw_cli.adapter import API_VERSION, Adapter, AdapterInfo
+from mvw_cli.adapter import Adapter, AdapterInfo
 from mvw_cli.errors import MvwError, PluginProblem, PluginWarning
 from mvw_cli.policy import PolicyInfo, WithdrawalPolicy
 from mvw_cli.text import did_you_mean, error_line
@@ -35,7 +35,7 @@ from mvw_cli.text import did_you_mean, error_line
 OWN = "mvw"
 """The distribution that this package is."""
 
-Status = Literal["ok", "broken", "incompatible"]
+Status = Literal["ok", "broken"]
 Kind = Literal["adapter", "policy"]
 InfoT = TypeVar("InfoT", AdapterInfo, PolicyInfo)
 
@@ -94,11 +94,7 @@ class Registry:
 
 @cache
 def load_plugins() -> Registry:
-    """Load every installed plugin, once per process, and warn of those that don't work.
-
-    Raises:
-        PluginProblem: a plugin does not work, under MVW_STRICT_PLUGINS=1.
-    """
+    """Load every installed plugin, once per process, and warn of those that don't work."""
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
     # In an order of our own: the first wins a clash of names.
@@ -188,23 +184,14 @@ def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
             step()
     except (Exception, SystemExit) as error:
         cause = error_line(error)
-        own = plugin.distribution == OWN
-        way_out = "install --force-reinstall" if own else "uninstall"
-        _fail(plugin, "broken", cause, f"pip {way_out} {plugin.distribution}", error)
+        if plugin.status == "ok":  # one line for each plugin: its first fault is the one to mend
+            repair = "install --force-reinstall" if plugin.distribution == OWN else "uninstall"
+            plugin.way_out = f"pip {repair} {plugin.distribution}"
+            plugin.status, plugin.cause = "broken", cause
+            what = f"plugin {plugin.distribution} {plugin.version} ({plugin.name}) is broken"
+            _warn(f"{what}: {cause}; way out: {plugin.way_out}")
         return cause
     return None
-
-
-def _fail(
-    plugin: Plugin, status: Status, cause: str, way_out: str, error: BaseException | None = None
-) -> None:
-    if plugin.status != "ok":
-        return  # one line for each plugin: its first fault is the one to mend
-    plugin.status, plugin.cause, plugin.way_out = status, cause, way_out
-    what = f"plugin {plugin.distribution} {plugin.version} ({plugin.name}) is {status}"
-    if os.environ.get("MVW_STRICT_PLUGINS") == "1":
-        raise PluginProblem(what, cause=cause, hint=way_out) from error
-    _warn(f"{what}: {cause}; way out: {way_out}")
 
 
 def _register(registry: Registry, plugin: Plugin, entry_point: EntryPoint) -> None:
@@ -242,28 +229,21 @@ def _take(
     names: list[str],
 ) -> None:
     """Add what a hook of a plugin registers to `entries`, and its names to the plugin's `names`."""
-    taken: list[Entry[InfoT]] = []
+    taken: list[InfoT] = []
 
     def register(info: InfoT) -> None:
         if not isinstance(info, kind):
             raise TypeError(f"register() takes {kind.__name__}, not {type(info).__name__}")
         if not info.name or ":" in info.name or info.target.count(":") != 1:
             raise ValueError(f'{info!r}: no ":" in the name, one in the target')
-        if info.name in [one.info.name for one in (*entries, *taken)]:
+        if info.name in [*names, *(one.info.name for one in entries)]:
             _warn_of_clash(kind.__name__.removesuffix("Info").lower(), info.name, plugin)
             return
-        problem = None
-        if info.api != API_VERSION:
-            problem = f"`{info.name}` needs plugin API {info.api}, and this mvw has {API_VERSION}"
         names.append(info.name)
-        taken.append(Entry(info, plugin, problem))
+        taken.append(info)
 
     failed = _attempt(plugin, partial(registry.call, plugin, hook, register=register))
-    entries += [replace(one, problem=failed or one.problem) for one in taken]
-    for one in taken:
-        if one.problem is not None:
-            behind = OWN if one.info.api > API_VERSION else plugin.distribution
-            _fail(plugin, "incompatible", one.problem, f"pip install --upgrade {behind}")
+    entries += [Entry(info, plugin, failed) for info in taken]
 
 
 def _warn_of_clash(what: str, name: str, plugin: Plugin) -> None:
@@ -282,13 +262,13 @@ def _warn(message: str) -> None:
 _LISTING = {"adapter": "mvw list adapters", "policy": "mvw list policies"}
 
 
-def find_adapter(name: str) -> AdapterInfo:
+def find_adapter(name: str) -> Entry[AdapterInfo]:
     """Find a usable adapter by its name, without importing it.
 
     Raises:
-        PluginProblem: unknown, broken or incompatible.
+        PluginProblem: unknown or broken.
     """
-    return _find("adapter", name, load_plugins().adapters).info
+    return _find("adapter", name, load_plugins().adapters)
 
 
 def load_adapter(name: str) -> Adapter:
@@ -297,21 +277,20 @@ def load_adapter(name: str) -> Adapter:
     Raises:
         PluginProblem: as `find_adapter`, or its class can't be imported or is no adapter.
     """
-    entry = _find("adapter", name, load_plugins().adapters)
-    with _reported("adapter", entry):
-        found = _import(entry.info.target)
+    with _imported("adapter", find_adapter(name)) as found:
         if not (isinstance(found, type) and issubclass(found, Adapter)):
-            raise TypeError(f"{entry.info.target} is not a subclass of Adapter")
-        return found()  # raises where a method is missing
+            raise TypeError(f"{found!r} is not a subclass of Adapter")
+        adapter = found()  # raises where a method is missing
+    return adapter
 
 
-def find_policy(name: str) -> PolicyInfo:
+def find_policy(name: str) -> Entry[PolicyInfo]:
     """Find a usable policy by its name, without importing it.
 
     Raises:
-        PluginProblem: unknown, broken or incompatible.
+        PluginProblem: unknown or broken.
     """
-    return _find("policy", name, load_plugins().policies).info
+    return _find("policy", name, load_plugins().policies)
 
 
 def load_policy(name: str) -> type[WithdrawalPolicy]:
@@ -320,14 +299,12 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
     Raises:
         PluginProblem: as `find_policy`, or its class can't be imported or is no policy.
     """
-    entry = _find("policy", name, load_plugins().policies)
-    with _reported("policy", entry):
-        found = _import(entry.info.target)
+    with _imported("policy", find_policy(name)) as found:
         if not (isinstance(found, type) and issubclass(found, WithdrawalPolicy)):
-            raise TypeError(f"{entry.info.target} is not a WithdrawalPolicy")
+            raise TypeError(f"{found!r} is not a subclass of WithdrawalPolicy")
         if not is_dataclass(found):
-            raise TypeError(f"{entry.info.target} is not a dataclass")
-        return found
+            raise TypeError(f"{found!r} is not a dataclass")
+    return found
 
 
 def _find(kind: Kind, name: str, entries: Sequence[Entry[InfoT]]) -> Entry[InfoT]:
@@ -346,16 +323,12 @@ def _find(kind: Kind, name: str, entries: Sequence[Entry[InfoT]]) -> Entry[InfoT
     raise PluginProblem(f"there is no {kind} `{name}`", cause=cause, hint=_LISTING[kind])
 
 
-def _import(target: str) -> object:
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
-
-
 @contextlib.contextmanager
-def _reported(kind: Kind, entry: Entry[InfoT]) -> Iterator[None]:
-    """Turn whatever a plugin's class raises into a `PluginProblem`."""
+def _imported(kind: Kind, entry: Entry[InfoT]) -> Iterator[object]:
+    """Import what an entry names; turn whatever that or the block raises into a `PluginProblem`."""
+    module, _, attribute = entry.info.target.partition(":")
     try:
-        yield
+        yield getattr(import_module(module), attribute)
     except MvwError:
         raise
     except (Exception, SystemExit) as error:
@@ -363,8 +336,6 @@ def _reported(kind: Kind, entry: Entry[InfoT]) -> Iterator[None]:
 
 
 def _unusable(kind: Kind, name: str, plugin: Plugin, cause: str | None) -> PluginProblem:
-    hint = f"pip install --upgrade --force-reinstall {plugin.distribution}"
-    if plugin.status == "incompatible" and plugin.way_out:
-        hint = plugin.way_out
     what = f"{kind} `{name}` of {plugin.distribution} {plugin.version} can't be used"
+    hint = f"pip install --upgrade --force-reinstall {plugin.distribution}"
     return PluginProblem(what, cause=cause, hint=hint)

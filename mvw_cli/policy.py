@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.adapter import API_VERSION
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,7 +32,6 @@ class PolicyInfo:
     target: str
     """`"package.module:Class"`, imported only when the policy is used."""
     summary: str
-    api: int = API_VERSION
 
 
 # -- what a policy sees -------------------------------------------------------------------------

@@ -37,8 +37,6 @@ _VARIABLES = {
     "MVW_MODEL": "The key `model`, where no `--model` gives it.",
     "MVW_OFFLINE": "`1` asks no network, as `--offline` does.",
     "MVW_PROFILE": "The profile to run where no `--profile` names one.",
-    "MVW_STRICT_PLUGINS": "`1` makes a broken plugin an error instead of a warning, for plugin "
-    "authors.",
 }
 
 

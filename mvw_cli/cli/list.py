@@ -85,7 +85,6 @@ def _record(entry: Entry[Any]) -> dict[str, Any]:
         "summary": entry.info.summary,
         "distribution": entry.plugin.distribution,
         "target": entry.info.target,
-        "api": entry.info.api,
         "status": entry.plugin.status if entry.problem else "ok",
         "cause": entry.problem,
     }

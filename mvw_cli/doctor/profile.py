@@ -114,7 +114,7 @@ def _attention(resolved: Resolved, facts: Facts) -> Finding:
 
 def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Facts) -> Finding:
     model = spec.model or ""
-    if "/" not in model and model in find_adapter(resolved.profile.adapter).checkpoints:
+    if "/" not in model and model in find_adapter(resolved.profile.adapter).info.checkpoints:
         return Finding("weights", "ok", "come with the adapter")
     held, hub = locate_weights(model, spec.revision), on_the_hub(model)
     # A folder that lacks files can only be mended by whoever made it.

@@ -140,7 +140,7 @@ def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
         NotFetched: the hub does not give the configuration.
     """
     if spec.model is None or (
-        "/" not in spec.model and spec.model in find_adapter(name).checkpoints
+        "/" not in spec.model and spec.model in find_adapter(name).info.checkpoints
     ):
         return  # what has no slash comes inside the adapter's package
     free = _free(spec)

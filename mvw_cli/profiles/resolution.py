@@ -42,7 +42,6 @@ VARIABLES = (
     "MVW_MODEL",
     "MVW_OFFLINE",
     "MVW_PROFILE",
-    "MVW_STRICT_PLUGINS",
 )
 
 
@@ -299,7 +298,7 @@ def _adapter(given: Mapping[str, Given]) -> dict[str, Given]:
     if origin.kind == "default":
         name = "shapes" if model.value is None else "hf"
     with named_at(origin):
-        checkpoints = find_adapter(name).checkpoints
+        checkpoints = find_adapter(name).info.checkpoints
     if model.value is None and checkpoints:
         model = Given(checkpoints[0], Origin("default", f"adapter {name}"))
     return {"adapter": Given(name, origin), "model": model}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvw_cli.adapter import API_VERSION, Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
+from mvw_cli.adapter import Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
 from mvw_cli.engine.types import Request
 from mvw_cli.errors import MvwError
 from mvw_cli.oracle.equivalence import (
@@ -67,7 +67,7 @@ class AdapterContract:
     def info(self) -> AdapterInfo:
         if not isinstance(self.adapter, str):
             pytest.skip("the adapter is not registered: it is given as a class")
-        return find_adapter(self.adapter)
+        return find_adapter(self.adapter).info
 
     def write_checkpoint(self, folder: Path) -> None:
         """Write a small checkpoint as the adapter reads them.
@@ -107,7 +107,6 @@ class AdapterContract:
     def test_its_info_is_complete(self) -> None:
         """`mvw list adapters` shows the info, and the engine's reports carry the name."""
         info = self.info()
-        assert info.api == API_VERSION, f"made for contract {info.api}, this is {API_VERSION}"
         assert info.summary.strip(), "AdapterInfo.summary is empty"
         assert "\n" not in info.summary, "AdapterInfo.summary is longer than a line"
         assert isinstance(info.checkpoints, tuple), "AdapterInfo.checkpoints must be a tuple"

@@ -124,7 +124,7 @@ def variables_in_code() -> set[str]:
         and isinstance(node.value, str)
         and re.fullmatch(r"MVW_[A-Z_]*[A-Z]", node.value)
     }
-    assert {"MVW_HOME", "MVW_LOAD_PLUGINS", "MVW_STRICT_PLUGINS", "MVW_PROFILE"} <= found
+    assert {"MVW_HOME", "MVW_LOAD_PLUGINS", "MVW_PROFILE"} <= found
     return found
 
 

