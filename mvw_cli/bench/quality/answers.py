@@ -158,29 +158,28 @@ def answer_item(run: Comparing, number: int, asked: Request, item: ItemSpec) -> 
         ModelProblem: the model turned out not to be servable exactly.
     """
     requests = {name: replace(asked, policy=policy) for name, policy in run.policies.items()}
-    if run.control:
-        try:
-            requests[NO_IMAGE] = without_image(run.session, item.question, run.settings)
-        except Unanswerable as error:
-            _leave_out_control(run, str(error))
     if not run.warm:
         first = requests[BASELINE]
         _answer(run, replace(first, settings=replace(first.settings, max_new_tokens=_WARM_UP)))
         run.warm = True
     given: dict[str, Given] = {}
-    order = list(requests)
+    order = [*requests, NO_IMAGE] if run.control else [*requests]
     turn = number % len(order)
     for name in [*order[turn:], *order[:turn]]:
         run.progress(number + 1, name)
         try:
+            if name == NO_IMAGE:
+                requests[name] = without_image(run.session, item.question, run.settings)
             given[name] = _answer(run, requests[name], item.reference)
         except (Stopped, OutOfMemory):
             raise
         except Exception as error:  # a model may need an image in ways of its own
             if name != NO_IMAGE or lost_device(error):
                 raise
-            _leave_out_control(run, error_line(error))
-            del requests[NO_IMAGE]
+            run.control = False
+            requests.pop(NO_IMAGE, None)
+            reason = str(error) if isinstance(error, Unanswerable) else error_line(error)
+            run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
     run.progress(number + 1, ALONG)
     baseline = requests.pop(BASELINE)
     output = given[BASELINE].token_ids
@@ -205,11 +204,6 @@ def without_image(session: Session, question: str, settings: GenerationSettings)
     if request.layout.vision_tokens:
         raise Unanswerable(f"{adapter} puts vision tokens into a question without one")
     return replace(request, policy=NoWithdrawal(), settings=settings)
-
-
-def _leave_out_control(run: Comparing, reason: str) -> None:
-    run.control = False
-    run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
 
 
 def _answer(run: Comparing, request: Request, reference: str | None = None) -> Given:

@@ -95,6 +95,36 @@ def test_answers_and_attention_on_the_embedded_models_own_pictures(
     assert 0 < report.attention.mass[0] < 1
 
 
+def test_a_report_on_policies_of_every_kind(run: Callable[..., Ran]) -> None:
+    names = ["vtw:layer=2", "vtw:layer=2+mvw:m=4", "anneal:end=5,every=1", "pulse"]
+    options = [word for name in names for word in ("--policy", name)]
+    ran = run(*options, *SHORT, *BARE, "-o", "report.json", "--html", "report.html")
+    assert ran.code == 0, ran.err
+    report = read_report("report.json")
+    [cell] = report.cells
+    arms = {arm.name: arm for arm in cell.arms}
+    assert list(arms) == ["baseline", *names]
+    assert [arm.withdrawn_after for arm in cell.arms] == [None, None, 4, 5, None]
+    for arm in cell.arms:
+        assert arm.vision is not None and arm.bound is not None and arm.bound.prefill is not None
+        assert len(arm.vision.attended_along) == 6
+    seen = {name: arm.vision.entries_held for name, arm in arms.items() if arm.vision}
+    assert seen["vtw:layer=2"] == seen["baseline"] / 2 == 2 * 144  # 4 layers
+    speedups = {name: arm.bound.speedup for name, arm in arms.items() if arm.bound}
+    assert speedups["baseline"] == 1 and min(speedups[name] for name in names) > 1
+    assert speedups["vtw:layer=2+mvw:m=4"] > speedups["vtw:layer=2"]
+    said = "\n".join(report.verdicts)
+    for name in names:
+        assert f"{name} at batch 1" in said and f"{name} at batch 1 withdrew nothing" not in said
+    assert "suspect the bound" not in said
+    assert "vtw:layer=2 at batch 1: the prefill reads 50 % fewer vision entries" in said
+    assert "pulse at batch 1 attends to" in said and "frees nothing" in said
+    page = Path("report.html").read_text("utf-8")
+    assert "What is read of the image" in page and "Vision tokens that each token" in page
+    shown = run("--from", "report.json", "-v").out
+    assert "Prefill: bound and measurement" in shown and "WHAT IS READ OF THE IMAGE" in shown
+
+
 def test_own_images_and_batches(run: Callable[..., Ran], mvw: Callable[..., Ran]) -> None:
     assert mvw("samples", "scenes", "--count", "3").code == 0
     ran = run(
