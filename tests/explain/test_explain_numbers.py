@@ -173,7 +173,8 @@ def test_the_model_is_as_it_was() -> None:
     request = asked(session, M)
     before = dict(ALL_ATTENTION_FUNCTIONS)
     alone = answered(session, request)
-    run_recorded(session, request)
+    record, _, _ = run_recorded(session, request)
+    assert len(record.layers) > 1 and record.mass_layers == record.layers
     assert dict(ALL_ATTENTION_FUNCTIONS) == before
     hooks = [layer._forward_hooks for layer in session.loaded.model.get_decoder().layers]
     assert not any(hooks)

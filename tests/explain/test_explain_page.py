@@ -157,6 +157,7 @@ def test_large_pictures_are_made_smaller_for_the_page() -> None:
     written = page(replace(run, pictures=[big]))
     assert 'viewBox="0 0 3000 2000"' in written and "data:image/jpeg" in written
     assert len(written) < 2_000_000
+    assert 'x="1500.00" y="0.00" width="1500.00" height="1000.00"' in written  # a quarter of it
     assert data_of(written)["images"][0]["width_px"] == 3000
 
 

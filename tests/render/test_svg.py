@@ -76,6 +76,7 @@ def test_a_file_says_what_it_shows() -> None:
     name = EVIL.replace("\x1b", "␛")
     assert {"mean", "faint", f"{name} (▾ withdrawn after 1)", "▾"} <= words
     assert svg_file(two).count('class="mark c2"') == 1
+    assert 'class="line c2" stroke-dasharray="7 4"' in svg_file(two)
 
 
 def test_points_are_named_by_the_legend_or_beside_a_line() -> None:

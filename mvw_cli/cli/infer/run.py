@@ -205,10 +205,8 @@ def _check(task: Task) -> None:
             cause="- is given more than once",
             hint="mvw infer --help",
         )
-    if task.explain is not None and os.path.realpath(task.explain) in (
-        os.path.realpath(task.output or "-"),
-        os.path.realpath("-"),
-    ):
+    answer_to = os.path.realpath(task.output or "-")
+    if task.explain is not None and os.path.realpath(task.explain) == answer_to:
         raise UsageProblem(
             f"--explain can't write to {task.explain}",
             cause="the answer goes there",
