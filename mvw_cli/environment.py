@@ -35,6 +35,7 @@ class Environment:
 
 def describe_environment(device: str = "cpu") -> Environment:
     """Describe this process, with the device that its model runs on."""
+    torch = sys.modules.get("torch")  # not worth its import
     return Environment(
         mvw=__version__,
         python=platform.python_version(),
@@ -44,7 +45,7 @@ def describe_environment(device: str = "cpu") -> Environment:
         platform=platform.platform(),
         device=device,
         device_name=_device_name(device),
-        threads=_threads(),
+        threads=int(torch.get_num_threads()) if torch else os.cpu_count() or 1,
     )
 
 
@@ -66,8 +67,3 @@ def _device_name(device: str) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _threads() -> int:
-    torch = sys.modules.get("torch")  # not worth its import
-    return int(torch.get_num_threads()) if torch else os.cpu_count() or 1

@@ -200,13 +200,6 @@ KEYS = {name: flag.key for flag in (*_WITHDRAWAL, *_OTHERS) for name in flag.nam
 """By option, the key of a profile that it sets."""
 
 
-def _offline(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        from mvw_cli.cli.process import stay_offline
-
-        stay_offline()
-
-
 _PROFILE = click.option(
     "--profile",
     metavar="NAME|FILE",
@@ -227,8 +220,6 @@ _OFFLINE = click.option(
     "--offline",
     is_flag=True,
     envvar="MVW_OFFLINE",
-    expose_value=False,
-    callback=_offline,
     help="Ask no network: use what is on this machine.  [env var: MVW_OFFLINE]",
 )
 
@@ -251,9 +242,14 @@ def _with_options(command: Callable[..., Any], withdrawal: Sequence[_Flag]) -> C
         *args: Any,
         profile: str | None,
         settings: tuple[str, ...],
+        offline: bool,
         no_withdrawal: bool = False,
         **given: Any,
     ) -> Any:
+        if offline:
+            from mvw_cli.cli.process import stay_offline
+
+            stay_offline()
         chosen = {flag.key: given.pop(flag.parameter) for flag in flags}
         if policies := chosen.pop("withdrawal.policy", ()):
             chosen["withdrawal.policy"] = "+".join(policies)

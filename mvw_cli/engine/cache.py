@@ -144,16 +144,15 @@ class SlotCache(Cache):  # type: ignore[misc]
             for rows in layer.groups:
                 rows.rollback()
 
-    def trim(self, exactly: bool = False) -> None:
+    def trim(self) -> None:
         """Give back room that no slot needs, layer by layer, with new storages.
 
-        Where there is no memory for these, the room is kept. Args:
-            exactly: whether to give back, too, what is kept for a few slots to come.
+        Where there is no memory for these, the room is kept.
         """
         try:
             for layer in self.layers:
                 for rows in layer.groups:
-                    rows.trim(exactly)
+                    rows.trim()
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise

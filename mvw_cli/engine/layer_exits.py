@@ -53,12 +53,10 @@ class Selection:
         self._select = select
         self._layers = layers
         self._probe = probe
-        places = torch.arange(vision.prompt)
-        if vision.cross_attention:
-            self._text, self._image_end = places, 0
-        else:
-            self._text = places[vision.numbers < 0]
-            self._image_end = int(vision.places[-1]) + 1 if vision.tokens else 0
+        self._text, self._image_end = torch.arange(vision.prompt), 0
+        if vision.tokens and not vision.cross_attention:
+            self._text = self._text[vision.numbers < 0]
+            self._image_end = int(vision.places[-1]) + 1
 
     def ask(self, number: int, hidden: Tensor) -> Tensor:
         """Ask the policy before a layer; return what it reads: # (N,) bool.
@@ -68,7 +66,6 @@ class Selection:
         Raises:
             ValueError: the policy's answer is no choice among the vision tokens.
         """
-        weights = None if self._probe is None else self._probe.before(number)
         view = LayerView(
             layer=number,
             layers=self._layers,
@@ -78,7 +75,7 @@ class Selection:
             hidden_states=hidden[0],
             text=self._text,
             image_end=self._image_end,
-            weights=weights,
+            weights=None if self._probe is None else self._probe.before(number),
         )
         chosen = self._select(view)
         if chosen is not None:
@@ -138,7 +135,7 @@ class _Cut:
         self._whole: Tensor | None = None
         self._rows: Tensor | None = None
 
-    def before(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         selection = self._selection
         hidden = hidden_of(args, kwargs)
         length = selection.vision.prompt
@@ -160,7 +157,7 @@ class _Cut:
             {name: cut(name, value) for name, value in kwargs.items()},
         )
 
-    def after(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+    def after(self, layer: nn.Module, args: object, output: Any) -> Any:
         whole, rows = self._whole, self._rows
         self._whole = None
         if whole is None or rows is None:
@@ -242,7 +239,7 @@ def _cross_layer(layer: Any, number: int, selection: Selection, keep_mlp: bool) 
             del layer.forward
 
 
-def _fewer_states(kwargs: dict[str, Any], gone: Tensor) -> dict[str, Any]:
+def _fewer_states(kwargs: dict[str, Any], gone: Tensor) -> dict[str, Tensor]:
     """Cut some vision states out of what a cross-attention layer reads.
 
     Those of padding stay: transformers lets rows before an image attend to them.
@@ -275,10 +272,12 @@ def _lost(mask: Tensor | None) -> Tensor | None:
 
 
 @contextmanager
-def silent(attention: Any, rows: Tensor | None = None) -> Iterator[None]:
+def silent(attention: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
     """Let an attention contribute nothing, to some rows or to all.  rows: # (1, P, 1) bool"""
 
-    def nothing(module: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    def nothing(
+        module: nn.Module, args: object, output: tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
         if rows is None:
             return torch.zeros_like(output[0]), output[1]
         return output[0].masked_fill(rows.to(output[0].device), 0), output[1]

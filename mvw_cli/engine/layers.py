@@ -15,7 +15,7 @@ things:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +37,6 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     """What every layer of a `SlotCache` has: two groups of rows, one row for each slot in use."""
 
     is_compileable = False
-    keys: Any = None
-    values: Any = None
     unattended = False
     """Set by `update`, cleared by the attention function: it must see every update."""
     appends = True

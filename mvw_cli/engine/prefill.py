@@ -82,8 +82,8 @@ def _overrides(settings: GenerationSettings) -> dict[str, Any]:
     if settings.temperature == 0:
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     else:
-        names = ("temperature", "top_p", "top_k")
-        given = {one: v for one in names if (v := getattr(settings, one)) is not None}
+        chosen = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
+        given = {name: value for name, value in chosen.items() if value is not None}
         options |= {"do_sample": True, **given} if given else {}
     if settings.repetition_penalty is not None:
         options["repetition_penalty"] = settings.repetition_penalty

@@ -242,18 +242,12 @@ class Rows:
         if self.entries:
             self._hold(len(self), self.longest + 1)
 
-    def trim(self, exactly: bool = False) -> None:
-        """Give back room that no row needs, with new storages: a view would keep the old alive.
-
-        Args:
-            exactly: whether to give back, too, what a few rows to come would need again.
-        """
+    def trim(self) -> None:
+        """Give back room that no row needs, with new storages: a view would keep the old alive."""
         if not self.entries:
             self.states, self._index = (), None
             return
-        rows, capacity = _row_room(len(self)), _room(self.longest + 1)
-        if not exactly:
-            rows = _trimmed(self.row_capacity, len(self))
+        rows, capacity = _trimmed(self.row_capacity, len(self)), _room(self.longest + 1)
         if capacity < self.capacity or rows < self.row_capacity:
             self._resize(rows, min(capacity, self.capacity))
 

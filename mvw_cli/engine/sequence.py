@@ -95,21 +95,15 @@ class Detokenizer:
     def _emit(self, *, final: bool) -> str:
         if self._tokenizer is None:
             return ""
-        known = self._decode(self._ids[self._start : self._done])
-        grown = self._decode(self._ids[self._start :])
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        known = str(self._tokenizer.decode(self._ids[self._start : self._done], **options))
+        grown = str(self._tokenizer.decode(self._ids[self._start :], **options))
         if len(grown) <= len(known) or (grown.endswith(_INCOMPLETE) and not final):
             return ""
         piece = grown[len(known) :]
         self._start, self._done = self._done, len(self._ids)
         self.text += piece
         return piece
-
-    def _decode(self, ids: list[int]) -> str:
-        assert self._tokenizer is not None
-        text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
 
 
 @dataclass(slots=True, eq=False)

@@ -108,11 +108,6 @@ class Slots:
         longest = max(text, default=0) if withdrawing else None
         return offloaded + self._cache.room_bytes(prompt, cross, vision, ahead, longest)
 
-    @torch.inference_mode()
-    def trim(self) -> None:
-        """Give back what the cache keeps for requests to come."""
-        self._cache.trim(exactly=True)
-
     # -- admit, step, drop ------------------------------------------------------------------
 
     @torch.inference_mode()

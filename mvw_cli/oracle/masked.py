@@ -151,7 +151,9 @@ def _without_vision(model: PreTrainedModel, run: _Pass, keep: CrossAttention) ->
         rows = run.without.get(layer.layer_idx)
         return output if rows is None else torch.where(rows[None, :, None], args[0], output)
 
-    def attend_to_nothing(layer: Any, args: object, output: tuple[Tensor, Any]) -> Any:
+    def attend_to_nothing(
+        layer: Any, args: object, output: tuple[Tensor, None]
+    ) -> tuple[Tensor, None]:
         rows = run.without.get(layer.layer_idx)
         if rows is None:
             return output

@@ -251,3 +251,19 @@ def test_a_lack_of_memory_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyP
     model.step()
     model.withdraw(0, set(range(10)))
     model.check()
+
+
+def test_room_that_can_not_be_given_back_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To give room back takes a smaller storage first, and that may be too much already."""
+    model = Model()
+    model.load(3 * CHUNK)
+    model.load(10)
+
+    def short(rows: Rows, count: int, capacity: int) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Rows, "_resize", short)
+    before = model.cache.allocated_bytes()
+    model.release(0)
+    model.check()
+    assert model.cache.allocated_bytes() == before

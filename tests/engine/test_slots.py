@@ -159,17 +159,3 @@ def test_room_that_is_foretold_for_withdrawals_is_never_exceeded(
             assert withdrawn >= 3
             assert 0 < peak[0] <= foretold
             monkeypatch.setattr(Rows, "load", load)
-
-
-def test_trimming_gives_back_what_is_kept_for_others_to_come(tiny: Any) -> None:
-    engine = Engine(loaded(tiny.model, tiny.processor))
-    with engine.serving() as slots:
-        for number in range(3):
-            slots.admit(ask(tiny, str(number), None, "red", 9))
-        full = slots.kv_allocated_bytes
-        slots.drop("1")
-        assert slots.kv_allocated_bytes == full
-        slots.trim()
-        assert slots.kv_allocated_bytes == full * 2 // 3
-        assert slots.active == ["0", "2"]
-        slots.step()

@@ -5,7 +5,6 @@ Pages are opened from files, at a width of one's choice.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -51,12 +50,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 """The browser reads commands from 3 and answers on 4."""
 
 
-def find_browser() -> str | None:
-    """Find a browser of the Chromium family."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
-
-
-PROGRAM = find_browser()
+PROGRAM = next((found for name in NAMES if (found := shutil.which(name))), None)
 # In CI a browser is installed: there, tests without one fail where `browser` is asked for.
 needs_browser = pytest.mark.skipif(
     PROGRAM is None and os.environ.get("CI") != "true",
@@ -117,11 +111,6 @@ class Tab:
         found = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
-
-    def screenshot(self, path: Path) -> None:
-        """Write the whole page as PNG."""
-        found = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
 
 class Browser:

@@ -273,7 +273,6 @@ def test_storages_shrink_and_grow(name: str, monkeypatch: pytest.MonkeyPatch) ->
         full = storages(slots)
         [_, withdrawn] = slots.step()
         assert isinstance(withdrawn, Withdrawn) and withdrawn.complete
-        slots.trim()
         # What is in use, and at most room for a token to come at each layer.
         assert 0 <= storages(slots) - slots.kv_bytes <= chosen.layers * each
         assert withdrawn.kv_bytes_before - slots.kv_bytes == entries * each

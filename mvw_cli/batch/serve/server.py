@@ -152,14 +152,9 @@ class Server:
     def _fits(self, slots: Slots, request: Request | None, ahead: int) -> bool:
         """Whether the cache's storages keep to their budget, with a request more and so many steps.
 
-        What nobody needs is given back first.
-        """
         budget = None if self._limits is None else self._limits.kv_bytes
         if budget is None:
             return True
-        if slots.room_bytes(request, ahead=ahead, withdrawing=self._withdraws) <= budget:
-            return True
-        slots.trim()
         return slots.room_bytes(request, ahead=ahead, withdrawing=self._withdraws) <= budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
