@@ -150,8 +150,7 @@ class Server:
         yield from self._prefill(slots, job)
 
     def _fits(self, slots: Slots, request: Request | None, ahead: int) -> bool:
-        """Whether the cache's storages keep to their budget, with a request more and so many steps.
-
+        """Whether the cache's storages keep to their budget, a request and so many steps later."""
         budget = None if self._limits is None else self._limits.kv_bytes
         if budget is None:
             return True
