@@ -19,7 +19,7 @@ Beside the ratios stand bounds by the bytes that the decode steps have to read: 
 by the rows of a step, and each row's own cache entries. Prefill, arithmetic and the last answers,
 which are alone, are not in them.
 
-`--sweep` measures slots alone, for the number that `--slots auto` stops at on a CPU.
+`--sweep` measures slots alone, for the number that `mvw batch` stops at by itself on a CPU.
 """
 
 from __future__ import annotations

@@ -93,21 +93,21 @@ def choose_limits(
         each: what `slot_bytes` returns; None where it can't be told.
         slots, kv_bytes: as the user has said.
     """
-    given = kv_bytes is not None
     most = MAX_SLOTS.get(device, MAX_SLOTS["cpu"])
-    available = kv_bytes if given else free_bytes
-    if available is None or each is None:
-        told = f"{most} slots, the most for {device}: its memory is not told"
-        return Limits(slots or most, kv_bytes, "" if slots else told)
-    before, after = each
-    withdraws = not isinstance(policy, NoWithdrawal)
-    budget = available if given else int(available * (1 - MARGIN))
+    budget, told = kv_bytes, ""
+    if kv_bytes is not None:
+        told = f"{readable_bytes(kv_bytes)} for the KV cache"
+    elif free_bytes is not None and each is not None:
+        budget = int(free_bytes * (1 - MARGIN))
+        told = f"{readable_bytes(free_bytes)} free after the weights, {MARGIN:.0%} kept back"
     if slots is not None:
         return Limits(slots, budget)
+    if budget is None or each is None:
+        reason = f"{most} slots, the most for {device}: its memory is not told"
+        return Limits(most, budget, reason)
+    before, after = each
+    withdraws = not isinstance(policy, NoWithdrawal)
     fitting = max(1, budget // max(1, min(before, after) if withdraws else before))
-    told = f"{readable_bytes(available)} for the KV cache"
-    if not given:
-        told = f"{readable_bytes(available)} free after the weights, {MARGIN:.0%} kept back"
     told += f"; a slot takes up to {readable_bytes(before)}"
     if withdraws:
         told += f", {readable_bytes(after)} once vision is withdrawn"

@@ -103,7 +103,8 @@ class Prefetcher:
         self._timeout_s, self._max_pixels = timeout_s, max_pixels
         self._items_lock, self._encode_lock = threading.Lock(), threading.Lock()
         self._changed = threading.Condition()
-        self._threads = [self._thread() for _ in range(threads)]
+        self._count = threads
+        self._threads: list[threading.Thread] = []
         self._tasks: set[_Task] = set()
         self._ready: deque[Ready | Unreadable] = deque()
         self._held_bytes = 0
@@ -144,8 +145,8 @@ class Prefetcher:
             return None
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        for _ in range(self._count):
+            self._start_thread()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -159,8 +160,9 @@ class Prefetcher:
 
     # -- in the threads ------------------------------------------------------------------------
 
-    def _thread(self) -> threading.Thread:
-        return threading.Thread(target=self._run, name="mvw-reader", daemon=True)
+    def _start_thread(self) -> None:
+        self._threads.append(threading.Thread(target=self._run, name="mvw-reader", daemon=True))
+        self._threads[-1].start()
 
     def _run(self) -> None:
         task = None
@@ -237,9 +239,7 @@ class Prefetcher:
             hung = task.item.images[min(len(images), len(task.item.images) - 1)]
             error = reading.too_slow(hung, self._timeout_s)
             self._finish(task, Unreadable(task.item, images, error))
-            thread = self._thread()
-            self._threads.append(thread)
-            thread.start()
+            self._start_thread()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,6 @@ class State:
     """Requests that decode."""
     max_slots: int = 0
     """Requests that may decode at the same time, as far as is known by now."""
-    kv_allocated_bytes: int = 0
     kv_allocated_bytes_peak: int = 0
     notes: deque[str] = field(default_factory=deque)
     """What should be told, once each; whoever tells it takes it out."""
@@ -111,9 +110,9 @@ class Server:
                 elif self._draining() or (self._feed.exhausted and not self._waiting):
                     return
                 state.slots, state.max_slots = len(slots.active), self._max_slots
-                allocated = slots.kv_allocated_bytes
-                state.kv_allocated_bytes = allocated
-                state.kv_allocated_bytes_peak = max(state.kv_allocated_bytes_peak, allocated)
+                state.kv_allocated_bytes_peak = max(
+                    state.kv_allocated_bytes_peak, slots.kv_allocated_bytes
+                )
 
     # -- admission --------------------------------------------------------------------------
 
@@ -173,13 +172,13 @@ class Server:
             wrong = encoded and isinstance(error, UsageProblem | ModelProblem)
             if wrong or isinstance(error, NotExact) or lost_device(error):
                 raise
-            yield from self._cannot_prefill(slots, job, error)
+            yield from self._retry_or_fail(slots, job, error)
             return
         job.events = []
         self._jobs[job.ready.item.id] = job
         yield from self._process(slots, events)
 
-    def _cannot_prefill(self, slots: Slots, job: _Job, error: Exception) -> Iterator[Record]:
+    def _retry_or_fail(self, slots: Slots, job: _Job, error: Exception) -> Iterator[Record]:
         if _lacks_memory(error):
             yield from self._without_memory(slots, job, error)
         else:
@@ -224,9 +223,13 @@ class Server:
             if isinstance(event, Failed):
                 if lost_device(event.error):
                     raise event.error
-                yield from self._cannot_prefill(slots, job, event.error)
+                yield from self._retry_or_fail(slots, job, event.error)
             elif isinstance(event, Finished):
-                self._recover()
+                self._recovered += 1
+                reduced = self._limits is not None and self._max_slots < self._limits.slots
+                if reduced and self._recovered >= RECOVERY:
+                    self._recovered = 0
+                    self._max_slots += 1
                 yield self._answered(job, event)
 
     # -- when memory runs out, or a step of all raises ---------------------------------------
@@ -265,13 +268,6 @@ class Server:
             yield self._failed(jobs[0].ready, error, attempts=jobs[0].attempts)
         else:
             self._waiting.extendleft(reversed(jobs))
-
-    def _recover(self) -> None:
-        self._recovered += 1
-        may_grow = self._limits is not None and self._max_slots < self._limits.slots
-        if may_grow and self._recovered >= RECOVERY:
-            self._recovered = 0
-            self._max_slots += 1
 
     # -- records ----------------------------------------------------------------------------
 

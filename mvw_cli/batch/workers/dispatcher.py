@@ -31,7 +31,6 @@ SUSPECTED = 2
 _FETCHED = 16
 """Items that are fetched before a worker requests them."""
 _POLL_S = 0.05
-_GAUGES = ("slots", "max_slots", "kv_allocated_bytes")
 
 
 class WorkerDied(MvwError):
@@ -219,7 +218,7 @@ class Dispatcher:
                 closing = True
                 for number, worker in enumerate(self._workers):
                     if worker.phase == "serving":
-                        self._launcher.send(number, Message("end" if finished else "drain"))
+                        self._launcher.send(number, Message("drain"))
             if closing and not any(worker.phase == "serving" for worker in self._workers):
                 return
             if not closing:
@@ -262,7 +261,15 @@ class Dispatcher:
         worker = self._workers[number]
         match message:
             case Message("loaded", revision):
-                self._on_loaded(number, revision)
+                self._revisions.append(revision)
+                worker.phase = "idle"
+                if revision != self.revision:
+                    moved = ModelProblem(
+                        "The weights on the hub changed while they were loaded",
+                        cause=f"one worker has {self.revision}, another {revision}",
+                        hint=f"mvw batch IMAGES QUESTION --set revision={revision}",
+                    )
+                    self._give_up(number, moved)
             case Message("request", count):
                 worker.requested += count
             case Message("status", state):
@@ -280,18 +287,6 @@ class Dispatcher:
             case Message("exited", reason) if worker.phase != "ended":
                 return self._on_exit(number, reason)
         return None
-
-    def _on_loaded(self, number: int, revision: str | None) -> None:
-        self._revisions.append(revision)
-        if revision == self.revision:
-            self._workers[number].phase = "idle"
-            return
-        moved = ModelProblem(
-            "The weights on the hub changed while they were loaded",
-            cause=f"one worker has {self.revision}, another {revision}",
-            hint=f"mvw batch IMAGES QUESTION --set revision={revision}",
-        )
-        self._give_up(number, moved)
 
     def _on_exit(self, number: int, reason: str) -> Record | None:
         """Let a worker that has died be started again, unless it has failed too often."""
@@ -347,8 +342,8 @@ class Dispatcher:
         while state.notes:
             self._note(worker, state.notes.popleft())
         worker.state = state
-        states = [one.state for one in self._workers]
-        for name in _GAUGES:
-            setattr(self.state, name, sum(getattr(state, name) for state in states))
+        states, total = [one.state for one in self._workers], self.state
+        total.slots = sum(state.slots for state in states)
+        total.max_slots = sum(state.max_slots for state in states)
         peak = sum(state.kv_allocated_bytes_peak for state in states)
-        self.state.kv_allocated_bytes_peak = max(self.state.kv_allocated_bytes_peak, peak)
+        total.kv_allocated_bytes_peak = max(total.kv_allocated_bytes_peak, peak)

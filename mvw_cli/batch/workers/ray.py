@@ -114,7 +114,7 @@ class RayActors:
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError as error:
-                messages.append((worker, Message("exited", _reason(error))))
+                messages.append((worker, Message("exited", f"was lost: {error_line(error)}")))
         return messages
 
     def stop(self, worker: int) -> None:
@@ -157,13 +157,6 @@ class Actor:
             while True:
                 found.append(self._waiting.get_nowait())
         return found
-
-
-def _reason(error: Exception) -> str:
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    if lines and "creation task" in lines[0]:  # what that raised is at the end of a traceback
-        return f"could not be started: {lines[-1]}"
-    return f"was lost with its process or its node ({type(error).__name__})"
 
 
 def import_ray() -> Any:

@@ -32,7 +32,7 @@ QUEUED = 2
 """Items that lie ready for a remote worker's readers, so that none waits for a round trip."""
 
 
-Order = Literal["begin", "item", "end", "drain"]
+Order = Literal["begin", "item", "drain"]
 Report = Literal["loaded", "request", "status", "done", "ended", "broken", "exited"]
 
 
@@ -42,15 +42,14 @@ class Message(NamedTuple):
     To a worker:
         begin: serve the items that follow; the value is `run`, for the records.
         item: one item, to a worker that has requested one.
-        end: there are no more items.
-        drain: finish what decodes, begin nothing more.
+        drain: finish what decodes, begin nothing more; there are no more items.
 
     From a worker:
         loaded: the model is; the value is the revision of its weights.
         request: there is room for so many more items.
         status: the `State` since the last one; each note is in one of these only.
         done: the record of one item.
-        ended: after `end` or `drain`; nothing is held any more.
+        ended: after `drain`; nothing is held any more.
         broken: an error that another try would meet again; the worker does nothing more.
         exited: the worker is of no more use, and why; its launcher tells if it can't. What it held
             has to be done by another.
@@ -183,10 +182,8 @@ class RemoteWorker:
                 self._begun.put(run)
             case Message("item", item):
                 self._items.put(item)
-            case Message("drain"):
-                self._draining.set()
-                self._items.put(None)
             case _:
+                self._draining.set()
                 self._items.put(None)
 
     def work(self) -> None:

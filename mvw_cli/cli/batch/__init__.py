@@ -26,15 +26,6 @@ class _Size(click.ParamType[Any, Any]):
         return size
 
 
-class _Slots(click.ParamType[Any, Any]):
-    name = "slots"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "auto":
-            return None
-        return click.IntRange(min=1).convert(value, param, ctx)
-
-
 class _Shard(click.ParamType[Any, Any]):
     """`i/N`, counted from 0."""
 
@@ -79,11 +70,9 @@ class _Shard(click.ParamType[Any, Any]):
 @click.option("--dry-run", is_flag=True, help="Say what would run, and what it would take.")
 @click.option(
     "--slots",
-    metavar="N|auto",
-    type=_Slots(),
-    default="auto",
-    show_default=True,
-    help="Images that are answered at the same time.",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Images answered at the same time.  [default: by memory]",
 )
 @click.option(
     "--kv-memory", metavar="SIZE", type=_Size(), help="Memory for the KV cache, as 800MiB or 20GiB."

@@ -36,12 +36,6 @@ def write_plan(survey: Survey, *, listed: int, to_do: int, output: str, as_json:
     rows.append(["generated tokens", f"up to {survey.max_new_tokens:,} an item"])
     if survey.weight_bytes is not None:
         rows.append(["weights", readable_bytes(survey.weight_bytes)])
-    before, after = survey.kv_bytes_per_slot_before, survey.kv_bytes_per_slot_after
-    if before is not None and after is not None:
-        withdrawn = f"{readable_bytes(after)} once vision is withdrawn"
-        rows.append(["KV cache of an item", f"up to {readable_bytes(before)}, {withdrawn}"])
-    if survey.memory_free_bytes is not None:
-        rows.append(["memory free", readable_bytes(survey.memory_free_bytes)])
     if survey.limits is not None:
         rows.append(["slots", survey.limits.reason or f"{survey.limits.slots}, as given"])
     console.table(["DRY RUN", ""], [*rows, ["records to", output]])

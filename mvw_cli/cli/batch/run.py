@@ -19,7 +19,7 @@ from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.output import Output, check_table, export, plan_output
-from mvw_cli.cli.batch.view import BatchView, summary_facts
+from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 
@@ -103,9 +103,8 @@ class Task:
         if table is None:
             return
         check_table(table)
-        if self.overwrite or output.log.exists() or not table.exists():
-            return
-        if table.stat().st_size:
+        ours = self.overwrite or output.log.exists()
+        if not ours and table.exists() and table.stat().st_size:
             raise UsageProblem(
                 f"{output.name} is there already",
                 cause=f"no {output.log.name} lies next to it, so it comes from something else",
@@ -138,7 +137,7 @@ class _Batch:
         Args:
             held: what is to be let go of at the end.
         """
-        self._task, self._output, self._view, self._tally = task, output, view, view.tally
+        self._task, self._output, self._view = task, output, view
         source = task.source
         name = source.paths[0] if source.paths else source.questions
         view.loading(f"the list of items from {name}" if name else "the list of items")
@@ -152,7 +151,7 @@ class _Batch:
         if source.question is None:
             source = replace(source, question=self._resolved.profile.prompt.question)
         self._worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
-        self._tally.listed = len(self._worklist)
+        view.tally.listed = len(self._worklist)
         self._settings = fingerprint(self._resolved, random_weights=task.random_weights)
         self._log = held.enter_context(
             RecordLog(
@@ -173,7 +172,7 @@ class _Batch:
             self._log,
             threads=task.readers,
             timeout_s=task.read_timeout,
-            skipped=self._tally.skip,
+            skipped=view.tally.skip,
         )
         held.callback(_close, items)
         first = next(items, None)
@@ -197,44 +196,53 @@ class _Batch:
 
     def serve(self) -> int:
         """Answer what is left, and tell how it went."""
-        task, view, tally = self._task, self._view, self._tally
-        shutdown = Event()
+        task, view, log, output = self._task, self._view, self._log, self._output
+        shutdown, state = Event(), None
         stopped: MvwError | None = None
-        state = None
         if self._items is None:
-            view.note(
-                f"There is nothing left to do: each of {tally.listed:,} items has its record."
-                if tally.listed
-                else "There is nothing to do: no item belongs to this part of the work."
-            )
+            listed = len(self._worklist)
+            nothing = f"each of {listed:,} items has its record" if listed else "there are no items"
+            view.note(f"There is nothing left to do: {nothing}.")
         else:
             self._introduce()
             executor = make_executor(task, self._resolved.profile)
             with ExitStack() as held:
                 with exit_on_interrupt(view.on_interrupt), view.making_room():
-                    self._load(executor, held)
-                with finish_on_interrupt(view.on_interrupt) as shutdown:
+                    profile = self._resolved.profile
+                    name = profile.model or self._resolved.name or profile.adapter
+                    view.loading_model(name, profile.revision)
+                    held.enter_context(executor)
+                    log.settle(self._settings.with_revision(executor.revision))
+                with (
+                    finish_on_interrupt(view.on_interrupt) as shutdown,
+                    view.following(lambda: executor.state, shutdown.is_set),
+                ):
                     try:
-                        self._record(executor, self._items, shutdown)
+                        for record in executor.records(
+                            self._items, run=log.run, draining=shutdown.is_set
+                        ):
+                            log.append(record)
+                            view.show(record)
                     except MvwError as error:
                         stopped = error
                     except RuntimeError as error:
                         stopped = self._lost(error)
                 state = executor.state
-        self._log.flush()
-        facts = summary_facts(
-            tally,
-            state,
-            output=self._output.name,
-            log=str(self._output.log),
-            failed_in_log=self._log.failed,
-            interrupted=shutdown.is_set(),
-            again=task.again(),
-            retry=task.again("--retry-failed"),
-        )
+        log.flush()
+        facts = {
+            "schema_version": 1,
+            "output": output.name,
+            "log": str(output.log),
+            **view.tally.facts(),
+            "failed_in_log": log.failed,
+            "interrupted": shutdown.is_set(),
+            "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
+            "retry": task.again("--retry-failed") if log.failed else None,
+            "go_on": task.again() if view.tally.remaining else None,
+        }
         try:
-            if self._output.table is not None and self._output.log.exists():
-                export(self._output.log, self._output.table)
+            if output.table is not None and output.log.exists():
+                export(output.log, output.table)
         except MvwError as error:
             stopped = stopped or error
         view.summary(facts)
@@ -242,9 +250,9 @@ class _Batch:
             console.write_json(facts)
         if stopped is not None:
             raise stopped
-        if shutdown.is_set() and tally.remaining:
+        if shutdown.is_set() and view.tally.remaining:
             return ExitCode.INTERRUPTED
-        return ExitCode.ITEMS_FAILED if self._log.failed else ExitCode.OK
+        return ExitCode.ITEMS_FAILED if log.failed else ExitCode.OK
 
     def _introduce(self) -> None:
         view, log = self._view, self._log
@@ -262,25 +270,6 @@ class _Batch:
                 f"{log.failed:,} failed before."
             )
 
-    def _load(self, executor: Worker | Dispatcher, held: ExitStack) -> None:
-        profile = self._resolved.profile
-        if profile.model is None:
-            self._view.loading(self._resolved.name or profile.adapter)
-        else:
-            self._view.loading_model(profile.model, profile.revision)
-        held.enter_context(executor)
-        self._log.settle(self._settings.with_revision(executor.revision))
-
-    def _record(
-        self, executor: Worker | Dispatcher, items: Iterator[Item], shutdown: Event
-    ) -> None:
-        """Bring records to the log as they come."""
-
-        with self._view.following(lambda: executor.state, shutdown.is_set):
-            for record in executor.records(items, run=self._log.run, draining=shutdown.is_set):
-                self._log.append(record)
-                self._view.show(record)
-
     def _lost(self, error: RuntimeError) -> MvwError:
         """Make the error of an accelerator that serves this process no more; raise any other."""
         from mvw_cli.engine.memory import lost_device
@@ -290,7 +279,7 @@ class _Batch:
         reason = next(iter(str(error).splitlines()), "it gives no reason")
         return MvwError(
             "The accelerator has failed, and this process can't use it any more",
-            cause=f"{reason}; {self._tally.served:,} records were written, none is lost",
+            cause=f"{reason}; {self._view.tally.served:,} records were written, none is lost",
             hint=self._task.again(),
         )
 

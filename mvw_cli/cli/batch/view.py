@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.cli.stderr_view import BOLD, StderrView
-from mvw_cli.text import number, one_line, printable, readable_bytes, seconds
+from mvw_cli.text import number, one_line, plural, printable, readable_bytes
 
 if TYPE_CHECKING:  # neither is imported before it is needed
     from rich.progress import Progress
@@ -95,6 +96,26 @@ class Tally:
         """Return how many per second; None while there is nothing to tell it from."""
         return count / self.elapsed_s if count and self.elapsed_s else None
 
+    def facts(self) -> dict[str, Any]:
+        """Return what `--json` writes of it; docs/json.md describes the keys."""
+        return {
+            "listed": self.listed,
+            "skipped": self.skipped,
+            "answered": self.answered,
+            "failed": self.failed,
+            "remaining": self.remaining,
+            "errors": dict(self.errors.most_common()),
+            "elapsed_s": self.elapsed_s,
+            "items_per_s": self.rate(self.served),
+            "tokens_per_s": self.rate(self.generated_tokens),
+            "generated_tokens": self.generated_tokens,
+            "withdrawal": {
+                "withdrawals": self.withdrawals,
+                "kv_bytes_before": self.kv_bytes_before,
+                "kv_bytes_freed": self.kv_bytes_freed,
+            },
+        }
+
 
 class BatchView(StderrView):
     """Stderr during one `mvw batch`, and the counts of what it shows."""
@@ -134,8 +155,7 @@ class BatchView(StderrView):
                 self._write_notes(state())
                 if finishing() and not told:
                     told = True
-                    slots = state().slots
-                    begun = "the answer that is" if slots == 1 else f"{slots} answers that are"
+                    begun = plural(state().slots, "answer")
                     self.note(f"Finishing {begun} begun; Ctrl-C again leaves at once.")
                 figures, waited_s = figures_of(self.tally, state()), waited_s + 1 / _REDRAWS_PER_S
                 if self._bar is not None:
@@ -153,7 +173,8 @@ class BatchView(StderrView):
 
         thread = threading.Thread(target=follow, name="mvw-progress", daemon=True)
         self.tally.began = perf_counter()
-        with self._drawing():
+        self._bar = self._make_bar() if self.live else None
+        with self._bar or nullcontext():
             thread.start()
             try:
                 yield
@@ -161,6 +182,7 @@ class BatchView(StderrView):
                 over.set()
                 thread.join()
                 self._write_notes(state())
+                self._bar = None
 
     def summary(self, facts: Mapping[str, Any]) -> None:
         """Write how it went; under -q one line, where it did not go well."""
@@ -192,12 +214,7 @@ class BatchView(StderrView):
         with suppress(OSError, ValueError):
             self._bar.console.print(line, soft_wrap=True)
 
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Have a bar on a terminal, which `following` redraws."""
-        if not self.live:
-            yield
-            return
+    def _make_bar(self) -> Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         bar = Progress(
@@ -211,12 +228,12 @@ class BatchView(StderrView):
             expand=True,
         )
         bar.add_task("Answering", total=max(1, self.tally.listed), figures="")
-        with bar:
-            self._bar = bar
-            try:
-                yield
-            finally:
-                self._bar = None
+        return bar
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 1:02:03."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def figures_of(tally: Tally, state: State) -> list[str]:
@@ -225,54 +242,8 @@ def figures_of(tally: Tally, state: State) -> list[str]:
     figures.append(f"slots {state.slots}/{state.max_slots}")
     rate = tally.rate(tally.served)
     if rate is not None:
-        figures += [f"{number(rate)} items/s", f"{duration(tally.remaining / rate)} left"]
+        figures += [f"{number(rate)} items/s", f"{clock(tally.remaining / rate)} left"]
     return figures
-
-
-def summary_facts(
-    tally: Tally,
-    state: State | None,
-    *,
-    output: str,
-    log: str,
-    failed_in_log: int,
-    interrupted: bool,
-    again: str,
-    retry: str,
-) -> dict[str, Any]:
-    """Put together how one run went, as `--json` writes it; docs/json.md describes it.
-
-    Args:
-        state: of the executor; None where nothing had to be done.
-        failed_in_log: failed items of the log, those of earlier runs included.
-        again: the command that goes on.
-        retry: the command that tries failed items again.
-    """
-    return {
-        "schema_version": 1,
-        "output": output,
-        "log": log,
-        "listed": tally.listed,
-        "skipped": tally.skipped,
-        "answered": tally.answered,
-        "failed": tally.failed,
-        "remaining": tally.remaining,
-        "failed_in_log": failed_in_log,
-        "errors": dict(tally.errors.most_common()),
-        "interrupted": interrupted,
-        "elapsed_s": tally.elapsed_s,
-        "items_per_s": tally.rate(tally.served),
-        "tokens_per_s": tally.rate(tally.generated_tokens),
-        "generated_tokens": tally.generated_tokens,
-        "withdrawal": {
-            "withdrawals": tally.withdrawals,
-            "kv_bytes_before": tally.kv_bytes_before,
-            "kv_bytes_freed": tally.kv_bytes_freed,
-        },
-        "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
-        "retry": retry if failed_in_log else None,
-        "go_on": again if tally.remaining else None,
-    }
 
 
 def summary_lines(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -287,7 +258,7 @@ def summary_lines(facts: Mapping[str, Any]) -> dict[str, str]:
         counts.append(f"{facts['remaining']:,} left")
     lines = {"Items": ", ".join(counts)}
     if facts["items_per_s"] is not None:
-        lines["Time"] = f"{duration(facts['elapsed_s'])}, {number(facts['items_per_s'])} items/s"
+        lines["Time"] = f"{clock(facts['elapsed_s'])}, {number(facts['items_per_s'])} items/s"
         if facts["tokens_per_s"] is not None:
             lines["Time"] += f", {number(facts['tokens_per_s'])} tokens/s"
     withdrawal = facts["withdrawal"]
@@ -314,14 +285,3 @@ def complaint(facts: Mapping[str, Any]) -> str:
         failed = f"{facts['failed_in_log']:,} of {facts['listed']:,} items failed"
         return f"{failed}: {facts['retry']}"
     return ""
-
-
-def duration(value: float) -> str:
-    """Write a time given in seconds, in minutes and hours where it is that long."""
-    if value < 59.95:
-        return seconds(value)
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

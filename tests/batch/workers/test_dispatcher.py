@@ -258,15 +258,15 @@ def test_the_state_is_the_sum_of_those_that_live() -> None:
     with Dispatcher(fleet) as dispatcher:
         records, now = served(dispatcher, ITEMS), dispatcher.state
         next(records)
-        for number, state in enumerate((State(3, 8, 10, 40), State(2, 8, 7, 20))):
+        for number, state in enumerate((State(3, 8, 40), State(2, 8, 20))):
             state.notes.append(f"{state.slots} slots")
             fleet.messages.append((number, Message("status", state)))
         next(records), next(records), next(records)
-        assert (now.slots, now.max_slots, now.kv_allocated_bytes) == (5, 16, 17)
+        assert (now.slots, now.max_slots, now.kv_allocated_bytes_peak) == (5, 16, 60)
         assert list(now.notes) == ["worker 0: 3 slots", "worker 1: 2 slots"]
         list(records)
     assert fleet.starts[0] == 2
-    assert (now.slots, now.kv_allocated_bytes, now.kv_allocated_bytes_peak) == (0, 0, 60)
+    assert (now.slots, now.max_slots, now.kv_allocated_bytes_peak) == (0, 0, 60)
 
 
 class Own(OutOfMemory):

@@ -37,7 +37,7 @@ def test_a_worker_killed_in_the_middle_changes_no_record(
         notes = list(executor.state.notes)
     assert running.is_initialized()  # what was there is left as it was
     check_death_of_one(records, made)
-    assert any("was lost with its process" in note for note in notes)
+    assert any("was lost: " in note for note in notes)
     assert capfd.readouterr() == ("", "")
 
 

@@ -61,8 +61,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteWorker, list[Message], 
 
 def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> None:
     worker, sent, thread = said
-    for order in (Message("item", item("a")), Message("item", item("b")), Message("end")):
-        worker.deliver(order)
+    for name in "ab":
+        worker.deliver(Message("item", item(name)))
+    until(lambda: [kind for kind, _ in sent].count("done") == 2)
+    worker.deliver(Message("drain"))
     thread.join(10)
     assert sent[0] == Message("loaded", "c0ffee") and sent[-1] == Message("ended")
     told = {kind: [value for of, value in sent if of == kind] for kind, _ in sent}

@@ -10,7 +10,7 @@ from records import failed, ok
 
 from mvw_cli.batch.serve.server import State
 from mvw_cli.cli.batch import view as module
-from mvw_cli.cli.batch.view import Tally, duration, figures_of, summary_facts, summary_lines
+from mvw_cli.cli.batch.view import Tally, figures_of, summary_lines
 
 
 @pytest.fixture
@@ -20,10 +20,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def told(tally: Tally, state: State | None = None, **more: Any) -> dict[str, Any]:
-    given = {"failed_in_log": tally.failed, "interrupted": False, **more}
-    names = {"output": "out/x.csv", "log": "out/x.csv.jsonl", "again": "A", "retry": "R"}
-    return summary_facts(tally, state, **names, **given)
+def told(tally: Tally, **more: Any) -> dict[str, str]:
+    """The lines of the summary."""
+    outside = {"output": "out/x.csv", "kv_allocated_bytes_peak": None, "retry": None, "go_on": None}
+    return summary_lines({**tally.facts(), **outside, **more})
 
 
 def test_figures_of_progress(clock: SimpleNamespace) -> None:
@@ -38,9 +38,7 @@ def test_figures_of_progress(clock: SimpleNamespace) -> None:
         tally.add(ok("a"))
     tally.add(failed("x"))
     clock.now += 50
-    assert figures_of(tally, state) == [
-        *("1 failed", "slots 3/8", "2.00 items/s", "8 min 20 s left")
-    ]
+    assert figures_of(tally, state) == [*("1 failed", "slots 3/8", "2.00 items/s", "0:08:20 left")]
 
 
 def test_a_summary(clock: SimpleNamespace) -> None:
@@ -51,9 +49,9 @@ def test_a_summary(clock: SimpleNamespace) -> None:
         tally.add(ok(name))
     tally.add(failed("x"))
     clock.now += 90
-    assert summary_lines(told(tally, State(kv_allocated_bytes_peak=3 * 2**20))) == {
+    assert told(tally, kv_allocated_bytes_peak=3 * 2**20, retry="R", go_on="A") == {
         "Items": "3 answered, 1 failed (1 BadImage), 1 had their record before, 2 left",
-        "Time": "1 min 30 s, 0.0444 items/s, 0.100 tokens/s",
+        "Time": "0:01:30, 0.0444 items/s, 0.100 tokens/s",
         "Withdrawal": "3 times, 7.3 KiB of cache entries freed, 62% of what was there",
         "KV cache": "3.0 MiB at most",
         "Records": "out/x.csv",
@@ -63,15 +61,7 @@ def test_a_summary(clock: SimpleNamespace) -> None:
 
 
 def test_a_summary_of_nothing() -> None:
-    tally = Tally(listed=2, skipped=2)
-    assert summary_lines(told(tally)) == {
+    assert told(Tally(listed=2, skipped=2)) == {
         "Items": "0 answered, 2 had their record before",
         "Records": "out/x.csv",
     }
-    assert "Retry failed" in summary_lines(told(tally, failed_in_log=1))
-
-
-def test_durations_as_people_read_them() -> None:
-    texts = {0.0126: "12.6 ms", 59.94: "59.9 s", 59.97: "1 min 0 s", 61: "1 min 1 s"}
-    texts |= {3599.6: "1 h 0 min", 7260: "2 h 1 min"}
-    assert {seconds: duration(seconds) for seconds in texts} == texts
