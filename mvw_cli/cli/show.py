@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import click
 
 from mvw_cli import console
@@ -29,7 +27,7 @@ from mvw_cli.cli.options import common_options, complete_profiles, json_option
 @click.option(
     "--image",
     metavar="WIDTHxHEIGHT|FILE",
-    help="With --cost: the image to count for.  [default: 1024x768]",
+    help="Like --cost, for this image.  [default: 1024x768]",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of profiles, for editors.")
 @json_option
@@ -57,21 +55,14 @@ def show(
     """
     import json
 
-    from mvw_cli.errors import UsageProblem
     from mvw_cli.profiles.resolution import parse_set, resolve
     from mvw_cli.profiles.schema import json_schema
 
-    if image is not None and not cost:
-        raise UsageProblem(
-            "--image has a meaning with --cost only",
-            cause="a profile's values do not depend on an image",
-            hint=f"mvw show --cost --image {shlex.quote(image)}",
-        )
     if schema:
         console.write_json(json_schema())
         return
     resolved = resolve(name, parse_set(pairs))
-    if cost:
+    if cost or image is not None:
         from mvw_cli.cli import show_cost
 
         figures = show_cost.figures(resolved, image)

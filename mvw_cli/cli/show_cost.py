@@ -59,22 +59,9 @@ def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
         new_tokens=0,
         keep_mlp=profile.cross_attention == "mlp",
     )
-    of_image: dict[str, Any] = {
-        "kv_bytes_per_image": None,
-        "kv_bytes_freed": None,
-        "decode_steps": [],
-        "speedup_bound_limit": None,
-        "sequences_where_it_matters": None,
-    }
-    if tokens is not None:
-        before, after = case.steps(1, TEXT_TOKENS)
-        of_image = {
-            "kv_bytes_per_image": shape.kv_elements(0, tokens) * DTYPE_BYTES[dtype],
-            "kv_bytes_freed": before.kv_bytes - after.kv_bytes,
-            "decode_steps": [_step(case, sequences) for sequences in SEQUENCES],
-            "speedup_bound_limit": ratio(before.kv_bytes, after.kv_bytes),
-            "sequences_where_it_matters": matters_from_batch(case),
-        }
+    before, after = case.steps(1, TEXT_TOKENS)
+    known = tokens is not None
+    image_bytes = shape.kv_elements(0, case.vision_tokens) * DTYPE_BYTES[dtype]
     return {
         "profile": resolved.name,
         "adapter": profile.adapter,
@@ -93,7 +80,11 @@ def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
         "image_height_px": height,
         "vision_tokens": tokens,
         "text_tokens": TEXT_TOKENS,
-        **of_image,
+        "kv_bytes_per_image": image_bytes if known else None,
+        "kv_bytes_freed": before.kv_bytes - after.kv_bytes if known else None,
+        "decode_steps": [_step(case, sequences) for sequences in SEQUENCES] if known else [],
+        "speedup_bound_limit": ratio(before.kv_bytes, after.kv_bytes) if known else None,
+        "sequences_where_it_matters": matters_from_batch(case) if known else None,
     }
 
 

@@ -28,8 +28,6 @@ class VisionShare:
     """Of each generated token's query, mean over the layers; the first is the prefill's."""
     prefill: tuple[float, ...]
     """Of what each layer reads in the prefill, layer by layer."""
-    withdraws: bool
-    """Whether any vision goes while decoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +113,9 @@ def arm_bound(
         shares = case.all_until(withdrawn_after)
         return ArmBound(before, after, case.answer_speedup(batch, shares))
     fewest = min(share.steps[1:], default=1.0)
-    layers = None
-    if fewest > 0 and not share.withdraws:  # else nobody tells which layers lose their last
-        layers = sum(one > 0 for one in share.prefill) / len(share.prefill)
     if fewest < 1 - _SAME:
-        after = case.step(batch, case.middle, fewest, layers)
-    speedup = case.answer_speedup(batch, share.steps, layers)
+        after = case.step(batch, case.middle, fewest)
+    speedup = case.answer_speedup(batch, share.steps)
     return ArmBound(before, after, speedup, _prefill_bound(case, share))
 
 

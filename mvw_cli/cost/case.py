@@ -94,65 +94,50 @@ class Case:
         """Bound a step with the vision, and the same step without it; arguments as in `step`."""
         return self.step(batch, text, 1.0), self.step(batch, text, 0.0)
 
-    def step(self, batch: int, text: int, share: float, layers: float | None = None) -> StepBound:
+    def step(self, batch: int, text: int, share: float) -> StepBound:
         """Bound a step that attends to a part of the vision, mean over the layers.
 
         Args:
             batch: sequences in the step.
             text: entries besides the vision in each, the newest token's included.
-            share: 1 is all of it, 0 none.
-            layers: part of the layers that hold any, which cross-attention layers' weights go by;
-                `share` itself without it, as it can't be less.
+            share: 1 is all of it, 0 none. At least as many of the cross-attention layers hold any.
         """
         weights, flops, vision = self.shape.weights, self.flops, self.vision_tokens
-        held = share if layers is None else layers
         # Cross-attention layers are skipped where they hold no vision, all but their MLP perhaps;
         # those of a sequence that never had an image as a whole.
         keep = self.keep_mlp and vision > 0
         skipped = weights.cross_attention if keep else weights.cross
         read = weights.read(batch).plus(skipped, -1.0).bytes(self.dtype, self.bits)
-        holding = skipped.bytes(self.dtype, self.bits) * held if vision else 0.0
+        holding = share * skipped.bytes(self.dtype, self.bits) if vision else 0.0
         without, all_of_it = (self.shape.kv_elements(text, one) for one in (0, vision))
         size = DTYPE_BYTES[self.dtype] * batch
-        computed = flops.step(text, 0, batch, keep_mlp=keep)
-        attended = flops.step(text, vision, batch) - computed
-        # A cross-attention layer that holds any computes all of its products but the attention's.
-        fixed = 0.0
-        if self.shape.has_cross_attention and vision:
-            fixed = 2.0 * batch * (flops.cross_attention if keep else flops.cross)
-        return self._bound(
-            round(read + holding),
-            round(size * (without + share * (all_of_it - without))),
-            computed + held * fixed + share * (attended - fixed),
-        )
-
-    def _bound(self, weight_bytes: int, kv_bytes: int, flops: float) -> StepBound:
+        none = flops.step(text, 0, batch, keep_mlp=keep)
+        weight_bytes = round(read + holding)
+        kv_bytes = round(size * (without + share * (all_of_it - without)))
+        computed = none + share * (flops.step(text, vision, batch) - none)
         seconds = None
         if self.device is not None:
             moving = (weight_bytes + kv_bytes) / self.device.bandwidth_bytes_per_s
-            seconds = max(moving, flops / self.device.flops_per_s)
-        return StepBound(weight_bytes, kv_bytes, flops, seconds)
+            seconds = max(moving, computed / self.device.flops_per_s)
+        return StepBound(weight_bytes, kv_bytes, computed, seconds)
 
-    def step_speedup(self, batch: int, text: int | None = None) -> float:
+    def step_speedup(self, batch: int) -> float:
         """Bound the speed-up of one step by the withdrawal: in time on a device, else in bytes."""
-        before, after = self.steps(batch, self.middle if text is None else text)
+        before, after = self.steps(batch, self.middle)
         return ratio(before.cost, after.cost)
 
-    def answer_speedup(
-        self, batch: int, shares: Sequence[float], layers: float | None = None
-    ) -> float:
+    def answer_speedup(self, batch: int, shares: Sequence[float]) -> float:
         """Bound the speed-up of all decode steps of an answer that attends to part of the vision.
 
         Args:
             shares: by generated token, as in `step`; the first comes out of the prefill.
-            layers: as in `step`.
         """
         baseline = taken = 0.0
         for step, share in enumerate(shares[1 : self.new_tokens], start=1):
             text = self.question_tokens + step
             before = self.step(batch, text, 1.0).cost
             baseline += before
-            taken += before if share == 1 else self.step(batch, text, share, layers).cost
+            taken += before if share == 1 else self.step(batch, text, share).cost
         return ratio(baseline, taken)
 
     def all_until(self, withdrawn_after: int | None) -> list[float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mvw_cli.adapter import Adapter
@@ -154,26 +154,24 @@ class Flops:
             read: vision tokens that each layer reads, of those that hold any; all without it.
             keep_mlp: as in `step`, of layers that read none.
         """
-        layers = self.shape.layers
-        if read is None or not vision:
-            holding = [layer for layer in layers if layer.cross] if vision else []
-            read = [vision] * len(holding or layers)
+        own = [layer for layer in self.shape.layers if not layer.cross]
+        crossed = len(self.shape.layers) - len(own)
         linear, pairs = float(self.head), 0
-        if vision and self.shape.has_cross_attention:
+        if crossed:
             made = self.tower.made(vision) if self.tower else vision
             linear += self.token * text
-            pairs += sum(_pairs(layer, text, 0) for layer in layers if not layer.cross)
-            for states in read:
+            pairs += sum(_pairs(layer, text) for layer in own)
+            for states in (read or [vision] * crossed) if vision else ():
                 seen = states + made - vision if states else 0  # padding is read along
                 through = self.cross if states else (self.cross - self.cross_attention) * keep_mlp
-                linear += (through * text + self.cross_states * seen) / len(read)
+                linear += (through * text + self.cross_states * seen) / crossed
                 pairs += text * seen
         else:
-            each = self.token_by_layer or (self.token / len(layers),) * len(layers)
+            each = self.token_by_layer or (self.token / len(own),) * len(own)
             linear += (self.token - sum(each)) * (text + vision)
-            for layer, weights, some in zip(layers, each, read, strict=True):
+            for layer, weights, some in zip(own, each, read or [vision] * len(own), strict=True):
                 linear += weights * (text + some)
-                pairs += _pairs(layer, text + some, 0)
+                pairs += _pairs(layer, text + some)
         looked = self.tower.flops(vision) if self.tower else 0.0
         return looked + 2.0 * linear + float(self.heads.pair * pairs)
 
@@ -250,10 +248,8 @@ def _heads(text: Any) -> Heads:
     return Heads(4 * count * size, 4 * count * size)
 
 
-def _pairs(layer: CacheLayer, sequence: int, states: int) -> int:
+def _pairs(layer: CacheLayer, sequence: int) -> int:
     """Count pairs of a token and an entry that it sees, over a whole prompt."""
-    if layer.cross:
-        return sequence * states
     full = sequence if layer.window is None else min(sequence, layer.window)
     return full * (full + 1) // 2 + (sequence - full) * full
 
@@ -274,7 +270,7 @@ def tower_of(model: Any) -> Tower:
     layers = int(_first(vision, "num_hidden_layers", "depth"))
     layers += int(getattr(vision, "num_global_layers", 0))
     full = getattr(vision, "fullatt_block_indexes", None)
-    tower = Tower(
+    return Tower(
         embed_parameters=embed,
         patch_parameters=sum(n for _, n in matrices) - token - embed,
         token_parameters=token,
@@ -282,8 +278,8 @@ def tower_of(model: Any) -> Tower:
         full_layers=layers if full is None else len(full),
         window_layers=0 if full is None else layers - len(full),
         window_patches=0 if full is None else (vision.window_size // _side(vision.patch_size)) ** 2,
+        **_layout(config, vision, [name for name, _ in named]),
     )
-    return replace(tower, **_layout(config, vision, [name for name, _ in named]))
 
 
 def _layout(config: Any, vision: Any, names: list[str]) -> dict[str, Any]:
@@ -296,10 +292,10 @@ def _layout(config: Any, vision: Any, names: list[str]) -> dict[str, Any]:
             return {"patches_per_token": float(across * down)}
     side = _side(vision.image_size) // _side(vision.patch_size)
     tile = side**2
-    fixed = getattr(vision, "max_num_tiles", None)
-    if fixed is not None:
+    if getattr(vision, "max_num_tiles", None) is not None:
         padded = -(-(tile + 1) // _MULTIPLE) * _MULTIPLE
-        return {"tile_patches": tile, "extra_patches": padded - tile, "fixed_tiles": int(fixed)}
+        fixed = int(vision.max_num_tiles)
+        return {"tile_patches": tile, "extra_patches": padded - tile, "fixed_tiles": fixed}
     tokens = float(getattr(config, "mm_tokens_per_image", 0))
     if not tokens:
         shrink = getattr(config, "scale_factor", None) or 1 / getattr(config, "downsample_ratio", 1)

@@ -38,8 +38,11 @@ def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
             cross_attention=profile.cross_attention,
         )
         compared: list[Compared] = [(_judged(resolved, figures, CHECK, "eager"), figures)]
-        if profile.attention == "auto" and _would_take_flash(resolved, facts, adapter, device):
-            compared.append(_flash(resolved, adapter, device, FLASH_CHECK))
+        could = profile.dtype != "float32" and facts.flash_attn is not None
+        if profile.attention == "auto" and could:
+            tiny = tiny_model(adapter, device, _half(resolved))
+            if choose_kernel(tiny.model, "auto") == "flash":
+                compared.append(_flash(resolved, adapter, device, FLASH_CHECK))
         return compared
     except MvwError as error:
         return [(refused(CHECK, error), None)]
@@ -48,12 +51,6 @@ def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
 def _half(resolved: Resolved) -> str:
     """Choose the half precision to compare in: the sharper one unless the profile has the other."""
     return "bfloat16" if resolved.profile.dtype == "bfloat16" else "float16"
-
-
-def _would_take_flash(resolved: Resolved, facts: Facts, adapter: Adapter, device: str) -> bool:
-    if resolved.profile.dtype == "float32" or facts.flash_attn is None:
-        return False
-    return choose_kernel(tiny_model(adapter, device, _half(resolved)).model, "auto") == "flash"
 
 
 def _flash(resolved: Resolved, adapter: Adapter, device: str, check: str) -> Compared:

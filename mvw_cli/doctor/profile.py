@@ -87,9 +87,6 @@ def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         extra = "multi-gpu" if profile.quantization is None else "quantization"
         found = f"{asked}: needs {' and '.join(needed)}"
         yield Finding("placement", "problem", found, f'pip install --upgrade "mvw[{extra}]"')
-    elif profile.device_map is not None and len(facts.gpus) < 2:
-        asked += f": {len(facts.gpus)} CUDA devices, so there is nothing to spread over"
-        yield Finding("placement", "ok", asked)
     else:
         yield Finding("placement", "ok", asked)
 
@@ -120,7 +117,13 @@ def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Fa
     # A folder that lacks files can only be mended by whoever made it.
     way_out = f"hf download {shlex.quote(model)}" if hub else "mvw list profiles"
     if held.folder is None and hub:
-        return _to_download(way_out, shape, facts)
+        found = "not on this machine yet"
+        size = 0.0 if shape is None else shape.weights.total.bytes(shape.dtype)
+        found += f": {readable_bytes(size)} to download" if size else ""
+        if facts.disk_free_bytes is not None and size > facts.disk_free_bytes:
+            found += f", and {readable_bytes(facts.disk_free_bytes)} of disk are free"
+            return Finding("weights", "problem", found, "hf cache ls")
+        return Finding("weights", "warning", found, way_out)
     if held.folder is None:
         found = f"there is no folder {model}"
     elif held.missing:
@@ -130,22 +133,10 @@ def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Fa
         found = f"{held.damaged[0]} is damaged or cut"
         way_out += " --force-download" if hub else ""
     elif not held.files:
-        kind = "weights are pickled" if held.only_pickle else "there are no weights"
-        found = f"{kind} in {held.folder}, not safetensors"
+        found = f"no safetensors in {held.folder}"
     else:
         return Finding("weights", "ok", f"{held.files} files, {readable_bytes(held.size_bytes)}")
     return Finding("weights", "problem", found, way_out)
-
-
-def _to_download(way_out: str, shape: Shape | None, facts: Facts) -> Finding:
-    if shape is None:
-        return Finding("weights", "warning", "not on this machine yet", way_out)
-    size = shape.weights.total.bytes(shape.dtype)
-    found = f"not on this machine yet: {readable_bytes(size)} to download"
-    if facts.disk_free_bytes is not None and size > facts.disk_free_bytes:
-        found += f", and {readable_bytes(facts.disk_free_bytes)} of disk are free"
-        return Finding("weights", "problem", found, "hf cache ls")
-    return Finding("weights", "warning", found, way_out)
 
 
 def _dtype(resolved: Resolved, dtype: str, facts: Facts) -> Finding:

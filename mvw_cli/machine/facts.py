@@ -236,14 +236,13 @@ def locate_weights(model: str, revision: str | None = None) -> WeightFiles:
         return WeightFiles(None)
     named = _named(folder)
     present = [folder / name for name in named if (folder / name).is_file()]
-    pickled = not named and any(folder.glob("*.bin"))
     return WeightFiles(
         folder=folder,
         files=len(present),
         size_bytes=sum(path.stat().st_size for path in present),
         missing=tuple(name for name in named if not (folder / name).is_file()),
         damaged=tuple(path.name for path in present if not is_whole(path)),
-        only_pickle=pickled,
+        only_pickle=not named and any(folder.glob("*.bin")),
     )
 
 

@@ -70,12 +70,11 @@ def way_to_fit(
         command: writes the command that was typed with keys changed.
         part: how much of the free memory it may take.
     """
-    for changes, may_spill in _candidates(placement, facts):
+    for changes in _candidates(placement, facts):
         values: dict[str, Any] = {**changes}
         changed = replace(placement, **values)
         free = changed.free(facts)
-        fits = free is not None and changed.needed <= part * free
-        if fits or (may_spill and changed.spills(facts)):
+        if free is not None and changed.needed <= part * free:
             return command(changes)
     return "mvw list profiles"
 
@@ -88,14 +87,14 @@ def set_options(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _candidates(placement: Placement, facts: Facts) -> Iterator[tuple[Changes, bool]]:
-    """List changes, those first that change the answers least, and whether each may spill over."""
+def _candidates(placement: Placement, facts: Facts) -> Iterator[Changes]:
+    """List changes, those first that change the answers least."""
     on_gpu = facts.kind(placement.device) == "cuda"
     emulated = on_gpu and not all(gpu.bfloat16 for gpu in facts.gpus)
     narrow: Changes = {}
     if placement.dtype == "float32":
         narrow = {"dtype": "float16" if emulated else "bfloat16"}
-        yield narrow, False
+        yield narrow
     if not on_gpu:
         return
     spread: Changes = {"device_map": "auto"}
@@ -105,20 +104,17 @@ def _candidates(placement: Placement, facts: Facts) -> Iterator[tuple[Changes, b
         wider: list[Changes] = [narrow]
         if len(facts.gpus) > 1 and placement.device_map is None:
             wider = [narrow, {**narrow, **spread}]
-            yield spread, False
-            yield wider[1], False
+            yield spread
+            yield wider[1]
         bits = {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(placement.quantization, ())
         for changes in wider:
             for quantization in bits:
-                yield {**changes, "quantization": quantization}, False
-        if not (placement.device_map or placement.quantization):
-            # Full GPUs with the rest in memory: slow, and still quicker than without a GPU.
-            yield {**spread, **narrow}, True
+                yield {**changes, "quantization": quantization}
     on_cpu: Changes = {"device": "cpu"}
     if placement.dtype != "bfloat16":
         on_cpu["dtype"] = "bfloat16"
     on_cpu |= {key: None for key in ("device_map", "quantization") if getattr(placement, key)}
-    yield on_cpu, False
+    yield on_cpu
 
 
 _PLENTY = 8

@@ -53,22 +53,19 @@ def as_steps(given: Any, locate: Locate) -> tuple[Step, ...]:
     Raises:
         UsageProblem: it is none of these, or a field is given twice.
     """
-    if not isinstance(given, Mapping):
-        return _of_list(given, ("withdrawal",), locate)
-    listed = given.get("policy")
-    if isinstance(listed, list):
-        steps = _of_list(listed, ("withdrawal", "policy"), locate)
+    path: KeyPath = ("withdrawal",)
+    if isinstance(given, Mapping) and isinstance(given.get("policy"), list):
         beside = {key: value for key, value in given.items() if key != "policy"}
-        return steps + _of_mapping(beside, ("withdrawal",), locate)
-    return _of_mapping(given, ("withdrawal",), locate)
-
-
-def _of_list(items: Any, path: KeyPath, locate: Locate) -> tuple[Step, ...]:
+        listed = as_steps(
+            given["policy"], lambda place: locate(("withdrawal", "policy", *place[1:]))
+        )
+        return listed + _of_mapping(beside, path, locate)
+    if isinstance(given, Mapping):
+        return _of_mapping(given, path, locate)
     found: tuple[Step, ...] = ()
-    for number, item in enumerate(items if isinstance(items, list) else ()):
-        if not isinstance(item, Mapping) or "policy" not in item:
-            raise _not_policies(locate((*path, number)))
-        found += _of_mapping(item, (*path, number), locate)
+    for number, item in enumerate(given if isinstance(given, list) else ()):
+        named = item if isinstance(item, Mapping) and "policy" in item else {"policy": None}
+        found += _of_mapping(named, (*path, number), locate)
     if not found:
         raise _not_policies(locate(path))
     return found
@@ -78,9 +75,9 @@ def _of_mapping(given: Mapping[str, Any], path: KeyPath, locate: Locate) -> tupl
     """Make steps of a line of policies and the fields beside it, which are those of the only one
     or stand alone.
     """
+    origin = locate((*path, "policy"))
     steps = []
     if "policy" in given:
-        origin = locate((*path, "policy"))
         if not isinstance(given["policy"], str):
             raise _not_policies(origin)
         for name, typed in parse(given["policy"], str(origin)):
@@ -91,9 +88,7 @@ def _of_mapping(given: Mapping[str, Any], path: KeyPath, locate: Locate) -> tupl
     }
     if len(steps) == 1:
         return (dataclasses.replace(steps[0], fields=_once(steps[0].fields, beside)),)
-    if beside:
-        steps.append(Step(None, beside, next(iter(beside.values())).origin))
-    return tuple(steps)
+    return (*steps, Step(None, beside, origin)) if beside else tuple(steps)
 
 
 def _not_policies(origin: Origin) -> UsageProblem:

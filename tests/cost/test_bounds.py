@@ -245,7 +245,7 @@ def test_all_or_none_is_bounded_as_a_withdrawal(name: str, on: str) -> None:
     one = replace(CASES[name], device=DEVICES[on])
     for m in (0, 1, 9, 39, None):
         steps = tuple(float(m is None or place < m) for place in range(40))
-        bound = arm_bound(one, 3, m, VisionShare(steps, WHOLE, m is not None))
+        bound = arm_bound(one, 3, m, VisionShare(steps, WHOLE))
         plain = arm_bound(one, 3, m)
         assert (bound.before, bound.after, bound.speedup) == (
             plain.before, plain.after, plain.speedup
@@ -260,7 +260,7 @@ def test_what_is_attended_to_bounds_each_step(name: str, on: str) -> None:
     steps = tuple(1 - place / 80 for place in range(40))
     baseline = sum(one.steps(2, 20 + step)[0].cost for step in range(1, 40))
     arm = sum(one.step(2, 20 + step, steps[step]).cost for step in range(1, 40))
-    bound = arm_bound(one, 2, None, VisionShare(steps, WHOLE, True))
+    bound = arm_bound(one, 2, None, VisionShare(steps, WHOLE))
     assert bound.speedup == pytest.approx(baseline / arm, rel=1e-9)
     assert bound.after == one.step(2, one.middle, steps[-1])
     assert 1 <= bound.speedup <= one.answer_speedup(2, one.all_until(1))
@@ -276,25 +276,8 @@ def test_a_part_lies_between_all_and_none(name: str) -> None:
     assert half.flops == pytest.approx((whole.flops + none.flops) / 2)
 
 
-def test_layers_that_hold_any_vision_are_read_whole() -> None:
-    """A tenth of the tokens in each cross-attention layer, and all tokens in a tenth of them."""
-    one = CASES["cross"]
-    whole, none = one.steps(1, 30)
-    thin, few = one.step(1, 30, 0.1, 1.0), one.step(1, 30, 0.1, 0.1)
-    assert thin.kv_bytes == few.kv_bytes
-    assert thin.weight_bytes == whole.weight_bytes > few.weight_bytes > none.weight_bytes
-    assert thin.flops - few.flops == pytest.approx(0.9 * 2 * one.flops.cross)
-    # That they do to the end is known where nothing goes while decoding.
-    steps = (0.1,) * 40
-    stays, goes = (
-        arm_bound(one, 1, None, VisionShare(steps, WHOLE, goes)) for goes in (False, True)
-    )
-    assert stays.after.weight_bytes == whole.weight_bytes > goes.after.weight_bytes
-    assert stays.speedup < goes.speedup
-
-
 def prefill(one: Case, *read: float) -> Any:
-    return arm_bound(one, 1, None, VisionShare((1.0,) * 40, read, False)).prefill
+    return arm_bound(one, 1, None, VisionShare((1.0,) * 40, read)).prefill
 
 
 def test_a_prefill_is_bounded_by_what_each_layer_reads() -> None:

@@ -190,7 +190,7 @@ def test_weights_that_are_still_to_be_had(doctor: Any, tmp_path: Path, hub: Path
         (["device=cuda:1"], {"gpus": (T4, T4)}, "problem",
          "--set device=auto --set device_map=auto"),
         ([], {"gpus": (TINY, TINY)}, "problem", "--set device_map=auto --set quantization=8bit"),
-        ([], {"gpus": (TINY,)}, "problem", "2.5-vl-7b --set device_map=auto"),
+        ([], {"gpus": (TINY,)}, "problem", "2.5-vl-7b --set device=cpu"),
         (["quantization=4bit"], {"gpus": (TINY,)}, "problem",
          "--set quantization=null --set device=cpu"),
         ([], {"gpus": (TINY,), "memory_free_bytes": 8 * GIB}, "problem", "mvw list profiles"),
@@ -246,7 +246,7 @@ def test_the_bytes_that_must_fit(doctor: Any) -> None:
          "needs accelerate and bitsandbytes", "mvw[quantization]"),
         (["device_map=auto"], {"accelerate": None}, "placement", "problem", "needs accelerate",
          "mvw[multi-gpu]"),
-        (["device_map=auto"], {}, "placement", "ok", "nothing to spread over", None),
+        (["device_map=auto"], {}, "placement", "ok", "device_map: auto", None),
         (["device_map=auto", "device=cpu"], {}, "profile", "problem", "contradict", "mvw"),
         (["withdrawal.policy=nothing"], {}, "profile", "problem", "no policy `nothing`",
          "mvw list policies"),
@@ -400,7 +400,7 @@ def test_only_pickled_weights(doctor: Any, checkpoint: Path) -> None:
     (checkpoint / "pytorch_model.bin").write_bytes(b"x")
     finding = weights_of(doctor, checkpoint)
     assert finding["status"] == "problem"
-    assert finding["found"].startswith("weights are pickled in ")
+    assert finding["found"].startswith("no safetensors in ")
 
 
 def test_a_model_in_the_cache(doctor: Any, checkpoint: Path, hub: Path) -> None:

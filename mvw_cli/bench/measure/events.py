@@ -104,7 +104,7 @@ def vision_share(arm: Vision, baseline: Vision) -> VisionShare:
     for mine, theirs in zip(arm.held_by_layer, baseline.held_by_layer, strict=True):
         last = min(1.0, mine / theirs) if theirs else last
         prefill.append(last)
-    return VisionShare(tuple(steps), tuple(prefill), arm.withdrawals > 0)
+    return VisionShare(tuple(steps), tuple(prefill))
 
 
 # -- KV bytes ---------------------------------------------------------------------------------

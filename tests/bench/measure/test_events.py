@@ -252,9 +252,5 @@ def test_a_part_is_of_what_the_baseline_sees_just_then() -> None:
     arm = seen(5.0, 10.0, 2.0, 4.0, held=(16, 4, 0, 0))
     # Beyond the baseline's end counts what it saw last; a layer whose window has let go of the
     # image is taken for the one before it.
-    assert vision_share(arm, baseline) == VisionShare(
-        (0.5, 1.0, 0.25, 0.5), (1.0, 0.5, 0.5, 0.0), False
-    )
-    assert vision_share(baseline, baseline) == VisionShare(
-        (1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), False
-    )
+    assert vision_share(arm, baseline) == VisionShare((0.5, 1.0, 0.25, 0.5), (1.0, 0.5, 0.5, 0.0))
+    assert vision_share(baseline, baseline) == VisionShare((1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0))
