@@ -330,13 +330,57 @@ def of(arm: Vision | None, baseline: Vision | None = NEVER, **changes: Any) -> P
     return measured(baseline={"vision": baseline}, vision=arm, **made)
 
 
-def test_a_prefill_that_reads_less_is_bounded_in_its_first_token() -> None:
-    found = verdicts(of(THINNER, bound=prefill_bounded(0.4, 2.5), ratios={"ttft": FASTER}))
-    assert found == [
-        "own at batch 1: the prefill reads 75 % fewer vision entries over its layers and computes "
-        "60 % fewer FLOPs: expect the first token at most 2.50 × as fast; measured are 1.20 × "
-        "[1.10, 1.30], faster."
-    ]
+def with_memory(looks: float | None, **memory: int) -> ProfileReport:
+    """An arm of its own memory; it looks back so often, or has thinned out the prefill."""
+    whole = measured().cells[0].arms[1].memory
+    seen = THINNER if looks is None else vision(60, 400, 1.0, looks)
+    baseline = {"vision": NEVER, "memory": replace(whole, kv_bytes_prefilled=8192)}
+    changed = replace(whole, **memory)  # type: ignore[arg-type]
+    return measured(
+        baseline, withdrawn_after=None, name="own", vision=seen, memory=changed, bound=None
+    )
+
+
+READS_LESS = "own at batch 1: the prefill reads 75 % fewer vision entries over its layers"
+NOTHING = "own at batch 1 withdrew nothing from its first item: nothing is concluded from it."
+FAST, ALIKE = {"tokens_per_s": FASTER}, {"tokens_per_s": SAME}
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (of(THINNER, bound=prefill_bounded(0.4, 2.5), ratios={"ttft": FASTER}),
+         [f"{READS_LESS} and computes 60 % fewer FLOPs: expect the first token at most 2.50 × as "
+          "fast; measured are 1.20 × [1.10, 1.30], faster."]),
+        (of(THINNER, bound=None), [f"{READS_LESS}."]),
+        (of(THINNER, bound=None, ratios={"ttft": FASTER}),
+         [f"{READS_LESS}; measured are 1.20 × [1.10, 1.30], faster."]),
+        (with_memory(None, kv_bytes_prefilled=2048),
+         [f"{READS_LESS}.", "own at batch 1 has 75 % less in the KV cache from the first token on: "
+                            "2.0 KiB instead of 8.0 KiB."]),
+        # It looks away and frees nothing; what thins out is no such arm.
+        (of(vision(5, 400), ratios=ALIKE),
+         ["No difference shown in the decode of own at batch 1: 1.01 × [0.98, 1.04]; the bound is "
+          "1.20 ×.", "own at batch 1 attends to 5 % of the vision tokens in a step, mean over the "
+          "layers, and frees nothing: what it does not look at stays in the KV cache."]),
+        (of(vision(50, 400, withdrawals=3.0)), []),
+        (of(NEVER, ratios=FAST), [NOTHING]),
+        (of(NEVER, None, ratios=FAST), [NOTHING]),
+        (of(None, ratios=FAST), [NOTHING]),
+        # It withdrew from another item than the first.
+        (of(vision(100, 400, withdrawals=0.25), ratios=FAST),
+         ["own at batch 1 decodes faster: 1.20 × [1.10, 1.30]; the bound is 1.20 ×."]),
+        (with_memory(1.5, host_offloaded_peak_bytes=3 << 20),
+         ["own at batch 1 looks back 1.50 times an answer, on average; up to 3.0 MiB wait for that "
+          "on the host."]),
+        (with_memory(0.0, host_offloaded_peak_bytes=3 << 20),
+         ["own at batch 1 looks back in no answer; up to 3.0 MiB wait for that on the host."]),
+    ],
+)  # fmt: skip
+def test_arms_that_act_in_the_prefill_look_away_or_look_back(
+    report: ProfileReport, said: list[str]
+) -> None:
+    assert verdicts(report) == said
 
 
 @pytest.mark.parametrize(
@@ -353,67 +397,6 @@ def test_what_was_measured_stands_beside_it(ratio: Ratio, said: str) -> None:
     # A device whose weights limit the prefill: FLOPs allow for 2.5 and seconds for 1.1.
     [found] = verdicts(of(THINNER, bound=prefill_bounded(0.4, 1.1), ratios={"ttft": ratio}))
     assert "at most 1.10 × as fast; " in found and found.endswith(said)
-
-
-def test_without_a_bound_or_a_ratio_it_is_still_said() -> None:
-    start = "own at batch 1: the prefill reads 75 % fewer vision entries over its layers"
-    assert verdicts(of(THINNER, bound=None)) == [f"{start}."]
-    [found] = verdicts(of(THINNER, bound=None, ratios={"ttft": FASTER}))
-    assert found == f"{start}; measured are 1.20 × [1.10, 1.30], faster."
-
-
-def test_less_in_the_cache_from_the_start() -> None:
-    memory = measured().cells[0].arms[1].memory
-    less, all_ = (replace(memory, kv_bytes_prefilled=size) for size in (2048, 8192))
-    made = measured(
-        baseline={"vision": NEVER, "memory": all_},
-        vision=THINNER,
-        memory=less,
-        bound=None,
-        name="own",
-    )
-    assert verdicts(made)[1] == (
-        "own at batch 1 has 75 % less in the KV cache from the first token on: 2.0 KiB instead of "
-        "8.0 KiB."
-    )
-
-
-def test_an_arm_that_looks_away_frees_nothing() -> None:
-    found = verdicts(of(vision(5, 400), ratios={"tokens_per_s": SAME}))
-    assert found == [
-        "No difference shown in the decode of own at batch 1: 1.01 × [0.98, 1.04]; the bound is "
-        "1.20 ×.",
-        "own at batch 1 attends to 5 % of the vision tokens in a step, mean over the layers, and "
-        "frees nothing: what it does not look at stays in the KV cache.",
-    ]
-
-
-def test_an_arm_that_thins_out_is_no_such_arm() -> None:
-    assert verdicts(of(vision(50, 400, withdrawals=3.0))) == []
-
-
-@pytest.mark.parametrize("baseline", [NEVER, None])
-def test_what_changes_nothing_is_not_judged(baseline: Vision | None) -> None:
-    for same in (NEVER, None):
-        found = verdicts(of(same, baseline, ratios={"tokens_per_s": FASTER}))
-        assert found == [
-            "own at batch 1 withdrew nothing from its first item: nothing is concluded from it."
-        ]
-
-
-def test_a_withdrawal_from_another_item_than_the_first_is_one() -> None:
-    found = verdicts(of(vision(100, 400, withdrawals=0.25), ratios={"tokens_per_s": FASTER}))
-    assert found == ["own at batch 1 decodes faster: 1.20 × [1.10, 1.30]; the bound is 1.20 ×."]
-
-
-@pytest.mark.parametrize(
-    ("looks", "said"),
-    [(1.5, "looks back 1.50 times an answer, on average"), (0.0, "looks back in no answer")],
-)
-def test_what_waits_on_the_host(looks: float, said: str) -> None:
-    memory = replace(of(None).cells[0].arms[1].memory, host_offloaded_peak_bytes=3 << 20)
-    found = verdicts(of(vision(60, 400, 1.0, looks), memory=memory))
-    assert found == [f"own at batch 1 {said}; up to 3.0 MiB wait for that on the host."]
 
 
 def test_a_long_prefill_names_the_arms_that_help() -> None:
