@@ -73,7 +73,9 @@ class KimiVL(HuggingFace):
     def areas(
         self, loaded: LoadedModel, images: Sequence[Image]
     ) -> Sequence[tuple[float, float, float, float]]:
-        return [loaded.processor.image_processor.area(*image.size) for image in images]
+        # Left, top, right and bottom edge: past 1 where patches cover padding too.
+        sizes = [loaded.processor.image_processor.size(*image.size) for image in images]
+        return [(0.0, 0.0, right / wide, bottom / high) for wide, high, right, bottom in sizes]
 
     def parse(self, text: str) -> Answer:
         return parse_thinking(text, opening="◁think▷", closing="◁/think▷")
@@ -90,6 +92,7 @@ class KimiVL(HuggingFace):
         if known is not None:
             return config_from_hub(known)
         with explained(str(spec.model), spec.revision):
+            check_kind(self.model_class(), str(spec.model), spec.revision)
             return load_config(str(spec.model), revision=spec.revision)
 
     def image_tokens(self, config: KimiVLConfig, width: int, height: int) -> int:

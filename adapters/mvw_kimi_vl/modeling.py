@@ -61,14 +61,14 @@ class KimiVLForConditionalGeneration(Kimi_K25ForConditionalGeneration):  # type:
 def load_config(name: str, *, revision: str | None = None) -> KimiVLConfig:
     """Read the configuration of a folder or hub id.
 
-    Raises:
-        ValueError: it is that of another model.
+    The limit of patches is of `preprocessor_config.json`: that of the checkpoints' own code where
+    the file can't be had or does not tell.
     """
     told, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
-    if told.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"its config.json is of model type {told.get('model_type')!r}")
     if "in_token_limit" not in told:
-        told["in_token_limit"] = _patch_limit(name, revision)
+        file = fetched(name, "preprocessor_config.json", revision)
+        images = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        told["in_token_limit"] = int(images.get("in_token_limit", DEFAULT_PATCHES))
     return config_from_hub(told)
 
 
@@ -96,16 +96,6 @@ def config_from_hub(told: dict[str, Any]) -> KimiVLConfig:
         dtype=told.get("torch_dtype", told.get("dtype")),
         in_token_limit=told.get("in_token_limit", DEFAULT_PATCHES),
     )
-
-
-def _patch_limit(name: str, revision: str | None) -> int:
-    """Read how many patches of an image a checkpoint allows; asks the hub for one small file.
-
-    The default where its `preprocessor_config.json` can't be had or does not tell.
-    """
-    found = fetched(name, "preprocessor_config.json", revision)
-    told = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
-    return int(told.get("in_token_limit", DEFAULT_PATCHES))
 
 
 def _register_names() -> None:

@@ -83,11 +83,6 @@ class ImageProcessor:
             )
         return scaled_width, scaled_height, final_width, final_height
 
-    def area(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return where the patches lie over a picture, past 1 where they cover padding too."""
-        wide, high, final_width, final_height = self.size(width, height)
-        return 0.0, 0.0, final_width / wide, final_height / high
-
     def vision_tokens(self, width: int, height: int) -> int:
         """Count the vision tokens of an image.
 
@@ -135,13 +130,8 @@ def read_image_processor(folder: Path) -> ImageProcessor:
         OSError: `preprocessor_config.json` is missing.
     """
     told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    names = {field.name for field in fields(ImageProcessor)}
-    known: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in told.items()
-        if name in names
-    }
-    return ImageProcessor(**known)
+    known = {field.name for field in fields(ImageProcessor)} & told.keys()
+    return ImageProcessor(**{name: told[name] for name in known})
 
 
 @dataclass(frozen=True, slots=True)

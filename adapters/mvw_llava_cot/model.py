@@ -40,7 +40,7 @@ class LlavaCot(HuggingFace):
         return MllamaForConditionalGeneration
 
     def fallback_processor(self, config: MllamaConfig) -> Any:
-        from mvw_llava_cot.fallback import fallback_processor
+        from mvw_llava_cot.standins import fallback_processor
 
         return fallback_processor(config)
 
@@ -81,7 +81,7 @@ class LlavaCot(HuggingFace):
         return parse_stages(text)
 
     def tiny(self) -> LoadedModel:
-        from mvw_llava_cot.tiny import tiny_mllama
+        from mvw_llava_cot.standins import tiny_mllama
 
         model, processor = tiny_mllama()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))

@@ -82,10 +82,10 @@ def test_tiles_go_row_by_row() -> None:
 
 def test_kimi_pads() -> None:
     session = tiny("kimi-vl")
-    images = session.loaded.processor.image_processor
-    assert images.area(28, 28) == (0, 0, 1, 1)
-    wide = session.loaded.processor.image_processor.size(70, 30)
-    assert images.area(70, 30) == pytest.approx((0, 0, wide[2] / wide[0], wide[3] / wide[1]))
+    images = [Image.new("RGB", size) for size in ((28, 28), (70, 30))]
+    whole, padded = session.adapter.areas(session.loaded, images)
+    assert whole == (0, 0, 1, 1)
+    assert padded == pytest.approx((0, 0, 84 / 70, 56 / 30))
 
 
 def test_the_probe_sees_what_is_misplaced() -> None:
