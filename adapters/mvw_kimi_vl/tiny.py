@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mvw_hf.loading import read_published
 
 from mvw_kimi_vl.model import CHECKPOINT, KimiVL
-from mvw_kimi_vl.modeling import KimiVLConfig, KimiVLForConditionalGeneration, config_from_hub
+from mvw_kimi_vl.modeling import KimiVLForConditionalGeneration, config_from_hub
 from mvw_kimi_vl.processing import PLACEHOLDER, SPECIAL_TOKENS, ImageProcessor, KimiProcessor
 from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer
 
@@ -19,7 +21,7 @@ def tiny_kimi() -> tuple[KimiVLForConditionalGeneration, KimiProcessor]:
     """Build model and processor; the same weights each time."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = KimiVLForConditionalGeneration(_config()).eval()
+        model = KimiVLForConditionalGeneration(config_from_hub(small_config())).eval()
     tokenizer = build_tokenizer(
         {bytes([number]): number for number in range(256)},
         _IDS,
@@ -29,7 +31,8 @@ def tiny_kimi() -> tuple[KimiVLForConditionalGeneration, KimiProcessor]:
     return model, KimiProcessor(tokenizer, ImageProcessor(in_token_limit=_LIMIT))
 
 
-def _config() -> KimiVLConfig:
+def small_config() -> dict[str, Any]:
+    """Take the published `config.json` and make it small."""
     told = read_published(KimiVL.published, CHECKPOINT)
     assert told is not None
     told["in_token_limit"] = _LIMIT
@@ -64,4 +67,4 @@ def _config() -> KimiVLConfig:
         "hidden_size": 32,
         "intermediate_size": 48,
     }
-    return config_from_hub(told)
+    return told

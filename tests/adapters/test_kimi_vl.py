@@ -47,7 +47,7 @@ def reference(checkpoint: tuple[Path, dict[str, Tensor]]) -> Reference:
     return Reference(checkpoint[1], CONFIG)
 
 
-@pytest.mark.parametrize("sizes", [[(56, 56)], [(60, 40)], [(40, 30), (90, 20), (15, 20)], []])
+@pytest.mark.parametrize("sizes", [[(112, 112)], [(60, 40)], [(40, 30), (90, 20), (15, 20)], []])
 @torch.inference_mode()
 def test_logits(loaded: LoadedModel, reference: Reference, sizes: list[tuple[int, int]]) -> None:
     """With images at the learned grid of positions, and at others, which interpolate it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import run_process
 
 from mvw_cli.errors import ExitCode
 
@@ -46,32 +45,6 @@ def server() -> Iterator[Refusing]:
         made.shutdown()
 
 
-def infer(
-    server: Refusing, folder: Path, *options: str, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Ask for the model a/b, which is nowhere."""
-    picture = folder / "picture.png"
-    Image.new("RGB", (40, 30), "red").save(picture)
-    mine = {k: v for k, v in os.environ.items() if not k.startswith(("MVW_", "HF_"))}
-    mine = {k: v for k, v in mine.items() if not k.lower().endswith("_proxy")}
-    done = subprocess.run(
-        [sys.executable, "-m", "mvw_cli", "infer", str(picture), "w1", "--model", "a/b", *options],
-        env={
-            **mine,
-            "HF_HOME": str(folder / "hub"),
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-            "MVW_HOME": str(folder),
-            **variables,
-        },
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == ExitCode.MODEL, done.stderr
-    return done
-
-
 @pytest.mark.parametrize(
     ("options", "variable", "asks"),
     [([], "", True), (["--offline"], "", False), ([], "1", False)],
@@ -79,7 +52,17 @@ def infer(
 def test_who_asks(
     server: Refusing, tmp_path: Path, options: list[str], variable: str, asks: bool
 ) -> None:
-    done = infer(server, tmp_path, *options, **({"MVW_OFFLINE": variable} if variable else {}))
+    """The model a/b is nowhere."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.png")
+    variables = {
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "NO_PROXY": "127.0.0.1",
+        **({"MVW_OFFLINE": variable} if variable else {}),
+    }
+    asked = ("infer", "picture.png", "w1", "--model", "a/b", *options)
+    ran = run_process(sys.executable, *asked, cwd=tmp_path, **variables)
+    assert ran.code == ExitCode.MODEL, ran.err
     said = "There is no model a/b on the hub." if asks else "a/b is not on this machine."
-    assert f"Error: {said}" in done.stderr.splitlines()
+    assert f"Error: {said}" in ran.err.splitlines()
     assert bool(server.requests) == asks

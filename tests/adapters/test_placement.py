@@ -313,11 +313,6 @@ def test_four_bits(folder: Path, able: None, dtype: str, compute: torch.dtype) -
     assert options["use_safetensors"] is True
 
 
-def test_eight_bits(folder: Path, able: None) -> None:
-    config = asked(folder, quantization="8bit")["quantization_config"]
-    assert (config.load_in_4bit, config.load_in_8bit) == (False, True)
-
-
 @pytest.mark.parametrize(
     ("device", "device_map", "wanted"),
     [
@@ -331,6 +326,8 @@ def test_the_weights_are_made_where_they_stay(
     folder: Path, able: None, device: str, device_map: str | None, wanted: Any
 ) -> None:
     options = asked(folder, quantization="8bit", device=device, device_map=device_map)
+    config = options["quantization_config"]
+    assert (config.load_in_4bit, config.load_in_8bit) == (False, True)
     assert options["device_map"] == wanted
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mvw_hf.loading import read_published
-from mvw_kimi_vl.model import CHECKPOINT, KimiVL
+from mvw_kimi_vl.tiny import small_config
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,48 +32,15 @@ SPECIAL = {
 }
 IDS = {name: BASE + offset for name, offset in SPECIAL.items()}
 VOCABULARY = BASE + 24
-SIZES = {
-    "text_config": {
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 512,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "moe_intermediate_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16,
-        "v_head_dim": 16,
-        **{f"{name}_token_id": IDS[f"[{name.upper()}]"] for name in ("bos", "eos", "pad")},
-    },
-    "vision_config": {
-        "init_pos_emb_height": 4,
-        "init_pos_emb_width": 4,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-    },
+CONFIG = small_config() | {
+    "auto_map": {"AutoModelForCausalLM": "modeling_kimi_vl.KimiVL"},
+    "media_placeholder_token_id": IDS["<|media_pad|>"],
 }
-
-
-def small_config() -> dict[str, Any]:
-    """Take the published `config.json` and make it small."""
-    told = read_published(KimiVL.published, CHECKPOINT)
-    assert told is not None
-    for part, sizes in SIZES.items():
-        told[part] |= sizes
-    told["auto_map"] = {"AutoModelForCausalLM": "modeling_kimi_vl.KimiVL"}
-    del told["in_token_limit"]  # stands in `preprocessor_config.json` on the hub
-    media = IDS["<|media_pad|>"]
-    return {**told, "media_placeholder_token_id": media, "torch_dtype": "float32"}
-
-
-CONFIG = small_config()
+del CONFIG["in_token_limit"]  # stands in `preprocessor_config.json` on the hub
+CONFIG["text_config"] |= {
+    "vocab_size": VOCABULARY,
+    **{f"{name}_token_id": IDS[f"[{name.upper()}]"] for name in ("bos", "eos", "pad")},
+}
 IMAGES = {
     "auto_map": {"AutoImageProcessor": "image_processing_kimi_vl.KimiVLImageProcessor"},
     "in_token_limit": 64,
@@ -98,7 +64,8 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{name}.down_proj", (hidden, width)
 
     yield "vision_tower.patch_embed.proj+", (wide, 3, 14, 14)
-    yield "vision_tower.patch_embed.pos_emb", (4, 4, wide)
+    side = sight["init_pos_emb_height"]
+    yield "vision_tower.patch_embed.pos_emb", (side, side, wide)
     for number in range(sight["num_hidden_layers"]):
         block = f"vision_tower.encoder.blocks.{number}"
         yield from ((f"{block}.{norm}+", (wide,)) for norm in ("norm0", "norm1"))

@@ -116,20 +116,6 @@ def test_boxes_are_read(text: str, answer: str, reasoning: str) -> None:
 
 
 @pytest.mark.usefixtures("importable")
-def test_requests_do_not_share_the_policys_state() -> None:
-    from mvw_example.policy import Sentences
-
-    from mvw_cli import StepView, Withdraw
-
-    policy = Sentences()
-    view = StepView(step=1, token_ids=[0], text="Done. ")
-    first, second = policy.begin(), policy.begin()
-    assert first(view) == Withdraw()
-    assert first(view) is None
-    assert second(view) == Withdraw()
-
-
-@pytest.mark.usefixtures("importable")
 def test_the_policy_holds_the_contract() -> None:
     from mvw_example.policy import Sentences
 

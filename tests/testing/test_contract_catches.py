@@ -5,29 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from contract_checks import Simple, failures, policy_failures
+from contract_checks import failures
 from mvw_hf.model import HuggingFace
 from mvw_llava_cot.model import LlavaCot
 from torch import Tensor
 
 from mvw_cli import (
     Answer,
-    Decide,
     LoadedModel,
     ModelSpec,
-    StepView,
     VisionLayout,
-    Withdraw,
-    WithdrawalPolicy,
 )
-from mvw_cli.testing import AdapterContract, PolicyContract
+from mvw_cli.testing import AdapterContract
 
 
 def adapter_failures(adapter: type[HuggingFace]) -> set[str]:
@@ -283,94 +279,3 @@ def test_info_that_does_not_fit_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(adapter_contract, "find_adapter", lambda name, entry=entry: entry)
         with pytest.raises(AssertionError, match=said):
             contract.test_its_info_is_complete()
-
-
-@dataclass
-class Changeable(WithdrawalPolicy):
-    name: ClassVar[str] = "changeable"
-    count: int = 0
-
-    def begin(self) -> Decide:
-        return lambda view: None
-
-    def describe(self) -> str:
-        return "never"
-
-
-@dataclass(frozen=True)
-class Undescribed(Simple):
-    count: int = 3
-
-
-def simple(**members: Any) -> WithdrawalPolicy:
-    """Make the right policy with some of its members replaced."""
-    return dataclass(frozen=True)(type("Wrong", (Simple,), members))()
-
-
-def saying(decide: Callable[[StepView], Any]) -> WithdrawalPolicy:
-    return simple(begin=lambda self: decide)
-
-
-def sharing() -> WithdrawalPolicy:
-    """Count the tokens of all requests together."""
-    steps: list[int] = []
-
-    def decide(view: StepView) -> Withdraw | None:
-        steps.append(view.step)
-        return Withdraw() if len(steps) == 3 else None
-
-    def begin(self: WithdrawalPolicy) -> Decide:
-        steps.clear()
-        return decide
-
-    return simple(begin=begin)
-
-
-def wavering() -> WithdrawalPolicy:
-    """Withdraw later with every request."""
-    calls: list[int] = []
-
-    def begin(self: WithdrawalPolicy) -> Decide:
-        calls.append(0)
-        late = len(calls) % 7
-        return lambda view: Withdraw() if view.step == late else None
-
-    return simple(begin=begin)
-
-
-@pytest.mark.parametrize(
-    ("policy", "caught_by"),
-    [
-        (Simple(), set()),
-        (Changeable(), {"it_is_a_frozen_dataclass_with_a_name", "its_fields_are_described"}),
-        (Undescribed(), {"its_fields_are_described"}),
-        (simple(triggers=("nothing",)), {"its_fields_are_described"}),
-        (simple(describe=lambda self: ""), {"it_describes_itself"}),
-        (
-            saying(lambda view: view.step == 3),
-            {"its_decisions_are_decisions", "it_survives_text_that_is_empty_or_strange"},
-        ),
-        (sharing(), {"requests_do_not_share_state"}),
-        (
-            wavering(),
-            {"the_same_output_gets_the_same_decisions", "requests_do_not_share_state"},
-        ),
-        (
-            saying(lambda view: Withdraw() if view.text[0] == "?" else None),
-            {"it_survives_text_that_is_empty_or_strange"},
-        ),
-    ],
-)
-def test_a_wrong_policy_is_caught(policy: WithdrawalPolicy, caught_by: set[str]) -> None:
-    assert policy_failures(policy) == caught_by
-
-
-def test_a_policy_whose_module_is_heavy_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "heavy_module_of_a_policy.py").write_text("import numpy\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    elsewhere = type("Elsewhere", (Simple,), {"__module__": "heavy_module_of_a_policy"})
-    heavy = type("Contract", (PolicyContract,), {"policies": (elsewhere(),)})()
-    with pytest.raises(AssertionError, match="`heavy_module_of_a_policy` imports numpy"):
-        heavy.test_importing_it_is_light()

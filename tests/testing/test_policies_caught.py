@@ -1,10 +1,11 @@
-"""The contract's checks fail on planted defects of policies in the prefill and in decode steps."""
+"""The contract's checks fail on planted defects of policies, each by the check that is for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from mvw_cli import (
     Withdraw,
     WithdrawalPolicy,
 )
+from mvw_cli.testing import PolicyContract
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,50 @@ def saying(decide: Callable[[StepView], Any]) -> WithdrawalPolicy:
     return wrong(begin=lambda self: decide)
 
 
+@dataclass
+class Changeable(WithdrawalPolicy):
+    name: ClassVar[str] = "changeable"
+    count: int = 0
+
+    def begin(self) -> Decide:
+        return lambda view: None
+
+    def describe(self) -> str:
+        return "never"
+
+
+@dataclass(frozen=True)
+class Undescribed(Simple):
+    count: int = 3
+
+
+def sharing() -> WithdrawalPolicy:
+    """Count the tokens of all requests together."""
+    steps: list[int] = []
+
+    def decide(view: StepView) -> Withdraw | None:
+        steps.append(view.step)
+        return Withdraw() if len(steps) == 3 else None
+
+    def begin(self: WithdrawalPolicy) -> Decide:
+        steps.clear()
+        return decide
+
+    return wrong(begin=begin)
+
+
+def wavering() -> WithdrawalPolicy:
+    """Withdraw later with every request."""
+    calls: list[int] = []
+
+    def begin(self: WithdrawalPolicy) -> Decide:
+        calls.append(0)
+        late = len(calls) % 7
+        return lambda view: Withdraw() if view.step == late else None
+
+    return wrong(begin=begin)
+
+
 def writes_into_what_it_sees(view: LayerView) -> Tensor:
     view.present[:1] = False
     return view.present
@@ -90,6 +136,8 @@ def masks(layers: Sequence[int], tokens: int) -> Withdraw:
     return Withdraw(dict.fromkeys(layers, torch.ones(tokens, dtype=torch.bool)))
 
 
+DESCRIBED = "its_fields_are_described"
+STRANGE = "it_survives_text_that_is_empty_or_strange"
 CHOICE = "it_chooses_among_the_vision_tokens_that_are_there"
 SAME = "the_same_prefill_gets_the_same_choices"
 APART = "requests_do_not_share_state"
@@ -132,7 +180,7 @@ WRONG: dict[str, tuple[WithdrawalPolicy, set[str]]] = {
     "keeps too few": (saying(lambda view: masks(view.layers, 2)), {DECISIONS}),
     "keeps elsewhere": (
         saying(lambda view: masks([99], view.vision_tokens)),
-        {DECISIONS, "it_survives_text_that_is_empty_or_strange"},
+        {DECISIONS, STRANGE},
     ),
     "asks elsewhere": (
         wrong(signals=lambda self, layers: Signals(weights=(7,))),
@@ -143,6 +191,15 @@ WRONG: dict[str, tuple[WithdrawalPolicy, set[str]]] = {
         {ATTENDS},
     ),
     "attends elsewhere": (wrong(attending_layer=lambda self, layers: 99), {ATTENDS}),
+    "simple": (Simple(), set()),
+    "changes": (Changeable(), {"it_is_a_frozen_dataclass_with_a_name", DESCRIBED}),
+    "has a field without a description": (Undescribed(), {DESCRIBED}),
+    "names a trigger that is no field": (wrong(triggers=("nothing",)), {DESCRIBED}),
+    "describes nothing": (wrong(describe=lambda self: ""), {"it_describes_itself"}),
+    "says what is no decision": (saying(lambda view: view.step == 3), {DECISIONS, STRANGE}),
+    "counts the tokens of all requests": (sharing(), {APART}),
+    "wavers": (wavering(), {"the_same_output_gets_the_same_decisions", APART}),
+    "needs text": (saying(lambda view: Withdraw() if view.text[0] == "?" else None), {STRANGE}),
     "grumbles": (wrong(conflict=lambda self, before: ""), {"its_conflicts_are_clauses"}),
 }
 
@@ -151,3 +208,14 @@ WRONG: dict[str, tuple[WithdrawalPolicy, set[str]]] = {
 def test_a_wrong_policy_is_caught(name: str) -> None:
     policy, caught_by = WRONG[name]
     assert policy_failures(policy) == caught_by
+
+
+def test_a_policy_whose_module_is_heavy_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heavy_module_of_a_policy.py").write_text("import numpy\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    elsewhere = type("Elsewhere", (Simple,), {"__module__": "heavy_module_of_a_policy"})
+    heavy = type("Contract", (PolicyContract,), {"policies": (elsewhere(),)})()
+    with pytest.raises(AssertionError, match="`heavy_module_of_a_policy` imports numpy"):
+        heavy.test_importing_it_is_light()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 from batches import prompt
 from mvw_shapes.model import WEIGHTS
 from mvw_shapes.samples import sample_example
-from mvw_shapes.scenes import draw
 from network import VISION_TOKENS, build_processor, build_tokenizer
 from reasoning import TAGS, write
 from transformers import AutoProcessor
@@ -67,23 +65,6 @@ def test_the_chat_template_is_the_prompt_of_the_training() -> None:
     assert render([text, image]) == render([image, text])
     asked = render([image, text]).replace("<image>", "<image>" * VISION_TOKENS)
     assert prompt(processor, text["text"]) == asked
-
-
-def test_a_saved_processor_loads_without_torchvision(tmp_path: Path) -> None:
-    built = build_processor()
-    built.save_pretrained(tmp_path)
-    loaded = AutoProcessor.from_pretrained(tmp_path)
-    rng = random.Random(10)
-    image = draw(sample_example(rng).scene, rng)
-    content = [{"type": "image", "image": image}, {"type": "text", "text": "Why?"}]
-    message = [{"role": "user", "content": content}]
-    inputs = loaded.apply_chat_template(
-        message, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    assert int((inputs["input_ids"] == loaded.image_token_id).sum()) == VISION_TOKENS >= 100
-    assert inputs["pixel_values"].shape == (1, 3, 84, 84)
-    expected = built.image_processor([image], return_tensors="pt")["pixel_values"]
-    assert inputs["pixel_values"].equal(expected)
 
 
 @pytest.mark.parametrize("word", ["cats", "zebra", "\u00fcber"])

@@ -13,9 +13,9 @@ from batches import IGNORED, make_batch
 from mvw_shapes.scenes import Scene, Shape
 from network import VISION_TOKENS, build_model, build_processor
 from reasoning import PLACES
-from train_shapes import Settings, backward, export, export_state, learning_rate, train
+from train_shapes import Settings, backward, export, train
 from transformers import AutoProcessor, LlavaForConditionalGeneration
-from vision_phase import build_head, make_sights, seeing_loss
+from vision_phase import make_sights
 
 TINY = Settings(
     see_steps=2,
@@ -41,13 +41,6 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     untrained = train(TINY, tmp_path / "none", stop_after=0).state_dict()
     assert all(whole[name].equal(resumed[name]) for name in whole)
     assert not all(whole[name].equal(untrained[name]) for name in whole)
-
-
-def test_a_half_written_state_is_not_taken(tmp_path: Path) -> None:
-    train(TINY, tmp_path, stop_after=2)
-    (tmp_path / "state.pt.part").write_bytes(b"cut")
-    train(TINY, tmp_path)
-    assert export_state(tmp_path, tmp_path / "weights") == TINY.steps
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -142,17 +135,6 @@ def test_sights_name_what_was_drawn() -> None:
             assert (darkest > 0.5) == (number == 0)
 
 
-def test_seeing_teaches_the_vision_tower_alone() -> None:
-    processor = build_processor()
-    torch.manual_seed(0)
-    model = build_model(vision_layers=1, vision_width=32, text_layers=1, text_width=40).train()
-    head = build_head(32)
-    seeing_loss(model, head, make_sights(processor, 1, 0, pictures=2)).backward()
-    touched = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert touched
-    assert all("vision_tower" in name for name in touched)
-
-
 def test_split_gradients_equal_those_of_the_whole_batch() -> None:
     processor = build_processor()
     batch = make_batch(processor, 1, 0, phase="whole", pictures=3, questions=2)
@@ -173,18 +155,3 @@ def test_split_gradients_equal_those_of_the_whole_batch() -> None:
     assert loss == pytest.approx(whole.item(), abs=1e-5)
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
-
-
-def test_the_rate_warms_up_in_each_phase_and_falls_in_the_first_and_last() -> None:
-    phases = [TINY.phase(step) for step in range(TINY.steps)]
-    assert phases == ["see", "see", "language", "language", "whole", "whole"]
-    settings = Settings()
-    rates = [learning_rate(settings, step) for step in range(settings.steps)]
-    by_phase: dict[str, list[float]] = {}
-    for step, rate in enumerate(rates):
-        by_phase.setdefault(settings.phase(step), []).append(rate)
-    for phase, own in by_phase.items():
-        assert own[0] == pytest.approx(settings.learning_rate / settings.warm_up)
-        assert max(own) == own[settings.warm_up] == settings.learning_rate
-        assert (own[-1] < 1e-4) == (phase != "language")
-    assert rates[-1] > 0
