@@ -28,7 +28,12 @@ def derive(name: str | None, flags: dict[str, object], target: Path) -> None:
 
 def test_the_profile_is_the_measured_one_with_this_m(tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
-    flags = {"dtype": "float32", "generation.temperature": 0.5, "generation.stop": ["</A>", "é: #"]}
+    flags = {
+        "withdrawal.policy": "none",
+        "dtype": "float32",
+        "generation.temperature": 0.5,
+        "generation.stop": ["</A>", "é: #"],
+    }
     derive("llava-cot", flags, target)
     written = resolve(str(target), {})
     before = resolve("llava-cot", flags)
@@ -70,17 +75,16 @@ def test_a_trigger_of_the_parent_does_not_live_on(tmp_path: Path) -> None:
     assert written.withdrawal.model_extra == ONLY_M
 
 
-def test_without_a_named_profile_the_flags_are_the_profile(tmp_path: Path) -> None:
+def test_without_a_named_profile_flags_and_environment_are_the_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "mine.yaml"
+    monkeypatch.setenv("MVW_MODEL", "some/model")
     derive(None, {"adapter": "kimi-vl", "device": "cpu"}, target)
+    monkeypatch.delenv("MVW_MODEL")
     assert "extends" not in target.read_text("utf-8")
     written = resolve(str(target), {}).profile
-    expected = resolve(None, {"adapter": "kimi-vl", "device": "cpu"}).profile
-    assert (written.adapter, written.model, written.device) == (
-        expected.adapter,
-        expected.model,
-        "cpu",
-    )
+    assert (written.adapter, written.model, written.device) == ("kimi-vl", "some/model", "cpu")
 
 
 def test_the_measured_profile_is_not_replaced(tmp_path: Path) -> None:

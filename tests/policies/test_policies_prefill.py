@@ -133,6 +133,7 @@ def test_downsample_treats_each_image_by_its_own_grid() -> None:
         (100, 1, 0.25, (25, 1)),
         (3, 3, 0.01, (1, 1)),
         (37, 53, 0.3, (21, 28)),  # 588.3 wanted, 588 found
+        (3, 10, 0.25, (2, 4)),  # 1 x 7 is as near in size
         (4, 5, 0.25, (2, 2)),  # 5 wanted; 2 x 3 is as near, and as far from the shape
     ],
 )

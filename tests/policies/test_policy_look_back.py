@@ -64,6 +64,8 @@ def test_a_tag_fires_at_each_new_occurrence() -> None:
     texts = ["<L>", "a", "b", "<", "L", ">", "c", "d", "<L>", "e", "f"]
     said = look(LookBack(tag="<L>", steps=2), texts)
     assert said == {2: [OFFLOAD], 6: [BACK], 8: [OFFLOAD], 9: [BACK], 11: [OFFLOAD]}
+    twice = look(LookBack(tag="<<", steps=1), ["a", "b", "<", "<", "<", "c"])  # they overlap
+    assert twice == {2: [OFFLOAD], 4: [BACK], 6: [OFFLOAD]}
     assert look(LookBack(tag="<L>", steps=2), ["a", "<L>", "b", "c"]) == {
         2: [OFFLOAD, BACK],
         4: [OFFLOAD],
