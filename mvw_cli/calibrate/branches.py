@@ -14,7 +14,7 @@ Whatever shows that the branches would not be exact raises `NotExact`: the calle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,43 +98,6 @@ def branch_logits(
     return logits[0, -wanted:].reshape(1 + len(starts), tokens, -1)
 
 
-def branches_along(
-    model: Any,
-    inputs: Mapping[str, Tensor],
-    layout: VisionLayout,
-    starts: Sequence[int],
-    answer: Sequence[int] = (),
-    *,
-    cross_attention: CrossAttention = "skip",
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Run all branches along an answer, in as few passes as memory allows.
-
-    Args:
-        inputs, layout: of the prompt.
-        answer: its T tokens; without them the first token alone is looked at, and T is 1.
-
-    Yields:
-        The starts of a pass, and its logits # (1 + B, T, V), the full run first.
-
-    Raises:
-        NotExact: as `branch_logits`.
-    """
-    rows = max(1, len(answer))
-    if rows > 1:
-        # Nothing is asked of what follows the last token, so it is not read.
-        inputs = extended(inputs, answer[:-1])
-        more = torch.zeros(rows - 1, dtype=torch.bool)
-        layout = replace(layout, entries=torch.cat([layout.entries.cpu(), more]))
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    size = max(1, LOGIT_BYTES // (4 * rows * vocabulary) - 1)
-    for first in range(0, max(1, len(starts)), size):
-        group = starts[first : first + size]
-        logits = branch_logits(
-            model, inputs, layout, group, tokens=rows, cross_attention=cross_attention
-        )
-        yield group, logits
-
-
 def judge_layers(
     model: Any,
     inputs: Mapping[str, Tensor],
@@ -148,8 +111,12 @@ def judge_layers(
 ) -> list[T]:
     """Compare the run whose vision leaves before a layer with the full run, for each layer.
 
+    All go along one answer, in as few passes as memory allows.
+
     Args:
+        inputs, layout: of the prompt.
         judge: called with the logits of both along the answer, # (T, V).
+        answer: its T tokens; without them the first token alone is looked at, and T is 1.
         first: the first layer that is tried.
         tick: called after each pass; what it raises ends the comparison.
 
@@ -162,13 +129,23 @@ def judge_layers(
     layers = len(decoder_layers(model))
     cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
     starts = [layer for layer in cross_layers or range(layers) if layer >= first]
+    rows = max(1, len(answer))
+    if rows > 1:
+        # Nothing is asked of what follows the last token, so it is not read.
+        inputs = extended(inputs, answer[:-1])
+        more = torch.zeros(rows - 1, dtype=torch.bool)
+        layout = replace(layout, entries=torch.cat([layout.entries.cpu(), more]))
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    size = max(1, LOGIT_BYTES // (4 * rows * vocabulary) - 1)
     found: dict[int, T] = {}
-    for group, logits in branches_along(
-        model, inputs, layout, starts, answer, cross_attention=cross_attention
-    ):
+    for begin in range(0, max(1, len(starts)), size):
+        group = starts[begin : begin + size]
+        full, *branches = branch_logits(
+            model, inputs, layout, group, tokens=rows, cross_attention=cross_attention
+        )
         tick()
-        for start, branch in zip((*group, layers), (*logits[1:], logits[0]), strict=True):
-            found[start] = judge(branch, logits[0])
+        for start, branch in zip((*group, layers), (*branches, full), strict=True):
+            found[start] = judge(branch, full)
     # Between two cross-attention layers vision does not matter, nor after the last one.
     return [
         found[next(start for start in (*starts, layers) if start >= layer)]

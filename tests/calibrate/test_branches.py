@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build
+from families import BY_NAME, FAMILIES, build
 from oracle_weights import logits_withdrawn_at
 
-from mvw_cli.calibrate.branches import branch_logits, branches_along
+from mvw_cli.calibrate.branches import branch_logits, judge_layers
 from mvw_cli.engine.types import NotExact
 
 ANSWER = [5, 17]
@@ -19,30 +19,31 @@ CASES = [*((one.name, "skip") for one in FAMILIES), ("mllama", "mlp")]
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_each_branch_is_a_pass_of_its_own(name: str, kind: Any) -> None:
-    family = next(one for one in FAMILIES if one.name == name)
+    family = BY_NAME[name]
     model = build(family)
     text = model.config.get_text_config()
-    starts = getattr(text, "cross_attention_layers", None) or range(text.num_hidden_layers)
+    layers = text.num_hidden_layers
+    last = max(getattr(text, "cross_attention_layers", None) or range(layers))
     for seed in (0, 1):
         inputs = family.prompt(seed)
         layout = family.layout(inputs)
-        passes = branches_along(model, inputs, layout, starts, ANSWER, cross_attention=kind)
-        [(group, found)] = passes
-        assert list(group) == list(starts)
-        full = logits_withdrawn_at(model, inputs, layout, text.num_hidden_layers, ANSWER)
-        assert found.shape == (1 + len(starts), *full.shape)
-        torch.testing.assert_close(found[0], full, rtol=0, atol=2e-5)
-        for start, logits in zip(starts, found[1:], strict=True):
+        *branches, full = judge_layers(
+            model, inputs, layout, lambda branch, full: branch, ANSWER, cross_attention=kind
+        )
+        whole = logits_withdrawn_at(model, inputs, layout, layers, ANSWER)
+        torch.testing.assert_close(full, whole, rtol=0, atol=2e-5)
+        assert len(branches) == layers
+        for layer, logits in enumerate(branches):
             expected = logits_withdrawn_at(
-                model, inputs, layout, start, ANSWER, cross_attention=kind
+                model, inputs, layout, layer, ANSWER, cross_attention=kind
             )
             torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
             # Otherwise a branch that sees everything would pass as well.
-            assert (expected - full).abs().max() > 1e-3
+            assert (expected - whole).abs().max() > 1e-3 or layer > last
 
 
 def family_named(name: str) -> tuple[Any, dict[str, Any], Any]:
-    family = next(one for one in FAMILIES if one.name == name)
+    family = BY_NAME[name]
     inputs = family.prompt(0)
     return build(family), inputs, family.layout(inputs)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, build
+from families import BY_NAME, build
 from oracle_weights import logits_withdrawn_at
 from torch.nn import functional
 
@@ -16,13 +16,9 @@ ANSWER = [5, 17, 8, 42, 9, 33]
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "kimi_text_stack", "mllama")
 
 
-def family(name: str) -> Family:
-    return next(one for one in FAMILIES if one.name == name)
-
-
 def expected(name: str, seed: int, kind: Any) -> GateExample:
     """The same as `label_question`, one plain pass per exit, and features of the prompt alone."""
-    one = family(name)
+    one = BY_NAME[name]
     model = build(one)
     inputs = one.prompt(seed)
     layout = one.layout(inputs)
@@ -51,10 +47,11 @@ def expected(name: str, seed: int, kind: Any) -> GateExample:
 
 @pytest.mark.parametrize(("name", "keep"), [*((name, "skip") for name in NAMES), ("mllama", "mlp")])
 def test_features_agreement_and_loss_equal_passes_with_explicit_masks(name: str, keep: Any) -> None:
-    one = family(name)
+    one = BY_NAME[name]
+    model = build(one)
     for seed in (0, 1):
         inputs = one.prompt(seed)
-        found = label_question(build(one), inputs, one.layout(inputs), ANSWER, cross_attention=keep)
+        found = label_question(model, inputs, one.layout(inputs), ANSWER, cross_attention=keep)
         wanted = expected(name, seed, keep)
         torch.testing.assert_close(found.features, wanted.features, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.agreement, wanted.agreement)
@@ -62,12 +59,6 @@ def test_features_agreement_and_loss_equal_passes_with_explicit_masks(name: str,
         assert found.full_loss == pytest.approx(wanted.full_loss, rel=1e-4)
         # Withdrawal changes something, or this test could not fail.
         assert float((found.loss - found.full_loss).abs().max()) > 1e-2
-
-
-def test_no_hook_stays_on_the_model() -> None:
-    one = family("llava")
-    model, inputs = build(one), one.prompt(0)
-    label_question(model, inputs, one.layout(inputs), ANSWER)
     for layer in model.get_decoder().layers:
         assert not layer._forward_pre_hooks and not layer._forward_hooks
 

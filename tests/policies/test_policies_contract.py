@@ -150,11 +150,10 @@ def test_bad_fields_are_refused(name: str, fields: dict[str, Any], message: str)
 
 TOLD: list[tuple[str, dict[str, Any], str]] = [
     ("dyvte", {"gates": "a/b.st", "min_layer": 3}, "exit by the gates of b.st, not before layer 3"),
-    ("look-back", {"entropy": 2}, "looks back at an entropy of 2 for 16 tokens"),
     (
         "look-back",
-        {"tag": "<L>", "words": ["wait"], "steps": None},
-        "looks back at <L> or “wait” to the end",
+        {"entropy": 2, "words": ["wait"], "steps": 8},
+        "looks back at an entropy of 2 or “wait” for 8 tokens",
     ),
     (
         "mvw",
