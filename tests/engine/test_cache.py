@@ -187,9 +187,11 @@ OPERATIONS = st.one_of(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(OPERATIONS, max_size=25))
+@given(st.lists(OPERATIONS, min_size=8, max_size=25))
 def test_the_cache_behaves_like_lists(operations: list[tuple]) -> None:  # type: ignore[type-arg]
     model = Model()
+    model.load(30)
+    model.load(CHUNK - 5)
     for name, *arguments in operations:
         if name == "trim":
             model.cache.trim()
@@ -267,3 +269,21 @@ def test_room_that_can_not_be_given_back_is_kept(monkeypatch: pytest.MonkeyPatch
     model.release(0)
     model.check()
     assert model.cache.allocated_bytes() == before
+
+
+def test_a_window_closes_behind_a_short_prompt() -> None:
+    model = Model()
+    model.load(2)
+    for _ in range(8):
+        model.step()
+        model.check()
+
+
+def test_room_for_a_longer_prompt_is_foretold() -> None:
+    """The load itself holds what was foretold against what is taken."""
+    for vision in (True, False):
+        model = Model()
+        model.load(CHUNK // 2, vision)
+        model.load(CHUNK + 10, vision)
+        model.load(3 * CHUNK, vision)
+        model.check()

@@ -104,14 +104,17 @@ def test_a_dropped_request_starts_again_with_the_same_tokens(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "mllama", "gemma3"])
-def test_the_room_that_is_foretold_is_the_room_that_is_taken(family: str) -> None:
+def test_the_room_that_is_foretold_is_the_room_that_is_taken(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before each admission and each step, for several requests that withdraw at their own time."""
+    monkeypatch.setattr("mvw_cli.engine.rows.CHUNK", 4)
     chosen = BY_NAME[family]
     model = build(chosen)
     engine = Engine(loaded(model))
     with engine.serving() as slots:
         for number, m in enumerate([2, None, 5, 3]):
-            inputs = chosen.prompt(number)
+            inputs = chosen.prompt(3 - number)  # the last is the longest
             one = request(inputs, chosen.layout(inputs), m, name=str(number), max_new_tokens=12)
             foretold = slots.room_bytes(one)
             slots.admit(one)
