@@ -51,7 +51,8 @@ def mvw(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
         capsys.readouterr()
         load_plugins.cache_clear()
-        cli.forget_commands()
+        cli.commands.clear()
+        cli._asked_plugins = False
         code = main(arguments)
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)

@@ -45,11 +45,6 @@ class Commands(click.Group):
 
     _asked_plugins = False
 
-    def forget_commands(self) -> None:
-        """Start afresh, as after a plugin has come or gone."""
-        self.commands.clear()
-        self._asked_plugins = False
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         for name in _OWN:
             self.get_command(ctx, name)

@@ -104,7 +104,7 @@ class Engine:
                 self._tokenizer,
                 windows=self._windows,
                 cross_layers=self._cross_layers,
-                cross_attention=self.cross_attention,
+                keep_mlp=self.cross_attention == "mlp",
                 observe=observe,
             )
 

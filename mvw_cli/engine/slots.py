@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mvw_cli.engine.attention import DecodeStep, decode_step
 from mvw_cli.engine.attention_probe import StepProbes
 from mvw_cli.engine.cache import SlotCache, sliding_windows
-from mvw_cli.engine.layers import CrossAttention
 from mvw_cli.engine.prefill import prepare, run_prefill
 from mvw_cli.engine.sequence import Detokenizer, Sampler, SequenceState, choose_tokens
 from mvw_cli.engine.types import (
@@ -52,16 +51,16 @@ class Slots:
         *,
         windows: Sequence[int | None],
         cross_layers: Sequence[int],
-        cross_attention: CrossAttention,
+        keep_mlp: bool,
         observe: Observe | None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._cross_layers = cross_layers
-        self._keep_mlp = cross_attention == "mlp"
+        self._keep_mlp = keep_mlp
         self._observe = observe
         self._windows = windows
-        self._cache = SlotCache(windows, cross_layers=cross_layers, keep_mlp=self._keep_mlp)
+        self._cache = SlotCache(windows, cross_layers=cross_layers, keep_mlp=keep_mlp)
         self._sequences: dict[int, SequenceState] = {}
         """By slot, the earliest admitted first."""
 
