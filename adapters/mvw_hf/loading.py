@@ -273,11 +273,8 @@ def place(model: PreTrainedModel, device: torch.device, name: str) -> PreTrained
         return model.to(device)
     except torch.OutOfMemoryError as error:
         needed = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
-        raise OutOfMemory(
-            f"{name} does not fit on {device}.",
-            cause=f"Its weights take {needed:.1f} GiB in {model.dtype}.",
-            hint="mvw infer IMAGE QUESTION --dtype bfloat16 --device cpu",
-        ) from error
+        cause = f"Its weights take {needed:.1f} GiB in {model.dtype}, more than {device} has left."
+        raise _no_room(name, cause) from error
 
 
 def _no_room(name: str, cause: str) -> OutOfMemory:

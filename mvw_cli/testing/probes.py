@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from mvw_cli.adapter import Adapter, LoadedModel, Patch, VisionLayout
+from mvw_cli.adapter import Adapter, LoadedModel, Patch
 from mvw_cli.oracle.equivalence import noise
 
 HEAVY = ("torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic")
@@ -50,20 +50,23 @@ def heavy_imports(module: str) -> list[str]:
 # -- where the vision lies ----------------------------------------------------------------------
 
 
-def moved_by_the_image(
-    model: Any, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+def key_changes(
+    model: Any, first: Mapping[str, Tensor], second: Mapping[str, Tensor], layer: int = 0
 ) -> Tensor:
-    """Find the prompt entries that have other keys or values at the first layer with another image.
+    """Measure how far the keys that a layer holds move from one prompt to another: # (P,) float.
 
-    The two inputs are of one question and two images of one size. At the first layer nothing has
-    been attended to yet, so an entry changes only with its own embedding.  # (P,) bool
+    Relative to their size. At the first layer nothing has been attended to yet, so an entry changes
+    only with its own embedding.
     """
-    same = torch.equal(first["input_ids"], second["input_ids"])
-    assert same, "two images of one size give different input_ids"
-    one, other = (_whole(model, inputs).layers[0] for inputs in (first, second))
-    moved = (one.keys != other.keys).any(-1).any(1) | (one.values != other.values).any(-1).any(1)
-    changed: Tensor = moved[0].cpu()
-    return changed
+    caches = []
+    for inputs in (first, second):
+        cache = DynamicCache()  # it lets go of nothing, sliding windows or not
+        with torch.inference_mode():
+            model(**inputs, past_key_values=cache, use_cache=True)
+        caches.append(cache.layers[layer].keys[0])
+    one, other = caches
+    moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))
+    return moved.float().cpu()
 
 
 def count_crossed(model: Any, inputs: Mapping[str, Tensor]) -> int:
@@ -72,36 +75,10 @@ def count_crossed(model: Any, inputs: Mapping[str, Tensor]) -> int:
     return int(prefilled(model, inputs).layers[layers[0]].keys.shape[2]) if layers else 0
 
 
-def vision_changes(
-    model: Any,
-    first: Mapping[str, Tensor],
-    second: Mapping[str, Tensor],
-    layout: VisionLayout,
-) -> Tensor:
-    """Measure how far each vision token's keys move with the picture, relative to their size.
-
-    At the first layer that holds vision: # (N,) float.
-    """
-    cross_layers = _cross_layers(model)
-    layer = cross_layers[0] if cross_layers else 0
-    one, other = (_whole(model, inputs).layers[layer].keys[0] for inputs in (first, second))
-    marked = layout.entries if layout.cross_entries is None else layout.cross_entries
-    moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))  # (P,)
-    return moved[marked.to(moved.device)].float().cpu()
-
-
 @torch.inference_mode()
 def prefilled(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
     """Read a prompt; return the cache that transformers makes for the model."""
     cache: Cache = model(**inputs, use_cache=True, return_dict=True).past_key_values
-    return cache
-
-
-@torch.inference_mode()
-def _whole(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
-    """Read a prompt into a cache that lets go of nothing, sliding windows or not."""
-    cache = DynamicCache()
-    model(**inputs, past_key_values=cache, use_cache=True)
     return cache
 
 
@@ -133,6 +110,9 @@ def misplaced(
     if len(patches) != layout.vision_tokens:
         count = layout.vision_tokens
         return f"patches() tells of {len(patches)} vision tokens, vision() of {count}"
+    layer, vision = 0, layout.entries.cpu()
+    if layout.cross_entries is not None:
+        layer, vision = _cross_layers(loaded.model)[0], layout.cross_entries.cpu()
     told = [(one, patch) for one, patch in enumerate(patches) if patch is not None]
     for number, image in enumerate(images):
         own = [(one, patch) for one, patch in told if patch.image == number]
@@ -149,7 +129,7 @@ def misplaced(
                 return f"{patch} is no part of a picture"
             changed = [*images[:number], _inverted(image, patch), *images[number + 1 :]]
             other = adapter.encode(loaded, changed, "How many?")
-            moved = vision_changes(loaded.model, inputs, other, layout)
+            moved = key_changes(loaded.model, inputs, other, layer)[vision]
             most = int(moved.argmax())
             if not moved[token] > _ABOUT * moved[most]:
                 return (
