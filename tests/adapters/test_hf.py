@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,15 +153,3 @@ def test_an_adapter_that_can_not_build_is_not_asked_to_load(
     assert (ran.code, ran.out) == (ExitCode.MODEL, "")
     assert "can't build a model without a checkpoint" in ran.err
     assert "Traceback" not in ran.err
-
-
-def test_by_the_command(folder: Path, mvw: Callable[..., Ran], tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    RED.save(picture)
-    command = ["infer", str(picture), "w1", "--model", str(folder), "--device", "cpu"]
-    command += ["--max-new-tokens", "6", "-m", "2", "--json"]
-    assert mvw(*command).code == ExitCode.MODEL
-    ran = mvw(*command, "--random-weights")
-    assert ran.code == ExitCode.OK, ran.err
-    assert "this answer is noise" in ran.err
-    assert any("noise" in remark for remark in json.loads(ran.out)["remarks"])

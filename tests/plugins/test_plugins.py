@@ -52,23 +52,10 @@ def outcome(name: str) -> tuple[Plugin, list[str]]:
     return plugin, [str(w.message) for w in caught if w.category is PluginWarning]
 
 
-def test_the_adapters_of_mvw_come_through_the_same_door() -> None:
-    registry = load_plugins()
-    assert {(one.distribution, one.name) for one in registry.plugins} >= {
-        ("mvw", "hf"),
-        ("mvw", "policies"),
-        ("mvw", "shapes"),
-    }
-    assert find_adapter("hf").info.target == "mvw_hf.model:HuggingFace"
-    assert find_policy("none").info.name == "none"
-
-
 @pytest.mark.parametrize(
     ("source", "cause"),
     [
-        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
         ("x = (", "SyntaxError: '(' was never closed"),
-        ("raise SystemExit('enough')", "SystemExit: enough"),
         (
             "def mvw_register_adapters(register): pass",
             "TypeError: it implements no hook: is @hookimpl missing?",
