@@ -169,10 +169,6 @@ def _wanted(found: list[tuple[Plugin, EntryPoint]]) -> list[tuple[Plugin, EntryP
     if chosen is None:
         return found
     names = {name.strip() for name in chosen.split(",") if name.strip()}
-    known = {name for plugin, _ in found for name in (plugin.name, plugin.distribution)}
-    for name in sorted(names - known):
-        guess = did_you_mean(name, known, otherwise="it is not installed")
-        _warn(f"MVW_LOAD_PLUGINS names no installed plugin with `{name}`: {guess}")
     return [one for one in found if {OWN, *names} & {one[0].name, one[0].distribution}]
 
 

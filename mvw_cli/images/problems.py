@@ -19,7 +19,6 @@ FILE_LIMIT = 1 << 30
 """Bytes of a file. No sensible encoding of PIXEL_LIMIT pixels needs more."""
 
 _FORMATS = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF nor JPEG 2000"
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif")
 _HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 
 
@@ -45,13 +44,9 @@ def _missing(path: str) -> BadImage:
 
 
 def is_folder(path: str) -> BadImage:
-    """Explain that a path is a folder, and name an image in it."""
-    images = sorted(name for name in os.listdir(path) if name.lower().endswith(_ENDINGS))
-    return BadImage(
-        f"{path} is a folder, not an image",
-        cause=f"images directly in it: {len(images)}",
-        hint=infer(os.path.join(path, images[0])) if images else f"ls {shlex.quote(path)}",
-    )
+    """Explain that a path is a folder."""
+    cause, hint = "mvw infer takes files; mvw batch takes folders", f"ls {shlex.quote(path)}"
+    return BadImage(f"{path} is a folder, not an image", cause=cause, hint=hint)
 
 
 def is_special(path: str) -> BadImage:

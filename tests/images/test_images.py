@@ -303,13 +303,9 @@ def test_web_address() -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert refused(tmp_path).hint == f"ls {tmp_path}"
-    saved(tmp_path / "b.png", halves())
-    saved(tmp_path / "a.png", halves())
     error = refused(tmp_path)
     assert error.message == f"{tmp_path} is a folder, not an image"
-    assert error.cause == "images directly in it: 2"
-    assert error.hint and error.hint.startswith(f"mvw infer {tmp_path}/a.png ")
+    assert error.hint == f"ls {tmp_path}"
 
 
 def test_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
