@@ -13,7 +13,6 @@ from typing import Any
 from forking import Forked, start
 from processes import Ran
 
-HERE = Path(__file__).parent
 QUESTION = "w1 w2"
 
 

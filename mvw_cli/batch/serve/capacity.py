@@ -46,8 +46,7 @@ class Limits:
 
     slots: int
     kv_bytes: int | None = None
-    """Bytes that the storages of the cache may take where more than one request decodes; None: no
-    limit."""
+    """That the cache may take where more than one request decodes; None: no limit."""
     reason: str = ""
     """Why, in one line for the user."""
 
@@ -103,8 +102,7 @@ def choose_limits(
     if slots is not None:
         return Limits(slots, budget)
     if budget is None or each is None:
-        reason = f"{most} slots, the most for {device}: its memory is not told"
-        return Limits(most, budget, reason)
+        return Limits(most, budget, f"{most} slots, the most for {device}: its memory is not told")
     before, after = each
     withdraws = not isinstance(policy, NoWithdrawal)
     fitting = max(1, budget // max(1, min(before, after) if withdraws else before))

@@ -74,11 +74,7 @@ class Task:
         return f"{stem}.results{part}.jsonl"
 
     def check(self) -> None:
-        """Refuse what contradicts itself.
-
-        Raises:
-            UsageProblem: it does.
-        """
+        """Raise a UsageProblem for what contradicts itself."""
         if self.overwrite and self.retry_failed:
             raise UsageProblem(
                 "--overwrite and --retry-failed contradict each other",

@@ -166,14 +166,6 @@ def test_a_model_that_can_not_be_counted(first: Ready, monkeypatch: pytest.Monke
     assert (limits.slots, limits.kv_bytes) == (MAX_SLOTS["cpu"], MiB)
 
 
-def test_a_policy_that_withdraws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(HuggingFace().tiny(), NoWithdrawal())
-    monkeypatch.setattr("mvw_cli.batch.workers.worker.open_session", lambda *_, **__: bench.session)
-    memory = chosen(bench.ready(item("a", 100)), kv_bytes=40_000)
-    assert memory.slots == 40_000 // ((3 + 16 + 100) * TOKEN)
-    assert "withdrawn" not in memory.reason
-
-
 # --- what `--dry-run` estimates, of items that can't all be answered ---
 
 
@@ -200,10 +192,3 @@ def test_an_image_that_the_model_refuses_counts_as_unreadable(name: str, tmp_pat
     assert (found.vision_tokens_median, found.vision_tokens_max) == (4, 16)  # squares of 28 px
     assert found.limits is not None
     assert found.limits.slots == 2
-
-
-def test_where_the_model_refuses_every_image(tmp_path: Path) -> None:
-    listed = items(tmp_path, REFUSED)
-    found = survey(listed, resolve("kimi-vl", {}).profile, slots=None, kv_bytes=None)
-    assert (found.images_looked_at, found.images_unreadable) == (1, 1)
-    assert found.vision_tokens_median is None and found.weight_bytes is not None

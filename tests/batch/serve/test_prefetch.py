@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from making import files
-from peak_memory import run_measured
 from waiting import until
 
 from mvw_cli.batch.items import ImageRef, Item
@@ -342,28 +341,3 @@ def test_leaving_does_not_wait_for_what_hangs(
     with prefetching(listed(hanging), timeout_s=60.0) as feed:
         assert feed.take(wait=True) is None
     assert time.monotonic() - began < 2
-
-
-MEMORY = """
-from types import SimpleNamespace
-from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.serve.prefetch import Prefetcher
-count = 20_000
-items = (Item(str(n), (ImageRef(sys.argv[1]),), "?") for n in range(count))
-taken, before = 0, 0
-with Prefetcher(
-    items, encode=lambda item, images: SimpleNamespace(held=bytes(1000), nbytes=1000), threads=2,
-    ahead=16, ahead_bytes=2**20, timeout_s=60.0, max_pixels=None,
-) as feed:
-    while not feed.exhausted:
-        taken += feed.take(wait=True) is not None
-        if taken == 1000:
-            before = peak_kib()
-assert taken == count, taken
-"""
-
-
-def test_memory_is_flat_over_20000_items(tmp_path: Path) -> None:
-    (path,) = files(tmp_path / "images", 1)
-    # All images together would be 2.9 MiB and all values 20.
-    assert run_measured(MEMORY, path) < 4 * 1024

@@ -95,12 +95,6 @@ def test_decoding_goes_on_while_nothing_is_ready(bench: Bench) -> None:
     assert [did.what for did in bench.did[:5]] == ["admit", *["step"] * 3, "admit"]
 
 
-def test_an_answer_of_one_token_needs_no_step(bench: Bench) -> None:
-    records = bench.serve([item("a", 1), item("b", 1)], Limits(2))
-    assert [record["generated_tokens"] for record in records.values()] == [1, 1]
-    assert not bench.steps
-
-
 def test_nothing_is_done_without_items_or_after_draining_has_begun(bench: Bench) -> None:
     assert bench.serve([], Limits(2)) == {}
     assert bench.serve(work(3), Limits(3), draining=lambda: True) == {}
@@ -113,22 +107,6 @@ def test_a_record_comes_as_soon_as_its_answer_ends(bench: Bench) -> None:
     assert len(bench.steps) < 6
     assert next(records)["id"] == "long"
     assert list(records) == []
-
-
-def test_limits_are_asked_for_once_from_the_first_item_that_could_be_read(bench: Bench) -> None:
-    asked: list[str] = []
-
-    def choose(first: Any) -> Limits:
-        asked.append(first.item.id)
-        return Limits(2, reason="two, because")
-
-    bad = bench.unreadable(item("bad", 3), BadImage("no", cause="gone"))
-    server = bench.server([bad, *work(4)], Limits(1))
-    server._choose_limits = choose
-    records = {record["id"]: record for record in server.records()}
-    assert asked == ["0"] and records["bad"]["status"] == "failed"
-    assert list(server.state.notes) == ["two, because"]
-    assert bench.most_at_once == 2
 
 
 def test_what_a_record_says_of_time_and_attempts(bench: Bench) -> None:
@@ -296,19 +274,6 @@ def test_only_the_largest_of_several_images_becomes_smaller(bench: Bench) -> Non
     assert replace(encoder, min_pixels=None).scaled_down(ready) is None
 
 
-def test_what_can_not_be_made_smaller_fails_alone(bench: Bench) -> None:
-    bench.encoder = replace(bench.encoder, min_pixels=400, fails={"big": out_of_memory})
-    big = item("big", 9)
-    error = OutOfMemory("no room for big", cause="none")
-    lacking = replace(bench.unreadable(big, error), images=pictures(big, (40, 40)))
-    records = bench.serve([*work(2), lacking, *work(4)[2:]], Limits(3))
-    failed = records["big"]
-    assert failed["attempts"] == 3  # 1,600, 800, 400 pixels
-    assert failed["error"]["type"] == "OutOfMemory"
-    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in failed["error"]["cause"]
-    bench.check(records, [*work(4), big], "big")
-
-
 def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -> None:
     later = item("later", 5)
     encoded_beside: list[int] = []
@@ -328,19 +293,6 @@ def test_what_lacked_memory_to_be_encoded_is_encoded_again_alone(bench: Bench) -
 
 
 # --- failures ---
-
-
-def test_a_prefill_that_raises_fails_alone(bench: Bench) -> None:
-    def check(request: Any) -> None:
-        if request.id == "2":
-            raise ValueError("not this one")
-
-    bench.before_admit = check
-    records = bench.serve(work(5), Limits(3))
-    failed = records["2"]
-    assert failed["error"]["message"] == "not this one"
-    assert failed["key"] is not None and failed["timings"]["read_ms"] == 2.0
-    bench.check(records, work(5), "2")
 
 
 @pytest.mark.parametrize("slots", [1, 3, 6])
@@ -450,16 +402,6 @@ def test_draining_admits_nothing_more_and_finishes_what_is_begun(bench: Bench) -
     records = bench.serve(items, Limits(3), draining=lambda: len(bench.steps) >= 5)
     assert [did.request for did in bench.did if did.what == "admit"] == ["0", "1", "2"]
     bench.check(records, items[:3])
-
-
-def test_the_model_is_restored_when_the_records_are_left_half_way(bench: Bench) -> None:
-    config = bench.loaded.model.config.get_text_config()
-    before = config._attn_implementation
-    records = bench.server(work(5), Limits(2)).records()
-    next(records)
-    assert config._attn_implementation != before
-    records.close()  # type: ignore[attr-defined]
-    assert config._attn_implementation == before
 
 
 # --- whatever chance brings: memory, images and kernels fail at any moment ---

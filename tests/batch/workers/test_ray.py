@@ -13,8 +13,8 @@ import pytest
 from workers import check_death_of_one, items, job, served
 
 from mvw_cli.batch.workers.dispatcher import Dispatcher
-from mvw_cli.batch.workers.ray import Actor, RayActors, connect, import_ray
-from mvw_cli.errors import ModelProblem, UsageProblem
+from mvw_cli.batch.workers.ray import RayActors, connect, import_ray
+from mvw_cli.errors import UsageProblem
 
 
 @pytest.fixture
@@ -62,12 +62,6 @@ def helpers() -> set[str]:
     """The processes that Ray has started from here."""
     tasks = Path("/proc/self/task").glob("*/children")
     return {one for task in tasks for one in task.read_text().split()}
-
-
-def test_an_actor_reports_what_went_wrong(mortal: None) -> None:
-    (broken,) = Actor(job("refuse"), "/no/such/folder").reports()
-    assert broken.kind == "broken" and isinstance(broken.value, ModelProblem)
-    assert broken.value.hint == "mvw doctor"
 
 
 def test_without_ray_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

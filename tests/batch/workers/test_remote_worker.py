@@ -74,14 +74,6 @@ def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> 
     assert [list(state.notes) for state in told["status"]] == [["a"], ["b"], []]
 
 
-def test_draining_leaves_what_was_not_begun(said: Any) -> None:
-    worker, sent, thread = said
-    worker.deliver(Message("drain"))
-    worker.deliver(Message("item", item("late")))
-    thread.join(10)
-    assert [kind for kind, _ in sent] == ["loaded", "request", "status", "ended"]
-
-
 @pytest.mark.parametrize("what", ["device", "model"])
 def test_a_lost_device_is_a_death_and_all_else_is_an_error_that_tells_its_place(
     said: Any, what: str
