@@ -66,10 +66,6 @@ def test_vision_is_there_until_it_is_withdrawn_or_the_answer_ends(
     assert found[0] == 2 * (1040 + seen)
 
 
-def most_for(kind: str) -> str:
-    return f"would fit, {kind} gains nothing beyond {MAX_SLOTS[kind]}"
-
-
 def untold(kind: str, most: int) -> tuple[dict[str, Any], int, None, str]:
     return {"kind": kind}, most, None, f"{most} slots, the most for {kind}: its memory is not told"
 
@@ -96,7 +92,7 @@ EACH = "a slot takes up to 10.0 MiB"
         ({"free": MiB}, 1, int(0.8 * MiB), None),
         ({"free": 0}, 1, 0, None),
         *[
-            ({"free": 2**40, "kind": kind}, most, int(0.8 * 2**40), most_for(kind))
+            ({"free": 2**40, "kind": kind}, most, int(0.8 * 2**40), f"gains nothing beyond {most}")
             for kind, most in MAX_SLOTS.items()
         ],
         untold("mps", MAX_SLOTS["mps"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -19,19 +20,14 @@ from mvw_cli.batch.workers.worker import QUEUED, Message, RemoteWorker
 from mvw_cli.errors import ModelProblem
 
 
-class Stub:
+class Stub(ExitStack):
     """Answers each item at once, unless its question names an error."""
 
     revision = "c0ffee"
 
     def __init__(self, job: object) -> None:
+        super().__init__()
         self.state = State()
-
-    def __enter__(self) -> Stub:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
     def records(
         self, items: Iterator[Item], *, run: str, draining: Callable[[], bool]
@@ -44,8 +40,7 @@ class Stub:
             self.state.slots += 1
             self.state.notes.append(one.id)
             yield ok(one.id, run=run)
-            if draining():
-                return
+        self.state.notes.append(f"draining: {draining()}")
 
 
 @pytest.fixture
@@ -71,7 +66,7 @@ def test_it_asks_for_items_and_tells_each_answer_and_how_it_ended(said: Any) -> 
     assert [(record["id"], record["run"]) for record in told["done"]] == [("a", RUN), ("b", RUN)]
     assert sum(told["request"]) == QUEUED + 2
     assert [state.slots for state in told["status"]] == [1, 2, 2]
-    assert [list(state.notes) for state in told["status"]] == [["a"], ["b"], []]
+    assert [list(state.notes) for state in told["status"]] == [["a"], ["b"], ["draining: True"]]
 
 
 @pytest.mark.parametrize("what", ["device", "model"])
