@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -77,3 +78,27 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mvw-my-model" / "mvw_my_model" / "model.py").exists()
     script = subprocess.run([python.parent / "mvw", "--version"], capture_output=True, text=True)
     assert script.returncode == 0
+
+
+def test_a_package_called_adapters_stays_importable(tmp_path: Path) -> None:
+    package = tmp_path / "adapters"
+    package.mkdir()
+    (package / "__init__.py").write_text("whose = 'somebody else'\n")
+    code = "import mvw_cli, mvw_hf, adapters; print(adapters.whose)"
+    for folder in (ROOT, tmp_path / "adapters"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "somebody else\n", done.stderr
+
+
+def test_this_checkout_puts_no_folder_on_the_path(tmp_path: Path) -> None:
+    code = "import importlib.util as u; print([n for n in ('adapters', 'tests') if u.find_spec(n)])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -108,3 +109,10 @@ def test_forced_colour_draws_no_boxes_into_a_file(
     console.error("what")
     captured = capsys.readouterr()
     assert captured.out == "A\nb\n" and ESCAPE in captured.err
+
+
+def test_json_keeps_its_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    console.write_json({"text": "◁think▷ é"})
+    out = capsys.readouterr().out
+    assert "◁think▷ é" in out
+    assert json.loads(out) == {"text": "◁think▷ é"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -170,3 +171,28 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 6
     assert "\x1b" not in done.stderr
+
+
+def test_a_real_interrupt(tmp_path: Path) -> None:
+    code = (
+        "import click, sys, time\n"
+        "from mvw_cli.cli import cli\n"
+        "from mvw_cli.__main__ import main\n"
+        "@cli.command()\n"
+        "def wait():\n"
+        "    click.echo('waiting'); sys.stdout.flush(); time.sleep(60)\n"
+        "sys.exit(main(['wait']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "Interrupted."

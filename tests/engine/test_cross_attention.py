@@ -10,6 +10,7 @@ import torch
 from families import BY_NAME, build
 from running import Run, request, run
 from torch import Tensor
+from transformers import DynamicCache
 
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.engine.rows import CHUNK
@@ -135,3 +136,29 @@ def test_a_prompt_that_ends_where_no_image_is_seen_is_refused() -> None:
     with pytest.raises(ModelProblem) as refusal:
         run(model(), [request(inputs, blind, 2)])
     assert "no image" in (refusal.value.cause or "")
+
+
+def test_the_two_kinds_differ() -> None:
+    skip, mlp = (
+        run(model(), [ask(0, 2)], cross_attention=kind)["0"].logits for kind in ("skip", "mlp")
+    )
+    assert torch.equal(skip[:2], mlp[:2])
+    assert (skip[2] - mlp[2]).abs().max() > 100 * TOLERANCE
+
+
+@torch.inference_mode()
+def test_skipping_is_what_transformers_does_with_emptied_caches() -> None:
+    """Step by step with a plain cache whose cross-attention layers are emptied after m tokens."""
+    m, inputs = 3, MLLAMA.prompt(0)
+    result = run(model(), [ask(0, m)])["0"]
+    past = DynamicCache(config=model().config.text_config)
+    logits = [model()(**inputs, past_key_values=past).logits[0, -1]]
+    seen = inputs["cross_attention_mask"][:, -1:]
+    for step, token in enumerate(result.completion.token_ids[:-1], start=1):
+        if step == m:
+            for layer in (1, 3):
+                past.layers[layer].reset()
+        options = {"cross_attention_mask": seen} if step < m else {}
+        ids = torch.tensor([[token]])
+        logits.append(model()(input_ids=ids, past_key_values=past, **options).logits[0, -1])
+    assert (result.logits - torch.stack(logits)).abs().max() < TOLERANCE

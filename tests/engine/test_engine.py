@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from families import FAMILIES, IMAGE, build
 from mvw_hf.model import HuggingFace
 from oracle_weights import attention_scores
@@ -15,6 +16,7 @@ from policy_subjects import asked, serve, subject
 from running import loaded, request, run
 
 from mvw_cli.engine.engine import Engine
+from mvw_cli.engine.rows import CHUNK
 from mvw_cli.engine.types import Admitted, Finished, Prefilled, Token, Withdrawn
 from mvw_cli.errors import ModelProblem
 from mvw_cli.policies.mvw import Mvw
@@ -211,3 +213,57 @@ class TestRefusals:
         attention = model.model.language_model.layers[1].self_attn
         attention.config = copy.deepcopy(attention.config)  # out of reach of the model's switch
         assert "layers [1]" in self.refuse(model)
+
+
+def test_text_is_the_tokenizers_own(tiny: Any, ask: Any) -> None:
+    result = go(tiny, ask(2, max_new_tokens=12))["a"]
+    pieces = "".join(event.text for event in result.events if isinstance(event, Token))
+    expected = tiny.processor.tokenizer.decode(
+        result.completion.token_ids, skip_special_tokens=True
+    )
+    assert pieces == result.completion.text == expected
+
+
+def test_until_withdraws_at_the_token_that_completes_the_tag(tiny: Any, ask: Any) -> None:
+    free = go(tiny, ask(max_new_tokens=12))["a"].completion
+    words = free.text.split()
+    tag = f"{words[3]} {words[4]}"
+    steps = [e.step for e in go(tiny, ask(max_new_tokens=12))["a"].events if isinstance(e, Token)]
+    assert len(steps) == 12
+    result = go(tiny, ask(policy=Mvw(until=tag), max_new_tokens=12))["a"]
+    text, completed_at = "", 0
+    for event in result.events:
+        if isinstance(event, Token):
+            text += event.text
+            if tag in text:
+                completed_at = event.step
+                break
+    assert result.completion.withdrawal is not None
+    assert result.completion.withdrawal.step == completed_at > 0
+    # Whichever comes first.
+    early = go(tiny, ask(policy=Mvw(m=2, until=tag), max_new_tokens=12))["a"].completion
+    assert early.withdrawal is not None
+    assert early.withdrawal.step == 2
+
+
+def test_withdrawal_gives_memory_back() -> None:
+    """The storages shrink: a view of the old ones would keep their bytes alive."""
+    llava = FAMILIES[0]
+    inputs = llava.prompt(0)
+    copies = 3 * CHUNK // 16
+    ids = inputs["input_ids"]
+    image = torch.full((1, 16 * copies), IMAGE)
+    inputs = {
+        "input_ids": torch.cat([ids[:, :3], image, ids[:, -4:]], dim=1),
+        "pixel_values": inputs["pixel_values"].repeat(copies, 1, 1, 1),
+    }
+    vision = inputs["input_ids"][0] == IMAGE
+    model = build(llava)
+
+    def allocated(m: int | None) -> int:
+        return run(model, [request(inputs, vision, m)])["a"].completion.kv_allocated_bytes_end
+
+    kept, withdrawn = allocated(None), allocated(2)
+    per_entry = 3 * 2 * 2 * 8 * 4  # layers, key and value, heads, width, bytes
+    assert kept == 4 * CHUNK * per_entry
+    assert withdrawn == CHUNK * per_entry

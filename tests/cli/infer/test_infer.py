@@ -329,3 +329,11 @@ def test_the_embedded_model_says_where_its_world_ends(infer: Infer) -> None:
     result = infer("-m", "1", "--max-new-tokens", "2", question="Who is this?", model=False)
     assert result.code == 0
     assert "do not trust this answer" in result.err.splitlines()[1]
+
+
+def test_sampling_follows_the_seed(infer: Infer) -> None:
+    def text(seed: int) -> str:
+        return infer("--temperature", "5", "--seed", str(seed)).out
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(4)}) > 1
