@@ -46,9 +46,11 @@ class Limits:
 
     slots: int
     kv_bytes: int | None = None
-    """That the cache may take where more than one request decodes; None: no limit."""
+    """That the cache may take; None: no limit."""
     reason: str = ""
     """Why, in one line for the user."""
+    strict: bool = False
+    """Whether one request alone has to keep to the bytes: the user has set them."""
 
 
 def slot_bytes(
@@ -93,16 +95,17 @@ def choose_limits(
         slots, kv_bytes: as the user has said.
     """
     most = MAX_SLOTS.get(device, MAX_SLOTS["cpu"])
-    budget, told = kv_bytes, ""
+    budget, told, strict = kv_bytes, "", kv_bytes is not None
     if kv_bytes is not None:
         told = f"{readable_bytes(kv_bytes)} for the KV cache"
     elif free_bytes is not None and each is not None:
         budget = int(free_bytes * (1 - MARGIN))
         told = f"{readable_bytes(free_bytes)} free after the weights, {MARGIN:.0%} kept back"
     if slots is not None:
-        return Limits(slots, budget)
+        return Limits(slots, budget, strict=strict)
     if budget is None or each is None:
-        return Limits(most, budget, f"{most} slots, the most for {device}: its memory is not told")
+        reason = f"{most} slots, the most for {device}: its memory is not told"
+        return Limits(most, budget, reason, strict)
     before, after = each
     withdraws = not isinstance(policy, NoWithdrawal)
     fitting = max(1, budget // max(1, min(before, after) if withdraws else before))
@@ -112,7 +115,7 @@ def choose_limits(
     if fitting > most:
         told += f"; {fitting:,} would fit, {device} gains nothing beyond {most}"
     slots = min(most, fitting)
-    return Limits(slots, budget, f"{slots} slots: {told}")
+    return Limits(slots, budget, f"{slots} slots: {told}", strict)
 
 
 @dataclass(frozen=True, slots=True)

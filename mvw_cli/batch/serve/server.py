@@ -22,6 +22,7 @@ from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, sum
 from mvw_cli.errors import ModelProblem, OutOfMemory, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
+from mvw_cli.text import readable_bytes
 
 Record = dict[str, Any]
 
@@ -153,7 +154,9 @@ class Server:
         budget = None if self._limits is None else self._limits.kv_bytes
         if budget is None:
             return True
-        return slots.room_bytes(request, ahead=ahead, withdrawing=self._withdraws) <= budget
+        together = request is not None or len(slots.active) > 1
+        withdrawing = self._withdraws and together
+        return slots.room_bytes(request, ahead=ahead, withdrawing=withdrawing) <= budget
 
     def _prefill(self, slots: Slots, job: _Job) -> Iterator[Record]:
         def admit() -> list[Event]:
@@ -200,6 +203,13 @@ class Server:
     def _step(self, slots: Slots) -> Iterator[Record]:
         while len(slots.active) > 1 and not self._fits(slots, None, 1):
             self._waiting.appendleft(self._preempt(slots))
+        if self._limits is not None and self._limits.strict and not self._fits(slots, None, 1):
+            allowed = readable_bytes(self._limits.kv_bytes or 0)
+            cause = f"its KV cache outgrows the {allowed} that --kv-memory allows"
+            yield from self._without_memory(
+                slots, self._preempt(slots), OutOfMemory("", cause=cause)
+            )
+            return
         # Never without a step: what was preempted may be admitted again at once.
         try:
             events = self._with_memory(slots.step)

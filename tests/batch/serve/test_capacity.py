@@ -140,7 +140,7 @@ def test_what_a_worker_chooses_by_itself_it_explains(first: Ready) -> None:
 
 
 def test_what_a_worker_is_told(first: Ready) -> None:
-    assert chosen(first, slots=3, kv_bytes=MiB) == Limits(3, MiB)
+    assert chosen(first, slots=3, kv_bytes=MiB) == Limits(3, MiB, strict=True)
     # Nothing is chosen, so nothing is explained.
     assert chosen(first, slots=3) == Limits(3, 8 * MiB)
     memory = chosen(first, kv_bytes=40_000)

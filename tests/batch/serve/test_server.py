@@ -179,11 +179,18 @@ def test_the_youngest_begins_again_when_the_cache_outgrows_its_budget(
     assert len(bench.steps) < sum(record["generated_tokens"] for record in records.values()) * 2
 
 
-def test_one_item_alone_may_outgrow_the_budget(bench: Bench) -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_one_item_alone_may_outgrow_a_budget_that_nobody_has_set(
+    bench: Bench, strict: bool
+) -> None:
     items = [item("0", 5), item("big", 5, images=10), *work(4)[1:]]
-    records = bench.serve(items, Limits(4, ROW + 1))
+    records = bench.serve(items, Limits(4, ROW + 1, strict=strict))
     assert bench.most_at_once == 1
-    bench.check(records, items)
+    bench.check(records, items, *(["big"] if strict else []))
+    if strict:
+        error = records["big"]["error"]
+        assert error["type"] == "OutOfMemory"
+        assert "16.0 KiB" in error["cause"] and "--kv-memory" in error["cause"]
 
 
 # --- memory that runs out ---

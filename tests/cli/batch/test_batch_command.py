@@ -620,3 +620,11 @@ def test_a_lost_accelerator_costs_no_record(batch: Run, monkeypatch: pytest.Monk
     parse_hint(ran.err.splitlines()[-1].removeprefix("Hint: "))
     assert [row["status"] for row in table_rows(Path("out.csv"))] == ["ok", "ok"]
     assert len(records("out.csv.jsonl")) == 2
+
+
+def test_too_little_memory_fails_items_and_says_so(batch: Run) -> None:
+    ran = batch("images", "w1 w2", "--kv-memory", "10k", "--limit", "1")
+    assert ran.code == ExitCode.ITEMS_FAILED
+    error = records()["0.png"]["error"]
+    assert (error["type"], "10.0 KiB" in error["cause"]) == ("OutOfMemory", True)
+    parse_hint(error["hint"])
