@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mvw_cli.adapter import Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
-from mvw_cli.engine.types import Request
+from mvw_cli.engine.types import Finished, Request, Withdrawn
 from mvw_cli.errors import MvwError
 from mvw_cli.oracle.equivalence import (
     QUESTION,
@@ -35,6 +35,7 @@ from mvw_cli.testing.probes import (
     key_changes,
     misplaced,
     prefilled,
+    vision_bytes,
 )
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt*")
@@ -269,6 +270,24 @@ class AdapterContract:
         [trial], _ = run(loaded, [request])
         assert list(trial.token_ids) == expected, "the engine writes what generate does not"
 
+    def test_withdrawal_frees_exactly_the_vision(self) -> None:
+        """Entries and bytes, counted on a cache that transformers made."""
+        loaded, request = self.loaded(), self.request(0, 3)
+        [trial], _ = run(loaded, [request])
+        withdrawn = [event for event in trial.events if isinstance(event, Withdrawn)]
+        assert len(withdrawn) == 1, f"{len(withdrawn)} withdrawals, expected one"
+        event = withdrawn[0]
+        assert event.vision_tokens == request.layout.vision_tokens
+        freed = event.kv_bytes_before - event.kv_bytes_after
+        expected = vision_bytes(loaded.model, request.inputs, request.layout)
+        assert freed == expected, f"{freed:,} bytes freed, {expected:,} hold vision"
+        [kept], _ = run(loaded, [self.request(0, None)])
+        ends = [
+            next(event.kv_bytes for event in one.events if isinstance(event, Finished))
+            for one in (kept, trial)
+        ]
+        assert ends[0] - ends[1] == expected, "the freed bytes come back by the end"
+
     def test_one_slot_equals_many(self) -> None:
         """Requests with other images, questions and m must not change each other."""
         plan = [(0, 3, 12), (1, None, 5), (2, 1, 9), (3, 8, 12)]
@@ -299,6 +318,15 @@ class AdapterContract:
             name for name in before.keys() | after if before.get(name) != after.get(name)
         )
         assert not changed, f"left changed after an error: {', '.join(changed[:5])}"
+
+    def test_a_seed_decides_the_samples(self) -> None:
+        def sampled(seed: int) -> tuple[int, ...]:
+            request = self.request(0, 3, temperature=1.5, seed=seed, new_tokens=24)
+            [trial], _ = run(self.loaded(), [request])
+            return trial.token_ids
+
+        assert sampled(1) == sampled(1), "the same seed gives other tokens"
+        assert len({sampled(seed) for seed in range(4)}) > 1, "the seed makes no difference"
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from mvw_cli.adapter import Adapter, LoadedModel, Patch
+from mvw_cli.adapter import Adapter, LoadedModel, Patch, VisionLayout
 from mvw_cli.oracle.equivalence import noise
 
 HEAVY = ("torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic")
@@ -73,6 +73,26 @@ def count_crossed(model: Any, inputs: Mapping[str, Tensor]) -> int:
     """Count the vision states that each cross-attention layer holds after the prefill."""
     layers = _cross_layers(model)
     return int(prefilled(model, inputs).layers[layers[0]].keys.shape[2]) if layers else 0
+
+
+def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout) -> int:
+    """Count the bytes of the vision entries that the engine holds, from a cache of the model's own.
+
+    A sliding layer has let go of the start of the prompt.
+    """
+    layers, prompt = _cross_layers(model), inputs["input_ids"].shape[1]
+    total = 0
+    for number, layer in enumerate(prefilled(model, inputs).layers):
+        entry = sum(
+            states.shape[1] * states.shape[3] * states.element_size()
+            for states in (layer.keys, layer.values)
+        )
+        if number in layers:
+            assert layout.cross_entries is not None
+            total += int(layout.cross_entries.sum()) * entry
+        else:
+            total += int(layout.entries[prompt - layer.keys.shape[2] :].sum()) * entry
+    return total
 
 
 @torch.inference_mode()
