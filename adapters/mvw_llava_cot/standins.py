@@ -51,20 +51,23 @@ def fallback_processor(config: MllamaConfig) -> MllamaProcessor | None:
         eos_token="<|eot_id|>",
         pad_token="<|finetune_right_pad_id|>",
     )
-    return _processor(config, tokenizer, _TEMPLATE)
+    # Of the published `preprocessor_config.json`.
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    return _processor(config, tokenizer, _TEMPLATE, image_mean=mean, image_std=std)
 
 
 def _processor(
-    config: MllamaConfig, tokenizer: PreTrainedTokenizerFast, template: str
+    config: MllamaConfig, tokenizer: PreTrainedTokenizerFast, template: str, **images: list[float]
 ) -> MllamaProcessor:
     side = config.vision_config.image_size
-    images = MllamaImageProcessorPil(
+    image_processor = MllamaImageProcessorPil(
         size={"height": side, "width": side},
         max_image_tiles=config.vision_config.max_num_tiles,
-        image_mean=[0.48145466, 0.4578275, 0.40821073],
-        image_std=[0.26862954, 0.26130258, 0.27577711],
+        **images,
     )
-    return MllamaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=template)
+    return MllamaProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, chat_template=template
+    )
 
 
 # -- a few thousand random weights ---------------------------------------------------------------
