@@ -15,7 +15,7 @@ _ENCLOSED = re.compile(
     r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|\[[^\[\]]*\])(?=\s*(?:,|\+|$))""", re.DOTALL
 )
 _FIELD = re.compile(r"\s*([^:=,+]+?)\s*=(.*)\Z", re.DOTALL)
-_POLICY = re.compile(r"\s*([^=,+]*[^=,+:\s])\s*(?::([^:=,+]+=.*))?\Z", re.DOTALL)
+_POLICY = re.compile(r"\s*([^:=,+]*[^:=,+\s])\s*(?::([^:=,+]+=.*))?\Z", re.DOTALL)
 
 
 def parse(text: str, where: str) -> list[tuple[str, dict[str, str]]]:

@@ -1,1 +1,1 @@
-"""What is measured, and how: arms in turns, phases, memory, energy."""
+"""What is measured, and how: arms in turns, phases, memory."""
