@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.processing_utils import ProcessorMixin
 from transformers.utils import (
     cached_file,
     is_accelerate_available,
     is_bitsandbytes_available,
+    is_torchvision_available,
 )
 
 from mvw_cli import ModelProblem, ModelSpec, MvwError, OutOfMemory, UsageProblem, on_the_hub
@@ -53,6 +56,33 @@ def fetched(name: str, file: str, revision: str | None) -> str | None:
         _raise_exceptions_for_gated_repo=False,
     )
     return path
+
+
+class _NoVideo(dict[str, Any]):
+    """Stands in a processor where its part for videos would be."""
+
+
+@contextmanager
+def without_video() -> Iterator[None]:
+    """Within it, processors load without their part for videos where torchvision is missing.
+
+    Most families' processors have such a part, it needs torchvision, and images need neither.
+    """
+    if is_torchvision_available():
+        yield
+        return
+    load, check = AutoVideoProcessor.from_pretrained, ProcessorMixin.check_argument_for_proper_class
+
+    def checked(self: ProcessorMixin, name: str, part: Any) -> Any:
+        return None if isinstance(part, _NoVideo) else check(self, name, part)
+
+    AutoVideoProcessor.from_pretrained = lambda *_, **__: _NoVideo()
+    ProcessorMixin.check_argument_for_proper_class = checked
+    try:
+        yield
+    finally:
+        AutoVideoProcessor.from_pretrained = load
+        ProcessorMixin.check_argument_for_proper_class = check
 
 
 @contextmanager

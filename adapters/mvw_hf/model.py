@@ -38,6 +38,7 @@ from mvw_hf.loading import (
     offloaded,
     place,
     read_published,
+    without_video,
 )
 
 # Classes of transformers are imported where they are used: each brings modules of its own, and
@@ -110,7 +111,8 @@ class HuggingFace(Adapter):
         from transformers import AutoProcessor
 
         check_kind(self.model_class(), str(spec.model), spec.revision)
-        return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
+        with without_video():
+            return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
 
     def _processor_or_fallback(self, spec: ModelSpec, config: PreTrainedConfig) -> Any:
         try:

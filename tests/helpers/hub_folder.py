@@ -1,0 +1,833 @@
+"""Small random checkpoints in folders as the hub has them: the published files, names and keys.
+
+Sizes are small and weights random; file names, keys of the configurations, names of the weights,
+special tokens and the form of the chat templates are those of the published repositories, as their
+files were in 2025. The templates say the same in our own words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+QUESTION = "What is in the picture?"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2's tokenizer.json cuts text; those of Llama 3 and GLM-4 differ in the digits."""
+_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "use_cache": True,
+}
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+_MROPE = [1, 1, 2]
+_QWEN = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+_CLIP_MEAN = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+Ids = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """What lies in one repository, made small."""
+
+    profile: str
+    config: Callable[[Ids, int], dict[str, Any]]
+    """Makes `config.json` from the ids of the special tokens and the size of the vocabulary."""
+    special: Sequence[str]
+    tokens: Mapping[str, str]
+    """`bos_token` and so on, as in `tokenizer_config.json`."""
+    template: str
+    template_file: str
+    """Which file has the template; in `tokenizer_config.json` it is one key among others."""
+    files: Mapping[str, Mapping[str, Any]]
+    """Further JSON files."""
+    plain_added: Sequence[str] = ()
+    """Added tokens that are not special: they are text when decoded."""
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    weight_names: Mapping[str, str] = field(default_factory=dict)
+    """Patterns that turn transformers' names into those of the repository, where it does not."""
+    starts_with: frozenset[str] = frozenset()
+    """How the names of all weights in the repository start."""
+
+
+def _chatml(image: str, *, opens_thinking: bool = False) -> str:
+    """ChatML, as Qwen's, InternVL's and LLaVA-OneVision's templates write it."""
+    thinking = "<think>\\n" if opens_thinking else ""
+    return (
+        "{%- for message in messages -%}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}"
+        "{%- else -%}{%- for part in message['content'] -%}"
+        f"{{%- if part['type'] == 'image' -%}}{{{{ '{image}' }}}}"
+        "{%- elif 'text' in part -%}{{ part['text'] }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n"
+        + thinking
+        + "' }}{%- endif -%}"
+    )
+
+
+def _qwen2_5_vl(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "max_window_layers": 3,
+        "model_type": "qwen2_5_vl",
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.2",
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 2,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "in_chans": 3,
+            "out_hidden_size": 32,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": _MROPE},
+        "vocab_size": vocabulary,
+        **_TEXT,
+    }
+
+
+def _qwen3_vl(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": ids["<|image_pad|>"],
+        "model_type": "qwen3_vl",
+        "text_config": {
+            **_TEXT,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": ids["<|endoftext|>"],
+            "dtype": "bfloat16",
+            "eos_token_id": ids["<|im_end|>"],
+            "head_dim": 8,
+            "model_type": "qwen3_vl_text",
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": _MROPE,
+                "rope_type": "default",
+            },
+            "rope_theta": 5000000,
+            "vocab_size": vocabulary,
+        },
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.0.dev0",
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "deepstack_visual_indexes": [0, 1],
+            "depth": 3,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "in_channels": 3,
+            "initializer_range": 0.02,
+            "intermediate_size": 48,
+            "model_type": "qwen3_vl",
+            "num_heads": 4,
+            "num_position_embeddings": 64,
+            "out_hidden_size": 32,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+    }
+
+
+def _glm4v(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    stops = ("<|endoftext|>", "<|user|>", "<|observation|>")
+    return {
+        "architectures": ["Glm4vForConditionalGeneration"],
+        "model_type": "glm4v",
+        "image_start_token_id": ids["<|begin_of_image|>"],
+        "image_end_token_id": ids["<|end_of_image|>"],
+        "video_start_token_id": ids["<|begin_of_video|>"],
+        "video_end_token_id": ids["<|end_of_video|>"],
+        "image_token_id": ids["<|image|>"],
+        "video_token_id": ids["<|video|>"],
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.1",
+        "text_config": {
+            **_TEXT,
+            "model_type": "glm4v_text",
+            "vocab_size": vocabulary,
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "pad_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids[name] for name in stops],
+            "image_token_id": ids["<|image|>"],
+            "video_token_id": ids["<|video|>"],
+            "dtype": "bfloat16",
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "rope_scaling": {"rope_type": "default", "mrope_section": _MROPE},
+            "partial_rotary_factor": 0.5,
+            "num_attention_heads": 2,  # half of each head of 16 is rotated
+            "num_key_value_heads": 1,
+        },
+        "vision_config": {
+            "hidden_size": 32,
+            "depth": 2,
+            "num_heads": 4,
+            "attention_bias": False,
+            "intermediate_size": 48,
+            "hidden_act": "silu",
+            "hidden_dropout_prob": 0.0,
+            "initializer_range": 0.02,
+            "image_size": 56,
+            "patch_size": 14,
+            "out_hidden_size": 32,
+            "rms_norm_eps": 1e-05,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    }
+
+
+def _internvl(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "downsample_ratio": 0.5,
+        "image_seq_length": 4,
+        "image_token_id": ids["<IMG_CONTEXT>"],
+        "model_type": "internvl",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            **_TEXT,
+            "architectures": ["Qwen2ForCausalLM"],
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "model_type": "qwen2",
+            "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+            "torch_dtype": "bfloat16",
+            "use_sliding_window": False,
+            "vocab_size": vocabulary,
+        },
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.52.0.dev0",
+        "vision_config": {
+            "architectures": ["InternVisionModel"],
+            "attention_bias": True,
+            "hidden_act": "gelu",
+            "hidden_size": 32,
+            "image_size": [56, 56],
+            "intermediate_size": 48,
+            "model_type": "internvl_vision",
+            "norm_type": "layer_norm",
+            "num_attention_heads": 4,
+            "num_channels": 3,
+            "num_hidden_layers": 2,
+            "patch_size": [14, 14],
+            "use_absolute_position_embeddings": True,
+            "use_mean_pooling": True,
+            "use_qk_norm": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _llava_onevision(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_grid_pinpoints": [[56, 56], [56, 112], [112, 56], [112, 112]],
+        "image_token_index": ids["<image>"],
+        "model_type": "llava_onevision",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            **_TEXT,
+            "_name_or_path": "Qwen/Qwen2-7B-Instruct",
+            "architectures": ["Qwen2ForCausalLM"],
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "model_type": "qwen2",
+            "rope_theta": 1000000.0,
+            "torch_dtype": "bfloat16",
+            "vocab_size": vocabulary,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.44.0.dev0",
+        "use_image_newline_parameter": True,
+        "video_token_index": ids["<video>"],
+        "vision_aspect_ratio": "anyres_max_9",
+        "vision_config": {**_SIGLIP, "image_size": 56},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    }
+
+
+def _gemma3(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": ids["<start_of_image>"],
+        "eoi_token_index": ids["<end_of_image>"],
+        "eos_token_id": [ids["<eos>"], ids["<end_of_turn>"]],
+        "image_token_index": ids["<image_soft_token>"],
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 4,
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "model_type": "gemma3_text",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 24,
+            "sliding_window_pattern": 2,
+            "vocab_size": vocabulary,
+        },
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0",
+        "vision_config": {**_SIGLIP, "image_size": 56},
+    }
+
+
+def _mllama(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    stops = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+    return {
+        "architectures": ["MllamaForConditionalGeneration"],
+        "image_token_index": ids["<|image|>"],
+        "model_type": "mllama",
+        "text_config": {
+            **_TEXT,
+            "bos_token_id": ids["<|begin_of_text|>"],
+            "cross_attention_layers": [1, 3],
+            "dropout": 0,
+            "eos_token_id": [ids[name] for name in stops],
+            "model_type": "mllama_text_model",
+            "num_hidden_layers": 4,
+            "pad_token_id": ids["<|finetune_right_pad_id|>"],
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 1024,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+            # <|image|> has an input embedding and no output: it is the one beyond.
+            "vocab_size": ids["<|image|>"],
+        },
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.0",
+        "vision_config": {
+            "attention_heads": 4,
+            "hidden_act": "gelu",
+            "hidden_size": 32,
+            "image_size": 56,
+            "intermediate_layers_indices": [0],
+            "intermediate_size": 48,
+            "max_num_tiles": 4,
+            "model_type": "mllama_vision_model",
+            "norm_eps": 1e-05,
+            "num_channels": 3,
+            "num_global_layers": 1,
+            "num_hidden_layers": 2,
+            "patch_size": 14,
+            "supported_aspect_ratios": [
+                *([1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]),
+            ],
+            "torch_dtype": "bfloat16",
+            "vision_output_dim": 64,
+        },
+    }
+
+
+_QWEN_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_VISION_TOWER = {r"^vision_tower\.": "vision_tower.vision_model."}
+
+FOLDERS = (
+    HubFolder(
+        "qwen2.5-vl-7b",
+        _qwen2_5_vl,
+        _QWEN,
+        _QWEN_TOKENS,
+        _chatml("<|vision_start|><|image_pad|><|vision_end|>"),
+        "chat_template.json",
+        {
+            "preprocessor_config.json": {
+                "min_pixels": 3136,
+                "max_pixels": 12845056,
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                **_CLIP_MEAN,
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "processor_class": "Qwen2_5_VLProcessor",
+            }
+        },
+        tokenizer_class="Qwen2Tokenizer",
+        generation={"repetition_penalty": 1.05, "temperature": 0.000001, "do_sample": True},
+        starts_with=frozenset({"model.embed_tokens", "model.layers", "model.norm", "visual"}),
+    ),
+    HubFolder(
+        "qwen3-vl-8b-thinking",
+        _qwen3_vl,
+        _QWEN,
+        _QWEN_TOKENS,
+        _chatml("<|vision_start|><|image_pad|><|vision_end|>", opens_thinking=True),
+        "chat_template.json",
+        {
+            "preprocessor_config.json": {
+                "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+                "patch_size": 16,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                **_HALVES,
+                "processor_class": "Qwen3VLProcessor",
+                "image_processor_type": "Qwen2VLImageProcessorFast",
+            },
+            "video_preprocessor_config.json": {
+                "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+                "patch_size": 16,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                **_HALVES,
+                "processor_class": "Qwen3VLProcessor",
+                "video_processor_type": "Qwen3VLVideoProcessor",
+            },
+        },
+        plain_added=("<think>", "</think>"),
+        tokenizer_class="Qwen2Tokenizer",
+        generation={"do_sample": True, "top_k": 20, "top_p": 0.95, "temperature": 0.8},
+        starts_with=frozenset({"model.language_model", "model.visual"}),
+    ),
+    HubFolder(
+        "glm-4.1v-9b-thinking",
+        _glm4v,
+        (
+            *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"),
+            *("<|user|>", "<|assistant|>", "<|observation|>", "<|begin_of_image|>"),
+            *("<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>"),
+            "<|video|>",
+        ),
+        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "[gMASK]<sop>{%- for message in messages -%}{{ '<|' + message['role'] + '|>\\n' }}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        "<|begin_of_image|><|image|><|end_of_image|>{%- elif 'text' in part -%}"
+        "{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}",
+        "chat_template.jinja",
+        {
+            "preprocessor_config.json": {
+                "size": {"shortest_edge": 12544, "longest_edge": 9633792},
+                "do_rescale": True,
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                **_CLIP_MEAN,
+                "image_processor_type": "Glm4vImageProcessor",
+                "processor_class": "Glm4vProcessor",
+            },
+            "video_preprocessor_config.json": {
+                "size": {"shortest_edge": 12544, "longest_edge": 47040000},
+                "do_rescale": True,
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                **_CLIP_MEAN,
+                "video_processor_type": "Glm4vVideoProcessor",
+                "processor_class": "Glm4vProcessor",
+            },
+        },
+        plain_added=("<think>", "</think>", "<answer>", "</answer>"),
+        generation={"do_sample": True, "top_k": 2, "top_p": 0.6, "temperature": 0.8},
+        starts_with=frozenset({"model.language_model", "model.visual"}),
+    ),
+    HubFolder(
+        "internvl3-8b",
+        _internvl,
+        (*_QWEN[:3], "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<video>"),
+        {
+            **_QWEN_TOKENS,
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+        _chatml("<IMG_CONTEXT>\\n"),
+        "chat_template.jinja",
+        {
+            "preprocessor_config.json": {
+                "crop_size": None,
+                "crop_to_patches": False,
+                "data_format": "channels_first",
+                "default_to_square": True,
+                "device": None,
+                "do_center_crop": None,
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_resize": True,
+                **_IMAGENET,
+                "image_processor_type": "GotOcr2ImageProcessorFast",
+                "input_data_format": None,
+                "max_patches": 12,
+                "min_patches": 1,
+                "processor_class": "InternVLProcessor",
+                "resample": 3,
+                "rescale_factor": 0.00392156862745098,
+                "return_tensors": None,
+                "size": {"height": 56, "width": 56},
+            },
+            "processor_config.json": {
+                "image_seq_length": 4,
+                "processor_class": "InternVLProcessor",
+            },
+            "video_preprocessor_config.json": {
+                **_IMAGENET,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_resize": True,
+                "size": {"height": 56, "width": 56},
+                "processor_class": "InternVLProcessor",
+                "video_processor_type": "InternVLVideoProcessor",
+            },
+        },
+        tokenizer_class="Qwen2Tokenizer",
+        starts_with=frozenset({"language_model", "vision_tower", "multi_modal_projector"}),
+    ),
+    HubFolder(
+        "llava-onevision-7b",
+        _llava_onevision,
+        (*_QWEN[:3], "<image>", "<video>"),
+        _QWEN_TOKENS,
+        _chatml("<image>\\n"),
+        "chat_template.json",
+        {
+            "preprocessor_config.json": {
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_pad": True,
+                "do_rescale": True,
+                "do_resize": True,
+                "image_grid_pinpoints": [[56, 56], [56, 112], [112, 56], [112, 112]],
+                **_HALVES,
+                "image_processor_type": "LlavaOnevisionImageProcessor",
+                "processor_class": "LlavaOnevisionProcessor",
+                "resample": 3,
+                "rescale_factor": 0.00392156862745098,
+                "size": {"height": 56, "width": 56},
+            },
+            "processor_config.json": {
+                "image_token": "<image>",
+                "num_image_tokens": 16,
+                "processor_class": "LlavaOnevisionProcessor",
+                "video_token": "<video>",
+                "vision_feature_select_strategy": "full",
+            },
+            "video_processor": {},
+        },
+        tokenizer_class="Qwen2Tokenizer",
+        weight_names=_VISION_TOWER,
+        starts_with=frozenset(
+            {
+                "image_newline",
+                "language_model",
+                "vision_tower.vision_model",
+                "multi_modal_projector",
+            }
+        ),
+    ),
+    HubFolder(
+        "gemma-3-12b",
+        _gemma3,
+        (
+            *("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+            *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+        ),
+        {
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
+        "{{ bos_token }}{%- set start = '' -%}"
+        "{%- if messages[0]['role'] == 'system' -%}"
+        "{%- set start = (messages[0]['content'] if messages[0]['content'] is string else"
+        " messages[0]['content'][0]['text']) + '\\n\\n' -%}{%- set messages = messages[1:] -%}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}{{ '<start_of_turn>' + message['role'] + '\\n' }}"
+        "{%- if loop.first -%}{{ start }}{%- endif -%}"
+        "{%- if message['content'] is string -%}{{ message['content'] | trim }}{%- else -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        "{{ '<start_of_image>' }}{%- else -%}{{ part['text'] | trim }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}",
+        "chat_template.json",
+        {
+            "preprocessor_config.json": {
+                "do_convert_rgb": None,
+                "do_normalize": True,
+                "do_pan_and_scan": None,
+                "do_rescale": True,
+                "do_resize": True,
+                **_HALVES,
+                "image_processor_type": "Gemma3ImageProcessor",
+                "image_seq_length": 4,
+                "pan_and_scan_max_num_crops": None,
+                "pan_and_scan_min_crop_size": None,
+                "pan_and_scan_min_ratio_to_activate": None,
+                "processor_class": "Gemma3Processor",
+                "resample": 2,
+                "rescale_factor": 0.00392156862745098,
+                "size": {"height": 56, "width": 56},
+            },
+            "processor_config.json": {"image_seq_length": 4, "processor_class": "Gemma3Processor"},
+        },
+        tokenizer_class="GemmaTokenizer",
+        generation={
+            "do_sample": True,
+            "top_k": 64,
+            "top_p": 0.95,
+            "cache_implementation": "hybrid",
+        },
+        weight_names=_VISION_TOWER,
+        starts_with=frozenset(
+            {"language_model", "vision_tower.vision_model", "multi_modal_projector"}
+        ),
+    ),
+    HubFolder(
+        "llava-cot",
+        _mllama,
+        (
+            *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+            *("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"),
+            *("<|python_tag|>", "<|image|>"),
+        ),
+        {
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|eot_id|>",
+            "pad_token": "<|finetune_right_pad_id|>",
+        },
+        "{{ bos_token }}{%- set with_image = namespace(there=false) -%}"
+        "{%- for message in messages -%}{%- if message['content'] is not string -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        "{%- set with_image.there = true -%}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        "{%- if with_image.there and messages[0]['role'] == 'system' -%}"
+        "{{ raise_exception('Prompting with images is incompatible with system messages.') }}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        "{{ '<|image|>' }}{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+        "{{ '<|eot_id|>' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}",
+        "chat_template.json",
+        {
+            "preprocessor_config.json": {
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_pad": True,
+                "do_rescale": True,
+                "do_resize": True,
+                **_CLIP_MEAN,
+                "image_processor_type": "MllamaImageProcessor",
+                "max_image_tiles": 4,
+                "processor_class": "MllamaProcessor",
+                "resample": 2,
+                "rescale_factor": 0.00392156862745098,
+                "size": {"height": 56, "width": 56},
+            },
+        },
+        generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+        starts_with=frozenset({"language_model", "vision_model", "multi_modal_projector"}),
+    ),
+)
+BY_PROFILE = {folder.profile: folder for folder in FOLDERS}
+
+
+def write_hub_folder(published: HubFolder, folder: Path) -> Path:
+    """Write the folder; the weights are the same each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(published)
+    ids = {name: tokenizer.token_to_id(name) for name in published.special}
+    config = published.config(ids, tokenizer.get_vocab_size())
+    _write(folder / "config.json", config)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    told = {
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(name)): {"content": name, "special": name in ids}
+            for name in (*published.special, *published.plain_added)
+        },
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 131072,
+        "tokenizer_class": published.tokenizer_class,
+        **published.tokens,
+    }
+    if published.template_file == "chat_template.jinja":
+        (folder / "chat_template.jinja").write_text(published.template, encoding="utf-8")
+    elif published.template_file == "chat_template.json":
+        _write(folder / "chat_template.json", {"chat_template": published.template})
+    else:
+        told["chat_template"] = published.template
+    _write(folder / "tokenizer_config.json", told)
+    for name, content in published.files.items():
+        if content:
+            _write(folder / name, content)
+    _write(folder / "generation_config.json", {**published.generation, "transformers_version": "4"})
+    _write_weights(published, folder)
+    return folder
+
+
+def _tokenizer(published: HubFolder) -> Tokenizer:
+    """Train byte pairs on a few sentences; the added tokens come behind them, as on the hub."""
+    if published.tokenizer_class == "GemmaTokenizer":
+        return _gemma_tokenizer(published)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([QUESTION, "How many red circles are there?"] * 4, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in published.special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in published.plain_added])
+    return tokenizer
+
+
+def _gemma_tokenizer(published: HubFolder) -> Tokenizer:
+    """Make one as it comes of SentencePiece: blanks are a letter, what is unknown becomes bytes."""
+    first = ("<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)))
+    letters = ("\u2581", *sorted(set(QUESTION.replace(" ", ""))))
+    merges = [("\u2581", "i"), ("\u2581", "p"), ("t", "h"), ("\u2581i", "s")]
+    pieces = (*first, *letters, *(one + two for one, two in merges))
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in published.special])
+    return tokenizer
+
+
+def _write_weights(published: HubFolder, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.08)
+            elif not parameter.any():  # the gates of Mllama, closed as they are made
+                parameter.fill_(0.3)
+    model.save_pretrained(folder / "saved", max_shard_size="100KB")
+    saved = folder / "saved"
+    index = json.loads((saved / "model.safetensors.index.json").read_text())["weight_map"]
+    for file in saved.iterdir():
+        if file.suffix != ".safetensors":
+            file.unlink()
+    named: dict[str, str] = {}
+    for file in sorted(set(index.values())):
+        state = {}
+        for name, value in load_file(saved / file).items():
+            for pattern, replacement in published.weight_names.items():
+                name = re.sub(pattern, replacement, name)
+            state[name] = value.to(torch.bfloat16)
+            named[name] = file
+        save_file(state, folder / file, {"format": "pt"})
+        (saved / file).unlink()
+    saved.rmdir()
+    stray = [
+        n for n in named if n != "lm_head.weight" and not n.startswith(tuple(published.starts_with))
+    ]
+    assert not stray, stray
+    _write(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": named})
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2), encoding="utf-8")
