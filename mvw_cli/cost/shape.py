@@ -287,6 +287,10 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
         inputs["cross_attention_states"] = torch.empty(
             1, 1, text.hidden_size, dtype=torch.bfloat16, device="meta"
         )
+    for module in model.modules():
+        # Dynamic RoPE would read the largest position off a tensor, which has no values here.
+        if isinstance(getattr(module, "rope_type", None), str):
+            module.rope_type = "default"
     found = []
     try:
         with torch.inference_mode():
