@@ -159,6 +159,10 @@ class Adapter(ABC):
     def parse(self, text: str) -> Answer:
         """Take the generated text apart; must cope with text that was cut or is malformed."""
 
+    def opening(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> str:
+        """Return what the prompt has written of the answer already, as `<think>`; it is parsed too."""
+        return ""
+
     @abstractmethod
     def tiny(self) -> LoadedModel:
         """Build the same architecture with a few thousand random weights, without any download."""
@@ -255,26 +259,56 @@ def clipped_patch(image: int, left: float, top: float, right: float, bottom: flo
     return Patch(image, left, top, right, bottom)
 
 
-_TAG = re.compile(r"<(/?)([A-Z][A-Z_]*)>")
+STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
+"""The stages of LLaVA-CoT (arXiv:2411.10440), the only names that are tags."""
+_NAME = "|".join(STAGES)
+# The second form is what the released weights were seen to write.
+_TAG = re.compile(
+    rf"<(?P<closed>/?)(?P<tag>{_NAME})>|\(Here (?P<word>begins|ends) the (?P<stage>{_NAME}) stage\)"
+)
 _ANSWER = re.compile(r"^<answer>(.*?)(</answer>)?$", re.DOTALL)
-_HALF_TAG = re.compile(r"<(/?[A-Z_]*)$")
-"""What is left of a tag at the end of text that was cut inside it."""
+
+
+def spellings(tag: str) -> tuple[str, ...]:
+    """Return the forms in which a stage's tag is written; any other text has one form."""
+    found = _TAG.fullmatch(tag)
+    if found is None:
+        return (tag,)
+    name, closing = _read_tag(found)
+    word = "ends" if closing else "begins"
+    return (f"<{'/' if closing else ''}{name}>", f"(Here {word} the {name} stage)")
+
+
+def _read_tag(tag: re.Match[str]) -> tuple[str, bool]:
+    """Return the stage that a tag names, and whether it closes it."""
+    return tag["tag"] or tag["stage"], tag["closed"] == "/" or tag["word"] == "ends"
+
+
+def _without_half_tag(text: str) -> str:
+    """Take off what is left of a tag at the end of text that was cut inside it."""
+    tags = [form for name in STAGES for tag in (f"<{name}>", f"</{name}>") for form in spellings(tag)]
+    for start in range(max(0, len(text) - max(map(len, tags)) + 1), len(text)):
+        rest = text[start:]
+        # A bracket alone is text; a `<` at the very end is not.
+        if rest != "(" and any(tag.startswith(rest) for tag in tags):
+            return text[:start]
+    return text
 
 
 def parse_stages(text: str, *, answer: str = "CONCLUSION") -> Answer:
-    """Take `<SUMMARY>…</SUMMARY> … <CONCLUSION>…</CONCLUSION>` apart.
+    """Take `<SUMMARY>…</SUMMARY> … <CONCLUSION>…</CONCLUSION>` apart, in either form of the tags.
 
     A stage that is not closed runs to the next opening tag or the end; one that is closed and was
     never opened runs from the tag before it. Of two stages of one name the later counts. Without
     any stage the whole text is the answer; with stages but without the answering one, the answer
     is empty. A tag that was cut at the end is no part of a stage.
     """
-    text = _HALF_TAG.sub("", text)
+    text = _without_half_tag(text)
     stages: dict[str, str] = {}
     name: str | None = None
     start = 0
     for tag in _TAG.finditer(text):
-        closing, tag_name = tag.group(1) == "/", tag.group(2)
+        tag_name, closing = _read_tag(tag)
         content = text[start : tag.start()]
         if name is not None and (not closing or tag_name == name):
             _put(stages, name, content)

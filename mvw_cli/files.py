@@ -6,7 +6,7 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +35,23 @@ def check_writable(path: str) -> None:
     except OSError as error:
         cause = f"cannot write into {folder}: {error.strerror}"
         raise unwritable(path, cause, f"ls -ld {quoted}") from None
+
+
+def check_not_input(written: str, inputs: Iterable[str]) -> None:
+    """Refuse to write over a file that is read, by whatever path it is given.
+
+    Raises:
+        UsageProblem: one of the inputs is the file that is to be written.
+    """
+    for path in inputs:
+        with suppress(OSError, ValueError):
+            if os.path.samefile(path, written):
+                raise UsageProblem(
+                    f"{written} is an input, and would be written over",
+                    cause="input and output are the same file"
+                    + ("" if path == written else f", which is read as {path}"),
+                    hint=f"ls -li {shlex.quote(written)}",
+                )
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class Session:
         with _explained(self.loaded.name):
             inputs = self.adapter.encode(self.loaded, images, question)
             layout = self.adapter.vision(self.loaded, inputs)
-        return Request(id, inputs, layout, self.policy, self.settings)
+            opening = self.adapter.opening(self.loaded, inputs)
+        return Request(id, inputs, layout, self.policy, self.settings, opening=opening)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Serve requests; yield the engine's events.

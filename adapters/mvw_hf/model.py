@@ -7,6 +7,7 @@ generation settings. Adapters for one family override what differs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,6 +53,10 @@ tokens go row by row (`get_image_features` of their model files)."""
 _SQUARE = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """Vision towers of LLaVA, and the selection of features that leaves the patches and nothing else:
 CLIP's class token comes first and is dropped, SigLIP has none."""
+THINK = "<think>"
+_END_OF_PROMPT = 16
+"""Tokens among which the tag is found, that opens thinking."""
+_PLACEHOLDER = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
 FALLBACK = (
     "The model's processor can't be had: a fallback takes its place. Vision tokens are counted as "
     "its own would be, tokens of text are guessed at four characters each."
@@ -146,6 +151,7 @@ class HuggingFace(Adapter):
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
     ) -> dict[str, Tensor]:
+        question = plain_question(loaded, question)
         inputs = self.tokenize(loaded, images, loaded.spec.template.replace("{question}", question))
         model = loaded.model
         device = input_device(model)
@@ -217,6 +223,14 @@ class HuggingFace(Adapter):
     def parse(self, text: str) -> Answer:
         return parse_thinking(text)
 
+    def opening(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> str:
+        """Templates of models that always think end in the tag that opens it."""
+        tokenizer = getattr(loaded.processor, "tokenizer", None)
+        if tokenizer is None:
+            return ""
+        end = tokenizer.decode(inputs["input_ids"][0, -_END_OF_PROMPT:])
+        return THINK if end.rstrip().endswith(THINK) else ""
+
     def shape(self, spec: ModelSpec) -> PreTrainedConfig:
         from transformers import AutoConfig
 
@@ -257,6 +271,24 @@ class HuggingFace(Adapter):
 
         model, processor = tiny_llava()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+
+
+def plain_question(loaded: LoadedModel, question: str) -> str:
+    """Take off the `<image>` by which files of LLaVA's form say where the image stands.
+
+    Raises:
+        UsageProblem: what is left holds a control token of the model, which would not be text to it.
+    """
+    question = _PLACEHOLDER.sub("", question, count=1)
+    known = getattr(getattr(loaded.processor, "tokenizer", None), "added_tokens_decoder", {})
+    for token in known.values():
+        if token.special and token.content in question:
+            raise UsageProblem(
+                f"The question holds {token.content}, a control token of {loaded.name}.",
+                cause="The model would not read it as text.",
+                hint="mvw infer IMAGE QUESTION --help",
+            )
+    return question
 
 
 def conversation(loaded: LoadedModel, images: Sequence[Image], text: str) -> list[dict[str, Any]]:

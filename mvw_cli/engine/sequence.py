@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from mvw_cli.engine.attention_probe import AttentionProbe, PrefillProbe, check_choice
 from mvw_cli.engine.rows import Offloaded
-from mvw_cli.engine.types import FinishReason, Request
+from mvw_cli.engine.types import FinishReason, NotFinite, Request
 from mvw_cli.engine.vision import Vision, per_layer
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw
 
@@ -37,8 +37,6 @@ class Sampler:
         """Choose the next token.  logits: # (V,)"""
         if self.forced is not None:
             return next(self.forced)
-        if self.plain:
-            return int(logits.argmax())
         # float32, as `generate` does: the order of half-precision ties must be the same.
         scores = self.processors(self.ids, logits[None].to(dtype=torch.float32, copy=True))
         if self.generator is None:
@@ -50,17 +48,25 @@ class Sampler:
         return int(token)
 
 
-def choose_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int | Exception]:
-    """Choose one token for each row, or say what its sampler raised.  logits: # (n, V)
+def choose_tokens(
+    logits: Tensor, samplers: Sequence[Sampler], steps: Sequence[int]
+) -> list[int | Exception]:
+    """Choose one token for each row, or say why there is none.  logits: # (n, V)
 
     Plain rows are decided together, with one transfer from the device.
+
+    Args:
+        steps: number of the token that is chosen in each row, from 1.
     """
-    if all(sampler.plain for sampler in samplers):
-        return [int(token) for token in logits.argmax(-1).tolist()]
+    likeliest = logits.argmax(-1, keepdim=True)  # NaN counts as the largest
+    finite = logits.gather(-1, likeliest).isfinite()
     chosen: list[int | Exception] = []
-    for sampler, row in zip(samplers, logits, strict=True):
+    found = torch.where(finite, likeliest, -1)[:, 0].tolist()
+    for sampler, row, token, step in zip(samplers, logits, found, steps, strict=True):
         try:
-            chosen.append(sampler.choose(row))
+            if token < 0 and sampler.forced is None:
+                raise NotFinite.at(step, str(logits.dtype).removeprefix("torch."))
+            chosen.append(int(token) if sampler.plain else sampler.choose(row))
         except Exception as error:  # of one request; the others go on
             chosen.append(error)
     return chosen

@@ -130,7 +130,7 @@ class Slots:
         sampler = Sampler(prepared.processors, generator, ids, forced)
         # The first token comes out of the prefill, whose last row has just read the whole prompt:
         # step 1 costs no decode pass, and withdrawal can't come before it.
-        [token] = choose_tokens(prefill.logits, [sampler])
+        [token] = choose_tokens(prefill.logits, [sampler], [1])
         if isinstance(token, Exception):
             raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
@@ -210,7 +210,8 @@ class Slots:
         finally:
             decode_step.reset(running)
         logits = output.logits[:, -1]  # (n, V)
-        tokens = choose_tokens(logits, [s.sampler for s in sequences])
+        steps = [len(sequence.ids) + 1 for sequence in sequences]
+        tokens = choose_tokens(logits, [sequence.sampler for sequence in sequences], steps)
         at = perf_counter()
         events: list[Event] = []
         for sequence, token, row in zip(sequences, tokens, logits, strict=True):

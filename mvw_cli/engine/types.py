@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mvw_cli.adapter import VisionLayout
+from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.policy import WithdrawalPolicy
 
 if TYPE_CHECKING:
@@ -20,6 +21,22 @@ FinishReason = Literal["eos", "stop", "length"]
 
 class NotExact(Exception):
     """Why a model can't be served exactly, as the end of a sentence."""
+
+
+class NotFinite(MvwError):
+    """A forward pass gave no number to choose a token by: the answer of one request is lost."""
+
+    exit_code = ExitCode.MODEL
+
+    @classmethod
+    def at(cls, step: int, dtype: str) -> NotFinite:
+        """Make the error of a token, counted from 1, that was to be chosen in a model's dtype."""
+        cause = f"the logits of token {step} are not finite in {dtype}"
+        if dtype == "float32":
+            return cls("The model gives no answer", cause=f"{cause}: weights or image are damaged")
+        wider = "bfloat16" if dtype == "float16" else "float32"
+        hint = f"mvw infer IMAGE QUESTION --dtype {wider}"
+        return cls("The model gives no answer", cause=f"{cause}, which they overflow", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,10 @@ class Request:
     """The whole output, where it is given: its tokens are read and none is chosen, so that other
     conditions can be seen along the same output; at least one token. Settings count for nothing
     then."""
+    opening: str = ""
+    """What the prompt has written of the answer already; see `Adapter.opening`."""
+    opening: str = ""
+    """What the prompt has written of the answer already; see `Adapter.opening`."""
 
     @property
     def text_tokens(self) -> int:

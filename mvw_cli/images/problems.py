@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 
 from mvw_cli.errors import BadImage
 from mvw_cli.text import closest
@@ -18,8 +19,37 @@ PIXEL_LIMIT = 89_478_485
 FILE_LIMIT = 1 << 30
 """Bytes of a file. No sensible encoding of PIXEL_LIMIT pixels needs more."""
 
-_FORMATS = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF nor JPEG 2000"
-_HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
+_FORMATS = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF, HEIF nor JPEG 2000"
+_HEIF = "heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1".encode().split()
+"""Major brands of HEIF files (ISO/IEC 23008-12)."""
+_KNOWN: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
+    (
+        lambda data: data[4:8] == b"ftyp" and data[8:12] in _HEIF,
+        "it is a HEIF photo, which needs the package pillow-heif",
+        'pip install "mvw[heif]"',
+    ),
+    (
+        lambda data: data[4:8] == b"ftyp" or data.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba")),
+        "it is a video, and mvw reads pictures",
+        "ffmpeg -i {name} -frames:v 1 {stem}-frame.png",
+    ),
+    (
+        lambda data: data.startswith(b"%PDF"),
+        "it is a PDF document, and mvw reads pictures",
+        "pdftoppm -png -r 150 {name} {stem}-page",
+    ),
+    (
+        lambda data: b"<svg" in data[:2000],
+        "it is an SVG drawing, and mvw reads pictures",
+        "rsvg-convert -w 1024 -o {stem}-drawn.png {name}",
+    ),
+    (
+        lambda data: data.startswith(b"version https://git-lfs"),
+        "it is a pointer of Git LFS, and the picture has not been fetched",
+        "git lfs pull",
+    ),
+)
+"""What people take for images: how it is told, the cause, and the command that helps."""
 
 
 def unopened(path: str, error: OSError | ValueError) -> BadImage:
@@ -54,7 +84,7 @@ def is_special(path: str) -> BadImage:
     return BadImage(
         f"Cannot read an image from {path}",
         cause="it is a pipe or a device, not a file",
-        hint=f"cat {shlex.quote(path)} | {infer('-')}",
+        hint=f"ls -l {shlex.quote(path)}",
     )
 
 
@@ -62,11 +92,13 @@ def not_an_image(name: str, data: bytes) -> BadImage:
     """Explain that no decoder knows the bytes."""
     if not data:
         return _refused(name, "is empty", "it has 0 bytes")
-    if data[4:12] in _HEIF:
-        target = os.path.splitext(name)[0] + ".jpg"
-        cause = "it is a HEIF/HEIC photo, which has to be converted first"
-        hint = f"heif-convert {shlex.quote(name)} {shlex.quote(target)}"
-        return BadImage(f"Cannot read the image {name}", cause=cause, hint=hint)
+    for is_one, cause, command in _KNOWN:
+        if is_one(data):
+            stem = shlex.quote(os.path.splitext(name)[0])
+            hint = command.format(name=shlex.quote(name), stem=stem)
+            if name == "-" and "{name}" in command:
+                hint = infer(EXAMPLE_IMAGE)
+            return BadImage(f"Cannot read the image {name}", cause=cause, hint=hint)
     cause = f"neither {_FORMATS}, or cut within its header"
     return _refused(name, "is not an image", cause)
 

@@ -11,6 +11,7 @@ import math
 import os
 import stat
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from mvw_cli.images import problems
 # Pillow's other formats are rarer than they are dangerous: EPS, for one, runs Ghostscript. The
 # second row costs an import of every decoder, so it is tried only after the first.
 _COMMON = ("PNG", "JPEG", "GIF", "BMP", "DIB", "PPM")
-_FURTHER = ("WEBP", "TIFF", "AVIF", "JPEG2000")
+_FURTHER = ("WEBP", "TIFF", "AVIF", "JPEG2000", "HEIF")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_PNG_KEPT = (b"Raw profile type", b"XML:com.adobe.xmp")  # these may tell which way is up
 _ORIENTATION = 0x0112  # EXIF tag
 
 # Pillow remarks on odd metadata. Silenced once: a filter is the process's, and threads read images.
@@ -120,7 +124,7 @@ def _identify(data: bytes, name: str) -> Image.Image:
     if len(data) > problems.FILE_LIMIT:
         raise problems.too_many_bytes(name)
     try:
-        image = _open(data)
+        image = _open(_without_text(data) if data.startswith(_PNG) else data)
     except Image.DecompressionBombError:
         raise problems.too_many_pixels(name) from None
     except UnidentifiedImageError:
@@ -140,8 +144,28 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=_COMMON)
     except UnidentifiedImageError:
         Image.init()
+        if data[4:8] == b"ftyp":
+            with suppress(ImportError):
+                import pillow_heif
+
+                pillow_heif.register_heif_opener()
         built_in = [name for name in _FURTHER if name in Image.OPEN]
         return Image.open(io.BytesIO(data), formats=built_in)
+
+
+def _without_text(data: bytes) -> bytes:
+    """Leave out what a PNG holds of text and colour profiles.
+
+    Nothing of it is looked at, Pillow refuses a megabyte, and image generators write more.
+    """
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        is_text = data[at + 4 : at + 8] in _PNG_TEXT
+        if not is_text or data.startswith(_PNG_KEPT, at + 8):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _orientation(image: Image.Image) -> int:

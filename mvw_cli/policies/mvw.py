@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from mvw_cli.adapter import spellings
 from mvw_cli.policies.layers import require
 from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
 
@@ -105,7 +106,8 @@ class Mvw(WithdrawalPolicy):
             return False
         if self.m is not None and view.step >= self.m:
             return True
-        return isinstance(self.until, str) and self.until in view.text
+        tags = spellings(self.until) if isinstance(self.until, str) else ()
+        return any(tag in view.text for tag in tags)
 
     def _images_due(self, view: StepView) -> set[int]:
         """Return the images whose own tag has been written."""
@@ -115,7 +117,8 @@ class Mvw(WithdrawalPolicy):
         return {
             number
             for number in range(min(len(tags), len(_images(view))))
-            if view.text.count(tags[number]) >= tags[: number + 1].count(tags[number])
+            if sum(map(view.text.count, spellings(tags[number])))
+            >= tags[: number + 1].count(tags[number])
         }
 
     def withdrawal_step(self) -> int | None:

@@ -47,6 +47,9 @@ def test_every_command_serves_the_published_folder(
     for done in (infer, batch, profiled, doctor, cost):
         assert done.code == 0, done.err + done.out
     answer = json.loads(infer.out)
+    if "thinking" in published.profile and "</think>" not in answer["text"]:
+        opened = published.template.endswith("<think>\\n' }}{%- endif -%}")
+        assert opened == (not answer["answer"])  # thinking that was cut answers nothing
     assert answer["vision_tokens"] > 0 and answer["withdrawal"] is not None
     records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [record["status"] for record in records] == ["ok", "ok"]

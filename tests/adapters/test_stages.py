@@ -38,6 +38,20 @@ def test_whole_stages() -> None:
         ("<SUMM", "", {}),
         ("4 </CONCLUSION>", "4", {"CONCLUSION": "4"}),
         ("<CONCLUSION>4</CONCLUSION> y </CONCLUSION>", "4", {"CONCLUSION": "4"}),
+        # Only the four names are tags.
+        ("<CONCLUSION>press <OK> or </A></CONCLUSION>", "press <OK> or </A>", {
+            "CONCLUSION": "press <OK> or </A>"
+        }),
+        ("if a < B", "if a < B", {}),
+        ("4 (", "4 (", {}),
+        # What the released weights were seen to write instead.
+        (
+            "(Here begins the SUMMARY stage) s (Here ends the SUMMARY stage) "
+            "(Here begins the CONCLUSION stage) 4 (Here ends the CONCLUSION stage)",
+            "4",
+            {"SUMMARY": "s", "CONCLUSION": "4"},
+        ),
+        ("(Here begins the CONCLUSION stage) 4 (Here ends the CON", "4", {"CONCLUSION": "4"}),
     ],
 )
 def test_cut_and_malformed_stages(text: str, answer: str, stages: dict[str, str]) -> None:

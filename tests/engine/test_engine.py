@@ -17,7 +17,8 @@ from running import loaded, request, run
 
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import CHUNK
-from mvw_cli.engine.types import Admitted, Finished, Prefilled, Token, Withdrawn
+from mvw_cli.adapter import LoadedModel, ModelSpec
+from mvw_cli.engine.types import Admitted, Finished, NotFinite, Prefilled, Token, Withdrawn
 from mvw_cli.errors import ModelProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
@@ -267,3 +268,30 @@ def test_withdrawal_gives_memory_back() -> None:
     per_entry = 3 * 2 * 2 * 8 * 4  # layers, key and value, heads, width, bytes
     assert kept == 4 * CHUNK * per_entry
     assert withdrawn == CHUNK * per_entry
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3}])
+def test_a_request_whose_numbers_overflow_fails_alone(
+    ask: Any, sampling: dict[str, Any]
+) -> None:
+    """Weights that float16 can't hold: the image makes infinities, and text alone does not."""
+    tiny = ADAPTER.tiny()
+    with torch.no_grad():
+        tiny.model.model.multi_modal_projector.linear_2.weight.mul_(1e5)
+    tiny.model.to(torch.float16)
+    text = ADAPTER.encode(tiny, [], "w1 w2")
+    seen = ADAPTER.encode(tiny, [Image.new("RGB", (40, 30), "red")], "w1 w2")
+    requests = [
+        request(text, ADAPTER.vision(tiny, text).entries, None, name="text", **sampling),
+        request(seen, ADAPTER.vision(tiny, seen).entries, None, name="image", **sampling),
+    ]
+    engine = Engine(LoadedModel("hf", "tiny", tiny.model, tiny.processor, ModelSpec()), slots=2)
+    with engine.serving() as slots:
+        events = slots.admit(requests[0])
+        with pytest.raises(NotFinite) as caught:
+            slots.admit(requests[1])
+        while slots.active:
+            events += slots.step()
+    assert "token 1 are not finite in float16" in str(caught.value.cause)
+    assert str(caught.value.hint).endswith("--dtype bfloat16")
+    assert isinstance(events[-1], Finished) and events[-1].request == "text"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mvw_cli.errors import BadImage, ExitCode
 from mvw_cli.images.problems import PIXEL_LIMIT
@@ -280,10 +281,11 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
     assert refused(path).message.endswith("is not an image")
 
 
-def test_iphone_photo(tmp_path: Path) -> None:
+def test_iphone_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "IMG 1.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    assert refused(path).hint == f"heif-convert '{path}' '{tmp_path}/IMG 1.jpg'"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert refused(path).hint == 'pip install "mvw[heif]"'
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -387,3 +389,53 @@ def test_remarks_of_pillow_are_not_shown(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", halves(), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     code = f"open_image({str(path)!r}); import PIL.Image as i; i.open({str(path)!r}).getexif()"
     assert "Warning" not in reading(code)
+
+
+@pytest.mark.parametrize("suffix", [".HEIC", ".jpg"])
+def test_heif_is_read_by_what_it_is(tmp_path: Path, suffix: str) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    path = tmp_path / f"IMG_1{suffix}"
+    halves().save(path, format="HEIF", quality=100)
+    assert path.read_bytes()[4:8] == b"ftyp"
+    file = open_image(path)
+    assert file.size == (40, 20)
+    assert near(file.image, (5, 10), RED, by=12)
+
+
+def test_a_jpeg_named_heic_is_read_as_it_is(tmp_path: Path) -> None:
+    halves().save(tmp_path / "a.HEIC", format="JPEG", quality=100)
+    assert near(open_image(tmp_path / "a.HEIC").image, (5, 10), RED, by=12)
+
+
+def test_a_png_may_hold_megabytes_of_text_and_colours(tmp_path: Path) -> None:
+    """As the files of image generators do: Pillow itself refuses them."""
+    text = PngInfo()
+    text.add_itxt("workflow", '{"id": 1},' * 300_000, zip=True)
+    profile = bytes(3 << 20)
+    saved(tmp_path / "a.png", halves(), pnginfo=text, icc_profile=profile)
+    with pytest.raises(ValueError, match="too large"):
+        Image.open(tmp_path / "a.png").load()
+    assert near(open_image(tmp_path / "a.png").image, (5, 10), RED)
+
+
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [
+        (b"%PDF-1.7\n", "pdftoppm"),
+        (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "rsvg-convert"),
+        (b"\0\0\0\x18ftypisom" + bytes(40), "ffmpeg"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "ffmpeg"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ],
+)
+def test_what_people_take_for_an_image_is_named(
+    tmp_path: Path, data: bytes, command: str
+) -> None:
+    path = tmp_path / "a b.png"
+    path.write_bytes(data)
+    hint = refused(path).hint
+    assert hint is not None and hint.startswith(command)
+    # What it writes is no file that is read.
+    assert shlex.split(hint).count(str(path)) <= 1
+    assert refused(data).hint

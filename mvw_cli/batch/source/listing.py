@@ -5,31 +5,26 @@ Nothing is opened here that holds an image. Items come as a stream, in the same 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
-from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
+from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source.paths import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
     Source,
     is_folder,
     join,
-    open_file,
     suffix,
     walk,
 )
+from mvw_cli.batch.source.questions import SUFFIXES, list_questions
 from mvw_cli.batch.source.table import list_rows
-from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.text import error_line
+from mvw_cli.errors import UsageProblem
 
 
 def list_items(source: Source) -> Iterator[Item]:
@@ -44,7 +39,7 @@ def list_items(source: Source) -> Iterator[Item]:
             it should be. Images themselves are not opened.
     """
     if source.questions is not None:
-        yield from _from_questions(source.questions, source)
+        yield from list_questions(source.questions, source)
         return
     if not source.paths:
         raise UsageProblem(
@@ -76,6 +71,7 @@ def _from_folder(root: str, source: Source) -> Iterator[Item]:
         cached = tables and os.path.basename(path).startswith("cache-")
         if cached or suffix(path) not in suffixes:
             others[suffix(path)] += 1
+            source.left_out[suffix(path)] += 1
         elif not source.chooses(path):
             excluded += 1
         else:
@@ -121,7 +117,7 @@ def _from_file(path: str, source: Source) -> Iterator[Item]:
     if suffix(path) in TABLE_SUFFIXES:
         name = path.rpartition("/")[2] if len(source.paths) == 1 else path
         yield from list_rows(path, name, source)
-    elif suffix(path) in (".jsonl", ".csv"):
+    elif suffix(path) in SUFFIXES:
         raise UsageProblem(
             f"{path} is no image",
             cause="a file of questions goes with --questions",
@@ -156,114 +152,3 @@ def _question(source: Source) -> str:
             hint=source.hint(source.paths[0] if source.paths else "./images"),
         )
     return source.question
-
-
-# -- files of questions: JSONL or CSV, one question about one or more images per line ---------
-
-
-def _from_questions(file: str, source: Source) -> Iterator[Item]:
-    """List the items of a file in its order; whether their images exist is found out later."""
-    folder = _start_of_paths(file, source)
-    number = 0
-    asked: Counter[str] = Counter()
-    for number, values in _lines(file):
-        try:
-            paths = _images_of(values)
-            if not all(map(source.chooses, paths)):
-                continue
-            id = as_text(values.get("id"))
-            if id is None:  # the image, with a number from its second question on
-                id = "+".join(paths)
-                asked[id] += 1
-                id = id if asked[id] == 1 else f"{id}#{asked[id]}"
-            question = _question_of(values, source)
-        except ValueError as error:
-            raise _bad_line(file, number, str(error)) from None
-        images = tuple(ImageRef(join(folder, path)) for path in paths)
-        yield Item(id, images, question, as_text(values.get("answer")))
-    if not number:
-        raise UsageProblem(f"There is no question in {file}", cause="it is empty", hint=source.help)
-
-
-def _start_of_paths(file: str, source: Source) -> str:
-    """The folder where relative paths start."""
-    if len(source.paths) > 1:
-        raise UsageProblem(
-            "--questions goes with one folder at most",
-            cause=f"given are {', '.join(source.paths)}",
-            hint=source.questions_hint(file, source.paths[0]),
-        )
-    if source.paths and source.paths[0] != "-" and is_folder(source.paths[0], source):
-        return source.paths[0]
-    return os.path.dirname(file)
-
-
-def _lines(file: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the number and the values of each line."""
-    try:
-        binary = open_file(file)
-    except MvwError:
-        raise
-    except Exception as error:  # the system's, and those of every package behind a protocol
-        folder = "." if is_address(file) else os.path.dirname(file) or "."
-        raise UsageProblem(
-            f"Cannot read the questions in {file}",
-            cause=getattr(error, "strerror", None) or error_line(error),
-            hint=f"ls {shlex.quote(folder)}",
-        ) from None
-    # What is no UTF-8 survives, since paths need not be.
-    with io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text:
-        yield from _csv(file, text) if suffix(file) == ".csv" else _jsonl(file, text)
-
-
-def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _bad_line(file, number, f"it is no JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise _bad_line(file, number, "it is JSON, but no object with image and question")
-        yield number, values
-
-
-def _csv(file: str, text: io.TextIOWrapper) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(text, strict=True)
-    try:
-        if "image" not in (reader.fieldnames or ()):
-            names = ", ".join(reader.fieldnames or ()) or "none"
-            raise _bad_line(file, 1, f"there is no column image; its columns are: {names}")
-        for row in reader:
-            # An empty cell is how CSV says that there is nothing.
-            yield reader.line_num, {key: value or None for key, value in row.items()}
-    except csv.Error as error:
-        raise _bad_line(file, reader.line_num, f"it is no CSV: {error}") from None
-
-
-def _images_of(values: Mapping[str, Any]) -> list[str]:
-    image = values.get("image")
-    listed: list[Any] = image if isinstance(image, list) else [image]
-    if not listed or not all(isinstance(path, str) and path for path in listed):
-        raise ValueError("it lacks image, a path or a list of paths")
-    return listed
-
-
-def _question_of(values: Mapping[str, Any], source: Source) -> str:
-    question = values.get("question")
-    if question is None:
-        question = source.question
-    if question is None:
-        raise ValueError("it lacks question, and there is no other question to ask")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("its question is empty or no text")
-    return question
-
-
-def _bad_line(file: str, number: int, cause: str) -> UsageProblem:
-    return UsageProblem(
-        f"Line {number} of {file} is no question about an image",
-        cause=cause,
-        hint=f"sed -n {number}p {shlex.quote(file)}",
-    )

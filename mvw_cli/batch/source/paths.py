@@ -11,9 +11,10 @@ import fnmatch
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
@@ -26,10 +27,11 @@ IMAGE_SUFFIXES = frozenset(
     (
         *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".dib"),
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".webp", ".tif", ".tiff", ".avif", ".avifs"),
-        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".heic", ".heics", ".heif", ".heifs"),
+        ".hif",
     )
 )
-"""Of the formats that `images/reading.py` reads; as Pillow registers them."""
+"""Of the formats that `images/reading.py` reads; as Pillow and pillow-heif register them."""
 
 TABLE_SUFFIXES = frozenset((".parquet", ".arrow"))
 
@@ -55,6 +57,8 @@ class Source:
     question_column: str | None = None
     id_column: str | None = None
     answer_column: str | None = None
+    left_out: Counter[str] = field(default_factory=Counter, compare=False)
+    """Files of folders that are no items, by ending; counted while items are listed."""
     command: tuple[str, ...] = ("mvw", "batch")
     """The command that was typed, for hints: all that stands before a path, so with `--images` as
     its last word where folders go with that option."""

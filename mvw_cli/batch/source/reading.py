@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mvw_cli.batch.items import ImageRef, Item, is_address
-from mvw_cli.batch.source.paths import join, open_file
+from mvw_cli.batch.source.paths import join, open_file, suffix
+from mvw_cli.batch.source.questions import SUFFIXES, Lines
 from mvw_cli.batch.source.table import Cells
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.problems import FILE_LIMIT, too_many_bytes
@@ -88,10 +89,13 @@ def _bytes(image: ImageRef) -> bytes:
 
 
 def _cell(image: ImageRef, row: int) -> bytes:
-    """Read the bytes that a cell holds or points to."""
+    """Read the bytes that a cell or a line of questions holds, or a cell points to."""
     # Each thread has its own: one that hangs on a table must not hold up the others.
     if not hasattr(_threads, "cells"):
-        _threads.cells = Cells()
+        _threads.cells, _threads.lines = Cells(), Lines()
+    if suffix(image.path) in SUFFIXES:
+        held: bytes = _threads.lines.image(image)
+        return held
     value = _threads.cells.cell(image.path, row, image.column or "image")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")

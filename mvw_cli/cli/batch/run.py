@@ -22,6 +22,7 @@ from mvw_cli.batch.store.output import Output, check_table, export, plan_output
 from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.files import check_not_input
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
@@ -88,6 +89,12 @@ class Task:
                 cause="a model needs to be asked something",
                 hint='mvw batch ./images "What is in the picture?"',
             )
+        if question is not None and any("\ud800" <= letter <= "\udfff" for letter in question):
+            raise UsageProblem(
+                "the question is not valid UTF-8",
+                cause="it holds bytes that are no characters",
+                hint="mvw batch --help",
+            )
 
     def check_table(self, output: Output) -> None:
         """Keep a table that this command did not write: there is no log next to it.
@@ -95,7 +102,10 @@ class Task:
         Raises:
             UsageProblem: it would be replaced, or can't be written.
         """
+        named = (*self.source.paths, self.source.questions, self.profile)
         table = output.table
+        for written in filter(None, (output.log, table)):
+            check_not_input(str(written), filter(None, named))
         if table is None:
             return
         check_table(table)
@@ -148,6 +158,10 @@ class _Batch:
             source = replace(source, question=self._resolved.profile.prompt.question)
         self._worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
         view.tally.listed = len(self._worklist)
+        self._check_inputs()
+        if source.left_out:
+            kinds = (f"{n:,} {end or 'without ending'}" for end, n in source.left_out.most_common())
+            view.note(f"Left out, since they are no images: {', '.join(kinds)}")
         self._settings = fingerprint(self._resolved, random_weights=task.random_weights)
         self._log = held.enter_context(
             RecordLog(
@@ -174,6 +188,13 @@ class _Batch:
         first = next(items, None)
         self._items = None if first is None else chain([first], items)
         """What is left to do; None: nothing."""
+
+    def _check_inputs(self) -> None:
+        """Refuse to write over an image or a table that a folder or a list has named."""
+        for written in filter(None, (self._output.log, self._output.table)):
+            if written.exists():
+                read = (image.path for item in self._worklist for image in item.images)
+                check_not_input(str(written), read)
 
     def plan(self) -> int:
         """Look at a sample of the items, and write what a run would take."""
@@ -230,6 +251,7 @@ class _Batch:
             "output": output.name,
             "log": str(output.log),
             **view.tally.facts(),
+            "left_out": dict(task.source.left_out),
             "failed_in_log": log.failed,
             "interrupted": shutdown.is_set(),
             "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,

@@ -132,7 +132,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         view.show(event)
     total_ms = phases.total_ms()
     completion = summarise(events)
-    answer = session.adapter.parse(completion.text)
+    answer = session.adapter.parse(request.opening + completion.text)
     _comment(completion, answer, view)
     if task.verbose:
         spent = {**phases.ms, "total_ms": total_ms}

@@ -111,10 +111,10 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_a_folder_without_an_image_says_what_is_in_it(tmp_path: Path) -> None:
     error = refused(tmp_path)
     assert error.cause == "other files in it: 0"
-    touch(tmp_path, "1.heic", "2.HEIC", "readme")
+    touch(tmp_path, "1.mov", "2.MOV", "readme")
     error = refused(tmp_path)
     assert error.message == f"There is no image in {tmp_path}"
-    assert error.cause == "other files in it: 3 (2 .heic, 1 without ending)"
+    assert error.cause == "other files in it: 3 (2 .mov, 1 without ending)"
     assert error.hint == f"ls {tmp_path}"
     touch(tmp_path, "deep/er/1.png")
     error = refused(tmp_path)

@@ -1,0 +1,225 @@
+"""Files of questions: JSON Lines, CSV or TSV, one question about one or more images on each line.
+
+CSV as spreadsheets write it: separated by commas, semicolons or tabs, with a byte order mark, and
+with rows of empty cells. Images are paths, or lie in the line itself as data URLs or base64.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
+from mvw_cli.batch.source.paths import Source, is_folder, join, open_file, suffix
+from mvw_cli.errors import MvwError, UsageProblem
+from mvw_cli.images.problems import FILE_LIMIT
+from mvw_cli.text import error_line, plural
+
+SUFFIXES = (".jsonl", ".csv", ".tsv")
+_SEPARATORS = (",", ";", "\t")
+_IMAGES = ("image", "images", "image_path")
+"""Keys that an image may stand under; the first that is there counts."""
+_BASE64 = re.compile(r"(iVBOR|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{60,}=*\s*\Z")
+"""Base64 of a PNG, JPEG, GIF, WebP, BMP or TIFF, by its first bytes."""
+_SHOWN = 40
+"""Characters of foreign text in a message: it may be an image."""
+
+Line = tuple[int, Mapping[str, Any]]
+"""The number of a line, and its values."""
+
+
+def list_questions(file: str, source: Source) -> Iterator[Item]:
+    """List the items of a file in its order; whether their images exist is found out later.
+
+    Raises:
+        UsageProblem: it can't be read, or a line is no question about an image.
+    """
+    folder = _start_of_paths(file, source)
+    number = 0
+    asked: Counter[str] = Counter()
+    for number, values in _lines(file):
+        try:
+            images = _images(file, folder, number, values)
+            paths = [image.path for image in images if image.row is None]
+            if not all(map(source.chooses, _written(values) if paths else [])):
+                continue
+            id = as_text(values.get("id", values.get("index")))
+            if id is None and not paths:
+                id = f"{os.path.basename(file)}#{number}"
+            elif id is None:  # the image, with a number from its second question on
+                id = "+".join(_written(values))
+                asked[id] += 1
+                id = id if asked[id] == 1 else f"{id}#{asked[id]}"
+            question = _question_of(values, source)
+        except ValueError as error:
+            raise _bad_line(file, number, str(error)) from None
+        yield Item(id, images, question, as_text(values.get("answer")))
+    if not number:
+        raise UsageProblem(f"There is no question in {file}", cause="it is empty", hint=source.help)
+
+
+class Lines:
+    """Reads the images that lie in lines, for one thread, from front to back."""
+
+    def __init__(self) -> None:
+        self._file = ""
+        self._line: Line = (0, {})
+        self._rest: Iterator[Line] = iter(())
+
+    def image(self, image: ImageRef) -> bytes:
+        """Return the bytes of an image that a line holds.
+
+        Raises:
+            ValueError: it is not there any more, or no base64.
+        """
+        row = image.row or 0
+        if self._file != image.path or self._line[0] > row:
+            self._file, self._line, self._rest = image.path, (0, {}), _lines(image.path)
+        while self._line[0] < row:
+            self._line = next(self._rest, (row + 1, {}))
+        written = _written(self._line[1])
+        number = int((image.column or "").partition("/")[2] or 0)
+        if self._line[0] != row or number >= len(written):
+            raise ValueError("the line that held it has changed")
+        head, _, data = written[number].rpartition(",")
+        if head and not head.endswith(";base64"):
+            return unquote_to_bytes(data)
+        return b64decode("".join(data.split()), validate=True)
+
+
+def _images(file: str, folder: str, number: int, values: Mapping[str, Any]) -> tuple[ImageRef, ...]:
+    written = _written(values)
+    if not written:
+        raise ValueError("it lacks image, a path or a list of paths")
+    found = []
+    for place, text in enumerate(written):
+        if text.startswith("data:") or _BASE64.match(text):
+            column = "image" if len(written) == 1 else f"image/{place}"
+            found.append(ImageRef(file, number, column))
+        else:
+            found.append(ImageRef(join(folder, text)))
+    return tuple(found)
+
+
+def _written(values: Mapping[str, Any]) -> list[str]:
+    """Return what stands under the key of the images; empty where that is no text or list of it."""
+    image = next((values[key] for key in _IMAGES if values.get(key)), None)
+    listed: list[Any] = image if isinstance(image, list) else [image]
+    return listed if all(isinstance(one, str) and one for one in listed) else []
+
+
+def _question_of(values: Mapping[str, Any], source: Source) -> str:
+    question = values.get("question")
+    if question is None:
+        question = source.question
+    if question is None:
+        raise ValueError("it lacks question, and there is no other question to ask")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("its question is empty or no text")
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise ValueError("its question is not UTF-8")
+    return question
+
+
+def _start_of_paths(file: str, source: Source) -> str:
+    """The folder where relative paths start."""
+    if len(source.paths) > 1:
+        raise UsageProblem(
+            "--questions goes with one folder at most",
+            cause=f"given are {', '.join(source.paths)}",
+            hint=source.questions_hint(file, source.paths[0]),
+        )
+    if source.paths and source.paths[0] != "-" and is_folder(source.paths[0], source):
+        return source.paths[0]
+    return os.path.dirname(file)
+
+
+# -- lines of each format --------------------------------------------------------------------------
+
+
+def _lines(file: str) -> Iterator[Line]:
+    """Yield the number and the values of each line."""
+    try:
+        binary = open_file(file)
+    except MvwError:
+        raise
+    except Exception as error:  # the system's, and those of every package behind a protocol
+        folder = "." if is_address(file) else os.path.dirname(file) or "."
+        raise UsageProblem(
+            f"Cannot read the questions in {file}",
+            cause=getattr(error, "strerror", None) or error_line(error),
+            hint=f"ls {shlex.quote(folder)}",
+        ) from None
+    # What is no UTF-8 survives, since paths need not be.
+    with io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text:
+        yield from _csv(file, text) if suffix(file) in (".csv", ".tsv") else _jsonl(file, text)
+
+
+def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[Line]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _bad_line(file, number, f"it is no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise _bad_line(file, number, "it is JSON, but no object with image and question")
+        yield number, values
+
+
+def _csv(file: str, text: io.TextIOWrapper) -> Iterator[Line]:
+    csv.field_size_limit(FILE_LIMIT)  # the default is shorter than most images
+    first = text.readline()
+    separator, names = _header(file, first)
+    rows = csv.reader(chain([first], text), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        for cells in rows:
+            number, written = rows.line_num, sum(1 for cell in cells if cell.strip())
+            if number == 1 or not written:  # spreadsheets leave empty rows where some were deleted
+                continue
+            if any(cell.strip() for cell in cells[len(names) :]):
+                cause = (
+                    f"it has {plural(len(cells), 'cell')}, the header {len(names)}: "
+                    f"a text with {separator!r} in it stands in quotes"
+                )
+                raise _bad_line(file, number, cause)
+            # An empty cell is how CSV says that there is nothing.
+            yield number, {name: cell or None for name, cell in zip(names, cells, strict=False)}
+    except csv.Error as error:
+        raise _bad_line(file, rows.line_num, f"it is no CSV: {error}") from None
+
+
+def _header(file: str, line: str) -> tuple[str, list[str]]:
+    """Find the separator that makes a column of images, and the names of the columns."""
+    split = {}
+    for separator in _SEPARATORS:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        split[separator] = [cell.strip() for cell in cells]
+    for separator, names in split.items():
+        if not set(_IMAGES).isdisjoint(names):
+            twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
+            if twice:
+                raise _bad_line(file, 1, f"there are two columns {twice[0][:_SHOWN]}")
+            return separator, names
+    most = max(split.values(), key=len)
+    found = ", ".join(name[:_SHOWN] for name in most[:20] if name) or "none"
+    raise _bad_line(file, 1, f"there is no column image; its columns are: {found}")
+
+
+def _bad_line(file: str, number: int, cause: str) -> UsageProblem:
+    return UsageProblem(
+        f"Line {number} of {file} is no question about an image",
+        cause=cause,
+        hint=f"sed -n {number}p {shlex.quote(file)} | cut -c1-300",
+    )
