@@ -286,11 +286,13 @@ def _read_tag(tag: re.Match[str]) -> tuple[str, bool]:
 
 def _without_half_tag(text: str) -> str:
     """Take off what is left of a tag at the end of text that was cut inside it."""
-    tags = [form for name in STAGES for tag in (f"<{name}>", f"</{name}>") for form in spellings(tag)]
+    tags = [
+        form for name in STAGES for tag in (f"<{name}>", f"</{name}>") for form in spellings(tag)
+    ]
     for start in range(max(0, len(text) - max(map(len, tags)) + 1), len(text)):
         rest = text[start:]
         # A bracket alone is text; a `<` at the very end is not.
-        if rest != "(" and any(tag.startswith(rest) for tag in tags):
+        if rest != "(" and any(tag != rest and tag.startswith(rest) for tag in tags):
             return text[:start]
     return text
 

@@ -49,6 +49,19 @@ class Session:
             opening = self.adapter.opening(self.loaded, inputs)
         return Request(id, inputs, layout, self.policy, self.settings, opening=opening)
 
+    def remarks(self, images: Sequence[Image], question: str, request: Request) -> list[str]:
+        """List, one line each, where a question lies outside what the model can answer."""
+        remarks = self.adapter.remarks(self.loaded, images, question)
+        most = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        prompt, answer = int(request.inputs["input_ids"].shape[1]), self.settings.max_new_tokens
+        if most is None or prompt + answer <= most:
+            return remarks
+        return [
+            *remarks,
+            f"The context is {most:,} tokens long: the prompt takes {prompt:,} and the answer up to "
+            f"{answer:,}. What lies beyond was not trained.",
+        ]
+
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Serve requests; yield the engine's events.
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -85,6 +86,7 @@ class HuggingFace(Adapter):
         with explained(spec.model, spec.revision, weights=reads):
             if reads:
                 processor = self.load_processor(spec)
+                check_template(processor, spec)
                 model = self.load_model(spec)
             else:
                 config = self.shape(spec)
@@ -177,7 +179,7 @@ class HuggingFace(Adapter):
             return dict(processor(text=prompt, images=list(images) or None, return_tensors="pt"))
         return dict(
             processor.apply_chat_template(
-                conversation(loaded, images, text),
+                conversation(loaded.spec.system, images, text),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -258,6 +260,8 @@ class HuggingFace(Adapter):
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         tokenizer = getattr(loaded.processor, "tokenizer", None)
         remarks = [FALLBACK] if getattr(tokenizer, "is_fallback", False) else []
+        if not remarks and getattr(loaded.processor, "chat_template", "") is None:
+            remarks.append("The model has no chat template: it reads images and question alone.")
         parts = offloaded(loaded.model).get("cpu", 0)
         if parts:
             remarks.append(
@@ -271,6 +275,48 @@ class HuggingFace(Adapter):
 
         model, processor = tiny_llava()
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+
+
+def check_template(processor: Any, spec: ModelSpec) -> None:
+    """Fill in a chat template before the weights are read, which may take minutes.
+
+    Raises:
+        UsageProblem: it has no place for the system prompt.
+        ModelProblem: it can't be filled in at all.
+    """
+    template = getattr(processor, "chat_template", None)
+    if template is None and spec.system is not None:
+        raise UsageProblem(
+            f"{spec.model} has no chat template, and so no place for a system prompt.",
+            cause="prompt.system is set",
+            hint="mvw infer IMAGE QUESTION --set prompt.system=null",
+        )
+    if template is None or not hasattr(processor, "apply_chat_template"):
+        return
+
+    def filled_in(system: str | None) -> TemplateError | None:
+        try:
+            processor.apply_chat_template(
+                conversation(system, [None], "?"), add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            return error
+        return None
+
+    error = filled_in(spec.system)
+    if error is None:
+        return
+    if spec.system is not None and filled_in(None) is None:
+        raise UsageProblem(
+            f"The chat template of {spec.model} takes no system prompt.",
+            cause=f"prompt.system is set; it says: {error}",
+            hint="mvw infer IMAGE QUESTION --set prompt.system=null",
+        )
+    raise ModelProblem(
+        f"The chat template of {spec.model} can't be filled in.",
+        cause=str(error),
+        hint="mvw list profiles",
+    )
 
 
 def plain_question(loaded: LoadedModel, question: str) -> str:
@@ -291,13 +337,12 @@ def plain_question(loaded: LoadedModel, question: str) -> str:
     return question
 
 
-def conversation(loaded: LoadedModel, images: Sequence[Image], text: str) -> list[dict[str, Any]]:
+def conversation(system: str | None, images: Sequence[Any], text: str) -> list[dict[str, Any]]:
     """Write the messages of a chat template: the system prompt, if any, then images and text."""
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-    if loaded.spec.system is not None:
-        system = [{"type": "text", "text": loaded.spec.system}]
-        messages.insert(0, {"role": "system", "content": system})
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     return messages
 
 

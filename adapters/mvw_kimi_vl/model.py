@@ -63,7 +63,9 @@ class KimiVL(HuggingFace):
         return fallback_processor(config)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
-        inputs: dict[str, Any] = loaded.processor(conversation(loaded, images, text), images)
+        inputs: dict[str, Any] = loaded.processor(
+            conversation(loaded.spec.system, images, text), images
+        )
         return inputs
 
     def grids(self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int) -> Grids:

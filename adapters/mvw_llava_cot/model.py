@@ -45,7 +45,7 @@ class LlavaCot(HuggingFace):
         return fallback_processor(config)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
-        messages = conversation(loaded, images, text)
+        messages = conversation(loaded.spec.system, images, text)
         processor = loaded.processor
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
         # As the script calls it. The template has written <|begin_of_text|>, and Llama's tokenizer

@@ -20,7 +20,7 @@ FILE_LIMIT = 1 << 30
 """Bytes of a file. No sensible encoding of PIXEL_LIMIT pixels needs more."""
 
 _FORMATS = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF, HEIF nor JPEG 2000"
-_HEIF = "heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1".encode().split()
+_HEIF = b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1".split()
 """Major brands of HEIF files (ISO/IEC 23008-12)."""
 _KNOWN: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
     (
@@ -29,7 +29,10 @@ _KNOWN: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
         'pip install "mvw[heif]"',
     ),
     (
-        lambda data: data[4:8] == b"ftyp" or data.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba")),
+        lambda data: (
+            (data[4:8] == b"ftyp" and not data.startswith(b"avi", 8))
+            or data.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba"))
+        ),
         "it is a video, and mvw reads pictures",
         "ffmpeg -i {name} -frames:v 1 {stem}-frame.png",
     ),

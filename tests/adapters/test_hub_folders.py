@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_folder import FOLDERS, HubFolder, write_hub_folder
+from hub_folder import BY_PROFILE, FOLDERS, HubFolder, write_hub_folder
 from plain_install import required, run_plain
 
 from mvw_cli.__main__ import main
@@ -50,7 +50,43 @@ def test_every_command_serves_the_published_folder(
     if "thinking" in published.profile and "</think>" not in answer["text"]:
         opened = published.template.endswith("<think>\\n' }}{%- endif -%}")
         assert opened == (not answer["answer"])  # thinking that was cut answers nothing
-    assert answer["vision_tokens"] > 0 and answer["withdrawal"] is not None
-    records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
-    assert [record["status"] for record in records] == ["ok", "ok"]
-    assert records[0]["text"] == answer["text"]
+    assert answer["vision_tokens"] > 0
+    # At random weights no tag comes, at which LLaVA-CoT's vision goes.
+    assert (answer["withdrawal"] is None) == (published.profile == "llava-cot")
+    lines = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    records = {record["id"]: record for record in lines}
+    assert {record["status"] for record in records.values()} == {"ok"}
+    assert records["scene-0001.png"]["text"] == answer["text"]
+
+
+def test_a_template_is_filled_in_before_the_weights_are_read(tmp_path: Path, scenes: Path) -> None:
+    """Templates that refuse a system prompt, are damaged, or are not there."""
+    folder = write_hub_folder(BY_PROFILE["llava-cot"], tmp_path / "checkpoint")
+    for weights in folder.glob("*.safetensors"):
+        weights.write_bytes(b"nobody reads this")
+    template = folder / "chat_template.json"
+    asked = ("infer", str(scenes / "scene-0001.png"), "What is it?", "--model", "./checkpoint")
+    with_system = (*asked, "--adapter", "llava-cot", "--set", "prompt.system=Be brief.")
+    [refused] = run_plain(tmp_path, with_system)
+    template.write_text(json.dumps({"chat_template": "{% for message in messages %}"}))
+    [damaged] = run_plain(tmp_path, (*asked, "--adapter", "llava-cot"))
+    template.unlink()
+    [missing] = run_plain(tmp_path, with_system)
+    assert [done.code for done in (refused, damaged, missing)] == [2, 7, 2]
+    assert "takes no system prompt" in refused.err
+    assert "incompatible with system messages" in refused.err
+    assert "can't be filled in" in damaged.err
+    assert "has no chat template" in missing.err
+    for done in (refused, missing):
+        assert "--set prompt.system=null" in done.err.splitlines()[-1]
+
+
+def test_a_prompt_beyond_the_context_is_remarked_on(tmp_path: Path, scenes: Path) -> None:
+    write_hub_folder(BY_PROFILE["qwen2.5-vl-7b"], tmp_path / "checkpoint")
+    long = "What is in the picture? " * 800
+    of = ("--model", "./checkpoint", "--max-new-tokens", "2", "--json")
+    [done] = run_plain(tmp_path, ("infer", str(scenes / "scene-0001.png"), long, *of))
+    document = json.loads(done.out)
+    assert document["prompt_tokens"] > 4096
+    [remark] = document["remarks"]
+    assert "4,096 tokens long" in remark and f"{document['prompt_tokens']:,}" in remark

@@ -39,9 +39,11 @@ def test_whole_stages() -> None:
         ("4 </CONCLUSION>", "4", {"CONCLUSION": "4"}),
         ("<CONCLUSION>4</CONCLUSION> y </CONCLUSION>", "4", {"CONCLUSION": "4"}),
         # Only the four names are tags.
-        ("<CONCLUSION>press <OK> or </A></CONCLUSION>", "press <OK> or </A>", {
-            "CONCLUSION": "press <OK> or </A>"
-        }),
+        (
+            "<CONCLUSION>press <OK> or </A></CONCLUSION>",
+            "press <OK> or </A>",
+            {"CONCLUSION": "press <OK> or </A>"},
+        ),
         ("if a < B", "if a < B", {}),
         ("4 (", "4 (", {}),
         # What the released weights were seen to write instead.

@@ -15,9 +15,9 @@ from policy_rules import after, masks_of, vtw
 from policy_subjects import asked, serve, subject
 from running import loaded, request, run
 
+from mvw_cli.adapter import LoadedModel, ModelSpec
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import CHUNK
-from mvw_cli.adapter import LoadedModel, ModelSpec
 from mvw_cli.engine.types import Admitted, Finished, NotFinite, Prefilled, Token, Withdrawn
 from mvw_cli.errors import ModelProblem
 from mvw_cli.policies.mvw import Mvw
@@ -271,9 +271,7 @@ def test_withdrawal_gives_memory_back() -> None:
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3}])
-def test_a_request_whose_numbers_overflow_fails_alone(
-    ask: Any, sampling: dict[str, Any]
-) -> None:
+def test_a_request_whose_numbers_overflow_fails_alone(ask: Any, sampling: dict[str, Any]) -> None:
     """Weights that float16 can't hold: the image makes infinities, and text alone does not."""
     tiny = ADAPTER.tiny()
     with torch.no_grad():

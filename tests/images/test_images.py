@@ -267,7 +267,7 @@ def test_damaged_bytes_never_give_anything_but_an_image_or_a_message(
 
 @pytest.mark.parametrize(
     "data",
-    [b"hello\n", b"BMW is a car\n", b"RIFF\0\0\0\0WAVEfmt ", b"%PDF-1.7", b"<svg/>", b"\0", b""],
+    [b"hello\n", b"BMW is a car\n", b"RIFF\0\0\0\0WAVEfmt ", b"\0", b""],
 )
 def test_not_an_image(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.png"
@@ -334,7 +334,7 @@ def reading(code: str) -> str:
 
 def test_devices_and_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refused("/dev/zero")
-    assert error.hint == 'cat /dev/zero | mvw infer - "What is in the picture?"'
+    assert error.hint == "ls -l /dev/zero"
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
@@ -429,9 +429,7 @@ def test_a_png_may_hold_megabytes_of_text_and_colours(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
 )
-def test_what_people_take_for_an_image_is_named(
-    tmp_path: Path, data: bytes, command: str
-) -> None:
+def test_what_people_take_for_an_image_is_named(tmp_path: Path, data: bytes, command: str) -> None:
     path = tmp_path / "a b.png"
     path.write_bytes(data)
     hint = refused(path).hint

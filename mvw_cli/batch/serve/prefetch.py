@@ -253,8 +253,8 @@ class Encoder:
     def __call__(self, item: Item, images: Sequence[ImageFile]) -> Encoded:
         """Encode an item."""
         pictures = [file.image for file in images]
-        remarks = list(self.session.adapter.remarks(self.session.loaded, pictures, item.question))
-        return Encoded(self.session.request(pictures, item.question, id=item.id), remarks)
+        request = self.session.request(pictures, item.question, id=item.id)
+        return Encoded(request, self.session.remarks(pictures, item.question, request))
 
     def scaled_down(self, ready: Ready) -> tuple[Ready, str] | None:
         """Halve the pixels of an item's largest image, to be encoded again; None: too few are left.

@@ -114,12 +114,12 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     phases.mark("load_ms")
     view.clear()
     pictures = [file.image for file in images]
-    remarks = list(session.adapter.remarks(session.loaded, pictures, task.question))
+    request = session.request(pictures, task.question)
+    remarks = session.remarks(pictures, task.question, request)
     if task.random_weights:
         remarks.insert(0, "The weights are random: this answer is noise. Time and memory are real.")
     for remark in remarks:
         view.warn(remark)
-    request = session.request(pictures, task.question)
     record = None
     if task.explain is not None:
         from mvw_cli.explain.record import recorded

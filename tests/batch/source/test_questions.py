@@ -75,16 +75,18 @@ def test_images_that_lie_in_the_file(folder: Path) -> None:
     # In any order: a file is read from its start again where that is needed.
     assert [hash_images(objects[1]), hash_images(objects[0])] == [blue * 2, red]
     assert hash_images(table[0]) == red
-    with (folder / "v.tsv").open("w") as file:
-        file.write("index\timage\tquestion\n")
+    [damaged] = listed(folder, "d.jsonl", '{"image": "data:image/png;base64,@", "question": "?"}')
     with pytest.raises(BadImage, match="Cannot read the image"):
-        hash_images(table[1])
+        hash_images(damaged)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("image,question\n0.png,Are there red circles, or blue squares?\n", "3 cells, the header 2"),
+        (
+            "image,question\n0.png,Are there red circles, or blue squares?\n",
+            "3 cells, the header 2",
+        ),
         ("image,question,question\n0.png,a,b\n", "two columns question"),
         ("picture,question\n0.png,a\n", "no column image; its columns are: picture, question"),
         ("image,question\n0.png,\n", "lacks question"),
@@ -92,9 +94,7 @@ def test_images_that_lie_in_the_file(folder: Path) -> None:
         (f"picture,{'QUJD' * 1000}\n", "its columns are: picture, QUJDQUJD"),
     ],
 )
-def test_a_line_that_is_none_is_told_with_its_number(
-    folder: Path, content: str, said: str
-) -> None:
+def test_a_line_that_is_none_is_told_with_its_number(folder: Path, content: str, said: str) -> None:
     with pytest.raises(UsageProblem) as caught:
         listed(folder, "q.csv", content)
     told = f"{caught.value.message}: {caught.value.cause}"

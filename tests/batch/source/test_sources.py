@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from making import QUESTION, ids, listed, refused
 from PIL import Image
@@ -44,6 +45,7 @@ def test_recursive_goes_below(tmp_path: Path) -> None:
 
 def test_what_looks_like_an_image_is_what_pillow_reads_as_one() -> None:
     Image.init()
+    pillow_heif.register_heif_opener()
     formats = {*reader._COMMON, *reader._FURTHER, "MPO"}  # MPO: a JPEG of several, by its decoder
     registered = {end for end, kind in Image.registered_extensions().items() if kind in formats}
     assert registered == IMAGE_SUFFIXES
@@ -276,7 +278,7 @@ def test_a_file_of_questions_that_can_not_be_asked(tmp_path: Path) -> None:
     error = refused(questions=file, question=None)
     assert error.message == f"Line 2 of {file} is no question about an image"
     assert error.cause == "it lacks question, and there is no other question to ask"
-    assert error.hint == f"sed -n 2p {file}"
+    assert error.hint == f"sed -n 2p {file} | cut -c1-300"
     assert refused(file).hint == f"mvw batch --questions {file}"  # in the place of an image
     (tmp_path / "q.csv").write_text("file,question\na.png,?\n")
     error = refused(questions=str(tmp_path / "q.csv"))
