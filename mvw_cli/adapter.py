@@ -160,7 +160,7 @@ class Adapter(ABC):
         """Take the generated text apart; must cope with text that was cut or is malformed."""
 
     def opening(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> str:
-        """Return what the prompt has written of the answer already, as `<think>`; it is parsed too."""
+        """Return what the prompt has written of the answer already, as `<think>`."""
         return ""
 
     @abstractmethod

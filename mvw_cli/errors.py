@@ -67,7 +67,7 @@ class BadImage(MvwError):
 
 
 class ModelProblem(MvwError):
-    """A model can't be loaded, or can't be served exactly."""
+    """A model can't be loaded, can't be served exactly, or gives numbers that are none."""
 
     exit_code = ExitCode.MODEL
 

@@ -58,8 +58,8 @@ class Session:
             return remarks
         return [
             *remarks,
-            f"The context is {most:,} tokens long: the prompt takes {prompt:,} and the answer up to "
-            f"{answer:,}. What lies beyond was not trained.",
+            f"The context is {most:,} tokens long: the prompt takes {prompt:,}, and the answer up "
+            f"to {answer:,}. What lies beyond was not trained.",
         ]
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:

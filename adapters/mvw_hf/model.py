@@ -323,7 +323,7 @@ def plain_question(loaded: LoadedModel, question: str) -> str:
     """Take off the `<image>` by which files of LLaVA's form say where the image stands.
 
     Raises:
-        UsageProblem: what is left holds a control token of the model, which would not be text to it.
+        UsageProblem: what is left holds a control token, which the model would not read as text.
     """
     question = _PLACEHOLDER.sub("", question, count=1)
     known = getattr(getattr(loaded.processor, "tokenizer", None), "added_tokens_decoder", {})

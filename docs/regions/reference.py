@@ -74,7 +74,8 @@ def exit_codes() -> str:
     """Write the table of exit codes; most meanings are the docstrings of the errors."""
     meanings = dict(_CODES)
     for kind in MvwError.__subclasses__():
-        meanings[kind.exit_code] = (kind.__doc__ or "").strip()
+        if kind.__module__ == MvwError.__module__:
+            meanings[kind.exit_code] = (kind.__doc__ or "").strip()
     return table(
         ("Code", "Name", "Meaning"),
         [(f"`{code.value}`", f"`{code.name}`", meanings[code]) for code in ExitCode],

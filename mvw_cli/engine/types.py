@@ -73,8 +73,6 @@ class Request:
     then."""
     opening: str = ""
     """What the prompt has written of the answer already; see `Adapter.opening`."""
-    opening: str = ""
-    """What the prompt has written of the answer already; see `Adapter.opening`."""
 
     @property
     def text_tokens(self) -> int:
