@@ -332,7 +332,7 @@ def plain_question(loaded: LoadedModel, question: str) -> str:
             raise UsageProblem(
                 f"The question holds {token.content}, a control token of {loaded.name}.",
                 cause="The model would not read it as text.",
-                hint="mvw infer IMAGE QUESTION --help",
+                hint="mvw list profiles",
             )
     return question
 

@@ -478,13 +478,18 @@ def test_a_dry_run_as_json_and_of_what_failed(batch: Run) -> None:
 
 def test_the_summary_as_json(batch: Run) -> None:
     Path("images/3.png").write_bytes(b"no picture")
+    Path("images/notes.txt").touch()
     ran = batch("images", "w1 w2", "--json")
     assert ran.code == ExitCode.ITEMS_FAILED
+    assert "Left out, since they are no images: 1 .txt" in ran.err
     summary = json.loads(ran.out)
-    assert list(dotted(summary, whole=("errors",))) == documented("The summary of `mvw batch`")
+    assert list(dotted(summary, whole=("errors", "left_out"))) == documented(
+        "The summary of `mvw batch`"
+    )
     counts = [summary[key] for key in ("listed", "skipped", "answered", "failed", "remaining")]
     assert counts == [4, 0, 3, 1, 0]
     assert summary["errors"] == {"BadImage": 1}
+    assert summary["left_out"] == {".txt": 1}
     assert summary["generated_tokens"] == sum(
         one["generated_tokens"] or 0 for one in records().values()
     )
@@ -628,3 +633,15 @@ def test_too_little_memory_fails_items_and_says_so(batch: Run) -> None:
     error = records()["0.png"]["error"]
     assert (error["type"], "10.0 KiB" in error["cause"]) == ("OutOfMemory", True)
     parse_hint(error["hint"])
+
+
+def test_no_input_is_written_over_by_whatever_name(batch: Run) -> None:
+    """Not with --overwrite either, which a hint must not suggest."""
+    Path("q.jsonl").write_text('{"image": "images/0.png", "question": "w1"}\n')
+    Path("also.jsonl").symlink_to("q.jsonl")
+    before = Path("q.jsonl").read_bytes()
+    for output in ("q.jsonl", "./images/../q.jsonl", "also.jsonl"):
+        ran = batch("--questions", "q.jsonl", "-o", output, "--overwrite")
+        assert ran.code == ExitCode.USAGE
+        assert "would be written over" in ran.err and "--overwrite" not in ran.err
+    assert Path("q.jsonl").read_bytes() == before
