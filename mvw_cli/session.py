@@ -53,14 +53,11 @@ class Session:
         """List, one line each, where a question lies outside what the model can answer."""
         remarks = self.adapter.remarks(self.loaded, images, question)
         most = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        prompt, answer = int(request.inputs["input_ids"].shape[1]), self.settings.max_new_tokens
-        if most is None or prompt + answer <= most:
+        prompt = int(request.inputs["input_ids"].shape[1])
+        if most is None or prompt < most:
             return remarks
-        return [
-            *remarks,
-            f"The context is {most:,} tokens long: the prompt takes {prompt:,}, and the answer up "
-            f"to {answer:,}. What lies beyond was not trained.",
-        ]
+        beyond = f"The prompt takes {prompt:,} tokens, more than the context of {most:,} holds"
+        return [*remarks, f"{beyond}: the model was not trained for that."]
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Serve requests; yield the engine's events.

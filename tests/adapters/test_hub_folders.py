@@ -89,4 +89,4 @@ def test_a_prompt_beyond_the_context_is_remarked_on(tmp_path: Path, scenes: Path
     document = json.loads(done.out)
     assert document["prompt_tokens"] > 4096
     [remark] = document["remarks"]
-    assert "4,096 tokens long" in remark and f"{document['prompt_tokens']:,}" in remark
+    assert "context of 4,096" in remark and f"{document['prompt_tokens']:,}" in remark
