@@ -159,8 +159,8 @@ class Adapter(ABC):
     def parse(self, text: str) -> Answer:
         """Take the generated text apart; must cope with text that was cut or is malformed."""
 
-    def opening(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> str:
-        """Return what the prompt has written of the answer already, as `<think>`."""
+    def opening(self, loaded: LoadedModel) -> str:
+        """Return what prompts have written of the answer already, as `<think>`."""
         return ""
 
     @abstractmethod

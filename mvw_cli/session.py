@@ -5,12 +5,13 @@ The road that every command takes from a resolved profile to the engine's events
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mvw_cli.adapter import Adapter, LoadedModel
+from mvw_cli.adapter import Adapter, Answer, LoadedModel
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import OutOfMemory
 from mvw_cli.machine.fit import check_fit
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from mvw_cli.engine.engine import Engine
     from mvw_cli.engine.slots import Observe, Slots
     from mvw_cli.profiles.schema import Profile
+
+
+_PLACEHOLDER = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +48,26 @@ class Session:
             OutOfMemory: the device has no room for the encoded images.
         """
         with _explained(self.loaded.name):
-            inputs = self.adapter.encode(self.loaded, images, question)
+            inputs = self.adapter.encode(self.loaded, images, without_placeholder(question))
             layout = self.adapter.vision(self.loaded, inputs)
-            opening = self.adapter.opening(self.loaded, inputs)
-        return Request(id, inputs, layout, self.policy, self.settings, opening=opening)
+        return Request(id, inputs, layout, self.policy, self.settings)
+
+    def parse(self, text: str) -> Answer:
+        """Take a generated text apart, with what the prompt had written of it."""
+        return self.adapter.parse(self.adapter.opening(self.loaded) + text)
 
     def remarks(self, images: Sequence[Image], question: str, request: Request) -> list[str]:
         """List, one line each, where a question lies outside what the model can answer."""
-        remarks = self.adapter.remarks(self.loaded, images, question)
+        remarks = self.adapter.remarks(self.loaded, images, without_placeholder(question))
         most = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
         prompt = int(request.inputs["input_ids"].shape[1])
         if most is None or prompt < most:
             return remarks
-        beyond = f"The prompt takes {prompt:,} tokens, more than the context of {most:,} holds"
-        return [*remarks, f"{beyond}: the model was not trained for that."]
+        return [
+            *remarks,
+            f"The prompt is too long: {prompt:,} tokens, in a context of {most:,}. The model was "
+            "not trained for that.",
+        ]
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Serve requests; yield the engine's events.
@@ -132,6 +142,11 @@ def open_session(
         cross_attention=profile.cross_attention,
     )
     return Session(adapter, loaded, engine, policy, settings)
+
+
+def without_placeholder(question: str) -> str:
+    """Take off the `<image>` by which question files of LLaVA's form say where the image stands."""
+    return _PLACEHOLDER.sub("", question, count=1)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ generation settings. Adapters for one family override what differs.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,9 +54,6 @@ _SQUARE = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """Vision towers of LLaVA, and the selection of features that leaves the patches and nothing else:
 CLIP's class token comes first and is dropped, SigLIP has none."""
 THINK = "<think>"
-_END_OF_PROMPT = 16
-"""Tokens among which the tag is found, that opens thinking."""
-_PLACEHOLDER = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
 FALLBACK = (
     "The model's processor can't be had: a fallback takes its place. Vision tokens are counted as "
     "its own would be, tokens of text are guessed at four characters each."
@@ -153,7 +149,7 @@ class HuggingFace(Adapter):
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
     ) -> dict[str, Tensor]:
-        question = plain_question(loaded, question)
+        check_question(loaded, question)
         inputs = self.tokenize(loaded, images, loaded.spec.template.replace("{question}", question))
         model = loaded.model
         device = input_device(model)
@@ -225,13 +221,10 @@ class HuggingFace(Adapter):
     def parse(self, text: str) -> Answer:
         return parse_thinking(text)
 
-    def opening(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> str:
+    def opening(self, loaded: LoadedModel) -> str:
         """Templates of models that always think end in the tag that opens it."""
-        tokenizer = getattr(loaded.processor, "tokenizer", None)
-        if tokenizer is None:
-            return ""
-        end = tokenizer.decode(inputs["input_ids"][0, -_END_OF_PROMPT:])
-        return THINK if end.rstrip().endswith(THINK) else ""
+        prompt = filled_in(loaded.processor, loaded.spec.system)
+        return THINK if prompt.rstrip().endswith(THINK) else ""
 
     def shape(self, spec: ModelSpec) -> PreTrainedConfig:
         from transformers import AutoConfig
@@ -291,41 +284,41 @@ def check_template(processor: Any, spec: ModelSpec) -> None:
             cause="prompt.system is set",
             hint="mvw infer IMAGE QUESTION --set prompt.system=null",
         )
-    if template is None or not hasattr(processor, "apply_chat_template"):
-        return
-
-    def filled_in(system: str | None) -> TemplateError | None:
-        try:
-            processor.apply_chat_template(
-                conversation(system, [None], "?"), add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            return error
-        return None
-
-    error = filled_in(spec.system)
-    if error is None:
-        return
-    if spec.system is not None and filled_in(None) is None:
+    try:
+        filled_in(processor, None)
+    except TemplateError as error:
+        raise ModelProblem(
+            f"The chat template of {spec.model} can't be filled in.",
+            cause=str(error),
+            hint="mvw list profiles",
+        ) from None
+    try:
+        filled_in(processor, spec.system)
+    except TemplateError as error:
         raise UsageProblem(
             f"The chat template of {spec.model} takes no system prompt.",
             cause=f"prompt.system is set; it says: {error}",
             hint="mvw infer IMAGE QUESTION --set prompt.system=null",
-        )
-    raise ModelProblem(
-        f"The chat template of {spec.model} can't be filled in.",
-        cause=str(error),
-        hint="mvw list profiles",
+        ) from None
+
+
+def filled_in(processor: Any, system: str | None) -> str:
+    """Fill in the chat template with one image and some question; empty where there is none."""
+    if getattr(processor, "chat_template", None) is None:
+        return ""
+    messages = conversation(system, [None], "?")
+    prompt: str = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
     )
+    return prompt
 
 
-def plain_question(loaded: LoadedModel, question: str) -> str:
-    """Take off the `<image>` by which files of LLaVA's form say where the image stands.
+def check_question(loaded: LoadedModel, question: str) -> None:
+    """Refuse a question with a control token, which the model would not read as text.
 
     Raises:
-        UsageProblem: what is left holds a control token, which the model would not read as text.
+        UsageProblem: it holds one.
     """
-    question = _PLACEHOLDER.sub("", question, count=1)
     known = getattr(getattr(loaded.processor, "tokenizer", None), "added_tokens_decoder", {})
     for token in known.values():
         if token.special and token.content in question:
@@ -334,7 +327,6 @@ def plain_question(loaded: LoadedModel, question: str) -> str:
                 cause="The model would not read it as text.",
                 hint="mvw list profiles",
             )
-    return question
 
 
 def conversation(system: str | None, images: Sequence[Any], text: str) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ class MassSearch(Search):
 
     def measure(self, run: SearchRun, item: ItemSpec, request: Request) -> dict[str, Any]:
         finished, mass = record(run.session, request, self.policy(), run.tick)
-        answer = run.session.adapter.parse(finished.text).answer
+        answer = run.session.parse(finished.text).answer
         return {"answer": answer, "token_ids": finished.token_ids, "mass": mass}
 
     def choose(self, run: SearchRun, samples: list[dict[str, Any]]) -> Outcome:
@@ -243,7 +243,7 @@ def answer(run: SearchRun, item: ItemSpec, policy: Mass) -> dict[str, Any]:
     settings = replace(run.session.settings, ignore_eos=False)
     request = replace(ask(run.session, item, settings), policy=policy)
     finished = answered(run.session, request, run.tick)
-    said = run.session.adapter.parse(finished.text).answer
+    said = run.session.parse(finished.text).answer
     return {"token_ids": finished.token_ids, "answer": said}
 
 

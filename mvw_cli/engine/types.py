@@ -71,8 +71,6 @@ class Request:
     """The whole output, where it is given: its tokens are read and none is chosen, so that other
     conditions can be seen along the same output; at least one token. Settings count for nothing
     then."""
-    opening: str = ""
-    """What the prompt has written of the answer already; see `Adapter.opening`."""
 
     @property
     def text_tokens(self) -> int:

@@ -19,6 +19,7 @@ from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.types import Finished, GenerationSettings, Request
 from mvw_cli.errors import ExitCode, ModelProblem, MvwError, UsageProblem
 from mvw_cli.policies.mvw import Mvw
+from mvw_cli.session import Session
 
 ADAPTER = HuggingFace()
 META = {"format": "pt"}
@@ -80,6 +81,25 @@ def problem(kind: type[MvwError], spec: ModelSpec) -> MvwError:
     assert "\n" not in error.message + error.cause
     assert error.hint
     return error
+
+
+def test_a_template_that_opens_thinking_whatever_the_tokenizer_makes_of_it() -> None:
+    tiny = ADAPTER.tiny()
+    session = Session(ADAPTER, tiny, Engine(tiny), Mvw(m=3), GenerationSettings())
+    assert session.parse("cut").answer == "cut"
+    tiny.processor.chat_template += "{{ '<think>\\n' }}"
+    assert (session.parse("cut").answer, session.parse("cut").reasoning) == ("", "cut")
+    assert session.parse("so</think> 4").answer == "4"
+
+
+def test_the_place_of_the_image_in_a_question_is_taken_off_and_control_tokens_refused() -> None:
+    tiny = ADAPTER.tiny()
+    session = Session(ADAPTER, tiny, Engine(tiny), Mvw(m=3), GenerationSettings())
+    plain = session.request([RED], "w1 w2").inputs["input_ids"]
+    for question in ("<image>\nw1 w2", "w1 w2 <image>"):
+        assert session.request([RED], question).inputs["input_ids"].equal(plain)
+    with pytest.raises(UsageProblem, match="control token"):
+        session.request([RED], "w1 <image> w2")
 
 
 def test_no_model_named() -> None:

@@ -284,8 +284,7 @@ class Server:
     def _answered(self, job: _Job, finished: Finished) -> Record:
         ready, completion = job.ready, summarise(job.events)
         try:
-            opening = ready.encoded.request.opening if ready.encoded else ""
-            answer = self._session.adapter.parse(opening + completion.text)
+            answer = self._session.parse(completion.text)
         except Exception as error:  # of adapters by others
             return self._failed(ready, error, attempts=job.attempts)
         before_ms = ready.read_ms + ready.preprocess_ms

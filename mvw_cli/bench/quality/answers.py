@@ -213,7 +213,7 @@ def _answer(run: Comparing, request: Request, reference: str | None = None) -> G
         if isinstance(event, Admitted):
             started = event.at
         if isinstance(event, Finished):
-            answer = run.session.adapter.parse(event.text).answer
+            answer = run.session.parse(event.text).answer
             correct = None if reference is None else answers_match(answer, reference)
             return Given(event.token_ids, answer, event.at - started, correct)
     raise AssertionError("the engine ended without an answer")
