@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from mvw_cli.errors import BadImage
 from mvw_cli.text import closest
@@ -22,15 +23,21 @@ FILE_LIMIT = 1 << 30
 _FORMATS = "PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, AVIF, HEIF nor JPEG 2000"
 _HEIF = b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1".split()
 """Major brands of HEIF files (ISO/IEC 23008-12)."""
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF
+
+
 _KNOWN: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
     (
-        lambda data: data[4:8] == b"ftyp" and data[8:12] in _HEIF,
+        lambda data: _is_heif(data) and find_spec("pillow_heif") is None,
         "it is a HEIF photo, which needs the package pillow-heif",
         'pip install "mvw[heif]"',
     ),
     (
         lambda data: (
-            (data[4:8] == b"ftyp" and not data.startswith(b"avi", 8))
+            (data[4:8] == b"ftyp" and not _is_heif(data) and data[8:11] != b"avi")
             or data.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba"))
         ),
         "it is a video, and mvw reads pictures",

@@ -437,3 +437,10 @@ def test_what_people_take_for_an_image_is_named(tmp_path: Path, data: bytes, com
     # What it writes is no file that is read.
     assert shlex.split(hint).count(str(path)) <= 1
     assert refused(data).hint
+
+
+def test_a_damaged_heif_photo_does_not_ask_for_what_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    path = tmp_path / "IMG_1.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert refused(path).hint == f"file {path}"
