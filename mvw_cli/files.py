@@ -43,15 +43,27 @@ def check_not_input(written: str, inputs: Iterable[str]) -> None:
     Raises:
         UsageProblem: one of the inputs is the file that is to be written.
     """
-    for path in inputs:
+    read = same_file(written, inputs)
+    if read is not None:
+        raise UsageProblem(
+            f"{written} is an input, and would be written over",
+            cause="input and output are the same file"
+            + ("" if read == written else f", which is read as {read}"),
+            hint=f"ls -li {shlex.quote(written)}",
+        )
+
+
+def same_file(path: str, others: Iterable[str]) -> str | None:
+    """Return which of some paths leads to the same file as this one, if any does."""
+    try:
+        wanted = os.stat(path)
+    except (OSError, ValueError):  # it is still to be made
+        return None
+    for other in others:
         with suppress(OSError, ValueError):
-            if os.path.samefile(path, written):
-                raise UsageProblem(
-                    f"{written} is an input, and would be written over",
-                    cause="input and output are the same file"
-                    + ("" if path == written else f", which is read as {path}"),
-                    hint=f"ls -li {shlex.quote(written)}",
-                )
+            if os.path.samestat(os.stat(other), wanted):
+                return other
+    return None
 
 
 @contextmanager

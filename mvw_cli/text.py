@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return text.translate(_TABLE)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no halves of characters, which stand for bytes that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def one_line(text: str) -> str:
     """Make a text printable and put it on one line."""
     return printable(" ".join(text.split()))

@@ -594,7 +594,6 @@ FOLDERS = (
                 "video_token": "<video>",
                 "vision_feature_select_strategy": "full",
             },
-            "video_processor": {},
         },
         tokenizer_class="Qwen2Tokenizer",
         weight_names=_VISION_TOWER,
@@ -746,8 +745,7 @@ def write_hub_folder(published: HubFolder, folder: Path) -> Path:
         told["chat_template"] = published.template
     _write(folder / "tokenizer_config.json", told)
     for name, content in published.files.items():
-        if content:
-            _write(folder / name, content)
+        _write(folder / name, content)
     _write(folder / "generation_config.json", {**published.generation, "transformers_version": "4"})
     _write_weights(published, folder)
     return folder

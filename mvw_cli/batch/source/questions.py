@@ -23,7 +23,7 @@ from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
 from mvw_cli.batch.source.paths import Source, is_folder, join, open_file, suffix
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.images.problems import FILE_LIMIT
-from mvw_cli.text import error_line, plural
+from mvw_cli.text import error_line, is_unicode, plural
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 _SEPARATORS = (",", ";", "\t")
@@ -49,17 +49,25 @@ def list_questions(file: str, source: Source) -> Iterator[Item]:
     asked: Counter[str] = Counter()
     for number, values in _lines(file):
         try:
-            images = _images(file, folder, number, values)
-            paths = [image.path for image in images if image.row is None]
-            if not all(map(source.chooses, _written(values) if paths else [])):
+            written = _written(values)
+            if not written:
+                raise ValueError("it lacks image, a path or a list of paths")
+            paths = [text for text in written if not _is_embedded(text)]
+            if not all(map(source.chooses, paths)):
                 continue
             id = as_text(values.get("id", values.get("index")))
-            if id is None and not paths:
+            if id is None and paths != written:  # no id ever holds an image
                 id = f"{os.path.basename(file)}#{number}"
             elif id is None:  # the image, with a number from its second question on
-                id = "+".join(_written(values))
+                id = "+".join(paths)
                 asked[id] += 1
                 id = id if asked[id] == 1 else f"{id}#{asked[id]}"
+            images = tuple(
+                ImageRef(file, number, "image" if len(written) == 1 else f"image/{place}")
+                if _is_embedded(text)
+                else ImageRef(join(folder, text))
+                for place, text in enumerate(written)
+            )
             question = _question_of(values, source)
         except ValueError as error:
             raise _bad_line(file, number, str(error)) from None
@@ -97,18 +105,9 @@ class Lines:
         return b64decode("".join(data.split()), validate=True)
 
 
-def _images(file: str, folder: str, number: int, values: Mapping[str, Any]) -> tuple[ImageRef, ...]:
-    written = _written(values)
-    if not written:
-        raise ValueError("it lacks image, a path or a list of paths")
-    found = []
-    for place, text in enumerate(written):
-        if text.startswith("data:") or _BASE64.match(text):
-            column = "image" if len(written) == 1 else f"image/{place}"
-            found.append(ImageRef(file, number, column))
-        else:
-            found.append(ImageRef(join(folder, text)))
-    return tuple(found)
+def _is_embedded(text: str) -> bool:
+    """Whether an image is in the line itself, and no path."""
+    return text.startswith("data:") or _BASE64.match(text) is not None
 
 
 def _written(values: Mapping[str, Any]) -> list[str]:
@@ -126,7 +125,7 @@ def _question_of(values: Mapping[str, Any], source: Source) -> str:
         raise ValueError("it lacks question, and there is no other question to ask")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("its question is empty or no text")
-    if any("\ud800" <= character <= "\udfff" for character in question):
+    if not is_unicode(question):
         raise ValueError("its question is not UTF-8")
     return question
 

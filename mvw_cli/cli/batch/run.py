@@ -23,6 +23,7 @@ from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.files import check_not_input
+from mvw_cli.text import is_unicode
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
@@ -89,7 +90,7 @@ class Task:
                 cause="a model needs to be asked something",
                 hint='mvw batch ./images "What is in the picture?"',
             )
-        if question is not None and any("\ud800" <= letter <= "\udfff" for letter in question):
+        if question is not None and not is_unicode(question):
             raise UsageProblem(
                 "the question is not valid UTF-8",
                 cause="it holds bytes that are no characters",
@@ -193,7 +194,8 @@ class _Batch:
         """Refuse to write over an image or a table that a folder or a list has named."""
         for written in filter(None, (self._output.log, self._output.table)):
             if written.exists():
-                read = (image.path for item in self._worklist for image in item.images)
+                # Each file once: the rows of a table have one in common.
+                read = {image.path for item in self._worklist for image in item.images}
                 check_not_input(str(written), read)
 
     def plan(self) -> int:

@@ -21,8 +21,9 @@ from mvw_cli.console import deliver
 from mvw_cli.engine.types import Completion, summarise
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import UsageProblem
-from mvw_cli.files import check_writable
+from mvw_cli.files import check_writable, same_file
 from mvw_cli.profiles.store import DEFAULT
+from mvw_cli.text import is_unicode
 
 if TYPE_CHECKING:
     from mvw_cli.adapter import Answer
@@ -132,7 +133,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         view.show(event)
     total_ms = phases.total_ms()
     completion = summarise(events)
-    answer = session.adapter.parse(request.opening + completion.text)
+    answer = session.parse(completion.text)
     _comment(completion, answer, view)
     if task.verbose:
         spent = {**phases.ms, "total_ms": total_ms}
@@ -193,7 +194,7 @@ def _check(task: Task) -> None:
             cause="a model needs to be asked something",
             hint=f'mvw infer {shlex.quote(task.images[0])} "What is in the picture?"',
         )
-    if any("\ud800" <= character <= "\udfff" for character in task.question):
+    if not is_unicode(task.question):
         raise UsageProblem(
             "the question is not valid UTF-8",
             cause="it holds bytes that are no characters",
@@ -215,17 +216,13 @@ def _check(task: Task) -> None:
     for option, written in (("-o", task.output), ("--explain", task.explain)):
         if written in (None, "-"):
             continue
-        if any(_same(path, written) for path in task.images if path != "-"):
+        if same_file(written, (path for path in task.images if path != "-")) is not None:
             raise UsageProblem(
                 f"{option} {written} would overwrite the image",
                 cause="input and output are the same file",
                 hint="mvw infer --help",
             )
         check_writable(written)
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _first_name(task: Task) -> str:
