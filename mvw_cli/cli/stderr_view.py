@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from mvw_cli import console
+from mvw_cli.profiles.store import DEFAULT
 from mvw_cli.text import one_line, printable, readable_bytes
 
 DIM, BOLD, WARN, PLAIN = "\x1b[2m", "\x1b[1;36m", "\x1b[33m", "\x1b[0m"
@@ -115,6 +116,13 @@ class StderrView:
         finally:
             warnings.showwarning = show
             self.clear()
+
+    def note_embedded(self) -> None:
+        """Tell that nobody has named a model, and what answers instead."""
+        self.note(
+            f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
+            "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
+        )
 
     def note(self, text: str) -> None:
         """Write one line."""

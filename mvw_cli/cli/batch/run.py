@@ -277,11 +277,7 @@ class _Batch:
     def _introduce(self) -> None:
         view, log = self._view, self._log
         if self._resolved.is_default:
-            view.note(
-                f"No profile or model is named: the embedded `{self._resolved.name}` answers, "
-                "which reads only scenes of coloured shapes. A real one: --model ORG/NAME or "
-                "--profile NAME."
-            )
+            view.note_embedded()
         if self._task.random_weights:
             view.warn("The weights are random: answers are noise. Time and memory are real.")
         if log.done or log.failed:

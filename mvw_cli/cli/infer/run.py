@@ -100,10 +100,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     images = _images(task.images, resolved.profile.images.max_pixels)
     phases.mark("image_ms")
     if resolved.is_default:
-        view.note(
-            f"No profile or model is named: the embedded `{DEFAULT}` answers, which reads only "
-            "scenes of coloured shapes. A real one: --model ORG/NAME or --profile NAME."
-        )
+        view.note_embedded()
     from mvw_cli.session import open_session
 
     session = open_session(
