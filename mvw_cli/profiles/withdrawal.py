@@ -15,7 +15,7 @@ from pydantic import Field, create_model
 
 from mvw_cli.errors import PluginProblem, UsageProblem
 from mvw_cli.plugins import load_policy
-from mvw_cli.policies.stack import stacked
+from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.document import KeyPath, RawText, interpret
 from mvw_cli.profiles.policy_line import parse
@@ -307,9 +307,14 @@ def _combined(
 ) -> WithdrawalPolicy:
     """Put policies in a row."""
     try:
-        if len(policies) > 1 and _NOTHING in names:
-            raise ValueError("none keeps every vision token, and the others withdraw")
-        return stacked(policies)
+        if len(policies) > 1:
+            if _NOTHING in names:
+                raise ValueError("none keeps every vision token, and the others withdraw")
+            return Stack(tuple(policies))
+        reason = policies[0].conflict(())  # as of one that only changes what others do
+        if reason is not None:
+            raise ValueError(reason)
+        return policies[0]
     except ValueError as error:
         raise UsageProblem(
             f"{origin}: withdrawal: {error}",
