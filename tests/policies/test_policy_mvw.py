@@ -37,6 +37,13 @@ def test_it_withdraws_once_at_the_first_trigger(policy: Mvw, step: int) -> None:
     assert walk(policy, OUTPUT) == {step: [Withdraw()]}  # requests share no state
 
 
+@pytest.mark.parametrize("until", ["</CAPTION>", ["</CAPTION>"]])
+def test_the_tag_of_a_stage_counts_in_either_form(until: Any) -> None:
+    said = walk(Mvw(until=until), ["(Here ends", " the CAPTION", " stage)", " 4"], **TWO)
+    assert list(said) == [3]
+    assert walk(Mvw(until=until), ["(Here begins the CAPTION stage)"], **TWO) == {}
+
+
 @pytest.mark.parametrize("policy", [NoWithdrawal(), Mvw(m=9), Mvw(until="</NOWHERE>")])
 def test_without_a_trigger_nothing_goes(policy: WithdrawalPolicy) -> None:
     assert walk(policy, OUTPUT) == {}
