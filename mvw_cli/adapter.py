@@ -50,6 +50,8 @@ class ModelSpec:
     """System prompt, or None for the model's own default."""
     template: str = "{question}"
     """Text sent with the images; `{question}` stands for the question."""
+    special_tokens: bool = False
+    """Whether control tokens in system prompt, template and question are such, not plain text."""
     max_pixels: int | None = None
     """Larger images are scaled down to at most this many pixels before the processor."""
     allow_pickle: bool = False

@@ -34,9 +34,8 @@ settings = Settings()
 
 
 def reset() -> None:
-    """Go back to what the environment says, as at the start of a process."""
-    settings.quiet = settings.no_color = False
-    settings.debug = os.environ.get("MVW_DEBUG", "") not in ("", "0")
+    """Go back to the state at the start of a process."""
+    settings.quiet = settings.no_color = settings.debug = False
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,33 +38,51 @@ def check_writable(path: str) -> None:
         raise unwritable(path, cause, f"ls -ld {quoted}") from None
 
 
-def check_not_input(written: str, inputs: Iterable[str]) -> None:
-    """Refuse to write over a file that is read, by whatever path it is given.
+def check_not_input(outputs: Iterable[str | None], inputs: Iterable[str]) -> None:
+    """Refuse to write over a file that is read, by whatever paths the two are given.
+
+    Args:
+        outputs: None and `-` are no files, and what is still to be made is none that is read.
+        inputs: `-` is what standard input comes from. Not asked for where no output is there yet.
 
     Raises:
-        UsageProblem: one of the inputs is the file that is to be written.
+        UsageProblem: one of the outputs is one of the inputs.
     """
-    read = same_file(written, inputs)
-    if read is not None:
-        raise UsageProblem(
-            f"{written} is an input, and would be written over",
-            cause="input and output are the same file"
-            + ("" if read == written else f", which is read as {read}"),
-            hint=f"ls -li {shlex.quote(written)}",
-        )
-
-
-def same_file(path: str, others: Iterable[str]) -> str | None:
-    """Return which of some paths leads to the same file as this one, if any does."""
-    try:
-        wanted = os.stat(path)
-    except (OSError, ValueError):  # it is still to be made
-        return None
-    for other in others:
+    there = {}
+    for path in outputs:
         with suppress(OSError, ValueError):
-            if os.path.samestat(os.stat(other), wanted):
-                return other
-    return None
+            if path is not None and path != "-":
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):  # nothing else is replaced
+                    there[status.st_dev, status.st_ino] = path
+    for read in inputs if there else ():
+        with suppress(OSError, ValueError):
+            status = os.stat(0 if read == "-" else read)
+            written = there.get((status.st_dev, status.st_ino))
+            if written is not None:
+                raise UsageProblem(
+                    f"{written} is an input, and would be written over",
+                    cause="input and output are the same file"
+                    + ("" if read == written else f", which is read as {read}"),
+                    hint=f"ls -li {shlex.quote(written)}",
+                )
+
+
+def free_name(path: str) -> str:
+    """Name a file that holds nothing yet, for hints: the path, else with a number before its end.
+
+    Nor does the log beside it, where it is to be a table.
+    """
+    stem, ending = os.path.splitext(path)
+    names = chain([path], (f"{stem}-{number}{ending}" for number in count(2)))
+    return next(one for one in names if not (_holds(one) or _holds(f"{one}.jsonl")))
+
+
+def _holds(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except (OSError, ValueError):
+        return os.path.lexists(path)
 
 
 @contextmanager

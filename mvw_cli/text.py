@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable
+
+from mvw_cli.errors import UsageProblem
 
 # A picture can hold text that a model reads out, escape sequences included.
 _HARMLESS = "\t\n"
+_IMAGE = re.compile(
+    r"\s*((?i:data:)"
+    r"|(iVBOR|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkq|TU0A|AAAA|PHN2Zy|PD94bW|JVBER)[\w+/\s-]{60,}=*\s*\Z"
+    r"|[\w+/\s-]{60,}==?\s*\Z|[\w+/\s-]{512,}\Z)",
+    re.ASCII,
+)
+"""A data URL; base64 that starts as PNG, JPEG, GIF, WebP, BMP, TIFF, HEIF, SVG or PDF do; and what
+ends as base64 does, or has no dot and is long."""
+_LONGEST_PATH = 4096  # bytes, that Linux takes
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in _HARMLESS}
 _TABLE = {**_PICTURES, 0x7F: "␡", **dict.fromkeys(range(0x80, 0xA0), "�")}
 
@@ -19,6 +32,25 @@ def printable(text: str) -> str:
 def is_unicode(text: str) -> bool:
     """Whether a text has no halves of characters, which stand for bytes that are not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def holds_image(text: str) -> bool:
+    """Whether a text is an image itself, as a data URL or in base64, and no path."""
+    return len(text) > _LONGEST_PATH or _IMAGE.match(text) is not None
+
+
+def check_paths(paths: Iterable[str | None]) -> None:
+    """Refuse an image in the place of a path, before a message has it in it.
+
+    Raises:
+        UsageProblem: one of them is an image.
+    """
+    if any(path and holds_image(path) and not os.path.lexists(path) for path in paths):
+        raise UsageProblem(
+            "An image is given as text, in the place of a path",
+            cause="data URLs and base64 are read in files of questions, as the value of image",
+            hint="mvw batch --help",
+        )
 
 
 def one_line(text: str) -> str:

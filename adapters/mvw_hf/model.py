@@ -53,6 +53,8 @@ tokens go row by row (`get_image_features` of their model files)."""
 _SQUARE = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """Vision towers of LLaVA, and the selection of features that leaves the patches and nothing else:
 CLIP's class token comes first and is dropped, SigLIP has none."""
+_INPUTS = ("image_token", "video_token", "audio_token", "boi_token")
+"""What processors, tokenizers and configurations call the tokens in whose place images go."""
 THINK = "<think>"
 FALLBACK = (
     "The model's processor can't be had: a fallback takes its place. Vision tokens are counted as "
@@ -149,8 +151,15 @@ class HuggingFace(Adapter):
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
     ) -> dict[str, Tensor]:
-        check_question(loaded, question)
-        inputs = self.tokenize(loaded, images, loaded.spec.template.replace("{question}", question))
+        text = loaded.spec.template.replace("{question}", question)
+        prompt = f"{loaded.spec.system or ''}\n{text}"
+        held = {token: one for token, one in control_tokens(loaded).items() if token in prompt}
+        encoder = loaded
+        if held:
+            from mvw_hf.control_tokens import as_text
+
+            encoder, text = as_text(loaded, text, held)
+        inputs = self.tokenize(encoder, images, text)
         model = loaded.model
         device = input_device(model)
         on_device = {
@@ -313,20 +322,18 @@ def filled_in(processor: Any, system: str | None) -> str:
     return prompt
 
 
-def check_question(loaded: LoadedModel, question: str) -> None:
-    """Refuse a question with a control token, which the model would not read as text.
-
-    Raises:
-        UsageProblem: it holds one.
-    """
-    known = getattr(getattr(loaded.processor, "tokenizer", None), "added_tokens_decoder", {})
-    for token in known.values():
-        if token.special and token.content in question:
-            raise UsageProblem(
-                f"The question holds {token.content}, a control token of {loaded.name}.",
-                cause="The model would not read it as text.",
-                hint="mvw list profiles",
-            )
+def control_tokens(loaded: LoadedModel) -> dict[str, bool]:
+    """List the control tokens of a model, each with whether images or the like go in its place."""
+    processor, config = loaded.processor, loaded.model.config
+    tokenizer = getattr(processor, "tokenizer", None)
+    ids = {getattr(config, f"{name}_id", None) for name in _INPUTS}
+    found = {
+        token.content: number in ids
+        for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        if token.special or number in ids
+    }
+    named = (getattr(one, name, None) for one in (processor, tokenizer) for name in _INPUTS)
+    return found | {token: True for token in named if token}
 
 
 def conversation(system: str | None, images: Sequence[Any], text: str) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = F
             raise UsageProblem(
                 f"{directory / name} exists already",
                 cause="samples would replace it",
-                hint=f"mvw samples {shlex.quote(str(directory))} --overwrite",
+                hint=f"mvw samples {shlex.quote(str(directory / 'new'))}",
             )
     rng = random.Random(f"samples/{seed}")
     lines = []

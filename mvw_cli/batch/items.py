@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from mvw_cli.text import holds_image
+
+IMAGE_COLUMNS = ("image", "images", "image_path")
+"""Names under which images lie in tables and files of questions; the first that is there counts."""
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +30,16 @@ class ImageRef:
     """Row of the table that holds the image's bytes."""
     column: str | None = None
     """Its column."""
+    place: int | None = None
+    """Which one of a list of images it is, from 0; None where the cell is no list."""
+
+    @property
+    def cell(self) -> str | None:
+        """Its column, with its place in a list."""
+        return self.column if self.place is None else f"{self.column}/{self.place}"
 
     def __str__(self) -> str:
-        return self.path if self.row is None else f"{self.path}#{self.column}/{self.row}"
+        return self.path if self.row is None else f"{self.path}#{self.cell}/{self.row}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,25 @@ def as_text(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def id_of(value: object) -> str | None:
+    """An id as text; None where there is none, or where it is an image, which no id is to hold."""
+    id = as_text(value)
+    return None if id is None or holds_image(id) else id
+
+
+def embedded_image(text: str) -> bytes:
+    """Read an image that a text holds, as a data URL or in base64 of either alphabet.
+
+    Raises:
+        ValueError: it is no base64.
+    """
+    head, comma, data = text.partition(",")
+    if comma and not head.rstrip().lower().endswith(";base64"):
+        return unquote_to_bytes(data)
+    plain = "".join((data if comma else text).split()).translate(_URL_SAFE)
+    return b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def is_address(path: str) -> bool:

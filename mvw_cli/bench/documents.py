@@ -14,6 +14,7 @@ from mvw_cli.bench.stats import Ratio, Summary
 from mvw_cli.cost.bounds import ArmBound, Plan
 from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
+from mvw_cli.files import free_name
 
 SCHEMA_VERSION = 2
 BASELINE = "baseline"
@@ -306,5 +307,7 @@ def read_report(path: str) -> ProfileReport:
     except ValueError:
         cause = "it is no JSON"
     raise UsageProblem(
-        f"Cannot read the report {path}", cause=cause, hint="mvw profile --m 16 -o report.json"
+        f"Cannot read the report {path}",
+        cause=cause,
+        hint=f"mvw profile --m 16 -o {free_name('report.json')}",
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mvw_cli.console import deliver
-from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.store import is_path
 
 
@@ -38,10 +37,8 @@ def write_derived(
         reason: how the withdrawal was found; becomes a comment.
 
     Raises:
-        UsageProblem: the measured profile is made of the file.
         MvwError: the file can't be written.
     """
-    check_no_part(measured, target)
     lines = [f"# {line}" for line in textwrap.wrap(reason, 96)]
     if measured["name"] is not None:
         lines.append(f"extends: {_yaml(_as_seen_from(measured['name'], target))}")
@@ -57,28 +54,6 @@ def write_derived(
             lines.append(f"{key}: {_yaml(value)}")
     lines.append(f"withdrawal: {_yaml(withdrawal)}")
     deliver("\n".join(lines), str(target))
-
-
-def check_no_part(measured: Mapping[str, Any], target: Path) -> None:
-    """Refuse to replace a file that the measured profile is made of: it would extend itself.
-
-    Raises:
-        UsageProblem: it is.
-    """
-    name = measured["name"]
-    files = [
-        origin["where"]
-        for origin in measured["origins"].values()
-        if origin["kind"] in ("profile", "user", "packaged")
-    ]
-    if name is not None and is_path(name):
-        files.append(name)
-    if os.path.realpath(target) in {os.path.realpath(os.path.expanduser(one)) for one in files}:
-        raise UsageProblem(
-            f"Cannot write {target}",
-            cause="the profile that was measured is made of it, and would extend itself",
-            hint="mvw calibrate --help",
-        )
 
 
 def _by_hand(measured: Mapping[str, Any], *keys: str) -> bool:

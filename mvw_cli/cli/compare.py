@@ -31,11 +31,12 @@ def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> N
     from mvw_cli.bench.report.comparison import sections, summary
     from mvw_cli.bench.verdict.compare import compare as set_side_by_side
     from mvw_cli.bench.verdict.compare import to_dict
-    from mvw_cli.files import check_writable
+    from mvw_cli.files import check_not_input, check_writable
     from mvw_cli.render import terminal
 
     if html is not None:
         check_writable(html)
+        check_not_input([html], [a, b])
     first, second = read_report(a), read_report(b)
     side = set_side_by_side(first, second, names=(a, b))
     title = f"{a} and {b}"

@@ -35,14 +35,16 @@ def _configure(context: click.Context, parameter: click.Parameter, value: bool) 
 def common_options(command: CommandT) -> CommandT:
     """Add -q, --no-color and --debug to a command; they act at once."""
     flags = (
-        (("-q", "--quiet"), "Nothing on stderr but errors."),
-        (("--no-color",), "No colours, also with a terminal.  [env var: NO_COLOR]"),
-        (("--debug",), "Show the traceback of an error.  [env var: MVW_DEBUG]"),
+        (("-q", "--quiet"), None, "Nothing on stderr but errors."),
+        (("--no-color",), None, "No colours, also with a terminal.  [env var: NO_COLOR]"),
+        (("--debug",), "MVW_DEBUG", "Show the traceback of an error."),
     )
-    for names, help_text in reversed(flags):
+    for names, variable, help_text in reversed(flags):
         option = click.option(
             *names,
             is_flag=True,
+            envvar=variable,
+            show_envvar=True,
             is_eager=True,  # before --help, which may have to warn of a broken plugin
             expose_value=False,
             callback=_configure,
@@ -220,7 +222,8 @@ _OFFLINE = click.option(
     "--offline",
     is_flag=True,
     envvar="MVW_OFFLINE",
-    help="Ask no network: use what is on this machine.  [env var: MVW_OFFLINE]",
+    show_envvar=True,
+    help="Ask no network: use what is on this machine.",
 )
 
 

@@ -18,7 +18,7 @@ from mvw_cli.errors import BadImage, ModelProblem, UsageProblem
 from mvw_cli.images.reading import fit, open_image
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
-from mvw_cli.text import millions, plural, readable_bytes
+from mvw_cli.text import check_paths, millions, plural, readable_bytes
 
 DEFAULT_IMAGE = "1024x768"
 TEXT_TOKENS = 512
@@ -117,6 +117,7 @@ def image_size(
         UsageProblem: a size of no pixels.
         BadImage: neither a size nor a file that can be read as an image.
     """
+    check_paths([image])
     match = _SIZE.fullmatch(image)
     if match is None:
         return open_image(image, max_pixels=max_pixels).size

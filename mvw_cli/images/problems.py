@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from glob import escape, glob
 from importlib.util import find_spec
+from itertools import chain, count
 
 from mvw_cli.errors import BadImage
+from mvw_cli.files import free_name
 from mvw_cli.text import closest
 
 GENERAL_QUESTION = "What is in the picture?"
@@ -41,17 +44,17 @@ _KNOWN: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
             or data.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba"))
         ),
         "it is a video, and mvw reads pictures",
-        "ffmpeg -i {name} -frames:v 1 {stem}-frame.png",
+        "ffmpeg -i {name} -frames:v 1 {free}.png",
     ),
     (
         lambda data: data.startswith(b"%PDF"),
         "it is a PDF document, and mvw reads pictures",
-        "pdftoppm -png -r 150 {name} {stem}-page",
+        "pdftoppm -png -r 150 {name} {free}",
     ),
     (
         lambda data: b"<svg" in data[:2000],
         "it is an SVG drawing, and mvw reads pictures",
-        "rsvg-convert -w 1024 -o {stem}-drawn.png {name}",
+        "rsvg-convert -w 1024 -o {free}.png {name}",
     ),
     (
         lambda data: data.startswith(b"version https://git-lfs"),
@@ -75,7 +78,7 @@ def _missing(path: str) -> BadImage:
     cause, hint = "no such file", f"ls {shlex.quote(folder or '.')}"
     if path.startswith(("http://", "https://")):
         cause = "it is a web address, and mvw infer reads files"
-        hint = f"curl -L -o {shlex.quote(wanted or 'image')} {shlex.quote(path)}"
+        hint = f"curl -L -o {shlex.quote(free_name(wanted or 'image'))} {shlex.quote(path)}"
     elif not os.path.isdir(folder or "."):
         cause, hint = f"there is no folder {folder}", "ls"
     elif like := closest(wanted, os.listdir(folder or ".")):
@@ -104,13 +107,19 @@ def not_an_image(name: str, data: bytes) -> BadImage:
         return _refused(name, "is empty", "it has 0 bytes")
     for is_one, cause, command in _KNOWN:
         if is_one(data):
-            stem = shlex.quote(os.path.splitext(name)[0])
-            hint = command.format(name=shlex.quote(name), stem=stem)
+            free = shlex.quote(_free_stem(os.path.splitext(name)[0]))
+            hint = command.format(name=shlex.quote(name), free=free)
             if name == "-" and "{name}" in command:
                 hint = infer(EXAMPLE_IMAGE)
             return BadImage(f"Cannot read the image {name}", cause=cause, hint=hint)
     cause = f"neither {_FORMATS}, or cut within its header"
     return _refused(name, "is not an image", cause)
+
+
+def _free_stem(stem: str) -> str:
+    """Name pictures that a hint's command makes: no file's name begins so yet."""
+    names = chain([f"{stem}-picture"], (f"{stem}-picture{number}" for number in count(2)))
+    return next(one for one in names if not glob(f"{escape(one)}*"))
 
 
 def damaged(name: str, cause: str) -> BadImage:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Layer:
     """By dotted key, without the withdrawal."""
     withdrawal: tuple[Step, ...]
     extends: Given | None = None
+    path: Path | None = None
+    """The file that it is from."""
 
 
 def file_layer(file: ProfileFile) -> Layer:
@@ -96,7 +98,7 @@ def file_layer(file: ProfileFile) -> Layer:
 
     # A group whose keys are all commented out reads as null.
     given = {key: one for key, one in values.items() if not (key in SECTIONS and one is None)}
-    return _layer(given, locate)
+    return replace(_layer(given, locate), path=file.path)
 
 
 def environment_layer(env: Mapping[str, str]) -> Layer:
@@ -194,6 +196,8 @@ class Resolved:
     origins: Mapping[str, Origin]
     is_default: bool = False
     """No profile, adapter or model was named: the embedded model answers."""
+    files: tuple[Path, ...] = ()
+    """The profile's own and those of all that it extends."""
 
     def values(self) -> dict[str, Any]:
         """List the values by dotted key, in the order of the schema."""
@@ -252,7 +256,8 @@ def resolve(
     given |= withdrawal
     profile = Profile.model_validate(nested({key: one.value for key, one in given.items()}))
     origins = {key: one.origin for key, one in given.items()}
-    return Resolved(name, profile, policy, origins, is_default)
+    paths = tuple(layer.path for layer in layers if layer.path is not None)
+    return Resolved(name, profile, policy, origins, is_default, paths)
 
 
 def chain(files: list[ProfileFile], env: Mapping[str, str]) -> list[Layer]:
@@ -334,6 +339,7 @@ def model_spec(profile: Profile) -> ModelSpec:
         **profile.model_dump(include=weights),
         system=profile.prompt.system,
         template=profile.prompt.template,
+        special_tokens=profile.prompt.special_tokens,
         max_pixels=profile.images.max_pixels,
     )
 

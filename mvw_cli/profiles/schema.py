@@ -84,6 +84,11 @@ class Prompt(Section):
         min_length=1,
         description="What `mvw batch` asks of each image where nothing else says it.",
     )
+    special_tokens: bool = Field(
+        default=_SPEC["special_tokens"],
+        description="Whether control tokens in these texts and in questions, as <|im_end|>, are "
+        "such; else they are plain text.",
+    )
 
 
 class Images(Section):

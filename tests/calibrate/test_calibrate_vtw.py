@@ -137,10 +137,3 @@ def test_what_makes_no_sense_is_refused(
     hint = next(line for line in ran.err.splitlines() if line.startswith("Hint: "))
     if hint.startswith("Hint: mvw"):
         check_hint(hint.removeprefix("Hint: "))
-
-
-def test_the_measured_profile_is_not_replaced(mvw: Run, here: Path) -> None:
-    (here / "mine.yaml").write_text("adapter: shapes\n")
-    ran = mvw("calibrate", "vtw", "--profile", "./mine.yaml", "-o", "mine.yaml")
-    assert ran.code == 2 and "would extend itself" in ran.err
-    assert (here / "mine.yaml").read_text() == "adapter: shapes\n"

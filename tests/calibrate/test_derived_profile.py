@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mvw_cli.calibrate.profile import write_derived
-from mvw_cli.errors import UsageProblem
 from mvw_cli.profiles.resolution import resolve
 
 ONLY_M = {"m": 32, **dict.fromkeys(("until", "min", "max"))}
@@ -85,16 +84,3 @@ def test_without_a_named_profile_flags_and_environment_are_the_profile(
     assert "extends" not in target.read_text("utf-8")
     written = resolve(str(target), {}).profile
     assert (written.adapter, written.model, written.device) == ("kimi-vl", "some/model", "cpu")
-
-
-def test_the_measured_profile_is_not_replaced(tmp_path: Path) -> None:
-    base = tmp_path / "base.yaml"
-    base.write_text("extends: ./below.yaml\ngeneration: {max_new_tokens: 77}\n")
-    below = tmp_path / "below.yaml"
-    below.write_text("extends: shapes\ngeneration: {seed: 5}\n")
-    for target in (base, below):
-        before = target.read_text()
-        with pytest.raises(UsageProblem, match="Cannot write") as raised:
-            derive(str(base), {}, target)
-        assert "would extend itself" in str(raised.value.cause)
-        assert target.read_text() == before

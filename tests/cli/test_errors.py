@@ -80,8 +80,19 @@ def test_debug_shows_the_traceback_before_the_message(
     assert ran.err.endswith("Error: what\n")
     monkeypatch.setenv("MVW_DEBUG", "1")
     assert "Traceback" in failing(ModelProblem("what")).err
-    monkeypatch.setenv("MVW_DEBUG", "0")
-    assert "Traceback" not in failing(ModelProblem("what")).err
+    for value in ("0", "false", "off", ""):
+        monkeypatch.setenv("MVW_DEBUG", value)
+        assert "Traceback" not in failing(ModelProblem("what")).err
+
+
+@pytest.mark.parametrize("name", ["MVW_DEBUG", "MVW_OFFLINE"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(
+    mvw: Run, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "maybe")
+    ran = mvw("infer", "no.png", "What?")
+    assert (ran.code, ran.out) == (ExitCode.USAGE, "")
+    assert f"env var: '{name}'" in ran.err and "'maybe' is not a valid boolean" in ran.err
 
 
 def test_the_unexpected_is_one_message_with_the_command_to_repeat(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hints import parse_hint
 
 from mvw_cli.cli import cli
 from mvw_cli.cli.command_line import as_typed
+from mvw_cli.images.problems import _KNOWN
 
 ROOT = Path(__file__).parents[2]
 TYPED = {
@@ -21,20 +24,74 @@ TYPED = {
 }
 
 
-def general_hints() -> list[str]:
-    """Hints of the code that name a command in general; what is put in at run time is 1."""
-    found = set()
+PROGRAMS = {
+    *("mvw", "pip", "hf", "unset", "git", "python", "chmod", "mkdir", "curl"),
+    *("ls", "file", "head", "sed", "df", "fuser", "ffmpeg", "pdftoppm", "rsvg-convert"),
+}
+"""What hints may begin with. Those that write name a file that is not there (`free_name`)."""
+HARM = re.compile(
+    r"--overwrite|--force(?!-reinstall|-download)|\brm\b|/dev/|MAX_IMAGE_PIXELS|[<>]|\|(?! cut -c)"
+)
+
+
+def texts_of(node: ast.expr) -> Iterator[str]:
+    """The texts that an expression may be; what is put in at run time is 1."""
+    match node:
+        case ast.Constant(str(text)):
+            yield text
+        case ast.JoinedStr(parts):
+            yield "".join(str(p.value) if isinstance(p, ast.Constant) else "1" for p in parts)
+        case ast.IfExp():
+            yield from texts_of(node.body)
+            yield from texts_of(node.orelse)
+        case ast.BoolOp():
+            for part in node.values:
+                yield from texts_of(part)
+        case ast.Call(ast.Attribute(ast.Name("shlex"), "join"), [ast.List(words)]):
+            yield " ".join(next(texts_of(word), "1") for word in words)
+
+
+def all_hints() -> Iterator[tuple[str, str]]:
+    """Hints of the code with the file that they are in: arguments and variables of that name."""
     for path in [*(ROOT / "mvw_cli").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            pairs: list[tuple[ast.expr, ast.expr]] = []
             if isinstance(node, ast.keyword) and node.arg == "hint":
-                parts = node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value]
-                text = "".join(
-                    str(part.value) if isinstance(part, ast.Constant) else "1" for part in parts
-                )
-                if text.startswith("mvw infer IMAGE QUESTION"):
-                    found.add(text)
+                pairs = [(ast.Name("hint"), node.value)]
+            elif isinstance(node, ast.Assign):
+                to, value = node.targets[0], node.value
+                both = isinstance(to, ast.Tuple) and isinstance(value, ast.Tuple)
+                pairs = list(zip(to.elts, value.elts, strict=True)) if both else [(to, value)]
+            for to, value in pairs:
+                if getattr(to, "id", getattr(to, "attr", "")) == "hint":
+                    yield from ((path.name, text) for text in texts_of(value) if text)
+
+
+def general_hints() -> list[str]:
+    """Hints of the code that name a command in general."""
+    found = {text for _, text in all_hints() if text.startswith("mvw infer IMAGE QUESTION")}
     assert len(found) > 5
     return sorted(found)
+
+
+def test_no_hint_destroys_anything() -> None:
+    """What is written on the way to a hint is tried in `test_inputs_kept.py`."""
+    hints = list(all_hints())
+    assert len(hints) > 80
+    for file, text in hints:
+        words = shlex.split(text)
+        assert words[0] in PROGRAMS or words[0].startswith("1"), (file, text)
+        assert not HARM.search(text), (file, text)
+        # Whole ones are parsed here, the others where they are raised.
+        general = "infer IMAGE QUESTION" in text or text.endswith(" ")
+        if words[0] == "mvw" and "1" not in text and not general:
+            parse_hint(text)
+
+
+def test_what_is_put_into_hints_about_other_kinds_of_files() -> None:
+    for _, _, command in _KNOWN:
+        assert shlex.split(command)[0] in PROGRAMS and not HARM.search(command)
+        assert ("{name}" in command) == ("{free}" in command)
 
 
 @pytest.mark.parametrize("typed", TYPED)

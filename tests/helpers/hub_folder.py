@@ -719,7 +719,7 @@ FOLDERS = (
 BY_PROFILE = {folder.profile: folder for folder in FOLDERS}
 
 
-def write_hub_folder(published: HubFolder, folder: Path) -> Path:
+def write_hub_folder(published: HubFolder, folder: Path, *, weights: bool = True) -> Path:
     """Write the folder; the weights are the same each time."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(published)
@@ -747,7 +747,8 @@ def write_hub_folder(published: HubFolder, folder: Path) -> Path:
     for name, content in published.files.items():
         _write(folder / name, content)
     _write(folder / "generation_config.json", {**published.generation, "transformers_version": "4"})
-    _write_weights(published, folder)
+    if weights:
+        _write_weights(published, folder)
     return folder
 
 

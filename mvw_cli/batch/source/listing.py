@@ -25,6 +25,7 @@ from mvw_cli.batch.source.paths import (
 from mvw_cli.batch.source.questions import SUFFIXES, list_questions
 from mvw_cli.batch.source.table import list_rows
 from mvw_cli.errors import UsageProblem
+from mvw_cli.text import check_paths
 
 
 def list_items(source: Source) -> Iterator[Item]:
@@ -134,12 +135,14 @@ def _from_stdin(source: Source) -> Iterator[Item]:
         cause, data = "it is a terminal" if sys.stdin else "it is closed", b""
     else:
         data = sys.stdin.buffer.read()
-    paths = data.split(b"\0") if b"\0" in data else data.replace(b"\r\n", b"\n").split(b"\n")
-    if not any(paths):
+    lines = data.split(b"\0") if b"\0" in data else data.replace(b"\r\n", b"\n").split(b"\n")
+    paths = [os.fsdecode(line) for line in lines if line]
+    check_paths(paths)
+    if not paths:
         raise UsageProblem(
             "There is no path on standard input", cause=cause, hint=source.hint("./images")
         )
-    for path in map(os.fsdecode, filter(None, paths)):
+    for path in paths:
         if source.chooses(path):
             yield Item(path, (ImageRef(path),), _question(source))
 

@@ -10,27 +10,28 @@ import csv
 import io
 import json
 import os
-import re
 import shlex
-from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
-from mvw_cli.batch.items import ImageRef, Item, as_text, is_address
+from mvw_cli.batch.items import (
+    IMAGE_COLUMNS,
+    ImageRef,
+    Item,
+    as_text,
+    embedded_image,
+    id_of,
+    is_address,
+)
 from mvw_cli.batch.source.paths import Source, is_folder, join, open_file, suffix
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.images.problems import FILE_LIMIT
-from mvw_cli.text import error_line, is_unicode, plural
+from mvw_cli.text import error_line, holds_image, is_unicode, plural
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 _SEPARATORS = (",", ";", "\t")
-_IMAGES = ("image", "images", "image_path")
-"""Keys that an image may stand under; the first that is there counts."""
-_BASE64 = re.compile(r"(iVBOR|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{60,}=*\s*\Z")
-"""Base64 of a PNG, JPEG, GIF, WebP, BMP or TIFF, by its first bytes."""
 _SHOWN = 40
 """Characters of foreign text in a message: it may be an image."""
 
@@ -52,10 +53,10 @@ def list_questions(file: str, source: Source) -> Iterator[Item]:
             written = _written(values)
             if not written:
                 raise ValueError("it lacks image, a path or a list of paths")
-            paths = [text for text in written if not _is_embedded(text)]
+            paths = [text for text in written if not holds_image(text)]
             if not all(map(source.chooses, paths)):
                 continue
-            id = as_text(values.get("id", values.get("index")))
+            id = id_of(values.get("id", values.get("index")))
             if id is None and paths != written:  # no id ever holds an image
                 id = f"{os.path.basename(file)}#{number}"
             elif id is None:  # the image, with a number from its second question on
@@ -63,8 +64,8 @@ def list_questions(file: str, source: Source) -> Iterator[Item]:
                 asked[id] += 1
                 id = id if asked[id] == 1 else f"{id}#{asked[id]}"
             images = tuple(
-                ImageRef(file, number, "image" if len(written) == 1 else f"image/{place}")
-                if _is_embedded(text)
+                ImageRef(file, number, "image", None if len(written) == 1 else place)
+                if holds_image(text)
                 else ImageRef(join(folder, text))
                 for place, text in enumerate(written)
             )
@@ -96,23 +97,15 @@ class Lines:
         while self._line[0] < row:
             self._line = next(self._rest, (row + 1, {}))
         written = _written(self._line[1])
-        number = int((image.column or "").partition("/")[2] or 0)
-        if self._line[0] != row or number >= len(written):
+        place = image.place or 0
+        if self._line[0] != row or place >= len(written):
             raise ValueError("the line that held it has changed")
-        head, _, data = written[number].rpartition(",")
-        if head and not head.endswith(";base64"):
-            return unquote_to_bytes(data)
-        return b64decode("".join(data.split()), validate=True)
-
-
-def _is_embedded(text: str) -> bool:
-    """Whether an image is in the line itself, and no path."""
-    return text.startswith("data:") or _BASE64.match(text) is not None
+        return embedded_image(written[place])
 
 
 def _written(values: Mapping[str, Any]) -> list[str]:
     """Return what stands under the key of the images; empty where that is no text or list of it."""
-    image = next((values[key] for key in _IMAGES if values.get(key)), None)
+    image = next((values[key] for key in IMAGE_COLUMNS if values.get(key)), None)
     listed: list[Any] = image if isinstance(image, list) else [image]
     return listed if all(isinstance(one, str) and one for one in listed) else []
 
@@ -206,7 +199,7 @@ def _header(file: str, line: str) -> tuple[str, list[str]]:
         cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
         split[separator] = [cell.strip() for cell in cells]
     for separator, names in split.items():
-        if not set(_IMAGES).isdisjoint(names):
+        if not set(IMAGE_COLUMNS).isdisjoint(names):
             twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
             if twice:
                 raise _bad_line(file, 1, f"there are two columns {twice[0][:_SHOWN]}")

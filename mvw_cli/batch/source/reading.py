@@ -12,14 +12,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mvw_cli.batch.items import ImageRef, Item, is_address
+from mvw_cli.batch.items import ImageRef, Item, embedded_image, is_address
 from mvw_cli.batch.source.paths import join, open_file, suffix
 from mvw_cli.batch.source.questions import SUFFIXES, Lines
 from mvw_cli.batch.source.table import Cells
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.problems import FILE_LIMIT, too_many_bytes
 from mvw_cli.images.reading import ImageFile, open_image, read_file, upright_size
-from mvw_cli.text import error_line
+from mvw_cli.text import error_line, holds_image
 
 _threads = threading.local()
 
@@ -96,11 +96,13 @@ def _cell(image: ImageRef, row: int) -> bytes:
     if suffix(image.path) in SUFFIXES:
         held: bytes = _threads.lines.image(image)
         return held
-    value = _threads.cells.cell(image.path, row, image.column or "image")
+    value = _threads.cells.cell(image.path, row, image.column or "image", image.place)
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
+    if isinstance(value, str) and holds_image(value):
+        return embedded_image(value)
     if isinstance(value, str) and value:
         return _bytes(ImageRef(join(os.path.dirname(image.path), value)))
     raise _unread(image, "its cell is empty")

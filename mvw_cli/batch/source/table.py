@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from mvw_cli.batch.items import ImageRef, Item, as_text
+from mvw_cli.batch.items import IMAGE_COLUMNS, ImageRef, Item, as_text, id_of
 from mvw_cli.batch.source.paths import Source, join, open_file, suffix
 from mvw_cli.errors import MvwError, UsageProblem
-from mvw_cli.text import error_line
+from mvw_cli.text import error_line, holds_image
 
 _ROWS = 1024  # of small columns at a time
 _IMAGES = 16  # rows of images at a time
@@ -28,6 +28,7 @@ _TEXT = (
     *("string", "large_string"),
     *("dictionary<values=string", "dictionary<values=large_string"),
 )
+_LISTS = ("list<", "large_list<", "fixed_size_list<")
 
 
 class Table:
@@ -89,6 +90,16 @@ class Table:
                 yield first, batch
                 first += batch.num_rows
 
+    def leaf(self, column: str) -> str | None:
+        """Name the part of a column of lists by which they are counted without their images.
+
+        That is their paths; None where the images must be read.
+        """
+        schema: Any = self._parquet.schema if self._parquet else ()
+        leaves = [schema.column(number).path for number in range(len(schema))]
+        ours = (one for one in leaves if one.startswith(f"{column}."))
+        return next((one for one in ours if one.endswith(".path")), None)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -102,14 +113,23 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
     """
     try:
         with closing(Table(path)) as table:
+            from pyarrow.compute import list_value_length
+
             columns = _columns(table, source)
-            is_path = str(table.schema.field(columns["image"]).type).startswith(_TEXT)
+            kind, image = table.schema.field(columns["image"]).type, columns["image"]
+            is_path, is_list = str(_element(kind)).startswith(_TEXT), _element(kind) is not kind
             # All but images, if these are more than their paths.
             read = {column for role, column in columns.items() if role != "image" or is_path}
-            for first, batch in table.batches([*read], _ROWS):
-                for number, row in enumerate(batch.select([*read]).to_pylist(), first):
+            counted = table.leaf(image) or image if is_list and not is_path else None
+            size = _IMAGES if counted == image else _ROWS
+            for first, batch in table.batches([*read, *filter(None, [counted])], size):
+                rows = batch.select([*read]).to_pylist()
+                if counted is not None:
+                    lengths = list_value_length(batch.column(image)).to_pylist()
+                    rows = [{**row, image: n} for row, n in zip(rows, lengths, strict=True)]
+                for number, row in enumerate(rows, first):
                     values = {role: row.get(column) for role, column in columns.items()}
-                    yield _item(path, name, number, values, columns["image"], source)
+                    yield _item(path, name, number, values, image, source)
     except MvwError:
         raise
     except Exception as error:  # pyarrow's, the file system's, those of fsspec's backends
@@ -135,10 +155,19 @@ def check_pyarrow(table: str, action: str) -> None:
 def _item(
     path: str, name: str, number: int, values: dict[str, Any], column: str, source: Source
 ) -> Item:
-    """Make an item of a row's values by their roles; `column` is that of the image."""
-    image = ImageRef(path, number, column)
-    if values["image"]:
-        image = ImageRef(join(os.path.dirname(path), values["image"]))
+    """Make an item of a row's values by their roles; `column` is that of the image.
+
+    An image's value is its path, a list of paths, or the number of images in a list.
+    """
+    told = values["image"]
+    cells = [None] * told if isinstance(told, int) else told
+    is_list = isinstance(cells, list)
+    images = tuple(
+        ImageRef(join(os.path.dirname(path), text))
+        if text and not holds_image(text)
+        else ImageRef(path, number, column, place if is_list else None)
+        for place, text in enumerate((cells or [None]) if is_list else [cells])
+    )
     question = as_text(values.get("question"))
     if question is None:
         question = source.question
@@ -148,9 +177,9 @@ def _item(
             cause="nor is there another question to ask",
             hint=source.hint(path),
         )
-    id = as_text(values.get("id"))
+    id = id_of(values.get("id"))
     reference = as_text(values.get("answer"))
-    return Item(f"{name}#{number}" if id is None else id, (image,), question, reference)
+    return Item(f"{name}#{number}" if id is None else id, images, question, reference)
 
 
 def _columns(table: Table, source: Source) -> dict[str, str]:
@@ -162,7 +191,9 @@ def _columns(table: Table, source: Source) -> dict[str, str]:
         "id": source.id_column,
         "answer": source.answer_column,
     }
-    columns = {role: name or role for role, name in given.items() if name or role in types}
+    image = next((name for name in IMAGE_COLUMNS if name in types), "image")
+    names = {role: name or (image if role == "image" else role) for role, name in given.items()}
+    columns = {role: name for role, name in names.items() if given[role] or name in types}
     missing = [name for name in columns.values() if name not in types]
     if missing or "image" not in columns:
         likely = [name for name, kind in types.items() if _is_image(kind)] or ["NAME"]
@@ -173,20 +204,26 @@ def _columns(table: Table, source: Source) -> dict[str, str]:
             hint=hint,
         )
     kind = types[columns["image"]]
-    if not str(kind).startswith(_TEXT) and not _is_image(kind):
+    if not str(_element(kind)).startswith(_TEXT) and not _is_image(kind):
         raise UsageProblem(
             f"The column {columns['image']} of {table.path} holds no images",
-            cause=f"it holds {str(kind)[:60]}, not bytes, paths or both",
+            cause=f"it holds {str(kind)[:60]}, not bytes, paths, both, or lists of these",
             hint=source.hint(table.path, "--image-column", "NAME"),
         )
     return columns
 
 
 def _is_image(kind: Any) -> bool:
-    """Whether an Arrow type is bytes, or `datasets`' struct of bytes and path."""
+    """Whether an Arrow type is bytes, `datasets`' struct of bytes and path, or lists of these."""
+    kind = _element(kind)
     if str(kind).startswith("struct<"):
         return not {"bytes", "path"}.isdisjoint(field.name for field in kind)
     return str(kind).startswith(_BYTES)
+
+
+def _element(kind: Any) -> Any:
+    """Return the type of a list's elements; any other type itself."""
+    return kind.value_type if str(kind).startswith(_LISTS) else kind
 
 
 class Cells:
@@ -195,8 +232,8 @@ class Cells:
     def __init__(self) -> None:
         self._columns: dict[tuple[str, str], _Column] = {}
 
-    def cell(self, path: str, row: int, column: str) -> Any:
-        """Return a cell as Python's own kind of value.
+    def cell(self, path: str, row: int, column: str, place: int | None = None) -> Any:
+        """Return a cell, or what stands at a place of its list, as Python's own kind of value.
 
         Raises:
             MvwError: there is no such row or column, or no pyarrow.
@@ -206,7 +243,7 @@ class Cells:
         # Taken out while it is read: what has failed half-way is not used again.
         reader = self._columns.pop(key, None) or _Column(path, column)
         try:
-            found = reader.at(row)
+            found = reader.at(row, place)
         except BaseException:
             reader.table.close()
             raise
@@ -229,7 +266,7 @@ class _Column:
         self._batches: Iterator[tuple[int, Any]] = iter(())
         self._first, self._cells = 0, None
 
-    def at(self, row: int) -> Any:
+    def at(self, row: int, place: int | None) -> Any:
         if self._name not in self.table.schema.names:
             raise self._changed(row, f"there is no column {self._name}")
         if self._cells is None or row < self._first:
@@ -241,7 +278,10 @@ class _Column:
             if read is None:
                 raise self._changed(row, f"there is no row {row}")
             self._first, self._cells = read[0], read[1].column(self._name)
-        return self._cells[row - self._first].as_py()
+        cell = self._cells[row - self._first]
+        if place is None:
+            return cell.as_py()
+        return cell[place].as_py() if cell.is_valid and place < len(cell) else None
 
     def _changed(self, row: int, cause: str) -> MvwError:
         image = ImageRef(self.table.path, row, self._name)

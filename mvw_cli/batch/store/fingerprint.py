@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,13 +129,11 @@ def folder_digest(folder: Path) -> str:
     sizes, starts, middles and ends of the files of its weights, which are not read whole.
     """
     digest = hashlib.sha256()
-    whole = {path for pattern in _READ_WHOLE for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(whole):
+    for path in _matching(folder, _READ_WHOLE):
         digest.update(f"{path.name}\0".encode(errors="surrogateescape"))
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    weights = {path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(weights):
+    for path in _matching(folder, _WEIGHTS):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
         with path.open("rb") as file:
@@ -143,6 +141,21 @@ def folder_digest(folder: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(_WINDOW))
     return f"sha256:{digest.hexdigest()}"
+
+
+def files_of(resolved: Resolved) -> Iterator[str]:
+    """List the files that a profile is read from, and those of its model and policies."""
+    yield from map(str, resolved.files)
+    for _, given in resolved.profile.withdrawal.steps:
+        yield from (value for value in given.values() if isinstance(value, str))
+    model = Path(resolved.profile.model or "").expanduser()
+    if resolved.profile.model and model.is_dir():
+        yield from map(str, _matching(model, (*_READ_WHOLE, *_WEIGHTS)))
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def repair(file: JsonlFile, read: LogReader) -> list[str]:
     """
     told = []
     if read.damaged:
-        with read.path.with_name(f"{read.path.name}.damaged").open("ab") as aside:
+        with damaged_path(read.path).open("ab") as aside:
             aside.writelines(read.damaged)
             aside.flush()
             os.fsync(aside.fileno())
@@ -123,6 +123,11 @@ def repair(file: JsonlFile, read: LogReader) -> list[str]:
     elif read.cut_at is not None:
         file.truncate(read.cut_at)
     return told
+
+
+def damaged_path(log: Path) -> Path:
+    """Name the file that damaged lines of a log go to."""
+    return log.with_name(f"{log.name}.damaged")
 
 
 def cannot_read(name: str, cause: str) -> UsageProblem:
@@ -204,7 +209,7 @@ class RecordLog:
         shards: Mapping[tuple[int, int], int] | None = None,
         overwrite: bool = False,
         retry_failed: bool = False,
-        hint_overwrite: str = "mvw batch --help",
+        hint: str = "mvw batch --help",
     ) -> None:
         """Open a log to go on with it, or start one.
 
@@ -219,7 +224,7 @@ class RecordLog:
                 by it.
             overwrite: start afresh. The old records go when the first new one comes.
             retry_failed: forget the failed records. They leave the file likewise.
-            hint_overwrite: command that does the same with `overwrite`, for messages.
+            hint: command that does the same with another log, for messages.
 
         Raises:
             UsageProblem: another process writes to it, it can't be written, it is a file of
@@ -231,7 +236,7 @@ class RecordLog:
         self.recovered: list[str] = []
         """What was done to the file on opening it, one line each, for the user to know."""
         self._name = str(path)
-        self._hint_overwrite = hint_overwrite
+        self._hint = hint
         self._overwrite, self._retry_failed = overwrite, retry_failed
         self._fingerprint, self._shards = fingerprint, dict(shards or {})
         self._begun = self._drops_failed = False
@@ -366,7 +371,7 @@ class RecordLog:
                 cause += "; the .run.json file that would tell the difference is missing"
         if cause:
             what = f"{self._name} holds answers of other settings"
-            raise UsageProblem(what, cause=cause, hint=self._hint_overwrite)
+            raise UsageProblem(what, cause=cause, hint=self._hint)
 
     def _begin(self) -> None:
         """Do what was put off until there is a record."""

@@ -27,7 +27,7 @@ from mvw_cli.batch.store.jsonl import JsonlFile, cannot_write
 from mvw_cli.batch.store.log import LogReader, RecordIndex, cannot_read, repair
 from mvw_cli.batch.store.output import check_name, check_table, export, is_table, log_of
 from mvw_cli.errors import UsageProblem
-from mvw_cli.files import check_writable, is_special, unwritable
+from mvw_cli.files import check_not_input, check_writable, free_name, is_special, unwritable
 from mvw_cli.text import plural
 
 _HELP = "mvw merge --help"
@@ -158,14 +158,17 @@ def _check_output(
         raise unwritable(str(log), "it is no regular file", _HELP)
     if is_table(target):
         check_table(target)
-    if overwrite or Path(os.path.realpath(log)) in [shard.path for shard in shards]:
-        return
-    for path in (log, target):
+    read = [str(shard.path) for shard in shards]
+    is_shard = os.path.realpath(log) in read
+    # The log alone may be one of the inputs, and only by its own name: it is replaced as a whole.
+    written = [str(path) for path in (log, target) if not (is_shard and path == log)]
+    check_not_input(written, read if is_shard else [*read, *names])
+    for path in () if overwrite or is_shard else (log, target):
         if path.exists() and path.stat().st_size:
             raise UsageProblem(
                 f"{path} exists, and is none of the logs to be joined",
                 cause="it would be replaced",
-                hint=shlex.join([*again, "-o", str(target), "--overwrite"]),
+                hint=shlex.join([*again, "-o", free_name(str(target))]),
             )
 
 
@@ -218,7 +221,7 @@ def _common_run(shards: Sequence[Shard], output: str) -> str | None:
         raise UsageProblem(
             "The logs hold answers of different settings",
             cause=cause,
-            hint=shlex.join(["mvw", "merge", *fitting, "-o", output]),
+            hint=shlex.join(["mvw", "merge", *fitting, "-o", free_name(output)]),
         )
     return run
 

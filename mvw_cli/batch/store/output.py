@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, Literal
 
 from mvw_cli.batch.items import is_address
 from mvw_cli.batch.source.table import check_pyarrow
+from mvw_cli.batch.store.fingerprint import sidecar_path
 from mvw_cli.batch.store.jsonl import cannot_write
-from mvw_cli.batch.store.log import LogReader, RecordIndex, not_a_log
+from mvw_cli.batch.store.log import LogReader, RecordIndex, damaged_path, not_a_log
 from mvw_cli.batch.store.record import TIMINGS
 from mvw_cli.engine.types import Withdrawal
 from mvw_cli.errors import UsageProblem
@@ -42,6 +43,12 @@ class Output:
     """Records as they come, one JSON line each."""
     table: Path | None = None
     """The same as a table, at the end."""
+
+    @property
+    def files(self) -> list[str]:
+        """All that a run may write."""
+        written = (self.log, self.table, sidecar_path(self.log), damaged_path(self.log))
+        return [str(path) for path in written if path is not None]
 
 
 def plan_output(given: str | None, default: str) -> Output:

@@ -152,7 +152,7 @@ def _image(ref: ImageRef, file: ImageFile | None) -> dict[str, Any]:
         "original_width_px": original_width,
         "original_height_px": original_height,
     }
-    return facts if ref.row is None else facts | {"row": ref.row, "column": ref.column}
+    return facts if ref.row is None else facts | {"row": ref.row, "column": ref.cell}
 
 
 def _sound(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -62,6 +63,13 @@ def own_items(source: Source, limit: int, *, one: bool) -> Items:
         paths = tuple(image.path for image in item.images)
         found.append(ItemSpec(paths, item.question, item.reference))
     return Items(tuple(found), "given" if one else "folder", meaningful=True)
+
+
+def own_files(source: Source) -> Iterator[str]:
+    """List the file of questions and all images, those beyond a limit too."""
+    yield from filter(None, (source.questions, *source.paths))
+    if "-" not in source.paths:  # which has been read
+        yield from (image.path for item in list_items(source) for image in item.images)
 
 
 def generated_items(

@@ -22,8 +22,8 @@ from mvw_cli.batch.store.output import Output, check_table, export, plan_output
 from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
-from mvw_cli.files import check_not_input
-from mvw_cli.text import is_unicode
+from mvw_cli.files import check_not_input, free_name
+from mvw_cli.text import check_paths, is_unicode
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
@@ -77,6 +77,7 @@ class Task:
 
     def check(self) -> None:
         """Raise a UsageProblem for what contradicts itself."""
+        check_paths((*self.source.paths, self.source.questions))
         if self.overwrite and self.retry_failed:
             raise UsageProblem(
                 "--overwrite and --retry-failed contradict each other",
@@ -103,10 +104,7 @@ class Task:
         Raises:
             UsageProblem: it would be replaced, or can't be written.
         """
-        named = (*self.source.paths, self.source.questions, self.profile)
         table = output.table
-        for written in filter(None, (output.log, table)):
-            check_not_input(str(written), filter(None, named))
         if table is None:
             return
         check_table(table)
@@ -115,8 +113,13 @@ class Task:
             raise UsageProblem(
                 f"{output.name} is there already",
                 cause=f"no {output.log.name} lies next to it, so it comes from something else",
-                hint=self.again("--overwrite"),
+                hint=_elsewhere(output),
             )
+
+
+def _elsewhere(output: Output) -> str:
+    """Write the command that was typed with records that go to a file of their own."""
+    return f"mvw batch IMAGES QUESTION -o {shlex.quote(free_name(output.name))}"
 
 
 def run(task: Task) -> int:
@@ -127,7 +130,6 @@ def run(task: Task) -> int:
     """
     task.check()
     output = plan_output(task.output, task.default_name())
-    task.check_table(output)
     view = BatchView()
     with ExitStack() as held:
         with exit_on_interrupt(view.on_interrupt), view.making_room():
@@ -148,7 +150,7 @@ class _Batch:
         source = task.source
         name = source.paths[0] if source.paths else source.questions
         view.loading(f"the list of items from {name}" if name else "the list of items")
-        from mvw_cli.batch.store.fingerprint import fingerprint
+        from mvw_cli.batch.store.fingerprint import files_of, fingerprint
         from mvw_cli.batch.store.log import RecordLog
         from mvw_cli.batch.store.worklist import WorkList, pending
         from mvw_cli.profiles.resolution import resolve
@@ -159,7 +161,8 @@ class _Batch:
             source = replace(source, question=self._resolved.profile.prompt.question)
         self._worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
         view.tally.listed = len(self._worklist)
-        self._check_inputs()
+        check_not_input(output.files, chain(self._named(), files_of(self._resolved)))
+        task.check_table(output)
         if source.left_out:
             kinds = (f"{n:,} {end or 'without ending'}" for end, n in source.left_out.most_common())
             view.note(f"Left out, since they are no images: {', '.join(kinds)}")
@@ -172,7 +175,7 @@ class _Batch:
                 shards={} if task.shard is None else {task.shard: len(self._worklist)},
                 overwrite=task.overwrite,
                 retry_failed=task.retry_failed,
-                hint_overwrite=task.again("--overwrite"),
+                hint=_elsewhere(output),
             )
         )
         view.clean_up = self._log.leave
@@ -190,13 +193,11 @@ class _Batch:
         self._items = None if first is None else chain([first], items)
         """What is left to do; None: nothing."""
 
-    def _check_inputs(self) -> None:
-        """Refuse to write over an image or a table that a folder or a list has named."""
-        for written in filter(None, (self._output.log, self._output.table)):
-            if written.exists():
-                # Each file once: the rows of a table have one in common.
-                read = {image.path for item in self._worklist for image in item.images}
-                check_not_input(str(written), read)
+    def _named(self) -> Iterator[str]:
+        """Yield what the command line names, and the files that folders and lists have named."""
+        yield from filter(None, (*self._task.source.paths, self._task.source.questions))
+        # Each once: the rows of a table have one in common.
+        yield from {image.path for item in self._worklist for image in item.images}
 
     def plan(self) -> int:
         """Look at a sample of the items, and write what a run would take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -16,21 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.batch.source.paths import Source
-from mvw_cli.batch.store.fingerprint import fingerprint
-from mvw_cli.bench.measure.items import QUESTION, ItemSpec, own_items
+from mvw_cli.batch.store.fingerprint import files_of, fingerprint
+from mvw_cli.bench.measure.items import QUESTION, own_files, own_items
 from mvw_cli.bench.measure.run import Stopped
-from mvw_cli.calibrate.profile import beside, check_no_part, write_derived
+from mvw_cli.calibrate.profile import beside, write_derived
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.cli.stderr_view import StderrView
 from mvw_cli.console import deliver
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
-from mvw_cli.files import check_writable
+from mvw_cli.files import check_not_input, check_writable, free_name
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts
 from mvw_cli.render.terminal import show
+from mvw_cli.text import check_paths
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.search import Outcome, Search
@@ -69,6 +72,7 @@ def run(
         MvwError: something is missing or wrong, or nothing can be suggested; what was measured is
             in the store.
     """
+    check_paths((folder, questions))
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), perf_counter()
     given = flags.get("generation.seed")
     seed = given if isinstance(given, int) else 0  # of pictures, sampling, training and intervals
@@ -77,11 +81,16 @@ def run(
         with exit_on_interrupt(view.on_interrupt), view.making_room():
             view.progress("Preparing …")
             resolved = _resolved(method, path, profile, flags)
-            items = _items(method, resolved, scratch, question, folder, questions, limit, seed)
+            source = _source(method, resolved, scratch, question, folder, questions, limit, seed)
+            items = own_items(source, limit, one=False).items
             module, name = search_target.split(":")
             search: Search = getattr(import_module(f"mvw_cli.calibrate.{module}"), name)(**options)
             for ending in search.files:
                 check_writable(str(beside(path, ending)))
+            endings = (REPORT, SAMPLES, *search.files)
+            charts = path.parent.glob(f"{glob.escape(path.stem)}.*.svg")
+            written = map(str, (path, *(beside(path, ending) for ending in endings), *charts))
+            check_not_input(written, chain(own_files(source), files_of(resolved)))
 
             from mvw_cli.calibrate.search import SearchRun, measure_all
             from mvw_cli.calibrate.store import SampleStore
@@ -150,18 +159,16 @@ def _resolved(
         raise UsageProblem(
             f"-o {output}: what is found is written as a profile",
             cause="its name does not end with .yaml",
-            hint=f"mvw calibrate {method} -o {method}.yaml",
+            hint=f"mvw calibrate {method} -o {free_name(f'{method}.yaml')}",
         )
     for path in (output, beside(output, REPORT), beside(output, SAMPLES)):
         check_writable(str(path))
     mute_libraries()
     # What is measured is the model that keeps its vision; the profile's own withdrawal goes.
-    resolved = resolve(profile, {**flags, "withdrawal.policy": "none"})
-    check_no_part(resolved.to_dict(), output)
-    return resolved
+    return resolve(profile, {**flags, "withdrawal.policy": "none"})
 
 
-def _items(
+def _source(
     method: str,
     resolved: Resolved,
     scratch: str,
@@ -170,8 +177,8 @@ def _items(
     questions: str | None,
     limit: int,
     seed: int,
-) -> Sequence[ItemSpec]:
-    """Find the user's items, or let the adapter draw some into a folder."""
+) -> Source:
+    """Say where the user's items are, or let the adapter draw some into a folder."""
     if folder is None and questions is None:
         adapter = resolved.profile.adapter
         drawn = load_adapter(adapter).samples(Path(scratch), limit, seed)
@@ -182,13 +189,12 @@ def _items(
                 hint=f"mvw calibrate {method} --images DIR",
             )
         questions = str(drawn)
-    source = Source(
+    return Source(
         () if folder is None else (folder,),
         question=question or resolved.profile.prompt.question or QUESTION,
         questions=questions,
         command=("mvw", "calibrate", method, "--images"),
     )
-    return own_items(source, limit, one=False).items
 
 
 def to_json(document: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,9 @@ from mvw_cli.console import deliver
 from mvw_cli.engine.types import Completion, summarise
 from mvw_cli.environment import describe_environment
 from mvw_cli.errors import UsageProblem
-from mvw_cli.files import check_writable, same_file
+from mvw_cli.files import check_not_input, check_writable, free_name
 from mvw_cli.profiles.store import DEFAULT
-from mvw_cli.text import is_unicode
+from mvw_cli.text import check_paths, is_unicode
 
 if TYPE_CHECKING:
     from mvw_cli.adapter import Answer
@@ -88,6 +89,10 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     from mvw_cli.profiles.resolution import resolve
 
     resolved = resolve(task.profile, task.flags)
+    if task.output is not None or task.explain is not None:
+        from mvw_cli.batch.store.fingerprint import files_of
+
+        check_not_input((task.output, task.explain), chain(task.images, files_of(resolved)))
     if task.verbose:
         view.note(f"profile {resolved.name or '(none)'}")
         for key, value, origin in resolved.rows():
@@ -185,6 +190,7 @@ def _image(file: ImageFile) -> dict[str, Any]:
 
 
 def _check(task: Task) -> None:
+    check_paths(task.images)
     if not task.question.strip():
         raise UsageProblem(
             "the question is empty",
@@ -208,18 +214,11 @@ def _check(task: Task) -> None:
         raise UsageProblem(
             f"--explain can't write to {task.explain}",
             cause="the answer goes there",
-            hint="mvw infer IMAGE QUESTION --explain looked.html",
+            hint=f"mvw infer IMAGE QUESTION --explain {free_name('looked.html')}",
         )
-    for option, written in (("-o", task.output), ("--explain", task.explain)):
-        if written in (None, "-"):
-            continue
-        if same_file(written, (path for path in task.images if path != "-")) is not None:
-            raise UsageProblem(
-                f"{option} {written} would overwrite the image",
-                cause="input and output are the same file",
-                hint="mvw infer --help",
-            )
-        check_writable(written)
+    for written in (task.output, task.explain):
+        if written is not None and written != "-":
+            check_writable(written)
 
 
 def _first_name(task: Task) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -18,7 +19,7 @@ from mvw_cli.bench.report.tables import plan_tables, sections, title
 from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import UsageProblem
-from mvw_cli.files import check_writable
+from mvw_cli.files import check_not_input, check_writable, free_name
 from mvw_cli.render import terminal
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts
@@ -35,6 +36,16 @@ class Outputs:
     verbose: bool
 
 
+def check_no_input(wanted: Outputs, inputs: Iterable[str]) -> None:
+    """Refuse to write over what a report is made of.
+
+    Raises:
+        UsageProblem: an output is an input; so is a chart in a folder of charts, whatever its name.
+    """
+    charts = () if wanted.plot is None else map(str, Path(wanted.plot).glob("*.svg"))
+    check_not_input([wanted.output, wanted.html, *charts], inputs)
+
+
 def check_outputs(wanted: Outputs) -> None:
     """Refuse what could not be written later, before anything is measured.
 
@@ -46,7 +57,7 @@ def check_outputs(wanted: Outputs) -> None:
         raise UsageProblem(
             f"-o {output}: a report is written as .json",
             cause="its name has another ending",
-            hint="mvw profile --m 16 -o report.json",
+            hint=f"mvw profile --m 16 -o {free_name('report.json')}",
         )
     for path in (output, wanted.html):
         if path is not None:

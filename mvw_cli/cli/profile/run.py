@@ -13,11 +13,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from threading import Event
 
 from mvw_cli.adapter import Adapter
 from mvw_cli.batch.source.paths import Source
+from mvw_cli.batch.store.fingerprint import files_of
 from mvw_cli.bench.bounds import measured_case, plan_for, planned_case, with_bounds
 from mvw_cli.bench.documents import (
     BASELINE,
@@ -30,10 +32,23 @@ from mvw_cli.bench.documents import (
     read_report,
 )
 from mvw_cli.bench.measure.arms import Job, choose_arms
-from mvw_cli.bench.measure.items import QUESTION, Items, ask, generated_items, own_items
+from mvw_cli.bench.measure.items import (
+    QUESTION,
+    Items,
+    ask,
+    generated_items,
+    own_files,
+    own_items,
+)
 from mvw_cli.bench.verdict.verdict import verdicts
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
-from mvw_cli.cli.profile.output import Outputs, check_outputs, deliver_plan, deliver_report
+from mvw_cli.cli.profile.output import (
+    Outputs,
+    check_no_input,
+    check_outputs,
+    deliver_plan,
+    deliver_report,
+)
 from mvw_cli.cli.show_cost import image_size
 from mvw_cli.cli.stderr_view import StderrView
 from mvw_cli.cost.case import Case
@@ -43,6 +58,7 @@ from mvw_cli.errors import ExitCode, MvwError, UsageProblem
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.session import Session, open_session
+from mvw_cli.text import check_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,7 @@ def run(task: Task) -> int:
     _check(task)
     check_outputs(task.outputs)
     if task.source is not None:
+        check_no_input(task.outputs, [task.source])
         deliver_report(read_report(task.source), task.outputs)
         return ExitCode.OK
     view = StderrView(ticking=False)
@@ -128,6 +145,7 @@ def _check(task: Task) -> None:
         UsageProblem: it does.
     """
     help_, image = "mvw profile --help", task.image
+    check_paths((image, task.folder, task.questions))
     others = {"--images": task.folder, "--questions": task.questions}
     other = next((name for name, value in others.items() if value is not None), None)
     if image is not None and other is not None:
@@ -164,7 +182,9 @@ def _prepare(task: Task, scratch: Path, view: StderrView) -> _Run:
         command = ("mvw", "profile") if task.folder is None else ("mvw", "profile", "--images")
         source = Source(paths, question=question, questions=task.questions, command=command)
         items = own_items(source, task.limit, one=task.image is not None)
+        check_no_input(task.outputs, chain(own_files(source), files_of(resolved)))
     else:
+        check_no_input(task.outputs, files_of(resolved))
         items = generated_items(
             adapter,
             scratch / "images",

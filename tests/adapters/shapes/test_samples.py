@@ -47,7 +47,7 @@ def test_existing_files_are_not_replaced_unasked(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageProblem) as caught:
         write_samples(tmp_path, 2, 0)
-    assert caught.value.hint and caught.value.hint.endswith("--overwrite")
+    assert caught.value.hint == f"mvw samples {tmp_path / 'new'}"
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
     write_samples(tmp_path, 2, 0, overwrite=True)

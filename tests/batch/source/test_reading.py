@@ -8,11 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import pandas as pd
 import pyarrow as pa
 import pytest
 from making import (
@@ -131,6 +134,106 @@ def test_a_column_of_paths(tmp_path: Path) -> None:
     assert unreadable(items[3]).cause == "its cell is empty"
 
 
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""Of an image, as `datasets` has it."""
+
+
+def list_tables() -> dict[str, pa.Table]:
+    """Rows of two images, of one, of none, and of null: all the ways to write that."""
+    counts = (2, 1, 0, None)
+
+    def rows(make: Callable[[int], object]) -> list[list[object] | None]:
+        return [None if n is None else [make(number) for number in range(n)] for n in counts]
+
+    def struct(number: int) -> dict[str, object]:
+        return {"bytes": picture(number), "path": None}
+
+    def url(number: int) -> str:
+        return f"data:image/png;base64,{b64encode(picture(number)).decode()}"
+
+    def table(values: object, kind: pa.DataType) -> pa.Table:
+        return pa.table({"images": pa.array(values, kind), "question": ["What?"] * len(counts)})
+
+    frame = pd.DataFrame({"images": rows(struct), "question": "What?"})
+    return {
+        "paths": table(rows(lambda n: f"images/{n}.png"), pa.list_(pa.string())),
+        "data URLs": table(rows(url), pa.large_list(pa.string())),
+        "bytes": table(rows(picture), pa.list_(pa.binary())),
+        "large": table(rows(picture), pa.large_list(pa.large_binary())),
+        "structs": table(rows(struct), pa.list_(STRUCT)),
+        "pandas": pa.Table.from_pandas(frame),
+        "path in struct": table(
+            rows(lambda n: {"bytes": None, "path": f"images/{n}.png"}), pa.list_(STRUCT)
+        ),
+    }
+
+
+@pytest.mark.parametrize("way", list_tables())
+@pytest.mark.parametrize("written", ["parquet", "row groups", "arrow"])
+def test_lists_of_images(tmp_path: Path, way: str, written: str) -> None:
+    files(tmp_path / "images", 2)
+    rows = list_tables()[way]
+    path = tmp_path / "t.parquet"
+    if written == "arrow":
+        path = tmp_path / "t.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as to:
+            to.write_table(rows, max_chunksize=2)
+    else:
+        write_parquet(path, rows, row_group_size=1 if written == "row groups" else None)
+    two, one, empty, null = listed(path)
+    assert (two.id, two.question, null.id) == (f"{path.name}#0", "What?", f"{path.name}#3")
+    assert hash_images(two) == [sha256(picture(0)), sha256(picture(1))]
+    assert hash_images(one) == [sha256(picture(0))]
+    assert [image.image.getpixel((0, 0)) for image in read_images(two, None)] == [
+        (0, 0, 7),
+        (1, 0, 7),
+    ]
+    for item in (empty, null):
+        assert unreadable(item).cause == "its cell is empty"
+    if way != "paths":
+        assert [str(image) for image in two.images] == [
+            f"{path}#images/0/0",
+            f"{path}#images/1/0",
+        ]
+
+
+def test_lists_of_one_length_and_a_null_among_them(tmp_path: Path) -> None:
+    kind = pa.list_(pa.binary(), 2)
+    pairs = pa.array([[picture(0), picture(1)], [picture(2), None]], kind)
+    path = write_parquet(tmp_path / "t.parquet", pa.table({"photos": pairs}))
+    both, half = listed(path, image_column="photos")
+    assert hash_images(both) == [sha256(picture(0)), sha256(picture(1))]
+    assert unreadable(half).message.endswith("#photos/1/1")
+
+
+def test_lists_are_counted_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of a dataset are read once, when they are asked about."""
+    path = write_parquet(tmp_path / "t.parquet", list_tables()["structs"])
+    asked: list[list[str]] = []
+    batches = table.Table.batches
+
+    def noted(self: table.Table, columns: list[str], *rest: int, **more: int) -> Any:
+        asked.append([*columns])
+        return batches(self, columns, *rest, **more)
+
+    monkeypatch.setattr(table.Table, "batches", noted)
+    assert len(listed(path)[0].images) == 2
+    assert sorted(asked[0]) == ["images.list.element.path", "question"]
+
+
+def test_images_as_text_in_a_table(tmp_path: Path) -> None:
+    """Base64 of any alphabet and data URLs; no name of an item or image holds them."""
+    text = b64encode(picture(0, (60, 50))).decode()
+    urls = [text, text.translate(str.maketrans("+/", "-_")).rstrip("="), f"DATA:;BASE64,{text}"]
+    columns = {"image": urls, "id": [urls[2], "mine", None]}
+    path = write_parquet(tmp_path / "t.parquet", pa.table(columns))
+    items = listed(path)
+    assert [item.id for item in items] == ["t.parquet#0", "mine", "t.parquet#2"]
+    assert [str(item.images[0]) for item in items] == [f"{path}#image/{row}" for row in range(3)]
+    for item in items:
+        assert hash_images(item) == [sha256(picture(0, (60, 50)))]
+
+
 def test_a_table_without_images_names_the_likely_column(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", pa.table({"n": [1], "photo": [picture(0)]}))
     error = refused(path)
@@ -138,7 +241,7 @@ def test_a_table_without_images_names_the_likely_column(tmp_path: Path) -> None:
     assert error.cause == "its columns are: n, photo"
     assert error.hint == f"mvw batch {path} '{QUESTION}' --image-column photo"
     error = refused(path, image_column="n")
-    assert error.cause == "it holds int64, not bytes, paths or both"
+    assert error.cause == "it holds int64, not bytes, paths, both, or lists of these"
     for kind in ("image", "question", "id", "answer"):
         error = refused(path, **{"image_column": "photo", f"{kind}_column": "nothing"})
         assert error.message == f"There is no column nothing in {path}"

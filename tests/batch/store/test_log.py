@@ -37,7 +37,7 @@ HINT = "mvw batch images 'How many?' -o results.jsonl --overwrite"
 
 
 def opened(path: Path, made_with: Fingerprint | None = None, **options: Any) -> RecordLog:
-    return RecordLog(path, made_with or fingerprint(), hint_overwrite=HINT, **options)
+    return RecordLog(path, made_with or fingerprint(), hint=HINT, **options)
 
 
 def fill(path: Path, *records: dict[str, Any], **options: Any) -> None:

@@ -298,7 +298,7 @@ def test_what_is_there_and_no_input_is_not_replaced() -> None:
         error = refused("a.jsonl", output=name)
         assert isinstance(error, UsageProblem)
         assert error.message == f"{name} exists, and is none of the logs to be joined"
-        assert error.hint == f"mvw merge a.jsonl -o {name} --overwrite"
+        assert error.hint == f"mvw merge a.jsonl -o {name.replace('.', '-2.')}"
     assert refused("questions.csv", output="new.jsonl").message == "Cannot read questions.csv.jsonl"
     Path("empty.jsonl").touch()
     for name in ("all.jsonl", "empty.jsonl"):

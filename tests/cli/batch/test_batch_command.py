@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import io
 import json
@@ -12,6 +13,7 @@ import struct
 import sys
 import termios
 import threading
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -349,7 +351,7 @@ def test_another_setting_is_refused_and_can_start_afresh(batch: Run) -> None:
     before = Path("images.results.jsonl").read_bytes()
     lines = refused(batch("images", "w1 w2", m="3"))
     assert "withdrawal.m: 2 before, 3 now" in lines[1]
-    assert "--overwrite" in lines[2]
+    assert "-o images.results-2.jsonl" in lines[2] and "--overwrite" not in lines[2]
     assert Path("images.results.jsonl").read_bytes() == before
     assert batch("images", "w1 w2", "--overwrite", "--limit", "2", m="3").code == 0
     assert sorted(records()) == ["0.png", "1.png"]
@@ -645,3 +647,89 @@ def test_no_input_is_written_over_by_whatever_name(batch: Run) -> None:
         assert ran.code == ExitCode.USAGE
         assert "would be written over" in ran.err and "--overwrite" not in ran.err
     assert Path("q.jsonl").read_bytes() == before
+
+
+def embedded_questions(kind: str) -> str:
+    """A file of questions about images that lie in it, most of them damaged; and their base64."""
+    whole, svg = noise(1, (40, 40)), b"<svg xmlns='http://www.w3.org/2000/svg'>" + b" " * 200
+    texts = [
+        b64encode(whole).decode(),
+        f"data:image/png;base64,{b64encode(whole).decode()}",
+        b64encode(whole[:900]).decode(),  # cut
+        b64encode(whole).decode()[:-7] + "!!!!",
+        f"data:image/png;base64,{b64encode(whole).decode()}@",
+        b64encode(b"no image at all " * 40).decode(),
+        b64encode(svg).decode(),
+        "data:image/svg+xml,%3Csvg%20xmlns=" + "%20" * 40,
+        "data:image/png;base64,",
+    ]
+    rows = [{"image": text, "question": "w1 w2"} for text in texts]
+    rows.append({"image": texts[1], "question": "w1 w2", "id": texts[1]})
+    name = f"q.{kind}"
+    if kind == "jsonl":
+        rows.append({"image": ["images/0.png", texts[2]], "question": "w1"})  # type: ignore[dict-item]
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        columns = {key: [row.get(key) for row in rows] for key in ("image", "question", "id")}
+        write_parquet(Path(name), pa.table(columns))
+    else:
+        with open(name, "w", newline="") as file:
+            writer = csv.DictWriter(
+                file, ["image", "question", "id"], delimiter="\t" if kind == "tsv" else ","
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    return name
+
+
+def pieces_of_base64(text: str) -> list[str]:
+    return re.findall(r"data:[^ ]*|[A-Za-z0-9+/]{70,}", text)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_no_message_and_no_record_holds_an_image(batch: Run, kind: str) -> None:
+    name = embedded_questions(kind)
+    asked = [name] if kind == "parquet" else ["--questions", name]
+    ran = batch(*asked, "-o", "r.csv", "--json")
+    assert ran.code == ExitCode.ITEMS_FAILED, ran.err
+    kept = records("r.csv.jsonl")
+    statuses = [record["status"] for record in kept.values()]
+    assert statuses.count("ok") == 3 and statuses.count("failed") == len(statuses) - 3
+    for record in kept.values():
+        if record["status"] == "failed":
+            assert record["error"]["type"] == "BadImage" and record["error"]["cause"]
+    for text in (ran.out, ran.err, *(path.read_text() for path in Path().glob("r.csv*"))):
+        hashes = {image["sha256"] for record in kept.values() for image in record["images"]}
+        for one in hashes - {None}:
+            text = text.replace(one, "")
+        assert pieces_of_base64(text) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("infer", "IMAGE", "w1"),
+        ("infer", "images/0.png", "w1", "--image", "IMAGE"),
+        ("batch", "IMAGE", "w1"),
+        ("batch", "--questions", "IMAGE"),
+        ("profile", "IMAGE"),
+        ("profile", "--images", "IMAGE"),
+        ("calibrate", "vtw", "--images", "IMAGE"),
+        ("show", "--image", "IMAGE"),
+    ],
+)
+def test_an_image_in_the_place_of_a_path_is_refused_unprinted(
+    mvw: Run, words: tuple[str, ...]
+) -> None:
+    image = b64encode(noise(1, (40, 40))).decode()
+    for text in (image, f"data:image/png;base64,{image}"):
+        ran = mvw(*(text if word == "IMAGE" else word for word in words))
+        assert ran.code == 2 and "An image is given as text" in ran.err
+        assert pieces_of_base64(ran.out + ran.err) == []
+
+
+def test_paths_on_standard_input_are_no_images(batch: Run) -> None:
+    image = b64encode(noise(1, (40, 40)))
+    ran = batch("-", "w1", stdin=b"images/0.png\n" + image + b"\n")
+    assert ran.code == 2 and "An image is given as text" in ran.err
+    assert pieces_of_base64(ran.out + ran.err) == [] and not Path("stdin.results.jsonl").exists()

@@ -100,7 +100,7 @@ def test_a_page_that_can_not_be_written_is_refused_before_the_model_is_loaded(
     lines = refused(mvw("infer", scene, QUESTION, "--explain", str(tmp_path)))
     assert "it is a folder" in lines[1]
     lines = refused(mvw("infer", scene, QUESTION, "--explain", scene))
-    assert lines[0].endswith("would overwrite the image")
+    assert lines[0].endswith("is an input, and would be written over")
     assert "the answer goes there" in refused(mvw("infer", scene, QUESTION, "--explain", "-"))[1]
     same = str(tmp_path / "a.html")
     lines = refused(mvw("infer", scene, QUESTION, "--explain", same, "-o", same))
