@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from mvw_cli.errors import MvwError
-from mvw_cli.text import printable
+from mvw_cli.text import escaped, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,16 +76,22 @@ def _console(stream: TextIO, *, quiet: bool = False) -> Console:
     )
 
 
-def write(text: str) -> None:
-    """Write one piece of the result to stdout, as it is."""
-    sys.stdout.write(text + "\n")
+def write(text: str, *, drawn: bool = False) -> None:
+    """Write one piece of the result to stdout: as it is to a file, cleaned to a terminal.
+
+    Args:
+        drawn: whether it has been cleaned already, and has colours.
+    """
+    # A file gets what the model wrote; a terminal must not obey it.
+    clean = is_terminal(sys.stdout) and not drawn
+    sys.stdout.write((printable(text) if clean else text) + "\n")
 
 
 def write_json(document: object) -> None:
     """Write one JSON document to stdout."""
     import json
 
-    write(json.dumps(document, indent=2, ensure_ascii=False))
+    write(escaped(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def deliver(text: str, path: str | None, *, or_print: bool = True) -> None:
@@ -119,10 +125,8 @@ def deliver(text: str, path: str | None, *, or_print: bool = True) -> None:
 def _to_stdout(text: str) -> None:
     if not text:
         return
-    # A file gets what the model wrote; a terminal must not obey it.
-    safe = printable(text) if is_terminal(sys.stdout) else text
     try:
-        write(safe)
+        write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -155,9 +159,10 @@ def warn(text: str) -> None:
 
 def error(message: str, cause: str | None = None, hint: str | None = None) -> None:
     """Write what happened, why, and what to type next to stderr; -q does not silence it."""
-    _line(message, "bold red", label="Error: ")
+    # A line each, whatever file names or libraries put into them; a hint is to be copied as it is.
+    _line(message.replace("\n", " "), "bold red", label="Error: ")
     if cause:
-        _line(cause, "", label="  ")
+        _line(cause.replace("\n", " "), "", label="  ")
     if hint:
         _line(hint, "bold", label="Hint: ")
 
@@ -177,7 +182,7 @@ def _line(text: str, style: str, label: str = "") -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table to stdout: drawn on a terminal, plain aligned columns anywhere else."""
     if not is_terminal(sys.stdout):
-        lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
+        lines = [[one_line(cell) for cell in row] for row in (columns, *rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
         for line in lines:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -187,9 +192,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(*columns, box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    drawn = Table(*map(printable, columns), box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for column in drawn.columns:
         column.overflow = "fold"
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     out().print(drawn)

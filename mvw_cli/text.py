@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 from mvw_cli.errors import UsageProblem
 
-# A picture can hold text that a model reads out, escape sequences included.
-_HARMLESS = "\t\n"
 _IMAGE = re.compile(
     r"\s*((?i:data:)"
     r"|(iVBOR|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkq|TU0A|AAAA|PHN2Zy|PD94bW|JVBER)[\w+/\s-]{60,}=*\s*\Z"
@@ -20,13 +18,27 @@ _IMAGE = re.compile(
 """A data URL; base64 that starts as PNG, JPEG, GIF, WebP, BMP, TIFF, HEIF, SVG or PDF do; and what
 ends as base64 does, or has no dot and is long."""
 _LONGEST_PATH = 4096  # bytes, that Linux takes
-_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in _HARMLESS}
-_TABLE = {**_PICTURES, 0x7F: "␡", **dict.fromkeys(range(0x80, 0xA0), "�")}
+# A picture can hold text that a model reads out, and a plugin or a file any name: escape sequences
+# act on a terminal, directions and line separators put one text in another's place, and what has no
+# width hides. Joiners shape Persian, Hindi and emoji; after ASCII they do nothing but hide.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+    r"|(?<=[ -~])[\u200c\u200d]"
+)
+_SHOWN = {**{chr(code): chr(0x2400 + code) for code in range(0x20)}, "\x7f": "␡", "\u200b": ""}
+"""The space without width ends words in Khmer and Thai: a mark there would be in every line."""
 
 
 def printable(text: str) -> str:
-    """Replace control characters by visible ones; line breaks and tabs stay."""
-    return text.translate(_TABLE)
+    """Replace what a terminal would obey, or not show, by what can be seen; each character for
+    itself, so that a text may come in pieces. Line breaks and tabs stay.
+    """
+    return _UNSAFE.sub(lambda found: _SHOWN.get(found[0], "�"), text)
+
+
+def escaped(document: str) -> str:
+    """Write the same characters of a JSON document as its escapes, which read back as they were."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def is_unicode(text: str) -> bool:

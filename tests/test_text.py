@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mvw_cli.text import (
     count,
     error_line,
+    escaped,
     factor,
     millions,
     milliseconds,
@@ -14,6 +17,7 @@ from mvw_cli.text import (
     one_line,
     percent,
     percents,
+    printable,
     readable_bytes,
     scaled,
     seconds,
@@ -58,3 +62,29 @@ from mvw_cli.text import (
 )
 def test_amounts_are_written_for_people(written: str, expected: str) -> None:
     assert written == expected
+
+
+FOREIGN = {
+    "\x1b[2J\x9b31m\x7f\r": "␛[2J�31m␡␍",  # sequences, in 7 and in 8 bits
+    "\u202egnp.exe\u2066\u2069": "�gnp.exe��",  # directions
+    "a\u2028b\u2029": "a�b�",  # line separators
+    "a\u200bb\u2060\ufeff": "ab��",  # no width
+    "ad\u200dmin \u200cx": "ad�min �x",  # joiners that join nothing
+    # What languages are written with, and emoji put together, is left alone.
+    "שלום \u200fعربى\u200e ی\u200cک": "שלום \u200fعربى\u200e ی\u200cک",
+    "👩\u200d💻 ❤\ufe0f\u200d🔥 क\u094d\u200dष": "👩\u200d💻 ❤\ufe0f\u200d🔥 क\u094d\u200dष",
+    "\ta\nb é": "\ta\nb é",
+}
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_what_a_terminal_would_obey_is_made_visible(text: str) -> None:
+    assert printable(text) == FOREIGN[text]
+    written = escaped(json.dumps({"a": text}, ensure_ascii=False))
+    assert json.loads(written) == {"a": text}  # nothing is lost in a document
+    assert printable(written) == written
+
+
+def test_a_sequence_that_comes_in_pieces_is_no_other() -> None:
+    text = "".join(FOREIGN).replace("\u200d", "").replace("\u200c", "")
+    assert "".join(map(printable, text)) == printable(text)

@@ -15,6 +15,7 @@ from mvw_cli.cost.bounds import ArmBound, Plan
 from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import free_name
+from mvw_cli.text import escaped
 
 SCHEMA_VERSION = 2
 BASELINE = "baseline"
@@ -285,7 +286,7 @@ def to_json(report: ProfileReport) -> str:
     from pydantic import TypeAdapter
 
     document = TypeAdapter(ProfileReport).dump_python(report, mode="json")
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return escaped(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def read_report(path: str) -> ProfileReport:

@@ -12,6 +12,7 @@ import click
 
 from mvw_cli import __version__
 from mvw_cli.cli.options import common_options
+from mvw_cli.text import printable
 
 _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
@@ -65,6 +66,9 @@ class Commands(click.Group):
                 # It may come from a plugin; if not, all the names serve to suggest one.
                 self.list_commands(ctx)
         return self.commands.get(cmd_name)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return printable(super().get_help(ctx))  # plugins' names and words are in it
 
 
 @click.group(cls=Commands, context_settings=CONTEXT, invoke_without_command=True)

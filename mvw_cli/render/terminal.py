@@ -32,7 +32,7 @@ def show(heading: str, sections: Sequence[Section]) -> None:
     watched = console.is_terminal(sys.stdout)
     text = drawn(console.out(), heading, sections) if watched else plain(heading, sections)
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
-    console.write(text if utf8 else text.translate(ASCII))
+    console.write(text if utf8 else text.translate(ASCII), drawn=True)
 
 
 def width() -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from plugin_path import plugin_path
 
 from mvw_cli import console
+from mvw_cli.text import escaped
 
 ESCAPE = "\x1b["
 
@@ -43,6 +46,90 @@ def in_terminal(arguments: list[str], stream: str, cwd: Path, **env: str) -> tup
     piped.close()
     process.wait()
     return shown.decode(), text
+
+
+EVIL = "a\x1b[2J\x9b1A\u202eb\u2066c\u2060\ufeff\u2028d"
+KEPT = "שלום 👩\u200d💻"
+PLUGIN = """
+from pathlib import Path
+from mvw_cli import AdapterInfo, PolicyInfo, hookimpl
+import click
+
+@hookimpl
+def mvw_register_adapters(register):
+    register(AdapterInfo(f"ad{EVIL}", "x:X", KEPT + EVIL))
+
+@hookimpl
+def mvw_register_policies(register):
+    register(PolicyInfo(f"po{EVIL}", "x:X", KEPT + EVIL))
+
+@hookimpl
+def mvw_register_profiles(register):
+    register(Path(__file__).parent)
+
+@hookimpl
+def mvw_register_commands(cli):
+    cli.add_command(click.Command(f"co{EVIL}", help=KEPT + EVIL))
+"""
+
+
+@pytest.fixture(scope="module")
+def evil_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("evil")
+    (folder / "evil.py").write_text(f"EVIL, KEPT = {EVIL!r}, {KEPT!r}\n{PLUGIN}", "utf-8")
+    described = escaped(json.dumps(KEPT + EVIL, ensure_ascii=False))  # YAML reads it, too
+    (folder / "evil.yaml").write_text(f"adapter: hf\ndescription: {described}\n", "utf-8")
+    return plugin_path(folder, "evil")
+
+
+def obeyed(shown: str) -> list[str]:
+    """What of a screen a terminal obeys, but for colours and a line of mvw's own."""
+    return re.findall(
+        "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2060-\u206f\ufeff]",
+        re.sub(r"\x1b\[[0-9;]*[mK]", "", shown),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stream"),
+    [
+        (["list", "policies"], "stdout"),
+        (["list", "adapters"], "stdout"),
+        (["list", "profiles"], "stdout"),
+        (["plugins"], "stdout"),
+        (["show", "evil"], "stdout"),
+        (["--help"], "stdout"),
+        (["infer", f"{EVIL}.png", "What?"], "stderr"),
+        (["show", "shapes", "--set", f"{EVIL}=1"], "stderr"),
+        ([f"--{EVIL}"], "stderr"),
+        (["show", "a", EVIL], "stderr"),
+    ],
+)
+def test_no_terminal_obeys_foreign_text(
+    arguments: list[str], stream: str, evil_path: str, tmp_path: Path
+) -> None:
+    env = {"PYTHONPATH": evil_path, "COLUMNS": "300"}
+    shown, _ = in_terminal(arguments, stream, tmp_path, **env)
+    assert obeyed(shown) == []
+    assert "�1A�b�c��" in shown or repr(EVIL)[1:-1] in shown  # it was there
+    if stream == "stdout" and "plugins" not in arguments:
+        assert KEPT.split()[0] in shown and KEPT.split()[1] in shown
+
+
+def test_a_document_on_a_terminal_is_clean_and_exact(evil_path: str, tmp_path: Path) -> None:
+    for watched in ("stdout", "stderr"):
+        streams = in_terminal(
+            ["list", "policies", "--json"], watched, tmp_path, PYTHONPATH=evil_path
+        )
+        text = streams[0 if watched == "stdout" else 1]
+        assert obeyed(text) == []
+        found = {one["name"]: one["summary"] for one in json.loads(text)["policies"]}
+        assert found[f"po{EVIL}"] == KEPT + EVIL
+
+
+def test_an_error_is_three_lines_whatever_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+    console.error("no a\nHint: rm b", "why\nand how", "ls 'a\nb'")
+    assert capsys.readouterr().err == ("Error: no a Hint: rm b\n  why and how\nHint: ls 'a\nb'\n")
 
 
 @pytest.mark.parametrize(

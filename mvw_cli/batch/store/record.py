@@ -18,6 +18,7 @@ from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item, item_key
 from mvw_cli.engine.types import Completion, Timings
 from mvw_cli.errors import MvwError
+from mvw_cli.text import escaped
 
 if TYPE_CHECKING:
     from mvw_cli.images.reading import ImageFile
@@ -31,8 +32,6 @@ _OF_COMPLETION = (
     *("text", "finish_reason", "prompt_tokens", "vision_tokens", "generated_tokens"),
     *("withdrawal", "vision"),
 )
-# json.dumps leaves these as they are, and str.splitlines takes them for the end of a line.
-_LINE_ENDS = {0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"}
 
 
 def success(
@@ -86,7 +85,8 @@ def dumps(record: Mapping[str, Any]) -> bytes:
     are not UTF-8, become their escapes, so that names that differ go on differing.
     """
     text = json.dumps(_sound(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(_LINE_ENDS).encode() + b"\n"
+    # json.dumps leaves characters as they are that str.splitlines takes for the end of a line.
+    return escaped(text).encode() + b"\n"
 
 
 def clean(text: str) -> str:

@@ -33,7 +33,7 @@ from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts
 from mvw_cli.render.terminal import show
-from mvw_cli.text import check_paths
+from mvw_cli.text import check_paths, escaped
 
 if TYPE_CHECKING:
     from mvw_cli.calibrate.search import Outcome, Search
@@ -202,7 +202,7 @@ def to_json(document: Mapping[str, Any]) -> str:
     lines = [json.dumps(one, ensure_ascii=False) for one in document["samples"]]
     framed = {**document, "samples": [_SAMPLES]}
     whole = json.dumps(framed, indent=2, ensure_ascii=False, default=str)
-    return whole.replace(f'"{_SAMPLES}"', ",\n    ".join(lines), 1)
+    return escaped(whole.replace(f'"{_SAMPLES}"', ",\n    ".join(lines), 1))
 
 
 def _deliver(

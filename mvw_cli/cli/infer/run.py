@@ -24,7 +24,7 @@ from mvw_cli.environment import describe_environment
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_not_input, check_writable, free_name
 from mvw_cli.profiles.store import DEFAULT
-from mvw_cli.text import check_paths, is_unicode
+from mvw_cli.text import check_paths, escaped, is_unicode
 
 if TYPE_CHECKING:
     from mvw_cli.adapter import Answer
@@ -174,7 +174,8 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         "profile": resolved.to_dict(),
         "environment": asdict(describe_environment(model["device"])),
     }
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False), page
+    written = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return escaped(written), page
 
 
 def _image(file: ImageFile) -> dict[str, Any]:

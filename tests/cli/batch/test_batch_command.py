@@ -593,12 +593,13 @@ def test_quiet(batch: Run) -> None:
 def test_many_failures_are_counted(batch: Run) -> None:
     for number in range(14):
         Path("images", f"{number}.png").write_bytes(b"no picture %d" % number)
-    Path("images", "0\x1b[2Jb.png").write_bytes(b"no picture")
+    Path("images", "0\x1b[2J\x9b\u202eb.png").write_bytes(b"no picture")
     ran = batch("images", "w1 w2", "--read-timeout", "30", "--readers", "1")
     assert ran.err.count("failed: ") == 10
     assert "Further failures are counted" in ran.err
     assert "0 answered, 15 failed (15 BadImage)" in ran.err
-    assert "\x1b" not in ran.err
+    assert "failed: 0␛[2J��b.png: " in ran.err
+    assert not {*"\x1b\x9b\u202e"} & {*ran.err}
 
 
 def test_the_embedded_model_says_what_it_is(mvw: Run) -> None:

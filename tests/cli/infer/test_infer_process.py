@@ -302,12 +302,22 @@ def test_loading_is_announced_before_the_heavy_imports(
 def test_escape_sequences_of_the_model_do_not_reach_a_terminal(
     command: list[str], environment: dict[str, str]
 ) -> None:
-    hostile = "\x1b]0;owned\x07 \x9b31m red\x7f <CONCLUSION> \x1b[2J3 </CONCLUSION>"
+    # Sequences over two tokens, in 7 and in 8 bits, and a text turned round.
+    answer = "\x1b[2J3 \u202e4 שלום 👩\u200d💻"
+    hostile = f"\x1b ]0;owned\x07 \x9b 31m red\x7f <CONCLUSION> {answer} </CONCLUSION>"
     env = environment | {"SCRIPT_TEXT": hostile}
     shown, _ = on_a_terminal(command, env)
-    assert not re.search("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]", shown.replace("\r\x1b[K", ""))
-    assert "\x1b" not in plain(shown).replace("\r\x1b[K", "")
-    assert shown.rstrip().endswith("␛[2J3")
+    own = plain(shown).replace("\r\x1b[K", "")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", own)
+    assert own.rstrip().endswith("␛[2J3 �4 שלום 👩\u200d💻")
+    assert own.count("שלום 👩\u200d💻") == 2  # streamed, and the answer
+
+
+def test_a_pipe_gets_what_the_model_wrote(scripted: Run) -> None:
+    answer = "\x1b[2J3 \u202e4 שלום 👩\u200d💻 \x9b31m"
+    assert scripted(text=f"<CONCLUSION> {answer} </CONCLUSION>").out == f"{answer}\n"
+    document = json.loads(scripted("--json", text=f"<CONCLUSION> {answer} </CONCLUSION>").out)
+    assert document["answer"] == answer
 
 
 def test_standard_input_that_is_a_terminal(
