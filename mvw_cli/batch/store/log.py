@@ -45,6 +45,8 @@ class LogReader:
         """Whole lines that hold something else than a record."""
         self.cut_at: int | None = None
         """Offset of the last line, where that lacks its end."""
+        self.number = 0
+        """Of the line that was read last, from 1."""
 
     def __iter__(self) -> Iterator[tuple[Record, bytes]]:
         """Yield each record, and its line.
@@ -56,11 +58,11 @@ class LogReader:
         found, offset = False, 0
         try:
             with self.path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
+                for self.number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n"):
                         self.cut_at = offset
                     elif (record := _parse(line)) is not None:
-                        self._check(record, number)
+                        self._check(record)
                         found = True
                         yield record, line
                     elif line.strip():
@@ -78,8 +80,8 @@ class LogReader:
         if not _START.startswith(head) and not sidecar_path(self.path).exists():
             raise not_a_log(self.name, "it holds no record")
 
-    def _check(self, record: Record, number: int) -> None:
-        version = record.get("schema_version")
+    def _check(self, record: Record) -> None:
+        version, number = record.get("schema_version"), self.number
         if isinstance(version, int) and version > SCHEMA_VERSION:
             known = f"this mvw knows {SCHEMA_VERSION}"
             cause = f"line {number} has schema_version {version}, and {known}"

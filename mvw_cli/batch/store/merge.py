@@ -25,7 +25,14 @@ from mvw_cli.batch.store.fingerprint import (
 )
 from mvw_cli.batch.store.jsonl import JsonlFile, cannot_write
 from mvw_cli.batch.store.log import LogReader, RecordIndex, cannot_read, repair
-from mvw_cli.batch.store.output import check_name, check_table, export, is_table, log_of
+from mvw_cli.batch.store.output import (
+    check_name,
+    check_table,
+    export,
+    is_table,
+    log_of,
+    row_of,
+)
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_not_input, check_writable, free_name, is_special, unwritable
 from mvw_cli.text import plural
@@ -58,7 +65,10 @@ class Shard(LogReader):
     def count(self, total: RecordIndex) -> None:
         """Read it, and add its records to the index of all logs."""
         own = RecordIndex()
-        for record, _ in self:
+        for record, line in self:
+            row_of(
+                record, line, self
+            )  # refuses what no table could hold, before anything is written
             self.runs.add(record["run"])
             self.records += 1
             own.add(record)
@@ -228,10 +238,12 @@ def _common_run(shards: Sequence[Shard], output: str) -> str | None:
 
 def _describe(log: Path, name: str, sidecar: Sidecar | None) -> None:
     """Write the file that goes with the log; no other must stay in its place."""
-    sidecar_path(log).unlink(missing_ok=True)
     try:
-        if sidecar is not None:
-            write_sidecar(log, sidecar)
+        if sidecar is None:
+            sidecar_path(log).unlink(missing_ok=True)
+        else:
+            write_sidecar(log, sidecar)  # a kill leaves the one of before, or this one
     except OSError as error:
+        sidecar_path(log).unlink(missing_ok=True)
         where = str(sidecar_path(Path(name)))
         raise cannot_write(where, error, f"the records are safe in {name}") from None

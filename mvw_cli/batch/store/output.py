@@ -26,7 +26,7 @@ from mvw_cli.batch.store.record import TIMINGS
 from mvw_cli.engine.types import Withdrawal
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_writable, replacing
-from mvw_cli.text import error_line
+from mvw_cli.text import is_unicode
 
 LOG = ".jsonl"
 TABLES = (".csv", ".parquet")
@@ -94,6 +94,13 @@ def check_name(name: str, command: Sequence[str]) -> None:
 
 Row = tuple[str | int | float | None, ...]
 Kind = Literal["text", "json", "int", "float"]
+_KINDS: dict[Kind, tuple[Any, ...]] = {
+    "text": (0, str),
+    "json": (0, str),
+    "int": ((1 << 63) - 1, int),
+    "float": (1 << 53, float, int),
+}
+"""What a column of a kind holds: whole numbers up to this one, exactly, and these types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +168,39 @@ def export(log: Path, table: Path) -> None:
     """
     if _is_parquet(table):
         check_pyarrow(str(table), "write")
-    index = RecordIndex()
-    for record, _ in LogReader(log, str(log)):
+    index, reader = RecordIndex(), LogReader(log, str(log))
+    for record, _ in reader:
         index.add(record)
-    records = (record for record, _ in LogReader(log, str(log)) if index.take(record))
-    rows = (tuple(_value(record, column) for column in COLUMNS) for record in records)
+    rows = (row_of(record, line, reader) for record, line in reader if index.take(record))
     write = _write_parquet if _is_parquet(table) else _write_csv
     try:
         with replacing(Path(os.path.realpath(table))) as file:
             write(rows, file)
     except OSError as error:
         raise cannot_write(str(table), error, f"the records are safe in {log}") from None
-    except (ValueError, TypeError) as error:  # pyarrow's, of a value of another type
-        raise not_a_log(str(log), error_line(error)) from None
+
+
+def row_of(record: Mapping[str, Any], line: bytes, reader: LogReader) -> Row:
+    """Return what a table has of a record that has just been read, whatever the table's format.
+
+    Args:
+        line: of the log, which the record was read from.
+
+    Raises:
+        UsageProblem: a value is none that its column can hold; names log, line and column.
+    """
+    row = tuple(_value(record, column) for column in COLUMNS)
+    halves = b"\\ud" in line.lower()  # escapes of characters' halves, which are whole in pairs
+    for column, value in zip(COLUMNS, row, strict=True):
+        if value is None:
+            continue
+        most, *types = _KINDS[column.kind]
+        fits = type(value) in types and not (isinstance(value, int) and abs(value) > most)
+        if not fits or (halves and isinstance(value, str) and not is_unicode(value)):
+            cause = f"line {reader.number}: {column.name} is {json.dumps(value)[:60]}"
+            hint = f"sed -n {reader.number}p {shlex.quote(reader.name)}"
+            raise not_a_log(reader.name, cause, hint)
+    return row
 
 
 def _is_parquet(table: Path) -> bool:

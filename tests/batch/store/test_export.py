@@ -201,7 +201,8 @@ def test_a_value_of_another_type_is_no_record(log: Path) -> None:
     error = refused(log, table)
     assert error.exit_code == ExitCode.USAGE
     assert error.message == f"{log} is not a log of records"
-    assert error.cause and "int64" in error.cause
+    assert error.cause == 'line 1: prompt_tokens is "30"'
+    assert error.hint == f"sed -n 1p {log}"
 
 
 @both

@@ -287,6 +287,39 @@ def test_inputs_that_are_no_logs() -> None:
         assert refused("a.jsonl", name).message == f"{name} is not a log of records"
 
 
+WRONG = {
+    b'"prompt_tokens":"30"': 'prompt_tokens is "30"',
+    b'"prompt_tokens":true': "prompt_tokens is true",
+    b'"prompt_tokens":9223372036854775808': "prompt_tokens is 9223372036854775808",
+    b'"prompt_tokens":30.5': "prompt_tokens is 30.5",
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_record_that_no_table_holds_is_refused_for_all_formats(suffix: str, wrong: bytes) -> None:
+    log(f"all{suffix}" if suffix == ".jsonl" else f"all{suffix}.jsonl", ok("old"), failed("x"))
+    log("a.jsonl", ok("x"))
+    lines = [dumps(ok("y")), b"rubbish\n", dumps(ok("z")).replace(b'"prompt_tokens":30', wrong)]
+    Path("b.jsonl").write_bytes(b"".join(lines))
+    for options in ({}, {"overwrite": True}):
+        error = refused("a.jsonl", "b.jsonl", f"all{suffix}", output=f"all{suffix}", **options)
+        assert error.message == "b.jsonl is not a log of records"
+        assert error.cause == f"line 3: {WRONG[wrong]}"
+        assert error.hint == "sed -n 3p b.jsonl"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_half_a_character_is_refused_and_a_whole_one_is_not(suffix: str) -> None:
+    line = dumps(ok("y", text="🙂"))
+    for whole in (line.replace("🙂".encode(), rb"\ud83d\ude42"), dumps(ok("z", text=r"\ud83d"))):
+        Path("a.jsonl").write_bytes(whole)
+        assert merge(["a.jsonl"], f"all{suffix}", overwrite=True)["answered"] == 1
+    Path("a.jsonl").write_bytes(line.replace("🙂".encode(), rb"\ud83d"))
+    error = refused("a.jsonl", output=f"all{suffix}", overwrite=True)
+    assert error.cause == r'line 1: answer is "\ud83d"'
+
+
 # The output
 
 
@@ -497,3 +530,20 @@ def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
         for left in Path().glob(".all.jsonl.*"):
             left.unlink()
     assert merge(["a.jsonl", "all.jsonl"], "all.jsonl")["answered"] == 2
+
+
+def test_a_kill_between_log_and_description_keeps_what_the_log_is_for() -> None:
+    """SIGKILL right after the log is replaced: merging again knows of its shard."""
+    parts = divided(2, 20)
+    code = (
+        "import os, signal\n"
+        "from mvw_cli.batch.store import fingerprint\n"
+        "fingerprint.replacing = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from mvw_cli.batch.store.merge import merge\n"
+        f"merge({parts!r}, {parts[0]!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == -9
+    assert len(ids(parts[0])) == 20
+    assert gaps(merge(parts, parts[0])) == []
+    assert len(sidecar_of(parts[0]).shards) == 2
