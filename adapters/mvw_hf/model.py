@@ -69,7 +69,7 @@ class HuggingFace(Adapter):
     published: ClassVar[Path] = Path(__file__).parent / "published"
     """The `config.json` of checkpoints, by hub id, that are known without a network."""
     checkpoint: ClassVar[str | None] = None
-    """The hub id whose configuration is meant where a spec names no model."""
+    """The hub id whose configuration is meant where a spec names no model, and made small."""
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         if spec.model is None:
@@ -273,10 +273,27 @@ class HuggingFace(Adapter):
         return remarks
 
     def tiny(self) -> LoadedModel:
-        from mvw_hf.tiny import tiny_llava
+        """Make the configuration of `checkpoint` small; a LLaVA where there is none."""
+        from mvw_hf.tiny import tiny_llava, tiny_of
 
-        model, processor = tiny_llava()
+        if self.checkpoint is None:
+            model, processor = tiny_llava()
+            return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+        spec = ModelSpec(self.checkpoint)
+        if type(self).shape is HuggingFace.shape and self.published_config(spec) is None:
+            raise _no_tiny(
+                f"the configuration of {self.checkpoint} is not known: put its config.json into "
+                f"your package as published/{self.checkpoint}.json, name the folder as `published`"
+            )
+        model, processor = tiny_of(self.shape(spec), self.build)
+        if processor is None:
+            raise _no_tiny(f"how {model.config.model_type} prepares images is not known here")
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
+
+
+def _no_tiny(lacking: str) -> ModelProblem:
+    cause = f"{lacking}, or override tiny() with a small model and its processor"
+    return ModelProblem("There is no tiny model.", cause=cause, hint="mvw list adapters")
 
 
 def check_template(processor: Any, spec: ModelSpec) -> None:

@@ -7,6 +7,7 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mvw_cli.adapter import Adapter, AdapterInfo, Answer, LoadedModel, ModelSpec
+from mvw_cli.cost.flops import flops_of
 from mvw_cli.engine.types import Finished, Request, Withdrawn
 from mvw_cli.errors import MvwError
 from mvw_cli.oracle.equivalence import (
@@ -36,7 +38,9 @@ from mvw_cli.testing.probes import (
     misplaced,
     prefilled,
     vision_bytes,
+    without_network,
 )
+from mvw_cli.text import error_line
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt*")
 MOST_PARAMETERS = 5_000_000
@@ -58,6 +62,11 @@ class AdapterContract:
     """The registered name, or the class of an adapter that is not registered."""
     texts: ClassVar[tuple[str, ...]] = TEXTS
     """Outputs to be parsed, whole and cut anywhere. Add what your model writes."""
+
+    @pytest.fixture(autouse=True)
+    def _offline(self) -> Iterator[None]:
+        with without_network():
+            yield
 
     def made(self) -> Adapter:
         return _made(self.adapter)
@@ -235,12 +244,28 @@ class AdapterContract:
         assert not model.training, "load() must leave the model in eval mode"
 
     def test_it_tells_its_shape_without_weights(self) -> None:
-        """The first checkpoint's configuration, known by heart."""
+        """The first checkpoint's configuration, known by heart; `mvw show --cost` counts by it."""
         adapter, info = self.made(), self.info()
         if type(adapter).shape is Adapter.shape or not info.checkpoints:
             pytest.skip("the adapter has no checkpoint of its own, or does not tell its shape")
-        config: Any = adapter.shape(ModelSpec(model=info.checkpoints[0]))
-        assert config.get_text_config().num_hidden_layers > 0
+        name = info.checkpoints[0]
+        try:
+            config: Any = adapter.shape(ModelSpec(model=name))
+        except (MvwError, OSError) as error:
+            pytest.fail(
+                f"shape() does not know {name} without a network ({error}): put its config.json "
+                f"into your package as published/{name}.json and name the folder in the class, as "
+                '`published = Path(__file__).parent / "published"`, or override shape()'
+            )
+        try:
+            assert config.get_text_config().num_hidden_layers > 0
+            if type(adapter).build is not Adapter.build:
+                flops_of(adapter, config)
+            if type(adapter).image_tokens is not Adapter.image_tokens:
+                with suppress(MvwError):
+                    adapter.image_tokens(config, 64, 48)
+        except Exception as error:
+            pytest.fail(f"shape() tells of a {name} that can't be: {error_line(error)}")
 
     # -- what the engine does with the model ------------------------------------------------
 
@@ -333,7 +358,10 @@ class AdapterContract:
 def tiny_of(adapter: Hashable) -> LoadedModel:
     """Build the tiny model of an adapter, given by name or class, once."""
     assert isinstance(adapter, (str, type))
-    return _made(adapter).tiny()
+    try:
+        return _made(adapter).tiny()
+    except MvwError as error:
+        pytest.fail(f"tiny(): {error} {error.cause}")
 
 
 def _made(adapter: str | type[Adapter]) -> Adapter:

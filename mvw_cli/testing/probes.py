@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from PIL import ImageOps
 from PIL.Image import Image
@@ -45,6 +48,28 @@ def heavy_imports(module: str) -> list[str]:
     )
     assert done.returncode == 0, f"`import {module}` fails:\n{done.stderr}"
     return done.stdout.split()
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Within it the hub's library stays off the network, and whoever else asks for it fails."""
+    from huggingface_hub import constants
+
+    connect = socket.socket.connect
+
+    def refuse(address: Any, *_: Any, **__: Any) -> None:
+        # No `Exception`, so that nobody takes it for a network to be tried again.
+        pytest.fail(f"the network is asked for {address}: the kit has to run without any")
+
+    def local(self: socket.socket, address: Any) -> None:
+        return connect(self, address) if self.family == socket.AF_UNIX else refuse(address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.setattr(socket.socket, "connect", local)
+        yield
 
 
 # -- where the vision lies ----------------------------------------------------------------------

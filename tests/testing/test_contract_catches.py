@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +20,14 @@ from mvw_llava_cot.model import LlavaCot
 from torch import Tensor
 
 from mvw_cli import (
+    AdapterInfo,
     Answer,
     LoadedModel,
     ModelSpec,
     VisionLayout,
 )
 from mvw_cli.testing import AdapterContract
+from mvw_cli.testing.probes import without_network
 
 
 def adapter_failures(adapter: type[HuggingFace]) -> set[str]:
@@ -264,8 +268,99 @@ def test_a_heavy_package_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         del sys.modules[name]
 
 
+# The network, which the kit never touches, and a shape that can't be
+
+
+def shape_check(
+    monkeypatch: pytest.MonkeyPatch, adapter: type[HuggingFace], checkpoint: str
+) -> Callable[[], None]:
+    info = AdapterInfo("x", "x:X", "for tests", checkpoints=(checkpoint,))
+    contract: Any = type("Contract", (AdapterContract,), {"adapter": adapter})()
+    monkeypatch.setattr(contract, "info", lambda: info, raising=False)
+    check: Callable[[], None] = contract.test_it_tells_its_shape_without_weights
+    return check
+
+
+def test_a_shape_that_is_not_known_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check = shape_check(monkeypatch, HuggingFace, "nobody/nothing-of-the-kind")
+    with without_network(), pytest.raises(pytest.fail.Exception) as caught:
+        check()
+    told = str(caught.value)
+    assert told.startswith("shape() does not know nobody/nothing-of-the-kind without a network")
+    assert "published/nobody/nothing-of-the-kind.json" in told
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_config", {"hidden_size": 3585}),
+        ("text_config", {"num_key_value_heads": 5}),
+    ],
+)
+def test_a_shape_that_can_not_be_is_caught(
+    part: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impossible(HuggingFace):
+        def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
+            told = super().published_config(spec)
+            assert told is not None
+            return told | {part: told[part] | changes}
+
+    name = "Qwen/Qwen2.5-VL-7B-Instruct"
+    shape_check(monkeypatch, HuggingFace, name)()
+    with pytest.raises(pytest.fail.Exception, match=f"shape.. tells of a {name} that can't be"):
+        shape_check(monkeypatch, Impossible, name)()
+
+
+ASKING = """
+import socket
+import urllib.request
+from mvw_hf.model import HuggingFace
+from mvw_cli import ModelSpec
+from mvw_cli.testing import AdapterContract
+
+class Asking(HuggingFace):
+    def remarks(self, *_):
+        try:
+            {ask}
+        except Exception:  # as who tries again
+            pass
+        return []
+
+class TestContract(AdapterContract):
+    adapter = Asking
+"""
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "urllib.request.urlopen('http://127.0.0.1:{port}/')",
+        "socket.create_connection(('127.0.0.1', {port}))",
+        "socket.socket().connect(('127.0.0.1', {port}))",
+        "super().load_processor(ModelSpec('nobody/nothing'))",
+    ],
+)
+def test_no_socket_is_opened(ask: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The check is collected and run as an author's pytest does it; the server is a real one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        file = tmp_path / f"test_asking_{ask[:3]}{len(ask)}.py"
+        file.write_text(ASKING.format(ask=ask.format(port=server.getsockname()[1])))
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "remarks"]
+        code = pytest.main([*options, "-c", os.devnull, "--rootdir", str(tmp_path), str(file)])
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    told = capsys.readouterr().out
+    if "load_processor" in ask:  # the hub's library knows that it is offline
+        assert code == 0, told
+    else:
+        assert code == 1 and "the network is asked for" in told
+
+
 def test_info_that_does_not_fit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mvw_cli import AdapterInfo
     from mvw_cli.testing import adapter_contract
 
     contract = type("Contract", (AdapterContract,), {"adapter": "hf"})()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_hf.model import HuggingFace
 
-from mvw_cli import Answer, LoadedModel, ModelSpec, parse_stages
+from mvw_cli import Answer, LoadedModel, parse_stages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,15 +21,10 @@ class MyModelAdapter(HuggingFace):
     """Loading, images and vision tokens are the base class's; prompt and answer are ours."""
 
     name = "my-model"
+    checkpoint = "google/gemma-3-12b-it"
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
         return super().tokenize(loaded, images, f"{text}\n{_REQUEST}")
 
     def parse(self, text: str) -> Answer:
         return parse_stages(text)
-
-    def tiny(self) -> LoadedModel:
-        from mvw_my_model.tiny import tiny_gemma
-
-        model, processor = tiny_gemma()
-        return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
