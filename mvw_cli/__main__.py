@@ -6,16 +6,24 @@ The one place that prints errors.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from mvw_cli import console
-from mvw_cli.errors import ExitCode, MvwError, PluginWarning
-from mvw_cli.text import error_line
+from mvw_cli.errors import ExitCode, MvwError, OutOfMemory, PluginWarning
+from mvw_cli.text import error_line, printable
+
+_FULL = {
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the limit (ulimit -f)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.abandon_stdout()  # whoever read it has had enough
         return ExitCode.FAILURE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _FULL:
             raise
         console.abandon_stdout()
-        console.error("the output can't be written", "no space is left on the device", "df -h")
+        cause = _FULL[error.errno]
+        console.error("the output can't be written", cause, "df -h")
         return ExitCode.FAILURE
 
 
@@ -54,28 +63,51 @@ def _run(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name="mvw", standalone_mode=False)
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        sys.stderr.write(printable(shown.getvalue()))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         console.note("Interrupted.")
         return ExitCode.INTERRUPTED
-    except MvwError as error:
-        from mvw_cli.cli.command_line import as_typed
-
-        _traceback_if_wanted()
-        hint = error.hint and as_typed(error.hint, arguments, cli)
-        console.error(error.message, error.cause, hint)
-        return error.exit_code
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, *_FULL):
             raise
         _traceback_if_wanted()
+        known = error if isinstance(error, MvwError) else _recognised(error)
+        if known is not None:
+            from mvw_cli.cli.command_line import as_typed
+
+            hint = known.hint and as_typed(known.hint, arguments, cli)
+            console.error(known.message, known.cause, hint)
+            return known.exit_code
         console.error(
             f"unexpected {error_line(error)}",
             "this is a fault in mvw or in a plugin; re-run with --debug to see where",
             shlex.join(["mvw", "--debug", *(a for a in arguments if a != "--debug")]),
         )
         return ExitCode.FAILURE
+
+
+def _recognised(error: Exception) -> MvwError | None:
+    """Tell what is no fault in mvw: memory that ran out anywhere, or the code of a plugin."""
+    ran_out = isinstance(error, MemoryError)
+    if "torch" in sys.modules:
+        with suppress(Exception):  # of a PyTorch that is broken
+            from mvw_cli.engine import memory
+
+            ran_out = memory.ran_out(error)
+    if ran_out:
+        return OutOfMemory(
+            "out of memory",
+            cause=next(iter(str(error).splitlines()), "") or "the machine has no more to give",
+            hint="mvw infer IMAGE QUESTION --dtype bfloat16 --set images.max_pixels=250000",
+        )
+    if "mvw_cli.plugins" in sys.modules:
+        from mvw_cli.plugins import culprit
+
+        return culprit(error)
+    return None
 
 
 def _traceback_if_wanted() -> None:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, distributions
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
+from traceback import walk_tb
 from typing import Generic, Literal, TypeVar
 
 import click
@@ -146,25 +148,53 @@ def plugin_commands(taken: Collection[str]) -> dict[str, click.Command]:
     return commands
 
 
-def offered() -> Iterator[tuple[Plugin, EntryPoint]]:
-    """Yield every entry point of the group; the first of several copies of a distribution wins."""
+def offered() -> Iterator[tuple[Plugin, EntryPoint | None]]:
+    """Yield every entry point of the group; the first of several copies of a distribution wins.
+
+    A distribution whose entry points can't be read comes with None, and its plugin tells why.
+    """
     seen: set[str] = set()
     for dist in distributions():
         # `importlib.metadata.entry_points` would parse the files of all distributions, which takes
         # longer and raises where one that has nothing to do with mvw is malformed.
-        if "[mvw]" not in (dist.read_text("entry_points.txt") or ""):
+        damage = None
+        try:
+            is_ours = "[mvw]" in (dist.read_text("entry_points.txt") or "")
+        except UnicodeDecodeError as error:
+            is_ours, damage = b"[mvw]" in error.object, error_line(error)
+        if not is_ours:
             continue
-        metadata = dist.metadata
-        name, version = metadata["Name"], metadata["Version"]
+        name, version = _name_and_version(dist)
         normal = name.lower().replace("_", "-").replace(".", "-")
         if normal in seen:
             continue
         seen.add(normal)
-        for entry_point in dist.entry_points.select(group="mvw"):
+        try:
+            points = [] if damage else [*dist.entry_points.select(group="mvw")]
+        except Exception as error:  # the parser's, of a file that was cut or written by hand
+            damage = error_line(error)
+        if damage:
+            cause = f"its entry_points.txt is damaged: {damage}"
+            yield Plugin(name, version, "entry_points.txt", "", cause=cause), None
+            continue
+        for entry_point in points:
             yield Plugin(name, version, entry_point.name, entry_point.value), entry_point
 
 
-def _wanted(found: list[tuple[Plugin, EntryPoint]]) -> list[tuple[Plugin, EntryPoint]]:
+def _name_and_version(dist: Distribution) -> tuple[str, str]:
+    """Read them off METADATA, or off the folder's name where that file is gone or damaged."""
+    with contextlib.suppress(Exception):
+        name, version = dist.metadata["Name"], dist.metadata["Version"]
+        if name and version:
+            return name, version
+    folder = Path(str(getattr(dist, "_path", ""))).stem  # mvw_x-1.0.dist-info
+    name, _, version = folder.partition("-")
+    return name or "unknown", version or "unknown"
+
+
+def _wanted(
+    found: list[tuple[Plugin, EntryPoint | None]],
+) -> list[tuple[Plugin, EntryPoint | None]]:
     chosen = os.environ.get("MVW_LOAD_PLUGINS")
     if chosen is None:
         return found
@@ -190,7 +220,9 @@ def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
     return None
 
 
-def _register(registry: Registry, plugin: Plugin, entry_point: EntryPoint) -> None:
+def _register(registry: Registry, plugin: Plugin, entry_point: EntryPoint | None) -> None:
+    if entry_point is None:
+        raise ValueError(plugin.cause)
     module = entry_point.load()
     plugin.path = getattr(module, "__file__", None)
     specified = [name for name in vars(hookspecs) if name.startswith("mvw_")]
@@ -251,6 +283,47 @@ def _warn_of_clash(what: str, name: str, plugin: Plugin) -> None:
 
 def _warn(message: str) -> None:
     warnings.warn(message, PluginWarning, stacklevel=2)
+
+
+# -- what goes wrong later -------------------------------------------------------------------------
+
+
+def faulty(kind: Kind, name: str, what: str, wanted: str) -> PluginProblem:
+    """Return the error for an adapter or policy that does not keep to its contract.
+
+    Args:
+        what: it did, as `returned None from load()`.
+        wanted: instead, as a sentence's part.
+    """
+    entries: Sequence[Entry[AdapterInfo] | Entry[PolicyInfo]] = load_plugins().adapters
+    if kind == "policy":
+        entries = load_plugins().policies
+    plugin = next((entry.plugin for entry in entries if entry.info.name == name), None)
+    origin = "" if plugin is None else f" of {plugin.distribution} {plugin.version}"
+    hint = "mvw plugins" if plugin is None else f"pip install --upgrade {plugin.distribution}"
+    return PluginProblem(f"{kind} `{name}`{origin} {what}", cause=wanted, hint=hint)
+
+
+def culprit(error: BaseException) -> PluginProblem | None:
+    """Find the plugin of another distribution in whose code an error arose; None: in no such."""
+    registry = load_plugins()
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    for plugin in registry.plugins:
+        package = re.split(r"[.:]", plugin.module)[0]
+        mine = [one for one in modules if one and one.partition(".")[0] == package]
+        if plugin.distribution == OWN or not mine:
+            continue
+        what = f"plugin `{plugin.name}`"
+        for kind, entries in (("adapter", registry.adapters), ("policy", registry.policies)):
+            for entry in entries:
+                if entry.plugin is plugin and entry.info.target.partition(":")[0] in mine:
+                    what = f"{kind} `{entry.info.name}`"
+        return PluginProblem(
+            f"{what} of {plugin.distribution} {plugin.version} has failed",
+            cause=error_line(error),
+            hint="mvw infer IMAGE QUESTION --debug",
+        )
+    return None
 
 
 # -- by name -------------------------------------------------------------------------------------

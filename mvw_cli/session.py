@@ -6,16 +6,16 @@ The road that every command takes from a resolved profile to the engine's events
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mvw_cli.adapter import Adapter, Answer, LoadedModel
+from mvw_cli.adapter import Adapter, Answer, LoadedModel, VisionLayout
 from mvw_cli.engine.types import Event, GenerationSettings, Request
-from mvw_cli.errors import OutOfMemory
+from mvw_cli.errors import OutOfMemory, PluginProblem
 from mvw_cli.machine.fit import check_fit
-from mvw_cli.plugins import load_adapter
+from mvw_cli.plugins import faulty, load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.withdrawal import withdrawal_policy
@@ -46,19 +46,32 @@ class Session:
 
         Raises:
             OutOfMemory: the device has no room for the encoded images.
+            PluginProblem: the adapter does not keep to its contract.
         """
         with _explained(self.loaded.name):
             inputs = self.adapter.encode(self.loaded, images, without_placeholder(question))
+            self._check_inputs(inputs)
             layout = self.adapter.vision(self.loaded, inputs)
+            length = inputs["input_ids"].shape[1]
+            right = isinstance(layout, VisionLayout) and _is_tensor(layout.entries, "bool", length)
+            given = layout.entries if isinstance(layout, VisionLayout) else layout
+            self._check("vision", given, right, f"a VisionLayout of {length} bools, one per token")
         return Request(id, inputs, layout, self.policy, self.settings)
 
     def parse(self, text: str) -> Answer:
         """Take a generated text apart, with what the prompt had written of it."""
-        return self.adapter.parse(self.adapter.opening(self.loaded) + text)
+        opening = self.adapter.opening(self.loaded)
+        self._check("opening", opening, isinstance(opening, str), "text")
+        answer = self.adapter.parse(opening + text)
+        self._check("parse", answer, isinstance(answer, Answer), "an Answer")
+        return answer
 
     def remarks(self, images: Sequence[Image], question: str, request: Request) -> list[str]:
         """List, one line each, where a question lies outside what the model can answer."""
-        remarks = self.adapter.remarks(self.loaded, images, without_placeholder(question))
+        told = self.adapter.remarks(self.loaded, images, without_placeholder(question))
+        lines = isinstance(told, list | tuple) and all(isinstance(one, str) for one in told)
+        self._check("remarks", told, lines, "a list of texts")
+        remarks = list(told)
         most = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
         prompt = int(request.inputs["input_ids"].shape[1])
         if most is None or prompt < most:
@@ -89,6 +102,20 @@ class Session:
         """
         with _explained(self.loaded.name), self.engine.serving(observe=observe) as slots:
             yield slots
+
+    def _check_inputs(self, inputs: Any) -> None:
+        right = isinstance(inputs, Mapping) and "input_ids" in inputs
+        self._check("encode", inputs, right, "a dict with `input_ids` in it")
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        right = _is_tensor(ids, "int", 1, None) and ids.shape[1] > 0
+        self._check("encode", ids, right, "whole numbers of shape (1, P) as `input_ids`")
+        right = mask is None or _is_tensor(mask, "", *ids.shape)
+        wanted = f"a tensor of shape {tuple(ids.shape)} as `attention_mask`"
+        self._check("encode", mask, right, wanted)
+
+    def _check(self, method: str, value: object, right: bool, wanted: str) -> None:
+        if not right:
+            raise _wrong_return(self.loaded.adapter, method, value, wanted)
 
     def facts(self) -> dict[str, Any]:
         """Return which weights answer, and how they are held: for reports."""
@@ -133,6 +160,9 @@ def open_session(
     check_fit(profile.adapter, adapter, spec)
     with _explained(spec.model or profile.adapter):
         loaded = adapter.load(spec)
+    if not (isinstance(loaded, LoadedModel) and _is_served(loaded)):
+        wanted = "a LoadedModel with a model of transformers and its processor"
+        raise _wrong_return(profile.adapter, "load", loaded, wanted)
     from mvw_cli.engine.engine import Engine
 
     engine = Engine(
@@ -142,6 +172,27 @@ def open_session(
         cross_attention=profile.cross_attention,
     )
     return Session(adapter, loaded, engine, policy, settings)
+
+
+def _wrong_return(adapter: str, method: str, value: object, wanted: str) -> PluginProblem:
+    shape = getattr(value, "shape", None)
+    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    given = type(value).__name__ if shape is None else f"{dtype} of shape {tuple(shape)}"
+    what = f"returned {'None' if value is None else given} from {method}()"
+    return faulty("adapter", adapter, what, f"{wanted} is wanted")
+
+
+def _is_served(loaded: LoadedModel) -> bool:
+    """Whether it has what the engine needs of a model and a tokenizer."""
+    tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
+    return hasattr(loaded.model, "get_decoder") and hasattr(tokenizer, "decode")
+
+
+def _is_tensor(value: object, kind: str, *shape: int | None) -> bool:
+    """Whether a value is a tensor of such numbers and sizes; None stands for any."""
+    sizes, dtype = getattr(value, "shape", ()), str(getattr(value, "dtype", ""))
+    fits = all(want in (None, size) for want, size in zip(shape, sizes, strict=False))
+    return dtype.startswith(f"torch.{kind}") and len(sizes) == len(shape) and fits
 
 
 def without_placeholder(question: str) -> str:

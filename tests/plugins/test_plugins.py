@@ -103,6 +103,51 @@ def test_a_malformed_distribution_that_has_nothing_to_do_with_mvw(install: Insta
     assert [line.split(" is broken: ")[0] for line in lines] == ["plugin mvw-ghost 1.0 (it)"]
 
 
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"[mvw]\nnonsense without an equals sign\n", "TypeError: "),
+        (b"[mvw]\nit = mvw_torn\n[console_scripts]\nto", "TypeError: "),  # the disk was full
+        (b"[mvw]\nit = mvw_torn\xff\xfe\n", "UnicodeDecodeError: "),
+        (b"[mvw]\nit = not a module\n", None),
+        (b"[mvw]\nit =\n", None),
+    ],
+)
+def test_entry_points_that_are_damaged_are_one_warning(
+    install: Install, content: bytes, cause: str | None
+) -> None:
+    folder = install("mvw-torn", "@hookimpl\ndef mvw_register_adapters(register): pass")
+    (folder / "entry_points.txt").write_bytes(content)
+    install("mvw-whole", "@hookimpl\ndef mvw_register_adapters(register): pass")
+    plugin, lines = outcome("mvw-torn")
+    assert plugin.status == "broken" and len(lines) == 1
+    name = "it" if cause is None else "entry_points.txt"
+    assert lines[0].startswith(f"plugin mvw-torn 1.0 ({name}) is broken: ")
+    assert lines[0].endswith("; way out: pip uninstall mvw-torn")
+    if cause is not None:
+        assert f"its entry_points.txt is damaged: {cause}" in lines[0]
+    assert outcome("mvw-whole")[0].status == "ok" and find_adapter("hf")
+
+
+@pytest.mark.parametrize("metadata", [None, b"", b"Name: \xff\n"])
+def test_a_distribution_without_its_metadata_has_its_folders_name(
+    install: Install, metadata: bytes | None
+) -> None:
+    folder = install("mvw-nameless", "@hookimpl\ndef mvw_register_adapters(register): pass")
+    (folder / "METADATA").unlink()
+    if metadata is not None:
+        (folder / "METADATA").write_bytes(metadata)
+    plugin, lines = outcome("mvw_nameless")
+    assert (plugin.version, plugin.status, lines) == ("1.0", "ok", [])
+
+
+def test_what_is_damaged_and_not_for_mvw_is_nobodys_business(install: Install) -> None:
+    folder = install("unrelated", "")
+    (folder / "entry_points.txt").write_bytes(b"[console_scripts]\n\xff\xfe")
+    install("mvw-whole", "@hookimpl\ndef mvw_register_adapters(register): pass")
+    assert outcome("mvw-whole")[1] == []
+
+
 def test_the_first_of_two_copies_counts(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,8 @@ own, which is written before the line.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from mvw_cli import __version__
 from mvw_cli.batch.items import item_key
+from mvw_cli.batch.store.jsonl import cannot_write
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.calibrate.dyvte import report as reporting
 from mvw_cli.calibrate.dyvte.gates import Gate, write_gates
@@ -106,8 +108,7 @@ class DyvteSearch(Search):
                 cross_attention=run.session.engine.cross_attention,
             )
         path = _features(run, request.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with _writing(path), replacing(path) as file:
             file.write(save({"features": example.features}))
         return {
             "text_tokens": request.text_tokens,
@@ -154,7 +155,8 @@ class DyvteSearch(Search):
             "settings": {**self.settings(), "seed": run.seed},
             "data": data,
         }
-        write_gates(gates, about, Path(os.path.realpath(gates_file)))
+        with _writing(gates_file):
+            write_gates(gates, about, Path(os.path.realpath(gates_file)))
         figures = asdict(found)
         curve = figures.pop("gates")
         verdict = reporting.verdict(found, len(held_out), learnable=bool(truth.any()))
@@ -192,6 +194,17 @@ class DyvteSearch(Search):
 
     def charts(self, outcome: Outcome) -> list[Chart]:
         return reporting.charts(outcome)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make room for a file, and tell of a disk that does not take it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        kept = "what was measured is kept, and the same command goes on"
+        raise cannot_write(str(path), error, kept) from None
 
 
 def _features(run: SearchRun, key: str) -> Path:

@@ -23,6 +23,7 @@ import pytest
 import torch
 from hints import parse_hint
 from processes import Ran
+from records import no_space
 from sessions import followed
 
 from mvw_cli.__main__ import main
@@ -223,6 +224,50 @@ def test_what_gates_read_may_be_deleted(
     assert run(*asked(calibrated)).code == ExitCode.OK
     assert len(labelled) == 1
     same_gates(calibrated, tmp_path)
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(
+    calibrated: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what gates read, for the gates and for the report; the samples stay, and serve again."""
+    copied(calibrated, tmp_path)
+    before = (tmp_path / "dyvte.samples.jsonl").read_bytes()
+    next((tmp_path / "dyvte.work").glob("*-*.safetensors")).unlink()
+    for module, name, ending in (
+        ("mvw_cli.calibrate.dyvte.search.replacing", ".work/", ".safetensors"),
+        ("mvw_cli.calibrate.dyvte.gates.replacing", ".safetensors", ""),
+        ("mvw_cli.files.replacing", ".report.json", ""),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, no_space)
+            ran = run(*asked(calibrated))
+        assert ran.code == ExitCode.FAILURE
+        what, cause, hint = ran.err.splitlines()[-3:]
+        assert what.startswith(f"Error: Cannot write dyvte{name}") and what.endswith(ending)
+        assert cause.startswith("  No space left on device; ")
+        assert hint == f"Hint: df -h {tmp_path}{'/dyvte.work' if ending else ''}"
+        assert (tmp_path / "dyvte.samples.jsonl").read_bytes().startswith(before)
+        assert not (tmp_path / "dyvte.yaml").exists()
+    assert run(*asked(calibrated)).code == ExitCode.OK
+    same_gates(calibrated, tmp_path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nx")])
+def test_memory_that_runs_out_in_the_training_has_its_own_code(
+    calibrated: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def train(*given: Any, **more: Any) -> Any:
+        raise error
+
+    copied(calibrated, tmp_path)
+    monkeypatch.setattr(dyvte_search, "train", train)
+    text = refused(run(*asked(calibrated)), ExitCode.OUT_OF_MEMORY)
+    what, cause, hint = text.splitlines()[-3:]
+    assert what == "Error: out of memory" and hint.startswith("Hint: mvw calibrate dyvte ")
+    assert (
+        cause
+        == f"  {str(error).splitlines()[0] if str(error) else 'the machine has no more to give'}"
+    )
 
 
 def test_references_can_be_followed(calibrated: Path, tmp_path: Path, run: Any) -> None:
