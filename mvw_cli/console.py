@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_LONGEST = 900
+"""Characters of a line of an error: a name may be an image in base64."""
+
+
 @dataclass(slots=True)
 class Settings:
     """What the global options ask for."""
@@ -159,12 +163,17 @@ def warn(text: str) -> None:
 
 def error(message: str, cause: str | None = None, hint: str | None = None) -> None:
     """Write what happened, why, and what to type next to stderr; -q does not silence it."""
-    # A line each, whatever file names or libraries put into them; a hint is to be copied as it is.
-    _line(message.replace("\n", " "), "bold red", label="Error: ")
+    # A line each, whatever file names or libraries put into them.
+    _line(_brief(message), "bold red", label="Error: ")
     if cause:
-        _line(cause.replace("\n", " "), "", label="  ")
-    if hint:
-        _line(hint, "bold", label="Hint: ")
+        _line(_brief(cause), "", label="  ")
+    if hint:  # whole, and where a quoted name has a line break, as shells write it on one line
+        _line(hint.replace("\n", "'$'\\n''"), "bold", label="Hint: ")
+
+
+def _brief(text: str) -> str:
+    text = text.replace("\n", " ")
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 100]} … {text[-90:]}"
 
 
 def _line(text: str, style: str, label: str = "") -> None:

@@ -38,6 +38,17 @@ class MvwError(Exception):
         self.hint = hint
 
 
+def raised_in(error: BaseException, package: str) -> bool:
+    """Whether it is a package's code that has raised, be it through PyTorch."""
+    from traceback import walk_tb
+
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    tops = [name.partition(".")[0] for name in names]
+    while tops and tops[-1] == "torch":
+        del tops[-1]
+    return bool(tops) and tops[-1] == package
+
+
 class PluginWarning(UserWarning):
     """Something is wrong with a plugin; the message is one line and names the way out."""
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli.adapter import Adapter, Answer, LoadedModel, VisionLayout
 from mvw_cli.engine.types import Event, GenerationSettings, Request
-from mvw_cli.errors import OutOfMemory, PluginProblem
+from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, PluginProblem, raised_in
 from mvw_cli.machine.fit import check_fit
 from mvw_cli.plugins import faulty, load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.withdrawal import withdrawal_policy
+from mvw_cli.text import error_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -202,12 +203,21 @@ def without_placeholder(question: str) -> str:
 
 @contextmanager
 def _explained(model: str) -> Iterator[None]:
-    """Turn PyTorch's ways of running out of memory into one error with a way out."""
+    """Turn PyTorch's ways of running out of memory, and errors in a model's own code, into errors
+    with a way out."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except MvwError:
+        raise
+    except Exception as error:
         from mvw_cli.engine.memory import ran_out
 
+        if raised_in(error, "transformers") and not ran_out(error):
+            raise ModelProblem(
+                f"{model} has failed in its own code.",
+                cause=error_line(error),
+                hint="mvw infer IMAGE QUESTION --debug",
+            ) from error
         if not ran_out(error):
             raise
         text = str(error)

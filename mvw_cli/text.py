@@ -65,6 +65,11 @@ def check_paths(paths: Iterable[str | None]) -> None:
         )
 
 
+def as_unicode(text: str) -> str:
+    """Put a sign in the place of each half of a character."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def one_line(text: str) -> str:
     """Make a text printable and put it on one line."""
     return printable(" ".join(text.split()))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock  # comes with torch
+from hypothesis import settings
 
 # Two workers with as many threads as there are cores would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +27,7 @@ from mvw_cli.__main__ import main
 from mvw_cli.plugins import load_plugins
 
 PLUGINS = Path(__file__).parent / "plugins"
+settings.register_profile("long")  # tests/fuzz tries many more examples with it
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import CONFIG_MAPPING, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -47,15 +48,24 @@ def read_published(folder: Path, name: str) -> dict[str, Any] | None:
 
 def fetched(name: str, file: str, revision: str | None) -> str | None:
     """Fetch one file of a checkpoint; None where there is none, or the hub does not give it."""
-    path: str | None = cached_file(
-        name,
-        file,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    return path
+    with suppress(OSError):  # the name is none that the hub could have
+        path: str | None = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        return path
+    return None
+
+
+def said(error: BaseException) -> str:
+    """Return the first line of an error, with its type unless it is a sentence."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    is_sentence = line and isinstance(error, OSError | ValueError | ImportError | TemplateError)
+    return line if is_sentence else f"{type(error).__name__}: {line}".removesuffix(": ")
 
 
 class _NoVideo(dict[str, Any]):
@@ -100,7 +110,10 @@ def explained(name: str, revision: str | None = None, *, weights: bool = True) -
         yield
     except MvwError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # tokenizers panics on some damaged files, and that is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         from mvw_hf.problems import problem_of
 
         problem = problem_of(error, name, revision, weights=weights)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,9 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mvw_cli import (
     Adapter,
     Answer,
+    BadImage,
     LoadedModel,
     ModelProblem,
     ModelSpec,
+    MvwError,
     UsageProblem,
     VisionLayout,
     parse_thinking,
@@ -39,6 +40,7 @@ from mvw_hf.loading import (
     offloaded,
     place,
     read_published,
+    said,
     without_video,
 )
 
@@ -159,7 +161,12 @@ class HuggingFace(Adapter):
             from mvw_hf.control_tokens import as_text
 
             encoder, text = as_text(loaded, text, held)
-        inputs = self.tokenize(encoder, images, text)
+        try:
+            inputs = self.tokenize(encoder, images, text)
+        except (MvwError, MemoryError):
+            raise
+        except Exception as error:
+            raise _not_prepared(loaded, images, error) from error
         model = loaded.model
         device = input_device(model)
         on_device = {
@@ -167,7 +174,15 @@ class HuggingFace(Adapter):
             for name, value in inputs.items()
             if isinstance(value, Tensor)
         }
-        if images and not bool((on_device["input_ids"] == model.config.image_token_id).any()):
+        ids, image_id = on_device.get("input_ids"), model.config.image_token_id
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)
+        if ids is None or bool(((ids >= rows) & (ids != image_id)).any()):
+            raise ModelProblem(
+                f"The tokenizer of {loaded.name} belongs to another model.",
+                cause="It writes tokens that the weights have no embedding of.",
+                hint="mvw list profiles",
+            )
+        if images and not bool((ids == image_id).any()):
             raise ModelProblem(
                 f"{loaded.name} was given an image and wrote no vision tokens for it.",
                 cause="Its processor does not put the image token that its config names.",
@@ -296,6 +311,26 @@ def _no_tiny(lacking: str) -> ModelProblem:
     return ModelProblem("There is no tiny model.", cause=cause, hint="mvw list adapters")
 
 
+def _not_prepared(loaded: LoadedModel, images: Sequence[Image], error: Exception) -> MvwError:
+    """Tell whose fault it is that a processor has failed: an image's, or the processor's own."""
+    prepare = getattr(loaded.processor, "image_processor", None)
+    try:
+        for image in images:
+            if prepare is not None:
+                prepare(images=[image], return_tensors="pt")
+    except Exception:
+        return BadImage(
+            f"{loaded.name} takes no image of {image.width} x {image.height} pixels.",
+            cause=said(error),
+            hint="mvw list profiles",
+        )
+    return ModelProblem(
+        f"The processor of {loaded.name} can't prepare the question.",
+        cause=said(error),
+        hint="mvw list profiles",
+    )
+
+
 def check_template(processor: Any, spec: ModelSpec) -> None:
     """Fill in a chat template before the weights are read, which may take minutes.
 
@@ -312,15 +347,17 @@ def check_template(processor: Any, spec: ModelSpec) -> None:
         )
     try:
         filled_in(processor, None)
-    except TemplateError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # it is a program: of types, of numbers, of what is not there
         raise ModelProblem(
             f"The chat template of {spec.model} can't be filled in.",
-            cause=str(error),
+            cause=said(error),
             hint="mvw list profiles",
         ) from None
     try:
         filled_in(processor, spec.system)
-    except TemplateError as error:
+    except Exception as error:
         raise UsageProblem(
             f"The chat template of {spec.model} takes no system prompt.",
             cause=f"prompt.system is set; it says: {error}",

@@ -10,17 +10,15 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 from huggingface_hub import constants, errors, is_offline_mode
-from safetensors import SafetensorError
 
 from mvw_cli import ModelProblem, NotFetched, locate_weights, on_the_hub
-from mvw_hf.loading import fetched
+from mvw_hf.loading import fetched, said
 
 OTHERS = "mvw list profiles"
 WITH_PICKLE = "mvw infer IMAGE QUESTION --allow-pickle"
 # What the HTTP library raises on which this version of the hub is built: it has been renamed once.
 _HTTP_ERROR: type[Exception] = vars(errors)["HTTPError"]
 _OUT_OF_REACH = (errors.LocalEntryNotFoundError, _HTTP_ERROR, ConnectionError)
-_OF_LOADING = (OSError, ValueError, KeyError, ImportError, SafetensorError, _HTTP_ERROR)
 _OF_PROCESSORS = (
     ("preprocessor_config.json", "processor_config.json"),
     ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json"),
@@ -91,9 +89,11 @@ _KNOWN = (
 
 
 def problem_of(
-    error: Exception, name: str, revision: str | None, *, weights: bool = True
+    error: BaseException, name: str, revision: str | None, *, weights: bool = True
 ) -> ModelProblem | None:
-    """Explain an error that transformers or the hub raised while loading; None for any other.
+    """Explain an error that transformers or the hub raised while loading; None of lacking memory.
+
+    Whatever it is, the files of the checkpoint have led to it: they may hold anything.
 
     Args:
         weights: whether any were read, so that theirs may be the fault.
@@ -108,21 +108,17 @@ def problem_of(
         }
         told = [text.format_map(values) for text in (known.message, known.cause, known.hint)]
         return known.problem(told[0], cause=told[1], hint=told[2])
-    if not isinstance(error, _OF_LOADING):
+    if isinstance(error, MemoryError) or re.search("(out of|allocate) memory", str(error)):
         return None
     problem = _of_the_folder(name) or (_of_the_weights(name, revision) if weights else None)
     if problem is not None:
         return problem
     lacking = lack_of_a_processor(name, revision)
-    cause = f"There is no {', and no '.join(lacking)}." if lacking else str(error).strip()
-    return ModelProblem(
-        f"{name} can't be loaded.",
-        cause=next(iter(cause.splitlines()), type(error).__name__),
-        hint=_download(name),
-    )
+    cause = f"There is no {', and no '.join(lacking)}." if lacking else said(error)
+    return ModelProblem(f"{name} can't be loaded.", cause=cause, hint=_download(name))
 
 
-def known_of(error: Exception) -> Known | None:
+def known_of(error: BaseException) -> Known | None:
     """Look an error up, and whatever it comes from."""
     causes = list(_chain(error))
     for known in (DISK_IS_FULL, _NOT_HERE, *_KNOWN) if is_offline_mode() else _KNOWN:

@@ -6,6 +6,8 @@ Units are in the names. What was not measured is None or empty. Renderers read i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from mvw_cli.cost.bounds import ArmBound, Plan
 from mvw_cli.environment import Environment
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import free_name
-from mvw_cli.text import escaped
+from mvw_cli.text import error_line, escaped
 
 SCHEMA_VERSION = 2
 BASELINE = "baseline"
@@ -289,6 +291,23 @@ def to_json(report: ProfileReport) -> str:
     return escaped(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+@contextmanager
+def showing(*paths: str) -> Iterator[None]:
+    """Within it, reports that were read are shown; they may have been changed by hand.
+
+    Raises:
+        UsageProblem: their figures contradict each other.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageProblem(
+            f"Cannot show {' and '.join(paths)}",
+            cause=f"its figures are none that mvw writes: {error_line(error)}",
+            hint=f"mvw profile --m 16 -o {free_name('report.json')}",
+        ) from error
+
+
 def read_report(path: str) -> ProfileReport:
     """Read a report.
 
@@ -305,7 +324,7 @@ def read_report(path: str) -> ProfileReport:
     except ValidationError as error:
         first = error.errors()[0]
         cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except ValueError:
+    except (ValueError, RecursionError):
         cause = "it is no JSON"
     raise UsageProblem(
         f"Cannot read the report {path}",

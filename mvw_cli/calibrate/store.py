@@ -90,7 +90,7 @@ class SampleStore:
                 self._take(line)
             if cut and not cut.startswith(b"{"):
                 raise ValueError(cut)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageProblem(
                 f"{self.name} is not a log of samples",
                 cause="one of its lines is something else",

@@ -27,7 +27,7 @@ def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> N
       mvw compare before.json after.json
       mvw compare sdpa.json flash.json --json
     """
-    from mvw_cli.bench.documents import read_report
+    from mvw_cli.bench.documents import read_report, showing
     from mvw_cli.bench.report.comparison import sections, summary
     from mvw_cli.bench.verdict.compare import compare as set_side_by_side
     from mvw_cli.bench.verdict.compare import to_dict
@@ -38,17 +38,18 @@ def compare(a: str, b: str, as_json: bool, html: str | None, verbose: bool) -> N
         check_writable(html)
         check_not_input([html], [a, b])
     first, second = read_report(a), read_report(b)
-    side = set_side_by_side(first, second, names=(a, b))
     title = f"{a} and {b}"
-    if html is not None:
-        from mvw_cli.console import deliver
-        from mvw_cli.render.html import page
+    with showing(a, b):
+        side = set_side_by_side(first, second, names=(a, b))
+        if html is not None:
+            from mvw_cli.console import deliver
+            from mvw_cli.render.html import page
 
-        footer = f"Made by mvw {first.environment.mvw} and {second.environment.mvw}."
-        deliver(page(title, sections(side), footer=footer), html)
-    if as_json:
-        console.write_json(to_dict(side))
-    elif verbose:
-        terminal.show(title, sections(side))
-    else:
-        terminal.show(title, summary(side, terminal.width()))
+            footer = f"Made by mvw {first.environment.mvw} and {second.environment.mvw}."
+            deliver(page(title, sections(side), footer=footer), html)
+        if as_json:
+            console.write_json(to_dict(side))
+        elif verbose:
+            terminal.show(title, sections(side))
+        else:
+            terminal.show(title, summary(side, terminal.width()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -52,6 +53,16 @@ def common_options(command: CommandT) -> CommandT:
         )
         command = option(command)
     return command
+
+
+class FloatRange(click.FloatRange):
+    """A range of numbers; infinity and what is no number lie outside."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
 
 
 class Listed(click.ParamType[Any, Any]):
@@ -176,14 +187,14 @@ _OTHERS = (
         "generation.temperature",
         "--temperature",
         metavar="T",
-        type=click.FloatRange(min=0),
+        type=FloatRange(min=0),
         help="0 takes the likeliest token; above 0 samples.",
     ),
     _Flag(
         "generation.top_p",
         "--top-p",
         metavar="P",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=FloatRange(min=0, max=1, min_open=True),
         help="Sample from the likeliest tokens of probability P together.",
     ),
     _Flag("generation.seed", "--seed", metavar="N", type=_FROM_ZERO, help="Seed of the sampling."),

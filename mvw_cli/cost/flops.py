@@ -22,6 +22,7 @@ from mvw_cli.cost.shape import (
     CacheLayer,
     Role,
     Shape,
+    counting,
     cross_layers,
     language_parameters,
     on_meta,
@@ -211,6 +212,11 @@ def flops_of(adapter: Adapter, config: Any) -> Flops:
         ModelProblem: the model can't be built or run on the meta device.
     """
     model = on_meta(adapter, config)
+    with counting(model):
+        return _flops(model)
+
+
+def _flops(model: Any) -> Flops:
     text = model.config.get_text_config()
     shape = shape_of_model(model)
     matrices = [one for one in language_parameters(model, cross_layers(text)) if one.matrix]

@@ -8,12 +8,14 @@ are not: activations, buffers and the allocator's own needs, which come on top.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mvw_cli.adapter import Adapter
-from mvw_cli.errors import ModelProblem
+from mvw_cli.errors import ModelProblem, MvwError, raised_in
+from mvw_cli.text import error_line
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BITS: dict[str | None, int | None] = {None: None, "8bit": 8, "4bit": 4}
@@ -144,6 +146,11 @@ def shape_of(adapter: Adapter, config: Any) -> Shape:
 
 def shape_of_model(model: Any) -> Shape:
     """Count a model on the meta device, as `shape_of`."""
+    with counting(model):
+        return _shape(model)
+
+
+def _shape(model: Any) -> Shape:
     text = model.config.get_text_config()
     declared = getattr(model.config, "dtype", None) or getattr(text, "dtype", None)
     dtype = str(declared).removeprefix("torch.")
@@ -159,9 +166,37 @@ def on_meta(adapter: Adapter, config: Any) -> Any:
     """Build the model without memory, in the type that every kernel of transformers takes."""
     import torch
 
-    with torch.device("meta"):
-        model = adapter.build(config)
+    try:
+        with torch.device("meta"):
+            model = adapter.build(config)
+    except Exception as error:
+        if not raised_in(error, "transformers"):
+            raise  # of an adapter
+        raise _uncountable(type(config).__name__, error) from error
     return model.eval().to(torch.bfloat16)
+
+
+@contextmanager
+def counting(model: Any) -> Iterator[None]:
+    """Within it, whatever fails is told as a configuration's fault: it may hold anything.
+
+    Raises:
+        ModelProblem: something has failed.
+    """
+    try:
+        yield
+    except MvwError:
+        raise
+    except Exception as error:
+        raise _uncountable(type(model).__name__, error) from error
+
+
+def _uncountable(name: str, error: Exception) -> ModelProblem:
+    return ModelProblem(
+        f"{name} can't be counted without its weights.",
+        cause=error_line(error),
+        hint="mvw list profiles",
+    )
 
 
 Role = Literal[
@@ -292,18 +327,11 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
         if isinstance(getattr(module, "rope_type", None), str):
             module.rope_type = "default"
     found = []
-    try:
-        with torch.inference_mode():
-            cache = model(**inputs, use_cache=True).past_key_values
-        for number, layer in enumerate(cache.layers):
-            entries = layer.keys.shape[-2]
-            elements = (layer.keys.numel() + layer.values.numel()) // entries
-            window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
-            found.append(CacheLayer(elements, window, number in crossed))
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as error:
-        raise ModelProblem(
-            f"{type(model).__name__} can't be counted without its weights.",
-            cause=next(iter(str(error).strip().splitlines()), type(error).__name__),
-            hint="mvw list profiles",
-        ) from error
+    with torch.inference_mode():
+        cache = model(**inputs, use_cache=True).past_key_values
+    for number, layer in enumerate(cache.layers):
+        entries = layer.keys.shape[-2]
+        elements = (layer.keys.numel() + layer.values.numel()) // entries
+        window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
+        found.append(CacheLayer(elements, window, number in crossed))
     return tuple(found)

@@ -18,6 +18,7 @@ from mvw_cli.adapter import Patch
 from mvw_cli.bench.quality.attention import spread
 from mvw_cli.explain.record import Record
 from mvw_cli.images.reading import ImageFile
+from mvw_cli.text import as_unicode
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 24 * 2**20
@@ -69,7 +70,7 @@ def document(run: Explained) -> dict[str, Any]:
         "images": [
             {
                 # A file name that is not UTF-8 must not make the page invalid.
-                "name": os.fsencode(os.path.basename(one.path)).decode(errors="replace"),
+                "name": as_unicode(os.path.basename(one.path)),
                 "sha256": one.sha256,
                 "width_px": one.image.width,
                 "height_px": one.image.height,

@@ -124,7 +124,8 @@ def _free_stem(stem: str) -> str:
 
 def damaged(name: str, cause: str) -> BadImage:
     """Explain that decoding failed."""
-    return _refused(name, "is cut short or damaged", cause or "its decoder gave up")
+    told = cause if cause and "\\x" not in cause else "its decoder gave up"  # not of bytes
+    return _refused(name, "is cut short or damaged", told)
 
 
 def too_many_pixels(name: str) -> BadImage:

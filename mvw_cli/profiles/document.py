@@ -64,13 +64,28 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def _int(text: str) -> int:
+    number = int(text, 0 if text[:2] in ("0o", "0x") else 10)
+    if number.bit_length() > 64:
+        raise ValueError(text)
+    return number
+
+
+def _text(text: str) -> str:
+    if "\0" in text:  # no file's name holds one
+        raise ValueError(text)
+    return text.encode().decode()  # half of a surrogate pair is no text
+
+
 _CONVERSIONS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "int": lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
+    "int": _int,
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-    "str": lambda text: text.encode().decode(),  # half of a surrogate pair is no text
+    "str": _text,
 }
+_KINDS = {"str": "text", "int": "whole number of 64 bits", "float": "number"}
+"""What is said of a value that is none of its kind."""
 
 
 def read(text: str) -> Document:
@@ -89,6 +104,8 @@ def read(text: str) -> Document:
         raise DocumentError(reason, mark.line + 1 if mark else None) from error
     except yaml.YAMLError as error:
         raise DocumentError(str(error).splitlines()[0]) from error
+    except (ValueError, OverflowError) as error:  # PyYAML's own, of "\UFFFFFFFF" for one
+        raise DocumentError(f"not YAML: {error}") from error
     except RecursionError as error:
         raise DocumentError("nested too deeply") from error
 
@@ -102,7 +119,7 @@ def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise DocumentError("a key must be a word", line)
-            key = str(key_node.value)
+            key = _converted(str(key_node.value), "str", line)
             here = (*path, key)
             if key in values:
                 raise DocumentError(
@@ -114,14 +131,17 @@ def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         lines.update({(*path, n): one.start_mark.line + 1 for n, one in enumerate(node.value)})
         return [_plain(one, (*path, n), lines) for n, one in enumerate(node.value)]
-    convert = _CONVERSIONS.get(node.tag.removeprefix(_TAG))
-    if convert is None or not isinstance(node, yaml.ScalarNode):
+    kind = node.tag.removeprefix(_TAG)
+    if kind not in _CONVERSIONS or not isinstance(node, yaml.ScalarNode):
         raise DocumentError(f"tag {node.tag} is not allowed", line)
+    return _converted(str(node.value), kind, line)
+
+
+def _converted(text: str, kind: str, line: int) -> Any:
     try:
-        return convert(str(node.value))
+        return _CONVERSIONS[kind](text)
     except (ValueError, KeyError) as error:
-        kind = node.tag.removeprefix(_TAG)
-        raise DocumentError(f"`{node.value[:40]}` is no {kind}", line) from error
+        raise DocumentError(f"`{text[:40]}` is no {_KINDS.get(kind, kind)}", line) from error
 
 
 class RawText(str):

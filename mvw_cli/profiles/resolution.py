@@ -34,6 +34,7 @@ from mvw_cli.profiles.schema import (
 )
 from mvw_cli.profiles.store import DEFAULT, ProfileFile, find, is_path
 from mvw_cli.profiles.withdrawal import Step, as_steps, merge
+from mvw_cli.text import is_unicode
 
 VARIABLES = (
     "MVW_DEBUG",
@@ -78,7 +79,7 @@ def file_layer(file: ProfileFile) -> Layer:
         what = f"{where}: not UTF-8 text"
         raise UsageProblem(what, cause=error.reason, hint="mvw list profiles") from error
     except DocumentError as error:
-        cause, place = None, where
+        cause, place = "a profile is YAML: text, numbers, lists and mappings", where
         if error.line is not None:
             place += f", line {error.line}"
             cause = f"the line reads: {[*text.splitlines(), ''][error.line - 1].strip()[:80]}"
@@ -114,8 +115,9 @@ def environment_layer(env: Mapping[str, str]) -> Layer:
                 cause=f"there are {', '.join(VARIABLES)}; keys are set by --set KEY=VALUE",
                 hint=f"unset {name}",
             )
-    model = env.get("MVW_MODEL")
-    return _layer({"model": model} if model else {}, lambda _: Origin("environment", "MVW_MODEL"))
+    model, origin = env.get("MVW_MODEL"), Origin("environment", "MVW_MODEL")
+    _check_text(model, origin)
+    return _layer({"model": model} if model else {}, lambda _: origin)
 
 
 def flag_layer(flags: Mapping[str, object]) -> Layer:
@@ -132,6 +134,7 @@ def flag_layer(flags: Mapping[str, object]) -> Layer:
             continue
         option = "--" + key.rpartition(".")[2].replace("_", "-")
         origins[key] = Origin("flag", f"--set {key}" if isinstance(value, RawText) else option)
+        _check_text(value, origins[key])
         if key not in known and key.rpartition(".")[0] != "withdrawal":
             raise unknown_key(origins[key], key)
         is_list = key == "withdrawal.policy" and str(value).lstrip().startswith("[")
@@ -144,6 +147,16 @@ def flag_layer(flags: Mapping[str, object]) -> Layer:
         return next((origins[one] for one in names if one in origins), Origin("flag", "--set"))
 
     return _layer(nested(found), locate)
+
+
+def _check_text(value: object, origin: Origin) -> None:
+    """Refuse a text of a command line or variable that holds bytes which are no characters."""
+    if isinstance(value, str) and not is_unicode(value):
+        raise UsageProblem(
+            f"{origin}: the value is not UTF-8",
+            cause="a profile holds text; a folder of another name can be reached by a link to it",
+            hint=SCHEMA_HINT,
+        )
 
 
 def _layer(given: dict[str, Any], locate: Locate) -> Layer:

@@ -69,10 +69,10 @@ def list_questions(file: str, source: Source) -> Iterator[Item]:
                 else ImageRef(join(folder, text))
                 for place, text in enumerate(written)
             )
-            question = _question_of(values, source)
-        except ValueError as error:
+            question, reference = question_of(values, source), as_text(values.get("answer"))
+        except (ValueError, RecursionError) as error:
             raise _bad_line(file, number, str(error)) from None
-        yield Item(id, images, question, as_text(values.get("answer")))
+        yield Item(id, images, question, reference)
     if not number:
         raise UsageProblem(f"There is no question in {file}", cause="it is empty", hint=source.help)
 
@@ -110,7 +110,8 @@ def _written(values: Mapping[str, Any]) -> list[str]:
     return listed if all(isinstance(one, str) and one for one in listed) else []
 
 
-def _question_of(values: Mapping[str, Any], source: Source) -> str:
+def question_of(values: Mapping[str, Any], source: Source) -> str:
+    """Return what is asked in a line or row; ValueError where that is nothing or no text."""
     question = values.get("question")
     if question is None:
         question = source.question
@@ -142,7 +143,9 @@ def _start_of_paths(file: str, source: Source) -> str:
 def _lines(file: str) -> Iterator[Line]:
     """Yield the number and the values of each line."""
     try:
-        binary = open_file(file)
+        # What is no UTF-8 survives, since paths need not be.
+        with io.TextIOWrapper(open_file(file), "utf-8-sig", "surrogateescape", newline="") as text:
+            yield from _csv(file, text) if suffix(file) in (".csv", ".tsv") else _jsonl(file, text)
     except MvwError:
         raise
     except Exception as error:  # the system's, and those of every package behind a protocol
@@ -152,9 +155,6 @@ def _lines(file: str) -> Iterator[Line]:
             cause=getattr(error, "strerror", None) or error_line(error),
             hint=f"ls {shlex.quote(folder)}",
         ) from None
-    # What is no UTF-8 survives, since paths need not be.
-    with io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text:
-        yield from _csv(file, text) if suffix(file) in (".csv", ".tsv") else _jsonl(file, text)
 
 
 def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[Line]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mvw_cli.batch.items import IMAGE_COLUMNS, ImageRef, Item, as_text, id_of
 from mvw_cli.batch.source.paths import Source, join, open_file, suffix
+from mvw_cli.batch.source.questions import question_of
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line, holds_image
 
@@ -168,15 +169,11 @@ def _item(
         else ImageRef(path, number, column, place if is_list else None)
         for place, text in enumerate((cells or [None]) if is_list else [cells])
     )
-    question = as_text(values.get("question"))
-    if question is None:
-        question = source.question
-    if question is None:
-        raise UsageProblem(
-            f"Row {number} of {path} has no question",
-            cause="nor is there another question to ask",
-            hint=source.hint(path),
-        )
+    try:
+        question = question_of(values, source)
+    except ValueError as error:
+        what = f"Row {number} of {path} has no question"
+        raise UsageProblem(what, cause=str(error), hint=source.hint(path)) from None
     id = id_of(values.get("id"))
     reference = as_text(values.get("answer"))
     return Item(f"{name}#{number}" if id is None else id, images, question, reference)

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from mvw_cli.profiles.resolution import Resolved
 
 _SIDECAR_VERSION = 1
+MOST_SHARDS = 10**6
+_KINDS = {
+    **dict.fromkeys(("mvw", "adapter_version", "policy_version"), str),
+    **dict.fromkeys(("random_weights", "settled"), bool),
+    "profile": dict,
+    "revision": str | None,
+}
+"""What the facts of a fingerprint are, in a file that anybody may have changed."""
 
 _IRRELEVANT = (
     *("device", "device_map", "attention", "description", "extends"),
@@ -179,8 +187,12 @@ def read_sidecar(log: Path) -> Sidecar | None:
         if content["schema_version"] != _SIDECAR_VERSION:
             return None
         shards = {(one["shard"][0], one["shard"][1]): one["listed"] for one in content["parts"]}
-        return Sidecar(Fingerprint(**content["fingerprint"]), shards)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        known = Fingerprint(**content["fingerprint"])
+        fits = all(isinstance(getattr(known, name), kind) for name, kind in _KINDS.items())
+        for (i, n), listed in shards.items():
+            fits = fits and 0 <= i < n <= MOST_SHARDS and isinstance(listed, int) and listed >= 0
+        return Sidecar(known, shards) if fits else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
 
 

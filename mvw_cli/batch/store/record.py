@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from mvw_cli.adapter import Answer
 from mvw_cli.batch.items import ImageRef, Item, item_key
 from mvw_cli.engine.types import Completion, Timings
 from mvw_cli.errors import MvwError
-from mvw_cli.text import escaped
+from mvw_cli.text import as_unicode, escaped
 
 if TYPE_CHECKING:
     from mvw_cli.images.reading import ImageFile
@@ -145,7 +144,7 @@ def _image(ref: ImageRef, file: ImageFile | None) -> dict[str, Any]:
     width, height = (None, None) if file is None else file.size
     original_width, original_height = (None, None) if file is None else file.original_size
     facts = {
-        "path": os.fsencode(ref.path).decode(errors="replace"),  # as in the document of `mvw infer`
+        "path": as_unicode(ref.path),  # as in the document of `mvw infer`
         "sha256": None if file is None else file.sha256,
         "width_px": width,
         "height_px": height,

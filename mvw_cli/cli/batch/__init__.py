@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import click
 
-from mvw_cli.cli.options import ARGUMENTS, Remembering, common_options, profile_options
+from mvw_cli.cli.options import ARGUMENTS, FloatRange, Remembering, common_options, profile_options
 
 
 class _Size(click.ParamType[Any, Any]):
@@ -20,10 +20,10 @@ class _Size(click.ParamType[Any, Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value), re.IGNORECASE)
-        size = 0 if found is None else int(float(found[1]) * self._units[found[2].lower()])
-        if not size:
+        size = 0.0 if found is None else float(found[1]) * self._units[found[2].lower()]
+        if not 1 <= size < 2**63:
             self.fail(f"{value!r} is no size; write it as 800MiB or 20GiB.", param, ctx)
-        return size
+        return int(size)
 
 
 class _Shard(click.ParamType[Any, Any]):
@@ -34,7 +34,7 @@ class _Shard(click.ParamType[Any, Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, tuple):
             return value
-        found = re.fullmatch(r"(\d+)/(\d+)", value)
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
         if found is None or not int(found[1]) < int(found[2]):
             self.fail(f"{value!r} is no shard; the shards of 4 are 0/4, 1/4, 2/4, 3/4.", param, ctx)
         return int(found[1]), int(found[2])
@@ -92,7 +92,7 @@ class _Shard(click.ParamType[Any, Any]):
 @click.option(
     "--readers",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     default=2,
     show_default=True,
     help="Threads that read images ahead.",
@@ -100,7 +100,7 @@ class _Shard(click.ParamType[Any, Any]):
 @click.option(
     "--read-timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(0, 86400, min_open=True),
     default=60.0,
     show_default=True,
     help="Give an image up that can't be read in this time.",

@@ -8,12 +8,19 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
+from mvw_cli.cli.options import (
+    ARGUMENTS,
+    FloatRange,
+    Listed,
+    Remembering,
+    common_options,
+    model_options,
+)
 
 _COUNT = click.IntRange(min=1)
-_PART = click.FloatRange(0, 1)
-_PART_ABOVE_0 = click.FloatRange(0, 1, min_open=True)
-_ABOVE_0 = click.FloatRange(min=0, min_open=True)
+_PART = FloatRange(0, 1)
+_PART_ABOVE_0 = FloatRange(0, 1, min_open=True)
+_ABOVE_0 = FloatRange(min=0, min_open=True)
 _MOMENTS = "1,2,4,8,16,32,64,128"
 _DTYPES = ["model", "float32", "bfloat16", "float16"]
 
@@ -225,7 +232,7 @@ def mass() -> None:
     _option(
         "--loss-ratio",
         "X",
-        click.FloatRange(1, 1e12),
+        FloatRange(1, 1e12),
         1.03,
         "… and the loss stays below X times the one with the vision.",
     ),
@@ -235,7 +242,7 @@ def mass() -> None:
     _option(
         "--held-out",
         "PART",
-        click.FloatRange(0, 1, min_open=True, max_open=True),
+        FloatRange(0, 1, min_open=True, max_open=True),
         0.2,
         "Part of the images to judge the gates by, never trained on.",
     ),

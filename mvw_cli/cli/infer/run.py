@@ -24,7 +24,7 @@ from mvw_cli.environment import describe_environment
 from mvw_cli.errors import UsageProblem
 from mvw_cli.files import check_not_input, check_writable, free_name
 from mvw_cli.profiles.store import DEFAULT
-from mvw_cli.text import check_paths, escaped, is_unicode
+from mvw_cli.text import as_unicode, check_paths, escaped, is_unicode
 
 if TYPE_CHECKING:
     from mvw_cli.adapter import Answer
@@ -181,7 +181,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
 def _image(file: ImageFile) -> dict[str, Any]:
     return {
         # A file name that is not UTF-8 must not make the document invalid.
-        "path": os.fsencode(file.path).decode(errors="replace"),
+        "path": as_unicode(file.path),
         "sha256": file.sha256,
         "width_px": file.size[0],
         "height_px": file.size[1],

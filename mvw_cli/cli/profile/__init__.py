@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
+from mvw_cli.cli.options import (
+    ARGUMENTS,
+    FloatRange,
+    Listed,
+    Remembering,
+    common_options,
+    model_options,
+)
 
 MOMENT = "never"
 _OUTPUTS = ("output", "html", "plot", "as_json", "verbose")
@@ -83,7 +90,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--min-time",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     default=2.0,
     show_default=True,
     help="Measure each batch size for so long at least.",

@@ -30,6 +30,7 @@ from mvw_cli.bench.documents import (
     ProfileReport,
     Workload,
     read_report,
+    showing,
 )
 from mvw_cli.bench.measure.arms import Job, choose_arms
 from mvw_cli.bench.measure.items import (
@@ -123,7 +124,8 @@ def run(task: Task) -> int:
     check_outputs(task.outputs)
     if task.source is not None:
         check_no_input(task.outputs, [task.source])
-        deliver_report(read_report(task.source), task.outputs)
+        with showing(task.source):
+            deliver_report(read_report(task.source), task.outputs)
         return ExitCode.OK
     view = StderrView(ticking=False)
     with tempfile.TemporaryDirectory(prefix="mvw-profile-") as scratch:
