@@ -5,8 +5,8 @@
 
 A region lies between `<!-- generated: NAME -->` and `<!-- end generated -->`; all text outside is
 written by hand. `NAME` is a key of `REGIONS`, `file PATH` for the text of a file, or `new-adapter
-PATH` for a file that `mvw new-adapter my-model` writes. Nothing is measured here: figures come from
-the JSON files that the benchmarks write.
+PATH` and `new-policy PATH` for files that `mvw new-adapter my-model` and `mvw new-policy early`
+write. Nothing is measured here: figures come from the JSON files that the benchmarks write.
 """
 
 from __future__ import annotations
@@ -98,9 +98,11 @@ def _filled(match: re.Match[str]) -> str:
 def _content(name: str) -> str:
     if name.startswith("file "):
         return _file(ROOT / name.removeprefix("file "))
-    if name.startswith("new-adapter "):
-        path = name.removeprefix("new-adapter ")
-        return _fenced(render("my-model")[path], Path(path).suffix)
+    command, _, path = name.partition(" ")
+    if command == "new-adapter":
+        return _fenced(render("adapter", "my-model")[path], Path(path).suffix)
+    if command == "new-policy":
+        return _fenced(render("policy", "early")[path], Path(path).suffix)
     if name not in REGIONS:
         raise click.ClickException(f"there is no region `{name}`; known: {', '.join(REGIONS)}")
     return REGIONS[name]().strip("\n")

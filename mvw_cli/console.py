@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -147,6 +148,36 @@ def _to_stdout(text: str) -> None:
 def abandon_stdout() -> None:
     """Let go of stdout: what is in its buffer would fail again when Python shuts down."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Let what code of others writes to stdout come out on stderr, down to descriptor 1.
+
+    A C library knows nothing of `sys.stdout`. Where a descriptor is closed, Python's own is moved.
+    """
+    import ctypes
+
+    def flush() -> None:
+        with suppress(AttributeError, OSError, ValueError):
+            sys.__stdout__.flush()  # type: ignore[union-attr]
+        ctypes.CDLL(None).fflush(None)
+
+    with redirect_stdout(sys.stderr):
+        flush()
+        try:
+            stdout = os.dup(1)
+        except OSError:
+            yield
+            return
+        try:
+            with suppress(OSError):
+                os.dup2(2, 1)
+            yield
+        finally:
+            flush()
+            os.dup2(stdout, 1)
+            os.close(stdout)
 
 
 def note(text: str) -> None:

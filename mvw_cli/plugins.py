@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -28,7 +27,7 @@ from typing import Generic, Literal, TypeVar
 import click
 import pluggy
 
-from mvw_cli import hookspecs
+from mvw_cli import console, hookspecs
 from mvw_cli.adapter import Adapter, AdapterInfo
 from mvw_cli.errors import MvwError, PluginProblem, PluginWarning
 from mvw_cli.policy import PolicyInfo, WithdrawalPolicy
@@ -204,9 +203,10 @@ def _wanted(
 
 def _attempt(plugin: Plugin, step: Callable[[], None]) -> str | None:
     """Run one step of a plugin; whatever it raises becomes its record, a warning and the result."""
+    own = plugin.distribution == OWN
     try:
         # A plugin that prints while it is imported must not spoil a JSON document.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.nullcontext() if own else console.stdout_to_stderr():
             step()
     except (Exception, SystemExit) as error:
         cause = error_line(error)
@@ -373,6 +373,11 @@ def load_policy(name: str) -> type[WithdrawalPolicy]:
             raise TypeError(f"{found!r} is not a subclass of WithdrawalPolicy")
         if not is_dataclass(found):
             raise TypeError(f"{found!r} is not a dataclass")
+        if getattr(found, "name", None) != name:
+            raise TypeError(f'it is registered as `{name}`: write name: ClassVar[str] = "{name}"')
+        for one in fields(found):
+            if hasattr(WithdrawalPolicy, one.name):
+                raise TypeError(f"its field `{one.name}` hides the method of that name")
     return found
 
 
@@ -397,7 +402,8 @@ def _imported(kind: Kind, entry: Entry[InfoT]) -> Iterator[object]:
     """Import what an entry names; turn whatever that or the block raises into a `PluginProblem`."""
     module, _, attribute = entry.info.target.partition(":")
     try:
-        yield getattr(import_module(module), attribute)
+        with console.stdout_to_stderr():  # here come the heavy modules, and those of others
+            yield getattr(import_module(module), attribute)
     except MvwError:
         raise
     except (Exception, SystemExit) as error:

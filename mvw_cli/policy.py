@@ -64,7 +64,7 @@ class StepView:
     vision_tokens: int = 0
     """N, with those that are gone."""
     layers: tuple[int, ...] = ()
-    """Layers that held vision after the prefill."""
+    """Numbers of the layers that held vision after the prefill."""
     images: tuple[int, ...] = ()
     """Vision tokens of each image, in order; they add up to N."""
     entropy: float | None = None
@@ -87,7 +87,7 @@ class LayerView:
 
     layer: int
     """Number of the layer that is about to run; 0 is the first."""
-    layers: int
+    num_layers: int
     """Number of decoder layers."""
     present: Tensor
     """Which vision tokens are still there.  # (N,) bool"""
@@ -191,11 +191,11 @@ class WithdrawalPolicy(ABC):
         """Return what `begin`'s function wants to see.
 
         Args:
-            layers: those that hold vision after the prefill; may be empty.
+            layers: numbers of those that hold vision after the prefill; may be empty.
         """
         return Signals()
 
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
+    def prefill_weights(self, num_layers: int) -> tuple[int, ...]:
         """Return before which layers `LayerView.weights` is wanted, of so many decoder layers."""
         return ()
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mvw_cli import console
 from mvw_cli.adapter import Adapter, Answer, LoadedModel, VisionLayout
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, PluginProblem, raised_in
@@ -159,7 +160,7 @@ def open_session(
     if random_weights and type(adapter).build is Adapter.build:
         adapter.build(None)  # says that it can't; `load` would have to read weights
     check_fit(profile.adapter, adapter, spec)
-    with _explained(spec.model or profile.adapter):
+    with _explained(spec.model or profile.adapter), console.stdout_to_stderr():
         loaded = adapter.load(spec)
     if not (isinstance(loaded, LoadedModel) and _is_served(loaded)):
         wanted = "a LoadedModel with a model of transformers and its processor"

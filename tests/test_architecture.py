@@ -230,6 +230,7 @@ def test_every_module_says_what_it_is(folder: Path) -> None:
         ("show --help", HEAVY | DRAWING),
         ("doctor --help", HEAVY | DRAWING),
         ("new-adapter --help", HEAVY | DRAWING),
+        ("new-policy --help", HEAVY | DRAWING),
         ("compare --help", HEAVY | DRAWING),
         ("list adapters", HEAVY | DRAWING),
         ("list policies --json", HEAVY),

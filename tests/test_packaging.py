@@ -48,7 +48,7 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
         }
         for pattern in ("*.tmpl", "templates/*")
     )
-    assert len(tmpl) == 5 and {"mvw_cli/render/templates/base.html.j2"} <= pages
+    assert len(tmpl) == 9 and {"mvw_cli/render/templates/base.html.j2"} <= pages
     assert tmpl <= names and {one for one in pages if "__pycache__" not in one} <= names
 
 

@@ -90,6 +90,19 @@ class Phases:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One of an arm's withdrawals, or what brought vision back: the n-th of each sequence that has so
+    many, all of them together."""
+
+    step: int
+    """Tokens generated before it, by the first of them; 0 for the prefill."""
+    kv_bytes_before: int
+    """Held just before it, without what earlier stages have taken; in the prefill what the baseline
+    holds after its own."""
+    kv_bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Memory of one arm. Peaks are reached at the prefill: the curves show what withdrawal does."""
 
@@ -115,6 +128,8 @@ class Memory:
     """Entries after the prefills, without what was withdrawn in them."""
     host_offloaded_peak_bytes: int = 0
     """The most that waits in host memory at one moment, to come back to the KV cache."""
+    stages: list[Stage] = field(default_factory=list)
+    """What was withdrawn and what came back, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)

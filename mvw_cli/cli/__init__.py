@@ -25,7 +25,8 @@ _OWN = {
     "show": "mvw_cli.cli.show:show",
     "doctor": "mvw_cli.cli.doctor:doctor",
     "plugins": "mvw_cli.cli.list:plugins",
-    "new-adapter": "mvw_cli.cli.new_adapter:new_adapter",
+    "new-adapter": "mvw_cli.cli.new:new_adapter",
+    "new-policy": "mvw_cli.cli.new:new_policy",
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -189,7 +189,6 @@ class AttentionProbe:
         text[columns] = False
         try:
             chosen = self.attend(AttendView(vision, scores[:, text], present))
-            check_choice(chosen, self.vision.tokens, "chose among")
             self.chosen = (chosen & present).cpu()
         except Exception as error:
             self.error = error
@@ -310,16 +309,3 @@ def _vision_among(of: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the places of the vision tokens, and their numbers.  of: as `Vision.of`, # (K,)"""
     places = (of >= 0).nonzero()[:, 0]
     return places.to(device), of[places].to(device)
-
-
-def check_choice(chosen: Tensor, tokens: int, did: str) -> None:
-    """Check that a policy's choice is a bool for each of the N vision tokens.
-
-    Raises:
-        ValueError: it is not, as `a policy` and what it `did`.
-    """
-    if chosen.shape != (tokens,) or chosen.dtype != torch.bool:
-        raise ValueError(
-            f"a policy {did} {tokens} vision tokens by a tensor {tuple(chosen.shape)} of "
-            f"{chosen.dtype}"
-        )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mvw_cli.engine.attention_probe import PrefillProbe, check_choice
+from mvw_cli.engine.attention_probe import PrefillProbe
 from mvw_cli.engine.types import NotExact
 from mvw_cli.engine.vision import Vision, per_layer
 from mvw_cli.policy import LayerView, Select
@@ -43,7 +43,7 @@ class Selection:
     """What a policy has chosen during one prefill."""
 
     def __init__(
-        self, vision: Vision, select: Select, layers: int, probe: PrefillProbe | None
+        self, vision: Vision, select: Select, num_layers: int, probe: PrefillProbe | None
     ) -> None:
         self.vision = vision
         self.present = torch.ones(vision.tokens, dtype=torch.bool)
@@ -51,7 +51,7 @@ class Selection:
         self.by_layer: dict[int, Tensor] = {}
         """What each layer has read.  # (N,) bool"""
         self._select = select
-        self._layers = layers
+        self._num_layers = num_layers
         self._probe = probe
         self._text, self._image_end = torch.arange(vision.prompt), 0
         if vision.tokens and not vision.cross_attention:
@@ -62,13 +62,10 @@ class Selection:
         """Ask the policy before a layer; return what it reads: # (N,) bool.
 
         hidden: # (1, P, D)
-
-        Raises:
-            ValueError: the policy's answer is no choice among the vision tokens.
         """
         view = LayerView(
             layer=number,
-            layers=self._layers,
+            num_layers=self._num_layers,
             present=self.present.clone(),
             images=self.vision.images,
             grids=self.vision.grids,
@@ -79,7 +76,6 @@ class Selection:
         )
         chosen = self._select(view)
         if chosen is not None:
-            check_choice(chosen, self.vision.tokens, "chose among")
             left = self.present & chosen.cpu()
             # The same object as long as nothing changes: who reads it later tells by that.
             self.present = self.present if torch.equal(left, self.present) else left

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from mvw_cli.engine.attention_probe import PrefillProbe, prefill_probe
+from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.layer_exits import Selection, selecting
 from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.engine.vision import Vision, vision_of
@@ -124,9 +125,11 @@ def run_prefill(
 
     Raises:
         NotExact: the model's layers can't be given a part of the prompt.
+        PluginProblem: the policy is at fault.
     """
     depth = int(model.config.get_text_config().num_hidden_layers)
-    vision, policy = vision_of(request.layout, int(prepared.input_ids.shape[1])), request.policy
+    vision = vision_of(request.layout, int(prepared.input_ids.shape[1]))
+    policy = CheckedPolicy(request.policy)
     layers: tuple[int, ...] = ()
     if vision.tokens:
         of_text = [layer for layer in range(depth) if layer not in cross_layers]

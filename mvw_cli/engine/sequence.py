@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from mvw_cli.engine.attention_probe import AttentionProbe, PrefillProbe, check_choice
+from mvw_cli.engine.attention_probe import AttentionProbe, PrefillProbe
+from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.rows import Offloaded
 from mvw_cli.engine.types import FinishReason, NotFinite, Request
 from mvw_cli.engine.vision import Vision, per_layer
@@ -153,7 +154,7 @@ class SequenceState:
 
         prefill: what was seen there; the first token comes out of it.
         """
-        policy = self.request.policy
+        policy = CheckedPolicy(self.request.policy)
         self.layers = tuple(layer for layer, one in self.present.items() if bool(one.any()))
         signals = policy.signals(self.layers)
         held = tuple(layer for layer in signals.mass if layer in self.layers)
@@ -228,16 +229,11 @@ class SequenceState:
         )
 
     def withdrawn_by(self, withdraw: Withdraw) -> dict[int, Tensor]:
-        """Return which vision tokens a withdrawal takes, by layer: # (N,) bool.
-
-        Raises:
-            ValueError: what it keeps is no choice among the vision tokens.
-        """
+        """Return which vision tokens a withdrawal takes, by layer: # (N,) bool."""
         if withdraw.keep is None:
             return dict(self.present)
         gone = {}
         for layer, keep in withdraw.keep.items():
-            check_choice(keep, self.vision.tokens, "keeps some of")
             if layer in self.present:
                 gone[layer] = self.present[layer] & ~keep.cpu()
         return gone

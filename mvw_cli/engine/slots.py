@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mvw_cli.engine.attention import DecodeStep, decode_step
 from mvw_cli.engine.attention_probe import StepProbes
 from mvw_cli.engine.cache import SlotCache, sliding_windows
+from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.prefill import prepare, run_prefill
 from mvw_cli.engine.sequence import Detokenizer, Sampler, SequenceState, choose_tokens
 from mvw_cli.engine.types import (
@@ -134,7 +135,7 @@ class Slots:
         if isinstance(token, Exception):
             raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
-        decide = request.policy.begin()  # may raise, and nothing is loaded yet
+        decide = CheckedPolicy(request.policy).begin()  # may raise, and nothing is loaded yet
         if sliding_windows(prefill.cache) != self._windows:
             raise NotExact("its cache is not the one that its configuration tells of")
         slot = self._cache.load(

@@ -11,7 +11,7 @@ import signal
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 
 from mvw_cli.errors import MvwError
@@ -31,7 +31,11 @@ def signals_blocked() -> Iterator[None]:
 
 
 def be_quiet() -> None:
-    """In the process: ignore signals that are meant for the parent, and show no warnings."""
+    """In the process: ignore signals that are meant for the parent, write nothing to its stdout,
+    and show no warnings.
+    """
+    with suppress(OSError):
+        os.dup2(2, 1)
     for ignored in _SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

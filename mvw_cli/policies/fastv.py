@@ -33,8 +33,8 @@ class FastV(KeepPart):
         metadata={"description": "The first decoder layer with fewer vision tokens; 1 or more."}
     )
 
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        return (self.layer,) if self.layer < layers else ()
+    def prefill_weights(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer,) if self.layer < num_layers else ()
 
     def choose(self, view: LayerView) -> Tensor:
         import torch

@@ -62,8 +62,9 @@ class AtLayer(WithdrawalPolicy):
         """
 
         def select(view: LayerView) -> Tensor | None:
-            if view.layer == 0 and self.layer >= view.layers:
-                layers = f"the model has {view.layers} decoder layers, 0 to {view.layers - 1}"
+            if view.layer == 0 and self.layer >= view.num_layers:
+                last = view.num_layers - 1
+                layers = f"the model has {view.num_layers} decoder layers, 0 to {last}"
                 raise self.refused(f"can't act at layer {self.layer}", layers)
             if view.layer != self.layer or not view.present.any():
                 return None

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from mvw_cli.engine.checked_policy import CheckedPolicy
+from mvw_cli.errors import UsageProblem
 from mvw_cli.policy import (
     Attend,
     Decide,
@@ -39,21 +41,26 @@ class Stack(WithdrawalPolicy):
     )
 
     def __post_init__(self) -> None:
-        for number, policy in enumerate(self.policies):
+        for number, policy in enumerate(self._checked):
             reason = policy.conflict(self.policies[:number])
             if reason is not None:
                 raise ValueError(reason)
-        if sum(policy.begin_attending() is not None for policy in self.policies) > 1:
+        if sum(policy.begin_attending() is not None for policy in self._checked) > 1:
             raise ValueError("two policies choose what is attended in each step")
+
+    @property
+    def _checked(self) -> list[CheckedPolicy]:
+        """The policies, each to be named where it is at fault."""
+        return [CheckedPolicy(policy) for policy in self.policies]
 
     def begin(self) -> Decide:
         decide: Decide = _silent
-        for policy in self.policies:
+        for policy in self._checked:
             decide = policy.after(decide)
         return decide
 
     def begin_prefill(self) -> Select | None:
-        selects = [one for one in (policy.begin_prefill() for policy in self.policies) if one]
+        selects = [one for one in (policy.begin_prefill() for policy in self._checked) if one]
         if not selects:
             return None
 
@@ -62,21 +69,25 @@ class Stack(WithdrawalPolicy):
             for one in selects:
                 chosen = one(view)
                 if chosen is not None:
-                    kept = chosen & view.present
+                    kept = chosen.to(view.present.device) & view.present
                     view = replace(view, present=kept)
             return kept
 
         return select
 
     def begin_attending(self) -> Attend | None:
-        found = [policy.begin_attending() for policy in self.policies]
+        found = [policy.begin_attending() for policy in self._checked]
         return next((one for one in found if one is not None), None)
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
-        asked = [policy.signals(layers) for policy in self.policies]
-        masses = {one.mass for one in asked if one.mass}
+        asked = [policy.signals(layers) for policy in self._checked]
+        masses = {tuple(one.mass) for one in asked if one.mass}
         if len(masses) > 1:
-            raise ValueError("two policies watch the attention at different layers")
+            raise UsageProblem(
+                "two policies watch the attention at different layers",
+                cause=" and ".join(map(str, sorted(masses))),
+                hint="mvw list policies",
+            )
         return Signals(
             entropy=any(one.entropy for one in asked),
             mass=next(iter(masses), ()),
@@ -84,12 +95,12 @@ class Stack(WithdrawalPolicy):
             last=any(one.last for one in asked),
         )
 
-    def prefill_weights(self, layers: int) -> tuple[int, ...]:
-        asked = {layer for one in self.policies for layer in one.prefill_weights(layers)}
+    def prefill_weights(self, num_layers: int) -> tuple[int, ...]:
+        asked = {layer for one in self._checked for layer in one.prefill_weights(num_layers)}
         return tuple(sorted(asked))
 
     def attending_layer(self, layers: tuple[int, ...]) -> int | None:
-        found = [policy.attending_layer(layers) for policy in self.policies]
+        found = [policy.attending_layer(layers) for policy in self._checked]
         return next((one for one in found if one is not None), None)
 
     def withdrawal_step(self) -> int | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from mvw_cli.errors import PluginProblem, UsageProblem
+from mvw_cli.engine.checked_policy import CheckedPolicy, policy_problem
+from mvw_cli.errors import MvwError, PluginProblem, UsageProblem
 from mvw_cli.plugins import load_policy
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
@@ -292,7 +293,13 @@ def _build(policy: _Policy, origin: Origin, path: KeyPath) -> WithdrawalPolicy:
     values = {key: one.value for key, one in policy.given.items()}
     checked = check(policy.model, values, locate, path)
     try:
-        return policy.kind(**{key: getattr(checked, key) for key in checked.model_fields_set})
+        built = policy.kind(**{key: getattr(checked, key) for key in checked.model_fields_set})
+        # What it tells of itself alone is looked at before anything is loaded.
+        CheckedPolicy(built).describe()
+        CheckedPolicy(built).withdrawal_step()
+        return built
+    except MvwError:
+        raise
     except ValueError as error:
         named = [key for key in values if key in str(error).split()]
         raise UsageProblem(
@@ -300,6 +307,9 @@ def _build(policy: _Policy, origin: Origin, path: KeyPath) -> WithdrawalPolicy:
             cause=f"its fields: {', '.join(policy.model.model_fields) or 'none'}",
             hint=SCHEMA_HINT,
         ) from error
+    except Exception as error:
+        said = f"raised {type(error).__name__} on being made"
+        raise policy_problem(policy.name, said, error_line(error)) from error
 
 
 def _combined(
@@ -311,7 +321,8 @@ def _combined(
             if _NOTHING in names:
                 raise ValueError("none keeps every vision token, and the others withdraw")
             return Stack(tuple(policies))
-        reason = policies[0].conflict(())  # as of one that only changes what others do
+        # As of one that only changes what others do.
+        reason = CheckedPolicy(policies[0]).conflict(())
         if reason is not None:
             raise ValueError(reason)
         return policies[0]

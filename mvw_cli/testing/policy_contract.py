@@ -34,7 +34,7 @@ class PolicyContract:
 
     policies: ClassVar[tuple[WithdrawalPolicy, ...]]
     """Instances to be checked, with the fields that people would give."""
-    layers: ClassVar[int] = 40
+    num_layers: ClassVar[int] = 40
     """Decoder layers of the model that they are for."""
     hidden: ClassVar[int] = 8
     """Width of its hidden states."""
@@ -84,13 +84,13 @@ class PolicyContract:
 
     def test_its_decisions_are_decisions(self) -> None:
         for policy, situation in self.cases():
-            for view, answer in said(policy, situation, self.layers):
+            for view, answer in said(policy, situation, self.num_layers):
                 check_decisions(answer, view)
 
     def test_it_restores_only_what_was_offloaded(self) -> None:
         for policy, situation in self.cases():
             offloaded = False
-            for view, answer in said(policy, situation, self.layers):
+            for view, answer in said(policy, situation, self.num_layers):
                 for one in heard(answer):
                     if isinstance(one, Restore):
                         assert offloaded, f"after token {view.step} there is nothing to restore"
@@ -123,7 +123,7 @@ class PolicyContract:
 
     def test_it_chooses_among_the_vision_tokens_that_are_there(self) -> None:
         for policy, situation in self.cases():
-            for view, chosen in prefill(policy, situation, self.layers, self.hidden):
+            for view, chosen in prefill(policy, situation, self.num_layers, self.hidden):
                 if chosen is not None:
                     check_mask(chosen, view.present, f"before layer {view.layer}")
 
@@ -144,8 +144,9 @@ class PolicyContract:
     def test_it_leaves_what_it_sees_alone(self) -> None:
         for policy in self.policies:
             select, present = policy.begin_prefill(), SITUATIONS[0].present()
-            for layer in range(self.layers if select else 0):
-                view = layer_view(policy, SITUATIONS[0], layer, self.layers, self.hidden, present)
+            last = self.num_layers if select else 0
+            for layer in range(last):
+                view = layer_view(policy, SITUATIONS[0], layer, last, self.hidden, present)
                 seen, same = deepcopy(view), view
                 assert select is not None
                 select(seen)
@@ -156,23 +157,24 @@ class PolicyContract:
     def test_a_model_with_fewer_layers_is_refused_with_a_reason(self) -> None:
         """Or served. But a policy for layer 12 of 4 must not do nothing without a word."""
         for policy in self.policies:
-            for layers in (1, 2, 5):
-                asked = policy.prefill_weights(layers)
-                assert set(asked) <= set(range(layers)), f"prefill_weights({layers}) is {asked}"
+            for num_layers in (1, 2, 5):
+                asked = policy.prefill_weights(num_layers)
+                there = set(range(num_layers))
+                assert set(asked) <= there, f"prefill_weights({num_layers}) is {asked}"
                 try:
-                    seen = list(prefill(policy, SITUATIONS[0], layers, self.hidden))
+                    seen = list(prefill(policy, SITUATIONS[0], num_layers, self.hidden))
                 except MvwError as error:
                     assert error.cause and error.hint, "the error needs a cause and a hint"
                     continue
                 layer = getattr(policy, "layer", None)
-                beyond = isinstance(layer, int) and layer >= layers
-                assert not (seen and beyond), f"no layer {layer} in {layers}, and no error"
+                beyond = isinstance(layer, int) and layer >= num_layers
+                assert not (seen and beyond), f"no layer {layer} in {num_layers}, and no error"
 
     # -- in each decode step ----------------------------------------------------------------
 
     def test_it_attends_to_vision_tokens_that_are_there(self) -> None:
         for policy, situation in self.cases():
-            held = situation.layers_of(self.layers)
+            held = situation.layers_of(self.num_layers)
             layer, attend = policy.attending_layer(held), policy.begin_attending()
             if layer is None:
                 continue
@@ -182,16 +184,16 @@ class PolicyContract:
                 check_mask(attend(view), view.present, f"in step {step}")
 
     def _answers(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
-        for _, answer in said(policy, situation, self.layers):
+        for _, answer in said(policy, situation, self.num_layers):
             yield repr(answer)  # tensors compare entry by entry
 
     def _choices(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
-        for _, chosen in prefill(policy, situation, self.layers, self.hidden):
+        for _, chosen in prefill(policy, situation, self.num_layers, self.hidden):
             yield plain(chosen)
 
     def _attended(self, policy: WithdrawalPolicy, situation: Situation) -> Iterator[object]:
         attend = policy.begin_attending()
-        if attend and policy.attending_layer(situation.layers_of(self.layers)) is not None:
+        if attend and policy.attending_layer(situation.layers_of(self.num_layers)) is not None:
             for view in attend_views(situation):
                 yield plain(attend(view))
 

@@ -49,11 +49,11 @@ class Situation:
     def tokens(self) -> int:
         return sum(self.images)
 
-    def layers_of(self, layers: int) -> tuple[int, ...]:
+    def layers_of(self, num_layers: int) -> tuple[int, ...]:
         """Which of a model's layers hold vision after the prefill."""
         if not self.tokens:
             return ()
-        return tuple(range(3, layers, 5)) if self.cross_attention else tuple(range(layers))
+        return tuple(range(3, num_layers, 5) if self.cross_attention else range(num_layers))
 
     def present(self) -> Tensor:
         """Vision tokens that are there when the prefill begins: # (N,) bool."""
@@ -72,10 +72,10 @@ SITUATIONS = (
 
 
 def said(
-    policy: WithdrawalPolicy, situation: Situation, layers: int
+    policy: WithdrawalPolicy, situation: Situation, num_layers: int
 ) -> Iterator[tuple[StepView, object]]:
     """Write an output token by token; yield what the policy saw and what it said."""
-    held = situation.layers_of(layers)
+    held = situation.layers_of(num_layers)
     asked = policy.signals(held)
     there = {layer: situation.present() for layer in held}
     decide = saying(policy)
@@ -111,7 +111,7 @@ def layer_view(
     policy: WithdrawalPolicy,
     situation: Situation,
     layer: int,
-    layers: int,
+    num_layers: int,
     hidden: int,
     present: Tensor,
 ) -> LayerView:
@@ -120,12 +120,12 @@ def layer_view(
     tokens = 0 if situation.cross_attention else situation.tokens
     length = _TEXT + tokens
     places = torch.arange(length)
-    weighed = layer in policy.prefill_weights(layers) and any(
-        held < layer for held in situation.layers_of(layers)
+    weighed = layer in policy.prefill_weights(num_layers) and any(
+        held < layer for held in situation.layers_of(num_layers)
     )
     return LayerView(
         layer=layer,
-        layers=layers,
+        num_layers=num_layers,
         present=present,
         grids=situation.grids,
         hidden_states=torch.randn(length, hidden, generator=generator),
@@ -137,7 +137,7 @@ def layer_view(
 
 
 def prefill(
-    policy: WithdrawalPolicy, situation: Situation, layers: int, hidden: int
+    policy: WithdrawalPolicy, situation: Situation, num_layers: int, hidden: int
 ) -> Iterator[tuple[LayerView, Tensor | None]]:
     """Ask a policy before each layer of a prefill; yield what it saw and what it said.
 
@@ -145,8 +145,8 @@ def prefill(
     """
     select = policy.begin_prefill()
     present = situation.present()
-    for layer in range(layers if select else 0):
-        view = layer_view(policy, situation, layer, layers, hidden, present.clone())
+    for layer in range(num_layers if select else 0):
+        view = layer_view(policy, situation, layer, num_layers, hidden, present.clone())
         try:
             chosen = select(view) if select else None
         except MvwError:

@@ -69,7 +69,7 @@ class TestSeveral(PolicyContract):
 
 
 class TestDyvte(PolicyContract):
-    layers = 6
+    num_layers = 6
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -85,7 +85,7 @@ class TestDyvte(PolicyContract):
             return hidden, torch.randn(2, HIDDEN, generator=generator), torch.zeros(2)
 
         path: Path = tmp_path_factory.mktemp("gates") / "gates.safetensors"
-        write_gates([gate() for _ in range(cls.layers - 1)], {}, path)
+        write_gates([gate() for _ in range(cls.num_layers - 1)], {}, path)
         dyvte = load_policy("dyvte")
         cls.policies = (
             *(dyvte(gates=str(path)), dyvte(gates=str(path), min_layer=2)),

@@ -23,7 +23,7 @@ from mvw_cli.policy import LayerView, WithdrawalPolicy
 def view(layer: int, present: torch.Tensor, **given: Any) -> LayerView:
     tokens = len(present)
     defaults: dict[str, Any] = {
-        "layers": 8,
+        "num_layers": 8,
         "grids": None,
         "hidden_states": torch.zeros(tokens + 2, 4),
         "text": torch.tensor([0, tokens + 1]),

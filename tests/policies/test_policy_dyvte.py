@@ -54,7 +54,7 @@ def view(layer: int, hidden: Tensor | None = None, *, layers: int = LAYERS) -> L
     length = 2 + VISION + 3
     return LayerView(
         layer=layer,
-        layers=layers,
+        num_layers=layers,
         present=torch.ones(VISION, dtype=torch.bool),
         grids=None,
         hidden_states=torch.zeros(length, WIDTH) if hidden is None else hidden,

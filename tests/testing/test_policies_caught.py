@@ -168,7 +168,7 @@ WRONG: dict[str, tuple[WithdrawalPolicy, set[str]]] = {
         {"it_leaves_what_it_sees_alone"},
     ),
     "silent beyond the model": (silent_beyond_the_model(), {FEWER}),
-    "looks beyond the model": (wrong(prefill_weights=lambda self, layers: (12,)), {FEWER}),
+    "looks beyond the model": (wrong(prefill_weights=lambda self, num_layers: (12,)), {FEWER}),
     "restores nothing": (
         saying(lambda view: Restore() if view.step == 2 else None),
         {RESTORES},

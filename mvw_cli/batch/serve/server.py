@@ -19,7 +19,7 @@ from mvw_cli.batch.store.record import failure, success
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, summarise
-from mvw_cli.errors import ModelProblem, OutOfMemory, UsageProblem
+from mvw_cli.errors import ModelProblem, OutOfMemory, PluginProblem, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 from mvw_cli.text import readable_bytes
@@ -170,9 +170,9 @@ class Server:
             events = self._with_memory(admit)
         except Exception as error:
             # A policy that asks for a layer which the model lacks, or for gates of another
-            # model, would fail with every item: it is the run that can't be.
+            # model, or that is at fault, would fail with every item: it is the run that can't be.
             encoded = job.ready.encoded is not None
-            wrong = encoded and isinstance(error, UsageProblem | ModelProblem)
+            wrong = encoded and isinstance(error, UsageProblem | ModelProblem | PluginProblem)
             if wrong or isinstance(error, NotExact) or lost_device(error):
                 raise
             yield from self._retry_or_fail(slots, job, error)
@@ -224,16 +224,18 @@ class Server:
         yield from self._process(slots, events)
 
     def _process(self, slots: Slots, events: list[Event]) -> Iterator[Record]:
-        """Act on what a prefill or a step brought."""
+        """Act on what a prefill or a step brought; what ends the run comes after its answers."""
+        ending: Exception | None = None
         for event in events:
             job = self._jobs[event.request]
             job.events.append(event)
             if isinstance(event, Failed | Finished):
                 del self._jobs[event.request]
             if isinstance(event, Failed):
-                if lost_device(event.error):
-                    raise event.error
-                yield from self._retry_or_fail(slots, job, event.error)
+                if lost_device(event.error) or isinstance(event.error, PluginProblem):
+                    ending = ending or event.error
+                else:
+                    yield from self._retry_or_fail(slots, job, event.error)
             elif isinstance(event, Finished):
                 self._recovered += 1
                 reduced = self._limits is not None and self._max_slots < self._limits.slots
@@ -241,6 +243,8 @@ class Server:
                     self._recovered = 0
                     self._max_slots += 1
                 yield self._answered(job, event)
+        if ending is not None:
+            raise ending
 
     # -- when memory runs out, or a step of all raises ---------------------------------------
 

@@ -224,10 +224,23 @@ class Dispatcher:
             if not closing:
                 self._start()
                 self._assign()
-            for number, message in self._launcher.receive(_POLL_S):
-                record = self._on_message(number, message)
+            yield from self._receive()
+
+    def _receive(self) -> Iterator[Record]:
+        """Yield the records that have come; what ends the run is raised after all of them."""
+        ending: Exception | None = None
+        messages = self._launcher.receive(_POLL_S)
+        while messages:
+            for number, message in messages:
+                try:
+                    record = self._on_message(number, message)
+                except Exception as error:
+                    ending, record = ending or error, None
                 if record is not None:
                     yield record
+            messages = self._launcher.receive(0) if ending is not None else []
+        if ending is not None:
+            raise ending
 
     # -- to the workers -----------------------------------------------------------------------
 
@@ -282,6 +295,7 @@ class Dispatcher:
                 self._rest(worker, "ended")
             case Message("broken", error):
                 if worker.phase != "loading":
+                    worker.phase = "ended"
                     raise error
                 self._give_up(number, error)
             case Message("exited", reason) if worker.phase != "ended":

@@ -9,9 +9,10 @@ place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 
-from mvw_cli.bench.documents import BASELINE, Cell, ItemSource, Memory, Workload
+from mvw_cli.bench.documents import BASELINE, Cell, ItemSource, Memory, Stage, Workload
 from mvw_cli.bench.measure import device, events, figures
 from mvw_cli.bench.measure.arms import Job
 from mvw_cli.bench.measure.items import read_images
@@ -34,6 +35,7 @@ def measure(
     *,
     progress: Progress = lambda text, done, total: None,
     stopping: Callable[[], bool] = lambda: False,
+    failed: Callable[[Exception], None] = lambda error: None,
 ) -> Cell | None:
     """Measure a cell.
 
@@ -41,10 +43,10 @@ def measure(
         session: on the job's profile.
         progress: told before each run.
         stopping: asked between steps; what there is by then is returned.
+        failed: told what goes wrong after the first turn was whole; the cell tells it, too.
 
     Returns:
-        None where it was stopped before the first turn was whole. What goes wrong after that is
-        told in the cell.
+        None where it was stopped before the first turn was whole.
 
     Raises:
         MvwError: an image can't be read, a policy not be used, or the model not be served exactly;
@@ -71,6 +73,7 @@ def measure(
         for name, policy in policies.items():
             tell(f"{name}: memory")
             memory[name] = _memory(job, runner, policy, shape)
+        memory = _with_prefill_stage(memory)
         begun = perf_counter()
         while (number := len(turns)) < job.runs or perf_counter() - begun < job.min_time_s:
             pair = f"pair {number + 1}" + (f" of {job.runs}" if number < job.runs else "")
@@ -89,6 +92,7 @@ def measure(
             raise
         # What was measured is kept, and said to be less than was asked for.
         ended = error_line(error)
+        failed(error)
     return _cell(job, turns, memory, ended) if turns else None
 
 
@@ -164,7 +168,20 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         kv_allocated_along=allocated,
         kv_bytes_prefilled=events.prefilled_bytes(run.events),
         host_offloaded_peak_bytes=events.offloaded_peak_bytes(run.events),
+        stages=events.stages(run.events),
     )
+
+
+def _with_prefill_stage(memory: dict[str, Memory]) -> dict[str, Memory]:
+    """Add what a prefill has withdrawn to its arm's stages: what the baseline holds tells it."""
+    whole = memory[BASELINE].kv_bytes_prefilled if BASELINE in memory else None
+    found = {}
+    for name, one in memory.items():
+        left, stages = one.kv_bytes_prefilled, one.stages
+        if whole is not None and left is not None and left < whole:
+            stages = [Stage(0, whole, left), *stages]
+        found[name] = replace(one, stages=stages)
+    return found
 
 
 def _shape(session: Session) -> Shape | None:

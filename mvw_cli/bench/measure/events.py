@@ -7,9 +7,10 @@ the bounds rest on the configuration.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from statistics import fmean
 
-from mvw_cli.bench.documents import Vision
+from mvw_cli.bench.documents import Stage, Vision
 from mvw_cli.cost.bounds import VisionShare
 from mvw_cli.cost.shape import Shape
 from mvw_cli.engine.types import Event, Finished, Prefilled, Request, Restored, Token, Withdrawn
@@ -124,6 +125,20 @@ def kv_bytes(events: Sequence[Event]) -> tuple[int, int]:
         one.kv_bytes_before - one.kv_bytes_after for found in changed.values() for one in found
     )
     return after + gone + kept, after + kept
+
+
+def stages(events: Sequence[Event]) -> list[Stage]:
+    """List what was withdrawn and what came back while decoding, stage by stage."""
+    changed = [[one for one in found if one.entries] for found in _changes(events).values()]
+    by_stage = [[one for one in turn if one is not None] for turn in zip_longest(*changed)]
+    return [
+        Stage(
+            turn[0].step,
+            sum(one.kv_bytes_before for one in turn),
+            sum(one.kv_bytes_after for one in turn),
+        )
+        for turn in by_stage
+    ]
 
 
 def prefilled_bytes(events: Sequence[Event]) -> int:

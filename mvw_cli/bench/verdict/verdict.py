@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Arm, Cell, Memory, ProfileReport
+from mvw_cli.bench.documents import (
+    BASELINE,
+    NO_IMAGE,
+    Arm,
+    Cell,
+    Memory,
+    ProfileReport,
+    Stage,
+)
 from mvw_cli.bench.stats import FEWEST_PAIRS, Ratio
 from mvw_cli.cost.bounds import MATTERS, Plan
 from mvw_cli.render.jinja import sentences
@@ -21,6 +29,8 @@ OTHER_LENGTH = 0.02
 """Relative difference of lengths from which answers are called shorter or longer."""
 CLOSE = 0.02
 """Relative room for rounding and calibration before two figures are said to contradict."""
+MOST_STAGES = 4
+"""Stages of a withdrawal that a sentence lists; the table has all."""
 _SAME = 1e-9
 """Relative difference up to which means of counts are the same."""
 
@@ -41,6 +51,8 @@ def verdicts(report: ProfileReport) -> list[str]:
         EXPLAINED=EXPLAINED,
         OTHER_LENGTH=OTHER_LENGTH,
         CLOSE=CLOSE,
+        MOST_STAGES=MOST_STAGES,
+        stage_name=stage_name,
         prefill_share=_prefill_share,
         explained_share=_explained_share,
         reads_less=_reads_less,
@@ -58,6 +70,11 @@ def measured(ratio: Ratio) -> str:
     if ratio.pairs < FEWEST_PAIRS:
         return f"{factor(ratio.median)} (only {plural(ratio.pairs, 'pair')})"
     return factor(ratio.median, ratio.interval_95)
+
+
+def stage_name(stage: Stage) -> str:
+    """Say when a stage of a withdrawal was."""
+    return f"after {plural(stage.step, 'token')}" if stage.step else "in the prefill"
 
 
 def _exceeds(ratio: Ratio, bound: float) -> bool:

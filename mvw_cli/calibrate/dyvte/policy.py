@@ -60,7 +60,7 @@ class Dyvte(WithdrawalPolicy):
 
         def select(view: LayerView) -> Tensor | None:
             if view.layer == 0:
-                gates.check(view.layers, view.hidden_states.shape[-1])
+                gates.check(view.num_layers, view.hidden_states.shape[-1])
             if view.layer < first or not view.present.any():
                 return None
             gate = gates.gate(view.layer - 1, like=view.hidden_states)

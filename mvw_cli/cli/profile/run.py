@@ -55,7 +55,7 @@ from mvw_cli.cli.stderr_view import StderrView
 from mvw_cli.cost.case import Case
 from mvw_cli.cost.gpus import named_gpu
 from mvw_cli.environment import describe_environment
-from mvw_cli.errors import ExitCode, MvwError, UsageProblem
+from mvw_cli.errors import ExitCode, MvwError, PluginProblem, UsageProblem
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
 from mvw_cli.session import Session, open_session
@@ -112,6 +112,8 @@ class _Run:
     cells: list[Cell] = field(default_factory=list)
     answers: Answers | None = None
     attention: AttentionMass | None = None
+    failed: list[Exception] = field(default_factory=list)
+    """What ended cells early."""
 
 
 def run(task: Task) -> int:
@@ -232,7 +234,8 @@ def _measure(run: _Run) -> int:
     report = _report(run)
     view.clear()
     deliver_report(report, task.outputs)
-    if failed is not None:
+    at_fault = next((one for one in run.failed if isinstance(one, PluginProblem)), None)
+    if (failed := failed or at_fault) is not None:
         raise failed
     if any(cell.ended for cell in run.cells):
         return ExitCode.FAILURE  # the report says which cell ended early, and why
@@ -262,7 +265,9 @@ def _find_out(run: _Run, shutdown: Event) -> None:
             break
         view.stage(f"Measuring batch {batch}: {', '.join(arm.name for arm in run.job.arms)}")
         job = replace(run.job, batch=batch)
-        cell = measure(session, job, progress=view.progress, stopping=shutdown.is_set)
+        cell = measure(
+            session, job, progress=view.progress, stopping=shutdown.is_set, failed=run.failed.append
+        )
         run.cells += [cell] if cell is not None else []
     if not shutdown.is_set():
         _compare(run, session, shutdown)

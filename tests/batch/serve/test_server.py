@@ -20,7 +20,7 @@ from mvw_cli.batch.serve.server import RECOVERY
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import NotExact
-from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, UsageProblem
+from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, PluginProblem, UsageProblem
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.look_back import LookBack
 from mvw_cli.policies.mvw import Mvw
@@ -351,18 +351,20 @@ class Failing(NoWithdrawal):
         return decide
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
-def test_a_policy_that_raises_fails_its_own_request(tiny: LoadedModel, at: int) -> None:
-    """On being begun, at the first token, or in a step that it shares with others."""
-    moody = RuntimeError("not in the mood")
-    items = [item(str(n), 9) for n in range(5)]
-    records = Bench(tiny, Failing(moody, at, [True, False])).serve(items, Limits(3))
-    assert records["1"]["error"]["message"] == "not in the mood"
-    assert {record["attempts"] for id, record in records.items() if id != "1"} == {1}
-    Bench(tiny, NoWithdrawal()).check(records, items, "1")
-
-
 # --- what ends the run ---
+
+
+@pytest.mark.parametrize(("at", "answered"), [(0, "0"), (1, "0"), (3, "013")])
+def test_a_policy_that_is_at_fault_ends_the_run(tiny: LoadedModel, at: int, answered: str) -> None:
+    """On being begun, at the first token, or in a step with which a later one's answer ends."""
+    moody = RuntimeError("not in the mood")
+    items = [item("0", 3), item("1", 3), item("2", 9), item("3", 2)]
+    server = Bench(tiny, Failing(moody, at, [True, True, False])).server(items, Limits(3))
+    records: list[Any] = []
+    with pytest.raises(PluginProblem, match=r"policy `none` .* raised RuntimeError") as caught:
+        records.extend(server.records())
+    assert caught.value.cause is not None and "not in the mood" in caught.value.cause
+    assert [(record["id"], record["status"]) for record in records] == [(n, "ok") for n in answered]
 
 
 def test_a_layer_that_the_model_lacks_ends_the_run(tiny: LoadedModel) -> None:

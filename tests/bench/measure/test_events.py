@@ -13,12 +13,14 @@ from mvw_hf.model import HuggingFace
 from sessions import family as session_of
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
+from mvw_cli.bench.documents import Stage
 from mvw_cli.bench.measure.events import (
     formula_kv_bytes,
     kv_bytes,
     note_withdrawn,
     offloaded_peak_bytes,
     prefilled_bytes,
+    stages,
     vision_share,
     vision_statistics,
     withdrawn_after,
@@ -149,6 +151,63 @@ def test_before_and_after_are_of_one_moment() -> None:
     offloaded = {kind: offloaded_peak_bytes(own) for kind, own in events.items()}
     assert offloaded["offloaded and back"] == offloaded["back to stay"] == vision
     assert not any(size for kind, size in offloaded.items() if "back" not in kind)
+
+
+@dataclass(frozen=True)
+class Halves(WithdrawalPolicy):
+    """Takes every second vision token after 3 tokens, and the rest after 6."""
+
+    name: ClassVar[str] = "halves"
+
+    def begin(self) -> Decide:
+        def decide(view: StepView) -> Decision | None:
+            if view.step == 3:
+                kept = torch.arange(view.vision_tokens) % 2 == 0
+                return Withdraw(keep=dict.fromkeys(view.layers, kept))
+            return Withdraw() if view.step == 6 else None
+
+        return decide
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_each_stage_tells_what_was_held_just_before_it(together: int) -> None:
+    """LLaVA: 3 layers of 16 vision tokens. Three tokens are read between the two stages."""
+    family = BY_NAME["llava"]
+    shape = shape_of(HuggingFace(), family.build().config)
+    asked, events = served(family, [Halves()] * together)
+    prompt = sum(len(one.layout.entries) for one in asked)
+
+    def held(tokens: int, vision: int) -> int:
+        """Bytes of all layers, once so many generated tokens have been read."""
+        text = prompt - 16 * together + tokens * together
+        return 4 * shape.kv_elements(text, vision * together)
+
+    assert stages(events) == [
+        Stage(3, held(2, 16), held(2, 8)),
+        Stage(6, held(5, 8), held(5, 0)),
+    ]
+    assert kv_bytes(events) == (held(5, 16), held(5, 0))
+
+
+def test_stages_are_those_in_which_something_goes_or_comes() -> None:
+    events = by_kind("llava")
+    steps = {kind: [one.step for one in stages(own)] for kind, own in events.items()}
+    assert steps == {
+        "none": [], "mvw": [4], "vtw": [], "vtw, then mvw": [4], "fastv": [],
+        "fastv, then mvw": [4], "anneal": [2, 4, 6, 8], "pulse": [],
+        "offloaded and back": [3, 6, 9], "back to stay": [3, 6],
+    }  # fmt: skip
+    for own in events.values():
+        sizes = stages(own)
+        freed = sum(one.kv_bytes_before - one.kv_bytes_after for one in sizes)
+        before, after = kv_bytes(own)
+        assert freed == before - after
+    # Which part the prefill took is between what all held and what this arm held after it.
+    first = stages(events["vtw, then mvw"])[0]
+    whole = stages(events["mvw"])[0]
+    freed = whole.kv_bytes_before - whole.kv_bytes_after
+    assert whole.kv_bytes_before - first.kv_bytes_before == freed * 2 / 3
+    assert first.kv_bytes_after == whole.kv_bytes_after
 
 
 def test_a_batch_offloads_together() -> None:

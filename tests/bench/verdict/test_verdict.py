@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sample_report import report
 
-from mvw_cli.bench.documents import Arm, Cell, ProfileReport, Vision
+from mvw_cli.bench.documents import Arm, Cell, ProfileReport, Stage, Vision
 from mvw_cli.bench.stats import Ratio, summarise
 from mvw_cli.bench.verdict.verdict import plan_verdicts, verdicts
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
@@ -276,6 +276,22 @@ def test_what_is_freed() -> None:
     assert verdicts(measured(memory=memory)) == [
         "m=16 at batch 1 frees 75 % of the KV cache: 8.0 KiB become 2.0 KiB."
     ]
+
+
+def test_what_is_freed_in_stages() -> None:
+    """Each with what was held just before it; more than a few are left to the table."""
+    stages = [Stage(0, 9216, 8192), Stage(3, 8704, 6144), Stage(6, 6656, 2048)]
+    memory = replace(
+        measured().cells[0].arms[1].memory, kv_bytes_before=8192, kv_bytes_after=2048,
+        kv_formula_bytes_before=None, kv_formula_bytes_after=None, stages=stages,
+    )  # fmt: skip
+    assert verdicts(measured(memory=memory)) == [
+        "m=16 at batch 1 frees 75 % of the KV cache: 8.0 KiB become 2.0 KiB.",
+        "m=16 at batch 1 withdraws in 3 stages: 9.0 KiB → 8.0 KiB in the prefill, "
+        "8.5 KiB → 6.0 KiB after 3 tokens, 6.5 KiB → 2.0 KiB after 6 tokens.",
+    ]
+    for few in (stages[:1], stages * 2):
+        assert len(verdicts(measured(memory=replace(memory, stages=few)))) == 1
 
 
 @pytest.mark.parametrize(("field", "when"), [("before", "before"), ("after", "after")])
