@@ -91,8 +91,8 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One of an arm's withdrawals, or what brought vision back: the n-th of each sequence that has so
-    many, all of them together."""
+    """A withdrawal, or what brought vision back: the n-th of each sequence that has so many, all of
+    them together."""
 
     step: int
     """Tokens generated before it, by the first of them; 0 for the prefill."""

@@ -111,7 +111,8 @@ class PolicyContract:
 
     def test_it_survives_text_that_is_empty_or_strange(self) -> None:
         for policy, text in product(self.policies, ("", "\ufffd", "<" * 1000, "\n")):
-            view = StepView(step=1, token_ids=[0], text=text)
+            entropy = 1.0 if policy.signals(()).entropy else None
+            view = StepView(step=1, token_ids=[0], text=text, entropy=entropy)
             check_decisions(saying(policy)(view), view)
 
     def test_it_asks_for_weights_of_layers_that_hold_vision(self) -> None:
@@ -137,8 +138,9 @@ class PolicyContract:
                     before = torch.get_rng_state(), random.getstate()
                     found.append([list(self._choices(policy, one)) for one in SITUATIONS])
                     own = torch.equal(torch.get_rng_state(), before[0])
-                    assert own, "it uses torch's generator"
-                    assert random.getstate() == before[1], "it uses Python's generator"
+                    mend = "make one of its own, as torch.Generator().manual_seed(self.seed)"
+                    assert own, f"it uses torch's generator: {mend}"
+                    assert random.getstate() == before[1], f"it uses Python's generator: {mend}"
             assert found[0] == found[1], f"{found[0]}, then {found[1]}"
 
     def test_it_leaves_what_it_sees_alone(self) -> None:
@@ -177,6 +179,8 @@ class PolicyContract:
             held = situation.layers_of(self.num_layers)
             layer, attend = policy.attending_layer(held), policy.begin_attending()
             if layer is None:
+                unasked = type(policy).attending_layer is WithdrawalPolicy.attending_layer
+                assert not (attend and unasked), "begin_attending() needs an attending_layer()"
                 continue
             assert layer in held, f"attending_layer({held}) is {layer}"
             assert attend is not None, "it names a layer, and has nothing to ask there"

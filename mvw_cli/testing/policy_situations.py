@@ -154,7 +154,7 @@ def prefill(
                 return
             raise
         yield view, chosen
-        if chosen is not None and chosen.shape == present.shape:  # what is wrong is found elsewhere
+        if getattr(chosen, "shape", None) == present.shape:  # what is wrong is found elsewhere
             present = present & chosen
 
 
@@ -215,9 +215,11 @@ def check_mask(mask: Tensor, present: Tensor, where: str) -> None:
 
     present: # (N,) bool
     """
+    told = f"{where}: {type(mask).__name__} instead of a bool tensor of shape ({len(present)},)"
+    assert isinstance(mask, Tensor), told
     assert mask.dtype == torch.bool, f"{where}: {mask.dtype} instead of torch.bool"
     assert mask.shape == present.shape, f"{where}: {tuple(mask.shape)} for {len(present)} tokens"
-    assert not (mask & ~present).any(), f"{where}: it names what is gone"
+    assert not (mask & ~present).any(), f"{where}: it names what is gone; & view.present mends it"
 
 
 def plain(value: Any) -> Any:

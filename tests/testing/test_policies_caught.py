@@ -182,6 +182,21 @@ WRONG: dict[str, tuple[WithdrawalPolicy, set[str]]] = {
         saying(lambda view: masks([99], view.vision_tokens)),
         {DECISIONS, STRANGE},
     ),
+    "gives a list": (
+        selecting(lambda view: [True] * len(view.present) if view.layer == 0 else None),
+        {CHOICE},
+    ),
+    "attends at no layer": (
+        wrong(attending_layer=WithdrawalPolicy.attending_layer),
+        {ATTENDS},
+    ),
+    "needs the entropy that it asks for": (
+        wrong(
+            signals=lambda self, layers: Signals(entropy=True),
+            begin=lambda self: lambda view: None if view.entropy < 9 else Withdraw(),
+        ),
+        set(),
+    ),
     "asks elsewhere": (
         wrong(signals=lambda self, layers: Signals(weights=(7,))),
         {"it_asks_for_weights_of_layers_that_hold_vision"},
