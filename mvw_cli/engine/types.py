@@ -196,7 +196,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """What was withdrawn, and when: the first that left no vision, else the first of some."""
+    """What was withdrawn, and when: by the first that left no vision, else the first of some.
+
+    What stages before it have taken, and what has not come back, is in all of its figures.
+    """
 
     step: int
     vision_tokens: int
@@ -261,13 +264,17 @@ def summarise(events: Iterable[Event]) -> Completion:
     last, withdrawal, rate_after, withdrawal_ms = stamps[-1], None, None, None
     if withdrawn is not None:
         rate_after = _rate(len(stamps) - withdrawn.step, last - withdrawn.at)
-        took = [event.duration_s for event in taken] + [event.duration_s for event in restored]
-        withdrawal_ms = sum(took) * 1e3
+        changes = [event for event in events if isinstance(event, Withdrawn | Restored)]
+        withdrawal_ms = sum(event.duration_s for event in changes) * 1e3
+        stages = changes[: changes.index(withdrawn) + 1]
+        freed = sum(one.kv_bytes_before - one.kv_bytes_after for one in stages)
         withdrawal = Withdrawal(
             step=withdrawn.step,
             vision_tokens=withdrawn.vision_tokens,
-            entries=withdrawn.entries,
-            kv_bytes_before=withdrawn.kv_bytes_before,
+            entries=sum(
+                one.entries if isinstance(one, Withdrawn) else -one.entries for one in stages
+            ),
+            kv_bytes_before=withdrawn.kv_bytes_after + freed,
             kv_bytes_after=withdrawn.kv_bytes_after,
         )
     return Completion(

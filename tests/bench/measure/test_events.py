@@ -38,7 +38,9 @@ from mvw_cli.engine.types import (
     Request,
     Restored,
     Token,
+    Withdrawal,
     Withdrawn,
+    summarise,
 )
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.fastv import FastV
@@ -187,6 +189,8 @@ def test_each_stage_tells_what_was_held_just_before_it(together: int) -> None:
         Stage(6, held(5, 8), held(5, 0)),
     ]
     assert kv_bytes(events) == (held(5, 16), held(5, 0))
+    if together == 1:  # what `mvw infer` and a record of `mvw batch` say
+        assert summarise(events).withdrawal == Withdrawal(6, 16, 48, held(5, 16), held(5, 0))
 
 
 def test_stages_are_those_in_which_something_goes_or_comes() -> None:
