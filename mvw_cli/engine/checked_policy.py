@@ -29,6 +29,8 @@ from mvw_cli.policy import (
 from mvw_cli.text import error_line
 
 AnswerT = TypeVar("AnswerT")
+Check = Callable[..., None]
+"""Takes an answer and what was asked; raises `_Wrong`."""
 
 
 class CheckedPolicy:
@@ -43,24 +45,16 @@ class CheckedPolicy:
         self._policy = policy
 
     def begin(self) -> Decide:
-        decide: Decide = self._function("begin", self._policy.begin, _decisions)
-        return decide
+        return self._function("begin", self._policy.begin, _decisions)
 
-    def after(self, before: Decide) -> Decide:
-        decide: Decide = self._function("after", self._policy.after, _decisions, before)
-        return decide
+    def after(self, decide: Decide) -> Decide:
+        return self._function("after", self._policy.after, _decisions, decide)
 
     def begin_prefill(self) -> Select | None:
-        select: Select | None = self._function(
-            "begin_prefill", self._policy.begin_prefill, _selection
-        )
-        return select
+        return self._function("begin_prefill", self._policy.begin_prefill, _selection)
 
     def begin_attending(self) -> Attend | None:
-        attend: Attend | None = self._function(
-            "begin_attending", self._policy.begin_attending, _attention
-        )
-        return attend
+        return self._function("begin_attending", self._policy.begin_attending, _attention)
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
         return self._ask("signals", self._policy.signals, _signals, layers)
@@ -81,17 +75,16 @@ class CheckedPolicy:
         return self._ask("conflict", self._policy.conflict, _clause, before)
 
     def _function(
-        self, hook: str, make: Callable[..., Any], check: Callable[..., None], *arguments: Any
-    ) -> Any:
-        function = self._ask(hook, make, _needed if check is _decisions else _optional, *arguments)
-        return None if function is None else partial(self._ask, hook, function, check)
+        self, hook: str, make: Callable[..., AnswerT], check: Check, *arguments: Any
+    ) -> AnswerT:
+        """Ask for a function, each of whose own answers is checked."""
+        needed = _callable if check is _decisions else _optional
+        found: Any = self._ask(hook, make, needed, *arguments)
+        checked: Any = found and partial(self._ask, hook, found, check)
+        return checked  # type: ignore[no-any-return]
 
     def _ask(
-        self,
-        hook: str,
-        function: Callable[..., AnswerT],
-        check: Callable[..., None],
-        *arguments: Any,
+        self, hook: str, function: Callable[..., AnswerT], check: Check, *arguments: Any
     ) -> AnswerT:
         try:
             answer = function(*arguments)
@@ -117,7 +110,7 @@ def policy_problem(name: str, said: str, cause: str, hint: str = "mvw plugins") 
 
 
 def _hint(hook: str) -> str:
-    # `mvw doctor` and `mvw show`, which ask no question, ask for these, too.
+    # These are asked for by `mvw doctor` and `mvw show`, too, which ask no question.
     alone = hook in ("describe", "withdrawal_step", "conflict")
     return "mvw plugins" if alone else "mvw infer IMAGE QUESTION --debug"
 
@@ -144,12 +137,10 @@ def _place(function: Any, error: Exception | None = None) -> str:
     code = getattr(function, "__code__", None)
     if code is None:
         return f"class {type(function).__name__}"
-    line = code.co_firstlineno
-    for frame in traceback.extract_tb(error and error.__traceback__):
-        if frame.filename == code.co_filename:
-            line = frame.lineno
-    folder, file = os.path.split(code.co_filename)
-    return f"{os.path.join(os.path.basename(folder), file)}, line {line}"
+    frames = traceback.extract_tb(error and error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
+    file = os.path.join(*code.co_filename.split(os.sep)[-2:])
+    return f"{file}, line {[code.co_firstlineno, *lines][-1]}"
 
 
 # -- what an answer may be ----------------------------------------------------------------------
@@ -166,15 +157,49 @@ def _shown(answer: Any) -> str:
     """Write what was returned in a few words: of a tensor its form, of a list its length."""
     kind = type(answer).__name__
     if hasattr(answer, "dtype") and hasattr(answer, "shape"):
-        kind = "tensor" if kind == "Tensor" else kind
         device = str(getattr(answer, "device", "cpu"))
         form = f"{str(answer.dtype).removeprefix('torch.')}, shape {tuple(answer.shape)}"
-        return f"a {kind} of {form}" + ("" if device == "cpu" else f" on {device}")
-    if isinstance(answer, list | tuple | dict | set):
+        return f"a {kind.lower()} of {form}" + ("" if device == "cpu" else f" on {device}")
+    if isinstance(answer, list | tuple | dict):
         return f"a {kind} of {len(answer)}"
     if answer is None or isinstance(answer, str | int | float):
         return repr(answer)[:60]
     return f"the class {answer.__name__}" if isinstance(answer, type) else f"a {kind}"
+
+
+def _that(holds: Callable[[Any], bool], expected: str) -> Check:
+    """Make a check of an answer by itself."""
+
+    def check(answer: Any, *asked: Any) -> None:
+        if not holds(answer):
+            raise _Wrong(_shown(answer), expected)
+
+    return check
+
+
+def _are_integers(answer: Any) -> bool:
+    return isinstance(answer, Collection) and all(isinstance(one, Integral) for one in answer)
+
+
+_callable = _that(callable, "a function that takes a StepView")
+_optional = _that(lambda answer: answer is None or callable(answer), "a function, or None")
+_text = _that(lambda answer: isinstance(answer, str), "a text on one line")
+_clause = _that(lambda answer: isinstance(answer, str | None), "a clause, or None")
+_count = _that(lambda answer: isinstance(answer, Integral | None), "a number of tokens, or None")
+_numbers = _that(_are_integers, "a tuple of numbers of layers")
+
+
+def _holding(answer: Any, layers: tuple[int, ...]) -> None:
+    if answer is not None and answer not in layers:
+        raise _Wrong(_shown(answer), "None or one of `layers`, which hold vision")
+
+
+def _signals(answer: Any, layers: tuple[int, ...]) -> None:
+    if not isinstance(answer, Signals):
+        raise _Wrong(_shown(answer), "Signals(…)")
+    for name in ("mass", "weights"):
+        if not _are_integers(layers := getattr(answer, name)):
+            raise _Wrong(f"Signals({name}={_shown(layers)})", "a tuple of numbers of layers")
 
 
 def _mask(mask: Any, tokens: int, more: str = "", device: Any = None) -> None:
@@ -204,8 +229,7 @@ def _decisions(said: Any, view: StepView) -> None:
             raise _Wrong(_shown(said) + within, "Withdraw(…), Restore(), a list of them, or None")
         if isinstance(one, Restore) or one.keep is None:
             continue
-        by_layer = isinstance(one.keep, Mapping)
-        if not by_layer or not all(isinstance(layer, Integral) for layer in one.keep):
+        if not isinstance(one.keep, Mapping) or not _are_integers(one.keep):
             told = f"Withdraw(keep={_shown(one.keep)})"
             raise _Wrong(told, "a mask for each layer, by its number: Withdraw(keep={8: mask})")
         for layer, mask in one.keep.items():
@@ -214,49 +238,3 @@ def _decisions(said: Any, view: StepView) -> None:
             except _Wrong as wrong:
                 told = f"Withdraw(keep={{{layer}: {wrong.answer}}})"
                 raise _Wrong(told, wrong.expected) from None
-
-
-def _needed(found: Any, *_: Any) -> None:
-    if not callable(found):
-        raise _Wrong(_shown(found), "a function that takes a StepView")
-
-
-def _optional(found: Any) -> None:
-    if found is not None and not callable(found):
-        raise _Wrong(_shown(found), "a function, or None")
-
-
-def _signals(found: Any, layers: tuple[int, ...]) -> None:
-    if not isinstance(found, Signals):
-        raise _Wrong(_shown(found), "Signals(…)")
-    for name in ("mass", "weights"):
-        try:
-            _numbers(getattr(found, name))
-        except _Wrong as wrong:
-            raise _Wrong(f"Signals({name}={wrong.answer})", wrong.expected) from None
-
-
-def _numbers(found: Any, *_: Any) -> None:
-    if not isinstance(found, Collection) or not all(isinstance(one, Integral) for one in found):
-        raise _Wrong(_shown(found), "a tuple of numbers of layers")
-
-
-def _holding(found: Any, layers: tuple[int, ...]) -> None:
-    if found is not None and found not in layers:
-        known = f"{layers[0]} to {layers[-1]}" if len(layers) > 3 else ", ".join(map(str, layers))
-        raise _Wrong(_shown(found), f"a layer that holds vision ({known or 'none does'}), or None")
-
-
-def _count(found: Any) -> None:
-    if found is not None and not (isinstance(found, Integral) and int(found) >= 0):
-        raise _Wrong(_shown(found), "a number of tokens, or None")
-
-
-def _text(found: Any) -> None:
-    if not isinstance(found, str):
-        raise _Wrong(_shown(found), "a text on one line")
-
-
-def _clause(found: Any, *_: Any) -> None:
-    if found is not None:
-        _text(found)

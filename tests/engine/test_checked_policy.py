@@ -101,7 +101,7 @@ SAID = {
     ("prefill_weights", ""): ("returned 3 from prefill_weights()", "a tuple of numbers of layers"),
     ("attending_layer", ""): (
         "returned 99 from attending_layer()",
-        "expected is a layer that holds vision (0, 1, 2), or None",
+        "expected is None or one of `layers`, which hold vision",
     ),
 }
 

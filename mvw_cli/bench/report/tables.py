@@ -19,11 +19,10 @@ from mvw_cli.bench.documents import (
     Memory,
     Phases,
     ProfileReport,
-    Stage,
     Vision,
 )
 from mvw_cli.bench.stats import Ratio
-from mvw_cli.bench.verdict.verdict import formula_differs, measured, stage_name
+from mvw_cli.bench.verdict.verdict import formula_differs, measured
 from mvw_cli.cost.bounds import ArmBound, BatchBound, Plan, PrefillBound
 from mvw_cli.cost.case import StepBound
 from mvw_cli.render.jinja import named_sentences
@@ -237,21 +236,8 @@ _MEMORY: dict[str, Callable[[Arm], str]] = {
 }
 
 
-_STAGES: dict[str, Callable[[tuple[str, Stage]], str]] = {
-    "ARM": lambda one: one[0],
-    "STAGE": lambda one: stage_name(one[1]),
-    "KV HELD": lambda one: _bytes(one[1].kv_bytes_before),
-    "KV LEFT": lambda one: _bytes(one[1].kv_bytes_after),
-}
-
-
 def _memory(report: ProfileReport) -> Parts:
-    tables = []
-    for cell in report.cells:
-        tables.append(table_of(_MEMORY, cell.arms, caption(cell)))
-        several = [arm for arm in cell.arms if len(arm.memory.stages) > 1]
-        stages = [(arm.name, stage) for arm in several for stage in arm.memory.stages]
-        tables += [table_of(_STAGES, stages, f"{caption(cell)}, by stage")] if stages else []
+    tables = [table_of(_MEMORY, cell.arms, caption(cell)) for cell in report.cells]
     return [*tables, note("memory")] if tables else []
 
 

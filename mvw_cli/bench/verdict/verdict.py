@@ -7,15 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mvw_cli.bench.documents import (
-    BASELINE,
-    NO_IMAGE,
-    Arm,
-    Cell,
-    Memory,
-    ProfileReport,
-    Stage,
-)
+from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Arm, Cell, Memory, ProfileReport
 from mvw_cli.bench.stats import FEWEST_PAIRS, Ratio
 from mvw_cli.cost.bounds import MATTERS, Plan
 from mvw_cli.render.jinja import sentences
@@ -30,7 +22,7 @@ OTHER_LENGTH = 0.02
 CLOSE = 0.02
 """Relative room for rounding and calibration before two figures are said to contradict."""
 MOST_STAGES = 4
-"""Stages of a withdrawal that a sentence lists; the table has all."""
+"""Stages of a withdrawal that a sentence lists; the JSON has all."""
 _SAME = 1e-9
 """Relative difference up to which means of counts are the same."""
 
@@ -52,7 +44,6 @@ def verdicts(report: ProfileReport) -> list[str]:
         OTHER_LENGTH=OTHER_LENGTH,
         CLOSE=CLOSE,
         MOST_STAGES=MOST_STAGES,
-        stage_name=stage_name,
         prefill_share=_prefill_share,
         explained_share=_explained_share,
         reads_less=_reads_less,
@@ -70,11 +61,6 @@ def measured(ratio: Ratio) -> str:
     if ratio.pairs < FEWEST_PAIRS:
         return f"{factor(ratio.median)} (only {plural(ratio.pairs, 'pair')})"
     return factor(ratio.median, ratio.interval_95)
-
-
-def stage_name(stage: Stage) -> str:
-    """Say when a stage of a withdrawal was."""
-    return f"after {plural(stage.step, 'token')}" if stage.step else "in the prefill"
 
 
 def _exceeds(ratio: Ratio, bound: float) -> bool:

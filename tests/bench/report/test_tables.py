@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sample_report
 
-from mvw_cli.bench.documents import ProfileReport, Stage, read_report, to_json
+from mvw_cli.bench.documents import ProfileReport, read_report, to_json
 from mvw_cli.bench.report.tables import judged_ratio, sections, title
 from mvw_cli.bench.stats import summarise
 from mvw_cli.render import terminal
@@ -70,18 +70,6 @@ def test_memory_says_whether_the_formula_agrees(full: ProfileReport) -> None:
     unknown = replace(arm.memory, kv_formula_bytes_before=None, kv_formula_bytes_after=None)
     cell = replace(full.cells[0], arms=[replace(arm, memory=unknown)])
     assert "agrees" not in told(replace(full, cells=[cell]))
-
-
-def test_memory_tells_the_stages_of_a_withdrawal(full: ProfileReport) -> None:
-    assert "STAGE" not in told(full)
-    arm = full.cells[0].arms[1]
-    stages = [Stage(0, 9216, 8192), Stage(1, 8704, 2048)]
-    cell = replace(full.cells[0], arms=[replace(arm, memory=replace(arm.memory, stages=stages))])
-    plain = told(replace(full, cells=[cell]))
-    assert [row(plain, "m=16", when).split("  ")[-2:] for when in ("prefill", "1 token")] == [
-        ["9.0 KiB", "8.0 KiB"],
-        ["8.5 KiB", "2.0 KiB"],
-    ]
 
 
 def test_bounds_verdicts_and_answers_are_told(full: ProfileReport) -> None:
