@@ -17,7 +17,7 @@ from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.store.jsonl import DiskFull
 from mvw_cli.batch.workers.dispatcher import MAX_FAILURES, Dispatcher
 from mvw_cli.batch.workers.worker import Message
-from mvw_cli.errors import MvwError, OutOfMemory
+from mvw_cli.errors import MvwError, OutOfMemory, PluginProblem
 from mvw_cli.machine.child_process import portable
 
 ROOM = 4
@@ -228,6 +228,33 @@ def test_an_error_while_serving_ends_the_run_as_it_would_in_one_process() -> Non
         for _ in served(dispatcher, ITEMS):
             fleet.messages.append((1, Message("broken", OutOfMemory("no"))))
     assert fleet.closed
+
+
+def test_what_others_have_answered_by_then_is_kept() -> None:
+    """Answers that are on their way when a worker meets what ends the run."""
+    fleet, broken = Fake(2, never), PluginProblem("policy `x` returned 7", cause="", hint="")
+    answers = [(1, Message("done", ok(str(number), run=RUN))) for number in (1, 3)]
+    said = iter(
+        [
+            [(0, Message("loaded", "c0ffee")), (1, Message("loaded", "c0ffee"))],
+            [(0, Message("request", 2)), (1, Message("request", 2))],
+            [(0, Message("broken", broken)), answers[0]],
+            [(0, Message("exited", "was killed by SIGKILL")), answers[1]],
+        ]
+    )
+
+    def receive(timeout_s: float) -> list[tuple[int, Message]]:
+        time.sleep(0.05)  # by then all four are fetched, and two are given to each
+        return next(said, [])
+
+    fleet.receive = receive  # type: ignore[method-assign]
+    found = []
+    with Dispatcher(fleet) as dispatcher, pytest.raises(PluginProblem) as caught:
+        for record in served(dispatcher, ITEMS[:4]):
+            found.append(record["id"])
+    assert caught.value is broken
+    assert found == ["1", "3"]
+    assert fleet.starts == [1, 1] and not dispatcher.state.notes
 
 
 def test_draining_finishes_what_was_given_and_gives_no_more() -> None:
