@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mvw_cli.bench.quality.attention import spread
+from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.types import Request
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
@@ -109,7 +110,7 @@ class Recording(WithdrawalPolicy):
         return self.record.take
 
     def signals(self, layers: tuple[int, ...]) -> Signals:
-        return self.record.signals(layers, self.policy.signals(layers).mass)
+        return self.record.signals(layers, CheckedPolicy(self.policy).signals(layers).mass)
 
 
 def recorded(request: Request) -> tuple[Request, Record]:
