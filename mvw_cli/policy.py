@@ -245,3 +245,9 @@ def decisions(said: Decision | Sequence[Decision] | None) -> list[Decision]:
     if said is None:
         return []
     return [said] if isinstance(said, Withdraw | Restore) else list(said)
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise a ValueError where a field is out of its range."""
+    if not holds:
+        raise ValueError(otherwise)

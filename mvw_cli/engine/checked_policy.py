@@ -48,6 +48,8 @@ class CheckedPolicy:
         return self._function("begin", self._policy.begin, _decisions)
 
     def after(self, decide: Decide) -> Decide:
+        if type(self._policy).after is WithdrawalPolicy.after:
+            return WithdrawalPolicy.after(self, decide)  # type: ignore[arg-type]  # of `begin`
         return self._function("after", self._policy.after, _decisions, decide)
 
     def begin_prefill(self) -> Select | None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mvw_cli.policies.layers import require
-from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy
+from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy, require
 
 if TYPE_CHECKING:
     from torch import Tensor

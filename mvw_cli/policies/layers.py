@@ -12,18 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from mvw_cli.errors import UsageProblem
-from mvw_cli.policy import LayerView, Select, WithdrawalPolicy
+from mvw_cli.policy import LayerView, Select, WithdrawalPolicy, require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PROBES = 3
-
-
-def require(holds: bool, otherwise: str) -> None:
-    """Raise a ValueError where a field is out of its range."""
-    if not holds:
-        raise ValueError(otherwise)
 
 
 class AtLayer(WithdrawalPolicy):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from mvw_cli.policies.layers import require
 from mvw_cli.policy import (
     Decide,
     Decision,
@@ -22,6 +21,7 @@ from mvw_cli.policy import (
     Withdraw,
     WithdrawalPolicy,
     decisions,
+    require,
 )
 
 

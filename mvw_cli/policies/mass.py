@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mvw_cli.policies.layers import layer_at_or_below, probe_layers, require
-from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy
+from mvw_cli.policies.layers import layer_at_or_below, probe_layers
+from mvw_cli.policy import Decide, Signals, StepView, Withdraw, WithdrawalPolicy, require
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from mvw_cli.adapter import spellings
-from mvw_cli.policies.layers import require
-from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy
+from mvw_cli.policy import Decide, StepView, Withdraw, WithdrawalPolicy, require
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.layers import layer_at_or_below, require
-from mvw_cli.policy import Attend, AttendView, WithdrawalPolicy
+from mvw_cli.policies.layers import layer_at_or_below
+from mvw_cli.policy import Attend, AttendView, WithdrawalPolicy, require
 
 if TYPE_CHECKING:
     from torch import Tensor

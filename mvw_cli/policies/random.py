@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mvw_cli.policies.layers import KeepPart, kept_count, require
-from mvw_cli.policy import LayerView
+from mvw_cli.policies.layers import KeepPart, kept_count
+from mvw_cli.policy import LayerView, require
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -83,10 +83,10 @@ SAID = {
         MASK,
     ),
     ("step", "raises"): ("raised ZeroDivisionError after token 2", "by nothing"),
-    ("attend", "none"): ("returned None in a decode step", f"{MASK}, on cpu"),
+    ("attend", "none"): ("returned None in a decode step", f"{MASK} on cpu"),
     ("attend", "scores"): (
         "returned a tensor of float32, shape (16,) in a decode step",
-        f"{MASK}, on cpu",
+        f"{MASK} on cpu",
     ),
     ("attend", "short"): ("returned a tensor of bool, shape (15,) in a decode step", MASK),
     ("attend", "raises"): ("raised ZeroDivisionError in a decode step", "by nothing"),
