@@ -139,7 +139,7 @@ def _place(function: Any, error: Exception | None = None) -> str:
     code = getattr(function, "__code__", None)
     if code is None:
         return f"class {type(function).__name__}"
-    frames = traceback.extract_tb(error and error.__traceback__)
+    frames = traceback.extract_tb(None if error is None else error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
     file = os.path.join(*code.co_filename.split(os.sep)[-2:])
     return f"{file}, line {[code.co_firstlineno, *lines][-1]}"

@@ -154,7 +154,8 @@ def prefill(
                 return
             raise
         yield view, chosen
-        if getattr(chosen, "shape", None) == present.shape:  # what is wrong is found elsewhere
+        # What is wrong is found elsewhere.
+        if isinstance(chosen, Tensor) and chosen.shape == present.shape:
             present = present & chosen
 
 
