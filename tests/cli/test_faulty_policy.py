@@ -15,6 +15,7 @@ from hints import parse_hint
 from plugin_path import plugin_path
 from processes import Ran
 
+from mvw_cli.cost.case import Device
 from mvw_cli.errors import ExitCode
 
 Run = Callable[..., Ran]
@@ -124,8 +125,12 @@ def test_profile(mvw: Run, fields: str, said: str) -> None:
     assert not Path("report.json").exists()
 
 
-def test_profile_delivers_what_was_measured_before(mvw: Run) -> None:
+def test_profile_delivers_what_was_measured_before(
+    mvw: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run that is watched for memory and the first pair are right."""
+    known = Device("Some Device", "measured", 2e10, 1e11, 1e-5, 2**34, "known")
+    monkeypatch.setattr("mvw_cli.bench.measure.device_peaks.calibrate", lambda *_: known)
     ran = mvw(*PROFILE, "--policy", "faulty:hook=late", "--runs", "3")
     assert ran.code == ExitCode.PLUGIN
     assert told(ran)[0] == f"{WHO}returned 'late' after token 1"
