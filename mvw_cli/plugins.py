@@ -288,20 +288,21 @@ def _warn(message: str) -> None:
 # -- what goes wrong later -------------------------------------------------------------------------
 
 
-def faulty(kind: Kind, name: str, what: str, wanted: str) -> PluginProblem:
+def faulty(kind: Kind, name: str, what: str, cause: str, hint: str | None = None) -> PluginProblem:
     """Return the error for an adapter or policy that does not keep to its contract.
 
     Args:
         what: it did, as `returned None from load()`.
-        wanted: instead, as a sentence's part.
+        cause: what is wanted instead, as a sentence's part.
+        hint: where another version is not the first thing to try.
     """
     entries: Sequence[Entry[AdapterInfo] | Entry[PolicyInfo]] = load_plugins().adapters
     if kind == "policy":
         entries = load_plugins().policies
     plugin = next((entry.plugin for entry in entries if entry.info.name == name), None)
-    origin = "" if plugin is None else f" of {plugin.distribution} {plugin.version}"
-    hint = "mvw plugins" if plugin is None else f"pip install --upgrade {plugin.distribution}"
-    return PluginProblem(f"{kind} `{name}`{origin} {what}", cause=wanted, hint=hint)
+    origin = "" if plugin is None else f" ({plugin.distribution} {plugin.version})"
+    other = "mvw plugins" if plugin is None else f"pip install --upgrade {plugin.distribution}"
+    return PluginProblem(f"{kind} `{name}`{origin} {what}", cause=cause, hint=hint or other)
 
 
 def culprit(error: BaseException) -> PluginProblem | None:

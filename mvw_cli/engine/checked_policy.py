@@ -12,8 +12,8 @@ from functools import partial
 from numbers import Integral
 from typing import Any, TypeVar
 
-from mvw_cli.errors import MvwError, PluginProblem
-from mvw_cli.plugins import load_plugins
+from mvw_cli.errors import MvwError
+from mvw_cli.plugins import faulty
 from mvw_cli.policy import (
     Attend,
     AttendView,
@@ -94,27 +94,20 @@ class CheckedPolicy:
         except _Wrong as wrong:
             said = f"returned {wrong.answer} {_moment(hook, arguments)}"
             cause = f"expected is {wrong.expected}; see {_place(function)}"
-            raise policy_problem(self._policy.name, said, cause, _hint(hook)) from None
+            raise faulty("policy", self._policy.name, said, cause, _hint(hook)) from None
         except Exception as error:
             if _is_not_its_fault(error):
                 raise
             said = f"raised {type(error).__name__} {_moment(hook, arguments)}"
             cause = f"{error_line(error)}; see {_place(function, error)}"
-            raise policy_problem(self._policy.name, said, cause, _hint(hook)) from error
+            raise faulty("policy", self._policy.name, said, cause, _hint(hook)) from error
         return answer
 
 
-def policy_problem(name: str, said: str, cause: str, hint: str = "mvw plugins") -> PluginProblem:
-    """Make the error of a policy that is at fault, with the distribution that it comes from."""
-    plugin = next((one.plugin for one in load_plugins().policies if one.info.name == name), None)
-    whose = "" if plugin is None else f" ({plugin.distribution} {plugin.version})"
-    return PluginProblem(f"policy `{name}`{whose} {said}", cause=cause, hint=hint)
-
-
-def _hint(hook: str) -> str:
+def _hint(hook: str) -> str | None:
     # These are asked for by `mvw doctor` and `mvw show`, too, which ask no question.
     alone = hook in ("describe", "withdrawal_step", "conflict")
-    return "mvw plugins" if alone else "mvw infer IMAGE QUESTION --debug"
+    return None if alone else "mvw infer IMAGE QUESTION --debug"
 
 
 def _is_not_its_fault(error: Exception) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from mvw_cli.engine.checked_policy import CheckedPolicy, policy_problem
+from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.errors import MvwError, PluginProblem, UsageProblem
-from mvw_cli.plugins import load_policy
+from mvw_cli.plugins import faulty, load_policy
 from mvw_cli.policies.stack import Stack
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.document import KeyPath, RawText, interpret
@@ -309,7 +309,7 @@ def _build(policy: _Policy, origin: Origin, path: KeyPath) -> WithdrawalPolicy:
         ) from error
     except Exception as error:
         said = f"raised {type(error).__name__} on being made"
-        raise policy_problem(policy.name, said, error_line(error)) from error
+        raise faulty("policy", policy.name, said, error_line(error)) from error
 
 
 def _combined(

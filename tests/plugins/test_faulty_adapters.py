@@ -94,7 +94,7 @@ def test_a_wrong_return_is_named(ask: Callable[..., Ran], fault: str, returned: 
     ran = ask(fault)
     assert (ran.code, ran.out) == (ExitCode.PLUGIN, "")
     what, cause, hint = ran.err.splitlines()[-3:]
-    assert what.startswith(f"Error: adapter `faulty` of mvw-faulty 1.0 returned {returned}")
+    assert what.startswith(f"Error: adapter `faulty` (mvw-faulty 1.0) returned {returned}")
     assert cause.endswith(" is wanted")
     assert hint == "Hint: pip install --upgrade mvw-faulty"
 
