@@ -54,6 +54,8 @@ class ModelSpec:
     """Whether control tokens in system prompt, template and question are such, not plain text."""
     max_pixels: int | None = None
     """Larger images are scaled down to at most this many pixels before the processor."""
+    max_decoded_pixels: int = 89_478_485
+    """Images that would decode to more are refused: the size at which Pillow warns of a bomb."""
     allow_pickle: bool = False
     """Whether weights may be read from pickles. The user's word, never a profile's."""
     random_weights: bool = False
@@ -201,6 +203,19 @@ class Adapter(ABC):
             BadImage: the model refuses an image of this size.
         """
         raise _lacking("image_tokens", "does not tell how many vision tokens an image becomes")
+
+    def text_tokens(self, spec: ModelSpec, config: Any) -> Callable[[str, int], int]:
+        """Return what counts the tokens of a prompt besides those of its images' vision.
+
+        It takes a question and the number of its images. The tokenizer is loaded, no weights are.
+
+        Args:
+            config: as `shape` returns it.
+
+        Raises:
+            ModelProblem: this adapter can't tell.
+        """
+        raise _lacking("text_tokens", "does not tell how many tokens a prompt has")
 
     def samples(self, folder: Path, count: int, seed: int) -> Path | None:
         """Write pictures that the model can read, with questions and true answers about them.

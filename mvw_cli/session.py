@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.adapter import Adapter, Answer, LoadedModel, VisionLayout
+from mvw_cli.cost.shape import context_of, ends_at_context
 from mvw_cli.engine.types import Event, GenerationSettings, Request
-from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, PluginProblem, raised_in
+from mvw_cli.errors import (
+    ModelProblem,
+    MvwError,
+    OutOfMemory,
+    PluginProblem,
+    UsageProblem,
+    raised_in,
+)
 from mvw_cli.machine.fit import check_fit
 from mvw_cli.plugins import faulty, load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.withdrawal import withdrawal_policy
-from mvw_cli.text import error_line
+from mvw_cli.text import error_line, plural
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +57,7 @@ class Session:
         Raises:
             OutOfMemory: the device has no room for the encoded images.
             PluginProblem: the adapter does not keep to its contract.
+            UsageProblem: the prompt is longer than the model has positions.
         """
         with _explained(self.loaded.name):
             inputs = self.adapter.encode(self.loaded, images, without_placeholder(question))
@@ -58,7 +67,19 @@ class Session:
             right = isinstance(layout, VisionLayout) and _is_tensor(layout.entries, "bool", length)
             given = layout.entries if isinstance(layout, VisionLayout) else layout
             self._check("vision", given, right, f"a VisionLayout of {length} bools, one per token")
-        return Request(id, inputs, layout, self.policy, self.settings)
+        settings, model = self.settings, self.loaded.model
+        most, prompt = context_of(model.config), int(length)
+        # The last token is not read.
+        room = settings.max_new_tokens if most is None else most - prompt + 1
+        if room < settings.max_new_tokens and ends_at_context(model):
+            settings = replace(settings, max_new_tokens=room)
+        if settings.max_new_tokens < 1:
+            raise UsageProblem(
+                f"The prompt is too long: {prompt:,} tokens, in a context of {most:,}.",
+                cause=f"The positions of {self.loaded.name} are a table; there are none beyond.",
+                hint="mvw list profiles",
+            )
+        return Request(id, inputs, layout, self.policy, settings)
 
     def parse(self, text: str) -> Answer:
         """Take a generated text apart, with what the prompt had written of it."""
@@ -74,15 +95,19 @@ class Session:
         lines = isinstance(told, list | tuple) and all(isinstance(one, str) for one in told)
         self._check("remarks", told, lines, "a list of texts")
         remarks = list(told)
-        most = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        prompt = int(request.inputs["input_ids"].shape[1])
-        if most is None or prompt < most:
-            return remarks
-        return [
-            *remarks,
-            f"The prompt is too long: {prompt:,} tokens, in a context of {most:,}. The model was "
-            "not trained for that.",
-        ]
+        most = context_of(self.loaded.model.config)
+        prompt, room = int(request.inputs["input_ids"].shape[1]), request.settings.max_new_tokens
+        if room < self.settings.max_new_tokens:
+            remarks.append(
+                f"The text ends after {plural(room, 'token')}: the prompt has {prompt:,}, and the "
+                f"model's positions end at {most:,}."
+            )
+        elif most is not None and prompt >= most:
+            remarks.append(
+                f"The prompt is too long: {prompt:,} tokens, in a context of {most:,}. The model "
+                "was not trained for that."
+            )
+        return remarks
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Serve requests; yield the engine's events.

@@ -7,11 +7,13 @@ generation settings. Adapters for one family override what differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -153,16 +155,8 @@ class HuggingFace(Adapter):
     def encode(
         self, loaded: LoadedModel, images: Sequence[Image], question: str
     ) -> dict[str, Tensor]:
-        text = loaded.spec.template.replace("{question}", question)
-        prompt = f"{loaded.spec.system or ''}\n{text}"
-        held = {token: one for token, one in control_tokens(loaded).items() if token in prompt}
-        encoder = loaded
-        if held:
-            from mvw_hf.control_tokens import as_text
-
-            encoder, text = as_text(loaded, text, held)
         try:
-            inputs = self.tokenize(encoder, images, text)
+            inputs = self._inputs(loaded, images, question)
         except (MvwError, MemoryError):
             raise
         except Exception as error:
@@ -189,6 +183,19 @@ class HuggingFace(Adapter):
                 hint="mvw list profiles",
             )
         return on_device
+
+    def _inputs(
+        self, loaded: LoadedModel, images: Sequence[Image], question: str
+    ) -> dict[str, Any]:
+        text = loaded.spec.template.replace("{question}", question)
+        prompt = f"{loaded.spec.system or ''}\n{text}"
+        held = {token: one for token, one in control_tokens(loaded).items() if token in prompt}
+        encoder = loaded
+        if held:
+            from mvw_hf.control_tokens import as_text
+
+            encoder, text = as_text(loaded, text, held)
+        return self.tokenize(encoder, images, text)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
         """Run processor and chat template; models without a template get image tokens and text."""
@@ -273,6 +280,19 @@ class HuggingFace(Adapter):
         from mvw_hf.image_processing import image_tokens
 
         return image_tokens(config, width, height)
+
+    def text_tokens(self, spec: ModelSpec, config: PreTrainedConfig) -> Callable[[str, int], int]:
+        with explained(str(spec.model), spec.revision):
+            processor = self.load_processor(spec)
+        model = SimpleNamespace(config=config)
+        loaded = LoadedModel(self.name, str(spec.model), model, processor, spec)
+        blank = new_image("RGB", (64, 64))
+
+        def count(question: str, images: int) -> int:
+            ids = self._inputs(loaded, [blank] * images, question)["input_ids"]
+            return int((ids != config.image_token_id).sum())
+
+        return count
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         tokenizer = getattr(loaded.processor, "tokenizer", None)

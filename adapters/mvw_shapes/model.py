@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Shapes(HuggingFace):
 
     def shape(self, spec: ModelSpec) -> PreTrainedConfig:
         return super().shape(replace(spec, model=str(_folder(spec))))
+
+    def text_tokens(self, spec: ModelSpec, config: PreTrainedConfig) -> Callable[[str, int], int]:
+        return super().text_tokens(replace(spec, model=str(_folder(spec))), config)
 
     def remarks(self, loaded: LoadedModel, images: Sequence[Image], question: str) -> list[str]:
         reasons = []

@@ -26,9 +26,14 @@ CHARACTERS_PER_TOKEN = 4
 
 def planned_case(adapter: Adapter, profile: Profile, item: ItemSpec, new_tokens: int) -> Case:
     """Count from the configuration and an item's images alone."""
-    config = adapter.shape(model_spec(profile))
-    limit = profile.images.max_pixels
-    sizes = [open_image(path, max_pixels=limit).size for path in item.images]
+    spec = model_spec(profile)
+    config = adapter.shape(spec)
+    sizes = [
+        open_image(
+            path, max_pixels=spec.max_pixels, max_decoded_pixels=spec.max_decoded_pixels
+        ).size
+        for path in item.images
+    ]
     vision = sum(adapter.image_tokens(config, *size) for size in sizes)
     question = max(1, len(item.question) // CHARACTERS_PER_TOKEN)
     return _case(adapter, profile, config, question, vision, new_tokens)

@@ -253,8 +253,11 @@ def _opened(
     search: Search, run: SearchRun, item: ItemSpec
 ) -> tuple[dict[str, Any], Request | None]:
     """Read an item's images: what names the sample, and the request where it is to be measured."""
-    limit = run.session.loaded.spec.max_pixels
-    files = [open_image(path, max_pixels=limit) for path in item.images]
+    spec = run.session.loaded.spec
+    files = [
+        open_image(path, max_pixels=spec.max_pixels, max_decoded_pixels=spec.max_decoded_pixels)
+        for path in item.images
+    ]
     digests = [file.sha256 for file in files]
     asked: dict[str, Any] = {
         "key": search.key_of(item, item_key(digests, item.question)),

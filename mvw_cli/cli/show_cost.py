@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from mvw_cli import console
+from mvw_cli.adapter import ModelSpec
 from mvw_cli.cli.process import mute_libraries
 from mvw_cli.cost.bounds import matters_from_batch
 from mvw_cli.cost.case import Case, ratio
@@ -40,7 +41,7 @@ def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
     mute_libraries()
     profile = resolved.profile
     spec = model_spec(profile)
-    width, height = image_size(image or DEFAULT_IMAGE, profile.images.max_pixels)
+    width, height = image_size(image or DEFAULT_IMAGE, spec)
     adapter = load_adapter(profile.adapter)
     config = adapter.shape(spec)
     flops = flops_of(adapter, config)
@@ -104,7 +105,7 @@ def _step(case: Case, sequences: int) -> dict[str, Any]:
 
 def image_size(
     image: str,
-    max_pixels: int | None,
+    spec: ModelSpec,
     *,
     hint: str = f"mvw show --cost --image {DEFAULT_IMAGE}",
 ) -> tuple[int, int]:
@@ -120,7 +121,8 @@ def image_size(
     check_paths([image])
     match = _SIZE.fullmatch(image)
     if match is None:
-        return open_image(image, max_pixels=max_pixels).size
+        limit = spec.max_decoded_pixels
+        return open_image(image, max_pixels=spec.max_pixels, max_decoded_pixels=limit).size
     width, height = int(match[1]), int(match[2])
     if not (width and height):
         raise UsageProblem(
@@ -128,7 +130,7 @@ def image_size(
             cause="a size is written WIDTHxHEIGHT",
             hint=hint,
         )
-    return fit((width, height), max_pixels)
+    return fit((width, height), spec.max_pixels)
 
 
 def write(figures: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from glob import escape, glob
 from importlib.util import find_spec
 from itertools import chain, count
 
+from mvw_cli.adapter import ModelSpec
 from mvw_cli.errors import BadImage
 from mvw_cli.files import free_name
 from mvw_cli.text import closest
@@ -17,8 +18,11 @@ GENERAL_QUESTION = "What is in the picture?"
 """Asked in hints that are about an image, where the user's own question is not known."""
 EXAMPLE_IMAGE = "scene.png"
 
-PIXEL_LIMIT = 89_478_485
-"""Larger images are refused before they are decoded: the size at which Pillow warns of a bomb."""
+PIXEL_LIMIT = ModelSpec().max_decoded_pixels
+"""Images that would decode to more are refused, unless the profile says another number."""
+PIXELS_PER_BYTE = 1000
+"""Beyond the limit, a header with fewer bytes behind it is taken for forged: a PNG of one colour
+has a byte for so many pixels. A JPEG has two, or libjpeg makes grey of the rest."""
 
 FILE_LIMIT = 1 << 30
 """Bytes of a file. No sensible encoding of PIXEL_LIMIT pixels needs more."""
@@ -128,10 +132,17 @@ def damaged(name: str, cause: str) -> BadImage:
     return _refused(name, "is cut short or damaged", told)
 
 
-def too_many_pixels(name: str) -> BadImage:
-    """Explain that the header announces more pixels than are safe to decode."""
-    cause = f"it has more pixels than the limit of {PIXEL_LIMIT:,}"
-    return _refused(name, "is too large to decode safely", cause)
+def too_many_pixels(name: str, pixels: int, limit: int, data: bytes) -> BadImage:
+    """Explain that the header announces more pixels than are to be decoded."""
+    if pixels > PIXELS_PER_BYTE * len(data):
+        cause = f"its header tells of {pixels:,} pixels, with {len(data):,} bytes behind it"
+        return damaged(name, cause)
+    what = "Standard input" if name == "-" else f"The file {name}"
+    return BadImage(
+        f"{what} is too large to decode",
+        cause=f"it has {pixels:,} pixels, and images.max_decoded_pixels is {limit:,}",
+        hint=f"mvw infer IMAGE QUESTION --set images.max_decoded_pixels={pixels}",
+    )
 
 
 def too_many_bytes(name: str) -> BadImage:

@@ -9,15 +9,20 @@ import hashlib
 import io
 import math
 import os
+import re
 import stat
+import struct
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import jpeg_factory
 
 from mvw_cli.images import problems
+from mvw_cli.images.problems import PIXEL_LIMIT
 
 # Pillow's other formats are rarer than they are dangerous: EPS, for one, runs Ghostscript. The
 # second row costs an import of every decoder, so it is tried only after the first.
@@ -27,6 +32,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _PNG_KEPT = (b"Raw profile type", b"XML:com.adobe.xmp")  # these may tell which way is up
 _ORIENTATION = 0x0112  # EXIF tag
+_SUBFILE = 0x00FE  # TIFF tag: 1 is a smaller version of another page, 4 a mask
+_LEVELS = 50
+"""Smaller versions of a TIFF's page that are passed over in search of another page."""
+_SEVERAL = {"TIFF": "pages", "MPO": "pictures", "HEIF": "pictures"}
 
 # Pillow remarks on odd metadata. Silenced once: a filter is the process's, and threads read images.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -46,30 +55,31 @@ class ImageFile:
     """Width and height of `image`, in pixels."""
     original_size: tuple[int, int]
     """Width and height of the file's image, upright, in pixels."""
+    remark: str | None = None
+    """What the file holds that was not read; None: nothing."""
 
 
 def open_image(
-    source: str | Path | bytes, *, max_pixels: int | None = None, name: str = "-"
+    source: str | Path | bytes,
+    *,
+    max_pixels: int | None = None,
+    max_decoded_pixels: int = PIXEL_LIMIT,
+    name: str = "-",
 ) -> ImageFile:
     """Read an image: a file by its path, or a file's bytes, which go by `name`.
 
     `max_pixels` scales a larger image down to at most that many pixels.
 
     Raises:
-        BadImage: it is missing, unreadable, no image, damaged, or above the pixel limit.
+        BadImage: it is missing, unreadable, no image, damaged, or would decode to more than
+            `max_decoded_pixels`.
     """
     if isinstance(source, bytes):
         data = source
     else:
         name = os.fspath(source)
         data = read_file(name)
-    header = _identify(data, name)
-    size = header.size
-    if max_pixels is not None and header.format in ("JPEG", "MPO"):
-        # A JPEG decodes to a half or a quarter for much less; three times the final size
-        # leaves the filter all it needs (Pillow's Image.thumbnail, reducing_gap).
-        width, height = fit(size, max_pixels)
-        header.draft(None, (3 * width, 3 * height))
+    header, size = _identify(data, name, max_pixels, max_decoded_pixels)
     try:
         header.load()
         image = to_rgb(_upright(header))
@@ -79,17 +89,23 @@ def open_image(
     if target != image.size:
         image = image.resize(target, Image.Resampling.LANCZOS)
     digest = hashlib.sha256(data).hexdigest()
-    return ImageFile(image, name, digest, image.size, _upright_size(header, size))
+    remark = None
+    if _has_several(header, data):
+        known = "Standard input" if name == "-" else os.fsencode(name).decode(errors="replace")
+        what = _SEVERAL.get(header.format or "", "frames")
+        remark = f"{known} holds several {what}: the first was read."
+    return ImageFile(image, name, digest, image.size, _upright_size(header, size), remark)
 
 
-def upright_size(data: bytes, name: str) -> tuple[int, int]:
+def upright_size(
+    data: bytes, name: str, max_pixels: int | None, max_decoded_pixels: int
+) -> tuple[int, int]:
     """Return how wide and high an image is once it stands upright; its pixels are not decoded.
 
     Raises:
-        BadImage: the bytes are no image, or one above the pixel limit.
+        BadImage: as `open_image`, as far as that can be told without decoding.
     """
-    header = _identify(data, name)
-    return _upright_size(header, header.size)
+    return _upright_size(*_identify(data, name, max_pixels, max_decoded_pixels))
 
 
 def read_file(path: str) -> bytes:
@@ -119,27 +135,93 @@ def read_file(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _identify(data: bytes, name: str) -> Image.Image:
-    """Read the header alone, so that a bomb is refused before it goes off."""
+def _identify(
+    data: bytes, name: str, max_pixels: int | None, limit: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Read the header alone, so that a bomb is refused before it goes off.
+
+    Returns:
+        The image to be loaded, which a JPEG may be at a reduced size, and its size as it is.
+    """
     if len(data) > problems.FILE_LIMIT:
         raise problems.too_many_bytes(name)
+    if limit > PIXEL_LIMIT and Image.MAX_IMAGE_PIXELS is not None:
+        # Pillow's own limit is the process's. It refuses before canvases are made: it stays.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
     try:
-        image = _open(_without_text(data) if data.startswith(_PNG) else data)
-    except Image.DecompressionBombError:
-        raise problems.too_many_pixels(name) from None
+        header = _open(_without_text(data) if data.startswith(_PNG) else data)
+        size = header.size
+        pixels = size[0] * size[1]
+        is_jpeg = pixels and header.format in ("JPEG", "MPO")
+        if is_jpeg and max_pixels is not None and (pixels <= limit or _decodes_by_rows(data)):
+            header = _reduced(header, data, max_pixels, min(limit, PIXEL_LIMIT))
+    except Image.DecompressionBombError as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise problems.too_many_pixels(name, pixels, limit, data) from None
     except UnidentifiedImageError:
         raise problems.not_an_image(name, data) from None
     except Exception as error:  # as while decoding
         raise problems.damaged(name, str(error)) from None
     # Pillow itself only warns up to twice the limit.
-    if image.width * image.height > problems.PIXEL_LIMIT:
-        raise problems.too_many_pixels(name)
-    if image.width * image.height == 0:
-        raise problems.damaged(name, f"its size is {image.width}×{image.height}")
-    return image
+    is_forged = is_jpeg and pixels > problems.PIXELS_PER_BYTE * len(data)
+    if is_forged or header.width * header.height > limit:
+        raise problems.too_many_pixels(name, pixels, limit, data)
+    if pixels == 0:
+        raise problems.damaged(name, f"its size is {size[0]}×{size[1]}")
+    return header, size
+
+
+def _reduced(header: Image.Image, data: bytes, max_pixels: int, limit: int) -> Image.Image:
+    """Have a JPEG decoded to a half, a quarter or an eighth, which costs much less.
+
+    Three times the final size leaves the filter all it needs (Pillow's `Image.thumbnail`,
+    `reducing_gap`); where that is above the limit, less will do.
+    """
+    width, height = fit(header.size, max_pixels)
+    for gap in (3, 2, 1):
+        header = header if gap == 3 else _open(data)
+        header.draft(None, (gap * width, gap * height))
+        if header.width * header.height <= limit:
+            break
+    return header
+
+
+def _decodes_by_rows(data: bytes) -> bool:
+    """Whether a JPEG has all in one scan; else libjpeg holds the whole of it at its full size."""
+    at, components = 2, 0
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1):  # sequential; of the others, none
+            components = data[at + 9]
+        elif marker == 0xDA:
+            return data[at + 4] == components
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
+
+
+def _has_several(header: Any, data: bytes) -> bool:
+    """Whether it is an animation, a TIFF of several pages, or an MPO of several views."""
+    with suppress(Exception):  # what comes after the first may be damaged
+        if header.format == "MPO":  # a phone's photo brings a gain map or a depth picture
+            kinds = [entry["Attribute"]["MPType"] for entry in header.mpinfo[0xB002]]
+            return any(kind.startswith("Multi-Frame") for kind in kinds)
+        if header.format not in ("GIF", "TIFF"):
+            return bool(getattr(header, "n_frames", 1) > 1)
+        again: Any = _open(data)  # these two are told by seeking, and the first would be lost
+        if header.format == "GIF":
+            return bool(again.is_animated)
+        for page in range(1, _LEVELS):
+            again.seek(page)
+            if not again.tag_v2.get(_SUBFILE, 0) & 5:
+                return True
+    return False
 
 
 def _open(data: bytes) -> Image.Image:
+    if data.startswith(b"\xff\xd8"):
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):
+            # Image.open would refuse by its size what is decoded at a reduced one.
+            return jpeg_factory(io.BytesIO(data))
     try:
         return Image.open(io.BytesIO(data), formats=_COMMON)
     except UnidentifiedImageError:

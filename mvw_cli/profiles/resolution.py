@@ -353,7 +353,7 @@ def model_spec(profile: Profile) -> ModelSpec:
         system=profile.prompt.system,
         template=profile.prompt.template,
         special_tokens=profile.prompt.special_tokens,
-        max_pixels=profile.images.max_pixels,
+        **profile.images.model_dump(include={"max_pixels", "max_decoded_pixels"}),
     )
 
 

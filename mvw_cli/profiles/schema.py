@@ -99,6 +99,12 @@ class Images(Section):
         ge=1,
         description="Larger images are scaled down to at most this many pixels; null: never.",
     )
+    max_decoded_pixels: int = Field(
+        default=_SPEC["max_decoded_pixels"],
+        ge=1,
+        description="An image that would decode to more pixels than this is refused. A large JPEG "
+        "that max_pixels scales down decodes to a half, a quarter or an eighth of its sides.",
+    )
     min_pixels: int | None = Field(
         default=None,
         ge=1,

@@ -362,8 +362,10 @@ def test_decompression_bomb(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(*size))
     error = refused(path)
-    assert error.message.endswith("is too large to decode safely")
-    assert "89,478,485" in str(error.cause)
+    bytes_behind = path.stat().st_size
+    assert error.cause == (
+        f"its header tells of {size[0] * size[1]:,} pixels, with {bytes_behind} bytes behind it"
+    )
 
 
 def test_below_the_limit_is_no_bomb(tmp_path: Path) -> None:
@@ -375,7 +377,7 @@ def test_below_the_limit_is_no_bomb(tmp_path: Path) -> None:
 def test_gif_bomb(tmp_path: Path) -> None:
     data = bytearray(saved(tmp_path / "a.gif", halves()).read_bytes())
     data[6:10] = struct.pack("<HH", 60_000, 60_000)
-    assert "too large" in refused(bytes(data)).message
+    assert "3,600,000,000 pixels" in str(refused(bytes(data)).cause)
 
 
 def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:

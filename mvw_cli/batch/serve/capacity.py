@@ -6,17 +6,26 @@ image headers and the model's configuration alone; no pixel is decoded and no we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from math import ceil
 from typing import Any
 
-from mvw_cli.adapter import Adapter
+from mvw_cli.adapter import Adapter, ModelSpec
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.source.reading import image_size
 from mvw_cli.batch.store.worklist import WorkList
-from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of
+from mvw_cli.cost.shape import (
+    BITS,
+    DTYPE_BYTES,
+    Shape,
+    context_of,
+    ends_at_context,
+    on_meta,
+    shape_of_model,
+)
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.reading import fit
 from mvw_cli.machine.facts import free_memory, gather
@@ -26,6 +35,7 @@ from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.profiles.withdrawal import withdrawal_policy
+from mvw_cli.session import without_placeholder
 from mvw_cli.text import readable_bytes
 
 MARGIN = 0.2
@@ -37,7 +47,9 @@ arithmetic limits early, few; a GPU has room for more rows than memory for their
 SAMPLE = 256
 """Items whose images a survey reads the headers of."""
 CHARACTERS_PER_TOKEN = 4
-"""Of a question: a rule of thumb for English, since a survey loads no tokenizer."""
+"""Of a question: a rule of thumb for English, where no tokenizer is loaded."""
+TEMPLATE_TOKENS = 1000
+"""More than any chat template writes around a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +146,13 @@ class Survey:
     kv_bytes_per_slot_before: int | None = None
     kv_bytes_per_slot_after: int | None = None
     memory_free_bytes: int | None = None
+    context_tokens: int | None = None
+    """Positions that the model was trained for."""
+    prompts_too_long: int | None = None
+    """Items of the list whose prompts leave no position for an answer."""
+    first_too_long: str | None = None
+    prompts_refused: bool = False
+    """Whether they would fail: the model has no positions beyond."""
     limits: Limits | None = None
     """What the run would choose."""
 
@@ -148,7 +167,8 @@ def survey(
     adapter = load_adapter(profile.adapter)
     try:
         config = adapter.shape(spec)
-        shape = shape_of(adapter, config)
+        model = on_meta(adapter, config)
+        shape = shape_of_model(model)
         counted = [_vision_tokens(adapter, config, item, profile) for item in items]
     except MvwError:
         return Survey(len(items), new_tokens)
@@ -166,6 +186,18 @@ def survey(
     if not tokens:
         return found
     median = tokens[len(tokens) // 2]
+    context, refuses = context_of(config), ends_at_context(model)
+    too_long: list[str] | None = None
+    if context is not None:
+        seen = {item.id: one for item, one in zip(items, counted, strict=True) if one is not None}
+
+        def in_sequence(item: Item) -> int:
+            # Where vision lies beside the sequence, each image has one token in it.
+            crossed = shape.has_cross_attention
+            return len(item.images) if crossed else seen.get(item.id, median)
+
+        # A table has a position for a whole context; what others have no room for is the answer.
+        too_long = _too_long(listed, adapter, spec, config, in_sequence, context + refuses)
     each = slot_bytes(
         shape,
         dtype,
@@ -180,16 +212,48 @@ def survey(
         found,
         vision_tokens_median=median,
         vision_tokens_max=tokens[-1],
+        context_tokens=context,
+        prompts_too_long=None if too_long is None else len(too_long),
+        first_too_long=too_long[0] if too_long else None,
+        prompts_refused=bool(too_long) and refuses,
         kv_bytes_per_slot_before=each[0],
         kv_bytes_per_slot_after=each[1],
         limits=choose_limits(left, device, each, policy, slots=slots, kv_bytes=kv_bytes),
     )
 
 
+def _too_long(
+    listed: WorkList | Sequence[Item],
+    adapter: Adapter,
+    spec: ModelSpec,
+    config: Any,
+    vision: Callable[[Item], int],
+    least: int,
+) -> list[str] | None:
+    """List the items whose prompts have so many tokens at least, by id; None: not known.
+
+    A token of text has a byte at least: the tokenizer is loaded where that leaves a doubt.
+    """
+    around = len(f"{spec.template}{spec.system or ''}".encode()) + TEMPLATE_TOKENS
+    found, count = [], None
+    for item in listed:
+        question = without_placeholder(item.question)
+        if vision(item) + len(question.encode()) + around < least:
+            continue
+        try:
+            count = count or cache(adapter.text_tokens(spec, config))
+            if vision(item) + count(question, len(item.images)) >= least:
+                found.append(item.id)
+        except Exception:  # of adapters by others; and a hub that is out of reach
+            return None
+    return found
+
+
 def _vision_tokens(adapter: Adapter, config: Any, item: Item, profile: Profile) -> int | None:
     """Count the vision tokens of one item; None if it would fail."""
     try:
-        sizes = [fit(image_size(image), profile.images.max_pixels) for image in item.images]
+        most, limit = profile.images.max_pixels, profile.images.max_decoded_pixels
+        sizes = [fit(image_size(image, most, limit), most) for image in item.images]
         return sum(adapter.image_tokens(config, width, height) for width, height in sizes)
     except BadImage:
         return None

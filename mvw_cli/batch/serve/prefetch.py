@@ -18,6 +18,7 @@ from typing import Self
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.source import reading
 from mvw_cli.engine.types import Request
+from mvw_cli.images.problems import PIXEL_LIMIT
 from mvw_cli.images.reading import ImageFile, fit
 from mvw_cli.session import Session
 
@@ -84,7 +85,7 @@ class Prefetcher:
         ahead_bytes: that pixels and tensors may hold; exceeded by no more than one item for each
             thread.
         timeout_s: an item whose images take longer to read is given up.
-        max_pixels: larger images are scaled down.
+        max_pixels, max_decoded_pixels: as of `open_image`.
     """
 
     def __init__(
@@ -97,10 +98,12 @@ class Prefetcher:
         ahead_bytes: int,
         timeout_s: float,
         max_pixels: int | None,
+        max_decoded_pixels: int = PIXEL_LIMIT,
     ) -> None:
         self._items, self._encode = items, encode
         self._ahead, self._ahead_bytes = ahead, ahead_bytes
-        self._timeout_s, self._max_pixels = timeout_s, max_pixels
+        self._timeout_s = timeout_s
+        self._limits = max_pixels, max_decoded_pixels
         self._items_lock, self._encode_lock = threading.Lock(), threading.Lock()
         self._changed = threading.Condition()
         self._count = threads
@@ -201,7 +204,7 @@ class Prefetcher:
         begin = time.perf_counter()
         try:
             for image in task.item.images:
-                task.images.append(reading.read_image(image, self._max_pixels))
+                task.images.append(reading.read_image(image, *self._limits))
             read_ms = _ms_since(begin)
             with self._changed:
                 task.deadline = math.inf  # from here on, it may take its time
@@ -254,7 +257,8 @@ class Encoder:
         """Encode an item."""
         pictures = [file.image for file in images]
         request = self.session.request(pictures, item.question, id=item.id)
-        return Encoded(request, self.session.remarks(pictures, item.question, request))
+        remarks = [file.remark for file in images if file.remark]
+        return Encoded(request, remarks + self.session.remarks(pictures, item.question, request))
 
     def scaled_down(self, ready: Ready) -> tuple[Ready, str] | None:
         """Halve the pixels of an item's largest image, to be encoded again; None: too few are left.

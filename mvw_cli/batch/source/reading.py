@@ -17,31 +17,34 @@ from mvw_cli.batch.source.paths import join, open_file, suffix
 from mvw_cli.batch.source.questions import SUFFIXES, Lines
 from mvw_cli.batch.source.table import Cells
 from mvw_cli.errors import BadImage, MvwError
-from mvw_cli.images.problems import FILE_LIMIT, too_many_bytes
+from mvw_cli.images.problems import FILE_LIMIT, PIXEL_LIMIT, too_many_bytes
 from mvw_cli.images.reading import ImageFile, open_image, read_file, upright_size
 from mvw_cli.text import error_line, holds_image
 
 _threads = threading.local()
 
 
-def read_image(image: ImageRef, max_pixels: int | None) -> ImageFile:
-    """Read and decode one image, and scale it down to at most so many pixels.
-
-    Raises:
-        BadImage: it is missing, unreadable, no image, damaged, or above the pixel limit.
-    """
+def read_image(
+    image: ImageRef, max_pixels: int | None, max_decoded_pixels: int = PIXEL_LIMIT
+) -> ImageFile:
+    """Read and decode one image, and scale it down; arguments and errors as of `open_image`."""
     with _failing_alone(image):
-        return open_image(_bytes(image), max_pixels=max_pixels, name=str(image))
+        return open_image(
+            _bytes(image),
+            max_pixels=max_pixels,
+            max_decoded_pixels=max_decoded_pixels,
+            name=str(image),
+        )
 
 
-def image_size(image: ImageRef) -> tuple[int, int]:
-    """Return how wide and high an image is, upright, without decoding it.
+def image_size(image: ImageRef, max_pixels: int | None, max_decoded_pixels: int) -> tuple[int, int]:
+    """Return how wide and high an image is, upright and not scaled down, without decoding it.
 
     Raises:
         BadImage: as `read_image`, as far as that can be told without decoding.
     """
     with _failing_alone(image):
-        return upright_size(_bytes(image), str(image))
+        return upright_size(_bytes(image), str(image), max_pixels, max_decoded_pixels)
 
 
 def hash_images(item: Item) -> list[str]:
@@ -66,7 +69,7 @@ def _failing_alone(image: ImageRef) -> Iterator[None]:
     except MvwError as error:
         hint = error.hint or ""
         in_file = image.row is None and not is_address(image.path)
-        if not in_file and not hint.startswith("pip "):
+        if not in_file and not hint.startswith(("pip ", "mvw infer IMAGE ")):
             hint = _show_hint(image)  # the other is a command on files, and this is none
         raise BadImage(error.message, cause=error.cause, hint=hint) from None
     except FileNotFoundError:

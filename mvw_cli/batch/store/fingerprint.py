@@ -32,6 +32,7 @@ _KINDS = {
 _IRRELEVANT = (
     *("device", "device_map", "attention", "description", "extends"),
     *("prompt.question", "images.min_pixels"),  # records say the question, and what was scaled
+    "images.max_decoded_pixels",  # what it refuses is not answered
     "revision",  # what is loaded counts, not the name that it was asked for by
 )
 

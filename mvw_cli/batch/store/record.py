@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,21 @@ def failure(
         message, cause, hint = error.message, error.cause, error.hint
     told = {"type": type(error).__name__, "message": message, "cause": cause, "hint": hint}
     return _blank(item, images, run, attempts, timings) | {"error": told}
+
+
+def cause_of(record: Mapping[str, Any]) -> str:
+    """Write why an item failed, without the names of its images and without numbers.
+
+    Two items failed alike where this is the same.
+    """
+    error = record["error"]
+    told = f"{error['type']}: {error['message']}: {error['cause']}"
+    for image in record["images"]:
+        folder, name = os.path.split(image["path"])
+        stem = re.escape(os.path.splitext(name)[0])
+        own = [re.escape(image["path"]), *([re.escape(folder)] if folder else []), rf"{stem}\.\w+"]
+        told = re.sub(rf"(?<!\w)({'|'.join(own)})(?!\w)", "…", told)
+    return re.sub(r"\d+", "0", told)
 
 
 def dumps(record: Mapping[str, Any]) -> bytes:

@@ -128,6 +128,7 @@ class Worker:
             ahead_bytes=_AHEAD_BYTES,
             timeout_s=job.read_timeout_s,
             max_pixels=job.profile.images.max_pixels,
+            max_decoded_pixels=job.profile.images.max_decoded_pixels,
         ) as feed:
             server = Server(
                 self.session, feed, encoder, self._choose_limits, run=run, draining=draining

@@ -102,8 +102,11 @@ def read_images(session: Session, item: ItemSpec) -> list[ImageFile]:
     Raises:
         BadImage: an image can't be read.
     """
-    limit = session.loaded.spec.max_pixels
-    return [open_image(path, max_pixels=limit) for path in item.images]
+    spec = session.loaded.spec
+    return [
+        open_image(path, max_pixels=spec.max_pixels, max_decoded_pixels=spec.max_decoded_pixels)
+        for path in item.images
+    ]
 
 
 def ask(session: Session, item: ItemSpec, settings: GenerationSettings) -> Request:

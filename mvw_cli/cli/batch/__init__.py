@@ -67,6 +67,9 @@ class _Shard(click.ParamType[Any, Any]):
 )
 @click.option("--overwrite", is_flag=True, help="Start afresh, whatever FILE holds.")
 @click.option("--retry-failed", is_flag=True, help="Try those again that have failed before.")
+@click.option(
+    "--keep-going", is_flag=True, help="Go on where the first 20 items have all failed alike."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run, and what it would take.")
 @click.option(
     "--slots",

@@ -33,6 +33,11 @@ def write_plan(survey: Survey, *, listed: int, to_do: int, output: str, as_json:
     if median is not None:
         each = f"{median:,} an item (median; {survey.vision_tokens_max:,} at most)"
         rows.append(["vision tokens", f"{each}, {total:,} in all"])
+    if survey.prompts_too_long:
+        fate = "they would fail" if survey.prompts_refused else "the model was not trained for that"
+        which = f"{survey.prompts_too_long:,} of {listed:,} items, first {survey.first_too_long}"
+        beyond = f"beyond the context of {survey.context_tokens:,} tokens, {fate}"
+        rows.append(["prompts too long", f"{which}: {beyond}"])
     rows.append(["generated tokens", f"up to {survey.max_new_tokens:,} an item"])
     if survey.weight_bytes is not None:
         rows.append(["weights", readable_bytes(survey.weight_bytes)])

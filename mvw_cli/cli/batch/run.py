@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.output import Output, check_table, export, plan_output
+from mvw_cli.batch.store.record import cause_of
 from mvw_cli.cli.batch.view import BatchView
 from mvw_cli.cli.process import exit_on_interrupt, finish_on_interrupt, mute_libraries
 from mvw_cli.errors import ExitCode, MvwError, UsageProblem
@@ -27,10 +28,13 @@ from mvw_cli.text import check_paths, is_unicode
 
 if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.items import Item
+    from mvw_cli.batch.serve.server import Record
     from mvw_cli.batch.workers.dispatcher import Dispatcher
     from mvw_cli.batch.workers.worker import Worker
     from mvw_cli.profiles.schema import Profile
 
+ALIKE = 20
+"""Items at the start of a run that end it if they all fail for one cause."""
 _ONCE = ("--overwrite", "--retry-failed", "--dry-run", "--json")
 """Switches that are about one run, not about what is asked."""
 
@@ -48,6 +52,7 @@ class Task:
     output: str | None
     overwrite: bool
     retry_failed: bool
+    keep_going: bool
     dry_run: bool
     slots: int | None
     kv_memory: int | None
@@ -122,6 +127,12 @@ def _elsewhere(output: Output) -> str:
     return f"mvw batch IMAGES QUESTION -o {shlex.quote(free_name(output.name))}"
 
 
+class FailedAlike(MvwError):
+    """The first items of a run have all failed for one cause, which the others will meet too."""
+
+    exit_code = ExitCode.ITEMS_FAILED
+
+
 def run(task: Task) -> int:
     """Do what the command line asks for, and return the exit code.
 
@@ -189,9 +200,22 @@ class _Batch:
             skipped=view.tally.skip,
         )
         held.callback(_close, items)
+        self._first: list[str] = []
+        """The first `ALIKE` items of this run, by their ids, once they are known."""
+        self._failed_first = 0
+        """How many of them have failed; none has been answered."""
+        self._errors: dict[str, Mapping[str, Any]] = {}
+        """What they failed of, by cause."""
+        self._failed_alike: FailedAlike | None = None
         first = next(items, None)
-        self._items = None if first is None else chain([first], items)
+        self._items = None if first is None else self._noted(chain([first], items))
         """What is left to do; None: nothing."""
+
+    def _noted(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            if len(self._first) < ALIKE:
+                self._first.append(item.id)
+            yield item
 
     def _named(self) -> Iterator[str]:
         """Yield what the command line names, and the files that folders and lists have named."""
@@ -239,16 +263,21 @@ class _Batch:
                 ):
                     try:
                         for record in executor.records(
-                            self._items, run=log.run, draining=shutdown.is_set
+                            self._items,
+                            run=log.run,
+                            draining=lambda: shutdown.is_set() or self._failed_alike is not None,
                         ):
                             log.append(record)
                             view.show(record)
+                            self._failed_alike = self._failed_alike or self._failing_alike(record)
                     except MvwError as error:
                         stopped = error
                     except RuntimeError as error:
                         stopped = self._lost(error)
                 state = executor.state
         log.flush()
+        stopped = stopped or self._failed_alike
+        going = ["--keep-going"] if self._failed_alike else []
         facts = {
             "schema_version": 1,
             "output": output.name,
@@ -259,7 +288,7 @@ class _Batch:
             "interrupted": shutdown.is_set(),
             "kv_allocated_bytes_peak": None if state is None else state.kv_allocated_bytes_peak,
             "retry": task.again("--retry-failed") if log.failed else None,
-            "go_on": task.again() if view.tally.remaining else None,
+            "go_on": task.again(*going) if view.tally.remaining else None,
         }
         try:
             if output.table is not None and output.log.exists():
@@ -286,6 +315,24 @@ class _Batch:
                 f"Going on with {self._output.log}: {log.done:,} answered, "
                 f"{log.failed:,} failed before."
             )
+
+    def _failing_alike(self, record: Record) -> FailedAlike | None:
+        """Make the error that ends a run whose first items have all failed for one cause."""
+        task, tally = self._task, self._view.tally
+        if task.keep_going or tally.answered or record["id"] not in self._first:
+            return None
+        self._failed_first += 1
+        error = self._errors.setdefault(cause_of(record), record["error"])
+        if self._failed_first < ALIKE or len(self._errors) > 1 or not tally.remaining:
+            return None
+        cause, hint = error["cause"], error["hint"] or task.again("--retry-failed")
+        if hint.startswith("mvw ") and " IMAGE" in hint and not task.overwrite:
+            hint = f"{hint.removesuffix(' --retry-failed')} --retry-failed"
+        return FailedAlike(
+            f"The first {ALIKE} items have failed alike, and no more was begun: {error['message']}",
+            cause=f"{cause + '; ' if cause else ''}--keep-going goes on with the others",
+            hint=hint,
+        )
 
     def _lost(self, error: RuntimeError) -> MvwError:
         """Make the error of an accelerator that serves this process no more; raise any other."""

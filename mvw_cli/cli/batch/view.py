@@ -44,6 +44,9 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     """Failed items, by the type of what went wrong."""
     generated_tokens: int = 0
+    with_remarks: int = 0
+    """Answers that have remarks."""
+    first_remark: str | None = None
     withdrawals: int = 0
     kv_bytes_before: int = 0
     """Bytes of the cache entries that were there at withdrawals, all answers together."""
@@ -63,6 +66,9 @@ class Tally:
             return
         self.answered += 1
         self.generated_tokens += record["generated_tokens"]
+        if record["remarks"]:
+            self.with_remarks += 1
+            self.first_remark = self.first_remark or f"{record['id']}: {record['remarks'][0]}"
         if withdrawal := record["withdrawal"]:
             self.withdrawals += 1
             self.kv_bytes_before += withdrawal["kv_bytes_before"]
@@ -109,6 +115,8 @@ class Tally:
             "items_per_s": self.rate(self.served),
             "tokens_per_s": self.rate(self.generated_tokens),
             "generated_tokens": self.generated_tokens,
+            "with_remarks": self.with_remarks,
+            "first_remark": self.first_remark,
             "withdrawal": {
                 "withdrawals": self.withdrawals,
                 "kv_bytes_before": self.kv_bytes_before,
@@ -261,6 +269,9 @@ def summary_lines(facts: Mapping[str, Any]) -> dict[str, str]:
         lines["Time"] = f"{clock(facts['elapsed_s'])}, {number(facts['items_per_s'])} items/s"
         if facts["tokens_per_s"] is not None:
             lines["Time"] += f", {number(facts['tokens_per_s'])} tokens/s"
+    if facts["with_remarks"]:
+        has = plural(facts["with_remarks"], "answer")
+        lines["Remarks"] = f"on {has}, the first {facts['first_remark']}"
     withdrawal = facts["withdrawal"]
     if withdrawal["withdrawals"]:
         freed = withdrawal["kv_bytes_freed"]

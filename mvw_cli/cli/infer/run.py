@@ -29,6 +29,7 @@ from mvw_cli.text import as_unicode, check_paths, escaped, is_unicode
 if TYPE_CHECKING:
     from mvw_cli.adapter import Answer
     from mvw_cli.images.reading import ImageFile
+    from mvw_cli.profiles.schema import Images
 
 SCHEMA_VERSION = 1
 """Of the JSON document, whose keys carry their units and are a promise."""
@@ -102,7 +103,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     if resolved.profile.model is not None:
         view.loading_model(resolved.profile.model, resolved.profile.revision)
     phases.mark("profile_ms")
-    images = _images(task.images, resolved.profile.images.max_pixels)
+    images = _images(task.images, resolved.profile.images)
     phases.mark("image_ms")
     if resolved.is_default:
         view.note_embedded()
@@ -118,7 +119,8 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     view.clear()
     pictures = [file.image for file in images]
     request = session.request(pictures, task.question)
-    remarks = session.remarks(pictures, task.question, request)
+    remarks = [file.remark for file in images if file.remark]
+    remarks += session.remarks(pictures, task.question, request)
     if task.random_weights:
         remarks.insert(0, "The weights are random: this answer is noise. Time and memory are real.")
     for remark in remarks:
@@ -136,7 +138,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     total_ms = phases.total_ms()
     completion = summarise(events)
     answer = session.parse(completion.text)
-    _comment(completion, answer, view)
+    _comment(completion, answer, view, may_be_longer=request.settings == session.settings)
     if task.verbose:
         spent = {**phases.ms, "total_ms": total_ms}
         view.note(", ".join(f"{name[:-3]} {ms:.0f} ms" for name, ms in spent.items()))
@@ -228,7 +230,7 @@ def _first_name(task: Task) -> str:
     return str(named or os.environ.get("MVW_PROFILE") or DEFAULT)
 
 
-def _images(paths: Sequence[str], max_pixels: int | None) -> list[ImageFile]:
+def _images(paths: Sequence[str], limits: Images) -> list[ImageFile]:
     from mvw_cli.images.problems import FILE_LIMIT
     from mvw_cli.images.reading import open_image
 
@@ -239,12 +241,13 @@ def _images(paths: Sequence[str], max_pixels: int | None) -> list[ImageFile]:
             hint='mvw infer scene.png "What is in the picture?"',
         )
     sources = (sys.stdin.buffer.read(FILE_LIMIT + 1) if path == "-" else path for path in paths)
-    return [open_image(source, max_pixels=max_pixels) for source in sources]
+    most, limit = limits.max_pixels, limits.max_decoded_pixels
+    return [open_image(source, max_pixels=most, max_decoded_pixels=limit) for source in sources]
 
 
-def _comment(completion: Completion, answer: Answer, view: View) -> None:
+def _comment(completion: Completion, answer: Answer, view: View, *, may_be_longer: bool) -> None:
     """Note what the user would otherwise wonder about."""
-    if completion.finish_reason == "length":
+    if completion.finish_reason == "length" and may_be_longer:
         limit = completion.generated_tokens
         view.warn(f"The text was cut at {limit} tokens: --max-new-tokens {2 * limit} allows more.")
     if not answer.answer:

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Event
 
-from mvw_cli.adapter import Adapter
+from mvw_cli.adapter import Adapter, ModelSpec
 from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.fingerprint import files_of
 from mvw_cli.bench.bounds import measured_case, plan_for, planned_case, with_bounds
@@ -193,7 +193,7 @@ def _prepare(task: Task, scratch: Path, view: StderrView) -> _Run:
             adapter,
             scratch / "images",
             task.limit,
-            size=image_size(task.image_size, None, hint="mvw profile --image-size 1024x768"),
+            size=image_size(task.image_size, ModelSpec(), hint="mvw profile --image-size 1024x768"),
             seed=seed,
             question=question or QUESTION,
         )

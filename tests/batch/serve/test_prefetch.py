@@ -85,10 +85,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Until it is set, no 0.png is read."""
     opened, real = threading.Event(), reading.read_image
 
-    def slow(image: ImageRef, max_pixels: int | None) -> ImageFile:
+    def slow(image: ImageRef, *limits: int | None) -> ImageFile:
         if image.path.endswith("/0.png"):
             assert opened.wait(10)
-        return real(image, max_pixels)
+        return real(image, *limits)
 
     monkeypatch.setattr(reading, "read_image", slow)
     return opened
@@ -236,10 +236,10 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.mkfifo(path)
     real = reading.read_image
 
-    def read(image: ImageRef, max_pixels: int | None) -> ImageFile:
+    def read(image: ImageRef, *limits: int | None) -> ImageFile:
         if image.path == str(path):
             os.close(os.open(path, os.O_RDONLY))
-        return real(image, max_pixels)
+        return real(image, *limits)
 
     monkeypatch.setattr(reading, "read_image", read)
     yield path

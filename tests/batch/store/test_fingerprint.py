@@ -55,6 +55,7 @@ def test_it_holds_what_answers_depend_on() -> None:
         ({"attention": "eager"}, None),
         ({"device_map": "auto"}, None),
         ({"description": "x"}, None),
+        ({"images__max_decoded_pixels": 10}, None),
     ],
 )
 def test_a_setting_that_changes_answers_changes_it(flags: dict[str, Any], key: str | None) -> None:

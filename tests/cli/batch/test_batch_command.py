@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import struct
 import sys
 import termios
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -26,14 +28,18 @@ import torch
 from docs_pages import dotted, rows, section
 from hints import parse_hint
 from making import hub_table, noise, table_rows, write_parquet
+from PIL import Image
 from processes import Ran
+from records import ok
 
-from mvw_cli.batch.items import shard_of
+from mvw_cli.batch.items import ImageRef, Item, shard_of
+from mvw_cli.batch.serve.server import State
+from mvw_cli.batch.store.record import cause_of, failure
 from mvw_cli.batch.workers import worker
 from mvw_cli.cli.batch import _Size, split
 from mvw_cli.cli.batch import view as batch_view
 from mvw_cli.engine.slots import Slots
-from mvw_cli.errors import ExitCode
+from mvw_cli.errors import BadImage, ExitCode
 
 ITEMS = 4
 Run = Callable[..., Ran]
@@ -734,3 +740,213 @@ def test_paths_on_standard_input_are_no_images(batch: Run) -> None:
     ran = batch("-", "w1", stdin=b"images/0.png\n" + image + b"\n")
     assert ran.code == 2 and "An image is given as text" in ran.err
     assert pieces_of_base64(ran.out + ran.err) == [] and not Path("stdin.results.jsonl").exists()
+
+
+# --- a run that can't succeed ---
+
+MANY = 25
+
+
+def put_broken(count: int, start: int = 0) -> None:
+    for number in range(start, start + count):
+        Path("images", f"{number:02}.png").write_bytes(b"no picture" + bytes(number))
+
+
+@pytest.fixture
+def broken() -> None:
+    """Nothing but files that are no pictures."""
+    for path in Path("images").iterdir():
+        path.unlink()
+    put_broken(MANY)
+
+
+class Threads:
+    """A launcher whose workers are threads, which takes less time than processes."""
+
+    def __init__(self, job: worker.Job, workers: int) -> None:
+        self._job, self._workers = job, workers
+        self._remotes: dict[int, worker.RemoteWorker] = {}
+        self._messages: SimpleQueue[tuple[int, worker.Message]] = SimpleQueue()
+
+    def open(self) -> list[str]:
+        return [f"worker {number}" for number in range(self._workers)]
+
+    def start(self, number: int) -> None:
+        loaded = threading.Event()
+
+        def send(message: worker.Message) -> None:
+            self._messages.put((number, message))
+            loaded.set()
+
+        remote = self._remotes[number] = worker.RemoteWorker(self._job, send)
+        threading.Thread(target=remote.work, daemon=True).start()
+        assert loaded.wait(30)
+
+    def send(self, number: int, order: worker.Message) -> None:
+        self._remotes[number].deliver(order)
+
+    def receive(self, timeout_s: float) -> list[tuple[int, worker.Message]]:
+        with suppress(Empty):
+            return [self._messages.get(timeout=timeout_s)]
+        return []
+
+    def stop(self, number: int) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_items_that_all_fail_alike_end_the_run(
+    workers: int, batch: Run, broken: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvw_cli.batch.workers.local.LocalProcesses", Threads)
+    put_broken(200, MANY)
+    words = ("images", "w1 w2", "--device", "cpu", "--workers", str(workers))
+    ran = batch(*words, "--json")
+    assert ran.code == ExitCode.ITEMS_FAILED
+    message, cause, hint = ran.err.splitlines()[-3:]
+    assert re.fullmatch(
+        r"Error: The first 20 items have failed alike, and no more was begun: "
+        r"The file images/\d\d\.png is not an image",
+        message,
+    )
+    assert cause.startswith("  neither PNG") and cause.endswith(
+        "--keep-going goes on with the others"
+    )
+    assert re.fullmatch(r"Hint: file images/\d\d\.png", hint)
+    failed = len(records())
+    assert 20 <= failed < 200 and (failed == 20 or workers > 1)
+    summary = json.loads(ran.out)
+    assert (summary["failed"], summary["remaining"]) == (failed, 225 - failed)
+    assert "--keep-going" in summary["go_on"] and "--retry-failed" in summary["retry"]
+    for command in (summary["go_on"], summary["retry"]):
+        parse_hint(command)
+
+
+def test_a_run_of_failures_goes_on_where_it_is_told_to(batch: Run, broken: None) -> None:
+    assert batch("images", "w1 w2").code == ExitCode.ITEMS_FAILED
+    assert len(records()) == 20
+    # Those that have failed are left alone, and the five others are fewer than twenty.
+    ran = batch("images", "w1 w2")
+    assert ran.code == ExitCode.ITEMS_FAILED and "Error: " not in ran.err
+    assert len(records()) == MANY
+    # The cause is the same: all are tried again only where that is wanted.
+    assert "The first 20 items" in batch("images", "w1 w2", "--retry-failed").err
+    ran = batch("images", "w1 w2", "--overwrite", "--keep-going")
+    assert ran.code == ExitCode.ITEMS_FAILED and "Error: " not in ran.err
+    assert len(records()) == MANY
+
+
+def test_what_stopped_a_run_is_put_right_by_its_hint(batch: Run) -> None:
+    put("images", *range(MANY))
+    ran = batch("images", "w1 w2", "--set", "images.max_decoded_pixels=40", "-o", "a.csv")
+    message, cause, hint = ran.err.splitlines()[-3:]
+    assert "is too large to decode" in message and "48 pixels" in cause
+    assert (ran.code, len(records("a.csv.jsonl"))) == (ExitCode.ITEMS_FAILED, 20)
+    assert len(Path("a.csv").read_text().splitlines()) == 21
+    words = shlex.split(hint.removeprefix("Hint: "))
+    assert words[:2] == ["mvw", "batch"] and words[-1] == "--retry-failed"
+    assert batch(*words[2:], model=False).code == 0
+    assert len(texts("a.csv.jsonl")) == MANY
+
+
+@pytest.mark.parametrize("case", ["an answer", "two causes", "few"])
+def test_an_ordinary_run_is_not_ended(case: str, batch: Run, broken: None) -> None:
+    match case:
+        case "an answer":
+            put("images", 7)
+            Path("images/7.png").rename("images/07.png")
+        case "two causes":
+            Path("images/03.png").write_bytes(b"%PDF-1.7")
+        case "few":
+            for number in range(19, MANY):
+                Path(f"images/{number:02}.png").unlink()
+    ran = batch("images", "w1 w2", "--readers", "1")
+    assert ran.code == ExitCode.ITEMS_FAILED and "Error: " not in ran.err
+    assert len(records()) == len(list(Path("images").iterdir()))
+
+
+def test_what_decodes_is_finished_when_a_run_is_ended(
+    batch: Run, broken: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a worker that began the last item before the first twenty had failed."""
+
+    class Scripted:
+        state = State()
+        revision = None
+
+        def __enter__(self) -> Scripted:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+        def records(self, items: Any, *, run: str, draining: Callable[[], bool]) -> Any:
+            *first, last = items
+            for one in first:
+                error = BadImage(f"{one.images[0].path} is odd")
+                yield failure(one, [], error, run=run, attempts=1, timings={})
+                if draining():
+                    break
+            begun = ok(last.id)
+            yield {**begun, "run": run, "question": last.question}
+
+    monkeypatch.setattr("mvw_cli.cli.batch.run.make_executor", lambda task, profile: Scripted())
+    ran = batch("images", "w1 w2")
+    assert ran.code == ExitCode.ITEMS_FAILED and "The first 20 items" in ran.err
+    found = [record["status"] for record in records().values()]
+    assert found == ["failed"] * 20 + ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (("x/a.png", "did you mean a.jpg?"), ("x/b.png", "did you mean b.jpg?"), True),
+        (("x/a/1.png", "no folder x/a"), ("x/b/1.png", "no folder x/b"), True),
+        (("a.png", "it is cut (3 bytes)"), ("b.png", "it is cut (40 bytes)"), True),
+        (("a.png", "it is a PDF"), ("b.png", "it is an SVG drawing"), False),
+        (("a.png", "no"), ("b.png", None), False),
+    ],
+)
+def test_causes_are_alike_without_the_items_own_name(one: Any, other: Any, alike: bool) -> None:
+    def cause(path: str, told: str | None) -> str:
+        item = Item("1", (ImageRef(path),), "?")
+        error = BadImage(f"There is no image {path}", cause=told)
+        return cause_of(failure(item, [], error, run="", attempts=1, timings={}))
+
+    assert (cause(*one) == cause(*other)) == alike
+
+
+# --- files of several pictures, and prompts beyond the context ---
+
+
+def test_remarks_are_in_the_records_and_counted(batch: Run) -> None:
+    first, *others = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
+    first.save("images/4.gif", save_all=True, append_images=others)
+    first.save("images/5.tiff", save_all=True, append_images=others, big_tiff=True)
+    first.save("images/6.jpg", "MPO", save_all=True, append_images=others)
+    first.convert("CMYK").save("images/7.jpg", progressive=True)
+    ran = batch("images", "w1 w2", "--json")
+    assert ran.code == 0, ran.err
+    told = {id: record["remarks"] for id, record in records().items() if record["remarks"]}
+    assert told == {
+        "4.gif": ["images/4.gif holds several frames: the first was read."],
+        "5.tiff": ["images/5.tiff holds several pages: the first was read."],
+    }
+    summary = json.loads(ran.out)
+    assert summary["with_remarks"] == 2
+    assert summary["first_remark"] in [f"{id}: {remarks[0]}" for id, remarks in told.items()]
+    assert f"on 2 answers, the first {summary['first_remark']}" in ran.err
+
+
+def test_a_dry_run_tells_prompts_beyond_the_context(batch: Run, unloadable: None) -> None:
+    """2,048 positions: 16 vision tokens, `<s>` and 2,031 words are as many, and one is too many."""
+    rows = [("0.png", 2030), ("1.png", 2031), ("2.png", 2500), ("3.png", 3)]
+    lines = [{"image": f"images/{name}", "question": "w1 " * count} for name, count in rows]
+    Path("q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ran = batch("--questions", "q.jsonl", "--dry-run")
+    assert ran.code == 0, ran.err
+    [told] = [line for line in ran.out.splitlines() if line.startswith("prompts too long")]
+    assert "2 of 4 items" in told and "2,048 tokens, the model was not trained for that" in told
+    plan = json.loads(batch("--questions", "q.jsonl", "--dry-run", "--json").out)
+    assert (plan["context_tokens"], plan["prompts_too_long"]) == (2048, 2)
+    assert (plan["first_too_long"], plan["prompts_refused"]) == ("images/1.png", False)
