@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
 from mvw_cli.adapter import Adapter, Answer, LoadedModel, VisionLayout
-from mvw_cli.cost.shape import context_of, ends_at_context
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import (
     ModelProblem,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from mvw_cli.profiles.schema import Profile
 
 
+_POSITIONS = re.compile("position|wpe")
 _PLACEHOLDER = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
 
 
@@ -220,6 +220,18 @@ def _is_tensor(value: object, kind: str, *shape: int | None) -> bool:
     sizes, dtype = getattr(value, "shape", ()), str(getattr(value, "dtype", ""))
     fits = all(want in (None, size) for want, size in zip(shape, sizes, strict=False))
     return dtype.startswith(f"torch.{kind}") and len(sizes) == len(shape) and fits
+
+
+def context_of(config: Any) -> int | None:
+    """Return how many positions a model of this configuration was trained for, where it is told."""
+    most: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most
+
+
+def ends_at_context(model: Any) -> bool:
+    """Whether a model has no other positions: they are learned, rows of a table as GPT-2's."""
+    named = model.get_decoder().named_modules()
+    return any(hasattr(one, "num_embeddings") and _POSITIONS.search(name) for name, one in named)
 
 
 def without_placeholder(question: str) -> str:

@@ -23,7 +23,6 @@ BITS: dict[str | None, int | None] = {None: None, "8bit": 8, "4bit": 4}
 _ABSMAX_BITS = 0.5
 """4-bit blocks of bitsandbytes hold one float32 scale for 64 weights (its `blocksize=64`)."""
 _LAYER = re.compile(r"layers\.(\d+)\.")
-_POSITIONS = re.compile("position|wpe")
 _MAKES_CACHE = re.compile(r"\.(k_proj|v_proj|k_norm)\.")
 _READS_CACHE = ("cross_attn.", "cross_attn_attn_gate", "input_layernorm")
 
@@ -161,18 +160,6 @@ def _shape(model: Any) -> Shape:
         layers=_cache_layers(model, text, crossed),
         dtype=dtype if dtype in DTYPE_BYTES else "float32",
     )
-
-
-def context_of(config: Any) -> int | None:
-    """Return how many positions a model of this configuration was trained for, where it is told."""
-    most: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return most
-
-
-def ends_at_context(model: Any) -> bool:
-    """Whether a model has no other positions: they are learned, rows of a table as GPT-2's."""
-    named = model.get_decoder().named_modules()
-    return any(hasattr(one, "num_embeddings") and _POSITIONS.search(name) for name, one in named)
 
 
 def on_meta(adapter: Adapter, config: Any) -> Any:

@@ -17,15 +17,7 @@ from mvw_cli.adapter import Adapter, ModelSpec
 from mvw_cli.batch.items import Item
 from mvw_cli.batch.source.reading import image_size
 from mvw_cli.batch.store.worklist import WorkList
-from mvw_cli.cost.shape import (
-    BITS,
-    DTYPE_BYTES,
-    Shape,
-    context_of,
-    ends_at_context,
-    on_meta,
-    shape_of_model,
-)
+from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, on_meta, shape_of_model
 from mvw_cli.errors import BadImage, MvwError
 from mvw_cli.images.reading import fit
 from mvw_cli.machine.facts import free_memory, gather
@@ -35,7 +27,7 @@ from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.profiles.withdrawal import withdrawal_policy
-from mvw_cli.session import without_placeholder
+from mvw_cli.session import context_of, ends_at_context, without_placeholder
 from mvw_cli.text import readable_bytes
 
 MARGIN = 0.2
