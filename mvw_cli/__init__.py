@@ -13,7 +13,7 @@ _PUBLIC = {
     "clipped_patch parse_stages parse_thinking",
     "mvw_cli.errors": "BadImage ExitCode ModelProblem MvwError NotFetched OutOfMemory UsageProblem",
     "mvw_cli.hookspecs": "hookimpl",
-    "mvw_cli.machine.facts": "locate_weights on_the_hub",
+    "mvw_cli.machine.checkpoint": "checkpoint_problem locate_weights lora_base on_the_hub",
     "mvw_cli.policy": "Attend AttendView Decide Decision LayerView PolicyInfo Restore Select "
     "Signals StepView Withdraw WithdrawalPolicy",
 }
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from mvw_cli.errors import OutOfMemory as OutOfMemory
     from mvw_cli.errors import UsageProblem as UsageProblem
     from mvw_cli.hookspecs import hookimpl as hookimpl
-    from mvw_cli.machine.facts import locate_weights as locate_weights
-    from mvw_cli.machine.facts import on_the_hub as on_the_hub
+    from mvw_cli.machine.checkpoint import checkpoint_problem as checkpoint_problem
+    from mvw_cli.machine.checkpoint import locate_weights as locate_weights
+    from mvw_cli.machine.checkpoint import lora_base as lora_base
+    from mvw_cli.machine.checkpoint import on_the_hub as on_the_hub
     from mvw_cli.policy import Attend as Attend
     from mvw_cli.policy import AttendView as AttendView
     from mvw_cli.policy import Decide as Decide

@@ -341,6 +341,11 @@ def find_adapter(name: str) -> Entry[AdapterInfo]:
     return _find("adapter", name, load_plugins().adapters)
 
 
+def comes_with_adapter(model: str, adapter: str) -> bool:
+    """Whether a model lies inside the package of an adapter: what does has no slash in its name."""
+    return "/" not in model and model in find_adapter(adapter).info.checkpoints
+
+
 def load_adapter(name: str) -> Adapter:
     """Import the class of an adapter and make an instance of it.
 

@@ -23,7 +23,7 @@ from mvw_cli.errors import (
     raised_in,
 )
 from mvw_cli.machine.fit import check_fit
-from mvw_cli.plugins import faulty, load_adapter
+from mvw_cli.plugins import comes_with_adapter, faulty, load_adapter
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.profiles.resolution import generation_settings, model_spec
 from mvw_cli.profiles.withdrawal import withdrawal_policy
@@ -184,7 +184,8 @@ def open_session(
     adapter = load_adapter(profile.adapter)
     if random_weights and type(adapter).build is Adapter.build:
         adapter.build(None)  # says that it can't; `load` would have to read weights
-    check_fit(profile.adapter, adapter, spec)
+    if not comes_with_adapter(spec.model or "", profile.adapter):
+        check_fit(adapter, spec)
     with _explained(spec.model or profile.adapter), console.stdout_to_stderr():
         loaded = adapter.load(spec)
     if not (isinstance(loaded, LoadedModel) and _is_served(loaded)):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from jinja2 import TemplateError
 from transformers import CONFIG_MAPPING, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
@@ -24,7 +28,16 @@ from transformers.utils import (
     is_torchvision_available,
 )
 
-from mvw_cli import ModelProblem, ModelSpec, MvwError, OutOfMemory, UsageProblem, on_the_hub
+from mvw_cli import (
+    ModelProblem,
+    ModelSpec,
+    MvwError,
+    OutOfMemory,
+    UsageProblem,
+    checkpoint_problem,
+    lora_base,
+    on_the_hub,
+)
 
 NO_CODE = {"trust_remote_code": False}
 """Code that lies beside weights is not run. Without this, transformers asks whoever sits at the
@@ -66,6 +79,45 @@ def said(error: BaseException) -> str:
     line = next(iter(str(error).strip().splitlines()), "")
     is_sentence = line and isinstance(error, OSError | ValueError | ImportError | TemplateError)
     return line if is_sentence else f"{type(error).__name__}: {line}".removesuffix(": ")
+
+
+def check_files(spec: ModelSpec, *, weights: bool) -> None:
+    """Look at a model's files before anything is read.
+
+    Raises:
+        ModelProblem: there is something else in their place.
+    """
+    problem = checkpoint_problem(str(spec.model), spec.revision, weights=weights)
+    if problem is not None:
+        raise problem
+
+
+def of_base(spec: ModelSpec) -> ModelSpec:
+    """Put the base model in the place of a LoRA adapter; other specs stay as they are.
+
+    Raises:
+        HfHubHTTPError, LocalEntryNotFoundError: the hub does not give a configuration.
+    """
+    name, revision = str(spec.model), spec.revision
+    held = not on_the_hub(name) or try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(held, bool | str):
+        try:
+            here = is_offline_mode()
+            hf_hub_download(name, "config.json", revision=revision, local_files_only=here)
+        except RemoteEntryNotFoundError:
+            fetched(name, "adapter_config.json", revision)
+    base = lora_base(name, revision)
+    return spec if base is None else replace(spec, model=base[0], revision=base[1])
+
+
+def with_processor(spec: ModelSpec) -> ModelSpec:
+    """Name what has the processor: a LoRA adapter, where it has one of its own, or its base."""
+    base = of_base(spec)
+    if base == spec:
+        return spec
+    from mvw_hf.problems import lack_of_a_processor
+
+    return base if lack_of_a_processor(str(spec.model), spec.revision) else spec
 
 
 class _NoVideo(dict[str, Any]):
@@ -157,19 +209,23 @@ def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
             transformers would make random ones up.
         OutOfMemory: they do not fit where the spec has them placed.
     """
-    name = str(spec.model)
-    check_kind(model_class, name, spec.revision)
+    base = of_base(spec)
+    name = str(base.model)
+    is_adapter = lora_base(str(spec.model), spec.revision) is not None
+    check_kind(model_class, spec)
     # transformers would ask a service, in the user's name, to convert a repository that lacks
     # safetensors (`auto_conversion` in transformers/safetensors_conversion.py).
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
         model, report = model_class.from_pretrained(
-            spec.model,
-            revision=spec.revision,
+            base.model,
+            revision=base.revision,
             dtype=spec.dtype,
             # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
             use_safetensors=None if spec.allow_pickle else True,
             output_loading_info=True,
+            # Where peft is installed, it would load an adapter that lies beside.
+            **({"adapter_kwargs": {"subfolder": "none"}} if is_adapter else {}),
             **NO_CODE,
             **placing(spec),
         )
@@ -188,18 +244,61 @@ def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
             cause=f"{len(lacking)} tensors are missing or of another shape; first: {lacking[0]}.",
             hint="mvw list profiles",
         )
-    return model
+    return tuned(model, spec) if is_adapter else model
 
 
-def check_kind(model_class: Any, name: str, revision: str | None = None) -> None:
+def tuned(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
+    """Load a LoRA adapter over its base model, and add its changes to the weights.
+
+    Quantised weights stay apart from the changes: their sum would be rounded once more. By peft
+    itself: transformers' `load_adapter` finds neither pickles nor what DoRA adds.
+
+    Raises:
+        ModelProblem: the adapter is of another model, or of a kind that changes no weights.
+        OSError: it has no weights that may be read.
+    """
+    from peft import PeftConfig, PeftModel
+
+    name, revision = str(spec.model), spec.revision
+    if not spec.allow_pickle and not fetched(name, "adapter_model.safetensors", revision):
+        raise OSError("There is no adapter_model.safetensors.")
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    if config.is_prompt_learning:
+        raise ModelProblem(
+            f"{name} is an adapter that changes the prompt, which mvw does not serve.",
+            cause=f"Its peft_type is {config.peft_type.value}; LoRA and its kind change weights.",
+            hint="mvw list adapters",
+        )
+    whole = PeftModel(model, config)
+    try:
+        told = whole.load_adapter(name, "default", revision=revision)
+        strange = sorted(told.unexpected_keys) + sorted(told.missing_keys)
+    except RuntimeError as error:
+        strange = re.findall(r"size mismatch for (\S+):", str(error))
+        if not strange:
+            raise
+    if strange:
+        raise ModelProblem(
+            f"{name} is a LoRA adapter of another model than {model.name_or_path}.",
+            cause=f"{len(strange)} of its tensors do not go with those there; first: {strange[0]}.",
+            hint="mvw list profiles",
+        )
+    merged = spec.quantization is None
+    done: PreTrainedModel = whole.merge_and_unload() if merged else whole.get_base_model()
+    return done
+
+
+def check_kind(model_class: Any, spec: ModelSpec) -> None:
     """Compare a checkpoint's `model_type` with the class, or auto class, that is to hold it.
 
     Raises:
         ModelProblem: another architecture, or one that this transformers does not know.
         OSError: there is no configuration.
     """
+    base = of_base(spec)
+    name = str(base.model)
     # As it is: classes take any other's configuration with a warning.
-    told, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    told, _ = PreTrainedConfig.get_config_dict(name, revision=base.revision)
     kind = told.get("model_type")
     served = getattr(model_class, "_model_mapping", None)
     if served is None:

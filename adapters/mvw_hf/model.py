@@ -32,6 +32,7 @@ from mvw_cli import (
 from mvw_hf.loading import (
     NO_CODE,
     build_random,
+    check_files,
     check_kind,
     check_placement,
     choose_device,
@@ -39,10 +40,12 @@ from mvw_hf.loading import (
     device_map_of,
     explained,
     input_device,
+    of_base,
     offloaded,
     place,
     read_published,
     said,
+    with_processor,
     without_video,
 )
 
@@ -87,8 +90,11 @@ class HuggingFace(Adapter):
         reads = not spec.random_weights
         with explained(spec.model, spec.revision, weights=reads):
             if reads:
+                check_files(spec, weights=True)
                 processor = self.load_processor(spec)
                 check_template(processor, spec)
+                if type(self).tokenize is HuggingFace.tokenize:
+                    check_image_place(processor, spec)
                 model = self.load_model(spec)
             else:
                 config = self.shape(spec)
@@ -119,9 +125,17 @@ class HuggingFace(Adapter):
         """Load the checkpoint's processor."""
         from transformers import AutoProcessor
 
-        check_kind(self.model_class(), str(spec.model), spec.revision)
+        check_kind(self.model_class(), spec)
+        spec = with_processor(spec)
         with without_video():
-            return AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
+            processor = AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
+        template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+        if getattr(processor, "chat_template", None) is None and template is not None:
+            # In `tokenizer_config.json` alone: transformers gives it to the tokenizer.
+            processor.chat_template = template
+            if not takes_images(processor):
+                processor.chat_template = None  # that of the language model
+        return processor
 
     def _processor_or_fallback(self, spec: ModelSpec, config: PreTrainedConfig) -> Any:
         try:
@@ -202,6 +216,8 @@ class HuggingFace(Adapter):
         processor = loaded.processor
         if getattr(processor, "chat_template", None) is None:
             token = processor.tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
+            if loaded.model.config.model_type == "gemma3":
+                token = processor.boi_token  # its processor writes the image tokens behind it
             prompt = f"{token}\n" * len(images) + text
             return dict(processor(text=prompt, images=list(images) or None, return_tensors="pt"))
         return dict(
@@ -264,8 +280,10 @@ class HuggingFace(Adapter):
         if known is not None:
             return AutoConfig.for_model(known.pop("model_type"), **known)
         with explained(str(spec.model), spec.revision):
-            check_kind(self.model_class(), str(spec.model), spec.revision)
-            return AutoConfig.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
+            check_files(spec, weights=False)
+            check_kind(self.model_class(), spec)
+            base = of_base(spec)
+            return AutoConfig.from_pretrained(base.model, revision=base.revision, **NO_CODE)
 
     def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """Return the content of a checkpoint's `config.json` where it is known by heart."""
@@ -380,16 +398,39 @@ def check_template(processor: Any, spec: ModelSpec) -> None:
     except Exception as error:
         raise UsageProblem(
             f"The chat template of {spec.model} takes no system prompt.",
-            cause=f"prompt.system is set; it says: {error}",
+            cause=f"prompt.system is set; it says: {' '.join(str(error).split())}",
             hint="mvw infer IMAGE QUESTION --set prompt.system=null",
         ) from None
 
 
-def filled_in(processor: Any, system: str | None) -> str:
-    """Fill in the chat template with one image and some question; empty where there is none."""
+def check_image_place(processor: Any, spec: ModelSpec) -> None:
+    """Refuse a chat template that leaves images out.
+
+    Raises:
+        ModelProblem: it does.
+    """
+    if getattr(processor, "chat_template", None) is not None and not takes_images(processor):
+        raise ModelProblem(
+            f"The chat template of {spec.model} has no place for images.",
+            cause="With an image and without one it writes the same prompt.",
+            hint="mvw list profiles",
+        )
+
+
+def takes_images(processor: Any) -> bool:
+    """Whether a processor's chat template has a place for images."""
+    try:
+        with_image, without = (filled_in(processor, None, images) for images in (1, 0))
+    except Exception:  # of text alone, it may join or strip what is a list
+        return False
+    return with_image != without and "'image'" not in with_image
+
+
+def filled_in(processor: Any, system: str | None, images: int = 1) -> str:
+    """Fill in the chat template with images and some question; empty where there is none."""
     if getattr(processor, "chat_template", None) is None:
         return ""
-    messages = conversation(system, [None], "?")
+    messages = conversation(system, [None] * images, "?")
     prompt: str = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False
     )

@@ -6,16 +6,14 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 
 from huggingface_hub import constants, errors, is_offline_mode
 
-from mvw_cli import ModelProblem, NotFetched, locate_weights, on_the_hub
+from mvw_cli import ModelProblem, NotFetched, checkpoint_problem, lora_base, on_the_hub
 from mvw_hf.loading import fetched, said
 
 OTHERS = "mvw list profiles"
-WITH_PICKLE = "mvw infer IMAGE QUESTION --allow-pickle"
 # What the HTTP library raises on which this version of the hub is built: it has been renamed once.
 _HTTP_ERROR: type[Exception] = vars(errors)["HTTPError"]
 _OUT_OF_REACH = (errors.LocalEntryNotFoundError, _HTTP_ERROR, ConnectionError)
@@ -99,6 +97,12 @@ def problem_of(
         weights: whether any were read, so that theirs may be the fault.
     """
     known = known_of(error)
+    if known is None:
+        problem = checkpoint_problem(name, revision, weights=weights, thorough=True)
+        if problem is not None:
+            return problem
+    # What a LoRA adapter lacks is its base model's.
+    name, revision = lora_base(name, revision) or (name, revision)
     if known is not None:
         values = {
             "name": name,
@@ -110,9 +114,6 @@ def problem_of(
         return known.problem(told[0], cause=told[1], hint=told[2])
     if isinstance(error, MemoryError) or re.search("(out of|allocate) memory", str(error)):
         return None
-    problem = _of_the_folder(name) or (_of_the_weights(name, revision) if weights else None)
-    if problem is not None:
-        return problem
     lacking = lack_of_a_processor(name, revision)
     cause = f"There is no {', and no '.join(lacking)}." if lacking else said(error)
     return ModelProblem(f"{name} can't be loaded.", cause=cause, hint=_download(name))
@@ -131,39 +132,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _of_the_folder(name: str) -> ModelProblem | None:
-    folder = Path(name).expanduser()
-    if on_the_hub(name) or (folder / "config.json").is_file():
-        return None
-    if folder.is_dir():
-        cause = "The folder has no config.json."
-        return ModelProblem(f"{name} is not a checkpoint.", cause=cause, hint=OTHERS)
-    cause = "It is a file." if folder.exists() else "There is nothing of that name."
-    return ModelProblem(f"There is no folder {name}.", cause=cause, hint=OTHERS)
-
-
-def _of_the_weights(name: str, revision: str | None) -> ModelProblem | None:
-    held = locate_weights(name, revision)
-    if held.folder is None:
-        return None
-    hint = _download(name)
-    if held.missing:
-        of = held.files + len(held.missing)
-        said = "is incomplete"
-        cause = f"{len(held.missing)} of {of} files of weights missing: {held.missing[0]}."
-    elif held.damaged:
-        said, cause = "is damaged", f"{held.damaged[0]} is cut, or no safetensors file."
-        hint = f"{hint} --force-download" if on_the_hub(name) else OTHERS
-    elif held.files:
-        return None
-    else:
-        said = "has no weights as safetensors"
-        cause = "Pickled ones are read on request only: reading a pickle can run any code in it."
-        # Of a repository only the configuration has been fetched: what else it has is not known.
-        hint = WITH_PICKLE if held.only_pickle or on_the_hub(name) else OTHERS
-    return ModelProblem(f"{name} {said}.", cause=cause, hint=hint)
 
 
 def _download(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mvw_hf.loading import check_kind, explained
+from mvw_hf.loading import check_files, check_kind, explained, of_base, with_processor
 from mvw_hf.model import Grids, HuggingFace, conversation, merged_grids
 from PIL.Image import Image
 from torch import Tensor
@@ -52,7 +52,8 @@ class KimiVL(HuggingFace):
         return replace(super().load(spec), serving=absorbed)
 
     def load_processor(self, spec: ModelSpec) -> KimiProcessor:
-        check_kind(self.model_class(), str(spec.model), spec.revision)
+        check_kind(self.model_class(), spec)
+        spec = with_processor(spec)
         name, revision = str(spec.model), spec.revision
         file, *_ = [cached_file(name, needed, revision=revision) for needed in _FILES]
         cached_file(name, _TEMPLATE, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -94,8 +95,10 @@ class KimiVL(HuggingFace):
         if known is not None:
             return config_from_hub(known)
         with explained(str(spec.model), spec.revision):
-            check_kind(self.model_class(), str(spec.model), spec.revision)
-            return load_config(str(spec.model), revision=spec.revision)
+            check_files(spec, weights=False)
+            check_kind(self.model_class(), spec)
+            base = of_base(spec)
+            return load_config(str(base.model), revision=base.revision)
 
     def image_tokens(self, config: KimiVLConfig, width: int, height: int) -> int:
         limit = getattr(config, "in_token_limit", DEFAULT_PATCHES)

@@ -16,8 +16,8 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
     """Put the command that was typed into a hint that names one in general.
 
     `mvw infer IMAGE QUESTION --dtype bfloat16` becomes whatever was typed after `mvw`, with that
-    option in the place of one for the same key. A hint that the typed command does not take stays
-    as it is.
+    option in the place of one for the same key. Where the typed command does not take it, the
+    general one stays, about the same profile.
     """
     general = next((one for one in _GENERAL if one in hint), None)
     command = _command(arguments, root)
@@ -39,7 +39,12 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
         elif name in taken:
             added = [name, value] if value else [name]
         else:
-            return hint
+            kept = [
+                word
+                for before_it, word in zip(["", *words], words, strict=False)
+                if {word.partition("=")[0], before_it} & {"--profile", "--set"}
+            ]
+            return before + " ".join(filter(None, (general, shlex.join(kept), more.strip())))
         end = words.index("--") if "--" in words else len(words)
         words[end:end] = added
     return before + shlex.join(["mvw", *words])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from typing import Any
 
 import click
 
 from mvw_cli import console
-from mvw_cli.cli.options import common_options, complete_profiles, json_option
+from mvw_cli.cli.options import (
+    ARGUMENTS,
+    Remembering,
+    common_options,
+    complete_profiles,
+    json_option,
+)
 
 
-@click.command()
+@click.command(cls=Remembering)
 @click.option(
     "--profile",
     metavar="NAME|FILE",
@@ -33,7 +39,14 @@ from mvw_cli.cli.options import common_options, complete_profiles, json_option
 )
 @json_option
 @common_options
-def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_json: bool) -> int:
+@click.pass_context
+def doctor(
+    context: click.Context,
+    profile: str | None,
+    pairs: tuple[str, ...],
+    equivalence: bool,
+    as_json: bool,
+) -> int:
     """Check this machine and installation, and whether a profile's model will run here.
 
     One line for each check, with what to do about it. Nothing is downloaded or changed, and no
@@ -47,6 +60,7 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
       mvw doctor --profile qwen2.5-vl-7b --set dtype=float16 --json
       mvw doctor --profile llava-cot --equivalence
     """
+    from mvw_cli.cli.command_line import as_typed
     from mvw_cli.cli.process import mute_libraries
     from mvw_cli.doctor.findings import refused
     from mvw_cli.doctor.installation import check_installation
@@ -74,6 +88,11 @@ def doctor(profile: str | None, pairs: tuple[str, ...], equivalence: bool, as_js
                 figures[finding.check] = None if compared is None else _finite(asdict(compared))
     except MvwError as error:
         findings.append(refused("profile", error))
+    words, root = ["doctor", *context.meta[ARGUMENTS]], context.find_root().command
+    assert isinstance(root, click.Group)
+    findings = [
+        replace(one, advice=one.advice and as_typed(one.advice, words, root)) for one in findings
+    ]
     statuses = {finding.status for finding in findings}
     status = next(one for one in ("problem", "warning", "ok") if one in statuses)
     if as_json:

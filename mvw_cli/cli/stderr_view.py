@@ -86,7 +86,7 @@ class StderrView:
             model: hub id or folder.
         """
         if self.live:
-            from mvw_cli.machine.facts import locate_weights
+            from mvw_cli.machine.checkpoint import locate_weights
 
             size = locate_weights(model, revision).size_bytes
             self.loading(f"{model}, {readable_bytes(size)}" if size else model)

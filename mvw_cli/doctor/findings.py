@@ -26,7 +26,7 @@ class Finding:
 
 def refused(check: str, error: MvwError) -> Finding:
     """Turn an error into a finding."""
-    found = f"{error.message}: {error.cause}" if error.cause else error.message
+    found = f"{error.message.removesuffix('.')}: {error.cause}" if error.cause else error.message
     return Finding(check, "problem", found, error.hint)
 
 

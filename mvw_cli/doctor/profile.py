@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.errors import MvwError
-from mvw_cli.machine.facts import Facts, locate_weights, on_the_hub
+from mvw_cli.machine.checkpoint import (
+    damage,
+    download,
+    locate_weights,
+    lora_base,
+    not_a_checkpoint,
+)
+from mvw_cli.machine.facts import Facts
 from mvw_cli.machine.fit import Placement, way_to_fit
-from mvw_cli.plugins import find_adapter, load_adapter
+from mvw_cli.plugins import comes_with_adapter, load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.text import readable_bytes
 
@@ -111,32 +117,23 @@ def _attention(resolved: Resolved, facts: Facts) -> Finding:
 
 def _weights(resolved: Resolved, spec: ModelSpec, shape: Shape | None, facts: Facts) -> Finding:
     model = spec.model or ""
-    if "/" not in model and model in find_adapter(resolved.profile.adapter).info.checkpoints:
+    if comes_with_adapter(model, resolved.profile.adapter):
         return Finding("weights", "ok", "come with the adapter")
-    held, hub = locate_weights(model, spec.revision), on_the_hub(model)
-    # A folder that lacks files can only be mended by whoever made it.
-    way_out = f"hf download {shlex.quote(model)}" if hub else "mvw list profiles"
-    if held.folder is None and hub:
-        found = "not on this machine yet"
-        size = 0.0 if shape is None else shape.weights.total.bytes(shape.dtype)
-        found += f": {readable_bytes(size)} to download" if size else ""
-        if facts.disk_free_bytes is not None and size > facts.disk_free_bytes:
-            found += f", and {readable_bytes(facts.disk_free_bytes)} of disk are free"
-            return Finding("weights", "problem", found, "hf cache ls")
-        return Finding("weights", "warning", found, way_out)
-    if held.folder is None:
-        found = f"there is no folder {model}"
-    elif held.missing:
-        listed = f"{len(held.missing)} of {held.files + len(held.missing)} files"
-        found = f"{listed} missing, the first is {held.missing[0]}"
-    elif held.damaged:
-        found = f"{held.damaged[0]} is damaged or cut"
-        way_out += " --force-download" if hub else ""
-    elif not held.files:
-        found = f"no safetensors in {held.folder}"
-    else:
+    # An adapter that has read a configuration knows what a checkpoint is.
+    problem = (None if shape else not_a_checkpoint(model)) or damage(model, spec.revision)
+    if problem is not None:
+        return refused("weights", problem)
+    model, revision = lora_base(model, spec.revision) or (model, spec.revision)
+    held = locate_weights(model, revision)
+    if held.folder is not None:
         return Finding("weights", "ok", f"{held.files} files, {readable_bytes(held.size_bytes)}")
-    return Finding("weights", "problem", found, way_out)
+    found = "not on this machine yet"
+    size = 0.0 if shape is None else shape.weights.total.bytes(shape.dtype)
+    found += f": {readable_bytes(size)} to download" if size else ""
+    if facts.disk_free_bytes is not None and size > facts.disk_free_bytes:
+        found += f", and {readable_bytes(facts.disk_free_bytes)} of disk are free"
+        return Finding("weights", "problem", found, "hf cache ls")
+    return Finding("weights", "warning", found, download(model))
 
 
 def _dtype(resolved: Resolved, dtype: str, facts: Facts) -> Finding:

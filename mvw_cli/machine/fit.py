@@ -11,8 +11,8 @@ from typing import Any
 from mvw_cli.adapter import Adapter, ModelSpec
 from mvw_cli.cost.shape import BITS, DTYPE_BYTES, Shape, shape_of
 from mvw_cli.errors import NotFetched, OutOfMemory
-from mvw_cli.machine.facts import OFFLOADED, Facts, free_memory, gather, gpu_count, locate_weights
-from mvw_cli.plugins import find_adapter
+from mvw_cli.machine.checkpoint import locate_weights
+from mvw_cli.machine.facts import OFFLOADED, Facts, free_memory, gather, gpu_count
 from mvw_cli.text import readable_bytes
 
 Changes = dict[str, str | None]
@@ -122,23 +122,18 @@ _PLENTY = 8
 takes 4 times the memory of one byte, and the rest is for what may be read meanwhile."""
 
 
-def check_fit(name: str, adapter: Adapter, spec: ModelSpec) -> None:
+def check_fit(adapter: Adapter, spec: ModelSpec) -> None:
     """Compare what the weights take with what the device has free.
 
     Where something can't be found out it passes: what is wrong with a checkpoint is for loading it
     to tell, unless the hub does not give it.
 
-    Args:
-        name: of the adapter, as a profile has it.
-
     Raises:
         OutOfMemory: they take more.
         NotFetched: the hub does not give the configuration.
     """
-    if spec.model is None or (
-        "/" not in spec.model and spec.model in find_adapter(name).info.checkpoints
-    ):
-        return  # what has no slash comes inside the adapter's package
+    if spec.model is None:
+        return
     free = _free(spec)
     if free is None or _small(spec.model, spec.revision, free):
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,9 +170,8 @@ class Profile(Section):
         description="Model family; `mvw list adapters` shows them. Without it: hf where a model "
         "is named, else shapes.",
     )
-    model: str | None = Field(
+    model: Annotated[_NonEmpty, AfterValidator(os.path.expanduser)] | None = Field(
         default=_SPEC["model"],
-        min_length=1,
         description="Hub id or folder of the weights; null takes the adapter's first checkpoint.",
     )
     revision: str | None = Field(

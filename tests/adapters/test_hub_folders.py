@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_folder import BY_PROFILE, FOLDERS, HubFolder, write_hub_folder
+from hub_folder import (
+    BY_PROFILE,
+    FOLDERS,
+    HubFolder,
+    as_pickles,
+    saved_by_transformers_5,
+    write_hub_folder,
+)
 from plain_install import required, run_plain
 
 from mvw_cli.__main__ import main
@@ -90,3 +97,72 @@ def test_a_prompt_beyond_the_context_is_remarked_on(tmp_path: Path, scenes: Path
     assert document["prompt_tokens"] > 4096
     [remark] = document["remarks"]
     assert "context of 4,096" in remark and f"{document['prompt_tokens']:,}" in remark
+
+
+def test_the_template_lies_in_each_place() -> None:
+    places = {published.template_file for published in FOLDERS}
+    assert places == {"chat_template.json", "chat_template.jinja", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("profile", ["qwen2.5-vl-7b", "llava-onevision-7b"])
+def test_a_folder_that_was_saved_again_answers_alike(
+    profile: str, tmp_path: Path, scenes: Path
+) -> None:
+    write_hub_folder(BY_PROFILE[profile], tmp_path / "hub")
+    saved_by_transformers_5(tmp_path / "hub", tmp_path / "five")
+    asked = ("infer", str(scenes / "scene-0001.png"), "What is in the picture?", "--json")
+    of = (
+        "--profile",
+        profile,
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "20",
+        "--temperature",
+        "0",
+    )
+    done = run_plain(tmp_path, *((*asked, *of, "--model", f"./{name}") for name in ("hub", "five")))
+    hub, *saved = [json.loads(one.out) if not one.code else one.err for one in done]
+    for one in saved:
+        assert one["text"] == hub["text"] and one["prompt_tokens"] == hub["prompt_tokens"]
+
+
+def test_pickled_shards(tmp_path: Path, scenes: Path) -> None:
+    write_hub_folder(BY_PROFILE["llava-onevision-7b"], tmp_path / "whole")
+    as_pickles(write_hub_folder(BY_PROFILE["llava-onevision-7b"], tmp_path / "pickled"))
+    asked = ("infer", str(scenes / "scene-0001.png"), "What is it?", "--max-new-tokens", "8", "-q")
+    of = (*asked, "--set", "generation.temperature=0", "--model")
+    whole, refused, doctor, read = run_plain(
+        tmp_path,
+        (*of, "./whole"),
+        (*of, "./pickled"),
+        ("doctor", "--set", "model=./pickled", "--json"),
+        (*of, "./pickled", "--allow-pickle"),
+    )
+    assert (whole.code, refused.code, doctor.code, read.code) == (0, 7, 20, 0), read.err
+    assert "./pickled has no weights as safetensors" in refused.err
+    assert refused.err.rstrip().endswith("--model ./pickled --allow-pickle")
+    [weights] = [w for w in json.loads(doctor.out)["findings"] if w["check"] == "weights"]
+    assert weights["found"].startswith("./pickled has no weights as safetensors")
+    assert weights["advice"] == ("mvw infer IMAGE QUESTION --set model=./pickled --allow-pickle")
+    assert read.out == whole.out != ""
+
+
+def test_a_template_for_text_alone_is_not_taken(tmp_path: Path, scenes: Path) -> None:
+    """As of a language model, beside the processor of a model that has none."""
+    folder = write_hub_folder(BY_PROFILE["gemma-3-12b"], tmp_path / "checkpoint")
+    file = folder / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    asked = ("infer", str(scenes / "scene-0001.png"), "What is it?", "--model", "./checkpoint")
+    templates = (
+        "{% for message in messages %}{{ message['content'].strip() }}{% endfor %}",
+        "{% for message in messages %}{{ 'x' + message['content'] }}{% endfor %}",
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        "{{ bos_token }}",
+    )
+    for template in templates:
+        file.write_text(json.dumps(told | {"chat_template": template}))
+        [done] = run_plain(tmp_path, (*asked, "--max-new-tokens", "2", "--json"))
+        assert done.code == 0, done.err
+        [remark] = json.loads(done.out)["remarks"]
+        assert "no chat template" in remark

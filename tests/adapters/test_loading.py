@@ -136,7 +136,8 @@ def test_code_beside_the_weights_is_neither_run_nor_asked_about(
 
 def test_a_folder_that_is_none(folder: Path) -> None:
     assert problem("./no/such/folder").message == "There is no folder ./no/such/folder."
-    assert problem(str(folder / "config.json")).cause == "It is a file."
+    (folder.parent / "notes").write_text("none")
+    assert problem(str(folder.parent / "notes")).cause == "It is a file."
 
 
 @pytest.mark.parametrize(("adapter", "kind"), [(LlavaCot, "mllama"), (KimiVL, "kimi_vl")])

@@ -250,7 +250,7 @@ def test_the_bytes_that_must_fit(doctor: Any) -> None:
         (["device_map=auto", "device=cpu"], {}, "profile", "problem", "contradict", "mvw"),
         (["withdrawal.policy=nothing"], {}, "profile", "problem", "no policy `nothing`",
          "mvw list policies"),
-        (["model=./none"], {}, "weights", "problem", "there is no folder ./none",
+        (["model=./none"], {}, "weights", "problem", "There is no folder ./none",
          "mvw list profiles"),
         (["model=./none"], {}, "size", "warning", "not known", "mvw"),
     ],
@@ -381,7 +381,8 @@ def test_a_shard_is_missing(doctor: Any, checkpoint: Path) -> None:
     gone.unlink()
     finding = weights_of(doctor, checkpoint)
     assert finding["status"] == "problem"
-    assert finding["found"] == f"1 of {len(shards)} files missing, the first is {gone.name}"
+    missing = f"1 of {len(shards)} files of weights missing: {gone.name}."
+    assert finding["found"] == f"{checkpoint} is incomplete: {missing}"
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "text"])
@@ -391,7 +392,8 @@ def test_a_shard_is_damaged(doctor: Any, checkpoint: Path, how: str) -> None:
     shard.write_bytes({"cut": data[:-1], "empty": b"", "text": b"version https://x\n" * 9}[how])
     finding = weights_of(doctor, checkpoint)
     assert finding["status"] == "problem"
-    assert finding["found"] == f"{shard.name} is damaged or cut"
+    damaged = f"{shard.name} is cut, or no safetensors file."
+    assert finding["found"] == f"{checkpoint} is damaged: {damaged}"
 
 
 def test_only_pickled_weights(doctor: Any, checkpoint: Path) -> None:
@@ -400,7 +402,10 @@ def test_only_pickled_weights(doctor: Any, checkpoint: Path) -> None:
     (checkpoint / "pytorch_model.bin").write_bytes(b"x")
     finding = weights_of(doctor, checkpoint)
     assert finding["status"] == "problem"
-    assert finding["found"].startswith("no safetensors in ")
+    assert finding["found"].startswith(f"{checkpoint} has no weights as safetensors: Pickled")
+    assert finding["advice"] == (
+        f"mvw infer IMAGE QUESTION --set model={checkpoint} --set adapter=hf --allow-pickle"
+    )
 
 
 def test_a_model_in_the_cache(doctor: Any, checkpoint: Path, hub: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mvw_hf.loading import without_video
 from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
@@ -26,7 +27,7 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 QUESTION = "What is in the picture?"
 _SPLIT = (
@@ -634,7 +635,7 @@ FOLDERS = (
         "{{ '<start_of_image>' }}{%- else -%}{{ part['text'] | trim }}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\\n' }}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}",
-        "chat_template.json",
+        "tokenizer_config.json",
         {
             "preprocessor_config.json": {
                 "do_convert_rgb": None,
@@ -750,6 +751,48 @@ def write_hub_folder(published: HubFolder, folder: Path, *, weights: bool = True
     if weights:
         _write_weights(published, folder)
     return folder
+
+
+def as_pickles(folder: Path) -> Path:
+    """Write the weights of a folder as repositories before safetensors have them, in shards."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    names = {
+        file.name: file.name.replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+        for file in folder.glob("*.safetensors")
+    }
+    for old, new in names.items():
+        torch.save(load_file(folder / old), folder / new)
+        (folder / old).unlink()
+    index["weight_map"] = {name: names[file] for name, file in index["weight_map"].items()}
+    _write(folder / "pytorch_model.bin.index.json", index)
+    (folder / "model.safetensors.index.json").unlink()
+    return folder
+
+
+def saved_by_transformers_5(folder: Path, target: Path) -> Path:
+    """Save model and processor of a folder by the installed transformers.
+
+    A processor saved where torchvision is has its part for videos within `processor_config.json`.
+    """
+    with without_video():
+        processor = AutoProcessor.from_pretrained(folder)
+    AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").save_pretrained(target)
+    kind = type(processor)
+    parts = kind.get_attributes()
+    kind.get_attributes = classmethod(lambda _: [one for one in parts if one != "video_processor"])
+    try:
+        processor.save_pretrained(target)
+    finally:
+        del kind.get_attributes
+    told = json.loads((target / "processor_config.json").read_text())
+    if "video_processor" in parts:
+        told["video_processor"] = {
+            "do_resize": True,
+            "size": {"shortest_edge": 3136, "longest_edge": 12845056},
+            "video_processor_type": kind.__name__.replace("Processor", "VideoProcessor"),
+        }
+    _write(target / "processor_config.json", told)
+    return target
 
 
 def _tokenizer(published: HubFolder) -> Tokenizer:

@@ -41,7 +41,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
 
 def refused(folder: Path, **spec: Any) -> OutOfMemory:
     with pytest.raises(OutOfMemory) as raised:
-        fit.check_fit("hf", ADAPTER, ModelSpec(model=str(folder), **spec))
+        fit.check_fit(ADAPTER, ModelSpec(model=str(folder), **spec))
     parse_hint(raised.value.hint or "")
     return raised.value
 
@@ -51,10 +51,10 @@ def test_the_border_is_the_size_of_the_weights(folder: Path, free: dict[str, int
         spec = ModelSpec(model=str(folder), device="cpu", dtype=dtype)
         (folder / "model.safetensors").write_bytes(bytes(WEIGHTS * size))
         free["cpu"] = WEIGHTS * size
-        fit.check_fit("hf", ADAPTER, spec)
+        fit.check_fit(ADAPTER, spec)
         free["cpu"] = WEIGHTS * size - 1
         with pytest.raises(OutOfMemory):
-            fit.check_fit("hf", ADAPTER, spec)
+            fit.check_fit(ADAPTER, spec)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *gpus: int, memory: int) -> None:
@@ -89,11 +89,11 @@ def test_the_hint_is_what_would_help(
 
 
 def test_what_is_not_known_stops_nothing(folder: Path, free: dict[str, int | None]) -> None:
-    fit.check_fit("hf", ADAPTER, ModelSpec(model=str(folder), device="cpu"))
+    fit.check_fit(ADAPTER, ModelSpec(model=str(folder), device="cpu"))
     free["cpu"] = 1
-    fit.check_fit("hf", ADAPTER, ModelSpec(model="./nowhere", device="cpu"))
+    fit.check_fit(ADAPTER, ModelSpec(model="./nowhere", device="cpu"))
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    fit.check_fit("hf", ADAPTER, ModelSpec(model=str(folder), device="cpu"))
+    fit.check_fit(ADAPTER, ModelSpec(model=str(folder), device="cpu"))
 
 
 def test_by_the_command(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -105,8 +106,8 @@ def fingerprint(resolved: Resolved, *, random_weights: bool) -> Fingerprint:
         PluginProblem: its adapter or policy can't be used.
     """
     profile = {key: v for key, v in resolved.values().items() if key not in _IRRELEVANT}
-    folder = Path(profile["model"] or "").expanduser()
-    is_folder = bool(profile["model"]) and folder.is_dir()
+    folder = Path(profile["model"] or "")
+    is_folder = bool(profile["model"]) and os.path.isdir(folder)
     if is_folder:
         profile["model"] = folder.resolve().name  # it may lie elsewhere on another machine
     policies = [_distribution("policy", name) for name, _ in resolved.profile.withdrawal.steps]
