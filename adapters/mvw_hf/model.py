@@ -216,8 +216,8 @@ class HuggingFace(Adapter):
         processor = loaded.processor
         if getattr(processor, "chat_template", None) is None:
             token = processor.tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
-            if loaded.model.config.model_type == "gemma3":
-                token = processor.boi_token  # its processor writes the image tokens behind it
+            if loaded.model.config.model_type == "gemma3":  # whose processor writes the rest
+                token = getattr(processor, "boi_token", token)
             prompt = f"{token}\n" * len(images) + text
             return dict(processor(text=prompt, images=list(images) or None, return_tensors="pt"))
         return dict(

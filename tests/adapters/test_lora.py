@@ -134,7 +134,7 @@ def prompt_tuning(folder: Path) -> None:
     ("break_", "said", "cause", "hint"),
     [
         (of_another_model, "is a LoRA adapter of another model than", "x_proj", "mvw list"),
-        (of_another_size, "is a LoRA adapter of another model than", "q_proj", "mvw list"),
+        (of_another_size, "is a LoRA adapter of another model than", "_proj", "mvw list"),
         (cut, "is damaged", "adapter_model.safetensors is cut", "mvw list"),
         (gone, "has no weights as safetensors", "Pickled", "mvw list"),
         (pickled, "has no weights as safetensors", "Pickled", "--allow-pickle"),
