@@ -3,9 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest
+TRANSFORMERS ?= 5.16.0
 HARNESS := out/harness
 
-.PHONY: demo test check install curve cross-check benchmarks docs clean
+.PHONY: demo test test-oldest check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -14,6 +16,11 @@ demo: $(INSTALLED)
 
 test: check
 	$(BIN)/pytest -n 2
+
+# The tests of exactness and of checkpoints on the oldest releases that pyproject.toml allows, torch
+# aside; `make test-oldest TRANSFORMERS=5.19.0` runs them on another transformers.
+test-oldest: $(OLDEST)/.installed-$(TRANSFORMERS)
+	$(OLDEST)/bin/pytest -n 2 tests/adapters tests/engine tests/oracle tests/policies
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -53,13 +60,21 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv out scene.png
+	rm -rf .venv $(OLDEST) out scene.png
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mvw needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(INSTALLED)
+
+$(OLDEST)/.installed-%: pyproject.toml constraints.txt constraints-oldest.txt
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r constraints-oldest.txt transformers==$*
+	$(OLDEST)/bin/pip check
+	@touch $@
 
 $(HARNESS)/.installed: benchmarks/cross_check.txt | $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(HARNESS) -r $<

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 from docs_pages import generator
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +44,21 @@ def test_make_benchmarks_makes_every_result_that_the_docs_name() -> None:
         for command in generate.figures.COMMANDS.values():
             made = command.removeprefix("make ")
             assert set([command] if made == command else _lines(made)) <= set(measured), command
+
+
+def test_make_test_oldest_installs_the_lower_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    bounds = dict(one.split(">=") for one in listed if ">=" in one)
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    makefile = (ROOT / "Makefile").read_text()
+    [pinned["transformers"]] = re.findall(r"^TRANSFORMERS \?= (.+)$", makefile, re.MULTILINE)
+    bounded = {name.partition(">")[0] for name in project["dependencies"]} - {"torch"}
+    assert bounded <= {name.lower() for name in pinned}
+    for name, version in pinned.items():
+        bound = bounds.get(name.lower())
+        assert bound is None or Version(version) == Version(bound), name
 
 
 def _lines(target: str) -> list[str]:

@@ -155,24 +155,25 @@ def _forward(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None,
-    past_key_values: Any = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend from one token a row; a prefill goes the plain way.
 
     hidden_states: # (B, T, hidden)
     """
-    if past_key_values is None or hidden_states.shape[1] != 1:
+    name = "cache" if "cache" in options else "past_key_values"  # by the release of transformers
+    cache = options.get(name)
+    if cache is None or hidden_states.shape[1] != 1:
         output: tuple[Tensor, Tensor | None] = plain(
             hidden_states=hidden_states,
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             **options,
         )
         return output
     nope, query_rotary, latent, key_rotary = _projected(module, hidden_states, position_embeddings)
-    latent, key_rotary = past_key_values.update(latent, key_rotary, module.layer_idx)
+    del options[name]
+    latent, key_rotary = cache.update(latent, key_rotary, module.layer_idx)
     up = module.kv_b_proj.weight.view(module.num_heads, -1, module.kv_lora_rank)
     key_half, value_half = up.split([module.qk_nope_head_dim, module.v_head_dim], dim=1)
     folded = torch.einsum("bhtd,hdr->bhtr", nope, key_half)

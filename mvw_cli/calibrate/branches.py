@@ -231,7 +231,7 @@ class _Branches:
                 name: cut_rows(number, name, value, rows, self.length)
                 for name, value in given.items()
             }
-        for name, value in (("past_key_values", None), ("use_cache", False)):
+        for name, value in (("cache", None), ("past_key_values", None), ("use_cache", False)):
             if name in given:
                 given[name] = value
         size = max(1, self.length // len(rows))

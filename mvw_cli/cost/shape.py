@@ -317,6 +317,8 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
     """Run the model over one token and read the layout off the cache that it fills."""
     import torch
 
+    from mvw_cli.engine.cache import cache_argument
+
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device="meta")}
     if crossed:
         inputs["cross_attention_states"] = torch.empty(
@@ -328,7 +330,7 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
             module.rope_type = "default"
     found = []
     with torch.inference_mode():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = getattr(model(**inputs, use_cache=True), cache_argument(model))
     for number, layer in enumerate(cache.layers):
         entries = layer.keys.shape[-2]
         elements = (layer.keys.numel() + layer.values.numel()) // entries

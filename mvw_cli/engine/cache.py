@@ -6,7 +6,9 @@ Here is in which row a slot lies; the layers (`layers.py`) store, grow, compact 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -243,6 +245,14 @@ def _turning_points(with_vision: int) -> list[int]:
     counts = range(with_vision + 1)
     edge = 2 * ROW_CHUNK + 1
     return [*counts] if len(counts) <= 2 * edge else [*counts[:edge], *counts[-edge:]]
+
+
+def cache_argument(model: Any) -> str:
+    """Name the argument by which a model takes its cache, and the field in which it returns it.
+
+    Models of transformers say `cache` since 5.24, `past_key_values` before.
+    """
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def sliding_windows(prefilled: Cache) -> list[int | None]:

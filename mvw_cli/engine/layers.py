@@ -223,8 +223,8 @@ class SlotLayer(KVLayer):
 class CrossLayer(KVLayer):
     """One cross-attention layer: only the slots with vision hold anything here.
 
-    transformers reads `keys` and `values`,  # (rows, H, longest, D), and skips the layer where
-    `keys` has no element.
+    transformers reads `keys` and `values`,  # (rows, H, longest, D), and skips the layer where they
+    are empty: newer releases go by the elements of `keys`, older ones by `get_seq_length`.
     """
 
     appends = False
@@ -266,7 +266,7 @@ class CrossLayer(KVLayer):
         return self.with_vision.longest, 0
 
     def get_seq_length(self) -> int:
-        return self.with_vision.longest
+        return self.keys.shape[2] if self.is_initialized else 0
 
     # -- what the attention and the engine's hooks call -------------------------------------
 

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from mvw_cli.engine.attention_probe import PrefillProbe, prefill_probe
+from mvw_cli.engine.cache import cache_argument
 from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.layer_exits import Selection, selecting
 from mvw_cli.engine.types import GenerationSettings, Request
@@ -159,7 +160,7 @@ def run_prefill(
     finally:
         prefill_probe.reset(token)
     return PrefillOutput(
-        cache=output.past_key_values,
+        cache=getattr(output, cache_argument(model)),
         logits=output.logits[:, -1],
         vision=vision,
         layers=layers,

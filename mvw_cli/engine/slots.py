@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvw_cli.engine.attention import DecodeStep, decode_step
 from mvw_cli.engine.attention_probe import StepProbes
-from mvw_cli.engine.cache import SlotCache, sliding_windows
+from mvw_cli.engine.cache import SlotCache, cache_argument, sliding_windows
 from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.prefill import prepare, run_prefill
 from mvw_cli.engine.sequence import Detokenizer, Sampler, SequenceState, choose_tokens
@@ -62,6 +62,7 @@ class Slots:
         self._observe = observe
         self._windows = windows
         self._cache = SlotCache(windows, cross_layers=cross_layers, keep_mlp=keep_mlp)
+        self._cache_argument = cache_argument(model)
         self._sequences: dict[int, SequenceState] = {}
         """By slot, the earliest admitted first."""
 
@@ -200,7 +201,7 @@ class Slots:
                 # since: the keys that remain were rotated by the positions they had, so the
                 # distance to them is right only if nobody is renumbered.
                 position_ids=torch.cat([s.position for s in sequences], dim=-2),
-                past_key_values=cache,
+                **{self._cache_argument: cache},
                 use_cache=True,
                 return_dict=True,
             )

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from mvw_cli.adapter import Adapter, LoadedModel, Patch, VisionLayout
+from mvw_cli.engine.cache import cache_argument
 from mvw_cli.oracle.equivalence import noise
 
 HEAVY = ("torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic")
@@ -87,7 +88,7 @@ def key_changes(
     for inputs in (first, second):
         cache = DynamicCache()  # it lets go of nothing, sliding windows or not
         with torch.inference_mode():
-            model(**inputs, past_key_values=cache, use_cache=True)
+            model(**inputs, **{cache_argument(model): cache}, use_cache=True)
         caches.append(cache.layers[layer].keys[0])
     one, other = caches
     moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))
@@ -123,7 +124,8 @@ def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout)
 @torch.inference_mode()
 def prefilled(model: Any, inputs: Mapping[str, Tensor]) -> Cache:
     """Read a prompt; return the cache that transformers makes for the model."""
-    cache: Cache = model(**inputs, use_cache=True, return_dict=True).past_key_values
+    output = model(**inputs, use_cache=True, return_dict=True)
+    cache: Cache = getattr(output, cache_argument(model))
     return cache
 
 

@@ -109,7 +109,7 @@ def expect(found: dict[str, Any], check: str, status: str, says: str, advises: s
             {"torch_problem": "OSError: libcudart.so.12", "gpus": ()},
             ("PyTorch", "problem", "2.9.0 can't be imported: OSError", "--force-reinstall torch"),
         ),
-        ({"transformers": "5.9.2"}, ("transformers", "problem", "needs 5.20", "rs>=5.20")),
+        ({"transformers": "5.9.2"}, ("transformers", "problem", "needs 5.16", "rs>=5.16")),
         (CPU_ONLY, ("device", "warning", "no GPU", "mvw show --cost")),
         (
             {"gpus": (), "torch_cuda": None},

@@ -97,7 +97,7 @@ class Costs:
         del taken
 
     def _language(self, **given: Any) -> None:
-        cache = given["past_key_values"]
+        cache = given.get("cache", given.get("past_key_values"))
         if not isinstance(cache, SlotCache):
             jitter = self._plan.jitter[self._prefills % len(self._plan.jitter)]
             self._prefills += 1
