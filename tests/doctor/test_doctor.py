@@ -13,12 +13,14 @@ import pytest
 from hints import parse_hint
 from processes import Ran
 
+from mvw_cli.doctor.installation import needed_version
 from mvw_cli.errors import ExitCode
 from mvw_cli.machine import facts as facts_module
 from mvw_cli.machine.facts import Facts, Gpu
 
 Run = Callable[..., Ran]
 GIB = 2**30
+NEEDED = needed_version("transformers")
 A100 = Gpu("A100", 80 * GIB, 79 * GIB, True)
 T4 = Gpu("T4", 16 * GIB, 15 * GIB, False)
 SMALL = Gpu("small", 8 * GIB, 7 * GIB, True)
@@ -109,7 +111,10 @@ def expect(found: dict[str, Any], check: str, status: str, says: str, advises: s
             {"torch_problem": "OSError: libcudart.so.12", "gpus": ()},
             ("PyTorch", "problem", "2.9.0 can't be imported: OSError", "--force-reinstall torch"),
         ),
-        ({"transformers": "5.9.2"}, ("transformers", "problem", "needs 5.16", "rs>=5.16")),
+        (
+            {"transformers": "5.9.2"},
+            ("transformers", "problem", f"needs {NEEDED}", f"rs>={NEEDED}"),
+        ),
         (CPU_ONLY, ("device", "warning", "no GPU", "mvw show --cost")),
         (
             {"gpus": (), "torch_cuda": None},

@@ -17,7 +17,7 @@ from mvw_cli.adapter import VisionLayout
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.rows import CHUNK
 from mvw_cli.errors import ModelProblem
-from mvw_cli.oracle.masked import oracle_logits
+from mvw_cli.oracle.masked import extended, oracle_logits
 
 TOLERANCE = 1e-5
 MLLAMA = BY_NAME["mllama"]
@@ -169,12 +169,12 @@ def test_skipping_is_what_transformers_does_with_emptied_caches() -> None:
     result = run(model(), [ask(0, m)])["0"]
     past = DynamicCache(config=model().config.text_config)
     logits = [model()(**inputs, past_key_values=past).logits[0, -1]]
-    seen = inputs["cross_attention_mask"][:, -1:]
+    mask = extended(inputs, result.completion.token_ids)["cross_attention_mask"]
     for step, token in enumerate(result.completion.token_ids[:-1], start=1):
         if step == m:
             for layer in (1, 3):
                 past.layers[layer] = DynamicLayer()  # what `reset` leaves depends on the release
-        options = {"cross_attention_mask": seen} if step < m else {}
+        options = {"cross_attention_mask": mask} if step < m else {}
         ids = torch.tensor([[token]])
         logits.append(model()(input_ids=ids, past_key_values=past, **options).logits[0, -1])
     assert (result.logits - torch.stack(logits)).abs().max() < TOLERANCE

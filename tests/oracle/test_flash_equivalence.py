@@ -14,6 +14,7 @@ import torch
 from flash_library import FlashLibrary, installed
 from hints import parse_hint
 from processes import Ran
+from transformers.models.mllama.modeling_mllama import MllamaPreTrainedModel
 
 from mvw_cli.engine.cache import SlotCache
 from mvw_cli.machine import facts as facts_module
@@ -115,13 +116,27 @@ def test_a_kernel_that_fails_on_this_gpu(library: FlashLibrary, compared: Any) -
     [("kimi-vl", "gives all of this model's attention to SDPA"), ("llava-cot", "does not support")],
 )
 def test_flash_is_not_claimed_where_it_has_not_run(
-    library: FlashLibrary, compared: Any, adapter: str, says: str
+    library: FlashLibrary,
+    compared: Any,
+    adapter: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(MllamaPreTrainedModel, "_supports_flash_attn", False)
     document, found = compared(*FLASH, "--set", f"adapter={adapter}")
     assert found["equivalence"]["status"] == "warning"
     assert found["equivalence"]["found"].startswith("not run with flash: ")
     assert says in found["equivalence"]["found"]
     assert document["equivalence"] is None
+
+
+def test_flash_is_exact_where_older_releases_give_it_to_mllama(
+    library: FlashLibrary, compared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MllamaPreTrainedModel, "_supports_flash_attn", True)
+    document, found = compared(*FLASH, "--set", "adapter=llava-cot")
+    assert found["equivalence"]["status"] == "ok", found["equivalence"]
+    assert document["equivalence"]["flash_calls"] > 0
 
 
 def test_the_library_is_as_it_was(library: FlashLibrary) -> None:
