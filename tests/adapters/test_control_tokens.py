@@ -88,7 +88,12 @@ def _load(profile: str, folder: Path) -> Served:
         adapter = LlavaCot() if profile == "llava-cot" else HuggingFace()
     spec = ModelSpec(model=str(folder))
     config = adapter.shape(spec)
-    model = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
+    model = SimpleNamespace(
+        config=config,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        get_input_embeddings=lambda: None,
+    )
     return Served(adapter, LoadedModel("hf", profile, model, adapter.load_processor(spec), spec))
 
 
