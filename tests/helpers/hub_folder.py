@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -792,6 +793,48 @@ def saved_by_transformers_5(folder: Path, target: Path) -> Path:
             "video_processor_type": kind.__name__.replace("Processor", "VideoProcessor"),
         }
     _write(target / "processor_config.json", told)
+    return target
+
+
+def saved_by_transformers_4(folder: Path, target: Path) -> Path:
+    """Write a folder as `save_pretrained` of transformers 4.57.3 writes it.
+
+    Seen on what it made of these folders: `dtype` for `torch_dtype`, the configuration of the text
+    nested and at the top, both names of the RoPE's type, the template and the parts of the
+    tokenizer in files of their own. Names of weights are the repository's.
+    """
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    if "text_config" not in config:
+        vision = ("image", "video", "vision")
+        told = {key: one for key, one in config.items() if not key.startswith(vision)}
+        kept = {"model_type": f"{config['model_type']}_text", "sliding_window": None}
+        layers = ["full_attention"] * config["num_hidden_layers"]
+        config["text_config"] = {**told, **kept, "layer_types": layers}
+    for part in (config, config["text_config"]):
+        if "torch_dtype" in part:
+            part["dtype"] = part.pop("torch_dtype")
+        if "rope_scaling" in part:
+            part["rope_scaling"] = {
+                **part["rope_scaling"],
+                "type": "default",
+                "rope_type": "default",
+            }
+    config["transformers_version"] = "4.57.3"
+    _write(target / "config.json", config)
+    told = json.loads((target / "tokenizer.json").read_text())
+    merges = "\n".join(" ".join(pair) for pair in told["model"]["merges"])
+    (target / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    _write(target / "vocab.json", told["model"]["vocab"])
+    _write(
+        target / "added_tokens.json", {one["content"]: one["id"] for one in told["added_tokens"]}
+    )
+    names = json.loads((target / "tokenizer_config.json").read_text())
+    special = {key: names[key] for key in ("eos_token", "pad_token")}
+    _write(target / "special_tokens_map.json", special)
+    template = json.loads((target / "chat_template.json").read_text())["chat_template"]
+    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (target / "chat_template.json").unlink()
     return target
 
 
