@@ -66,9 +66,8 @@ class Shard(LogReader):
         """Read it, and add its records to the index of all logs."""
         own = RecordIndex()
         for record, line in self:
-            row_of(
-                record, line, self
-            )  # refuses what no table could hold, before anything is written
+            # Refuses what no table could hold, before anything is written.
+            row_of(record, line, self)
             self.runs.add(record["run"])
             self.records += 1
             own.add(record)
