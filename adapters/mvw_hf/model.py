@@ -335,12 +335,12 @@ class HuggingFace(Adapter):
         spec = ModelSpec(self.checkpoint)
         if type(self).shape is HuggingFace.shape and self.published_config(spec) is None:
             raise _no_tiny(
-                f"the configuration of {self.checkpoint} is not known: put its config.json into "
+                f"The configuration of {self.checkpoint} is not known: put its config.json into "
                 f"your package as published/{self.checkpoint}.json, name the folder as `published`"
             )
         model, processor = tiny_of(self.shape(spec), self.build)
         if processor is None:
-            raise _no_tiny(f"how {model.config.model_type} prepares images is not known here")
+            raise _no_tiny(f"How {model.config.model_type} prepares images is not known here")
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
 
 

@@ -125,7 +125,7 @@ class AdapterContract:
 
     def test_its_tiny_model_is_tiny_and_always_the_same(self) -> None:
         state = torch.random.get_rng_state()
-        first, second = self.made().tiny(), self.made().tiny()
+        first, second = _fresh(self.made()), _fresh(self.made())
         assert torch.equal(torch.random.get_rng_state(), state), (
             "tiny() uses up torch's global random numbers: save and restore their state"
         )
@@ -248,14 +248,15 @@ class AdapterContract:
         adapter, info = self.made(), self.info()
         if type(adapter).shape is Adapter.shape or not info.checkpoints:
             pytest.skip("the adapter has no checkpoint of its own, or does not tell its shape")
-        name = info.checkpoints[0]
-        try:
-            config: Any = adapter.shape(ModelSpec(model=name))
-        except (MvwError, OSError) as error:
+        name, config = info.checkpoints[0], None
+        with suppress(MvwError, OSError):
+            config = adapter.shape(ModelSpec(model=name))
+        if config is None:
             pytest.fail(
-                f"shape() does not know {name} without a network ({error}): put its config.json "
-                f"into your package as published/{name}.json and name the folder in the class, as "
-                '`published = Path(__file__).parent / "published"`, or override shape()'
+                f"shape() does not know {name} without a network: put its config.json into your "
+                f"package as published/{name}.json and name the folder in the class, as "
+                '`published = Path(__file__).parent / "published"`, or override shape()',
+                pytrace=False,
             )
         try:
             assert config.get_text_config().num_hidden_layers > 0
@@ -271,6 +272,7 @@ class AdapterContract:
 
     def test_the_engine_equals_the_oracle(self) -> None:
         """Masked attention over the whole sequence, without a cache: to 1e-5 in float32."""
+        self.loaded()
         for m in (1, 2, 7):
             result = equivalence(self.made(), m=m)
             assert result.telling, (
@@ -328,7 +330,7 @@ class AdapterContract:
 
     def test_the_model_is_restored_after_an_error(self) -> None:
         """Attention kernels, patched functions, hooks and weights, as they were."""
-        loaded = self.made().tiny()  # one that nothing has been done to
+        loaded = _fresh(self.made())  # one that nothing has been done to
         prefilled(loaded.model, self.request(0, 2).inputs)  # transformers hooks into it once
         before = _state(loaded.model)
 
@@ -358,10 +360,16 @@ class AdapterContract:
 def tiny_of(adapter: Hashable) -> LoadedModel:
     """Build the tiny model of an adapter, given by name or class, once."""
     assert isinstance(adapter, (str, type))
+    return _fresh(_made(adapter))
+
+
+def _fresh(adapter: Adapter) -> LoadedModel:
+    """Build a tiny model; what the adapter lacks for one is told in a line."""
     try:
-        return _made(adapter).tiny()
+        return adapter.tiny()
     except MvwError as error:
-        pytest.fail(f"tiny(): {error} {error.cause}")
+        told = f"tiny(): {error} {error.cause}"
+    pytest.fail(told, pytrace=False)
 
 
 def _made(adapter: str | type[Adapter]) -> Adapter:

@@ -50,7 +50,7 @@ def test_what_makes_a_family_is_left(name: str) -> None:
     ("checkpoint", "known", "told"),
     [
         ("nobody/nothing", False, "put its config.json into your package as published/nobody/"),
-        ("nobody/nothing", True, "how idefics3 prepares images is not known here"),
+        ("nobody/nothing", True, "How idefics3 prepares images is not known here"),
     ],
 )
 def test_it_says_what_to_do_where_it_can_not(checkpoint: str, known: bool, told: str) -> None:
