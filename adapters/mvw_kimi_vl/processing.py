@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mvw_cli import BadImage, UsageProblem
+from mvw_cli import BadImage, ModelProblem
 from mvw_kimi_vl.modeling import DEFAULT_PATCHES, KimiVLConfig
 from mvw_kimi_vl.tokenizer import TEMPLATE
 
@@ -147,7 +147,7 @@ class KimiProcessor:
         """Encode a conversation; each image's placeholder is repeated for its vision tokens.
 
         Raises:
-            UsageProblem: the text has more placeholders than there are images.
+            ModelProblem: the template writes more or fewer placeholders than there are images.
             BadImage: an image can't be read.
         """
         text = self.tokenizer.apply_chat_template(
@@ -155,10 +155,10 @@ class KimiProcessor:
         )
         pieces = text.split(PLACEHOLDER)
         if len(pieces) != len(images) + 1:
-            raise UsageProblem(
-                "The question can't be put to Kimi-VL.",
-                cause=f"The prompt has {len(pieces) - 1} placeholders for {len(images)} images.",
-                hint='mvw infer IMAGE "What is on the table?" --adapter kimi-vl',
+            raise ModelProblem(
+                "The chat template does not say where the images stand.",
+                cause=f"It writes {PLACEHOLDER} {len(pieces) - 1} times for {len(images)} images.",
+                hint="mvw list profiles",
             )
         written = pieces[0]
         for image, piece in zip(images, pieces[1:], strict=True):

@@ -23,7 +23,7 @@ from PIL import Image
 from processes import Ran
 from torch import Tensor, nn
 
-from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec, UsageProblem
+from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec
 from mvw_cli.adapter import unchanged
 from mvw_cli.images.reading import fit
 from mvw_cli.oracle.equivalence import Trial, noise, question_of, run
@@ -232,9 +232,16 @@ def test_the_checkpoints_own_template_is_taken(tmp_path: Path) -> None:
     assert told.processor.tokenizer.decode(ids) == "the <|media_pad|>"
 
 
-def test_a_question_with_a_placeholder_is_refused(loaded: LoadedModel) -> None:
-    with pytest.raises(UsageProblem):
-        KimiVL().encode(loaded, [noise(28, 28)], "what is <|media_pad|>?")
+def test_a_template_without_a_place_for_the_image_is_refused(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = loaded.processor.tokenizer
+    told = tokenizer.chat_template.replace("<|media_pad|>", "")
+    monkeypatch.setattr(tokenizer, "chat_template", told)
+    for question in ("what is it?", "what is <|media_pad|>?"):
+        with pytest.raises(ModelProblem, match="does not say where the images stand") as caught:
+            KimiVL().encode(loaded, [noise(28, 28)], question)
+        assert caught.value.cause == "It writes <|media_pad|> 0 times for 1 images."
 
 
 def test_thinking_is_no_answer() -> None:
