@@ -9,7 +9,7 @@ changed: no position is renumbered, and no other entry of the cache is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 import torch
@@ -268,21 +268,25 @@ class Slots:
         events: list[Event] = [generated]
         for decision in decisions(sequence.decide(sequence.view(logits))):
             if isinstance(decision, Withdraw):
-                events.append(self._withdraw(sequence, decision))
+                taken = sequence.withdrawn_by(decision)
+                # Of two policies in a row each may say so, or one after each token.
+                if not sequence.present or any(bool(lost.any()) for lost in taken.values()):
+                    events.append(self._withdraw(sequence, taken, offload=decision.offload))
             elif sequence.offloaded is not None:
                 events.append(self._restore(sequence))
         return events
 
-    def _withdraw(self, sequence: SequenceState, decision: Withdraw) -> Withdrawn:
-        """Take vision tokens out of a sequence's slot."""
+    def _withdraw(
+        self, sequence: SequenceState, taken: Mapping[int, Tensor], *, offload: bool
+    ) -> Withdrawn:
+        """Take vision tokens out of a sequence's slot.  taken: # (N,) bool, by layer"""
         cache, slot = self._cache, sequence.slot
         start = perf_counter()
         before = cache.slot_bytes(slot)
-        taken = sequence.withdrawn_by(decision)
         nothing = torch.zeros(0, dtype=torch.bool)
         leaving = per_layer(sequence.vision.entries, taken)
         masks = [leaving.get(layer, nothing) for layer in range(len(cache.layers))]
-        if decision.offload:
+        if offload:
             copies, held = cache.offload(slot, masks), sequence.offloaded
             if held is not None:
                 copies = [old.with_more(new) for old, new in zip(held, copies, strict=True)]

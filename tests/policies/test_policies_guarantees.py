@@ -35,6 +35,7 @@ from mvw_cli.policy import (
     Select,
     Signals,
     StepView,
+    Withdraw,
     WithdrawalPolicy,
 )
 
@@ -54,6 +55,7 @@ def policies(chosen: Subject) -> list[WithdrawalPolicy]:
         stacked([Downsample(keep=0.6), Anneal(end=10, every=2), looking]),
         stacked([Mvw(m=3), looking]),
         Mass(threshold=1.0, patience=3),
+        Anneal(end=10, every=2),
     ]
 
 
@@ -165,6 +167,25 @@ def happened(served: Served) -> list[Any]:
         (type(event).__name__, getattr(event, "step", 0), getattr(event, "entries", 0))
         for event in served.events
     ]
+
+
+@dataclass(frozen=True)
+class _Again(WithdrawalPolicy):
+    """Withdraws after each token from the third on."""
+
+    name: ClassVar[str] = "again"
+
+    def begin(self) -> Decide:
+        return lambda view: Withdraw(offload=view.step > 3) if view.step >= 3 else None
+
+
+@pytest.mark.parametrize("name", ["llava", "mllama"])
+def test_what_takes_nothing_is_no_withdrawal(name: str) -> None:
+    chosen = subject(name)
+    once = happened(serve(chosen, [asked(chosen, Mvw(m=3), 2)])["2"])
+    assert [event[0] for event in once].count("Withdrawn") == 1
+    for policy in (_Again(), stacked([Mvw(m=3), _Again()])):
+        assert happened(serve(chosen, [asked(chosen, policy, 2)])["2"]) == once
 
 
 # -- bytes ----------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_masks_of_several_withdrawals_are_joined() -> None:
             masks[3] = {4: torch.tensor([True, False, True])}
             return lambda view: [Withdraw(keep=masks[view.step])] if view.step in masks else None
 
-    each = [{"entropy": entropy} for entropy in (0, 0, 0, 5, 0)]
+    each = [{"entropy": entropy, "vision_tokens": 3} for entropy in (0, 0, 0, 5, 0)]
     said = walk([Twice(), LookBack(entropy=1.0, steps=1)], ["a"] * 5, each)
     assert list(said) == [1, 2, 3, 4, 5]
     assert kept(said[5][0]) == {0: [1], 4: [0, 2]}
