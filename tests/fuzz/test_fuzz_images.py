@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mvw_cli.errors import BadImage
+from mvw_cli.images.problems import PIXEL_LIMIT
 from mvw_cli.images.reading import open_image, upright_size
 
 MOST = 2000
@@ -164,7 +165,7 @@ def forged(draw: st.DrawFn) -> bytes:
 
 def look(data: bytes, source: Path | bytes) -> None:
     """Read an image; neither a size nor a picture comes of what can't be one."""
-    size, error = told(lambda: upright_size(data, "x.png"))
+    size, error = told(lambda: upright_size(data, "x.png", MOST, PIXEL_LIMIT))
     found, wrong = told(lambda: open_image(source, max_pixels=MOST))
     assert wrong is None or isinstance(wrong, BadImage)
     assert error is None or wrong is not None  # what is refused by its header is not decoded

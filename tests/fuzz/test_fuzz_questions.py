@@ -25,6 +25,7 @@ from mvw_cli.batch.source.reading import image_size, read_image
 from mvw_cli.batch.store.record import dumps, failure
 from mvw_cli.batch.store.worklist import WorkList
 from mvw_cli.errors import BadImage
+from mvw_cli.images.problems import PIXEL_LIMIT
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
@@ -122,7 +123,7 @@ def use(source: Source) -> None:
         return
     for item in listed:
         read, error = told(lambda item=item: [read_image(one, 100) for one in item.images])
-        told(lambda item=item: [image_size(one) for one in item.images])
+        told(lambda item=item: [image_size(one, 100, PIXEL_LIMIT) for one in item.images])
         if error is not None:
             assert isinstance(error, BadImage)
         wrong = error or BadImage("some other error", cause="of the model", hint="ls")
