@@ -110,10 +110,11 @@ def _complete(kind: Literal["adapters", "policies"]) -> Callable[..., list[Compl
         from click.shell_completion import CompletionItem
 
         from mvw_cli.plugins import load_plugins
+        from mvw_cli.text import one_line
 
         before, plus, last = incomplete.rpartition("+")
         return [
-            CompletionItem(before + plus + entry.info.name, help=entry.info.summary)
+            CompletionItem(before + plus + entry.info.name, help=one_line(entry.info.summary))
             for entry in getattr(load_plugins(), kind)
             if entry.info.name.startswith(last)
         ]
