@@ -90,7 +90,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _recognised(error: Exception) -> MvwError | None:
-    """Tell what is no fault in mvw: memory that ran out anywhere, or the code of a plugin."""
+    """Tell what is no fault in mvw: memory that ran out anywhere, the code of a plugin, or what the
+    system refuses."""
     ran_out = isinstance(error, MemoryError)
     if "torch" in sys.modules:
         with suppress(Exception):  # of a PyTorch that is broken
@@ -106,7 +107,14 @@ def _recognised(error: Exception) -> MvwError | None:
     if "mvw_cli.plugins" in sys.modules:
         from mvw_cli.plugins import culprit
 
-        return culprit(error)
+        found = culprit(error)
+        if found is not None:
+            return found
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename
+        path = "." if name is None or isinstance(name, int) else os.fsdecode(name)
+        hint = "ulimit -n" if error.errno == errno.EMFILE else f"ls -ld {shlex.quote(path)}"
+        return MvwError(f"Cannot use {path}", cause=error.strerror, hint=hint)
     return None
 
 

@@ -31,9 +31,9 @@ def check_writable(path: str) -> None:
         if not is_special(target):
             with tempfile.TemporaryFile(dir=folder):
                 pass
-    except (FileNotFoundError, NotADirectoryError):
-        raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}") from None
     except OSError as error:
+        if not os.path.isdir(folder):
+            raise unwritable(path, f"there is no folder {folder}", f"mkdir -p {quoted}") from None
         cause = f"cannot write into {folder}: {error.strerror}"
         raise unwritable(path, cause, f"ls -ld {quoted}") from None
 

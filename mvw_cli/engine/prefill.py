@@ -23,6 +23,9 @@ from mvw_cli.engine.layer_exits import Selection, selecting
 from mvw_cli.engine.types import GenerationSettings, Request
 from mvw_cli.engine.vision import Vision, vision_of
 
+_COLDEST = 1e-6
+"""Temperature below which only the likeliest token is left, and logits in float32 overflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -81,7 +84,7 @@ def _overrides(settings: GenerationSettings) -> dict[str, Any]:
         "use_cache": True,
         "return_dict_in_generate": False,
     }
-    if settings.temperature == 0:
+    if settings.temperature is not None and settings.temperature < _COLDEST:
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     else:
         chosen = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}

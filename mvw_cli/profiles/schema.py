@@ -183,7 +183,7 @@ class Profile(Section):
     )
     device: str = Field(
         default=_SPEC["device"],
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
         description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator where there is one.",
     )
     device_map: Literal["auto"] | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -106,6 +107,26 @@ def test_the_unexpected_is_one_message_with_the_command_to_repeat(
         "Hint: mvw --debug fail\n"
     )
     assert "Traceback" in failing(KeyError("x"), "--debug").err
+
+
+def test_what_the_system_refuses_is_no_fault_in_mvw(failing: Callable[..., Ran]) -> None:
+    ran = failing(PermissionError(errno.EACCES, "Permission denied", "a b/x.json"))
+    assert (
+        ran.err == "Error: Cannot use a b/x.json\n  Permission denied\nHint: ls -ld 'a b/x.json'\n"
+    )
+    ran = failing(OSError(errno.EMFILE, "Too many open files"))
+    assert ran.err == "Error: Cannot use .\n  Too many open files\nHint: ulimit -n\n"
+
+
+def test_an_error_is_three_lines_whatever_is_in_it(failing: Callable[..., Ran]) -> None:
+    long = UsageProblem("a\nb" + "c" * 5000 + "d", cause="e\nf", hint=shlex.join(["ls", "a\nb"]))
+    error, cause, hint = failing(long).err.splitlines()
+    assert error.startswith("Error: a bccc") and error.endswith("cccd") and len(error) < 1000
+    assert cause == "  e f"
+    done = subprocess.run(
+        ["bash", "-c", hint.removeprefix("Hint: ").replace("ls", "printf %s")], capture_output=True
+    )
+    assert done.stdout == b"a\nb"
 
 
 def test_ctrl_c_is_130(failing: Callable[..., Ran]) -> None:

@@ -21,7 +21,7 @@ from mvw_cli import console
 from mvw_cli.__main__ import main
 from mvw_cli.errors import ExitCode, MvwError
 
-LONG = 15
+LONG = 20
 """How many times as many examples the profile `long` tries."""
 _LONGEST = 1000
 """Characters that a line of a message has at most."""

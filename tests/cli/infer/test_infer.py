@@ -337,3 +337,8 @@ def test_sampling_follows_the_seed(infer: Infer) -> None:
 
     assert text(1) == text(1)
     assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_the_coldest_temperature_is_greedy(infer: Callable[..., Ran]) -> None:
+    greedy, coldest = (infer("--temperature", one, "-q") for one in ("0", "1e-300"))
+    assert coldest.code == 0 and coldest.out == greedy.out
