@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_folder import BY_PROFILE, write_hub_folder
 from mvw_hf.tiny import tiny_llava
 from processes import Ran
 from transformers import GPT2Config, LlavaForConditionalGeneration, OPTConfig
 
 from mvw_cli.oracle.equivalence import noise
+from mvw_cli.plugins import load_adapter
+from mvw_cli.profiles.resolution import model_spec, resolve
+from mvw_cli.session import open_session
 
 POSITIONS, BEFORE = 64, 17
 """Positions of the model; tokens of a prompt before its words: `<s>` and the image."""
@@ -98,3 +102,19 @@ def test_a_dry_run_tells_it_and_the_run_fails_those_alone(
     records = map(json.loads, Path("q.results.jsonl").read_text().splitlines())
     statuses = {record["id"]: record["status"] for record in records}
     assert statuses == {"short": "ok", "last": "ok", "long": "failed", "longer": "failed"}
+
+
+@pytest.mark.parametrize("name", list(BY_PROFILE))
+def test_a_prompt_is_counted_without_weights(name: str, tmp_path: Path) -> None:
+    write_hub_folder(BY_PROFILE[name], tmp_path / "checkpoint")
+    profile = resolve(name, {"model": str(tmp_path / "checkpoint")}).profile
+    asked = "What is in the picture, and why?"
+    request = open_session(profile).request([noise(300, 200)], asked)
+    for weights in (tmp_path / "checkpoint").glob("*.safetensors"):
+        weights.unlink()
+    spec, adapter = model_spec(profile), load_adapter(profile.adapter)
+    config = adapter.shape(spec)
+    crossed = request.layout.cross_entries is not None  # one token stands for the image
+    vision = 1 if crossed else adapter.image_tokens(config, 300, 200)
+    text = adapter.text_tokens(spec, config)(asked, 1)
+    assert text + vision == request.inputs["input_ids"].shape[1]
