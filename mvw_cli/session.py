@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
-from mvw_cli.adapter import Adapter, Answer, LoadedModel, VisionLayout
+from mvw_cli.adapter import Adapter, Answer, LoadedModel, ModelSpec, VisionLayout
 from mvw_cli.engine.types import Event, GenerationSettings, Request
 from mvw_cli.errors import (
     ModelProblem,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mvw_cli.engine.engine import Engine
     from mvw_cli.engine.slots import Observe, Slots
     from mvw_cli.profiles.schema import Profile
+    from mvw_cli.vllm.engine import VllmEngine, VllmSlots
 
 
 _POSITIONS = re.compile("position|wpe")
@@ -47,9 +48,15 @@ class Session:
 
     adapter: Adapter
     loaded: LoadedModel
-    engine: Engine
+    engine: Engine | VllmEngine
     policy: WithdrawalPolicy
     settings: GenerationSettings
+    chosen: str = ""
+    """Which engine `engine: auto` has taken, and why; one line."""
+
+    def close(self) -> None:
+        """End what the engine has started."""
+        self.engine.close()
 
     def request(self, images: Sequence[Image], question: str, *, id: str = "0") -> Request:
         """Encode one question about one or more images.
@@ -59,8 +66,13 @@ class Session:
             PluginProblem: the adapter does not keep to its contract.
             UsageProblem: the prompt is longer than the model has positions.
         """
+        asked = without_placeholder(question)
         with _explained(self.loaded.name):
-            inputs = self.adapter.encode(self.loaded, images, without_placeholder(question))
+            if self.engine.prepares_images:
+                inputs = self.adapter.prompt(self.loaded, images, asked)
+                layout = self.adapter.vision(self.loaded, inputs)
+                return Request(id, inputs, layout, self.policy, self.settings, tuple(images))
+            inputs = self.adapter.encode(self.loaded, images, asked)
             self._check_inputs(inputs)
             layout = self.adapter.vision(self.loaded, inputs)
             length = inputs["input_ids"].shape[1]
@@ -120,7 +132,7 @@ class Session:
             yield from self.engine.run(requests)
 
     @contextmanager
-    def serving(self, *, observe: Observe | None = None) -> Iterator[Slots]:
+    def serving(self, *, observe: Observe | None = None) -> Iterator[Slots | VllmSlots]:
         """Serve with slots that the caller fills and steps, as `Engine.serving`.
 
         Raises:
@@ -146,13 +158,12 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """Return which weights answer, and how they are held: for reports."""
-        model = self.loaded.model
         return {
             "adapter": self.loaded.adapter,
             "name": self.loaded.name,
             "revision": self.loaded.revision,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
+            "dtype": str(self.engine.dtype).removeprefix("torch."),
+            "device": str(self.engine.device),
             "attention": self.engine.attention,
         }
 
@@ -161,7 +172,7 @@ def open_session(
     profile: Profile,
     *,
     policy: WithdrawalPolicy | None = None,
-    slots: int = 1,
+    slots: int | None = None,
     allow_pickle: bool = False,
     random_weights: bool = False,
 ) -> Session:
@@ -169,6 +180,7 @@ def open_session(
 
     Args:
         policy: that of the profile, where it has been made already (`Resolved.policy`).
+        slots: requests that decode at the same time; None: one, and in vLLM as many as it takes.
         allow_pickle: whether weights may be read from pickles, where there is nothing else.
         random_weights: whether to make weights up instead of reading any.
 
@@ -182,6 +194,21 @@ def open_session(
     policy, settings = policy or withdrawal_policy(profile), generation_settings(profile)
     spec = replace(model_spec(profile), allow_pickle=allow_pickle, random_weights=random_weights)
     adapter = load_adapter(profile.adapter)
+    engine: str = profile.engine
+    why = ""
+    if engine == "auto":
+        from mvw_cli.vllm.start import choose
+
+        engine, reason = choose(profile, policy)
+        why = f"engine {engine}: {reason}"
+    if engine == "vllm":
+        try:
+            session = _vllm_session(profile, adapter, spec, policy, settings, slots)
+            return replace(session, chosen=why)
+        except ModelProblem as error:
+            if profile.engine == "vllm":
+                raise
+            why = f"engine mvw: {error.message}: {error.cause}"
     if random_weights and type(adapter).build is Adapter.build:
         adapter.build(None)  # says that it can't; `load` would have to read weights
     if not comes_with_adapter(spec.model or "", profile.adapter):
@@ -193,13 +220,43 @@ def open_session(
         raise _wrong_return(profile.adapter, "load", loaded, wanted)
     from mvw_cli.engine.engine import Engine
 
-    engine = Engine(
+    own = Engine(
         loaded,
-        slots=slots,
+        slots=slots or 1,
         attention=profile.attention,
         cross_attention=profile.cross_attention,
     )
-    return Session(adapter, loaded, engine, policy, settings)
+    return Session(adapter, loaded, own, policy, settings, why)
+
+
+def _vllm_session(
+    profile: Profile,
+    adapter: Adapter,
+    spec: ModelSpec,
+    policy: WithdrawalPolicy,
+    settings: GenerationSettings,
+    slots: int | None,
+) -> Session:
+    """The same with vLLM's engine, which reads the weights itself."""
+    from mvw_cli.cost.shape import on_meta
+    from mvw_cli.vllm import start
+
+    start.check(profile, policy)
+    config = adapter.shape(spec)
+    if reason := start.unsupported(config):
+        raise start.refused(reason)
+    with _explained(str(spec.model)):
+        model, processor = on_meta(adapter, config), adapter.processor(spec)
+    revision = getattr(config, "_commit_hash", None)
+    loaded = LoadedModel(
+        profile.adapter, str(spec.model), model, processor, spec, revision=revision
+    )
+    arguments = start.engine_arguments(
+        spec, policy, slots=slots, engine_args=profile.engine_args.given
+    )
+    from mvw_cli.vllm.engine import VllmEngine
+
+    return Session(adapter, loaded, VllmEngine(adapter, loaded, arguments), policy, settings)
 
 
 def _wrong_return(adapter: str, method: str, value: object, wanted: str) -> PluginProblem:

@@ -70,8 +70,8 @@ def test_the_core_imports_no_adapter() -> None:
 LAYERS = (
     "errors", "text", "files", "environment", "console", "adapter", "policy",
     "hookspecs", "plugins", "images", "engine", "policies", "oracle", "profiles", "cost",
-    "machine", "session", "render", "doctor", "batch", "bench", "explain", "calibrate", "testing",
-    "scaffold", "cli", "__main__",
+    "machine", "vllm", "session", "render", "doctor", "batch", "bench", "explain", "calibrate",
+    "testing", "scaffold", "cli", "__main__",
 )  # fmt: skip
 """The parts of `mvw_cli`, lowest first: each imports only parts that stand before it."""
 

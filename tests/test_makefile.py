@@ -65,4 +65,6 @@ def _lines(target: str) -> list[str]:
     """What a target runs, without the folder of the interpreter and without variables."""
     recipe = (ROOT / "Makefile").read_text().split(f"\n{target}: ")[1].split("\n\n")[0]
     lines = [line for line in recipe.splitlines() if line.startswith("\t")]
-    return [re.sub(r"^\tPYTHONPATH=\S+ |\$\(BIN\)/|^\t", "", line) for line in lines]
+    return [
+        re.sub(r"^\tPYTHONPATH=\S+ |\$\(BIN\)/|\$\(VLLM\)/bin/|^\t", "", line) for line in lines
+    ]

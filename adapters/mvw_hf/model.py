@@ -80,11 +80,7 @@ class HuggingFace(Adapter):
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         if spec.model is None:
-            raise UsageProblem(
-                "No model is named.",
-                cause="The adapter `hf` serves any checkpoint, so it has no default one.",
-                hint="mvw infer IMAGE QUESTION --model Qwen/Qwen2.5-VL-7B-Instruct",
-            )
+            raise no_model()
         check_placement(spec)
         device = choose_device(spec.device)
         reads = not spec.random_weights
@@ -170,7 +166,8 @@ class HuggingFace(Adapter):
         self, loaded: LoadedModel, images: Sequence[Image], question: str
     ) -> dict[str, Tensor]:
         try:
-            inputs = self._inputs(loaded, images, question)
+            encoder, text = _asked(loaded, question)
+            inputs = self.tokenize(encoder, images, text)
         except (MvwError, MemoryError):
             raise
         except Exception as error:
@@ -198,27 +195,11 @@ class HuggingFace(Adapter):
             )
         return on_device
 
-    def _inputs(
-        self, loaded: LoadedModel, images: Sequence[Image], question: str
-    ) -> dict[str, Any]:
-        text = loaded.spec.template.replace("{question}", question)
-        prompt = f"{loaded.spec.system or ''}\n{text}"
-        held = {token: one for token, one in control_tokens(loaded).items() if token in prompt}
-        encoder = loaded
-        if held:
-            from mvw_hf.control_tokens import as_text
-
-            encoder, text = as_text(loaded, text, held)
-        return self.tokenize(encoder, images, text)
-
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
         """Run processor and chat template; models without a template get image tokens and text."""
         processor = loaded.processor
         if getattr(processor, "chat_template", None) is None:
-            token = processor.tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
-            if loaded.model.config.model_type == "gemma3":  # whose processor writes the rest
-                token = getattr(processor, "boi_token", token)
-            prompt = f"{token}\n" * len(images) + text
+            prompt = self.prompt_text(loaded, images, text)
             return dict(processor(text=prompt, images=list(images) or None, return_tensors="pt"))
         return dict(
             processor.apply_chat_template(
@@ -229,6 +210,43 @@ class HuggingFace(Adapter):
                 return_tensors="pt",
             )
         )
+
+    def prompt(
+        self, loaded: LoadedModel, images: Sequence[Image], question: str
+    ) -> dict[str, Tensor]:
+        encoder, asked = _asked(loaded, question)
+        text = self.prompt_text(encoder, images, asked)
+        tokenizer = getattr(encoder.processor, "tokenizer", encoder.processor)
+        # As processors do it: a template that begins with the BOS token has it already.
+        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        encoded = tokenizer(text, add_special_tokens=not begun, return_tensors="pt")
+        return {"input_ids": encoded["input_ids"]}
+
+    def prompt_text(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> str:
+        """Fill in the chat template, with one placeholder for each image."""
+        processor = loaded.processor
+        if getattr(processor, "chat_template", None) is None:
+            token = processor.tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
+            if loaded.model.config.model_type == "gemma3":  # whose processor writes the rest
+                token = getattr(processor, "boi_token", token)
+            return f"{token}\n" * len(images) + text
+        filled: str = processor.apply_chat_template(
+            conversation(loaded.spec.system, images, text),
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return filled
+
+    def processor(self, spec: ModelSpec) -> Any:
+        if spec.model is None:
+            raise no_model()
+        with explained(spec.model, spec.revision, weights=False):
+            if spec.random_weights:
+                processor = self._processor_or_fallback(spec, self.shape(spec))
+            else:
+                processor = self.load_processor(spec)
+            check_template(processor, spec)
+        return processor
 
     def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
         entries = inputs["input_ids"][0] == loaded.model.config.image_token_id
@@ -344,6 +362,15 @@ class HuggingFace(Adapter):
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
 
 
+def no_model() -> UsageProblem:
+    """Make the error of a spec that names no model."""
+    return UsageProblem(
+        "No model is named.",
+        cause="The adapter `hf` serves any checkpoint, so it has no default one.",
+        hint="mvw infer IMAGE QUESTION --model Qwen/Qwen2.5-VL-7B-Instruct",
+    )
+
+
 def _no_tiny(lacking: str) -> ModelProblem:
     cause = f"{lacking}, or override tiny() with a small model and its processor"
     return ModelProblem("There is no tiny model.", cause=cause, hint="mvw list adapters")
@@ -435,6 +462,23 @@ def filled_in(processor: Any, system: str | None, images: int = 1) -> str:
         messages, add_generation_prompt=True, tokenize=False
     )
     return prompt
+
+
+def _asked(loaded: LoadedModel, question: str) -> tuple[LoadedModel, str]:
+    """Put a question into the template; return by what and which text to encode.
+
+    Raises:
+        UsageProblem: it holds a control token that can't be read as text.
+    """
+    text = loaded.spec.template.replace("{question}", question)
+    prompt = f"{loaded.spec.system or ''}\n{text}"
+    held = {token: one for token, one in control_tokens(loaded).items() if token in prompt}
+    encoder = loaded
+    if held:
+        from mvw_hf.control_tokens import as_text
+
+        encoder, text = as_text(loaded, text, held)
+    return encoder, text
 
 
 def control_tokens(loaded: LoadedModel) -> dict[str, bool]:

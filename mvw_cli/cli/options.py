@@ -199,6 +199,12 @@ _OTHERS = (
         help="Sample from the likeliest tokens of probability P together.",
     ),
     _Flag("generation.seed", "--seed", metavar="N", type=_FROM_ZERO, help="Seed of the sampling."),
+    _Flag(
+        "engine",
+        "--engine",
+        metavar="mvw|vllm|auto",
+        help="What runs the model: mvw's own engine, or vLLM.",
+    ),
     _Flag("device", "--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N."),
     _Flag("device_map", "--device-map", metavar="auto", help="Spread the layers over all GPUs."),
     _Flag("dtype", "--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),

@@ -13,6 +13,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
@@ -41,6 +42,9 @@ class Engine:
         ModelProblem: the model can't be served exactly, or not with this attention kernel.
     """
 
+    prepares_images = False
+    """Whether requests bring their pictures instead of what the model's processor makes of them."""
+
     def __init__(
         self,
         loaded: LoadedModel,
@@ -58,6 +62,26 @@ class Engine:
         with self._refusing():
             self._windows = check_architecture(self._model)
             self.attention = choose_kernel(self._model, attention)
+
+    def close(self) -> None:
+        """Do nothing: the model goes with whoever holds it."""
+
+    @property
+    def slots(self) -> int:
+        """How many requests `run` lets decode at the same time."""
+        return self._slots
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self._model.device
+        return device
 
     def run(
         self, requests: Iterable[Request], *, observe: Observe | None = None

@@ -5,7 +5,7 @@ Events are small dataclasses with a timestamp. A completion sums up those of one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.policy import WithdrawalPolicy
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -67,6 +68,8 @@ class Request:
     layout: VisionLayout
     policy: WithdrawalPolicy
     settings: GenerationSettings
+    images: Sequence[Image] = ()
+    """The pictures themselves, for an engine that prepares them itself."""
     forced: tuple[int, ...] | None = None
     """The whole output, where it is given: its tokens are read and none is chosen, so that other
     conditions can be seen along the same output; at least one token. Settings count for nothing
@@ -129,12 +132,14 @@ class Withdrawn(_Event):
     """Cache entries that are gone, summed over the layers."""
     kv_bytes_before: int
     kv_bytes_after: int
-    duration_s: float
-    """Seconds that the withdrawal itself took."""
+    duration_s: float | None
+    """Seconds that the withdrawal itself took; None where the engine does not tell."""
     complete: bool = True
     """Whether no layer holds any vision token now."""
     offloaded_bytes: int = 0
     """Bytes of the copies in host memory."""
+    kv_blocks_freed: int | None = None
+    """Blocks of a paged cache that went back to its pool; None where the cache has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +211,7 @@ class Withdrawal:
     entries: int
     kv_bytes_before: int
     kv_bytes_after: int
+    kv_blocks_freed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +271,8 @@ def summarise(events: Iterable[Event]) -> Completion:
     if withdrawn is not None:
         rate_after = _rate(len(stamps) - withdrawn.step, last - withdrawn.at)
         changes = [event for event in events if isinstance(event, Withdrawn | Restored)]
-        withdrawal_ms = sum(event.duration_s for event in changes) * 1e3
+        took = [event.duration_s for event in changes if event.duration_s is not None]
+        withdrawal_ms = sum(took) * 1e3 if len(took) == len(changes) else None
         stages = changes[: changes.index(withdrawn) + 1]
         freed = sum(one.kv_bytes_before - one.kv_bytes_after for one in stages)
         withdrawal = Withdrawal(
@@ -276,6 +283,7 @@ def summarise(events: Iterable[Event]) -> Completion:
             ),
             kv_bytes_before=withdrawn.kv_bytes_after + freed,
             kv_bytes_after=withdrawn.kv_bytes_after,
+            kv_blocks_freed=withdrawn.kv_blocks_freed,
         )
     return Completion(
         text=finished.text,

@@ -135,12 +135,13 @@ def flag_layer(flags: Mapping[str, object]) -> Layer:
         option = "--" + key.rpartition(".")[2].replace("_", "-")
         origins[key] = Origin("flag", f"--set {key}" if isinstance(value, RawText) else option)
         _check_text(value, origins[key])
-        if key not in known and key.rpartition(".")[0] != "withdrawal":
+        section = key.rpartition(".")[0]
+        if key not in known and section not in ("withdrawal", "engine_args"):
             raise unknown_key(origins[key], key)
         is_list = key == "withdrawal.policy" and str(value).lstrip().startswith("[")
         found[key] = value  # of a policy's field the type is known later
-        if is_list or key in known:
-            found[key] = interpret(value, list if is_list else known[key])
+        if is_list or key in known or section == "engine_args":
+            found[key] = interpret(value, list if is_list else known.get(key, Any))
 
     def locate(path: KeyPath) -> Origin:
         names = (".".join(map(str, path[:2])), *map(str, path[:1]))

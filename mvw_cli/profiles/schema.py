@@ -154,6 +154,17 @@ class Generation(Section):
     )
 
 
+class EngineArgs(Section):
+    """Arguments of vLLM's engine under its own names, as `tensor_parallel_size`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return dict(self.model_extra or {})
+
+
 class Profile(Section):
     """Which model answers, and how."""
 
@@ -196,6 +207,12 @@ class Profile(Section):
         description="8bit or 4bit holds the weights of linear layers in so many bits, on CUDA "
         "devices (needs mvw[quantization]); null: all in dtype.",
     )
+    engine: Literal["mvw", "vllm", "auto"] = Field(
+        default="mvw",
+        description="What runs the model: mvw's own engine, or vLLM (needs mvw[vllm]); auto takes "
+        "vLLM where it is installed, has the model and can be exact.",
+    )
+    engine_args: EngineArgs = Field(default_factory=EngineArgs, description=EngineArgs.__doc__)
     attention: Literal["auto", "sdpa", "eager", "flash"] = Field(
         default="auto",
         description="Attention kernel; auto takes flash where installed and able, else sdpa.",

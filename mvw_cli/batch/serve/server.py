@@ -11,18 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from math import nan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready, Unreadable
 from mvw_cli.batch.store.record import failure, success
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
-from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, summarise
 from mvw_cli.errors import ModelProblem, OutOfMemory, PluginProblem, UsageProblem
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.session import Session
 from mvw_cli.text import readable_bytes
+
+if TYPE_CHECKING:
+    from mvw_cli.engine.slots import Slots as OwnSlots
+    from mvw_cli.vllm.engine import VllmSlots
+
+    Slots = OwnSlots | VllmSlots
 
 Record = dict[str, Any]
 
@@ -195,7 +200,7 @@ class Server:
             if not _lacks_memory(error):
                 raise
         # Not where the error is handled: its traceback holds on to the tensors of what failed.
-        relieve(self._session.loaded.model.device)
+        relieve(self._session.engine.device)
         return action()
 
     # -- decoding ---------------------------------------------------------------------------

@@ -97,11 +97,15 @@ class Worker:
     def __enter__(self) -> Self:
         job = self._job
         self.session = open_session(
-            job.profile, allow_pickle=job.allow_pickle, random_weights=job.random_weights
+            job.profile,
+            slots=job.slots,
+            allow_pickle=job.allow_pickle,
+            random_weights=job.random_weights,
         )
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.session.close()
         del self.session
 
     @property
@@ -134,11 +138,15 @@ class Worker:
                 self.session, feed, encoder, self._choose_limits, run=run, draining=draining
             )
             self.state = server.state
+            if self.session.chosen:
+                self.state.notes.append(self.session.chosen)
             yield from server.records()
 
     def _choose_limits(self, first: Ready) -> Limits:
         """Choose by the memory that is free now, and by what the first item is like."""
         job, session = self._job, self.session
+        if session.engine.prepares_images:
+            return Limits(session.engine.slots)  # vLLM's own pool decides who decodes
         assert first.encoded is not None
         model, request = session.loaded.model, first.encoded.request
         try:

@@ -209,7 +209,8 @@ def _time(events: Sequence[Event]) -> float:
 
 
 def _withdrawal_s(events: Iterable[Event]) -> float:
-    return sum(event.duration_s for event in events if isinstance(event, Withdrawn | Restored))
+    taken = (event for event in events if isinstance(event, Withdrawn | Restored))
+    return sum(event.duration_s or 0.0 for event in taken)
 
 
 # -- the vision encoder, which has no events of its own ---------------------------------------

@@ -117,6 +117,8 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
     )
     phases.mark("load_ms")
     view.clear()
+    if session.chosen:
+        view.note(session.chosen)
     pictures = [file.image for file in images]
     request = session.request(pictures, task.question)
     remarks = [file.remark for file in images if file.remark]

@@ -1,0 +1,246 @@
+"""Whether vLLM can serve a profile exactly, and how it is started for one.
+
+Nothing here imports vLLM before it is asked for: it takes seconds, and few have it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, UsageProblem
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policy import WithdrawalPolicy
+
+if TYPE_CHECKING:
+    from mvw_cli.adapter import ModelSpec
+    from mvw_cli.profiles.schema import Profile
+
+INSTALL = "pip install 'mvw[vllm]'"
+OWN = "mvw infer IMAGE QUESTION --engine mvw"
+_RESERVED = {
+    "model": "model",
+    "revision": "revision",
+    "dtype": "dtype",
+    "additional_config": "withdrawal",
+    "trust_remote_code": "adapter",
+}
+"""Arguments of vLLM's engine that have a key of their own in a profile."""
+_PREFIX = re.compile(r"^\(\w+ pid=\d+\) (ERROR [^\]]*\] )?")
+_ERROR = re.compile(r"^[\w.]*(Error|Exception): .")
+
+
+def installed() -> bool:
+    """Whether vLLM can be imported here; found without importing it."""
+    return find_spec("vllm") is not None
+
+
+def why_not(profile: Profile, policy: WithdrawalPolicy) -> str | None:
+    """Return why vLLM can't serve a profile as it stands, or None; imports nothing of vLLM."""
+    if not isinstance(policy, Mvw | NoWithdrawal):
+        return f"the policy {policy.name} is had in mvw's own engine only"
+    if isinstance(policy, Mvw) and not isinstance(policy.until, str | None):
+        return "a tag for each image is had in mvw's own engine only"
+    keys = {
+        "attention": profile.attention != "auto",
+        "cross_attention": profile.cross_attention != "skip",
+        "device_map": profile.device_map is not None,
+        "quantization": profile.quantization is not None,
+        "images.min_pixels": profile.images.min_pixels is not None,
+    }
+    asked = [key for key, given in keys.items() if given]
+    if asked:
+        return f"{', '.join(asked)} is for mvw's own engine: vLLM has arguments of its own"
+    return "vLLM does not run on mps" if profile.device == "mps" else None
+
+
+def choose(profile: Profile, policy: WithdrawalPolicy) -> tuple[str, str]:
+    """Choose the engine of `engine: auto`; return its name and why."""
+    if not installed():
+        return "mvw", "vLLM is not installed"
+    reason = why_not(profile, policy) or _unknown_model(profile)
+    return ("vllm", "vLLM has the model and can be exact") if reason is None else ("mvw", reason)
+
+
+def _unknown_model(profile: Profile) -> str | None:
+    """Return why vLLM lacks the model of a profile, or None."""
+    from mvw_cli.plugins import load_adapter
+    from mvw_cli.profiles.resolution import model_spec
+
+    try:
+        config = load_adapter(profile.adapter).shape(model_spec(profile))
+    except MvwError as error:
+        return error.message
+    return unsupported(config)
+
+
+def unsupported(config: Any) -> str | None:
+    """Return why vLLM can't serve a model of this configuration exactly, or None."""
+    with _writing_to(Path(os.devnull)):  # it chats while it is imported
+        from vllm.model_executor.models.registry import ModelRegistry
+
+    names = list(getattr(config, "architectures", None) or ())
+    if not set(names) & set(ModelRegistry.get_supported_archs()):
+        return f"vLLM does not have {' or '.join(names) or 'the model'}"
+    return None
+
+
+def check(profile: Profile, policy: WithdrawalPolicy) -> None:
+    """Refuse what vLLM can't do, before anything is loaded.
+
+    Raises:
+        UsageProblem: with the reason.
+    """
+    if not installed():
+        raise UsageProblem(
+            "vLLM is not installed", cause=f"engine: vllm needs it: {INSTALL}", hint=OWN
+        )
+    if reason := why_not(profile, policy):
+        raise refused(reason)
+    for name, key in _RESERVED.items():
+        if name in profile.engine_args.given:
+            raise UsageProblem(
+                f"engine_args has {name}",
+                cause=f"the profile's key `{key}` says it",
+                hint="mvw show --schema",
+            )
+
+
+def refused(reason: str) -> UsageProblem:
+    """Make the error of a profile that vLLM can't serve."""
+    return UsageProblem("vLLM can't serve this profile", cause=reason, hint=OWN)
+
+
+def withdrawal_settings(policy: WithdrawalPolicy) -> dict[str, Any]:
+    """Turn a policy into what the plugin reads from `additional_config`."""
+    if not isinstance(policy, Mvw):
+        return {}
+    given = {"m": policy.m, "until": policy.until, "min": policy.min, "max": policy.max}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def engine_arguments(
+    spec: ModelSpec,
+    policy: WithdrawalPolicy,
+    *,
+    slots: int | None,
+    engine_args: Mapping[str, Any],
+) -> dict[str, Any]:
+    """List the arguments of vLLM's engine; what the user gives goes last."""
+    until = isinstance(policy, Mvw) and policy.until is not None
+    given: dict[str, Any] = {
+        "model": spec.model,
+        "revision": spec.revision,
+        "dtype": spec.dtype,
+        "seed": 0,
+        "additional_config": {"mvw": withdrawal_settings(policy)},
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        # Weights from pickles are refused as everywhere, unless the user allows them.
+        "load_format": "auto" if spec.allow_pickle else "safetensors",
+    }
+    if spec.random_weights:
+        given["load_format"] = "dummy"
+    if slots is not None:
+        given["max_num_seqs"] = slots
+    if until:
+        given["async_scheduling"] = False  # else a tag is known one pass late
+    return given | dict(engine_args)
+
+
+def start(arguments: Mapping[str, Any], device: str) -> Any:
+    """Start vLLM's engine; imports it.
+
+    Args:
+        device: of the profile; vLLM takes the first GPU that it sees, so it is shown one.
+
+    Raises:
+        UsageProblem: an argument that it does not have.
+        ModelProblem: it can't serve the model, or not exactly.
+        OutOfMemory: the weights or one whole request do not fit.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if device.startswith("cuda:"):
+        number, seen = device.removeprefix("cuda:"), os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+    with _explained(str(arguments["model"]), _log()) as log, _writing_to(log):
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        unknown = sorted(set(arguments) - set(EngineArgs.__dataclass_fields__))
+        if unknown:
+            raise UsageProblem(
+                f"engine_args: vLLM has no argument {', '.join(unknown)}",
+                cause="they are handed on to vLLM's engine under its own names",
+                hint="mvw show --schema",
+            )
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+def _log() -> Path | None:
+    """Make a file for what vLLM and its processes write; None where the user wants to see it."""
+    if "VLLM_LOGGING_LEVEL" in os.environ:
+        return None
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    handle, name = tempfile.mkstemp(prefix="mvw-vllm-", suffix=".log")
+    os.close(handle)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return Path(name)
+
+
+@contextmanager
+def _writing_to(log: Path | None) -> Iterator[None]:
+    """Send what this process and those that it starts write to a file, or all to stderr.
+
+    Never to stdout, which is for the answer. The processes keep it; this one is put back.
+    """
+    kept = os.dup(1), os.dup(2)
+    target = os.dup(2) if log is None else os.open(log, os.O_WRONLY | os.O_APPEND)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for handle in (*kept, target):
+            os.close(handle)
+
+
+@contextmanager
+def _explained(model: str, log: Path | None) -> Iterator[Path | None]:
+    """Turn the ways in which vLLM does not start into one error with a way out."""
+    try:
+        yield log
+    except MvwError:
+        raise
+    except Exception as error:
+        said = last_error(log) or " ".join(str(error).split()) or type(error).__name__
+        what = f"vLLM does not start with {model}"
+        if "KV cache" in said or "memory" in said:
+            hint = "mvw infer IMAGE QUESTION --engine vllm --set engine_args.max_model_len=8192"
+            raise OutOfMemory(what, cause=said[:300], hint=hint) from error
+        raise ModelProblem(what, cause=said[:300], hint=OWN) from error
+
+
+def last_error(log: Path | None) -> str | None:
+    """Find the last error that vLLM's processes wrote: what they raise here names none of it."""
+    if log is None:
+        return None
+    lines = (_PREFIX.sub("", line) for line in log.read_text(errors="replace").splitlines())
+    errors = [line.partition(": ")[2] for line in lines if _ERROR.match(line)]
+    return errors[-1] if errors else None

@@ -1,0 +1,180 @@
+"""`vllm serve` with the plugin: by default and per request, many at once, wrong ones refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from vllm_running import ENVIRONMENT, VLLM_TESTS, Case, Judge
+
+sys.path.insert(0, str(VLLM_TESTS))
+from drive import picture
+
+TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    return Judge.of("llava", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def server(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "vllm"), "serve"]
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = {
+        "dtype": "float32",
+        "max-model-len": "512",
+        "max-num-seqs": "8",
+        "block-size": "32",
+        "kv-cache-memory-bytes": str(8 << 20),
+        "limit-mm-per-prompt": '{"image": 2}',
+        "additional-config": '{"mvw": {"m": 6}}',
+        "served-model-name": "tiny",
+        # With it, vLLM itself answers 500 where another client vanishes with the same image.
+        "mm-processor-cache-gb": "0",
+        "port": str(port),
+    }
+    words = [part for key, value in options.items() for part in (f"--{key}", value)]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [*command, str(judge.folder), "--enforce-eager", *words],
+            env=os.environ | ENVIRONMENT,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            try:
+                if httpx.get(f"{address}/health", timeout=2).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def body(judge: Judge, case: Case, **more: Any) -> dict[str, Any]:
+    content: list[dict[str, Any]] = []
+    for seed in case.images:
+        buffer = io.BytesIO()
+        picture(seed).save(buffer, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    content.append({"type": "text", "text": case.question})
+    return {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": case.tokens,
+        "ignore_eos": True,
+        "logit_bias": judge.silent,
+        "return_token_ids": True,
+        **({"vllm_xargs": case.extra} if case.extra else {}),
+        **more,
+    }
+
+
+def ask(server: str, sent: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{server}/v1/chat/completions", json=sent, timeout=300)
+
+
+def metric(server: str, name: str) -> float:
+    lines = httpx.get(f"{server}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_many_at_once_of_which_some_opt_out_and_some_vanish(judge: Judge, server: str) -> None:
+    extras: list[tuple[dict[str, Any], int | None]] = [
+        ({}, 6),
+        ({"mvw_m": -1}, None),
+        ({"mvw_m": 1}, 1),
+        ({"mvw_m": 16}, 16),
+    ]
+    cases = [
+        Case((number % 5,), m, tokens=TOKENS, extra=extra)
+        for number, (extra, m) in enumerate(extras * 12)
+    ]
+    before = metric(server, "vllm:mvw_withdrawals_total")
+    gone = threading.Event()
+
+    def vanish(number: int) -> None:
+        sent = body(judge, Case((number,), tokens=200, extra={"mvw_m": 3}), stream=True)
+        with httpx.stream("POST", f"{server}/v1/chat/completions", json=sent, timeout=300) as reply:
+            for _ in zip(range(2 + number % 9), reply.iter_lines(), strict=False):
+                pass
+        gone.set()
+
+    with ThreadPoolExecutor(64) as pool:
+        leaving = [pool.submit(vanish, number) for number in range(16)]
+        replies = list(pool.map(lambda case: ask(server, body(judge, case)), cases))
+        for one in leaving:
+            one.result()
+    for case, reply in zip(cases, replies, strict=True):
+        assert reply.status_code == 200, reply.text
+        answer = reply.json()
+        report = (answer["kv_transfer_params"] or {}).get("mvw")
+        ids = answer["choices"][0]["token_ids"]
+        judge.check(case, {"ids": ids, "prompt": answer["prompt_token_ids"], "report": report})
+    withdrew = sum(case.m is not None for case in cases)
+    assert metric(server, "vllm:mvw_withdrawals_total") - before >= withdrew
+    deadline = time.monotonic() + 30
+    while metric(server, "vllm:kv_cache_usage_perc") > 0:  # those that vanished, too
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"mvw_m": 0}, "the first token comes out of the prefill"),
+        ({"mvw_m": "16"}, "mvw_m has to be a whole number, not '16'"),
+        ({"mvw_m": 1.5}, "mvw_m has to be a whole number, not 1.5"),
+        ({"mvw_tag": "</CAPTION>"}, "mvw_tag is no setting of withdrawal"),
+        ({"mvw_until": ""}, "until must not be empty"),
+        ({"mvw_m": 8, "mvw_max": 4}, "m must be between min and max"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_400(
+    judge: Judge, server: str, extra: dict[str, Any], said: str
+) -> None:
+    reply = ask(server, body(judge, Case((0,), tokens=4, extra=extra)))
+    assert reply.status_code == 400, reply.text
+    assert said in reply.json()["error"]["message"]
+    assert ask(server, body(judge, Case((0,), tokens=4))).status_code == 200
+
+
+def test_a_text_without_an_image_has_nothing_to_withdraw(judge: Judge, server: str) -> None:
+    reply = ask(server, body(judge, Case((), tokens=12)))
+    assert reply.status_code == 200
+    assert not (reply.json()["kv_transfer_params"] or {}).get("mvw")
+
+
+def test_a_stream_of_several_answers(judge: Judge, server: str) -> None:
+    """`n` answers to one prompt are requests of their own, each of which withdraws."""
+    reply = ask(server, body(judge, Case((0,), tokens=TOKENS), n=3, temperature=1.0, seed=7))
+    assert reply.status_code == 200
+    assert len(reply.json()["choices"]) == 3
+    assert json.loads(reply.text)["usage"]["completion_tokens"] == 3 * TOKENS

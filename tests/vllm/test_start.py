@@ -1,0 +1,98 @@
+"""Which profiles vLLM is given, with which arguments; found out without importing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.errors import UsageProblem
+from mvw_cli.policies.mvw import Mvw
+from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.profiles.resolution import parse_set, resolve
+from mvw_cli.vllm import start
+
+
+def resolved(*settings: str) -> Any:
+    return resolve(None, {"model": "org/name", **parse_set(settings)}, {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("withdrawal.policy=vtw:layer=2", "the policy vtw is had in mvw's own engine only"),
+        ("attention=eager", "attention is for mvw's own engine"),
+        ("quantization=4bit", "quantization is for mvw's own engine"),
+        ("images.min_pixels=4", "images.min_pixels is for mvw's own engine"),
+        ("device=mps", "does not run on mps"),
+    ],
+)
+def test_what_vllm_can_not_serve_is_told(
+    setting: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "installed", lambda: True)
+    asked = resolved(setting)
+    assert said in (start.why_not(asked.profile, asked.policy) or "")
+    with pytest.raises(UsageProblem, match="vLLM can't serve this profile"):
+        start.check(asked.profile, asked.policy)
+    assert start.choose(asked.profile, asked.policy)[0] == "mvw"
+
+
+def test_a_tag_for_each_image_is_not_for_vllm() -> None:
+    asked = resolved()
+    assert start.why_not(asked.profile, Mvw(until=["a", "b"])) is not None
+    assert start.why_not(asked.profile, Mvw(until="a")) is None
+
+
+def test_vllm_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "installed", lambda: False)
+    asked = resolved("engine=vllm")
+    with pytest.raises(UsageProblem, match="vLLM is not installed") as error:
+        start.check(asked.profile, asked.policy)
+    assert "pip install 'mvw\\[vllm]'".replace("\\", "") in (error.value.cause or "")
+    assert start.choose(asked.profile, asked.policy) == ("mvw", "vLLM is not installed")
+
+
+def test_arguments_are_the_profiles_and_then_the_users() -> None:
+    asked = resolved("engine_args.max_model_len=4096", "engine_args.block_size=32")
+    spec = ModelSpec(model="org/name", dtype="bfloat16")
+    own = asked.profile.engine_args.given
+    found = start.engine_arguments(spec, Mvw(m=4), slots=3, engine_args=own)
+    expected = {
+        "model": "org/name",
+        "dtype": "bfloat16",
+        "additional_config": {"mvw": {"m": 4}},
+        "load_format": "safetensors",
+        "max_num_seqs": 3,
+        "max_model_len": 4096,
+        "block_size": 32,
+    }
+    assert expected.items() <= found.items()
+    assert "async_scheduling" not in found
+    tagged = start.engine_arguments(spec, Mvw(until="a"), slots=None, engine_args={})
+    assert tagged["async_scheduling"] is False
+    never = start.engine_arguments(spec, NoWithdrawal(), slots=None, engine_args={})
+    assert never["additional_config"] == {"mvw": {}}
+
+
+def test_an_argument_that_the_profile_has_a_key_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(start, "installed", lambda: True)
+    asked = resolved("engine_args.trust_remote_code=true")
+    with pytest.raises(UsageProblem, match="engine_args has trust_remote_code"):
+        start.check(asked.profile, asked.policy)
+
+
+def test_the_cause_is_found_in_what_the_processes_wrote(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        "(EngineCore pid=7) ERROR 11-28 23:14:28 [core.py:1510] Traceback (most recent):\n"
+        "(EngineCore pid=7) ERROR 11-28 23:14:28 [core.py:1510] ValueError: mvw: no room\n"
+        "Process EngineCore:\n"
+    )
+    assert start.last_error(log) == "mvw: no room"
+    log.write_text("nothing wrong\n")
+    assert start.last_error(log) is None
