@@ -325,7 +325,8 @@ class HuggingFace(Adapter):
         blank = new_image("RGB", (64, 64))
 
         def count(question: str, images: int) -> int:
-            ids = self._inputs(loaded, [blank] * images, question)["input_ids"]
+            encoder, text = _asked(loaded, question)
+            ids = self.tokenize(encoder, [blank] * images, text)["input_ids"]
             return int((ids != config.image_token_id).sum())
 
         return count
