@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mvw_cli.engine.engine import Engine
-    from mvw_cli.engine.slots import Observe, Slots
+    from mvw_cli.engine.slots import Observe
+    from mvw_cli.engine.slots import Slots as OwnSlots
     from mvw_cli.profiles.schema import Profile
     from mvw_cli.vllm.engine import VllmEngine, VllmSlots
 
+    Slots = OwnSlots | VllmSlots
 
 _POSITIONS = re.compile("position|wpe")
 _PLACEHOLDER = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
@@ -132,7 +134,7 @@ class Session:
             yield from self.engine.run(requests)
 
     @contextmanager
-    def serving(self, *, observe: Observe | None = None) -> Iterator[Slots | VllmSlots]:
+    def serving(self, *, observe: Observe | None = None) -> Iterator[Slots]:
         """Serve with slots that the caller fills and steps, as `Engine.serving`.
 
         Raises:

@@ -106,7 +106,8 @@ class Stage:
 class Memory:
     """Memory of one arm. Peaks are reached at the prefill: the curves show what withdrawal does."""
 
-    weight_bytes: int
+    weight_bytes: int | None
+    """None where they are in another process, as vLLM's; so with the peaks."""
     kv_bytes_before: int
     """Just before the withdrawal, or at the end where none is made while decoding. Of several
     withdrawals: at the last one, together with all that has gone before and not come back."""
@@ -126,6 +127,8 @@ class Memory:
     """Storages behind them."""
     kv_bytes_prefilled: int | None = None
     """Entries after the prefills, without what was withdrawn in them."""
+    kv_blocks_freed: int | None = None
+    """Blocks that withdrawals gave back to the pool; None where the cache has none."""
     host_offloaded_peak_bytes: int = 0
     """The most that waits in host memory at one moment, to come back to the KV cache."""
     stages: list[Stage] = field(default_factory=list)

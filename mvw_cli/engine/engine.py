@@ -44,6 +44,8 @@ class Engine:
 
     prepares_images = False
     """Whether requests bring their pictures instead of what the model's processor makes of them."""
+    in_process = True
+    """Whether weights, logits and kernels are in this process, for those who look at them."""
 
     def __init__(
         self,

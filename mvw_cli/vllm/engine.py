@@ -59,6 +59,7 @@ class VllmEngine:
 
     cross_attention: CrossAttention = "skip"
     prepares_images = True
+    in_process = False
 
     def __init__(self, adapter: Adapter, loaded: LoadedModel, arguments: Mapping[str, Any]) -> None:
         self._adapter, self._loaded = adapter, loaded
@@ -189,6 +190,15 @@ class VllmSlots:
     def active(self) -> list[str]:
         """Names of the requests that are not complete."""
         return list(self._progress)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the entries of all requests whose prompts have been read."""
+        return sum(
+            self._engine.kv_bytes(one.prompt_tokens + len(one.ids) - 1 - one.withdrawn)
+            for one in self._progress.values()
+            if one.ids
+        )
 
     def room_bytes(self, request: Request | None, *, ahead: int, withdrawing: bool) -> int:
         """Return 0: vLLM's own pool decides who is admitted."""

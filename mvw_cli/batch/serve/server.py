@@ -24,10 +24,7 @@ from mvw_cli.session import Session
 from mvw_cli.text import readable_bytes
 
 if TYPE_CHECKING:
-    from mvw_cli.engine.slots import Slots as OwnSlots
-    from mvw_cli.vllm.engine import VllmSlots
-
-    Slots = OwnSlots | VllmSlots
+    from mvw_cli.session import Slots
 
 Record = dict[str, Any]
 

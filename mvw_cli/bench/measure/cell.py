@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from mvw_cli.bench.documents import BASELINE, Cell, ItemSource, Memory, Stage, Workload
 from mvw_cli.bench.measure import device, events, figures
@@ -19,11 +20,14 @@ from mvw_cli.bench.measure.items import read_images
 from mvw_cli.bench.measure.run import Run, Runner, Stopped
 from mvw_cli.cost.shape import Shape, shape_of
 from mvw_cli.engine.memory import relieve
-from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import Prefilled
 from mvw_cli.errors import ModelProblem, OutOfMemory
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
 from mvw_cli.text import error_line
+
+if TYPE_CHECKING:
+    from mvw_cli.session import Slots
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many runs are done, and how many there will be at least."""
@@ -114,18 +118,27 @@ def device_busy(session: Session, job: Job, cell: Cell) -> float | None:
 
 
 def workload(session: Session, job: Job, source: ItemSource) -> Workload:
-    """Describe what is run, by the first item."""
+    """Describe what is run, by the first item.
+
+    Raises:
+        MvwError: an image can't be read, or the model not be run on it.
+    """
     item = job.items[0]
     files = read_images(session, item)
     request = session.request([file.image for file in files], item.question)
+    prompt, vision = int(request.inputs["input_ids"].shape[1]), request.layout.vision_tokens
+    if session.engine.prepares_images:  # and writes the vision tokens into the prompt
+        asked = replace(request, settings=replace(job.settings(), max_new_tokens=1))
+        [read] = [event for event in session.run([asked]) if isinstance(event, Prefilled)]
+        prompt, vision = read.prompt_tokens, read.vision_tokens
     width, height = files[0].size if files else (0, 0)
     return Workload(
         mode=job.mode,
         new_tokens=job.new_tokens,
         items=len(job.items),
         source=source,
-        prompt_tokens=int(request.inputs["input_ids"].shape[1]),
-        vision_tokens=request.layout.vision_tokens,
+        prompt_tokens=prompt,
+        vision_tokens=vision,
         image_width_px=width,
         image_height_px=height,
         seed=job.seed,
@@ -137,7 +150,7 @@ def workload(session: Session, job: Job, source: ItemSource) -> Workload:
 
 def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | None) -> Memory:
     """Make a run that is watched, on the items of the first turn."""
-    model = runner.session.loaded.model
+    model, engine = runner.session.loaded.model, runner.session.engine
     in_use: list[int] = []
     allocated: list[int] = []
 
@@ -145,15 +158,15 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         in_use.append(slots.kv_bytes)
         allocated.append(slots.kv_allocated_bytes)
 
-    relieve(model.device)
-    peaks = device.Peaks(device.devices_of(model))
-    items = job.turn(0)
-    run = runner.run(items, policy, watch)
+    if engine.in_process:
+        relieve(engine.device)
+    peaks = device.Peaks(device.devices_of(model), process=engine.in_process)
+    run = runner.run(job.turn(0), policy, watch)
     before, after = events.kv_bytes(run.events)
     formula = None
-    if shape is not None:
-        requests = runner.requests(items, policy)
-        formula = events.formula_kv_bytes(shape, model.dtype.itemsize, requests, run.events)
+    # What another process holds is counted by the same formula, and would agree with itself.
+    if shape is not None and engine.in_process:
+        formula = events.formula_kv_bytes(shape, engine.dtype.itemsize, run.events)
     formula_before, formula_after = formula or (None, None)
     return Memory(
         weight_bytes=device.weight_bytes(model),
@@ -161,6 +174,7 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         kv_bytes_after=after,
         kv_formula_bytes_before=formula_before,
         kv_formula_bytes_after=formula_after,
+        kv_blocks_freed=events.blocks_freed(run.events),
         device_allocated_peak_bytes=peaks.allocated_bytes,
         device_reserved_peak_bytes=peaks.reserved_bytes,
         process_peak_bytes=peaks.process_bytes,

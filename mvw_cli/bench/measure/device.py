@@ -13,9 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 MOST_STEPS = 32
 """Steps that are traced at most: a trace holds each kernel in memory."""
+HOST = torch.device("cpu")
+"""For what is timed in another process, where this one has no device to wait for."""
 _PROC = Path("/proc/self")
 Span = tuple[float, float]
-"""Start and end of a kernel, in microseconds."""
+"""Start and end; of a kernel in microseconds."""
 Mark = Any
 """A moment: seconds of the monotonic clock, or an event in a CUDA stream."""
 
@@ -96,16 +98,18 @@ class Peaks:
 
     Args:
         devices: those that hold the model.
+        process: whether it is this process that holds it.
     """
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
+    def __init__(self, devices: Sequence[torch.device], *, process: bool = True) -> None:
         self._cuda = [device for device in devices if device.type == "cuda"]
         for device in self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
         # Linux counts the peak of resident memory anew from here: proc_pid_clear_refs(5).
+        self._resettable = process
         try:
-            (_PROC / "clear_refs").write_text("5")
-            self._resettable = True
+            if process:
+                (_PROC / "clear_refs").write_text("5")
         except OSError:
             self._resettable = False
 
@@ -121,7 +125,7 @@ class Peaks:
 
     @property
     def process_bytes(self) -> int | None:
-        """Resident memory of the process; None where the system does not tell."""
+        """Resident memory of the process; None where the system does not tell, or without it."""
         with suppress(OSError):
             for line in (_PROC / "status").read_text().splitlines():
                 if self._resettable and line.startswith("VmHWM:"):
@@ -135,14 +139,12 @@ def devices_of(model: Any) -> list[torch.device]:
     return list(found) or [model.device]
 
 
-def weight_bytes(model: Any) -> int:
+def weight_bytes(model: Any) -> int | None:
     """Count the bytes of parameters and buffers, shared ones once, as they are held.
 
-    What waits on another device than the model's counts too; what has no memory does not.
+    What waits on another device than the model's counts too; what has no memory does not. None
+    where nothing has: the weights are in another process.
     """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in tensors.values()
-        if tensor.device.type != "meta"
-    )
+    held = [tensor for tensor in tensors.values() if tensor.device.type != "meta"]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held) if held else None

@@ -13,7 +13,7 @@ from statistics import fmean
 from mvw_cli.bench.documents import Stage, Vision
 from mvw_cli.cost.bounds import VisionShare
 from mvw_cli.cost.shape import Shape
-from mvw_cli.engine.types import Event, Finished, Prefilled, Request, Restored, Token, Withdrawn
+from mvw_cli.engine.types import Event, Finished, Prefilled, Restored, Token, Withdrawn
 
 Change = Withdrawn | Restored
 
@@ -159,8 +159,15 @@ def offloaded_peak_bytes(events: Sequence[Event]) -> int:
     return peak
 
 
+def blocks_freed(events: Sequence[Event]) -> int | None:
+    """Count the blocks of a paged cache that withdrawals gave back; None where it has none."""
+    freed = [event.kv_blocks_freed for event in events if isinstance(event, Withdrawn)]
+    told = [one for one in freed if one is not None]
+    return sum(told) if told else None
+
+
 def formula_kv_bytes(
-    shape: Shape, element_bytes: int, requests: Sequence[Request], events: Sequence[Event]
+    shape: Shape, element_bytes: int, events: Sequence[Event]
 ) -> tuple[int, int] | None:
     """Count what `kv_bytes` counts from the configuration, the prompts and the moments alone.
 
@@ -168,23 +175,22 @@ def formula_kv_bytes(
     layer holds is then for the run to tell.
     """
     changed = _changes(events)
-    held = {
-        event.request: event.vision_by_layer for event in events if isinstance(event, Prefilled)
-    }
     lengths = {
         event.request: len(event.token_ids) for event in events if isinstance(event, Finished)
     }
     before = after = 0
-    for request in requests:
-        changes, vision = changed.get(request.id, []), request.layout.vision_tokens
+    for prompt in events:
+        if not isinstance(prompt, Prefilled):
+            continue
+        changes, vision = changed.get(prompt.request, []), prompt.vision_tokens
         gone = [isinstance(change, Withdrawn) and change.complete for change in changes]
         # The newest token has not been read yet when its sequence is withdrawn, or ends.
-        read = (changes[-1].step if changes else lengths[request.id]) - 1
-        entries = len(request.layout.entries) + read
-        in_part = any(one != vision for one in held[request.id]) or gone not in ([], [True])
+        read = (changes[-1].step if changes else lengths[prompt.request]) - 1
+        entries = prompt.prompt_tokens + read
+        in_part = any(one != vision for one in prompt.vision_by_layer) or gone not in ([], [True])
         if in_part or any(layer.kept(entries) < entries for layer in shape.layers):
             return None
-        text = entries - int(request.layout.entries.sum())
+        text = entries if shape.has_cross_attention else entries - vision
         before += shape.kv_elements(text, vision)
         after += shape.kv_elements(text, 0 if gone else vision)
     return before * element_bytes, after * element_bytes

@@ -1,8 +1,9 @@
 """One run: a batch of items from their files to the last token, with a mark at each turn.
 
 The sequences of a batch are prefilled one after the other, then decode together; a step gives each
-of them a token and is counted once. The engine's events carry the time at which tokens were known
-on the host, so that no mark has to wait for the device while it decodes.
+of them a token and is counted once. vLLM reads prompts in its passes, and decodes meanwhile: what
+it decodes before the last prompt has been read is no step. The engine's events carry the time at
+which tokens were known on the host, so that no mark has to wait for the device while it decodes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mvw_cli.bench.measure.device import MOST_STEPS, Clock, Mark, covered, trace, traceable
-from mvw_cli.bench.measure.events import note_withdrawn
+from mvw_cli.bench.measure.device import HOST, MOST_STEPS, Clock, Mark, covered, trace, traceable
+from mvw_cli.bench.measure.events import Change, note_withdrawn
 from mvw_cli.bench.measure.items import ItemSpec, read_images
-from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import (
     Admitted,
     Event,
@@ -25,13 +25,15 @@ from mvw_cli.engine.types import (
     GenerationSettings,
     Prefilled,
     Request,
-    Restored,
     Token,
-    Withdrawn,
 )
+from mvw_cli.errors import OutOfMemory
 from mvw_cli.images.reading import ImageFile
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
+
+if TYPE_CHECKING:
+    from mvw_cli.session import Slots
 
 
 class Stopped(Exception):
@@ -45,7 +47,7 @@ class Step:
     seconds: float
     """From the tokens before to these, withdrawals in between included."""
     withdrawal_s: float
-    """What these withdrawals took of it, and what brought vision back."""
+    """What these withdrawals took of it, and what brought vision back; 0 where that is not told."""
     tokens: int
     withdrawn: bool
     """Whether no sequence in it has any vision left."""
@@ -57,16 +59,18 @@ class Run:
 
     read_s: float
     preprocess_s: float
+    """Of the first sequence alone where the engine prepares images: it reads prompts meanwhile."""
     vision_s: float | None
     """None where no vision encoder was found, or none has run."""
     prefill_s: float
-    """All prompts, one after the other."""
+    """All prompts, one after the other, or as the engine puts them together."""
     ttft_s: float
     """From the start of the first sequence's prefill to its first token."""
     answer_s: float
     """From the images in memory to the last token."""
     withdrawal_s: float | None
-    """All withdrawals, and all that brought vision back; None where there was none."""
+    """All withdrawals, and all that brought vision back; None where there was none, or where the
+    engine does not tell."""
     steps: tuple[Step, ...]
     events: tuple[Event, ...]
 
@@ -119,31 +123,36 @@ class Runner:
 
         Args:
             watch: called after the prefills, and after each step that leaves sequences.
+
+        Raises:
+            OutOfMemory: the engine has no room for all sequences at once.
         """
-        model = self.session.loaded.model
-        clock = Clock(model.device)
+        model, engine = self.session.loaded.model, self.session.engine
+        clock = Clock(engine.device if engine.in_process else HOST)
         start = perf_counter()
         read = [(item, read_images(self.session, item)) for item in items]
         read_s = perf_counter() - start
         with self.session.serving() as slots, watched_vision(model) as vision_seconds:
             start = clock.now()
             requests = self._encode(read, policy)
-            encoded = clock.now()
+            clock.now()  # admission finds the device at rest
             events = [event for request in requests for event in slots.admit(request)]
+            self._prefill(slots, events, len(requests))
             steps, end = self._decode(slots, events, watch)
             vision_s = vision_seconds()
-        admitted = [event.at for event in events if isinstance(event, Admitted)]
-        firsts = [event.at for event in events if isinstance(event, Prefilled)]
-        prefills = [first - begun for begun, first in zip(admitted, firsts, strict=True)]
-        withdrawn = any(isinstance(event, Withdrawn | Restored) for event in events)
+        admitted = {event.request: event.at for event in events if isinstance(event, Admitted)}
+        firsts = {event.request: event.at for event in events if isinstance(event, Prefilled)}
+        prefills = [(admitted[one], firsts[one]) for one in admitted]
+        begun, first = prefills[0]
+        took = [event.duration_s for event in events if isinstance(event, Change)]
         return Run(
             read_s=read_s,
-            preprocess_s=encoded - start,
+            preprocess_s=begun - start,
             vision_s=vision_s,
-            prefill_s=sum(prefills),
-            ttft_s=prefills[0],
+            prefill_s=covered(prefills),
+            ttft_s=first - begun,
             answer_s=end - start,
-            withdrawal_s=_withdrawal_s(events) if withdrawn else None,
+            withdrawal_s=_withdrawal_s(events) if took and None not in took else None,
             steps=tuple(steps),
             events=tuple(events),
         )
@@ -154,8 +163,8 @@ class Runner:
         Returns:
             None where the device can't be traced, or where nothing was decoded.
         """
-        device = self.session.loaded.model.device
-        if not traceable(device):
+        device = self.session.engine.device
+        if not (self.session.engine.in_process and traceable(device)):
             return None
         steps = 0
         requests = self.requests(items, policy)
@@ -172,6 +181,21 @@ class Runner:
             spans = trace(decode, device)
         return covered(spans) / 1e6 / steps if spans and steps else None
 
+    def _prefill(self, slots: Slots, events: list[Event], sequences: int) -> None:
+        """Step until all prompts have been read; add what happens to `events`."""
+        while sum(isinstance(event, Prefilled) for event in events) < sequences:
+            self._check()
+            if self.settings.ignore_eos and any(isinstance(one, Finished) for one in events):
+                raise OutOfMemory(
+                    f"{sequences} sequences do not decode together",
+                    cause="an answer was complete before the last prompt had been read: the KV "
+                    "cache has no room for all, or answers are too short",
+                    hint=f"mvw profile --batch {max(1, sequences // 2)}",
+                )
+            news = slots.step()
+            _raise_failed(news)
+            events += news
+
     def _decode(
         self, slots: Slots, events: list[Event], watch: Callable[[Slots], None]
     ) -> tuple[list[Step], float]:
@@ -185,13 +209,27 @@ class Runner:
         while slots.active:
             watch(slots)
             self._check()
-            all_withdrawn = withdrawn.issuperset(slots.active)
+            active = slots.active
             news = slots.step()
+            _raise_failed(news)
             events += news
-            at = _time(news)
-            tokens = sum(isinstance(event, Token) for event in news)
-            steps.append(Step(at - last, took, tokens, all_withdrawn))
-            last, took = at, _withdrawal_s(news)
+            tokens = {event.request: event for event in news if isinstance(event, Token)}
+            # vLLM withdraws as its pass begins, and tells of it with the token that comes of it.
+            before = [
+                event
+                for event in news
+                if isinstance(event, Change)
+                and event.request in tokens
+                and event.step < tokens[event.request].step
+            ]
+            note_withdrawn(withdrawn, before)
+            if tokens:  # a pass may bring none
+                at = next(iter(tokens.values())).at  # one moment for all of them
+                all_withdrawn = withdrawn.issuperset(active)
+                count = sum(isinstance(event, Token) for event in news)
+                steps.append(Step(at - last, took, count, all_withdrawn))
+                last, took = at, 0.0
+            took += _withdrawal_s(news)
             note_withdrawn(withdrawn, news)
         return steps, last
 
@@ -200,17 +238,14 @@ class Runner:
             raise Stopped
 
 
-def _time(events: Sequence[Event]) -> float:
-    """Return when the tokens of a step were known: one moment for all of them."""
+def _raise_failed(events: Iterable[Event]) -> None:
     for event in events:
         if isinstance(event, Failed):
             raise event.error
-    return next(event.at for event in events if isinstance(event, Token))
 
 
 def _withdrawal_s(events: Iterable[Event]) -> float:
-    taken = (event for event in events if isinstance(event, Withdrawn | Restored))
-    return sum(event.duration_s or 0.0 for event in taken)
+    return sum(event.duration_s or 0.0 for event in events if isinstance(event, Change))
 
 
 # -- the vision encoder, which has no events of its own ---------------------------------------

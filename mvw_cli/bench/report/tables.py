@@ -229,6 +229,7 @@ _MEMORY: dict[str, Callable[[Arm], str]] = {
     "KV BEFORE": lambda arm: _bytes(arm.memory.kv_bytes_before),
     "KV AFTER": lambda arm: _bytes(arm.memory.kv_bytes_after),
     "FREED": lambda arm: _freed(arm.memory),
+    "BLOCKS FREED": lambda arm: written(arm.memory.kv_blocks_freed, str),
     "BY FORMULA": lambda arm: _by_formula(arm.memory),
     "ALLOCATED, PEAK": lambda arm: _bytes(arm.memory.device_allocated_peak_bytes),
     "RESERVED, PEAK": lambda arm: _bytes(arm.memory.device_reserved_peak_bytes),
@@ -237,7 +238,9 @@ _MEMORY: dict[str, Callable[[Arm], str]] = {
 
 
 def _memory(report: ProfileReport) -> Parts:
-    tables = [table_of(_MEMORY, cell.arms, caption(cell)) for cell in report.cells]
+    paged = any(arm.memory.kv_blocks_freed for cell in report.cells for arm in cell.arms)
+    columns = {name: write for name, write in _MEMORY.items() if paged or name != "BLOCKS FREED"}
+    tables = [table_of(columns, cell.arms, caption(cell)) for cell in report.cells]
     return [*tables, note("memory")] if tables else []
 
 

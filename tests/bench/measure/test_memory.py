@@ -84,7 +84,7 @@ def test_the_formula_is_what_the_tensors_hold(family: Family) -> None:
             formula += shape.kv_elements(text, 0 if request.id in gone else layout.vision_tokens)
         assert held == formula * 4 or windows
     assert gone == {"0", "1"}
-    assert formula_kv_bytes(shape, 4, asked, events) == (None if windows else kv_bytes(events))
+    assert formula_kv_bytes(shape, 4, events) == (None if windows else kv_bytes(events))
     before, after = kv_bytes(events)
     assert after < before
 
