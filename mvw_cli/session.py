@@ -177,6 +177,7 @@ def open_session(
     slots: int | None = None,
     allow_pickle: bool = False,
     random_weights: bool = False,
+    looking_inside: bool = False,
 ) -> Session:
     """Load what a resolved profile names; this imports PyTorch and reads the weights.
 
@@ -185,6 +186,7 @@ def open_session(
         slots: requests that decode at the same time; None: one, and in vLLM as many as it takes.
         allow_pickle: whether weights may be read from pickles, where there is nothing else.
         random_weights: whether to make weights up instead of reading any.
+        looking_inside: whether logits, attention or layers will be looked at: mvw's own engine.
 
     Raises:
         UsageProblem: the profile names no model, or one that it can't have.
@@ -198,6 +200,12 @@ def open_session(
     adapter = load_adapter(profile.adapter)
     engine: str = profile.engine
     why = ""
+    if looking_inside and engine != "mvw":
+        if engine == "vllm":
+            from mvw_cli.vllm.start import refused
+
+            raise refused("this needs logits or attention, which vLLM does not give")
+        engine = "mvw"
     if engine == "auto":
         from mvw_cli.vllm.start import choose
 

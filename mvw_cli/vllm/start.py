@@ -46,10 +46,8 @@ def installed() -> bool:
 
 def why_not(profile: Profile, policy: WithdrawalPolicy) -> str | None:
     """Return why vLLM can't serve a profile as it stands, or None; imports nothing of vLLM."""
-    if not isinstance(policy, Mvw | NoWithdrawal):
-        return f"the policy {policy.name} is had in mvw's own engine only"
-    if isinstance(policy, Mvw) and not isinstance(policy.until, str | None):
-        return "a tag for each image is had in mvw's own engine only"
+    if reason := _own_policy(policy):
+        return reason
     keys = {
         "attention": profile.attention != "auto",
         "cross_attention": profile.cross_attention != "skip",
@@ -61,6 +59,15 @@ def why_not(profile: Profile, policy: WithdrawalPolicy) -> str | None:
     if asked:
         return f"{', '.join(asked)} is for mvw's own engine: vLLM has arguments of its own"
     return "vLLM does not run on mps" if profile.device == "mps" else None
+
+
+def _own_policy(policy: WithdrawalPolicy) -> str | None:
+    """Return why a policy is not for vLLM, or None."""
+    if not isinstance(policy, Mvw | NoWithdrawal):
+        return f"the policy {policy.name} is had in mvw's own engine only"
+    if isinstance(policy, Mvw) and not isinstance(policy.until, str | None):
+        return "a tag for each image is had in mvw's own engine only"
+    return None
 
 
 def choose(profile: Profile, policy: WithdrawalPolicy) -> tuple[str, str]:
@@ -121,7 +128,13 @@ def refused(reason: str) -> UsageProblem:
 
 
 def withdrawal_settings(policy: WithdrawalPolicy) -> dict[str, Any]:
-    """Turn a policy into what the plugin reads from `additional_config`."""
+    """Turn a policy into what the plugin reads from `additional_config`.
+
+    Raises:
+        UsageProblem: the policy is not for vLLM.
+    """
+    if reason := _own_policy(policy):
+        raise refused(reason)
     if not isinstance(policy, Mvw):
         return {}
     given = {"m": policy.m, "until": policy.until, "min": policy.min, "max": policy.max}

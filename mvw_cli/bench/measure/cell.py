@@ -158,8 +158,7 @@ def _memory(job: Job, runner: Runner, policy: WithdrawalPolicy, shape: Shape | N
         in_use.append(slots.kv_bytes)
         allocated.append(slots.kv_allocated_bytes)
 
-    if engine.in_process:
-        relieve(engine.device)
+    relieve(model.device)
     peaks = device.Peaks(device.devices_of(model), process=engine.in_process)
     run = runner.run(job.turn(0), policy, watch)
     before, after = events.kv_bytes(run.events)

@@ -36,6 +36,7 @@ Progress = Callable[[int, str], None]
 """Called with the number of the item, from 1, and what comes next: the arm that answers it, or
 `ALONG`."""
 ALONG = "along the baseline's output"
+NO_LOGITS = "Same next token and KL divergence are left out: vLLM does not give its logits."
 _WARM_UP = 2
 """Tokens of the answer that is thrown away before anything counts."""
 _SHOWN = 3
@@ -62,7 +63,8 @@ class Row:
     given: Mapping[str, Given]
     """By arm."""
     divergence: Mapping[str, Divergence]
-    """By arm, along the baseline's output; none of the baseline itself."""
+    """By arm, along the baseline's output; none of the baseline itself, and none at all where the
+    engine does not give its logits."""
     referenced: bool
 
 
@@ -120,6 +122,8 @@ def compare_answers(
     """
     chosen = replace(settings or session.settings, ignore_eos=False)
     run = Comparing(session, {BASELINE: NoWithdrawal(), **arms}, chosen, progress, stopping)
+    if not session.engine.in_process:
+        run.remarks.append(NO_LOGITS)
     rows: list[Row] = []
     left_out: list[str] = []
     try:
@@ -180,6 +184,8 @@ def answer_item(run: Comparing, number: int, asked: Request, item: ItemSpec) -> 
             requests.pop(NO_IMAGE, None)
             reason = str(error) if isinstance(error, Unanswerable) else error_line(error)
             run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
+    if not run.session.engine.in_process:
+        return Row(given, {}, item.reference is not None)
     run.progress(number + 1, ALONG)
     baseline = requests.pop(BASELINE)
     output = given[BASELINE].token_ids
@@ -246,14 +252,15 @@ def compared(name: str, rows: Sequence[Row]) -> Comparison:
     )
     if name == BASELINE:
         return summed
-    found = [row.divergence[name] for row in rows]
-    summed = replace(
-        summed,
-        agreement=agreement(found),
-        agreement_interval_95=agreement_interval(found),
-        kl_nats=summarise([one.mean_kl_nats for one in found]),
-        same_answer=sum(answers_match(one.answer, other.answer) for one, other in pairs),
-    )
+    same = sum(answers_match(one.answer, other.answer) for one, other in pairs)
+    summed = replace(summed, same_answer=same)
+    if found := [row.divergence[name] for row in rows if name in row.divergence]:
+        summed = replace(
+            summed,
+            agreement=agreement(found),
+            agreement_interval_95=agreement_interval(found),
+            kl_nats=summarise([one.mean_kl_nats for one in found]),
+        )
     if not judged:
         return summed
     lost = sum(one.correct is False and other.correct is True for one, other in pairs)

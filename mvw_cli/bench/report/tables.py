@@ -241,7 +241,7 @@ def _memory(report: ProfileReport) -> Parts:
     paged = any(arm.memory.kv_blocks_freed for cell in report.cells for arm in cell.arms)
     columns = {name: write for name, write in _MEMORY.items() if paged or name != "BLOCKS FREED"}
     tables = [table_of(columns, cell.arms, caption(cell)) for cell in report.cells]
-    return [*tables, note("memory")] if tables else []
+    return [*tables, note("paged" if paged else "memory")] if tables else []
 
 
 def _freed(memory: Memory) -> str:

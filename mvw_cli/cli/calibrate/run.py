@@ -98,7 +98,10 @@ def run(
 
             view.stage(f"Loading {resolved.profile.model or resolved.profile.adapter}")
             session = open_session(
-                resolved.profile, slots=search.together, allow_pickle=allow_pickle
+                resolved.profile,
+                slots=search.together,
+                allow_pickle=allow_pickle,
+                looking_inside=True,
             )
             model = fingerprint(resolved, random_weights=False)
             settings = search.settings()

@@ -114,6 +114,7 @@ def _answer(task: Task, view: View) -> tuple[str, str]:
         policy=resolved.policy,
         allow_pickle=task.allow_pickle,
         random_weights=task.random_weights,
+        looking_inside=task.explain is not None,
     )
     phases.mark("load_ms")
     view.clear()

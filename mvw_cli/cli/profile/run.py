@@ -10,7 +10,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -32,7 +32,7 @@ from mvw_cli.bench.documents import (
     read_report,
     showing,
 )
-from mvw_cli.bench.measure.arms import Job, choose_arms
+from mvw_cli.bench.measure.arms import ArmSpec, Job, choose_arms
 from mvw_cli.bench.measure.items import (
     QUESTION,
     Items,
@@ -58,6 +58,7 @@ from mvw_cli.environment import describe_environment
 from mvw_cli.errors import ExitCode, MvwError, PluginProblem, UsageProblem
 from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, resolve
+from mvw_cli.profiles.schema import Profile
 from mvw_cli.session import Session, open_session
 from mvw_cli.text import check_paths
 
@@ -179,6 +180,8 @@ def _prepare(task: Task, scratch: Path, view: StderrView) -> _Run:
         until=task.until,
         policies=list(dict.fromkeys(one for option in task.policies for one in option)),
     )
+    if not task.plan:
+        profile = _on_engine(profile, arms, view)
     adapter = load_adapter(profile.adapter)
     question = task.question or profile.prompt.question
     paths = tuple(path for path in (task.image, task.folder) if path is not None)
@@ -209,6 +212,28 @@ def _prepare(task: Task, scratch: Path, view: StderrView) -> _Run:
         seed=seed,
     )
     return _Run(task, view, resolved, adapter, items, job)
+
+
+def _on_engine(profile: Profile, arms: Sequence[ArmSpec], view: StderrView) -> Profile:
+    """Settle what of the engine's choice is open: one that serves all arms, in full each time.
+
+    Raises:
+        UsageProblem: vLLM is asked for, and can't serve an arm.
+    """
+    if profile.engine == "mvw":
+        return profile
+    from mvw_cli.vllm import start
+
+    for arm in arms:
+        if profile.engine == "vllm":
+            start.check(profile, arm.policy)
+        elif reason := start.why_not(profile, arm.policy):
+            view.note(f"engine mvw: {reason}")
+            return profile.model_copy(update={"engine": "mvw"})
+    # Turns repeat their images: what a run finds in a cache of the one before, none would pay for.
+    uncached = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
+    given = type(profile.engine_args)(**uncached | profile.engine_args.given)
+    return profile.model_copy(update={"engine_args": given})
 
 
 def _measure(run: _Run) -> int:
@@ -251,13 +276,28 @@ def _find_out(run: _Run, shutdown: Event) -> None:
     Raises:
         MvwError: the model can't be loaded or run.
     """
+    task, view = run.task, run.view
+    view.stage("Loading the model")
+    # vLLM has to know of a tag when it starts: it schedules otherwise then.
+    tagged = (arm.policy for arm in run.job.arms if getattr(arm.policy, "until", None))
+    session = open_session(
+        run.job.profile,
+        policy=next(tagged, None),
+        allow_pickle=task.allow_pickle,
+        random_weights=task.random_weights,
+    )
+    try:
+        _measure_cells(run, session, shutdown)
+    finally:
+        session.close()
+
+
+def _measure_cells(run: _Run, session: Session, shutdown: Event) -> None:
     from mvw_cli.bench.measure.cell import device_busy, measure, workload  # imports torch
 
     task, view = run.task, run.view
-    view.stage("Loading the model")
-    session = open_session(
-        run.job.profile, allow_pickle=task.allow_pickle, random_weights=task.random_weights
-    )
+    if session.chosen:
+        view.note(session.chosen)
     run.model = Model(**session.facts(), random_weights=task.random_weights)
     run.workload = workload(session, run.job, run.items.source)
     for batch in task.batches:
@@ -295,7 +335,9 @@ def _compare(run: _Run, session: Session, shutdown: Event) -> None:
             stopping=shutdown.is_set,
         )
     wants_attention = sensible if task.attention_mass is None else task.attention_mass
-    if wants_attention and not shutdown.is_set():
+    if wants_attention and not session.engine.in_process:
+        view.warn("No attention to the image is shown: vLLM does not give its attention.")
+    elif wants_attention and not shutdown.is_set():
         view.stage("Measuring the attention to the image")
         run.attention = _attention(run, session, shutdown)
 
