@@ -238,7 +238,9 @@ _MEMORY: dict[str, Callable[[Arm], str]] = {
 
 
 def _memory(report: ProfileReport) -> Parts:
-    paged = any(arm.memory.kv_blocks_freed for cell in report.cells for arm in cell.arms)
+    paged = any(
+        arm.memory.kv_blocks_freed is not None for cell in report.cells for arm in cell.arms
+    )
     columns = {name: write for name, write in _MEMORY.items() if paged or name != "BLOCKS FREED"}
     tables = [table_of(columns, cell.arms, caption(cell)) for cell in report.cells]
     return [*tables, note("paged" if paged else "memory")] if tables else []
