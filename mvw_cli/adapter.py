@@ -191,6 +191,14 @@ class Adapter(ABC):
     def tiny(self) -> LoadedModel:
         """Build the same architecture with a few thousand random weights, without any download."""
 
+    def tiny_checkpoint(self, folder: Path) -> None:
+        """Write a checkpoint of few random weights, for engines that read the weights themselves.
+
+        Raises:
+            ModelProblem: this adapter can't.
+        """
+        raise _lacking("tiny_checkpoint", "can't write a small checkpoint")
+
     def shape(self, spec: ModelSpec) -> Any:
         """Return the configuration of the checkpoint that the spec names, without its weights.
 

@@ -362,6 +362,11 @@ class HuggingFace(Adapter):
             raise _no_tiny(f"How {model.config.model_type} prepares images is not known here")
         return LoadedModel(self.name, "tiny", model, processor, ModelSpec(model="tiny"))
 
+    def tiny_checkpoint(self, folder: Path) -> None:
+        from mvw_hf.tiny_checkpoint import write_tiny_qwen
+
+        write_tiny_qwen(folder)
+
 
 def no_model() -> UsageProblem:
     """Make the error of a spec that names no model."""

@@ -54,7 +54,7 @@ class VllmEngine:
     """Serves requests through vLLM in processes of its own.
 
     Raises:
-        MvwError: as `start`.
+        MvwError: as `start`; or the plugin that withdraws was not loaded.
     """
 
     cross_attention: CrossAttention = "skip"
@@ -75,12 +75,16 @@ class VllmEngine:
         blocks = int(config.cache_config.num_gpu_blocks or 0)
         self._pool_bytes = blocks * self._block_size * self._token_bytes
         self._defaults: dict[str, Any] = config.model_config.try_get_generation_config()
-
-    @property
-    def attention(self) -> str:
-        """The attention backend, as vLLM names it where it was chosen by hand."""
-        backend = self.vllm.vllm_config.attention_config.backend
-        return f"vllm:{getattr(backend, 'name', None) or 'auto'}"
+        if not str(config.scheduler_config.scheduler_cls).startswith("mvw_vllm."):
+            self.close()
+            raise ModelProblem(  # and would keep the vision to the end, without a word
+                "vLLM has not loaded mvw's plugin",
+                cause="VLLM_PLUGINS leaves it out, or mvw is not installed beside this vLLM",
+                hint="mvw doctor --engine vllm",
+            )
+        backends = {one for told in self.vllm.collective_rpc("mvw_attention") for one in told}
+        self.attention = f"vllm:{'+'.join(sorted(backends))}"
+        """The attention backend that vLLM has chosen."""
 
     def run(self, requests: Iterable[Request], *, observe: Any = None) -> Iterator[Event]:
         """Serve requests; yield the engine's events.

@@ -577,8 +577,13 @@ class WorkerMixin:
         context = self.vllm_config.compilation_config.static_forward_context
         names = [name for group in kv_cache_config.kv_cache_groups for name in group.layer_names]
         found = {context[name].get_attn_backend().get_name() for name in names}
+        self.mvw_backends = sorted(found)
         others = sorted(found.difference(TESTED_BACKENDS))
         _refuse_untested(self.vllm_config, [f"the attention backend {one}" for one in others])
+
+    def mvw_attention(self: Any) -> list[str]:
+        """Name the attention backends that hold the cache."""
+        return list(self.mvw_backends)
 
 
 def __getattr__(name: str) -> Any:
