@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -68,14 +67,14 @@ def look(engine_args: Mapping[str, Any], config: Any, dtype: str) -> Seen:
         platform = str(current_platform.device_type) or None
         name = "" if platform is None else str(current_platform.get_device_name())
         seen = Seen(version, platform=platform, device_name=name)
-        found = next(iter(entry_points(group=_GROUP, name="mvw")), None)
-        if found is None:
+        if not entry_points(group=_GROUP, name="mvw"):
             return replace(seen, plugin="mvw is not installed beside this vLLM")
         allowed = os.environ.get("VLLM_PLUGINS")
         if allowed is not None and "mvw" not in allowed.split(","):
             return replace(seen, plugin=f"VLLM_PLUGINS={allowed} leaves it out")
         try:
-            touchpoints = import_module(f"{found.module}.touchpoints")
+            from mvw_cli.vllm.plugin import touchpoints
+
             changed = tuple(touchpoints.changed_interfaces())
         except Exception as error:
             return replace(seen, plugin=f"{type(error).__name__}: {str(error)[:200]}")

@@ -75,7 +75,7 @@ class VllmEngine:
         blocks = int(config.cache_config.num_gpu_blocks or 0)
         self._pool_bytes = blocks * self._block_size * self._token_bytes
         self._defaults: dict[str, Any] = config.model_config.try_get_generation_config()
-        if not str(config.scheduler_config.scheduler_cls).startswith("mvw_vllm."):
+        if not str(config.scheduler_config.scheduler_cls).startswith("mvw_cli."):
             self.close()
             raise ModelProblem(  # and would keep the vision to the end, without a word
                 "vLLM has not loaded mvw's plugin",
