@@ -185,6 +185,9 @@ class Runner:
         """Step until all prompts have been read; add what happens to `events`."""
         while sum(isinstance(event, Prefilled) for event in events) < sequences:
             self._check()
+            news = slots.step()
+            _raise_failed(news)
+            events += news
             if self.settings.ignore_eos and any(isinstance(one, Finished) for one in events):
                 raise OutOfMemory(
                     f"{sequences} sequences do not decode together",
@@ -192,9 +195,6 @@ class Runner:
                     "cache has no room for all, or answers are too short",
                     hint=f"mvw profile --batch {max(1, sequences // 2)}",
                 )
-            news = slots.step()
-            _raise_failed(news)
-            events += news
 
     def _decode(
         self, slots: Slots, events: list[Event], watch: Callable[[Slots], None]
