@@ -9,6 +9,7 @@ from dataclasses import Field, fields, is_dataclass, replace
 from itertools import product, zip_longest
 from typing import Any, ClassVar
 
+import pytest
 import torch
 
 from mvw_cli.errors import MvwError
@@ -26,7 +27,7 @@ from mvw_cli.testing.policy_situations import (
     said,
     saying,
 )
-from mvw_cli.testing.probes import heavy_imports
+from mvw_cli.testing.probes import heavy_imports, without_network
 
 
 class PolicyContract:
@@ -38,6 +39,11 @@ class PolicyContract:
     """Decoder layers of the model that they are for."""
     hidden: ClassVar[int] = 8
     """Width of its hidden states."""
+
+    @pytest.fixture(autouse=True)
+    def _offline(self) -> Iterator[None]:
+        with without_network():
+            yield
 
     def cases(self) -> Iterator[tuple[WithdrawalPolicy, Situation]]:
         """Yield each policy in each situation."""

@@ -334,22 +334,42 @@ class TestContract(AdapterContract):
 """
 
 
+ASKING_POLICY = """
+import socket
+from dataclasses import dataclass
+from contract_checks import Simple
+from mvw_cli.testing import PolicyContract
+
+@dataclass(frozen=True)
+class Asking(Simple):
+    def describe(self):
+        {ask}
+        return "as it was told"
+
+class TestContract(PolicyContract):
+    policies = (Asking(),)
+"""
+
+
 @pytest.mark.parametrize(
-    "ask",
+    ("source", "ask"),
     [
-        "urllib.request.urlopen('http://127.0.0.1:{port}/')",
-        "socket.create_connection(('127.0.0.1', {port}))",
-        "socket.socket().connect(('127.0.0.1', {port}))",
-        "super().load_processor(ModelSpec('nobody/nothing'))",
+        (ASKING, "urllib.request.urlopen('http://127.0.0.1:{port}/')"),
+        (ASKING, "socket.create_connection(('127.0.0.1', {port}))"),
+        (ASKING, "socket.socket().connect(('127.0.0.1', {port}))"),
+        (ASKING, "super().load_processor(ModelSpec('nobody/nothing'))"),
+        (ASKING_POLICY, "socket.create_connection(('127.0.0.1', {port}))"),
     ],
 )
-def test_no_socket_is_opened(ask: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_socket_is_opened(
+    source: str, ask: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The check is collected and run as an author's pytest does it; the server is a real one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
-        file = tmp_path / f"test_asking_{ask[:3]}{len(ask)}.py"
-        file.write_text(ASKING.format(ask=ask.format(port=server.getsockname()[1])))
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "remarks"]
+        file = tmp_path / f"test_asking_{len(source)}_{len(ask)}.py"
+        file.write_text(source.format(ask=ask.format(port=server.getsockname()[1])))
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "remarks or describes"]
         code = pytest.main([*options, "-c", os.devnull, "--rootdir", str(tmp_path), str(file)])
         with pytest.raises(BlockingIOError):
             server.accept()
