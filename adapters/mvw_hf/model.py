@@ -96,7 +96,7 @@ class HuggingFace(Adapter):
                 config = self.shape(spec)
                 processor = self._processor_or_fallback(spec, config)
                 model = build_random(self.build, config, spec.dtype, device)
-        if getattr(model.config, "image_token_id", None) is None:
+        if not isinstance(getattr(model.config, "image_token_id", None), int):
             raise ModelProblem(
                 f"{spec.model} names no image token.",
                 cause=f"{type(model).__name__} is not a model that reads images as tokens.",
