@@ -311,7 +311,7 @@ def test_an_adapter_with_a_prompt_of_its_own_gets_no_fallback_that_it_did_not_ma
 def test_what_is_missing_is_named_where_no_fallback_is_known(tmp_path: Path) -> None:
     folder = only_config(tmp_path / "model")
     set_config(folder, model_type="vipllava")  # of the same keys
-    with pytest.raises(ModelProblem, match="is damaged") as refusal:
+    with pytest.raises(ModelProblem, match="can't be loaded") as refusal:
         HuggingFace().load(spec_of(folder))
     assert refusal.value.cause == (
         "There is no preprocessor_config.json or processor_config.json, and no tokenizer.json or "
