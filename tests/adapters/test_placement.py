@@ -362,10 +362,10 @@ def test_the_bytes_are_those_of_the_bits(folder: Path, monkeypatch: pytest.Monke
             model=str(folder), device="cuda:0", dtype="bfloat16", quantization=quantization
         )
         free["cuda:0"] = size
-        fit.check_fit("hf", HuggingFace(), spec)
+        fit.check_fit(HuggingFace(), spec)
         free["cuda:0"] = size - 1
         with pytest.raises(OutOfMemory) as raised:
-            fit.check_fit("hf", HuggingFace(), spec)
+            fit.check_fit(HuggingFace(), spec)
         assert f"in bfloat16 and {quantization};" in (raised.value.cause or "")
 
 
@@ -374,4 +374,4 @@ def test_a_checkpoint_that_is_quantised_itself_is_not_counted(
 ) -> None:
     set_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     monkeypatch.setattr(fit, "free_memory", lambda device: 1)
-    fit.check_fit("hf", HuggingFace(), ModelSpec(model=str(folder), device="cpu"))
+    fit.check_fit(HuggingFace(), ModelSpec(model=str(folder), device="cpu"))

@@ -25,7 +25,7 @@ TYPED = {
 
 
 PROGRAMS = {
-    *("mvw", "pip", "hf", "unset", "git", "python", "chmod", "mkdir", "curl"),
+    *("mvw", "pip", "hf", "unset", "ulimit", "git", "python", "chmod", "mkdir", "curl"),
     *(
         "ls",
         "cat",
