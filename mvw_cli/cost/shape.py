@@ -329,8 +329,16 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
         if isinstance(getattr(module, "rope_type", None), str):
             module.rope_type = "default"
     found = []
-    with torch.inference_mode():
-        cache = getattr(model(**inputs, use_cache=True), cache_argument(model))
+    # Before SDPA some releases look at the values of a mask, OPT's in 5.16; there are none here.
+    parts = {"": model.config}
+    parts |= {key: getattr(model.config, key, None) for key in model.config.sub_configs}
+    kernels = {key: one._attn_implementation for key, one in parts.items() if one is not None}
+    model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            cache = getattr(model(**inputs, use_cache=True), cache_argument(model))
+    finally:
+        model.set_attn_implementation(kernels)
     for number, layer in enumerate(cache.layers):
         entries = layer.keys.shape[-2]
         elements = (layer.keys.numel() + layer.values.numel()) // entries
