@@ -27,7 +27,7 @@ _LONGEST = 1000
 """Characters that a line of a message has at most."""
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _BYTES = re.compile(r"""\bb(['"]).*\\x""")
-_BASE64 = re.compile(r"[A-Za-z0-9+/]{200}")
+_BASE64 = re.compile(r"(?=\S*[A-Z])(?=\S*[a-z])(?=\S*[0-9])[A-Za-z0-9+/]{200}")
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
