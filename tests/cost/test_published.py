@@ -53,7 +53,8 @@ def test_a_pinned_revision_is_not_answered_from_memory(monkeypatch: pytest.Monke
 
     asked = []
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *a, **kw: asked.append((a, kw)))
-    monkeypatch.setattr("mvw_hf.model.check_kind", lambda *a: None)  # reads the same file
+    for reads_the_same_file in ("check_kind", "of_base"):
+        monkeypatch.setattr(f"mvw_hf.model.{reads_the_same_file}", lambda *a: a[0])
     name = next(iter(PUBLISHED))
     HuggingFace().shape(ModelSpec(model=name, revision="abc"))
     assert [(a, kw["revision"]) for a, kw in asked] == [((name,), "abc")]
