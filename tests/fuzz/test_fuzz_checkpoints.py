@@ -48,7 +48,7 @@ def try_all(folder: Path) -> None:
 _DOCUMENTS = [name for name in FILES if name.endswith(".json")]
 
 
-@fuzz(16)
+@fuzz(10)
 @given(data=st.data(), name=st.sampled_from((*_DOCUMENTS, "config.json", "config.json")))
 def test_a_document_with_other_values_is_served_or_refused(
     data: st.DataObject, name: str, whole: Path
@@ -63,7 +63,7 @@ def test_a_document_with_other_values_is_served_or_refused(
         file.write_bytes(before)
 
 
-@fuzz(16)
+@fuzz(10)
 @given(data=st.data(), name=st.sampled_from(FILES))
 def test_a_damaged_file_is_read_or_refused(data: st.DataObject, name: str, whole: Path) -> None:
     file = whole / name
@@ -90,7 +90,7 @@ TEMPLATES: dict[str, tuple[str, int, str]] = {
     "code": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", ExitCode.MODEL, "template"),
     "a recursion": ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", ExitCode.MODEL, "template"),
     "an include": ("{% include 'other' %}", ExitCode.MODEL, "template"),
-    "no image": ("{{ messages[0]['content'][-1]['text'] }}", ExitCode.MODEL, "0 <image> tokens"),
+    "no image": ("{{ messages[0]['content'][-1]['text'] }}", ExitCode.MODEL, "no place for images"),
     "two places for one image": ("<image> <image> w1", ExitCode.MODEL, ""),
     "halves of characters": ("<image> {{ '\\ud800' }}", ExitCode.MODEL, ""),
     "a text that is read as a list": (

@@ -68,7 +68,7 @@ def put(log: Path, data: bytes, beside: bytes | None) -> list[Path]:
     return [log, sidecar_path(log)]
 
 
-@fuzz(80)
+@fuzz(50)
 @given(data=logs(), beside=sidecars(), retry=st.booleans())
 @example(data=_lines([RECORDS[0]]), beside=b"[" * 5000, retry=False)
 @example(
@@ -97,7 +97,7 @@ def test_a_log_is_gone_on_with_or_refused(
             assert line in kept
 
 
-@fuzz(60)
+@fuzz(40)
 @given(
     one=st.tuples(logs(), sidecars()),
     other=st.tuples(logs(), sidecars()),
@@ -156,7 +156,7 @@ def reports(draw: st.DrawFn) -> bytes:
     return draw(damaged(data, 1))
 
 
-@fuzz(15)
+@fuzz(12)
 @given(data=reports(), which=st.integers(0, 1), how=st.sampled_from(("", "-v", "--json", "--html")))
 @example(data=b"[" * 5000, which=0, how="")
 def test_a_report_is_shown_and_compared_or_refused(

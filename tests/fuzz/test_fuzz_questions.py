@@ -146,7 +146,7 @@ def test_a_file_of_questions_is_read_or_refused(made: tuple[str, bytes], folder:
     assert snapshot(file) == [data]
 
 
-@fuzz(15)
+@fuzz(10)
 @given(made=files(), question=st.sampled_from((None, "How many?")))
 def test_the_command_ends_as_is_foreseen(
     made: tuple[str, bytes], question: str | None, folder: Path, tmp_path: Path
