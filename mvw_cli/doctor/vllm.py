@@ -191,10 +191,8 @@ def judge(seen: Seen, resolved: Resolved, facts: Facts) -> Iterator[Finding]:
     if seen.backend in seen.tested_backends:
         yield Finding("vLLM attention", "ok", f"{seen.backend}, held against the oracle")
     else:
-        found = (
-            f"{seen.backend} was never held against the oracle, and is refused; "
-            f"{', '.join(seen.tested_backends)} are not"
-        )
+        tested = ", ".join(seen.tested_backends)
+        found = f"{seen.backend} is refused: it was never held against the oracle ({tested} were)"
         yield Finding("vLLM attention", "warning", found, prove)
 
 
