@@ -109,6 +109,8 @@ def unsupported(config: Any) -> str | None:
         both_ways = kind(config, text).is_mm_prefix_lm()
 
     names = list(getattr(config, "architectures", None) or ())
+    if not names:  # of configurations that are known by heart
+        names = [f"{type(config).__name__.removesuffix('Config')}ForConditionalGeneration"]
     if not set(names) & set(ModelRegistry.get_supported_archs()):
         return f"vLLM does not have {' or '.join(names) or 'the model'}"
     if both_ways:
