@@ -53,6 +53,31 @@ def refused(ran: Ran) -> str:
     return lines[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--policy", "vtw:layer=1"), "the policy vtw is had in mvw's own engine only"),
+        (("--m", "4", "--attention", "eager"), "attention is for mvw's own engine"),
+    ],
+)
+def test_arms_that_vllm_can_not_serve(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.setattr("mvw_cli.vllm.start.installed", lambda: True)
+    ran = run(*options, "--engine", "vllm", *SHORT, *BARE)
+    assert refused(ran) == "Error: vLLM can't serve this profile"
+    assert says in ran.err
+    ran = run(*options, "--engine", "auto", *SHORT, *BARE, "--json")
+    assert ran.code == 0 and f"engine mvw: {says}" in ran.err
+    assert json.loads(ran.out)["model"]["attention"] in ("sdpa", "eager")
+
+
+def test_bounds_need_no_vllm(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvw_cli.vllm.start.installed", lambda: False)
+    assert run("--plan", "--gpu", "H100", "--m", "4", "--engine", "vllm").code == 0
+    refused(run("--m", "4", "--engine", "vllm", *SHORT, *BARE))
+
+
 def test_a_report_goes_to_files_and_the_terminal_and_comes_back(
     run: Callable[..., Ran], tmp_path: Path
 ) -> None:
