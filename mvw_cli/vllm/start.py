@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +200,7 @@ def start(arguments: Mapping[str, Any], device: str) -> Any:
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the answer
     if device.startswith("cuda:"):
         number, seen = device.removeprefix("cuda:"), os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
@@ -228,9 +229,20 @@ def _log() -> Path | None:
     return Path(name)
 
 
-def silenced() -> AbstractContextManager[None]:
-    """Throw away what vLLM writes while it is imported."""
-    return _writing_to(Path(os.devnull))
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Throw away what vLLM writes while it is imported; what it logs later goes to stderr."""
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    # How much it logs is settled by the first import, and whether at all is for `start` to see.
+    quiet = "VLLM_LOGGING_LEVEL" not in os.environ
+    try:
+        if quiet:
+            os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        with _writing_to(Path(os.devnull)):
+            yield
+    finally:
+        if quiet:
+            del os.environ["VLLM_LOGGING_LEVEL"]
 
 
 @contextmanager
