@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from mvw_cli.adapter import ModelSpec
 from mvw_cli.errors import UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
+from mvw_cli.policies.vtw import Vtw
 from mvw_cli.profiles.resolution import parse_set, resolve
+from mvw_cli.session import open_session
 from mvw_cli.vllm import start
 
 
@@ -96,3 +99,36 @@ def test_the_cause_is_found_in_what_the_processes_wrote(tmp_path: Path) -> None:
     assert start.last_error(log) == "mvw: no room"
     log.write_text("nothing wrong\n")
     assert start.last_error(log) is None
+
+
+def test_what_looks_inside_is_not_for_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration and explanations read logits and attention."""
+    monkeypatch.setattr(start, "installed", lambda: True)
+    with pytest.raises(UsageProblem, match="vLLM can't serve this profile") as error:
+        open_session(resolved("engine=vllm").profile, looking_inside=True)
+    assert error.value.cause == "this needs logits or attention, which vLLM does not give"
+    profile = resolve("shapes", {"engine": "auto", "device": "cpu"}, {}).profile
+    assert open_session(profile, looking_inside=True).engine.in_process
+
+
+def test_a_policy_of_our_own_engine_is_never_taken_for_none() -> None:
+    with pytest.raises(UsageProblem) as error:
+        start.withdrawal_settings(Vtw(layer=2))
+    assert error.value.cause == "the policy vtw is had in mvw's own engine only"
+    assert start.withdrawal_settings(NoWithdrawal()) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"), [({}, False), ({"VLLM_LOGGING_LEVEL": "INFO"}, True)]
+)
+def test_what_is_logged_is_settled_where_vllm_is_imported_first(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], shown: bool
+) -> None:
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with start.silenced():
+        assert os.environ["VLLM_LOGGING_LEVEL"] == ("INFO" if shown else "ERROR")
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+    assert ("VLLM_LOGGING_LEVEL" in os.environ) == shown
