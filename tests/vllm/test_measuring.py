@@ -13,6 +13,10 @@ import pytest
 from vllm_checkpoints import write_vllm_checkpoint
 from vllm_running import ENVIRONMENT, VLLM_TESTS
 
+from mvw_cli.plugins import load_adapter
+from mvw_cli.profiles.resolution import model_spec, resolve
+from mvw_cli.vllm import start
+
 sys.path.insert(0, str(VLLM_TESTS))
 from drive import picture
 
@@ -24,9 +28,9 @@ def mvw(
     *words: str, folder: Path, code: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     options = [word for one in SMALL for word in ("--set", f"engine_args.{one}")]
-    start = ["-m", "mvw_cli"] if code is None else ["-c", code]
+    entry = ["-m", "mvw_cli"] if code is None else ["-c", code]
     return subprocess.run(
-        [sys.executable, *start, *words, "--engine", "vllm", *options],
+        [sys.executable, *entry, *words, "--engine", "vllm", *options],
         cwd=folder,
         env={**os.environ, **ENVIRONMENT, **environment},
         capture_output=True,
@@ -114,3 +118,21 @@ def test_doctor_holds_vllm_against_the_oracle(tmp_path: Path, fault: bool) -> No
     assert found["equivalence"]["status"] == ("problem" if fault else "ok")
     if fault:
         assert done.returncode == 20
+
+
+@pytest.mark.parametrize(
+    ("profile", "refused"),
+    [
+        ("qwen2.5-vl-7b", None),
+        ("qwen3-vl-8b-thinking", None),
+        ("kimi-vl", None),
+        ("llava-cot", "vLLM does not have MllamaForConditionalGeneration"),
+        ("gemma-3-12b", "withdrawal in vLLM is not exact with sliding windows"),
+    ],
+)
+def test_models_whose_configuration_is_known_by_heart(profile: str, refused: str | None) -> None:
+    chosen = resolve(profile, {}, {}).profile
+    config = load_adapter(chosen.adapter).shape(model_spec(chosen))
+    assert config.architectures is None
+    said = start.unsupported(config)
+    assert said is None if refused is None else said is not None and said.startswith(refused)
