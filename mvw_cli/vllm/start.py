@@ -20,6 +20,7 @@ from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.vllm.plugin.settings import LEADER
 
 if TYPE_CHECKING:
     from mvw_cli.adapter import ModelSpec
@@ -198,6 +199,7 @@ def start(arguments: Mapping[str, Any], device: str) -> Any:
         ModelProblem: it can't serve the model, or not exactly.
         OutOfMemory: the weights or one whole request do not fit.
     """
+    os.environ[LEADER] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the answer

@@ -13,7 +13,9 @@ of their own.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ from mvw_cli.vllm.plugin.layout import move_layers
 from mvw_cli.vllm.plugin.plan import Asked, Move, Plan, Span, asked_of, vision_spans
 from mvw_cli.vllm.plugin.settings import (
     ALLOW_UNTESTED,
+    LEADER,
     asks,
     request_policy,
     server_default,
@@ -321,6 +324,7 @@ class WithdrawalMixin:
     """Lies over Scheduler or AsyncScheduler; overrides methods only."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _leave_the_terminal()
         super().__init__(*args, **kwargs)
         managers = self.kv_cache_manager.coordinator.single_type_managers
         spec = managers[0].kv_cache_spec
@@ -473,6 +477,14 @@ class MVWAsyncScheduler(WithdrawalMixin, AsyncScheduler):
 # -- the worker's half ---------------------------------------------------------------------------
 
 
+def _leave_the_terminal() -> None:
+    """Leave the group of processes that Ctrl-C reaches: mvw ends its engine, once it has all."""
+    leader = int(os.environ.get(LEADER) or 0)
+    with suppress(OSError):  # it is gone already
+        if leader not in (0, os.getpid()) and os.getpgrp() == os.getpgid(leader):
+            os.setpgid(0, 0)
+
+
 def _plan(scheduler_output: Any) -> Plan:
     return getattr(scheduler_output, "mvw", None) or Plan()
 
@@ -566,6 +578,7 @@ class WorkerMixin:
     """Lies over a platform's worker: its model runner withdraws."""
 
     def init_device(self: Any) -> None:
+        _leave_the_terminal()
         super().init_device()
         kind = type(self.model_runner)
         second = kind.__module__.startswith(("vllm.v1.worker.gpu.", "vllm.v1.worker.cpu."))
