@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,37 @@ def test_models_whose_configuration_is_known_by_heart(profile: str, refused: str
     assert config.architectures is None
     said = start.unsupported(config)
     assert said is None if refused is None else said is not None and said.startswith(refused)
+
+
+def test_an_interrupt_leaves_a_report_of_what_was_measured(tmp_path: Path) -> None:
+    """As a terminal sends it: to all processes of the group."""
+    write_vllm_checkpoint("llava", tmp_path / "model")
+    picture(0).save(tmp_path / "0.png")
+    words = ["profile", "0.png", "What?", "--model", "model", "--dtype", "float32", "--m", "5"]
+    words += ["--new-tokens", "16", "--runs", "100000", "--warmup", "0", "-o", "report.json"]
+    options = [word for one in SMALL for word in ("--set", f"engine_args.{one}")]
+    log = (tmp_path / "stderr").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mvw_cli", *words, "--engine", "vllm", *options, "--no-answers"],
+        cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else: as of a shell's &
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while "Measuring batch" not in (tmp_path / "stderr").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        time.sleep(8)
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(timeout=200)
+    finally:
+        process.kill()
+    said = (tmp_path / "stderr").read_text()
+    assert code == 130, said
+    assert "Interrupted: the report holds what was measured until then." in said
+    [cell] = json.loads((tmp_path / "report.json").read_text())["cells"]
+    assert cell["ended"] is None and cell["pairs"] >= 1
