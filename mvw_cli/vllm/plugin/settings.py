@@ -10,8 +10,8 @@ from mvw_cli.policies.mvw import Mvw
 KEY = "mvw"
 """The key in `--additional-config`; without it the plugin changes nothing."""
 _FIELDS = {"m": int, "min": int, "max": int, "until": str}
-LEADER = "MVW_VLLM_LEADER"
-"""Environment variable: the process of mvw that has started the engine, where it was one."""
+LEADER = "mvw_vllm_leader"
+"""Environment variable between processes: that of mvw that has started the engine, if one has."""
 ALLOW_UNTESTED = "allow_untested"
 """The server's setting that lets pass what has not been held against the oracle."""
 
