@@ -120,7 +120,7 @@ def pickled(folder: Path) -> None:
 
 def base_elsewhere(folder: Path) -> None:
     file = folder / "adapter_config.json"
-    told = json.loads(file.read_text()) | {"base_model_name_or_path": "/home/her/models/base"}
+    told = json.loads(file.read_text()) | {"base_model_name_or_path": "/srv/models/base"}
     file.write_text(json.dumps(told))
 
 
@@ -138,7 +138,7 @@ def prompt_tuning(folder: Path) -> None:
         (cut, "is damaged", "adapter_model.safetensors is cut", "mvw list"),
         (gone, "has no weights as safetensors", "Pickled", "mvw list"),
         (pickled, "has no weights as safetensors", "Pickled", "--allow-pickle"),
-        (base_elsewhere, "base model of the LoRA adapter", "/home/her/models/base", "cat "),
+        (base_elsewhere, "base model of the LoRA adapter", "/srv/models/base", "cat "),
         (prompt_tuning, "changes the prompt", "PROMPT_TUNING", "mvw list adapters"),
     ],
 )

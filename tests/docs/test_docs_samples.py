@@ -130,11 +130,15 @@ def check_command(words: list[str]) -> None:
             assert (ROOT / path).exists(), path
         case ["pip", "install", *rest]:
             for word in rest:
-                assert word.startswith("-") or (ROOT / word).exists(), word
+                path, _, extras = word.partition("[")
+                project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+                named = set(filter(None, extras.rstrip("]").split(",")))
+                assert named <= set(project["optional-dependencies"]), word
+                assert path.startswith("-") or path == "mvw" or (ROOT / path).exists(), word
         case []:
             pass
         case _:
-            assert words[0] in ("curl", "find", "git", "wc", "xargs", "."), words
+            assert words[0] in ("curl", "find", "git", "vllm", "wc", "xargs", "."), words
 
 
 @each_page

@@ -26,7 +26,7 @@ from mvw_cli.bench.stats import (
 )
 from mvw_cli.engine.memory import lost_device, relieve
 from mvw_cli.engine.types import Admitted, Finished, GenerationSettings, Request
-from mvw_cli.errors import BadImage, OutOfMemory
+from mvw_cli.errors import BadImage, MvwError, OutOfMemory
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.session import Session
@@ -182,7 +182,9 @@ def answer_item(run: Comparing, number: int, asked: Request, item: ItemSpec) -> 
                 raise
             run.control = False
             requests.pop(NO_IMAGE, None)
-            reason = str(error) if isinstance(error, Unanswerable) else error_line(error)
+            cause = error.cause if isinstance(error, MvwError) else None
+            said = str(error) if isinstance(error, Unanswerable) else error_line(error)
+            reason = cause or said
             run.remarks.append(f"The control without an image is left out: {reason.rstrip('.')}.")
     if not run.session.engine.in_process:
         return Row(given, {}, item.reference is not None)
