@@ -58,6 +58,7 @@ def test_who_asks(
         "HF_HOME": str(tmp_path / "hub"),
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
         "NO_PROXY": "127.0.0.1",
+        "HF_HUB_OFFLINE": "",  # another test in this process may have set it
         **({"MVW_OFFLINE": variable} if variable else {}),
     }
     asked = ("infer", "picture.png", "w1", "--model", "a/b", *options)

@@ -436,7 +436,7 @@ def test_random_weights_are_no_answers(batch: Run, monkeypatch: pytest.MonkeyPat
     ran = batch("images", "w1 w2", "--random-weights", *more)
     assert ran.code == 0
     assert "The weights are random: answers are noise." in ran.err
-    assert told == {"allow_pickle": True, "random_weights": True}
+    assert told == {"slots": None, "allow_pickle": True, "random_weights": True}
     lines = refused(batch("images", "w1 w2"))
     assert "random" in lines[1]
 
@@ -745,6 +745,8 @@ def test_paths_on_standard_input_are_no_images(batch: Run) -> None:
 # --- a run that can't succeed ---
 
 MANY = 25
+ONE_READER = ("--readers", "1")
+"""With several, the first items may be known to have failed after later ones."""
 
 
 def put_broken(count: int, start: int = 0) -> None:
@@ -800,7 +802,7 @@ def test_items_that_all_fail_alike_end_the_run(
 ) -> None:
     monkeypatch.setattr("mvw_cli.batch.workers.local.LocalProcesses", Threads)
     put_broken(200, MANY)
-    words = ("images", "w1 w2", "--device", "cpu", "--workers", str(workers))
+    words = ("images", "w1 w2", "--device", "cpu", "--workers", str(workers), *ONE_READER)
     ran = batch(*words, "--json")
     assert ran.code == ExitCode.ITEMS_FAILED
     message, cause, hint = ran.err.splitlines()[-3:]
@@ -823,22 +825,24 @@ def test_items_that_all_fail_alike_end_the_run(
 
 
 def test_a_run_of_failures_goes_on_where_it_is_told_to(batch: Run, broken: None) -> None:
-    assert batch("images", "w1 w2").code == ExitCode.ITEMS_FAILED
+    assert batch("images", "w1 w2", *ONE_READER).code == ExitCode.ITEMS_FAILED
     assert len(records()) == 20
     # Those that have failed are left alone, and the five others are fewer than twenty.
-    ran = batch("images", "w1 w2")
+    ran = batch("images", "w1 w2", *ONE_READER)
     assert ran.code == ExitCode.ITEMS_FAILED and "Error: " not in ran.err
     assert len(records()) == MANY
     # The cause is the same: all are tried again only where that is wanted.
-    assert "The first 20 items" in batch("images", "w1 w2", "--retry-failed").err
-    ran = batch("images", "w1 w2", "--overwrite", "--keep-going")
+    assert "The first 20 items" in batch("images", "w1 w2", *ONE_READER, "--retry-failed").err
+    ran = batch("images", "w1 w2", *ONE_READER, "--overwrite", "--keep-going")
     assert ran.code == ExitCode.ITEMS_FAILED and "Error: " not in ran.err
     assert len(records()) == MANY
 
 
 def test_what_stopped_a_run_is_put_right_by_its_hint(batch: Run) -> None:
     put("images", *range(MANY))
-    ran = batch("images", "w1 w2", "--set", "images.max_decoded_pixels=40", "-o", "a.csv")
+    ran = batch(
+        "images", "w1 w2", *ONE_READER, "--set", "images.max_decoded_pixels=40", "-o", "a.csv"
+    )
     message, cause, hint = ran.err.splitlines()[-3:]
     assert "is too large to decode" in message and "48 pixels" in cause
     assert (ran.code, len(records("a.csv.jsonl"))) == (ExitCode.ITEMS_FAILED, 20)
