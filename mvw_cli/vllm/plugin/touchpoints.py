@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -324,7 +327,7 @@ class WithdrawalMixin:
     """Lies over Scheduler or AsyncScheduler; overrides methods only."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _leave_the_terminal()
+        _follow_the_leader()
         super().__init__(*args, **kwargs)
         managers = self.kv_cache_manager.coordinator.single_type_managers
         spec = managers[0].kv_cache_spec
@@ -477,12 +480,27 @@ class MVWAsyncScheduler(WithdrawalMixin, AsyncScheduler):
 # -- the worker's half ---------------------------------------------------------------------------
 
 
-def _leave_the_terminal() -> None:
-    """Leave the group of processes that Ctrl-C reaches: mvw ends its engine, once it has all."""
+def _follow_the_leader() -> None:
+    """Live as long as the mvw that has started this engine, and no longer.
+
+    Ctrl-C reaches the group of processes, so this one leaves it: mvw ends its engine itself, once
+    it has all. Where mvw is killed, nobody else would end what holds a GPU's memory.
+    """
     leader = int(os.environ.get(LEADER) or 0)
-    with suppress(OSError):  # it is gone already
-        if leader not in (0, os.getpid()) and os.getpgrp() == os.getpgid(leader):
+    if leader in (0, os.getpid()):
+        return
+    with suppress(OSError):
+        if os.getpgrp() == os.getpgid(leader):
             os.setpgid(0, 0)
+
+    def watch() -> None:
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(leader, 0)  # sends nothing; raises once there is no such process
+                time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="mvw-leader", daemon=True).start()
 
 
 def _plan(scheduler_output: Any) -> Plan:
@@ -578,7 +596,7 @@ class WorkerMixin:
     """Lies over a platform's worker: its model runner withdraws."""
 
     def init_device(self: Any) -> None:
-        _leave_the_terminal()
+        _follow_the_leader()
         super().init_device()
         kind = type(self.model_runner)
         second = kind.__module__.startswith(("vllm.v1.worker.gpu.", "vllm.v1.worker.cpu."))
