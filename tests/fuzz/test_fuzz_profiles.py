@@ -152,6 +152,7 @@ def profiles(draw: st.DrawFn) -> bytes:
 @example(data=b'extends: "\\0.yaml"\n')
 @example(data=b"extends: ~nobody/x.yaml\n")
 @example(data=b'model: "\\UFFFFFFFF"\n')
+@example(data=b"model: " + b"[" * 3000)
 def test_a_profile_is_shown_or_refused(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_bytes(data)
