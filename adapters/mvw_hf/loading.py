@@ -19,6 +19,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from jinja2 import TemplateError
 from transformers import CONFIG_MAPPING, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
+from transformers.integrations import peft as peft_integration
+from transformers.models.auto import auto_factory
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import (
@@ -198,6 +200,23 @@ def build_random(
     return model.to(wanted)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Within it, transformers leaves a LoRA adapter alone that lies beside a model.
+
+    Where peft is installed it would load it by itself, and releases differ in what hinders that.
+    """
+    modules = (peft_integration, auto_factory)
+    before = [module.is_peft_available for module in modules]
+    try:
+        for module in modules:
+            module.is_peft_available = lambda: False
+        yield
+    finally:
+        for module, found in zip(modules, before, strict=True):
+            module.is_peft_available = found
+
+
 def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
     """Load a checkpoint with a class or auto class of transformers, and all of it.
 
@@ -217,18 +236,17 @@ def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
     # safetensors (`auto_conversion` in transformers/safetensors_conversion.py).
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
-        model, report = model_class.from_pretrained(
-            base.model,
-            revision=base.revision,
-            dtype=spec.dtype,
-            # None prefers safetensors. What is pickled goes through PyTorch's `weights_only` then.
-            use_safetensors=None if spec.allow_pickle else True,
-            output_loading_info=True,
-            # Where peft is installed, it would load an adapter that lies beside.
-            **({"adapter_kwargs": {"subfolder": "none"}} if is_adapter else {}),
-            **NO_CODE,
-            **placing(spec),
-        )
+        with _alone():
+            model, report = model_class.from_pretrained(
+                base.model,
+                revision=base.revision,
+                dtype=spec.dtype,
+                # None prefers safetensors; what is pickled then goes through `weights_only`.
+                use_safetensors=None if spec.allow_pickle else True,
+                output_loading_info=True,
+                **NO_CODE,
+                **placing(spec),
+            )
     except torch.OutOfMemoryError as error:
         raise _no_room(name, str(error).partition("\n")[0]) from error
     except ValueError as error:

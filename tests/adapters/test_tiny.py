@@ -56,7 +56,7 @@ def test_what_makes_a_family_is_left(name: str) -> None:
 def test_it_says_what_to_do_where_it_can_not(checkpoint: str, known: bool, told: str) -> None:
     class Other(HuggingFace):
         def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
-            return {"model_type": "idefics3"} if known else None
+            return {"model_type": "idefics3", "pad_token_id": 2} if known else None
 
     Other.checkpoint = checkpoint
     with pytest.raises(ModelProblem) as caught:
