@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -99,20 +99,8 @@ class Engine:
         Raises:
             ModelProblem: the model turned out not to be servable exactly.
         """
-        waiting = iter(requests)
         with self.serving(observe=observe) as slots:
-            while True:
-                while len(slots.active) < self._slots:
-                    request = next(waiting, None)
-                    if request is None:
-                        break
-                    yield from slots.admit(request)
-                if not slots.active:
-                    return
-                for event in slots.step():
-                    if isinstance(event, Failed):
-                        raise event.error
-                    yield event
+            yield from serve_all(slots, requests, self._slots)
 
     @contextmanager
     def serving(self, *, observe: Observe | None = None) -> Iterator[Slots]:
@@ -145,6 +133,36 @@ class Engine:
                 cause=f"In {self._loaded.name}: {error}.",
                 hint="mvw list adapters",
             ) from error
+
+
+class Serving(Protocol):
+    """What requests are handed to: the slots of an engine."""
+
+    @property
+    def active(self) -> list[str]: ...
+    def admit(self, request: Request) -> list[Event]: ...
+    def step(self) -> list[Event]: ...
+
+
+def serve_all(slots: Serving, requests: Iterable[Request], most: int) -> Iterator[Event]:
+    """Serve the requests, so many at a time at most, refilling as soon as one is complete.
+
+    Raises:
+        Exception: what befell a request.
+    """
+    waiting = iter(requests)
+    while True:
+        while len(slots.active) < most:
+            request = next(waiting, None)
+            if request is None:
+                break
+            yield from slots.admit(request)
+        if not slots.active:
+            return
+        for event in slots.step():
+            if isinstance(event, Failed):
+                raise event.error
+            yield event
 
 
 def check_architecture(model: PreTrainedModel) -> list[int | None]:

@@ -15,6 +15,7 @@ import torch
 
 from mvw_cli.adapter import Adapter, LoadedModel
 from mvw_cli.cost.shape import shape_of_model
+from mvw_cli.engine.engine import serve_all
 from mvw_cli.engine.layers import CrossAttention
 from mvw_cli.engine.sequence import Detokenizer
 from mvw_cli.engine.types import (
@@ -93,20 +94,8 @@ class VllmEngine:
             Exception: what befell a request.
         """
         assert observe is None, "vLLM does not give its logits"
-        waiting = iter(requests)
         with self.serving() as slots:
-            while True:
-                while len(slots.active) < self.slots:
-                    request = next(waiting, None)
-                    if request is None:
-                        break
-                    yield from slots.admit(request)
-                if not slots.active:
-                    return
-                for event in slots.step():
-                    if isinstance(event, Failed):
-                        raise event.error
-                    yield event
+            yield from serve_all(slots, requests, self.slots)
 
     @contextmanager
     def serving(self, *, observe: Any = None) -> Iterator[VllmSlots]:
