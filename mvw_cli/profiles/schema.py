@@ -348,7 +348,8 @@ def unknown_key(origin: Origin, key: str) -> UsageProblem:
     """Complain about a dotted key that there is not, naming the one that was probably meant."""
     section, _, last = key.rpartition(".")
     group = SECTIONS.get(key) or SECTIONS.get(section) or Profile
-    cause = f"known here: {', '.join(one for one in group.model_fields if one != key)}"
+    known = ", ".join(one for one in group.model_fields if one != key)
+    cause = f"known here: {known}" if known else group.__doc__
     if key not in (*SECTIONS, "extends"):  # these have another place than the one asked for
         near = closest(last, group.model_fields)
         elsewhere = {one.rpartition(".")[2]: one for one in fields()}
