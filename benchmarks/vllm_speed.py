@@ -1,12 +1,14 @@
 """vLLM with and without withdrawal, and `mvw batch` over it against the shortest script.
 
 One LLaVA of random weights, 8 layers x 512 wide, 1,024 vision tokens an image, m = 16. Each engine
-has a process of its own and the arms take turns. Decode rates are differences of two lengths, so
-that reading and prefill are not in them.
+has a process of its own and the arms take turns. A decode rate is that of the median pass in which
+every request decodes one token and has decoded 32, so that neither prefill nor the passes before
+the withdrawal are in it.
 
 - `plain`: vLLM as it is, without the plugin's scheduler and worker.
 - `never`: with the plugin, nothing withdrawn.
 - `withdrawn`: with the plugin, the vision tokens withdrawn after 16 tokens.
+- `text`: vLLM as it is, asked the same without an image: what withdrawal can come to at best.
 - `pool`: 64 images with the log-normal answers of `batch.py`, and a KV pool that holds 8 requests
   with their vision: images a second, and how many are in flight.
 - `batch`: the same images in a pool that is large enough, `mvw batch`'s own loop against
@@ -23,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -33,7 +36,7 @@ import click
 LAYERS, WIDTH, SIDE, HEADS, KV_HEADS = 8, 512, 448, 8, 8
 VISION = (SIDE // 14) ** 2
 M = 16
-SHORT, LONG = 32, 160
+DECODED, TOKENS = 32, 96
 BLOCK = 32
 QUESTION = "w1 w2 w3 w4"
 TYPICAL = 48
@@ -60,19 +63,26 @@ def _llm(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(**options)
+    expected = [0]
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     running: list[int] = []
+    passes: list[tuple[float, bool]] = []
     schedule = scheduler.schedule
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         output = schedule(*args, **kwargs)
         running.append(len(scheduler.running))
+        requests = len(output.num_scheduled_tokens)
+        decodes = requests == expected[0] == output.total_num_scheduled_tokens
+        passes.append((perf_counter(), decodes))
         return output
 
     scheduler.schedule = counted
 
     def serve(order: dict[str, Any]) -> dict[str, Any]:
         running.clear()
+        passes.clear()
+        expected[0] = len(order["images"])
         begin = perf_counter()
         extra = None if order["m"] is None else {"mvw_m": order["m"]}
         params = [
@@ -85,17 +95,21 @@ def _llm(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
             )
             for tokens in order["tokens"]
         ]
-        prompts = [
+        prompts: list[Any] = [
             {
                 "prompt": f"<image> {QUESTION}",
                 "multi_modal_data": {"image": Image.open(path).convert("RGB")},
             }
             for path in order["images"]
         ]
+        if order["text"]:
+            prompts = [QUESTION] * len(prompts)
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = perf_counter() - begin
         ids = [list(output.outputs[0].token_ids) for output in outputs]
-        return {"seconds": seconds, "ids": ids, "in_flight": mean(running)}
+        steps = [after - at for (at, one), (after, two) in pairwise(passes) if one and two]
+        rate = len(prompts) / median(steps[DECODED:]) if len(steps) > DECODED else None
+        return {"seconds": seconds, "ids": ids, "in_flight": mean(running), "decode": rate}
 
     return serve
 
@@ -173,19 +187,20 @@ class Engine:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def run(self, images: list[Path], tokens: list[int], m: int | None) -> dict[str, Any]:
-        """Generate so many tokens about each image."""
+    def run(
+        self, images: list[Path], tokens: list[int], m: int | None, *, text: bool = False
+    ) -> dict[str, Any]:
+        """Generate so many tokens about each image, or about none of them."""
         assert self._process.stdin is not None
-        order = {"images": [str(path) for path in images], "tokens": tokens, "m": m}
+        order = {"images": [str(path) for path in images], "tokens": tokens, "m": m, "text": text}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
-    def decode(self, images: list[Path], m: int | None) -> float:
+    def decode(self, images: list[Path], m: int | None, *, text: bool = False) -> float:
         """Measure tokens a second while decoding."""
-        short = self.run(images, [SHORT] * len(images), m)["seconds"]
-        long = self.run(images, [LONG] * len(images), m)["seconds"]
-        return len(images) * (LONG - SHORT) / (long - short)
+        rate: float = self.run(images, [TOKENS] * len(images), m, text=text)["decode"]
+        return rate
 
     def close(self) -> None:
         """End the process."""
@@ -239,10 +254,13 @@ def main(pairs: int, dtypes: tuple[str, ...], options: str | None) -> None:
                     "plain": lambda plain=plain, some=some: plain.decode(some, None),
                     "never": lambda own=own, some=some: own.decode(some, -1),
                     "withdrawn": lambda own=own, some=some: own.decode(some, M),
+                    "text": lambda plain=plain, some=some: plain.decode(some, None, text=True),
                 }
                 rates = interleaved(arms, pairs=pairs)
                 found = {
-                    arm: paired_ratio(rates[arm], rates["plain"]) for arm in ("never", "withdrawn")
+                    arm: paired_ratio(some, rates["plain"])
+                    for arm, some in rates.items()
+                    if arm != "plain"
                 }
                 document["decode"][f"{dtype}, {count}"] = {"tokens_per_s": rates, "ratio": found}
                 for arm, ratio in found.items():
