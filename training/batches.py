@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,19 +72,38 @@ def make_batch(
             starts.append(len(asked))
             hidden = (told.index(caption) + 1, end) if phase == "language" else (0, 0)
             given.append(slice(*(len(asked) + place for place in hidden)))
+    pixels = None if phase == "language" else pixels_of(processor, scenes, rng)
+    return pack(rows, starts, given, pixels, pad=pad)
+
+
+def pack(
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
+    given: Sequence[slice],
+    pixels: torch.Tensor | None,
+    *,
+    pad: int,
+) -> Batch:
+    """Pad the rows of token ids; labels are what follows a row's start, what is given aside."""
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
     labels = torch.full_like(input_ids, IGNORED)
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
         labels[index, start : len(row)] = input_ids[index, start : len(row)]
         labels[index, given[index]] = IGNORED
-    pixels = None if phase == "language" else pixels_of(processor, scenes, rng)
     return Batch(pixels, input_ids, labels, torch.tensor([len(row) for row in rows]))
 
 
 def pixels_of(processor: LlavaProcessor, scenes: list[Scene], rng: random.Random) -> torch.Tensor:
     """Draw scenes and wear the pictures a little: # (pictures, 3, H, W)."""
-    images = [_worn(draw(scene, rng), rng) for scene in scenes]
+    return worn_pixels(processor, [draw(scene, rng) for scene in scenes], rng)
+
+
+def worn_pixels(
+    processor: LlavaProcessor, pictures: Sequence[Image.Image], rng: random.Random
+) -> torch.Tensor:
+    """Wear pictures a little: # (pictures, 3, H, W)."""
+    images = [_worn(picture, rng) for picture in pictures]
     return _lit(processor.image_processor(images, return_tensors="pt")["pixel_values"], rng)
 
 

@@ -6,6 +6,7 @@ The result is a plain transformers checkpoint.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from mvw_shapes.questions import TEMPLATES, slots
@@ -60,9 +61,10 @@ def vocabulary() -> tuple[str, ...]:
     return (*SPECIAL, *TAGS, *sorted(words))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer of the shapes world."""
-    ids = {word: number for number, word in enumerate(vocabulary())}
+def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer of the shapes world; `more` words get the ids at the end."""
+    words = (*vocabulary(), *sorted(set(more).difference(vocabulary())))
+    ids = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace("\u2019", "'"), normalizers.Replace("-", " ")]
@@ -90,7 +92,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
+def build_processor(more: Sequence[str] = ()) -> LlavaProcessor:
     """Build the processor: resize to IMAGE_SIDE x IMAGE_SIDE, and one tag per vision token."""
     images = CLIPImageProcessorPil(
         size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
@@ -101,7 +103,7 @@ def build_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(more),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -134,18 +134,19 @@ def _features(model: LlavaForConditionalGeneration, batch: Batch) -> torch.Tenso
     )
 
 
-def _optimizer(
-    model: torch.nn.Module, head: torch.nn.Module, settings: Settings
+def build_optimizer(
+    modules: Sequence[torch.nn.Module], learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
+    """Build the optimiser; norms and biases do not decay."""
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for parameter in itertools.chain(model.parameters(), head.parameters()):
+    for parameter in itertools.chain(*(module.parameters() for module in modules)):
         groups[parameter.ndim >= 2].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": settings.weight_decay},
+            {"params": groups[True], "weight_decay": weight_decay},
             {"params": groups[False], "weight_decay": 0.0},
         ],
-        lr=settings.learning_rate,
+        lr=learning_rate,
         betas=(0.9, 0.98),
     )
 
@@ -177,8 +178,9 @@ def train(
     model = _untrained(settings).train()
     head = build_head(settings.vision_width)
     fast_attention.use(model)
-    optimizer = _optimizer(model, head, settings)
-    first = _resume(settings, run, model, head, optimizer)
+    optimizer = build_optimizer((model, head), settings.learning_rate, settings.weight_decay)
+    parts = {"model": model, "head": head, "optimizer": optimizer}
+    first = resume(settings, run, parts)
     started = time.monotonic()
     for step in range(first, settings.steps):
         if step == stop_after:
@@ -203,7 +205,7 @@ def train(
                 }
             )
         if done % settings.checkpoint_every == 0 or done == settings.steps:
-            _save(settings, run, done, model, head, optimizer)
+            save(settings, run, done, parts)
     return model
 
 
@@ -233,48 +235,35 @@ def _step(
     return backward(model, batch, rows=settings.rows, bfloat16=settings.bfloat16)
 
 
-def _save(
-    settings: Settings,
-    run: Path,
-    step: int,
-    model: torch.nn.Module,
-    head: torch.nn.Module,
-    optimizer: torch.optim.AdamW,
-) -> None:
-    state = {
-        "settings": asdict(settings),
-        "step": step,
-        "model": model.state_dict(),
-        "head": head.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
+def save(settings: Any, run: Path, step: int, parts: Mapping[str, Any]) -> None:
+    """Write the state of everything that a run goes on from."""
+    state = {name: part.state_dict() for name, part in parts.items()}
     # A kill in the middle of writing must leave the state before it whole.
-    torch.save(state, run / "state.pt.part")
+    torch.save(state | {"settings": asdict(settings), "step": step}, run / "state.pt.part")
     os.replace(run / "state.pt.part", run / "state.pt")
 
 
-def _resume(
-    settings: Settings,
-    run: Path,
-    model: torch.nn.Module,
-    head: torch.nn.Module,
-    optimizer: torch.optim.AdamW,
-) -> int:
+def resume(settings: Any, run: Path, parts: Mapping[str, Any]) -> int:
+    """Load what `save` wrote, and return the step that comes next.
+
+    Raises ValueError when the folder belongs to a run with other settings.
+    """
     if not (run / "state.pt").exists():
         return 0
     state = torch.load(run / "state.pt", weights_only=True)
     if state["settings"] != asdict(settings):
         raise ValueError(f"{run} holds a run with other settings; give another folder")
-    model.load_state_dict(state["model"])
-    head.load_state_dict(state["head"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return int(state["step"])
 
 
-def export(model: LlavaForConditionalGeneration, directory: Path) -> None:
+def export(
+    model: LlavaForConditionalGeneration, directory: Path, processor: LlavaProcessor | None = None
+) -> None:
     """Write the weights, the tokenizer and the processor as one transformers checkpoint."""
     model.save_pretrained(directory)
-    build_processor().save_pretrained(directory)
+    (processor or build_processor()).save_pretrained(directory)
     # safetensors writes for the owner only, and an installed package is read by others.
     (directory / "model.safetensors").chmod(0o644)
 
