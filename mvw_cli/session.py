@@ -95,6 +95,27 @@ class Session:
             )
         return Request(id, inputs, layout, self.policy, settings)
 
+    def with_system(self, system: str) -> Session:
+        """Return the same with another system prompt.
+
+        Raises:
+            UsageProblem: the model's prompt has no place for one.
+        """
+        spec = replace(self.loaded.spec, system=system)
+        told = replace(self, loaded=replace(self.loaded, spec=spec))
+        try:
+            one, other = (s.request([], "?").inputs["input_ids"].tolist() for s in (self, told))
+            fits = one != other
+        except Exception:  # of a template that refuses it
+            fits = False
+        if not fits and system != self.loaded.spec.system:
+            raise UsageProblem(
+                f"The prompt of {self.loaded.name} has no place for a system prompt",
+                cause="with one and without, it is the same or none",
+                hint="mvw show --schema",
+            )
+        return told
+
     def parse(self, text: str) -> Answer:
         """Take a generated text apart, with what the prompt had written of it."""
         opening = self.adapter.opening(self.loaded)

@@ -28,6 +28,7 @@ _CODES = {
 }
 
 _VARIABLES = {
+    "MVW_API_KEY": "The token that requests to `mvw serve` have to bring, as `--api-key` gives it.",
     "MVW_DEBUG": "`1` shows the traceback of an error, as `--debug` does.",
     "MVW_HOME": "Folder of your own settings, instead of the platform's; profiles lie in its "
     "`profiles/`, and what `mvw profile` has measured of the device in its "

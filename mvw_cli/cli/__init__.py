@@ -17,6 +17,7 @@ from mvw_cli.text import printable
 _OWN = {
     "infer": "mvw_cli.cli.infer:infer",
     "batch": "mvw_cli.cli.batch:batch",
+    "serve": "mvw_cli.cli.serve:serve",
     "profile": "mvw_cli.cli.profile:profile",
     "calibrate": "mvw_cli.cli.calibrate:calibrate",
     "merge": "mvw_cli.cli.merge:merge",

@@ -7,9 +7,10 @@ given leaves the profile's value alone.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import click
 
@@ -63,6 +64,20 @@ class FloatRange(click.FloatRange):
         if not isfinite(number):
             self.fail(f"{value!r} is no finite number.", param, ctx)
         return number
+
+
+class Size(click.ParamType[Any, Any]):
+    """A number of bytes, as 800MiB or 20G."""
+
+    name = "size"
+    _units: ClassVar = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value), re.IGNORECASE)
+        size = 0.0 if found is None else float(found[1]) * self._units[found[2].lower()]
+        if not 1 <= size < 2**63:
+            self.fail(f"{value!r} is no size; write it as 800MiB or 20GiB.", param, ctx)
+        return int(size)
 
 
 class Listed(click.ParamType[Any, Any]):

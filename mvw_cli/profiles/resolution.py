@@ -37,6 +37,7 @@ from mvw_cli.profiles.withdrawal import Step, as_steps, merge
 from mvw_cli.text import is_unicode
 
 VARIABLES = (
+    "MVW_API_KEY",
     "MVW_DEBUG",
     "MVW_HOME",
     "MVW_LOAD_PLUGINS",

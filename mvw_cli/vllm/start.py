@@ -192,20 +192,14 @@ def start(arguments: Mapping[str, Any], device: str) -> Any:
     """Start vLLM's engine; imports it.
 
     Args:
-        device: of the profile; vLLM takes the first GPU that it sees, so it is shown one.
+        device: of the profile, as for `set_environment`.
 
     Raises:
         UsageProblem: an argument that it does not have.
         ModelProblem: it can't serve the model, or not exactly.
         OutOfMemory: the weights or one whole request do not fit.
     """
-    os.environ[LEADER] = str(os.getpid())
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the answer
-    if device.startswith("cuda:"):
-        number, seen = device.removeprefix("cuda:"), os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+    set_environment(device)
     with _explained(str(arguments["model"]), _log()) as log, _writing_to(log):
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -218,6 +212,21 @@ def start(arguments: Mapping[str, Any], device: str) -> Any:
                 hint="mvw show --schema",
             )
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+def set_environment(device: str) -> None:
+    """Prepare what vLLM's processes get from this one, whose end is theirs.
+
+    Args:
+        device: of the profile; vLLM takes the first GPU that it sees, so it is shown one.
+    """
+    os.environ[LEADER] = str(os.getpid())
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the answer
+    if device.startswith("cuda:"):
+        number, seen = device.removeprefix("cuda:"), os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
 
 
 def _log() -> Path | None:

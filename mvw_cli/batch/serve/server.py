@@ -8,13 +8,13 @@ decided by bytes. What fails is one record; what lacks memory is tried again wit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mvw_cli.batch.serve.capacity import Limits
-from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready, Unreadable
+from mvw_cli.batch.serve.prefetch import Encoder, Ready, Unreadable
 from mvw_cli.batch.store.record import failure, success
 from mvw_cli.engine.memory import lost_device, ran_out, relieve
 from mvw_cli.engine.types import Event, Failed, Finished, NotExact, Request, summarise
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from mvw_cli.session import Slots
 
 Record = dict[str, Any]
+
+
+class Feed(Protocol):
+    """Where items come from: `Prefetcher` for a batch, the desk of `mvw serve`."""
+
+    @property
+    def exhausted(self) -> bool: ...
+    def take(self, wait: bool) -> Ready | Unreadable | None: ...
+
 
 LOOKAHEAD = 64
 """Steps that an admitted request must have room for next to those that decode already: a lower
@@ -70,23 +79,32 @@ class Server:
             be read; called once.
         run: short hash of the fingerprint, for the records.
         draining: asked between steps; once true, nothing more is admitted.
+        cancelled: asked between steps for items that have been taken and are to be given up; they
+            have no record.
+        seen: told each event of the engine. An item that was preempted begins again.
+        own_policies: whether each item has a policy of its own: one that can't be had, which else
+            is the run's end, is then that item's failure.
     """
 
     def __init__(
         self,
         session: Session,
-        feed: Prefetcher,
+        feed: Feed,
         encoder: Encoder,
         choose_limits: Callable[[Ready], Limits],
         *,
         run: str,
         draining: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], Iterable[str]] = tuple,
+        seen: Callable[[Event], object] = lambda event: None,
+        own_policies: bool = False,
     ) -> None:
         self._session, self._feed, self._encoder = session, feed, encoder
         self._choose_limits = choose_limits
         self._limits: Limits | None = None
         self._run, self._draining = run, draining
-        self._withdraws = not isinstance(session.policy, NoWithdrawal)
+        self._cancelled, self._seen, self._own_policies = cancelled, seen, own_policies
+        self._withdraws = own_policies or not isinstance(session.policy, NoWithdrawal)
         self._max_slots = 1
         self._recovered = 0
         """Requests that have ended since memory ran out."""
@@ -106,6 +124,7 @@ class Server:
         state = self.state
         with self._session.engine.serving() as slots:
             while True:
+                self._give_up(slots)
                 if not self._draining():
                     yield from self._admit(slots)
                 if slots.active:
@@ -151,6 +170,14 @@ class Server:
         job.attempts += 1
         yield from self._prefill(slots, job)
 
+    def _give_up(self, slots: Slots) -> None:
+        for name in self._cancelled():
+            if name in slots.active:
+                slots.drop(name)
+            self._jobs.pop(name, None)
+            kept = (job for job in self._waiting if job.ready.item.id != name)
+            self._waiting = deque(kept)
+
     def _fits(self, slots: Slots, request: Request | None, ahead: int) -> bool:
         """Whether the cache's storages keep to their budget, a request and so many steps later."""
         budget = None if self._limits is None else self._limits.kv_bytes
@@ -173,8 +200,8 @@ class Server:
         except Exception as error:
             # A policy that asks for a layer which the model lacks, or for gates of another
             # model, or that is at fault, would fail with every item: it is the run that can't be.
-            encoded = job.ready.encoded is not None
-            wrong = encoded and isinstance(error, UsageProblem | ModelProblem | PluginProblem)
+            of_all = job.ready.encoded is not None and not self._own_policies
+            wrong = of_all and isinstance(error, UsageProblem | ModelProblem | PluginProblem)
             if wrong or isinstance(error, NotExact) or lost_device(error):
                 raise
             yield from self._retry_or_fail(slots, job, error)
@@ -231,10 +258,12 @@ class Server:
         for event in events:
             job = self._jobs[event.request]
             job.events.append(event)
+            self._seen(event)
             if isinstance(event, Failed | Finished):
                 del self._jobs[event.request]
             if isinstance(event, Failed):
-                if lost_device(event.error) or isinstance(event.error, PluginProblem):
+                faulty = isinstance(event.error, PluginProblem) and not self._own_policies
+                if lost_device(event.error) or faulty:
                     ending = ending or event.error
                 else:
                     yield from self._retry_or_fail(slots, job, event.error)

@@ -5,25 +5,18 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
-from mvw_cli.cli.options import ARGUMENTS, FloatRange, Remembering, common_options, profile_options
-
-
-class _Size(click.ParamType[Any, Any]):
-    """A number of bytes, as 800MiB or 20G."""
-
-    name = "size"
-    _units: ClassVar = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value), re.IGNORECASE)
-        size = 0.0 if found is None else float(found[1]) * self._units[found[2].lower()]
-        if not 1 <= size < 2**63:
-            self.fail(f"{value!r} is no size; write it as 800MiB or 20GiB.", param, ctx)
-        return int(size)
+from mvw_cli.cli.options import (
+    ARGUMENTS,
+    FloatRange,
+    Remembering,
+    Size,
+    common_options,
+    profile_options,
+)
 
 
 class _Shard(click.ParamType[Any, Any]):
@@ -78,7 +71,7 @@ class _Shard(click.ParamType[Any, Any]):
     help="Images answered at the same time.  [default: by memory]",
 )
 @click.option(
-    "--kv-memory", metavar="SIZE", type=_Size(), help="Memory for the KV cache, as 800MiB or 20GiB."
+    "--kv-memory", metavar="SIZE", type=Size(), help="Memory for the KV cache, as 800MiB or 20GiB."
 )
 @click.option(
     "--workers", metavar="N", type=click.IntRange(min=1), help="Processes; each has its own GPU."

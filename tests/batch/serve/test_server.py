@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mvw_hf.model import HuggingFace
-from serving import Bench, answers, item, pictures
+from serving import Bench, answers, by_id, item, pictures
 
 from mvw_cli.adapter import Answer, LoadedModel
 from mvw_cli.batch.serve import server as serve
@@ -19,7 +19,7 @@ from mvw_cli.batch.serve.capacity import Limits
 from mvw_cli.batch.serve.server import RECOVERY
 from mvw_cli.batch.store.record import dumps
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import NotExact
+from mvw_cli.engine.types import Event, NotExact, Token
 from mvw_cli.errors import BadImage, ModelProblem, OutOfMemory, PluginProblem, UsageProblem
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.look_back import LookBack
@@ -370,6 +370,34 @@ def test_a_policy_that_is_at_fault_ends_the_run(tiny: LoadedModel, at: int, answ
 def test_a_layer_that_the_model_lacks_ends_the_run(tiny: LoadedModel) -> None:
     with pytest.raises(UsageProblem, match="layer"):
         Bench(tiny, Vtw(layer=99)).serve(work(3), Limits(2))
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_where_each_has_its_own_policy_it_ends_that_item_alone(tiny: LoadedModel, at: int) -> None:
+    bench = Bench(tiny, Failing(RuntimeError("not in the mood"), at, [True, False, True]))
+    items = [item("0", 9), item("1", 9), item("2", 3)]
+    records = bench.serve(items, Limits(3), own_policies=True)
+    assert [records[name]["status"] for name in "012"] == ["ok", "failed", "ok"]
+    assert records["1"]["error"]["type"] == "PluginProblem"
+
+
+@pytest.mark.parametrize(("limits", "beside"), [(Limits(2), ["0", "1"]), (Limits(2, ROW), ["0"])])
+def test_what_is_cancelled_has_no_record_and_its_slot_is_free_before_the_next_step(
+    bench: Bench, limits: Limits, beside: list[str]
+) -> None:
+    """Out of a slot, or where it waits for room; a name that is not known is none's."""
+    items, seen = [item("0", 12), item("1", 12), item("2", 5)], list[Event]()
+    server = bench.server(
+        items,
+        limits,
+        cancelled=lambda: ["1", "nobody"] if len(bench.steps) == 4 else [],
+        seen=seen.append,
+    )
+    assert by_id(server.records()).keys() == {"0", "2"}
+    after = ["0", "2"] if beside == ["0", "1"] else ["0"]
+    assert [did.active for did in bench.steps][3:5] == [beside, after]
+    tokens = [event.step for event in seen if isinstance(event, Token) and event.request == "0"]
+    assert tokens == [*range(1, 13)]
 
 
 @pytest.mark.parametrize("where", ["admit", "step"])

@@ -1,0 +1,154 @@
+"""A server's beginning and its end: what stops it before it starts, SIGTERM, a model that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from processes import Ran
+from serving_process import QUESTION, content, serving
+from waiting import until
+
+from mvw_cli.engine.slots import Slots
+from mvw_cli.engine.types import NotExact, Token
+from mvw_cli.errors import ModelProblem, UsageProblem
+from mvw_cli.profiles.resolution import resolve
+from mvw_cli.serve.desk import Desk, choose_limits
+from mvw_cli.session import Session, open_session
+from mvw_cli.vllm import start
+from mvw_cli.vllm.server import server_command
+
+Run = Callable[..., Ran]
+
+
+def test_sigterm_answers_what_was_begun_and_ends(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"extra_body": {"ignore_eos": True}}
+    messages: Any = [{"role": "user", "content": content()}]
+    with serving(tmp_path, "--slots", "1") as served, served.client() as client:
+        idle = httpx.Client()
+        assert idle.get(f"{served.root}/health").status_code == 200  # kept open
+        chunks = client.chat.completions.create(
+            model="shapes", messages=messages, stream=True, max_tokens=60, **more
+        )
+        first = next(iter(chunks))
+        sent = json.dumps({"model": "shapes", "max_tokens": 3, "messages": messages}).encode()
+        with socket.create_connection(served.address) as waiting:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(sent)}"
+            waiting.sendall(head.encode() + b"\r\n\r\n" + sent)
+            until(lambda: served.metric("mvw_requests_waiting") == 1)
+            served.process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.ConnectError):
+                while True:
+                    httpx.get(f"{served.root}/health")
+            rest = list(chunks)
+            waiting.settimeout(60)
+            second = b""
+            while piece := waiting.recv(1 << 16):
+                second += piece
+        assert served.process.wait(60) == 0
+    assert first.choices[0].delta.role == "assistant"
+    assert rest[-1].choices[0].finish_reason == "length"
+    assert second.startswith(b"HTTP/1.1 200 OK") and b'"completion_tokens":3' in second
+    told = (tmp_path / "stderr").read_text().splitlines()
+    assert len(told) == 2 and re.match(r"shapes, 1 slot, at </CAPTION>\.", told[1]), told
+
+
+def test_what_stops_it_before_a_model_is_loaded(
+    mvw: Run, tmp_path: Path, check_hint: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvw_cli.session.open_session", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        cases = [
+            (["--port", port], f"Can't listen on 127.0.0.1, port {port}"),
+            (["--host", "nowhere.invalid"], "Can't listen on nowhere.invalid, port 8000"),
+            (["--allow-files", str(tmp_path / "gone")], "--allow-files: there is no folder"),
+            (["--profile", "gone"], "gone"),
+            (["--engine", "vllm", "--queue", "3", "--allow-urls"], "have --queue, --allow-urls"),
+            (["--engine", "vllm"], "vLLM is not installed"),
+        ]
+        monkeypatch.setattr(start, "find_spec", lambda name: None)
+        for words, said in cases:
+            ran = mvw("serve", *words)
+            assert (ran.code, ran.out) == (2, ""), ran.err
+            assert said in ran.err
+            check_hint(ran.err.splitlines()[-1].removeprefix("Hint: "))
+    monkeypatch.setattr("mvw_cli.cli.serve.run.find_spec", lambda name: None)
+    ran = mvw("serve")
+    assert ran.code == 2 and "mvw serve needs fastapi, uvicorn, prometheus_client" in ran.err
+
+
+def test_the_words_that_start_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "installed", lambda: True)
+    options = {"host": "127.0.0.1", "port": 8000, "names": ["qwen2.5-vl-7b", "Qwen/Q"], "slots": 4}
+    options |= {"files": str(tmp_path), "allow_pickle": False, "random_weights": False}
+    flags = {"engine": "vllm", "withdrawal.m": 9, "engine_args.enforce_eager": True}
+    _python, *words = server_command(resolve("qwen2.5-vl-7b", flags), **options)
+    assert words[:4] == ["-m", "vllm.entrypoints.cli.main", "serve", "Qwen/Qwen2.5-VL-7B-Instruct"]
+    after = dict(pairwise(words))
+    assert json.loads(after["--additional-config"]) == {"mvw": {"m": 9}}
+    assert json.loads(after["--override-generation-config"]) == {
+        "temperature": 0,
+        "repetition_penalty": 1.05,
+    }
+    assert (after["--max-num-seqs"], after["--load-format"]) == ("4", "safetensors")
+    assert after["--allowed-media-domains"] == "nowhere.invalid"
+    assert after["--allowed-local-media-path"] == str(tmp_path)
+    assert words[words.index("--served-model-name") :][1:3] == ["qwen2.5-vl-7b", "Qwen/Q"]
+    assert "--enforce-eager" in words and "--disable-log-stats" not in words
+    tag = server_command(resolve("qwen2.5-vl-7b", {"withdrawal.until": "</a>"}), **options)
+    assert "--no-async-scheduling" in tag
+    most = resolve("qwen2.5-vl-7b", {"generation.max_new_tokens": 7})
+    assert '"max_new_tokens": 7' in " ".join(server_command(most, **options))
+    for key, value in {"prompt.system": "a", "images.max_pixels": 9}.items():
+        with pytest.raises(UsageProblem) as refused:
+            server_command(resolve("qwen2.5-vl-7b", {key: value}), **options)
+        assert key in str(refused.value.cause)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return open_session(resolve(None, {}).profile)
+
+
+def test_a_model_that_turns_out_not_to_be_exact_ends_all(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Slots.step
+
+    def failing(self: Slots) -> Any:
+        if len(self._sequences) == 2:
+            raise NotExact("it was not")
+        return step(self)
+
+    monkeypatch.setattr(Slots, "step", failing)
+
+    async def run() -> list[Any]:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        desk = Desk(
+            session,
+            choose_limits(session, 2, None),
+            broken=lambda: loop.call_soon_threadsafe(ended.set),
+        )
+        requests = [session.request([], QUESTION, id=name) for name in "abc"]
+        tickets = [desk.submit(one, QUESTION, [], streams=False) for one in requests]
+        await ended.wait()
+        tickets.append(desk.submit(session.request([], QUESTION, id="d"), QUESTION, [], False))
+        news = [await ticket.news.get() for ticket in tickets]
+        assert isinstance(desk.fault, ModelProblem)
+        await asyncio.to_thread(desk.close)
+        return news
+
+    for record in asyncio.run(run()):
+        assert not isinstance(record, Token)
+        assert record["error"]["message"] == "the model is not served any more"
