@@ -1,4 +1,4 @@
-"""`vllm serve` with the plugin: by default and per request, many at once, wrong ones refused."""
+"""`mvw serve --engine vllm`, vLLM's own server with the plugin: many requests, wrong ones, its end."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ sys.path.insert(0, str(VLLM_TESTS))
 from drive import picture
 
 TOKENS = 32
+TOKEN = "a-token"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+PROFILE = """
+model: {model}
+dtype: float32
+engine: vllm
+engine_args:
+  max_model_len: 512
+  block_size: 32
+  kv_cache_memory_bytes: 8388608
+  limit_mm_per_prompt: {{image: 2}}
+  mm_processor_cache_gb: 0  # else vLLM answers 500 where another vanishes with the same image
+  enforce_eager: true
+withdrawal: {{m: 6}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,32 +51,22 @@ def server(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "vllm"), "serve"]
-    log = tmp_path_factory.mktemp("server") / "log"
-    options = {
-        "dtype": "float32",
-        "max-model-len": "512",
-        "max-num-seqs": "8",
-        "block-size": "32",
-        "kv-cache-memory-bytes": str(8 << 20),
-        "limit-mm-per-prompt": '{"image": 2}',
-        "additional-config": '{"mvw": {"m": 6}}',
-        "served-model-name": "tiny",
-        # With it, vLLM itself answers 500 where another client vanishes with the same image.
-        "mm-processor-cache-gb": "0",
-        "port": str(port),
-    }
-    words = [part for key, value in options.items() for part in (f"--{key}", value)]
+    folder = tmp_path_factory.mktemp("server")
+    log, profile = folder / "log", folder / "profiles" / "tiny.yaml"
+    profile.parent.mkdir()
+    profile.write_text(PROFILE.format(model=judge.folder))
+    options = ["--profile", "tiny", "--port", str(port), "--slots", "8"]
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [*command, str(judge.folder), "--enforce-eager", *words],
-            env=os.environ | ENVIRONMENT,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "mvw_cli", "serve", *options, "--allow-files", str(folder)],
+            env=os.environ | ENVIRONMENT | {"MVW_HOME": str(folder), "MVW_API_KEY": TOKEN},
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while True:
             assert process.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < deadline, log.read_text()[-4000:]
@@ -71,9 +76,32 @@ def server(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
             except httpx.HTTPError:
                 time.sleep(1)
         yield address
-    finally:
-        process.terminate()
+        engines = children(process.pid, "VLLM::EngineCore")
+        process.kill()  # with it, none of its processes is left
         process.wait(60)
+        assert engines
+        while any(Path(f"/proc/{pid}/cmdline").exists() and not gone(pid) for pid in engines):
+            assert time.monotonic() < deadline + 600
+            time.sleep(0.2)
+        assert process.stdout is not None
+        assert process.stdout.read() == f"{address}/v1\n"
+    finally:
+        process.kill()
+
+
+def children(pid: int, name: str) -> list[str]:
+    """List the processes of a name that one has started."""
+    words = ["ps", "-o", "pid=,args=", "--ppid", str(pid)]
+    listed = subprocess.run(words, capture_output=True, text=True).stdout
+    return [line.split()[0] for line in listed.splitlines() if name in line]
+
+
+def gone(pid: str) -> bool:
+    """Whether a process has ended, though nobody has asked how."""
+    try:
+        return " Z " in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:4]
+    except OSError:
+        return True
 
 
 def body(judge: Judge, case: Case, **more: Any) -> dict[str, Any]:
@@ -98,7 +126,7 @@ def body(judge: Judge, case: Case, **more: Any) -> dict[str, Any]:
 
 
 def ask(server: str, sent: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{server}/v1/chat/completions", json=sent, timeout=300)
+    return httpx.post(f"{server}/v1/chat/completions", json=sent, timeout=300, headers=BEARER)
 
 
 def metric(server: str, name: str) -> float:
@@ -122,7 +150,8 @@ def test_many_at_once_of_which_some_opt_out_and_some_vanish(judge: Judge, server
 
     def vanish(number: int) -> None:
         sent = body(judge, Case((number,), tokens=200, extra={"mvw_m": 3}), stream=True)
-        with httpx.stream("POST", f"{server}/v1/chat/completions", json=sent, timeout=300) as reply:
+        url = f"{server}/v1/chat/completions"
+        with httpx.stream("POST", url, json=sent, timeout=300, headers=BEARER) as reply:
             for _ in zip(range(2 + number % 9), reply.iter_lines(), strict=False):
                 pass
         gone.set()
@@ -178,3 +207,19 @@ def test_a_stream_of_several_answers(judge: Judge, server: str) -> None:
     assert reply.status_code == 200
     assert len(reply.json()["choices"]) == 3
     assert json.loads(reply.text)["usage"]["completion_tokens"] == 3 * TOKENS
+
+
+def test_what_the_options_of_mvw_serve_come_to(judge: Judge, server: str) -> None:
+    """The token, images from where, and what answers the question by whose name."""
+    models = f"{server}/v1/models"
+    assert httpx.get(models).status_code == 401
+    served = [one["id"] for one in httpx.get(models, headers=BEARER).json()["data"]]
+    assert served == ["tiny", str(judge.folder)]
+    sent = body(judge, Case((0,), tokens=4))
+    for url, said in (
+        ("http://127.0.0.1:1/a.png", "allowed domains"),
+        ("file:///etc/hostname", "allowed-local-media-path"),
+    ):
+        sent["messages"][0]["content"][0]["image_url"]["url"] = url
+        reply = ask(server, sent)
+        assert reply.status_code == 400 and said in reply.text

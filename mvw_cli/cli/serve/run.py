@@ -128,7 +128,9 @@ def _hand_over(task: Task, resolved: Resolved, view: StderrView) -> None:
     if task.api_key is not None:
         os.environ["VLLM_API_KEY"] = task.api_key  # other users see a command's words
     view.clear()
+    console.write(_url(task.host, task.port))
     sys.stdout.flush()
+    os.dup2(2, 1)  # where its log goes
     os.execv(command[0], command)
 
 
@@ -182,7 +184,7 @@ async def _serve(
     view.note(f"{service.names[0]}, {plural(limits.slots, 'slot')}, {session.policy.describe()}.")
     if task.api_key is None and not ip_address(host).is_loopback:
         view.warn("Whoever reaches this address may ask: --api-key TOKEN keeps others out.")
-    console.write(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    console.write(_url(host, port))
     sys.stdout.flush()
     await serve_http(
         make_app(service),
@@ -195,3 +197,7 @@ async def _serve(
     await asyncio.to_thread(desk.close)
     if desk.fault is not None:
         raise desk.fault
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
