@@ -1,4 +1,4 @@
-"""`mvw serve --engine vllm`, vLLM's own server with the plugin: many requests, wrong ones, its end."""
+"""`mvw serve --engine vllm`: many requests at once, wrong ones, and the end of a killed one."""
 
 from __future__ import annotations
 
