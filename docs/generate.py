@@ -40,6 +40,7 @@ SCENE = ROOT / "docs" / "scene.png"
 REGIONS: dict[str, Callable[[], str]] = {
     "commands": reference.commands,
     "exit codes": reference.exit_codes,
+    "profiles": reference.profiles,
     "profile keys": reference.profile_keys,
     "policies": reference.policies,
     "control variables": reference.control_variables,

@@ -19,10 +19,17 @@ from mvw_hf.image_processing import image_processor, image_tokens
 CHARACTERS_PER_TOKEN = 4
 """Of English text, by the tokenizers of today's models: about four."""
 _IMAGE = "\0image\0"  # no question has it in it: neither arguments nor files of text hold zeros
-_OF_IMAGES = ("pixel_values", "image_grid_thw", "image_sizes")
+_OF_IMAGES = (
+    *("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "target_sizes"),
+    *("image_position_ids", "image_token_pooling", "image_grids", "image_num_crops"),
+)
 """What models of these families take; processors also return what only other processors read."""
 _TOKEN_TYPES = {"gemma3": "token_type_ids"} | dict.fromkeys(
-    ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "mm_token_type_ids"
+    (
+        *("gemma4", "glm4v", "molmo2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+        *("qwen3_5", "qwen3_5_moe"),
+    ),
+    "mm_token_type_ids",
 )
 """By which name a model is told which tokens are of an image."""
 

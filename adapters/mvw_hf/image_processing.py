@@ -9,6 +9,7 @@ was told others, gives other counts.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import transformers
 from PIL.Image import Image
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import select_best_resolution
+from transformers.utils import is_torchvision_available
 
 from mvw_cli import BadImage, ModelProblem
 
@@ -26,6 +28,9 @@ _QWEN2_LIMITS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
 _GLM_LIMITS = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 12288}
 """Source: `preprocessor_config.json` of zai-org/GLM-4.1V-9B-Thinking. The upper limit counts both
 frames that a still image is doubled to."""
+_SMOLVLM_TILES = 4
+"""Of the longest side, at most. Source: `preprocessor_config.json` of SmolVLM2 checkpoints, where
+`size` is so many times `max_image_size` (1536 px and 384 px at 2.2B)."""
 _INTERNVL_TILES = 12
 """Source: `max_patches` in `preprocessor_config.json` of the InternVL3 -hf checkpoints."""
 _HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -39,10 +44,15 @@ _MERGED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN2_LIMITS}),
     "qwen3_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),
     "qwen3_vl_moe": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),
+    "qwen3_5": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),
+    "qwen3_5_moe": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),
 }
 """Families that keep the aspect ratio and merge patches side by side: the class of transformers,
 and its settings besides those of the model's configuration."""
-_OTHERS = ("gemma3", "internvl", "llava", "llava_onevision")
+_OTHERS = (
+    *("gemma3", "gemma4", "internvl", "llava", "llava_onevision", "minicpmv4_6", "molmo2"),
+    "smolvlm",
+)
 
 
 def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
@@ -59,6 +69,23 @@ def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,
             **settings,
+        )
+    if family == "gemma4":
+        return transformers.Gemma4ImageProcessorPil(
+            patch_size=vision.patch_size,
+            pooling_kernel_size=vision.pooling_kernel_size,
+            max_soft_tokens=config.vision_soft_tokens_per_image,
+        )
+    if family == "minicpmv4_6":  # slices of 448 px, up to nine of them: the defaults
+        return transformers.MiniCPMV4_6ImageProcessorPil(patch_size=vision.patch_size, **_HALVES)
+    if family == "molmo2":
+        return _molmo2(config) if is_torchvision_available() else None
+    if family == "smolvlm":
+        tile = vision.image_size
+        return transformers.SmolVLMImageProcessorPil(
+            size={"longest_edge": _SMOLVLM_TILES * tile},
+            max_image_size={"longest_edge": tile},
+            **_HALVES,
         )
     sides = vision.image_size if family == "internvl" else (vision.image_size,) * 2
     size = dict(zip(("height", "width"), sides, strict=True))
@@ -96,6 +123,8 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
         return side * side + int(with_class)
     if family == "llava_onevision":
         return _llava_onevision_tokens(config, width, height)
+    if family == "molmo2":  # a view of the whole, and crops that overlap, pooled together
+        return int(_molmo2(config).get_number_of_image_patches(height, width))
     processor = image_processor(config)
     if processor is None:
         raise ModelProblem(
@@ -104,7 +133,11 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
             hint="mvw list profiles",
         )
     try:
-        patches = int(processor.get_number_of_image_patches(height, width, {}))
+        if family == "gemma4":
+            return _gemma4_tokens(processor, width, height)
+        if family == "minicpmv4_6":
+            return _minicpm_tokens(processor, width, height)
+        patches: Any = processor.get_number_of_image_patches(height, width, {})
     except ValueError as error:
         raise BadImage(
             f"{family} takes no image of {width} x {height} pixels.",
@@ -112,8 +145,43 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> int:
             hint="mvw list profiles",
         ) from error
     if family == "internvl":  # tiles, and a thumbnail where there is more than one
-        return patches * int(config.image_seq_length)
-    return patches // int(config.vision_config.spatial_merge_size) ** 2
+        return int(patches) * int(config.image_seq_length)
+    if family == "smolvlm":  # the same; 0 tiles are the picture alone
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return int(max(1, patches[0]) * (side // config.scale_factor) ** 2)
+    return int(patches) // int(config.vision_config.spatial_merge_size) ** 2
+
+
+def _molmo2(config: PreTrainedConfig) -> Any:
+    """Make a processor that counts; to prepare images it needs torchvision."""
+    from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+
+    height, width = config.vision_config.image_size
+    return Molmo2ImageProcessor(
+        size={"height": height, "width": width}, patch_size=config.vision_config.patch_size
+    )
+
+
+def _gemma4_tokens(processor: Any, width: int, height: int) -> int:
+    """The aspect ratio is kept, with as many whole squares of pooled patches as may be."""
+    module: Any = sys.modules[type(processor).__module__]
+    pool, most = processor.pooling_kernel_size, processor.max_soft_tokens
+    sides = module.get_aspect_ratio_preserving_size(
+        height, width, processor.patch_size, most * pool**2, pool
+    )
+    rows, columns = (side // (processor.patch_size * pool) for side in sides)
+    return int(rows * columns)
+
+
+def _minicpm_tokens(processor: Any, width: int, height: int) -> int:
+    """A view of the whole, and slices where the picture is larger than one: 16 patches a token."""
+    size, side, patch = (height, width), processor.scale_resolution, processor.patch_size
+    how = {"downsample_mode": processor.downsample_mode}
+    grid = processor.get_sliced_grid(size, processor.max_slice_nums, side)
+    views = [processor.find_best_resize(size, side, patch, allow_upscale=grid is None, **how)]
+    if grid is not None:
+        views.append(processor.get_refine_size(size, grid, side, patch, allow_upscale=True, **how))
+    return sum((rows // patch) * (columns // patch) // 16 for rows, columns in views)
 
 
 def _llava_onevision_tokens(config: PreTrainedConfig, width: int, height: int) -> int:

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import __version__ as transformers_version
 from transformers.integrations import peft as peft_integration
 from transformers.models.auto import auto_factory
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.models.smolvlm import processing_smolvlm as smolvlm
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import (
     cached_file,
@@ -123,18 +124,31 @@ def with_processor(spec: ModelSpec) -> ModelSpec:
 
 
 class _NoVideo(dict[str, Any]):
-    """Stands in a processor where its part for videos would be."""
+    """Stands in a processor where its part for videos would be; it has no settings."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 @contextmanager
 def without_video() -> Iterator[None]:
-    """Within it, processors load without their part for videos where torchvision is missing.
+    """Within it, processors load without what only videos need where that is missing.
 
-    Most families' processors have such a part, it needs torchvision, and images need neither.
+    Most families' processors have a part for videos, which needs torchvision; SmolVLM's spells the
+    number of frames by num2words. Images need neither.
     """
-    if is_torchvision_available():
-        yield
-        return
+    words = smolvlm.num2words
+    smolvlm.num2words = words or str
+    try:
+        with nullcontext() if is_torchvision_available() else _without_their_part():
+            yield
+    finally:
+        smolvlm.num2words = words
+
+
+@contextmanager
+def _without_their_part() -> Iterator[None]:
     load, check = AutoVideoProcessor.from_pretrained, ProcessorMixin.check_argument_for_proper_class
 
     def checked(self: ProcessorMixin, name: str, part: Any) -> Any:

@@ -54,7 +54,10 @@ from mvw_hf.loading import (
 
 Grids = tuple[tuple[int, int], ...]
 
-_MERGED = ("glm4v", "glm4v_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+_MERGED = (
+    *("glm4v", "glm4v_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+    *("qwen3_5", "qwen3_5_moe"),
+)
 """Model types whose `image_grid_thw` counts the patches before they are merged, and whose merged
 tokens go row by row (`get_image_features` of their model files)."""
 _SQUARE = {"clip_vision_model": "default", "siglip_vision_model": "full"}
@@ -294,10 +297,10 @@ class HuggingFace(Adapter):
         return THINK if prompt.rstrip().endswith(THINK) else ""
 
     def shape(self, spec: ModelSpec) -> PreTrainedConfig:
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
         known = self.published_config(spec)
-        if known is not None:
+        if known is not None and known["model_type"] in CONFIG_MAPPING:
             return AutoConfig.for_model(known.pop("model_type"), **known)
         with explained(str(spec.model), spec.revision):
             check_files(spec, weights=False)

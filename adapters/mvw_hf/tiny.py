@@ -107,7 +107,7 @@ _SMALL = {
     "num_experts_per_tok": 2,
     "sliding_window": 12,  # shorter than a prompt
 }
-_TOKEN = re.compile(r"_token_(id|index)$")
+_TOKEN = re.compile(r"^[a-z].*_token_(id|index)$")
 
 
 def tiny_of(
@@ -164,7 +164,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     if hasattr(vision, "image_size"):
         sides = [vision.image_size, vision.patch_size]
         size, patch = (one if isinstance(one, int) else one[0] for one in sides)
-        small = _SIDE * patch
+        shrink = getattr(config, "scale_factor", 1)
+        small = _SIDE // shrink * shrink * patch
         vision.image_size = small if isinstance(sides[0], int) else [small, small]
         for name in ("mm_tokens_per_image", "image_seq_length"):
             if hasattr(config, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from click.testing import CliRunner
 from mvw_cli.cli import cli
 from mvw_cli.errors import ExitCode, MvwError
 from mvw_cli.plugins import load_plugins, load_policy
-from mvw_cli.profiles.resolution import VARIABLES
+from mvw_cli.profiles.resolution import VARIABLES, resolve
 from mvw_cli.profiles.schema import SECTIONS, Profile, fields
+from mvw_cli.profiles.store import known_profiles
 from mvw_cli.profiles.withdrawal import policy_model
 
 _WIDTH = 90
@@ -39,6 +41,9 @@ _VARIABLES = {
     "MVW_OFFLINE": "`1` asks no network, as `--offline` does.",
     "MVW_PROFILE": "The profile to run where no `--profile` names one.",
 }
+
+_NO_MODEL = {"shapes": "the embedded model", "hf": "a template: name a model"}
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -113,6 +118,25 @@ def policies() -> str:
             row = (name, f"`{key}`", _kind(schema), option, schema.get("description", ""))
             rows.append(row)
     return table(("Policy", "Key", "Value", "Option", "Meaning"), rows)
+
+
+def profiles() -> str:
+    """Write the table of the packaged profiles, with what each says of the generation."""
+    rows = []
+    for name in known_profiles({"MVW_HOME": os.devnull}):
+        profile = resolve(name, {}, {"MVW_HOME": os.devnull}).profile
+        told = profile.generation.model_dump(exclude_none=True)
+        chosen = [f"{key} {told[key]}" for key in _SAMPLING if key in told]
+        if told.get("temperature") == 0:
+            chosen[0] = "greedy"
+        if told.get("repetition_penalty") == 1:
+            chosen.pop()
+        model = _NO_MODEL.get(name, profile.model)
+        length = f"{told['max_new_tokens']:,}"
+        real = {"shapes": "yes", "hf": "-"}.get(name, "no")
+        rows.append((f"`{name}`", model, ", ".join(chosen) or "as the model says", length, real))
+    head = ("Profile", "Model", "Sampling", "Tokens at most", "Run here with its real weights")
+    return table(head, rows)
 
 
 def control_variables() -> str:

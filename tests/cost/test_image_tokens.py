@@ -84,6 +84,16 @@ def test_internvl(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
+def test_smolvlm(size: tuple[int, int]) -> None:
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    edges = {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}}
+    processor = SmolVLMImageProcessorPil(**edges)
+    tiles = processor(images=[picture(size)], return_tensors="pt")["pixel_values"].shape[1]
+    assert counted("HuggingFaceTB/SmolVLM2-2.2B-Instruct", *size) == tiles * 81
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_llava_onevision(size: tuple[int, int]) -> None:
     from transformers import LlavaOnevisionProcessor
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (

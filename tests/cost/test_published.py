@@ -1,4 +1,7 @@
-"""The published configurations: as large as the hub says, and told without a network."""
+"""The published configurations: as large as the hub says, and told without a network.
+
+Figures of the hub are `safetensors.total` of its API, or of its pages as far as they show one.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,35 @@ from mvw_cli.cost.shape import shape_of
 TOTALS = {  # parameters, as far as the page of each checkpoint is known to show them
     "Qwen/Qwen2.5-VL-7B-Instruct": "8292166656",
     "Qwen/Qwen3-VL-8B-Thinking": "8767123696",
+    "Qwen/Qwen3-VL-8B-Instruct": "8767123696",
     "OpenGVLab/InternVL3-8B-hf": "7944373760",
+    "OpenGVLab/InternVL3_5-8B-HF": "8.53 billion",
     "zai-org/GLM-4.1V-9B-Thinking": "10.29 billion",
+    "zai-org/GLM-4.6V-Flash": "10.29 billion",
     "google/gemma-3-12b-it": "12187325040",
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": "8.03 billion",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "2246784880",
 }
 KV_BYTES = {  # 2 (keys, values) x layers x KV heads x head dimension x 2 bytes
     "Qwen/Qwen2.5-VL-7B-Instruct": 2 * 28 * 4 * 128 * 2,
     "Qwen/Qwen3-VL-8B-Thinking": 2 * 36 * 8 * 128 * 2,
+    "Qwen/Qwen3-VL-8B-Instruct": 2 * 36 * 8 * 128 * 2,
     "OpenGVLab/InternVL3-8B-hf": 2 * 28 * 4 * 128 * 2,
+    "OpenGVLab/InternVL3_5-8B-HF": 2 * 36 * 8 * 128 * 2,
     "zai-org/GLM-4.1V-9B-Thinking": 2 * 40 * 2 * 128 * 2,
+    "zai-org/GLM-4.6V-Flash": 2 * 40 * 2 * 128 * 2,
     "google/gemma-3-12b-it": 2 * 48 * 8 * 256 * 2,
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": 2 * 28 * 4 * 128 * 2,
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": 2 * 24 * 32 * 64 * 2,
+}
+DTYPES = {
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "float16",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "float32",
+}
+"""Of the file, where it is not bfloat16."""
+STACKS = {  # the hub's total of the language model that the authors name
+    "OpenGVLab/InternVL3_5-8B-HF": 8190735360,  # Qwen/Qwen3-8B
+    "Qwen/Qwen3-VL-8B-Instruct": 8190735360,
 }
 
 
@@ -42,10 +62,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_size(name: str, no_network: None) -> None:
     adapter = HuggingFace()
     shape = shape_of(adapter, adapter.shape(ModelSpec(model=name)))
-    total = shape.weights.total.numbers
+    total = int(shape.weights.total.numbers)
     assert TOTALS[name] in (str(total), f"{total / 1e9:.2f} billion")
+    assert STACKS.get(name, total - shape.weights.vision) == total - shape.weights.vision
     assert 2 * shape.kv_elements_per_token() == KV_BYTES[name]
-    assert shape.dtype == ("float16" if name.startswith("llava-hf/") else "bfloat16")
+    assert shape.dtype == DTYPES.get(name, "bfloat16")
 
 
 def test_a_pinned_revision_is_not_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:

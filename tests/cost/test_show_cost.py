@@ -8,15 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from docs_pages import first_cells
 from families import BY_NAME, build
 from hints import parse_hint
 from PIL import Image
 from processes import Ran
 
+from mvw_cli.adapter import ModelSpec
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.store import known_profiles
 
 Run = Callable[..., Ran]
+
+VISION_TOKENS = {  # of 1024 x 768 pixels
+    "shapes": 144,  # one size
+    "llava-cot": 4 * 1601,  # tiles of 560 px, with their class tokens
+    "kimi-vl": 37 * 28,  # squares of 28 px
+    "gemma-3-12b": 256,  # one size
+    "glm-4.1v-9b-thinking": 37 * 27,
+    "glm-4.6v-flash": 37 * 27,
+    "qwen2.5-vl-7b": 37 * 27,
+    "qwen3-vl-8b-instruct": 32 * 24,  # squares of 32 px
+    "qwen3-vl-8b-thinking": 32 * 24,
+    "internvl3-8b": (4 * 3 + 1) * 256,  # tiles of 448 px, and a thumbnail
+    "internvl3.5-8b": (4 * 3 + 1) * 256,
+    "smolvlm2-2.2b": (4 * 3 + 1) * 81,  # tiles of 384 px, and the whole
+    "llava-onevision-7b": 729 + 54 * (73 + 1),  # a view of 27 x 27, and a grid with line ends
+}
 
 
 def test_the_figures_of_one_model(mvw: Run) -> None:
@@ -86,12 +105,26 @@ def test_every_packaged_profile(mvw: Run, name: str, monkeypatch: pytest.MonkeyP
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    ran = mvw("show", name, "--cost")
     if name == "hf":
+        ran = mvw("show", name, "--cost")
         assert ran.code == 2 and "no model is named" in ran.err
         return
+    ran = mvw("show", name, "--cost", "--json")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.splitlines()[-1].startswith("With an image and 512 text tokens each")
+    figures = json.loads(ran.out)
+    adapter = load_adapter(figures["adapter"])
+    config = adapter.shape(ModelSpec(model=figures["model"]))
+    with torch.device("meta"):
+        model = adapter.build(config)
+    held = sum(one.numel() for one in model.parameters())
+    text = {one for part in (model.get_decoder(), model.lm_head) for one in part.parameters()}
+    assert figures["parameters"] == held
+    assert figures["parameters_vision"] == held - sum(one.numel() for one in text)
+    assert figures["weight_bytes"]["bfloat16"] == 2 * held
+    per_token, image = figures["kv_bytes_per_token"], figures["kv_bytes_per_image"]
+    assert figures["vision_tokens"] == VISION_TOKENS[name]
+    if name not in ("gemma-3-12b", "llava-cot"):  # layers with a window, layers with vision alone
+        assert image == figures["kv_bytes_freed"] == per_token * VISION_TOKENS[name]
 
 
 def test_it_is_what_a_run_frees(mvw: Run, tmp_path: Path) -> None:

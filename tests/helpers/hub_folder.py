@@ -419,6 +419,53 @@ def _mllama(ids: Ids, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _smolvlm(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    return {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "image_token_id": ids["<image>"],
+        "model_type": "smolvlm",
+        "pad_token_id": 128002,
+        "scale_factor": 2,
+        "text_config": {
+            **_TEXT,
+            "architectures": ["VLlama3ForCausalLM"],
+            "head_dim": 8,
+            "is_llama_config": True,
+            "model_type": "llama",
+            "neftune_noise_alpha": 0.0,
+            "num_key_value_heads": 4,
+            "pad_token_id": ids["<|im_end|>"],
+            "pixel_shuffle_factor": 2,
+            "qk_layer_norms": False,
+            "rms_norm_eps": 1e-05,
+            "rope_interleaved": False,
+            "rope_theta": 130000,
+            "torch_dtype": "bfloat16",
+            "use_resampler": False,
+            "vocab_size": vocabulary,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "transformers_version": "4.47.1",
+        "use_cache": False,
+        "use_reentrant_checkpointing": False,
+        "vision_config": {
+            "hidden_size": 32,
+            "image_size": 56,
+            "intermediate_size": 48,
+            "max_image_size": {"longest_edge": 56},
+            "model_type": "smolvlm_vision",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "patch_size": 14,
+            "size": {"longest_edge": 224},
+            "tie_word_embeddings": False,
+            "use_base_siglip": False,
+        },
+        "vocab_size": vocabulary,
+    }
+
+
 _QWEN_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _VISION_TOWER = {r"^vision_tower\.": "vision_tower.vision_model."}
 
@@ -614,6 +661,57 @@ FOLDERS = (
                 "multi_modal_projector",
             }
         ),
+    ),
+    HubFolder(
+        "smolvlm2-2.2b",
+        _smolvlm,
+        (
+            *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<global-img>"),
+            *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+            *("<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+        ),
+        {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<end_of_utterance>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+            "image_token": "<image>",
+            "end_of_utterance_token": "<end_of_utterance>",
+        },
+        "<|im_start|>{%- for message in messages -%}{{ message['role'] | capitalize }}"
+        "{%- if message['content'][0]['type'] == 'image' -%}{{ ':' }}{%- else -%}{{ ': ' }}"
+        "{%- endif -%}{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'text' -%}{{ part['text'] }}"
+        "{%- elif part['type'] == 'image' -%}{{ '<image>' }}{%- endif -%}{%- endfor -%}"
+        "{{ '<end_of_utterance>\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}",
+        "chat_template.json",
+        {
+            "preprocessor_config.json": {
+                "do_convert_rgb": True,
+                "do_image_splitting": True,
+                "do_normalize": True,
+                "do_pad": True,
+                "do_rescale": True,
+                "do_resize": True,
+                **_HALVES,
+                "image_processor_type": "SmolVLMImageProcessor",
+                "max_image_size": {"longest_edge": 56},
+                "processor_class": "SmolVLMProcessor",
+                "resample": 1,
+                "rescale_factor": 0.00392156862745098,
+                "size": {"longest_edge": 224},
+                "video_sampling": {
+                    "fps": 1,
+                    "max_frames": 64,
+                    "video_size": {"longest_edge": 56},
+                },
+            },
+            "processor_config.json": {"image_seq_len": 4, "processor_class": "SmolVLMProcessor"},
+        },
+        starts_with=frozenset({"model.text_model", "model.vision_model", "model.connector"}),
     ),
     HubFolder(
         "gemma-3-12b",

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from typing import Any
 
 from mvw_hf.model import HuggingFace
+from transformers import CONFIG_MAPPING
 
 from mvw_cli import ModelSpec
 
 _FOLDER = HuggingFace.published
-PUBLISHED = sorted(
-    str(path.relative_to(_FOLDER).with_suffix("")) for path in _FOLDER.rglob("*.json")
-)
-"""Hub ids whose configuration the adapter `hf` knows."""
+_TOLD = {
+    str(path.relative_to(_FOLDER).with_suffix("")): json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(_FOLDER.rglob("*.json"))
+}
+PUBLISHED = [name for name, told in _TOLD.items() if told["model_type"] in CONFIG_MAPPING]
+"""Hub ids whose configuration the adapter `hf` knows, and this transformers too."""
+_KINDS = {
+    (_TOLD[name]["model_type"], _TOLD[name]["text_config"].get("model_type")): name
+    for name in reversed(PUBLISHED)
+}
+KINDS = sorted(_KINDS.values())
+"""One of them for each architecture, and for each kind of text model below it."""
 
 
 def published(name: str) -> Any:
@@ -47,7 +57,8 @@ def _kimi(config: Any, text: Any, vision: Any) -> None:
 
 
 def _plain(config: Any, text: Any, vision: Any) -> None:
-    text.head_dim, text.layer_types = 8, None
+    text.head_dim = 8
+    text.layer_types = ["full_attention"] * 2 if getattr(text, "layer_types", None) else None
 
 
 def _gemma(config: Any, text: Any, vision: Any) -> None:
@@ -74,4 +85,5 @@ _FAMILIES = {
     "llava_onevision": _plain,
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
+    "smolvlm": _plain,
 }
