@@ -26,6 +26,7 @@ _NAMES = {
     "glm4v": "GLM-4.1V",
     "internvl": "InternVL",
     "gemma3": "Gemma 3",
+    "paligemma": "PaliGemma",
     "mistral3": "Mistral 3 (Pixtral)",
     "idefics3": "Idefics 3",
     "smolvlm": "SmolVLM",

@@ -132,7 +132,7 @@ def judge_layers(
     rows = max(1, len(answer))
     if rows > 1:
         # Nothing is asked of what follows the last token, so it is not read.
-        inputs = extended(inputs, answer[:-1])
+        inputs = extended(model, inputs, answer[:-1])
         more = torch.zeros(rows - 1, dtype=torch.bool)
         layout = replace(layout, entries=torch.cat([layout.entries.cpu(), more]))
     vocabulary = int(model.config.get_text_config().vocab_size)

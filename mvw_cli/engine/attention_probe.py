@@ -139,6 +139,8 @@ class AttentionProbe:
     vision: Vision
     holding: frozenset[int]
     """Layers that hold vision."""
+    left: Mapping[int, Tensor]
+    """Which vision tokens a layer would hold if it did not slide, by layer.  # (N,) bool"""
     layers: frozenset[int]
     """Whose weights are wanted, for the mass or by themselves."""
     attend: Attend | None = None
@@ -170,19 +172,20 @@ class AttentionProbe:
             self._columns[number] = known
         return known[1:]
 
-    def take(self, number: int, scores: Tensor, columns: Tensor, numbers: Tensor) -> None:
-        """Take in the scores of a row at a layer.
+    def take(
+        self, number: int, scores: Tensor, weights: Tensor, columns: Tensor, numbers: Tensor
+    ) -> None:
+        """Take in the scores of a row at a layer, and the weights that come of them.
 
-        scores: # (H, L) float32; columns, numbers: # (K,) long, as `columns` gives them.
+        scores, weights: # (H, L) float32; columns, numbers: # (K,) long, as `columns` gives them.
         """
         if number in self.layers:
-            weights = scores.softmax(-1).mean(0)
-            self.found[number] = _by_token(weights, columns, numbers, self.vision)
+            self.found[number] = _by_token(weights.mean(0), columns, numbers, self.vision)
         if number != self.attend_layer or self.attend is None:
             return
         heads, device = scores.shape[0], scores.device
-        present = torch.zeros(self.vision.tokens, dtype=torch.bool, device=device)
-        present[numbers] = True
+        # Those that a sliding layer has let go of are there for the layers after it.
+        present = self.left[number].to(device)
         vision = torch.full((heads, self.vision.tokens), -torch.inf, device=device)
         vision[:, numbers] = scores[:, columns]
         text = torch.ones(scores.shape[1], dtype=torch.bool, device=device)
@@ -267,24 +270,27 @@ class StepProbes:
             return
         rows = [row for row, _ in wanted]
         if made is not None:
-            # As good as scores: they differ by one number for each head.
-            scores = made[rows][:, :, -1].float().log()
+            # As good as scores: they differ by one number for each head. Attention sinks have their
+            # share of the weights, so these are taken as they are.
+            weights = made[rows][:, :, -1].float()
+            scores = weights.log()
         else:
             visible = part.attendable()
             scores = attention_scores(
                 query[rows], part.keys[rows], None if visible is None else visible[rows], scaling
             )
-        for (row, probe), line in zip(wanted, scores, strict=True):
+            weights = scores.softmax(-1)
+        for (row, probe), *lines in zip(wanted, scores, weights, strict=True):
             entry, length = part.rows.entries[row], part.lengths[row]
             if not length:
                 continue
-            line = line[:, :length]
+            line, share = (one[:, :length] for one in lines)
             if part.places is None:
                 columns, numbers = probe.columns(number, entry, line.device)
             else:
                 of = probe.vision.of(entry.indices(entry.length)[part.places[row]])
                 columns, numbers = _vision_among(of, line.device)
-            probe.take(number, line, columns, numbers)
+            probe.take(number, line, share, columns, numbers)
 
     def record_added(self, number: int, before: Tensor, output: Tensor) -> None:
         """Take in what a cross-attention layer adds to each row.  before, output: # (n, 1, D)"""

@@ -20,7 +20,7 @@ from mvw_cli.engine.attention_probe import PrefillProbe, prefill_probe
 from mvw_cli.engine.cache import cache_argument
 from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.layer_exits import Selection, selecting
-from mvw_cli.engine.types import GenerationSettings, Request
+from mvw_cli.engine.types import GenerationSettings, NotExact, Request
 from mvw_cli.engine.vision import Vision, vision_of
 
 _COLDEST = 1e-6
@@ -39,14 +39,6 @@ class Prepared:
     """Everything for `prepare_inputs_for_generation`, fresh cache and position ids included."""
 
     @property
-    def next_position(self) -> Tensor:
-        """Position ids of the token after the prompt.  # (1, 1), or (C, 1, 1) for M-RoPE"""
-        # The model's own ids, plus one for each step from here on. An image may take up fewer
-        # positions than it has tokens (M-RoPE), so the prompt's length would be wrong.
-        position: Tensor = self.model_kwargs["position_ids"][..., -1:]
-        return position + 1
-
-    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids of the tokens that end the output."""
         ids = self.config.eos_token_id
@@ -59,20 +51,27 @@ class Prepared:
 def prepare(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: GenerationSettings
 ) -> Prepared:
-    """Let the model's own `generate` prepare a request, and stop before the first forward."""
+    """Let the model's own `generate` prepare a request, and stop before the first forward.
+
+    Raises:
+        NotExact: its `generate` is not that of transformers.
+    """
 
     def capture(
-        model: PreTrainedModel,
+        inner: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: object,
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Prepared:
+        if inner is not model:
+            raise NotExact("its `generate` hands the image on to a language model as embeddings")
         return Prepared(input_ids, logits_processor, generation_config, model_kwargs)
 
     prepared = model.generate(**inputs, custom_generate=capture, **_overrides(settings))
-    assert isinstance(prepared, Prepared)
+    if not isinstance(prepared, Prepared):
+        raise NotExact("its `generate` does more than to write one token after the other")
     return prepared
 
 
@@ -104,6 +103,8 @@ class PrefillOutput:
 
     cache: Cache
     """transformers' cache of the prompt, each layer as long as what it has read."""
+    next_position: Tensor
+    """Position ids of the token after the prompt.  # (1, 1), or (C, 1, 1) for M-RoPE"""
     logits: Tensor
     """Of the first token.  # (1, V)"""
     vision: Vision
@@ -115,6 +116,8 @@ class PrefillOutput:
     """Whether any layer holds vision."""
     held: Mapping[int, Tensor] | None
     """As `SlotCache.load` takes it; None where all was read everywhere."""
+    read: dict[int, Tensor]
+    """Which vision tokens each of these layers has read.  # (N,) bool, on the host"""
 
 
 def run_prefill(
@@ -143,9 +146,9 @@ def run_prefill(
     probed = set(layers) if signals.mass or signals.weights else set()
     for asked in policy.prefill_weights(depth):
         probed |= set([layer for layer in layers if layer < asked][-1:])
+    everything = torch.ones(vision.tokens, dtype=torch.bool)
     probe = None
     if probed:
-        everything = torch.ones(vision.tokens, dtype=torch.bool)
         probe = PrefillProbe(vision, frozenset(probed), everything)
     select = policy.begin_prefill() if vision.tokens else None
     selection = None if select is None else Selection(vision, select, depth, probe)
@@ -164,10 +167,31 @@ def run_prefill(
         prefill_probe.reset(token)
     return PrefillOutput(
         cache=getattr(output, cache_argument(model)),
+        next_position=_next_position(prepared, model_inputs),
         logits=output.logits[:, -1],
         vision=vision,
         layers=layers,
         probe=probe,
         with_vision=vision.tokens > 0 and (selection is None or selection.left(layers)),
         held=None if selection is None else selection.held(layers),
+        read={
+            layer: everything if selection is None else selection.by_layer[layer]
+            for layer in layers
+        },
     )
+
+
+def _next_position(prepared: Prepared, model_inputs: Mapping[str, Any]) -> Tensor:
+    """Count on from what the prefill was given.  # (1, 1), or (C, 1, 1) for M-RoPE
+
+    Raises:
+        NotExact: nothing tells from where the model counts.
+    """
+    # The model's own ids, plus one for each step from here on. An image may take up fewer positions
+    # than it has tokens (M-RoPE), so the prompt's length would be wrong, and what `generate` makes
+    # is not always what the model is given: PaliGemma counts from 1.
+    if "position_ids" not in model_inputs:
+        raise NotExact("it takes its positions from the length of its cache")
+    given = model_inputs["position_ids"]
+    position: Tensor = (prepared.model_kwargs["position_ids"] if given is None else given)[..., -1:]
+    return position + 1

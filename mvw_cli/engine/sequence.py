@@ -130,12 +130,17 @@ class SequenceState:
     """Sliding window of each layer that would hold vision without any withdrawal."""
     present: dict[int, Tensor]
     """Which vision tokens each of these layers holds now.  # (N,) bool, on the host"""
+    left: dict[int, Tensor]
+    """Which ones no policy has taken there: those that a sliding layer has let go of are in it.
+    # (N,) bool, on the host"""
     layers: tuple[int, ...] = ()
     """Those that held vision after the prefill."""
     signals: Signals = field(default_factory=Signals)
     probe: AttentionProbe | None = None
     offloaded: list[Offloaded] | None = None
     """By layer of the cache, what a policy may restore."""
+    left_before: dict[int, Tensor] = field(default_factory=dict)
+    """`left` before the first of what is offloaded went."""
     ids: list[int] = field(default_factory=list)
 
     @property
@@ -166,6 +171,7 @@ class SequenceState:
         self.probe = AttentionProbe(
             self.vision,
             holding=frozenset(self.present),
+            left=self.left,
             layers=wanted,
             attend=attend,
             attend_layer=None if attend is None else policy.attending_layer(self.layers),
@@ -243,8 +249,20 @@ class SequenceState:
         # Layers that lose the same go on sharing one tensor: `attended` counts it once.
         self.present |= per_layer(lambda lost, present: present & ~lost, gone, self.present)
 
+    def take(self, withdraw: Withdraw) -> None:
+        """Note what a policy has taken, whether or not a layer still held it."""
+        if withdraw.offload and self.offloaded is None:
+            self.left_before = dict(self.left)
+        if withdraw.keep is None:
+            nothing = torch.zeros(self.vision.tokens, dtype=torch.bool)
+            self.left |= dict.fromkeys(self.left, nothing)
+        else:
+            kept = {n: one.cpu() for n, one in withdraw.keep.items() if n in self.left}
+            self.left |= per_layer(lambda keep, left: left & keep, kept, self.left)
+
     def restore(self, back: Sequence[Offloaded]) -> None:
         """Note that offloaded entries are back.  back: by layer of the cache"""
         for layer, present in self.present.items():
             self.present[layer] = present | self.vision.held_by(back[layer].indices)
+        self.left |= self.left_before
         self.offloaded = None

@@ -154,13 +154,14 @@ class Slots:
                 sampler=sampler,
                 stop_ids=prepared.stop_ids,
                 decide=decide,
-                position=prepared.next_position,
+                position=prefill.next_position,
                 detokenizer=Detokenizer(self._tokenizer),
                 vision=prefill.vision,
                 windows={layer: self._windows[layer] for layer in prefill.layers},
                 present=per_layer(
                     prefill.vision.held_by, {layer: indices[layer] for layer in prefill.layers}
                 ),
+                left=prefill.read,
             )
             sequence.attach_probe(prefill.probe)
             prefilled = Prefilled(
@@ -269,6 +270,7 @@ class Slots:
         for decision in decisions(sequence.decide(sequence.view(logits))):
             if isinstance(decision, Withdraw):
                 taken = sequence.withdrawn_by(decision)
+                sequence.take(decision)
                 # Of two policies in a row each may say so, or one after each token.
                 if not sequence.present or any(bool(lost.any()) for lost in taken.values()):
                     events.append(self._withdraw(sequence, taken, offload=decision.offload))

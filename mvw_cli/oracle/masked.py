@@ -8,8 +8,9 @@ laid over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask
+from transformers.utils import ModelOutput
 
 from mvw_cli.adapter import VisionLayout
 
@@ -90,26 +91,38 @@ def masked_logits(
             raise ValueError(f"{tuple(rows.shape)} hidden at layer {layer}, not {shape} at a layer")
     cross_layers = frozenset(getattr(text, "cross_attention_layers", None) or ())
     run = _Pass(hidden, vision_columns(layout), cross_layers)
-    with _masked(model, run), _without_vision(model, run, cross_attention):
-        logits: Tensor = model(**extended(inputs, output_ids), use_cache=False).logits
-    return logits[0, inputs["input_ids"].shape[1] - 1 : -1]
+    prompt = inputs["input_ids"].shape[1]
+    longer = {**extended(model, inputs, output_ids), "use_cache": False}
+    with (
+        _masked(model, run),
+        _without_vision(model, run, cross_attention),
+        _growing_rope(model, prompt),
+    ):
+        logits: Tensor = model(**longer).logits
+    return logits[0, prompt - 1 : -1]
 
 
-def extended(inputs: Mapping[str, Tensor], output_ids: Sequence[int]) -> dict[str, Tensor]:
-    """Append the output to every input that runs along the sequence; text there has type 0."""
+def extended(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], output_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Append the output to every input that runs along the sequence, as the model's own `generate`
+    does from token to token."""
+    kwargs: dict[str, Any] = {name: one for name, one in inputs.items() if name != "input_ids"}
+    for _ in output_ids:
+        kwargs = model._update_model_kwargs_for_generation(ModelOutput(), kwargs, False)
     ids = inputs["input_ids"]
-    longer = dict(inputs)
-    longer["input_ids"] = torch.cat([ids, ids.new_tensor([list(output_ids)])], dim=1)
-    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
-        if name in inputs:
-            fill = 1 if name == "attention_mask" else 0
-            tail = inputs[name].new_full((1, len(output_ids)), fill)
-            longer[name] = torch.cat([inputs[name], tail], dim=1)
-    if "cross_attention_mask" in inputs:  # (1, P, images, tiles)
-        mask = inputs["cross_attention_mask"]
-        tail = mask[:, -1:].expand(-1, len(output_ids), -1, -1)
-        longer["cross_attention_mask"] = torch.cat([mask, tail], dim=1)
-    return longer
+    for name, value in kwargs.items():
+        # Ernie's, which `generate` leaves away once the image has been read: text is of type 0.
+        if name.endswith("token_type_ids") and value.shape[1] == ids.shape[1]:
+            tail = value.new_zeros(1, len(output_ids))
+            kwargs[name] = torch.cat([value, tail], dim=1)
+    ids = torch.cat([ids, ids.new_tensor([list(output_ids)])], dim=1)
+    prepared: dict[str, Any] = model.prepare_inputs_for_generation(
+        ids, is_first_iteration=True, **kwargs
+    )
+    return {
+        name: value for name, value in prepared.items() if value is not None and name != "use_cache"
+    }
 
 
 def _states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -190,39 +203,87 @@ def _masked(model: PreTrainedModel, run: _Pass) -> Iterator[None]:
 
 
 def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attend with what is hidden from each row laid over the model's own mask.
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as the model's file has it, with what is hidden from each row laid over its mask.
 
     query: # (1, H, rows, D); key, value: # (1, K, columns, D)
     """
-    visible = _visible(_running.get(), module.layer_idx, query, key, mask)
-    attended: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, visible[None, None], **options
+    mask = _overlaid(_running.get(), module.layer_idx, query, key, attention_mask)
+    attended: tuple[Tensor, Tensor | None] = own_attention(module)(
+        module, query, key, value, mask, **options
     )
     return attended
 
 
-def _visible(run: _Pass, layer: int, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """Mark which row may attend to which column: # (rows, columns) bool."""
-    if mask is None:
-        own = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-    else:
-        own = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] >= 0
-    hidden = run.hidden.get(layer)
+def own_attention(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return the eager function of a module's file: soft caps, sinks and biases are in it."""
+    function: Callable[..., tuple[Tensor, Tensor | None]] = vars(
+        sys.modules[type(module).__module__]
+    )["eager_attention_forward"]
+    return function
+
+
+def _overlaid(
+    run: _Pass, layer: int, query: Tensor, key: Tensor, mask: Tensor | None
+) -> Tensor | None:
+    """Lay what is hidden over what a model adds to its scores: # (1, 1 or H, rows, columns)."""
+    hidden, lowest = run.hidden.get(layer), torch.finfo(query.dtype).min
+    if mask is not None and mask.dtype == torch.bool:
+        mask = query.new_zeros(mask.shape).masked_fill(~mask, lowest)
     if hidden is None or not run.holds(layer) or not len(run.places):
-        return own
-    hidden, places = hidden.to(own.device), run.places.to(own.device)
-    visible = own.clone()
-    visible[:, places] &= ~hidden
+        return mask
+    hidden, places = hidden.to(query.device), run.places.to(query.device)
+    if mask is None:
+        mask = query.new_zeros(1, 1, query.shape[2], key.shape[2])
+    mask = mask.clone()
+    mask[..., places] = mask[..., places].masked_fill(hidden, lowest)
     if run.cross_layers:
+        visible = mask[0, 0] >= 0
         run.without[layer] = hidden.all(dim=1) | ~visible.any(dim=1)
-        visible |= run.without[layer][:, None]  # whatever comes out of them, it is not used
-    return visible
+        # Whatever comes out of these rows, it is not used.
+        mask = mask.masked_fill(run.without[layer][:, None], 0)
+    return mask
+
+
+@contextmanager
+def _growing_rope(model: PreTrainedModel, prompt: int) -> Iterator[None]:
+    """Rotate each token by the frequencies of the length at which it was read.
+
+    Where they depend on the length (`dynamic`, `longrope`), the prompt is read at its own, and each
+    token that was generated at one more than the token before it.
+    """
+
+    def growing(module: Any) -> Callable[..., Any]:
+        def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            ends = [prompt, *range(prompt + 1, position_ids.shape[-1] + 1)]
+            starts = [0, *ends]
+            phases = []
+            for start, end in zip(starts, ends, strict=False):
+                # A module made anew has seen nothing longer.
+                fresh = type(module)(config=module.config).to(x.device)
+                phases.append(fresh(x, position_ids[..., start:end], *args, **kwargs))
+            return tuple(torch.cat(parts, dim=-2) for parts in zip(*phases, strict=True))
+
+        return forward
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            kinds = getattr(module, "rope_type", None) or "default"
+            kinds = {*kinds.values()} if isinstance(kinds, dict) else {kinds}
+            if any("dynamic" in kind or kind == "longrope" for kind in kinds):
+                module.forward = growing(module)
+                stack.callback(vars(module).pop, "forward")
+        yield
 
 
 def _mask(**kwargs: Any) -> Tensor | None:
-    mask: Tensor | None = sdpa_mask(**{**kwargs, "allow_is_causal_skip": False})
+    mask: Tensor | None = eager_mask(**kwargs)
     return mask
 
 

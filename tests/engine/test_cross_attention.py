@@ -169,7 +169,7 @@ def test_skipping_is_what_transformers_does_with_emptied_caches() -> None:
     result = run(model(), [ask(0, m)])["0"]
     past = DynamicCache(config=model().config.text_config)
     logits = [model()(**inputs, past_key_values=past).logits[0, -1]]
-    mask = extended(inputs, result.completion.token_ids)["cross_attention_mask"]
+    mask = extended(model(), inputs, result.completion.token_ids)["cross_attention_mask"]
     for step, token in enumerate(result.completion.token_ids[:-1], start=1):
         if step == m:
             for layer in (1, 3):

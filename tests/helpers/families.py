@@ -212,6 +212,24 @@ def _gemma3_prompt(seed: int) -> dict[str, Tensor]:
     )
 
 
+def _paligemma() -> Any:
+    return _made(
+        "PaliGemma",
+        vision_config=hf.SiglipVisionConfig(**CLIP, vision_use_head=False, projection_dim=32),
+        text_config=hf.GemmaConfig(**TEXT, head_dim=8),
+        image_token_id=IMAGE,
+        projection_dim=32,
+    )
+
+
+def _paligemma_prompt(seed: int) -> dict[str, Tensor]:
+    """The image comes first; all of the prompt is a prefix that attends both ways."""
+    ids = _ids(0, [IMAGE] * 16, 5 + seed, seed)
+    return _inputs(
+        ids, pixel_values=_pixels(1, 3, 32, 32, seed=seed), token_type_ids=torch.zeros_like(ids)
+    )
+
+
 def _mistral3() -> Any:
     return _made(
         "Mistral3",
@@ -343,6 +361,7 @@ FAMILIES = [
     Family("glm4v", _glm4v, _grid_prompt),
     Family("internvl", _internvl, _llava_prompt),
     Family("gemma3", _gemma3, _gemma3_prompt),
+    Family("paligemma", _paligemma, _paligemma_prompt),
     Family("mistral3", _mistral3, _mistral3_prompt),
     Family("idefics3", lambda: _tiled("Idefics3"), _tiles_prompt),
     Family("smolvlm", lambda: _tiled("SmolVLM"), _tiles_prompt),

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.oracle import masked
@@ -32,6 +31,7 @@ def attention_scores(
     hidden or the model itself does not let the row see it.  # (H, rows, columns) float32
     """
     found: dict[int, Tensor] = {}
+    own = masked.own_attention
     chosen = torch.arange(inputs["input_ids"].shape[1] + len(output_ids))[list(rows)]
 
     def watched(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
@@ -41,13 +41,15 @@ def attention_scores(
             keys = key[0].float().repeat_interleave(query.shape[1] // key.shape[1], dim=0)
             scores = query[0][:, places].float() @ keys.transpose(1, 2)
             scores = scores * (scale or query.shape[-1] ** -0.5)
-            seen = mask[0, 0][places]
+            seen = (
+                torch.ones_like(scores[0], dtype=bool) if mask is None else mask[0, 0][places] >= 0
+            )
             if layer in run.without:
                 seen = seen & ~run.without[layer][places, None]
             found[layer] = scores.masked_fill(~seen, -torch.inf).cpu()
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        return own(module)(module, query, key, value, mask, **options)
 
-    with patch.object(masked, "sdpa_attention_forward", watched):
+    with patch.object(masked, "own_attention", lambda module: watched):
         masked_logits(model, inputs, output_ids, layout, hidden, cross_attention=cross_attention)
     missing = sorted(set(layers) - set(found))
     if missing:

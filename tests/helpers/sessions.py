@@ -92,7 +92,7 @@ def eager_weights(session: Session, request: Request, output: tuple[int, ...]) -
     prompt = request.inputs["input_ids"].shape[1]
     with _eager(model):
         told = model(
-            **extended(request.inputs, output), use_cache=False, output_attentions=True
+            **extended(model, request.inputs, output), use_cache=False, output_attentions=True
         ).attentions
     assert all(layer is not None for layer in told)
     columns = request.layout.entries.nonzero()[:, 0]

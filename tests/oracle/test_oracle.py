@@ -43,7 +43,7 @@ def told_directly(
     model: Any, inputs: dict[str, Tensor], hidden: Tensor | None, columns: Tensor
 ) -> Any:
     """Give a causal mask without the hidden columns to the model's eager attention."""
-    longer = extended(inputs, OUTPUT)
+    longer = extended(model, inputs, OUTPUT)
     rows = longer["input_ids"].shape[1]
     visible = torch.ones(rows, rows, dtype=torch.bool).tril()
     if hidden is not None:
@@ -123,7 +123,7 @@ def test_a_hidden_tile_is_one_that_the_cross_attention_mask_leaves_out() -> None
     of_tile = layout.cross_entries.nonzero()[:, 0] // MLLAMA_STATES == tile
     hidden = torch.zeros(prompt + len(OUTPUT), layout.vision_tokens, dtype=torch.bool)
     hidden[prompt - 1 :, of_tile] = True
-    longer = extended(inputs, OUTPUT)
+    longer = extended(model, inputs, OUTPUT)
     mask = longer["cross_attention_mask"] = longer["cross_attention_mask"].clone()
     mask[0, prompt - 1 :, tile // 4, tile % 4] = 0
     with torch.inference_mode():
@@ -148,13 +148,13 @@ def test_a_cross_attention_layer_that_shows_nothing_is_passed_by(kind: Any) -> N
         if kind == "skip":
             return stream
         added = layer.cross_attn_mlp_gate.tanh() * layer.mlp(layer.post_attention_layernorm(stream))
-        seen = extended(inputs, OUTPUT)["cross_attention_mask"].flatten(2).any(dim=2)
+        seen = extended(model, inputs, OUTPUT)["cross_attention_mask"].flatten(2).any(dim=2)
         return stream + added * seen[..., None]
 
     handle = layer.register_forward_hook(alone)
     try:
         with torch.inference_mode():
-            whole = model(**extended(inputs, OUTPUT), use_cache=False).logits
+            whole = model(**extended(model, inputs, OUTPUT), use_cache=False).logits
     finally:
         handle.remove()
     assert (logits - whole[0, prompt - 1 : -1]).abs().max() < TOLERANCE

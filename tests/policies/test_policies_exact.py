@@ -196,7 +196,7 @@ def test_dyvte(name: str, tmp_path: Path) -> None:
 def _exit(served: Served, gates: Sequence[tuple[Tensor, Tensor, Tensor]]) -> int | None:
     """The first layer before which a gate's second output is the larger one."""
     model, request = served.subject.loaded.model, served.request
-    states = model(**extended(request.inputs, []), output_hidden_states=True).hidden_states
+    states = model(**extended(model, request.inputs, []), output_hidden_states=True).hidden_states
     places = torch.arange(served.prompt)
     text = places[~request.layout.entries]
     image_end = 0 if served.cross_attention else int(request.layout.entries.nonzero().max()) + 1
@@ -420,6 +420,20 @@ def test_pulse(name: str, kernel: str) -> None:
         for step in range(1, len(served.ids) + 1)
     ]
     assert attended == pytest.approx(expected)
+
+
+def test_pulse_where_the_window_of_the_layer_that_chooses_cuts_the_image() -> None:
+    """What it has let go of, or has behind its window, is there for the layers after it."""
+    window = subject("gemma3").text.sliding_window
+    policy = Pulse(layer=0, tau=1.0, min_ratio=0.6, max_ratio=0.8)
+    for seed, cut in ((4, 2), (8, 4)):
+        served = one("gemma3", policy, seed)
+        places = served.request.layout.entries.nonzero()[:, 0]
+        assert int((places <= served.prompt - window).sum()) == cut and served.tokens == 4
+        if cut < served.tokens:
+            check(served, in_step=pulse(0, 1.0, 0.6, 0.8))
+        else:  # nothing to choose from
+            assert (served.logits - served.expected(served.nothing())).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", [*OTHERS, "kimi-vl-expanded"])
