@@ -8,7 +8,7 @@ policy has asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -53,22 +53,33 @@ def choose_kernel(model: PreTrainedModel, requested: str) -> str:
     """Choose the attention kernel: the requested one, or for `auto` the fastest that fits.
 
     flash-attn is taken where it can be imported, the model runs in half precision on a GPU that
-    it serves, and supports it; else SDPA; `eager` where the model caps its attention logits.
+    it serves, and its text model supports it; else SDPA; `eager` where neither computes what the
+    text model's own attention does.
 
     Raises:
         NotExact: the requested kernel can't serve this model on this device.
     """
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    obstacle = "it caps its attention logits" if capped else _flash_obstacle(model)
+    text = model.get_decoder()  # it attends; the model around it may have been told other things
+    own = _own_attention(text)
+    obstacle = own or _flash_obstacle(model)
     if requested == "auto":
         if obstacle is None:
             return "flash"
-        return "sdpa" if model._supports_sdpa and not capped else "eager"
+        return "sdpa" if text._supports_sdpa and own is None else "eager"
     if requested == "flash" and obstacle is not None:
         raise NotExact(obstacle)
-    if requested == "sdpa" and capped:
-        raise NotExact("it caps its attention logits, which SDPA can't do")
+    if requested == "sdpa" and own is not None:
+        raise NotExact(f"{own}, which SDPA can't do")
     return requested
+
+
+def _own_attention(text: Any) -> str | None:
+    """Return what a text model's attention does beyond SDPA and flash-attn, or None."""
+    if getattr(text.config, "attn_logit_softcapping", None) is not None:
+        return "it caps its attention logits"
+    if any(getattr(module, "sinks", None) is not None for module in text.modules()):
+        return "it has attention sinks"
+    return None
 
 
 def _flash_obstacle(model: PreTrainedModel) -> str | None:
@@ -79,7 +90,7 @@ def _flash_obstacle(model: PreTrainedModel) -> str | None:
         return f"flash-attn needs a CUDA device, this is {model.device.type}"
     if model.dtype not in (torch.float16, torch.bfloat16):
         return f"flash-attn needs float16 or bfloat16, this is {model.dtype}"
-    if not model._supports_flash_attn:
+    if not model.get_decoder()._supports_flash_attn:
         return "the model does not support flash-attn"
     # FlashAttention-2 is made for Ampere and later (its README); on AMD there is no such number.
     if torch.version.hip is None and torch.cuda.get_device_capability(model.device) < (8, 0):
@@ -175,25 +186,69 @@ def _masked(forward_of: Callable[[nn.Module], Forward], additive: bool) -> Forwa
     """Attend by a function that takes a mask: bool, True where attended, or `additive`."""
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kw: Any,
     ) -> Attended:
         forward, scaling = forward_of(module), kw.get("scaling")
+        if not additive:
+            _check_plain(kw)
 
         def attend(rows: Tensor, part: Part) -> Attended:
-            visible = part.attendable()
-            if visible is not None and additive:
-                lowest = torch.finfo(query.dtype).min
+            visible, lowest = part.attendable(), torch.finfo(query.dtype).min
+            bias = None if attention_mask is None else _own_bias(attention_mask, part)
+            if visible is not None and (additive or bias is not None):
                 visible = rows.new_zeros(()).masked_fill(~visible, lowest)
+            if bias is not None:
+                visible = bias if visible is None else (bias + visible).clamp(min=lowest)
             return forward(module, rows, part.keys, part.values, visible, **kw)
 
         layer = _decode_layer(module, query, kw)
         if layer is not None:
+            if attention_mask is not None:
+                layer.join()
             return _by_parts(module, layer, query, key, value, attend, scaling)
-        attended = forward(module, query, key, value, mask, **kw)
-        record_prefill(module, query, key, mask, attended[1], scaling)
+        attended = forward(module, query, key, value, attention_mask, **kw)
+        record_prefill(module, query, key, attention_mask, attended[1], scaling)
         return attended
 
     return attention
+
+
+def _check_plain(options: Mapping[str, Any]) -> None:
+    """Refuse what SDPA and flash-attn would leave out without a word.
+
+    Raises:
+        NotExact: attention sinks, or capped logits.
+    """
+    for name, what in (("s_aux", "has attention sinks"), ("softcap", "caps its attention logits")):
+        if options.get(name) is not None:
+            raise NotExact(f"it {what}, which only its own attention does: attention=eager")
+
+
+def _own_bias(mask: Tensor, part: Part) -> Tensor:
+    """Cut what a model adds to its attention in a decode step to the entries of a part.
+
+    It is Doge that does: its values tell how much each key counts.
+
+    mask: # (n, 1 or H, 1, longest), added to the scores; returned: # (rows, 1 or H, 1, L)
+
+    Raises:
+        NotExact: it goes by something other than the entries, or hides some of them.
+    """
+    longest, heads = part.rows.longest, mask.shape[1]
+    own = mask[part.first : part.first + len(part.rows), :, :, :longest]
+    if mask.dtype == torch.bool or own.shape != (len(part.rows), heads, 1, longest):
+        raise NotExact("it makes a mask of its own in a decode step")
+    if part.places is not None:
+        places = torch.nn.utils.rnn.pad_sequence(list(part.places), batch_first=True)
+        own = own.gather(3, places.to(own.device)[:, None, None].expand(-1, heads, -1, -1))
+    if bool((own <= torch.finfo(own.dtype).min / 2).any()):
+        raise NotExact("which entries it attends to depends on how many there are")
+    return own
 
 
 def _own_eager(module: nn.Module) -> Forward:
@@ -209,13 +264,19 @@ _eager = _masked(_own_eager, additive=True)
 
 
 def _flash(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kw: Any,
 ) -> Attended:
+    _check_plain(kw)
     scaling = kw.get("scaling")
     layer = _decode_layer(module, query, kw)
     # flash-attn takes no masks and one width for keys and values. Its window counts places in the
     # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
-    plain = mask is None and key.shape[-1] == value.shape[-1]
+    plain = attention_mask is None and key.shape[-1] == value.shape[-1]
     if layer is not None and plain and layer.window is None:
 
         def attend(rows: Tensor, part: Part) -> Attended:
@@ -228,7 +289,7 @@ def _flash(
     if layer is None and plain and causal and query.shape[2] == key.shape[2]:
         record_prefill(module, query, key, None, None, scaling)
         return flash_prefill(query, key, value, scaling), None
-    return _sdpa(module, query, key, value, mask, **kw)
+    return _sdpa(module, query, key, value, attention_mask, **kw)
 
 
 def flash_prefill(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from mvw_cli.adapter import LoadedModel
@@ -24,6 +24,7 @@ from mvw_cli.engine.attention_probe import record_prefill_added
 from mvw_cli.engine.cache import sliding_windows
 from mvw_cli.engine.layer_exits import decoder_layers, hidden_of
 from mvw_cli.engine.layers import CrossAttention, cross_attention_layers
+from mvw_cli.engine.rope import rope_by_row
 from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, Failed, NotExact, Request
 from mvw_cli.errors import ModelProblem
@@ -112,6 +113,7 @@ class Engine:
             stack.enter_context(self._refusing())
             stack.enter_context(attention_kernel(self._model, self.attention))
             stack.enter_context(_skipping(self._model, self._cross_layers))
+            stack.enter_context(rope_by_row(self._model))
             stack.enter_context(self._loaded.serving(self._model))
             yield Slots(
                 self._model,
@@ -177,6 +179,8 @@ def check_architecture(model: PreTrainedModel) -> list[int | None]:
     text = model.config.get_text_config()
     if not model.can_generate():
         raise NotExact("it can't generate text")
+    if not isinstance(model, GenerationMixin):
+        raise NotExact("it writes blocks of tokens, not one token after the other")
     if model.config.is_encoder_decoder:
         raise NotExact("it is an encoder-decoder; only decoder-only models are served")
     if "position_ids" not in signature(model.forward).parameters:

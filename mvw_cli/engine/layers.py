@@ -184,6 +184,10 @@ class SlotLayer(KVLayer):
             Part(first, key[first:, :, : ends[1]], value[first:, :, : ends[1]], with_vision),
         ]
 
+    def join(self) -> None:
+        """Return all rows in one from now on: something beside the attention reads them, too."""
+        self._handed_on = False
+
     # -- what the cache calls ---------------------------------------------------------------
 
     def load(

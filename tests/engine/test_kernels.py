@@ -16,16 +16,22 @@ from mvw_cli.engine.types import NotExact
 
 def model(**differences: Any) -> Any:
     """What is asked of a model, on a GPU in half precision."""
-    text = SimpleNamespace(attn_logit_softcapping=None)
-    made = {
-        "config": SimpleNamespace(get_text_config=lambda: text),
-        "device": torch.device("cuda"),
-        "dtype": torch.float16,
+    around = {"device": torch.device("cuda"), "dtype": torch.float16}
+    around |= {name: differences.pop(name) for name in around if name in differences}
+    text = {
+        "config": SimpleNamespace(attn_logit_softcapping=None),
+        "modules": list,
         "_supports_flash_attn": True,
         "_supports_sdpa": True,
         **differences,
     }
-    return SimpleNamespace(**made)
+    return SimpleNamespace(
+        get_decoder=lambda: SimpleNamespace(**text),
+        # Of the model around it, which does not attend.
+        _supports_flash_attn=True,
+        _supports_sdpa=True,
+        **around,
+    )
 
 
 @pytest.fixture
@@ -86,10 +92,20 @@ def test_amd_counts_otherwise(library: ModuleType, monkeypatch: pytest.MonkeyPat
     assert choose_kernel(model(), "auto") == "flash"
 
 
-def test_capped_logits_leave_eager(library: ModuleType) -> None:
-    text = SimpleNamespace(attn_logit_softcapping=50.0)
-    capped = model(config=SimpleNamespace(get_text_config=lambda: text))
-    assert choose_kernel(capped, "auto") == "eager"
+OWN = {
+    "caps its attention logits": {"config": SimpleNamespace(attn_logit_softcapping=50.0)},
+    "has attention sinks": {"modules": lambda: [SimpleNamespace(sinks=torch.zeros(4))]},
+}
+
+
+@pytest.mark.parametrize("says", OWN)
+def test_what_only_its_own_attention_does_leaves_eager(library: ModuleType, says: str) -> None:
+    own = model(**OWN[says])
+    assert choose_kernel(own, "auto") == choose_kernel(own, "eager") == "eager"
     for kernel in ("sdpa", "flash"):
-        with pytest.raises(NotExact, match="caps its attention logits"):
-            choose_kernel(capped, kernel)
+        with pytest.raises(NotExact, match=says):
+            choose_kernel(own, kernel)
+
+
+def test_the_text_model_is_asked() -> None:
+    assert choose_kernel(model(_supports_sdpa=False, dtype=torch.float32), "auto") == "eager"
