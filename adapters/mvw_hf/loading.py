@@ -17,7 +17,13 @@ import torch
 from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from jinja2 import TemplateError
-from transformers import CONFIG_MAPPING, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import __version__ as transformers_version
 from transformers.integrations import peft as peft_integration
 from transformers.models.auto import auto_factory
@@ -45,6 +51,11 @@ from mvw_cli import (
 NO_CODE = {"trust_remote_code": False}
 """Code that lies beside weights is not run. Without this, transformers asks whoever sits at the
 terminal whether it may, and runs it after a yes (`resolve_trust_remote_code`)."""
+APART = {
+    "phi4_multimodal": "It reads images through LoRA weights in a folder of their own, "
+    "vision-lora: transformers loads them apart, and mvw does not."
+}
+"""Architectures of which a checkpoint's weights are not all that reads an image."""
 _ON_DISK = "Part of its weights would stay on the disk, read for every token."
 
 
@@ -258,6 +269,7 @@ def complete(model_class: Any, spec: ModelSpec) -> PreTrainedModel:
                 # None prefers safetensors; what is pickled then goes through `weights_only`.
                 use_safetensors=None if spec.allow_pickle else True,
                 output_loading_info=True,
+                **_thinker(base),
                 **NO_CODE,
                 **placing(spec),
             )
@@ -320,6 +332,15 @@ def tuned(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
     return done
 
 
+def _thinker(spec: ModelSpec) -> dict[str, Any]:
+    """Name the part of a model that also speaks which reads and writes; empty for others."""
+    told, _ = PreTrainedConfig.get_config_dict(str(spec.model), revision=spec.revision)
+    if "thinker_config" not in told:
+        return {}
+    config = AutoConfig.from_pretrained(str(spec.model), revision=spec.revision, **NO_CODE)
+    return {"config": config.thinker_config}
+
+
 def check_kind(model_class: Any, spec: ModelSpec) -> None:
     """Compare a checkpoint's `model_type` with the class, or auto class, that is to hold it.
 
@@ -331,7 +352,10 @@ def check_kind(model_class: Any, spec: ModelSpec) -> None:
     name = str(base.model)
     # As it is: classes take any other's configuration with a warning.
     told, _ = PreTrainedConfig.get_config_dict(name, revision=base.revision)
-    kind = told.get("model_type")
+    kind = told.get("thinker_config", told).get("model_type")
+    if kind in APART:
+        cause, hint = APART[kind], "mvw list profiles"
+        raise ModelProblem(f"{name} is not served.", cause=cause, hint=hint)
     served = getattr(model_class, "_model_mapping", None)
     if served is None:
         types = {model_class.config_class.model_type}

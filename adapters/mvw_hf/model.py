@@ -101,12 +101,7 @@ class HuggingFace(Adapter):
                 config = self.shape(spec)
                 processor = self._processor_or_fallback(spec, config)
                 model = build_random(self.build, config, spec.dtype, device)
-        if not isinstance(getattr(model.config, "image_token_id", None), int):
-            raise ModelProblem(
-                f"{spec.model} names no image token.",
-                cause=f"{type(model).__name__} is not a model that reads images as tokens.",
-                hint="mvw list profiles",
-            )
+        check_image_token(model, spec.model)
         return LoadedModel(
             adapter=self.name,
             name=spec.model,
@@ -306,7 +301,8 @@ class HuggingFace(Adapter):
             check_files(spec, weights=False)
             check_kind(self.model_class(), spec)
             base = of_base(spec)
-            return AutoConfig.from_pretrained(base.model, revision=base.revision, **NO_CODE)
+            config = AutoConfig.from_pretrained(base.model, revision=base.revision, **NO_CODE)
+            return getattr(config, "thinker_config", config)  # of a model that also speaks
 
     def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """Return the content of a checkpoint's `config.json` where it is known by heart."""
@@ -405,6 +401,21 @@ def _not_prepared(loaded: LoadedModel, images: Sequence[Image], error: Exception
         cause=said(error),
         hint="mvw list profiles",
     )
+
+
+def check_image_token(model: Any, name: str) -> None:
+    """Refuse a model whose vision can't be told from its text.
+
+    Raises:
+        ModelProblem: its configuration names no image token.
+    """
+    if not isinstance(getattr(model.config, "image_token_id", None), int):
+        raise ModelProblem(
+            f"{name} names no image token.",
+            cause="No token stands in its prompt for a piece of an image, so which entries of its "
+            "cache are vision can't be told.",
+            hint="mvw list profiles",
+        )
 
 
 def check_template(processor: Any, spec: ModelSpec) -> None:

@@ -24,7 +24,6 @@ from mvw_cli.engine.attention_probe import record_prefill_added
 from mvw_cli.engine.cache import sliding_windows
 from mvw_cli.engine.layer_exits import decoder_layers, hidden_of
 from mvw_cli.engine.layers import CrossAttention, cross_attention_layers
-from mvw_cli.engine.rope import rope_by_row
 from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, Failed, NotExact, Request
 from mvw_cli.errors import ModelProblem
@@ -113,7 +112,7 @@ class Engine:
             stack.enter_context(self._refusing())
             stack.enter_context(attention_kernel(self._model, self.attention))
             stack.enter_context(_skipping(self._model, self._cross_layers))
-            stack.enter_context(rope_by_row(self._model))
+            stack.enter_context(_rope_by_row(self._model))
             stack.enter_context(self._loaded.serving(self._model))
             yield Slots(
                 self._model,
@@ -224,3 +223,67 @@ def _after_cross_layer(
     if step.probes is not None:
         step.probes.record_added(number, before, output)
     return output
+
+
+@contextmanager
+def _rope_by_row(model: nn.Module) -> Iterator[None]:
+    """Let each row of a batch have the rotary frequencies that it would have alone.
+
+    transformers computes those of `dynamic` and `longrope` from the largest position of a whole
+    batch, and goes on from the longest sequence that it has seen: a request would depend on its
+    neighbours and on those before it.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if _grows(module):
+                stack.enter_context(_by_row(module))
+        yield
+
+
+def _grows(module: nn.Module) -> bool:
+    """Whether a module's frequencies depend on the length, as `dynamic_rope_update` has it."""
+    kinds = getattr(module, "rope_type", ())
+    kinds = kinds.values() if isinstance(kinds, dict) else (kinds,)
+    return any("dynamic" in kind or kind == "longrope" for kind in kinds if kind)
+
+
+@contextmanager
+def _by_row(module: Any) -> Iterator[None]:
+    plain, own = module.forward, "forward" in vars(module)
+
+    def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = []
+        for one in torch.split(position_ids, 1, dim=-2):  # of (rows, T), or (C, rows, T) for M-RoPE
+            _forget(module)
+            rows.append(plain(x[:1], one, *args, **kwargs))
+        return _joined(rows)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        _forget(module)
+        if own:
+            module.forward = plain
+        else:
+            del module.forward
+
+
+def _forget(module: Any) -> None:
+    """Set a module back to the frequencies that it was made with."""
+    for name in [*vars(module), *module._buffers]:
+        if not name.endswith("original_inv_freq"):
+            continue
+        prefix = name.removesuffix("original_inv_freq")
+        frequencies, longest = f"{prefix}inv_freq", f"{prefix}max_seq_len_cached"
+        # A copy: `longrope` writes into what it finds there.
+        setattr(module, frequencies, getattr(module, name).to(getattr(module, frequencies)).clone())
+        if hasattr(module, longest):
+            setattr(module, longest, module.original_max_seq_len)
+
+
+def _joined(rows: list[Any]) -> Any:
+    """Put the phases of single rows together: # (1, T, D), or (C, 1, T, D) for M-RoPE."""
+    if isinstance(rows[0], tuple):
+        return tuple(_joined(list(of)) for of in zip(*rows, strict=True))
+    return torch.cat(rows, dim=-3)

@@ -80,7 +80,11 @@ BROKEN: list[tuple[Breaks, str, str]] = [
     (text_only, "is not a vision-language model", "llama"),
     (no_config, "is not a checkpoint", "config.json"),
     (lambda folder: set_config(folder, model_type="llava9000"), "does not know", "llava9000"),
-    (lambda folder: set_config(folder, image_token_id="x"), "names no image token", "as tokens"),
+    (
+        lambda folder: set_config(folder, image_token_id="x"),
+        "names no image token",
+        "no token that stands",
+    ),
 ]
 
 
