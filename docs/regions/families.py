@@ -32,12 +32,17 @@ _NAMES = {
     "smolvlm": "SmolVLM",
     "mllama": "Mllama: Llama 3.2 Vision, LLaVA-CoT (cross-attention)",
     "kimi_text_stack": "DeepSeek-V3's text stack below LLaVA (as in Kimi-VL)",
+    "qwen3_5": "Qwen3.5, Qwen3.6",
+    "qwen3_5_moe": "Qwen3.5 MoE, Qwen3.6 MoE",
+    "minicpmv4_6": "MiniCPM-V 4.6",
+    "lfm2_vl": "LFM2-VL",
+    "lfm3_vl": "LFM3-VL",
+    "llama4": "Llama 4",
+    "gemma3n": "Gemma 3n",
+    "gemma4": "Gemma 4",
 }
 
 _REFUSED = {
-    "llama4": ("Llama 4", "Llama4ForConditionalGeneration"),
-    "qwen3_5": ("Qwen3.5", "Qwen3_5ForConditionalGeneration"),
-    "minicpmv4_6": ("MiniCPM-V 4.6", "MiniCPMV4_6ForConditionalGeneration"),
     "blip-2": ("BLIP-2", "Blip2ForConditionalGeneration"),
     "florence2": ("Florence-2", "Florence2ForConditionalGeneration"),
 }

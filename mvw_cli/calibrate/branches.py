@@ -22,8 +22,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from mvw_cli.adapter import VisionLayout
+from mvw_cli.engine.cache import layer_kinds
 from mvw_cli.engine.layer_exits import cut_rows, decoder_layers, hidden_of, silent
 from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.prefill import prepare
@@ -65,6 +67,10 @@ def branch_logits(
         NotExact: the model's layers can't be run this way.
     """
     cross_layers = cross_attention_layers(model) if layout.cross_entries is not None else ()
+    text = model.config.get_text_config()
+    if not all(kind.holds for kind in layer_kinds(DynamicCache(config=text), text)):
+        # A state reads rows in their order, and what is shared has been made of the full run's.
+        raise NotExact("not every layer keeps entries of its own")
     layers = decoder_layers(model)
     prompt = int(inputs["input_ids"].shape[1])
     vision = torch.zeros(prompt, dtype=torch.bool) if cross_layers else layout.entries.cpu()

@@ -62,6 +62,7 @@ def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
     )
     before, after = case.steps(1, TEXT_TOKENS)
     known = tokens is not None
+    freed = shape.kv_elements(TEXT_TOKENS, case.vision_tokens) - shape.kv_elements(TEXT_TOKENS, 0)
     image_bytes = shape.kv_elements(0, case.vision_tokens) * DTYPE_BYTES[dtype]
     return {
         "profile": resolved.name,
@@ -82,7 +83,8 @@ def figures(resolved: Resolved, image: str | None) -> dict[str, Any]:
         "vision_tokens": tokens,
         "text_tokens": TEXT_TOKENS,
         "kv_bytes_per_image": image_bytes if known else None,
-        "kv_bytes_freed": before.kv_bytes - after.kv_bytes if known else None,
+        "kv_bytes_freed": freed * DTYPE_BYTES[dtype] if known else None,
+        "state_bytes": shape.state_bytes(DTYPE_BYTES[dtype]),
         "decode_steps": [_step(case, sequences) for sequences in SEQUENCES] if known else [],
         "speedup_bound_limit": ratio(before.kv_bytes, after.kv_bytes) if known else None,
         "sequences_where_it_matters": matters_from_batch(case) if known else None,
@@ -156,6 +158,8 @@ def write(figures: dict[str, Any]) -> None:
             ["KV per image", readable_bytes(figures["kv_bytes_per_image"])],
             ["freed by withdrawal", readable_bytes(figures["kv_bytes_freed"])],
         ]
+    if figures["state_bytes"]:
+        rows.append(["recurrent states, kept", readable_bytes(figures["state_bytes"])])
     console.table(["COST", figures["profile"] or figures["model"]], rows)
     if not known:
         return

@@ -204,7 +204,6 @@ def largest_batches(case: Case, free_bytes: int) -> tuple[int, int]:
     """
     size = DTYPE_BYTES[case.dtype]
     text = case.question_tokens + max(0, case.new_tokens - 1)  # the last token is never read
-    held = case.shape.kv_elements(text, case.vision_tokens) * size
-    left = case.shape.kv_elements(text, 0) * size
+    held, left = (case.shape.cache_bytes(text, one, size) for one in (case.vision_tokens, 0))
     free = max(0, free_bytes)
     return int(ratio(free, held)), int(ratio(free, left))

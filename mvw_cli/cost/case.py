@@ -2,8 +2,9 @@
 
 A decode step at small batch is limited by memory bandwidth: it reads the active weights once and
 the whole KV cache of each sequence. Withdrawal leaves the weights and takes the vision tokens'
-part of the cache; the ratio of the bytes is the speed-up that no implementation can pass. What is
-left out (activations, launches, work between the kernels) only lowers it.
+part of the cache, and nothing of what recurrent layers keep; the ratio of the bytes is the speed-up
+that no implementation can pass. What is left out (activations, launches, work between the kernels)
+only lowers it.
 
 Step `j` of an answer reads its token `j` and attends to the prompt and to tokens 1…j; the first
 token comes out of the prefill, so that `n` tokens take `n - 1` steps. Withdrawal after `m` tokens
@@ -109,11 +110,13 @@ class Case:
         skipped = weights.cross_attention if keep else weights.cross
         read = weights.read(batch).plus(skipped, -1.0).bytes(self.dtype, self.bits)
         holding = share * skipped.bytes(self.dtype, self.bits) if vision else 0.0
-        without, all_of_it = (self.shape.kv_elements(text, one) for one in (0, vision))
-        size = DTYPE_BYTES[self.dtype] * batch
+        without, all_of_it = (self.shape.kv_elements_read(text, one) for one in (0, vision))
+        each = DTYPE_BYTES[self.dtype]
+        size, states = each * batch, 2 * batch * self.shape.state_bytes(each)
         none = flops.step(text, 0, batch, keep_mlp=keep)
         weight_bytes = round(read + holding)
-        kv_bytes = round(size * (without + share * (all_of_it - without)))
+        # A recurrent state is read and written anew.
+        kv_bytes = round(size * (without + share * (all_of_it - without))) + states
         computed = none + share * (flops.step(text, vision, batch) - none)
         seconds = None
         if self.device is not None:

@@ -2,7 +2,8 @@
 
 A multiplication and an addition are 2 FLOPs. Counted are the products of matrices and those of
 the attention, over the entries that causality lets a token see; norms, softmax, rotations and
-lookups, below a hundredth in models of a billion weights, are not.
+lookups, below a hundredth in models of a billion weights, are not, nor is what updates a recurrent
+state, a few hundredths of its layer: with or without the vision it is the same.
 
 A vision tower is counted from its configuration, as transformers' towers read it: some choose their
 tiles by a mask, so that `FlopCounterMode` can't run them on the meta device, and a bound needs any
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mvw_cli.adapter import Adapter
@@ -29,10 +30,14 @@ from mvw_cli.cost.shape import (
     shape_of_model,
 )
 
-_PER_TOKEN = ("merger", "projector", "connector", "downsample")
+_PER_TOKEN = ("merger", "projector", "connector", "downsample", "vision_adapter", "embed_vision")
 """Parts of names whose weights work on vision tokens; all others work on patches."""
 _EMBED = re.compile(r"patch_(embed|conv)")
+_WITHIN = "vit_merger"
+"""MiniCPM-V's merger between two layers of its tower: patches go through it, not vision tokens."""
 """Names of what reads pixels."""
+_MERGES = ("merge_kernel_size", "spatial_merge_size", "downsample_factor", "pooling_kernel_size")
+"""What configurations call the patches in a row of those that make one vision token."""
 _TABLE = re.compile(r"pos(ition(al)?)?_emb|tile_embedding|(class|cls|mask)_(token|embedding)")
 """Names of what is added to patches, not multiplied with them."""
 _MULTIPLE = 8
@@ -45,13 +50,13 @@ class Tower:
 
     embed_parameters: int
     """In the matrix that makes a patch of pixels."""
-    patch_parameters: int
+    patch_parameters: float
     """In matrices that every patch goes through, class tokens and padding too."""
     token_parameters: int
     """In matrices that every vision token goes through: merger or projector."""
     width: int
     """Of queries and keys, over all heads."""
-    full_layers: int
+    full_layers: float
     """Layers whose patches look at all of the image, or of the tile."""
     window_layers: int = 0
     window_patches: int = 0
@@ -140,6 +145,8 @@ class Flops:
     """Weights of cross-attention layers that a vision state goes through, once."""
     token_by_layer: tuple[int, ...] = ()
     """Those of `token`, layer by layer; empty: as many in each."""
+    widths: tuple[float, ...] = ()
+    """How wide the heads of each layer are, in parts of those of `heads`; empty: all as these."""
 
     def prefill(
         self,
@@ -157,7 +164,7 @@ class Flops:
         """
         own = [layer for layer in self.shape.layers if not layer.cross]
         crossed = len(self.shape.layers) - len(own)
-        linear, pairs = float(self.head), 0
+        linear, pairs = float(self.head), 0.0
         if crossed:
             made = self.tower.made(vision) if self.tower else vision
             linear += self.token * text
@@ -170,9 +177,16 @@ class Flops:
         else:
             each = self.token_by_layer or (self.token / len(own),) * len(own)
             linear += (self.token - sum(each)) * (text + vision)
-            for layer, weights, some in zip(own, each, read or [vision] * len(own), strict=True):
+            left, widths = iter(read or [vision] * len(own)), self.widths or (1.0,) * len(own)
+            for layer, weights, width in zip(own, each, widths, strict=True):
+                if layer.shared:  # nothing comes of it but the first token: its last row will do
+                    linear += weights
+                    pairs += width * (layer.kept(text + vision - 1) + 1)
+                    continue
+                # A recurrent one reads all that there is.
+                some = next(left) if layer.elements else vision
                 linear += weights * (text + some)
-                pairs += _pairs(layer, text + some)
+                pairs += width * _pairs(layer, text + some)
         looked = self.tower.flops(vision) if self.tower else 0.0
         return looked + 2.0 * linear + float(self.heads.pair * pairs)
 
@@ -198,9 +212,11 @@ class Flops:
         elif keep_mlp:
             linear += self.cross - self.cross_attention
         sequence = text + vision - cross_vision
+        widths = self.widths or (1.0,) * len(self.shape.layers)
         seen = sum(
-            cross_vision if layer.cross else layer.kept(sequence - 1) + 1
-            for layer in self.shape.layers
+            width * (cross_vision if layer.cross else layer.kept(sequence - 1) + 1)
+            for layer, width in zip(self.shape.layers, widths, strict=True)
+            if layer.read
         )
         return float(sequences * (2 * linear + self.heads.folded * seen))
 
@@ -240,6 +256,7 @@ def _flops(model: Any) -> Flops:
         cross_attention=count("cross_attention"),
         cross_states=count("cross_states"),
         token_by_layer=() if any(layer.cross for layer in layers) else tuple(map(round, by_layer)),
+        widths=_widths(text),
     )
 
 
@@ -250,12 +267,25 @@ def _heads(text: Any) -> Heads:
         rotary = int(text.qk_rope_head_dim)
         own = int(text.qk_nope_head_dim) + rotary + int(text.v_head_dim)
         return Heads(2 * count * own, 2 * count * (2 * int(latent) + rotary))
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // count)
+    size = next(iter(_head_sizes(text)), 0) or text.hidden_size // count
     return Heads(4 * count * size, 4 * count * size)
+
+
+def _widths(text: Any) -> tuple[float, ...]:
+    sizes = _head_sizes(text)
+    return tuple(size / sizes[0] for size in sizes) if len(set(sizes)) > 1 else ()
+
+
+def _head_sizes(text: Any) -> list[int]:
+    """List the width of a head, layer by layer where they may differ; 0: as ever."""
+    each = getattr(text, "per_layer_config", None) or [text]
+    return [int(getattr(one, "head_dim", None) or 0) for one in each]
 
 
 def _pairs(layer: CacheLayer, sequence: int) -> int:
     """Count pairs of a token and an entry that it sees, over a whole prompt."""
+    if not layer.read:
+        return 0
     full = sequence if layer.window is None else min(sequence, layer.window)
     return full * (full + 1) // 2 + (sequence - full) * full
 
@@ -269,14 +299,22 @@ def tower_of(model: Any) -> Tower:
     language = {id(p) for p in model.get_decoder().parameters()}
     head = model.get_output_embeddings()
     language |= {id(p) for p in head.parameters()} if head is not None else set()
-    named = [(name, p) for name, p in model.named_parameters() if id(p) not in language]
+    beside = [(name, p) for name, p in model.named_parameters() if id(p) not in language]
+    named = [(name, p) for name, p in beside if "audio" not in name]
     matrices = [(name, p.numel()) for name, p in named if p.ndim > 1 and not _TABLE.search(name)]
-    token = sum(n for name, n in matrices if any(part in name for part in _PER_TOKEN))
+    token = sum(
+        n
+        for name, n in matrices
+        if any(part in name for part in _PER_TOKEN) and _WITHIN not in name
+    )
     embed = sum(n for name, n in matrices if _EMBED.search(name))
     layers = int(_first(vision, "num_hidden_layers", "depth"))
     layers += int(getattr(vision, "num_global_layers", 0))
     full = getattr(vision, "fullatt_block_indexes", None)
-    return Tower(
+    kinds = getattr(vision, "layer_types", None)
+    if kinds is not None:  # LFM3's others are convolutions
+        layers = sum(kind == "full_attention" for kind in kinds)
+    tower = Tower(
         embed_parameters=embed,
         patch_parameters=sum(n for _, n in matrices) - token - embed,
         token_parameters=token,
@@ -286,16 +324,47 @@ def tower_of(model: Any) -> Tower:
         window_patches=0 if full is None else (vision.window_size // _side(vision.patch_size)) ** 2,
         **_layout(config, vision, [name for name, _ in named]),
     )
+    if getattr(vision, "insert_layer_id", None) is None or not _merges_within(config):
+        return tower
+    return _merged_within(tower, vision, matrices)
+
+
+def _merges_within(config: Any) -> bool:
+    return bool(config.downsample_mode != "4x" and config.vision_config.insert_layer_id >= 0)
+
+
+def _merged_within(tower: Tower, vision: Any, matrices: Sequence[tuple[str, int]]) -> Tower:
+    """Reckon with MiniCPM-V's merger after one of the layers: fewer patches go on from there.
+
+    It attends within each window of patches, then makes one of them.
+    """
+    window = math.prod(vision.window_kernel_size)
+    late = vision.num_hidden_layers - vision.insert_layer_id - 1
+    layer = re.compile(r"encoder\.layers\.(\d+)\.")
+    fewer = sum(
+        n
+        for name, n in matrices
+        if (found := layer.search(name)) and int(found[1]) > vision.insert_layer_id
+    )
+    fewer += sum(n for name, n in matrices if f"{_WITHIN}.linear_" in name)
+    return replace(
+        tower,
+        patch_parameters=tower.patch_parameters - fewer * (1 - 1 / window),
+        full_layers=tower.full_layers - late * (1 - 1 / window**2),
+        window_layers=1,
+        window_patches=window,
+    )
 
 
 def _layout(config: Any, vision: Any, names: list[str]) -> dict[str, Any]:
     """Read how patches make tiles and tokens: fields of `Tower`."""
     for holder in (vision, config):
-        merge = getattr(holder, "merge_kernel_size", None)
-        merge = merge or getattr(holder, "spatial_merge_size", None)
+        merge = next((getattr(holder, name) for name in _MERGES if hasattr(holder, name)), None)
         if merge:
             across, down = merge if isinstance(merge, list | tuple) else (merge, merge)
-            return {"patches_per_token": float(across * down)}
+            within = getattr(vision, "insert_layer_id", None) is not None
+            more = math.prod(vision.window_kernel_size) if within and _merges_within(config) else 1
+            return {"patches_per_token": float(across * down * more)}
     side = _side(vision.image_size) // _side(vision.patch_size)
     tile = side**2
     if getattr(vision, "max_num_tiles", None) is not None:
@@ -304,7 +373,9 @@ def _layout(config: Any, vision: Any, names: list[str]) -> dict[str, Any]:
         return {"tile_patches": tile, "extra_patches": padded - tile, "fixed_tiles": fixed}
     tokens = float(getattr(config, "mm_tokens_per_image", 0))
     if not tokens:
-        shrink = getattr(config, "scale_factor", None) or 1 / getattr(config, "downsample_ratio", 1)
+        ratio = getattr(config, "downsample_ratio", None)
+        ratio = ratio or getattr(vision, "pixel_shuffle_ratio", None) or 1
+        shrink = getattr(config, "scale_factor", None) or 1 / ratio
         tokens = tile / shrink**2
     if any(name.endswith("image_newline") for name in names):
         tokens += side  # LLaVA-OneVision's token at the end of each row

@@ -92,14 +92,27 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class CacheLayer:
-    """What one layer holds in the KV cache."""
+    """What one layer holds in the cache."""
 
     elements: int
-    """Numbers per entry: keys and values of all heads, or the latent of MLA."""
+    """Numbers per entry: keys and values of all heads, or the latent of MLA. 0 where it has no
+    entries of its own."""
     window: int | None = None
-    """Size of its sliding window in tokens; None for full attention."""
+    """Size of its sliding window in tokens, or of its chunks, of which it sees as much at most;
+    None for full attention."""
     cross: bool = False
     """Whether it holds vision and nothing else, as cross-attention."""
+    shared: int = 0
+    """Numbers per entry of an earlier layer, where it attends to what that one holds."""
+    state: int = 0
+    """Numbers in its recurrent state, in the type of the weights; no withdrawal frees them."""
+    state_float32: int = 0
+    """Further ones that are held in float32 whatever that type is."""
+
+    @property
+    def read(self) -> int:
+        """Numbers per entry that a query reads; 0 where it does not attend."""
+        return self.elements + self.shared
 
     def kept(self, entries: int) -> int:
         """Return how many entries of a sequence remain in the layer."""
@@ -126,13 +139,37 @@ class Shape:
         return sum(layer.elements for layer in self.layers if not layer.cross)
 
     def kv_elements(self, text: int, vision: int) -> int:
-        """Count the numbers that the cache holds for an image followed by so much text."""
+        """Count the numbers in the cache's entries for an image followed by so much text."""
+        return sum(
+            layer.elements * entries
+            for layer, entries in zip(self.layers, self._entries(text, vision), strict=True)
+        )
+
+    def kv_elements_read(self, text: int, vision: int) -> int:
+        """Count those that a step reads: entries once for each layer that attends to them."""
+        return sum(
+            layer.read * entries
+            for layer, entries in zip(self.layers, self._entries(text, vision), strict=True)
+        )
+
+    def state_bytes(self, element_bytes: int) -> int:
+        """Bytes of a sequence's recurrent states, whatever its length and with or without vision.
+
+        Args:
+            element_bytes: of a number in the type of the weights.
+        """
+        held = sum(layer.state for layer in self.layers)
+        return held * element_bytes + 4 * sum(layer.state_float32 for layer in self.layers)
+
+    def cache_bytes(self, text: int, vision: int, element_bytes: int) -> int:
+        """Bytes of entries and states together."""
+        return self.kv_elements(text, vision) * element_bytes + self.state_bytes(element_bytes)
+
+    def _entries(self, text: int, vision: int) -> list[int]:
+        """Count the entries of each layer, its own or those that it shares."""
         cross_vision = vision if self.has_cross_attention else 0
         sequence = text + vision - cross_vision
-        return sum(
-            layer.elements * (cross_vision if layer.cross else layer.kept(sequence))
-            for layer in self.layers
-        )
+        return [cross_vision if layer.cross else layer.kept(sequence) for layer in self.layers]
 
 
 def shape_of(adapter: Adapter, config: Any) -> Shape:
@@ -234,9 +271,12 @@ def language_parameters(model: Any, crossed: Sequence[int]) -> list[Parameter]:
     Args:
         crossed: numbers of the cross-attention layers.
     """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    from mvw_cli.engine.layer_exits import decoder_of
+
+    decoder, head = decoder_of(model), model.get_output_embeddings()
     of_head = dict.fromkeys(() if head is None else head.parameters())
-    lookups = set(decoder.get_input_embeddings().parameters()) - set(of_head)
+    tables = (one for one in decoder.modules() if type(one).__name__.endswith("Embedding"))
+    lookups = {weight for table in tables for weight in table.parameters()} - set(of_head)
     quantizable = _quantizable(model)
 
     def role(name: str, parameter: Any, layer: int | None) -> Role:
@@ -309,15 +349,18 @@ def _experts(text: Any) -> tuple[int, int]:
     for key in ("n_routed_experts", "num_experts", "num_local_experts"):
         total = getattr(text, key, None)
         if total:
-            return int(total), int(text.num_experts_per_tok)
+            taken = getattr(text, "num_experts_per_tok", None) or text.top_k_experts  # Gemma 4's
+            return int(total), int(taken)
     return 1, 1
 
 
 def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[CacheLayer, ...]:
     """Run the model over one token and read the layout off the cache that it fills."""
     import torch
+    from transformers import DynamicCache
 
-    from mvw_cli.engine.cache import cache_argument
+    from mvw_cli.engine.cache import LayerKind, cache_argument, layer_kinds
+    from mvw_cli.engine.types import NotExact
 
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device="meta")}
     if crossed:
@@ -335,13 +378,28 @@ def _cache_layers(model: Any, text: Any, crossed: tuple[int, ...]) -> tuple[Cach
     kernels = {key: one._attn_implementation for key, one in parts.items() if one is not None}
     model.set_attn_implementation("eager")
     try:
+        # A cache of ours: without any, Gemma 4 looks at the values of positions.
+        inputs[cache_argument(model)] = cache = DynamicCache(config=model.config)
         with torch.inference_mode():
-            cache = getattr(model(**inputs, use_cache=True), cache_argument(model))
+            model(**inputs, use_cache=True)
     finally:
         model.set_attn_implementation(kernels)
-    for number, layer in enumerate(cache.layers):
-        entries = layer.keys.shape[-2]
-        elements = (layer.keys.numel() + layer.values.numel()) // entries
+    try:
+        kinds = layer_kinds(cache, text)
+    except NotExact:  # what can't be served can be counted all the same
+        kinds = [LayerKind()] * len(cache.layers)
+    for number, (layer, kind) in enumerate(zip(cache.layers, kinds, strict=True)):
         window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
-        found.append(CacheLayer(elements, window, number in crossed))
+        if kind.holds:
+            elements = (layer.keys.numel() + layer.values.numel()) // layer.keys.shape[-2]
+            found.append(CacheLayer(elements, window, number in crossed))
+        elif kind.producer is not None:
+            held = found[kind.producer]
+            found.append(CacheLayer(0, held.window, shared=held.elements))
+        else:
+            tables = (layer.conv_states, layer.recurrent_states) if kind.states else ()
+            states = [one for table in tables for one in table.values() if one is not None]
+            wide = sum(one.numel() for one in states if one.dtype == torch.float32)
+            rest = sum(one.numel() for one in states) - wide
+            found.append(CacheLayer(0, state=rest, state_float32=wide))
     return tuple(found)

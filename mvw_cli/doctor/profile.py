@@ -161,7 +161,7 @@ def _fit(resolved: Resolved, shape: Shape, dtype: str, vision: int, facts: Facts
         device=profile.device,
         device_map=profile.device_map,
         quantization=profile.quantization,
-        cache=shape.kv_elements(text, vision),
+        sequence=(text, vision),
     )
 
     def smaller(part: float = 1.0) -> str:

@@ -24,8 +24,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from mvw_cli.engine.attention_probe import StepProbes, record_prefill
 from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.layers import CrossLayer, SlotLayer
-from mvw_cli.engine.rows import Part
+from mvw_cli.engine.layers import CrossLayer, SharedLayer, SlotLayer
+from mvw_cli.engine.rows import Part, Span
 from mvw_cli.engine.types import NotExact
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
@@ -47,6 +47,7 @@ decode_step: ContextVar[DecodeStep | None] = ContextVar("decode_step", default=N
 Attended = tuple[Tensor, Tensor | None]
 """What comes out, # (n, T, H, D), and the weights where the kernel makes them: # (n, H, T, L)."""
 Forward = Callable[..., Attended]
+AttendedLayer = SlotLayer | SharedLayer | CrossLayer
 
 
 def choose_kernel(model: PreTrainedModel, requested: str) -> str:
@@ -128,16 +129,16 @@ def attention_kernel(model: PreTrainedModel, kernel: str) -> Iterator[None]:
 
 def _decode_layer(
     module: nn.Module, query: Tensor, options: dict[str, Any]
-) -> SlotLayer | CrossLayer | None:
+) -> AttendedLayer | None:
     """Find the slots that a call attends to; None for a call that is no decode step."""
     step = decode_step.get()
     if step is None:
         return None
-    layer: SlotLayer | CrossLayer = step.cache.layers[module.layer_idx]
+    layer: AttendedLayer = step.cache.layers[module.layer_idx]
     if query.shape[2] != 1:
         raise NotExact("it reads more than one token in a decode step")
     window = options.get("sliding_window")
-    if window is not None and window != layer.window:
+    if window is not None and Span(window) != layer.span:
         raise NotExact(f"layer {module.layer_idx} slides over {window} tokens, its cache does not")
     if options.get("position_bias") is not None:
         raise NotExact("it adds a position bias to its attention")
@@ -146,7 +147,7 @@ def _decode_layer(
 
 def _by_parts(
     module: Any,
-    layer: SlotLayer | CrossLayer,
+    layer: AttendedLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -277,7 +278,7 @@ def _flash(
     # flash-attn takes no masks and one width for keys and values. Its window counts places in the
     # buffer, not positions, which differ once entries have been withdrawn. SDPA does the rest.
     plain = attention_mask is None and key.shape[-1] == value.shape[-1]
-    if layer is not None and plain and layer.window is None:
+    if layer is not None and plain and layer.span is None:
 
         def attend(rows: Tensor, part: Part) -> Attended:
             return flash_decode(rows, part, scaling), None

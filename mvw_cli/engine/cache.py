@@ -6,18 +6,44 @@ Here is in which row a slot lies; the layers (`layers.py`) store, grow, compact 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
-from mvw_cli.engine.layers import CrossLayer, KVLayer, SlotLayer
+from mvw_cli.engine.layers import CrossLayer, Layer, RecurrentLayer, SharedLayer, SlotLayer
 from mvw_cli.engine.memory import ran_out
-from mvw_cli.engine.rows import ROW_CHUNK, Memo, Offloaded
+from mvw_cli.engine.rows import ROW_CHUNK, Memo, Offloaded, Span
 from mvw_cli.engine.types import NotExact
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What one layer of a model keeps from step to step: entries, states, or nothing."""
+
+    span: Span | None = None
+    """How far back its tokens see; None: to the start."""
+    states: int = 0
+    """Pairs of states that it keeps in place of entries, where it is recurrent."""
+    producer: int | None = None
+    """Number of the layer whose entries it attends to, having none of its own."""
+    attends: bool = True
+    """Whether it attends at all."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has entries of its own."""
+        return self.attends and not self.states and self.producer is None
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -25,21 +51,24 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def __init__(
         self,
-        windows: Sequence[int | None],
+        kinds: Sequence[LayerKind],
         *,
         cross_layers: Sequence[int] = (),
         keep_mlp: bool = False,
     ) -> None:
         # Layers mostly agree on their lengths, and each transfer to the device costs a launch.
         self._memo: Memo = {}
-        super().__init__(
-            layers=[
-                CrossLayer(keep_mlp, self._memo)
-                if number in cross_layers
-                else SlotLayer(window, self._memo)
-                for number, window in enumerate(windows)
-            ]
-        )
+        layers: list[Any] = []
+        for number, kind in enumerate(kinds):
+            if number in cross_layers:
+                layers.append(CrossLayer(keep_mlp, self._memo))
+            elif kind.states:
+                layers.append(RecurrentLayer(kind.states))
+            elif kind.producer is not None:
+                layers.append(SharedLayer(layers[kind.producer]))
+            else:
+                layers.append(SlotLayer(kind.span, self._memo) if kind.attends else SharedLayer())
+        super().__init__(layers=layers)
         self._slots: tuple[list[int], list[int]] = [], []
         """By row, of the group without vision and of that with it."""
 
@@ -68,7 +97,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         everything = torch.arange(prompt)  # one tensor for all layers: `per_layer` tells by it
 
-        def load(number: int, layer: KVLayer) -> None:
+        def load(number: int, layer: Layer) -> None:
             default = everything if isinstance(layer, SlotLayer) else None
             chosen = (held or {}).get(number, default)
             layer.load(prefilled.layers[number], chosen, prompt, vision, cross_entries)
@@ -97,7 +126,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         if not vision or not complete:
             # In place: the row stays among its own, with or without vision.
             pairs = zip(self.layers, indices, strict=True)
-            gone: int = sum(layer.groups[vision].prune(row, one) for layer, one in pairs)
+            gone: int = sum(layer.prune(row, vision, one) for layer, one in pairs)
             self.trim()
             return gone
         # What stays is copied over to the rows without vision before the row goes. Layers need not
@@ -112,7 +141,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Copy entries of a slot to the host; arguments as in `withdraw`."""
         row, vision = self._find(slot)
         pairs = zip(self.layers, indices, strict=True)
-        return [layer.groups[vision].offload(row, one) for layer, one in pairs]
+        return [layer.offload(row, vision, one) for layer, one in pairs]
 
     def restore(self, slot: int, back: Sequence[Offloaded]) -> int:
         """Put entries that `offload` has copied back into a slot, which has vision from here on.
@@ -120,7 +149,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         Returns their number, summed over the layers. If memory runs out, nothing has changed.
         """
         row, vision = self._find(slot)
-        came = self._append(True, lambda number, layer: layer.restore(row, back[number], vision))
+        came = self._append(True, lambda number, layer: layer.restore(row, vision, back[number]))
         self._slots[True].append(slot)
         self._remove(row, vision)
         self.trim()
@@ -130,21 +159,39 @@ class SlotCache(Cache):  # type: ignore[misc]
         """By layer, which entries were loaded or kept: index in the sequence, or for
         cross-attention which vision token.  # (K,) long, on the host"""
         row, vision = self._find(slot)
-        return [layer.groups[vision].entries[row].kept for layer in self.layers]
+        return [layer.kept(row, vision) for layer in self.layers]
 
     def reserve_step(self) -> None:
-        """Start a step: make room for one more entry in every slot."""
+        """Start a step: make room for one more entry in every slot, and copies of the states.
+
+        If memory runs out, the slots are as before.
+        """
         self._memo.clear()
-        for layer in self.layers:
-            for rows in layer.groups:
-                rows.reserve_step()
+        try:
+            for layer in self.layers:
+                layer.reserve_step()
+        except BaseException:
+            for layer in self.layers:
+                layer.finish_step()
+            raise
 
     def undo_step(self) -> None:
-        """Forget what a step that failed has appended."""
+        """Put everything back as it was before a step that failed."""
         for layer in self.layers:
-            layer.handed = None  # a view, or a copy: its storage is needed elsewhere
-            for rows in layer.groups:
-                rows.rollback()
+            layer.rollback()
+
+    def finish_step(self) -> None:
+        """End a step that went well.
+
+        Raises:
+            NotExact: a layer attends by other means than our attention, and so without the slots'
+                masks.
+        """
+        missed = [number for number, layer in enumerate(self.layers) if layer.unattended]
+        if missed:
+            raise NotExact(f"layers {missed} do not use transformers' attention interface")
+        for layer in self.layers:
+            layer.finish_step()
 
     def trim(self) -> None:
         """Give back room that no slot needs, layer by layer, with new storages.
@@ -153,22 +200,25 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         try:
             for layer in self.layers:
-                for rows in layer.groups:
-                    rows.trim()
+                layer.trim()
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
 
     def slot_bytes(self, slot: int) -> int:
-        """Bytes of the entries that a slot uses, over all layers."""
+        """Bytes of the entries and states that a slot uses, over all layers."""
         row, vision = self._find(slot)
-        return sum(
-            layer.groups[vision].entries[row].length * layer.entry_bytes for layer in self.layers
-        )
+        return sum(layer.row_bytes(row, vision) for layer in self.layers)
+
+    def state_bytes(self, slot: int) -> int:
+        """Bytes of the recurrent states among them: no withdrawal takes these."""
+        row, vision = self._find(slot)
+        recurrent = [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
+        return sum(layer.row_bytes(row, vision) for layer in recurrent)
 
     def allocated_bytes(self) -> int:
         """Bytes of the storages behind the cache, all slots together."""
-        return sum(rows.allocated_bytes() for layer in self.layers for rows in layer.groups)
+        return sum(layer.allocated_bytes() for layer in self.layers)
 
     def room_bytes(
         self,
@@ -195,17 +245,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         ]
         return max(map(sum, zip(*rooms, strict=True)))
 
-    def check_attended(self) -> None:
-        """Check that each layer that was updated has also gone through our attention.
-
-        Raises:
-            NotExact: a layer attends by other means, and so without the slots' masks.
-        """
-        missed = [number for number, layer in enumerate(self.layers) if layer.unattended]
-        if missed:
-            raise NotExact(f"layers {missed} do not use transformers' attention interface")
-
-    def _append(self, vision: bool, append: Callable[[int, KVLayer], int | None]) -> int:
+    def _append(self, vision: bool, append: Callable[[int, Layer], int | None]) -> int:
         """Let each layer append a row to a group; return the sum of what they return.
 
         Memory may run out at any layer: the rows that others have appended go again.
@@ -217,8 +257,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 done += 1
         except BaseException:
             for layer in self.layers[:done]:
-                rows = layer.groups[vision]
-                rows.remove(len(rows) - 1)
+                layer.remove(len(self._slots[vision]), vision)
             self.trim()
             raise
         return total
@@ -226,7 +265,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _remove(self, row: int, vision: bool) -> None:
         """Take a row out of its group; the last one fills the hole."""
         for layer in self.layers:
-            layer.groups[vision].remove(row)
+            layer.remove(row, vision)
         slots = self._slots[vision]
         slots[row] = slots[-1]
         slots.pop()
@@ -255,24 +294,38 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
-def sliding_windows(prefilled: Cache) -> list[int | None]:
-    """Read each layer's sliding window off a cache that transformers made for the model.
+def layer_kinds(cache: Cache, text: Any) -> list[LayerKind]:
+    """Read off a cache that transformers made for a model what each layer keeps.
 
-    None stands for full attention.
+    Args:
+        text: the configuration of the language model.
 
     Raises:
-        NotExact: a layer keeps a state that the slots can't hold exactly (recurrent, shared,
-            indexed …).
+        NotExact: a layer keeps something else, which the slots can't hold exactly.
     """
-    windows: list[int | None] = []
-    for number, layer in enumerate(prefilled.layers):
+    types = getattr(text, "layer_types", None) or [None] * len(cache.layers)
+    slides = getattr(text, "sliding_window", None) is not None
+    sharing = getattr(text, "kv_sharing_modes", None) or [None] * len(cache.layers)
+    kinds: list[LayerKind] = []
+    spans: dict[Span, Span] = {}  # one object for all that are equal: `per_layer` tells by it
+    for number, (layer, named, mode) in enumerate(zip(cache.layers, types, sharing, strict=False)):
         if type(layer) is DynamicLayer:
-            windows.append(None)
+            kinds.append(LayerKind())
         elif type(layer) is DynamicSlidingWindowLayer:
-            windows.append(int(layer.sliding_window))
+            chunked = named == "chunked_attention" or (named is None and not slides)
+            span = Span(int(layer.sliding_window), chunked)
+            kinds.append(LayerKind(spans.setdefault(span, span)))
+        elif type(layer) is LinearAttentionLayer:
+            kinds.append(LayerKind(states=len(layer.conv_states)))
+        elif type(layer) is DummyLayer and mode == "reuse":
+            # As transformers has it: the last before that keeps its own, of the same kind.
+            producer = max(n for n in range(number) if types[n] == named and kinds[n].holds)
+            kinds.append(LayerKind(kinds[producer].span, producer=producer))
+        elif type(layer) is DummyLayer:
+            kinds.append(LayerKind(attends=False))
         else:
             raise NotExact(
                 f"layer {number} keeps a {type(layer).__name__}, a state that can't be split into "
                 "vision and text"
             )
-    return windows
+    return kinds

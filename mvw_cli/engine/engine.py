@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 from mvw_cli.adapter import LoadedModel
 from mvw_cli.engine.attention import attention_kernel, choose_kernel, decode_step
 from mvw_cli.engine.attention_probe import record_prefill_added
-from mvw_cli.engine.cache import sliding_windows
+from mvw_cli.engine.cache import LayerKind, layer_kinds
 from mvw_cli.engine.layer_exits import decoder_layers, hidden_of
 from mvw_cli.engine.layers import CrossAttention, cross_attention_layers
 from mvw_cli.engine.slots import Observe, Slots
@@ -62,7 +62,7 @@ class Engine:
         self.cross_attention = cross_attention
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
         with self._refusing():
-            self._windows = check_architecture(self._model)
+            self._kinds = check_architecture(self._model)
             self.attention = choose_kernel(self._model, attention)
 
     def close(self) -> None:
@@ -113,11 +113,12 @@ class Engine:
             stack.enter_context(attention_kernel(self._model, self.attention))
             stack.enter_context(_skipping(self._model, self._cross_layers))
             stack.enter_context(_rope_by_row(self._model))
+            stack.enter_context(_tempering(self._model))
             stack.enter_context(self._loaded.serving(self._model))
             yield Slots(
                 self._model,
                 self._tokenizer,
-                windows=self._windows,
+                kinds=self._kinds,
                 cross_layers=self._cross_layers,
                 keep_mlp=self.cross_attention == "mlp",
                 observe=observe,
@@ -166,11 +167,11 @@ def serve_all(slots: Serving, requests: Iterable[Request], most: int) -> Iterato
             yield event
 
 
-def check_architecture(model: PreTrainedModel) -> list[int | None]:
+def check_architecture(model: PreTrainedModel) -> list[LayerKind]:
     """Check what can be told from the model's class and configuration.
 
-    What only shows in a forward pass is caught in `attention.py` and `cache.py`. Returns the
-    sliding window of each layer, as `sliding_windows`.
+    What only shows in a forward pass is caught in `attention.py` and `cache.py`. Returns what each
+    layer keeps, as `layer_kinds`.
 
     Raises:
         NotExact: with the reason.
@@ -184,9 +185,7 @@ def check_architecture(model: PreTrainedModel) -> list[int | None]:
         raise NotExact("it is an encoder-decoder; only decoder-only models are served")
     if "position_ids" not in signature(model.forward).parameters:
         raise NotExact("it takes no position ids, so withdrawal would shift positions")
-    if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
-        raise NotExact("it attends in chunks, which withdrawal would shift")
-    return sliding_windows(DynamicCache(config=text))
+    return layer_kinds(DynamicCache(config=text), text)
 
 
 @contextmanager
@@ -287,3 +286,44 @@ def _joined(rows: list[Any]) -> Any:
     if isinstance(rows[0], tuple):
         return tuple(_joined(list(of)) for of in zip(*rows, strict=True))
     return torch.cat(rows, dim=-3)
+
+
+@contextmanager
+def _tempering(model: PreTrainedModel) -> Iterator[None]:
+    """Scale the queries of Llama 4's layers without rotation by each row's own position.
+
+    transformers takes the position from the length of the cache, one for all rows
+    (`Llama4TextAttention.forward`, `attn_temperature_tuning`).
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            tuned = getattr(module, "attn_temperature_tuning", False)
+            if not tuned or getattr(module, "use_rope", True):
+                continue
+            attention: Any = module
+
+            def before(module: Any, args: object) -> None:
+                module.attn_temperature_tuning = decode_step.get() is None
+
+            def after(module: Any, args: object, output: object, tuned: Any = tuned) -> None:
+                module.attn_temperature_tuning = tuned
+
+            for hook in (
+                attention.register_forward_pre_hook(before),
+                attention.register_forward_hook(after, always_call=True),
+                attention.q_proj.register_forward_hook(partial(_after_query, attention)),
+            ):
+                stack.callback(hook.remove)
+        yield
+
+
+def _after_query(attention: Any, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+    """Scale the queries of a decode step.  output: # (n, 1, D)"""
+    step = decode_step.get()
+    if step is None:
+        return None
+    groups = step.cache.layers[attention.layer_idx].groups
+    read = [entry.next_index + 1 for rows in groups for entry in rows.entries]
+    grown = torch.tensor(read, device=output.device).float() / attention.floor_scale
+    scales: Tensor = torch.log1p(torch.floor(grown)) * attention.attn_scale + 1
+    return (output * scales[:, None, None]).to(output.dtype)

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mvw_cli.engine.attention_probe import PrefillProbe
+from mvw_cli.engine.cache import LayerKind
 from mvw_cli.engine.types import NotExact
 from mvw_cli.engine.vision import Vision, per_layer
+from mvw_cli.errors import UsageProblem
 from mvw_cli.policy import LayerView, Select
 
 _ALONG = {
@@ -40,10 +42,18 @@ _NOT_ALONG = ("cross_attention_states", "cross_attention_mask", "full_text_row_m
 
 
 class Selection:
-    """What a policy has chosen during one prefill."""
+    """What a policy has chosen during one prefill.
+
+    Raises:
+        UsageProblem: no token may leave in the prefill of such a model.
+    """
 
     def __init__(
-        self, vision: Vision, select: Select, num_layers: int, probe: PrefillProbe | None
+        self,
+        vision: Vision,
+        select: Select,
+        kinds: Sequence[LayerKind],
+        probe: PrefillProbe | None,
     ) -> None:
         self.vision = vision
         self.present = torch.ones(vision.tokens, dtype=torch.bool)
@@ -51,7 +61,10 @@ class Selection:
         self.by_layer: dict[int, Tensor] = {}
         """What each layer has read.  # (N,) bool"""
         self._select = select
-        self._num_layers = num_layers
+        self._kinds = kinds
+        sharing = [n for n, kind in enumerate(kinds) if kind.producer is not None]
+        if sharing:
+            raise _stuck(f"layer {sharing[0]} reads what layer {kinds[sharing[0]].producer} holds")
         self._probe = probe
         self._text, self._image_end = torch.arange(vision.prompt), 0
         if vision.tokens and not vision.cross_attention:
@@ -62,10 +75,13 @@ class Selection:
         """Ask the policy before a layer; return what it reads: # (N,) bool.
 
         hidden: # (1, P, D)
+
+        Raises:
+            UsageProblem: a layer can't do without what the policy has taken.
         """
         view = LayerView(
             layer=number,
-            num_layers=self._num_layers,
+            num_layers=len(self._kinds),
             present=self.present.clone(),
             images=self.vision.images,
             grids=self.vision.grids,
@@ -77,12 +93,20 @@ class Selection:
         chosen = self._select(view)
         if chosen is not None:
             left = self.present & chosen.cpu()
+            if not torch.equal(left, self.present):
+                self._check_leaving(number)
             # The same object as long as nothing changes: who reads it later tells by that.
             self.present = self.present if torch.equal(left, self.present) else left
             if self._probe is not None:
                 self._probe.present = self.present
         self.by_layer[number] = self.present
         return self.present
+
+    def _check_leaving(self, number: int) -> None:
+        """Check that tokens may leave before a layer: a recurrent one has to read them all."""
+        for layer, kind in enumerate(self._kinds):
+            if layer >= number and kind.states:
+                raise _stuck(f"layer {layer} keeps a recurrent state, which they would be out of")
 
     def left(self, layers: Sequence[int]) -> bool:
         """Whether any of these layers has read vision."""
@@ -99,6 +123,14 @@ class Selection:
         Places of the prompt, or vision tokens of a cross-attention layer.
         """
         return (~self.vision.entries(~present)).nonzero()[:, 0]
+
+
+def _stuck(cause: str) -> UsageProblem:
+    return UsageProblem(
+        "The policy can't take vision tokens away in the prefill of this model",
+        cause=f"{cause}; policies that act while it writes can be used, such as mvw",
+        hint="mvw list policies",
+    )
 
 
 @contextmanager
@@ -164,13 +196,20 @@ class _Cut:
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Return a model's decoder; Llama 4 has it within a language model with a head of its own."""
+    outer: nn.Module = model.get_decoder()
+    inner: nn.Module | None = outer if hasattr(outer, "layers") else outer.get_decoder()
+    return outer if inner is None else inner
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the layers of a model's decoder.
 
     Raises:
         NotExact: they aren't where transformers has them.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
+    layers = getattr(decoder_of(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise NotExact("its decoder has no list of layers")
     return layers

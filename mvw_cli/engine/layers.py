@@ -3,6 +3,11 @@
 They lie in one rectangle each, because a withdrawn row next to one with vision must not keep the
 width of an image. In a batch the rows without vision come first.
 
+A recurrent layer (linear attention, a short convolution) holds no entries: it has one state for
+each row, of one size whatever it has read. Withdrawal takes nothing out of it, and what it has
+taken in of the image stays. A layer that shares the keys and values of an earlier one holds
+nothing.
+
 A cross-attention layer (Mllama's) reads keys and values that were made from the image once, and are
 no part of the sequence. Withdrawal empties them. What then becomes of the layer is one of two
 things:
@@ -14,15 +19,15 @@ things:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
-from mvw_cli.engine.rows import Entries, Memo, Offloaded, Part, Rows
+from mvw_cli.engine.rows import Entries, Memo, Offloaded, Part, Rows, Span
 from mvw_cli.engine.types import NotExact
 
 CrossAttention = Literal["skip", "mlp"]
@@ -33,24 +38,109 @@ def cross_attention_layers(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(getattr(model.config.get_text_config(), "cross_attention_layers", None) or ())
 
 
-class KVLayer(CacheLayerMixin):  # type: ignore[misc]
-    """What every layer of a `SlotCache` has: two groups of rows, one row for each slot in use."""
+class Layer:
+    """What `SlotCache` asks of a layer; the answers are those of one that holds nothing.
+
+    A row lies among those with vision or among those without, as `vision` says. Where memory runs
+    out, a method has changed nothing.
+    """
+
+    unattended = False
+    """Set where a step has to attend here, cleared by the attention function."""
+
+    def load(
+        self,
+        source: Any,
+        held: Tensor | None,
+        prompt: int,
+        vision: bool,
+        cross_entries: Tensor | None,
+    ) -> None:
+        """Append a row from a layer of transformers that holds the prefill of one sequence.
+
+        Args:
+            held: index in the sequence of the entries that the prefill has read here, # (K,) long;
+                of a cross-attention layer which vision tokens, None for all.
+            prompt: length of the sequence.
+            cross_entries: the vision states that cross-attention layers keep.  # (V,) bool
+        """
+
+    def withdraw(self, row: int, leaving: Tensor) -> int:
+        """Append a copy of a with-vision row, without some entries, to the withdrawn rows.
+
+        leaving: as in `SlotCache.withdraw`. Returns the number of entries that went.
+        """
+        return 0
+
+    def prune(self, row: int, vision: bool, leaving: Tensor) -> int:
+        """Take entries out of a row in place; return how many went.  leaving: as above"""
+        return 0
+
+    def offload(self, row: int, vision: bool, leaving: Tensor) -> Offloaded:
+        """Copy entries of a row to the host.  leaving: as above"""
+        return Offloaded.nothing()
+
+    def restore(self, row: int, vision: bool, back: Offloaded) -> int:
+        """Append a copy of a row, with its offloaded entries, to the with-vision rows.
+
+        Returns their number.
+        """
+        return 0
+
+    def remove(self, row: int, vision: bool) -> None:
+        """Take a row out of its group; the last one there fills the hole."""
+
+    def kept(self, row: int, vision: bool) -> Tensor:
+        """Which entries of a row were loaded or kept: as `Entries.kept`."""
+        return torch.zeros(0, dtype=torch.long)
+
+    def reserve_step(self) -> None:
+        """Begin a step: make room for what it appends."""
+
+    def rollback(self) -> None:
+        """Put back what a step that failed has changed."""
+
+    def finish_step(self) -> None:
+        """Forget what was kept for a rollback."""
+
+    def trim(self) -> None:
+        """Give back room that no row needs, with new storages."""
+
+    def row_bytes(self, row: int, vision: bool) -> int:
+        """Bytes that a row uses."""
+        return 0
+
+    def allocated_bytes(self) -> int:
+        """Bytes of the storages behind all rows."""
+        return 0
+
+    def room_bytes(
+        self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
+    ) -> list[int]:
+        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`.
+
+        Args:
+            counts: how many have been withdrawn, the last of them just now; one answer for each.
+        """
+        return [0] * len(counts)
+
+
+class KVLayer(Layer, CacheLayerMixin):  # type: ignore[misc]
+    """A layer with entries: two groups of rows, one row for each slot in use."""
 
     is_compileable = False
-    unattended = False
-    """Set by `update`, cleared by the attention function: it must see every update."""
     appends = True
     """Whether a step appends an entry to each row."""
     handed: tuple[Tensor, Tensor] | None = None
-    """What the last update returned."""
+    """What the last update of this step returned."""
 
-    def __init__(self, window: int | None, memo: Memo) -> None:
+    def __init__(self, span: Span | None, memo: Memo) -> None:
         # Not the constructor of transformers, which would set `keys`.
-        self.window = window
-        """Sliding-window size in tokens, or None for full attention."""
-        self.is_sliding = window is not None
+        self.span = span
+        """How far back its tokens see; None: to the start."""
+        self.is_sliding = span is not None
         self.is_initialized: bool = False
-        self.withdrawn, self.with_vision = Rows(window, memo), Rows(window, memo)
+        self.withdrawn, self.with_vision = Rows(span, memo), Rows(span, memo)
         self.groups = (self.withdrawn, self.with_vision)
         """In the order of the batch, and by whether a row has vision."""
         self.entry_bytes = 0
@@ -59,11 +149,41 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return -1
 
-    def restore(self, row: int, back: Offloaded, vision: bool) -> int:
-        """Append a copy of a row, with its offloaded entries, to the with-vision rows.
+    def prune(self, row: int, vision: bool, leaving: Tensor) -> int:
+        return self.groups[vision].prune(row, leaving)
 
-        Returns their number. If memory runs out, nothing has changed.
-        """
+    def offload(self, row: int, vision: bool, leaving: Tensor) -> Offloaded:
+        return self.groups[vision].offload(row, leaving)
+
+    def remove(self, row: int, vision: bool) -> None:
+        self.groups[vision].remove(row)
+
+    def kept(self, row: int, vision: bool) -> Tensor:
+        return self.groups[vision].entries[row].kept
+
+    def reserve_step(self) -> None:
+        for rows in self.groups:
+            rows.reserve_step()
+
+    def rollback(self) -> None:
+        self.handed = None
+        for rows in self.groups:
+            rows.rollback()
+
+    def finish_step(self) -> None:
+        self.handed = None  # a view, or a copy: its storage is needed elsewhere
+
+    def trim(self) -> None:
+        for rows in self.groups:
+            rows.trim()
+
+    def row_bytes(self, row: int, vision: bool) -> int:
+        return self.groups[vision].entries[row].length * self.entry_bytes
+
+    def allocated_bytes(self) -> int:
+        return sum(rows.allocated_bytes() for rows in self.groups)
+
+    def restore(self, row: int, vision: bool, back: Offloaded) -> int:
         group, came = self.groups[vision], len(back.indices)
         entry = group.entries[row]
         states = [group.row(row)] if group.states else []
@@ -82,15 +202,10 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     def room_bytes(
         self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
     ) -> list[int]:
-        """Bytes that the storages would take; arguments as in `SlotCache.room_bytes`.
-
-        Args:
-            counts: how many have been withdrawn, the last of them just now; one answer for each.
-        """
         rows, ends = list(map(len, self.groups)), [group.longest for group in self.groups]
         if prompt:
             rows[vision] += 1
-            ends[vision] = max(ends[vision], self.kept(prompt, cross))
+            ends[vision] = max(ends[vision], self.held_of(prompt, cross))
         # One more than a step needs: a row is loaded with room for its next entry.
         joined_end = max(ends[0], min(text, ends[1])) + 1
         ahead = ahead if self.appends else 1
@@ -103,9 +218,9 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             rooms.append(places * self.entry_bytes)
         return rooms
 
-    def kept(self, prompt: int, cross: int) -> int:
-        """Count the entries that are kept of a prompt, or of its attended vision states."""
-        return prompt if self.window is None else min(prompt, self.window - 1)
+    def held_of(self, prompt: int, cross: int) -> int:
+        """Count the entries that are held of a prompt, or of its attended vision states."""
+        return prompt if self.span is None else min(prompt, self.span.size - 1)
 
     def _measure(self, keys: Tensor, values: Tensor) -> None:
         """Note how wide an entry is, and where it lies.  keys, values: # (1, H, T, D)"""
@@ -165,7 +280,7 @@ class SlotLayer(KVLayer):
         """
         self.unattended = False
         withdrawn, with_vision, first = self.withdrawn, self.with_vision, len(self.withdrawn)
-        handed, self.handed = self.handed, None
+        handed = self.handed  # until the step is over: layers that share it have yet to attend
         if not first or not len(with_vision):
             return [Part(0, key, value, withdrawn if first else with_vision)]
         as_it_is = handed is not None and key is handed[0] and value is handed[1]
@@ -198,12 +313,6 @@ class SlotLayer(KVLayer):
         vision: bool,
         cross_entries: Tensor | None,
     ) -> None:
-        """Append a row from a layer that holds the prefill of one sequence of `prompt` tokens.
-
-        If memory runs out, nothing has changed. Args:
-            held: index in the sequence of the entries that the prefill has read here: # (K,) long.
-            cross_entries: not for this kind of layer.
-        """
         assert held is not None
         keys, values = source.keys[0], source.values[0]  # (H, T, D)
         length = keys.shape[1]  # below K where a sliding layer let go of the start
@@ -212,11 +321,6 @@ class SlotLayer(KVLayer):
         self.groups[vision].load(keys, values, entry)
 
     def withdraw(self, row: int, leaving: Tensor) -> int:
-        """Append a copy of a with-vision row, without some entries, to the withdrawn rows.
-
-        leaving: by index in the sequence, # (P,) bool; tokens past P stay. Returns the number of
-        entries that went. If memory runs out, nothing has changed.
-        """
         (keys, values), entry = self.with_vision.row(row), self.with_vision.entries[row]
         places = (~entry.among(leaving)).nonzero()[:, 0]
         on_device = places.to(keys.device)
@@ -308,11 +412,7 @@ class CrossLayer(KVLayer):
         vision: bool,
         cross_entries: Tensor | None,
     ) -> None:
-        """Append a row from a prefilled layer, keeping the vision states that are attended.
-
-        Args:
-            held: which vision tokens a policy has left to this layer; None for all: # (K,) long.
-            cross_entries: # (V,) bool
+        """Append a row, as `Layer.load`, keeping the vision states that are attended.
 
         Raises:
             NotExact: the adapter did not say which states those are.
@@ -346,15 +446,163 @@ class CrossLayer(KVLayer):
             self.withdrawn.load_nothing(had_vision=not whole)
 
     def withdraw(self, row: int, leaving: Tensor) -> int:
-        """Append what is left of a with-vision row, nothing, to the withdrawn rows.
-
-        leaving: all that is left. Returns the number of vision states that go.
-        """
         self.withdrawn.load_nothing()
         return self.with_vision.entries[row].length
 
-    def kept(self, prompt: int, cross: int) -> int:
+    def held_of(self, prompt: int, cross: int) -> int:
         return cross
+
+
+class SharedLayer(Layer, DummyLayer):  # type: ignore[misc]
+    """A layer that attends to what an earlier one holds, as the deeper ones of Gemma 3n and 4 do.
+
+    Or, without a producer, one that does not attend at all.
+    """
+
+    def __init__(self, producer: SlotLayer | None = None) -> None:
+        DummyLayer.__init__(self)
+        self._producer = producer
+
+    @property
+    def span(self) -> Span | None:
+        return None if self._producer is None else self._producer.span
+
+    def reserve_step(self) -> None:
+        self.unattended = self._producer is not None
+
+    def parts(self, key: Tensor, value: Tensor) -> list[Part]:
+        """Split an attention call, as `SlotLayer.parts`.
+
+        Raises:
+            NotExact: it reads something other than what its producer has returned in this step.
+        """
+        self.unattended = False
+        handed = None if self._producer is None else self._producer.handed
+        if self._producer is None or handed is None:
+            raise NotExact("a layer attends that was taken not to")
+        if key.device != handed[0].device:
+            raise NotExact("layers that share keys and values lie on different devices")
+        if key is not handed[0] or value is not handed[1]:
+            raise NotExact("a layer reads other keys and values than it was taken to share")
+        return self._producer.parts(key, value)
+
+
+class RecurrentLayer(Layer, LinearAttentionLayer):  # type: ignore[misc]
+    """A layer with a state for each row; models write the new one over the old one.
+
+    All rows of a state lie in one tensor, in the order of the batch.
+    """
+
+    def __init__(self, states: int) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=states)
+        self._rows = [0, 0]
+        """In each group, as `KVLayer.groups`."""
+        self._row_bytes = 0
+        self._before: list[Tensor] = []
+        """The states as they were before the step that is running."""
+
+    def load(
+        self,
+        source: Any,
+        held: Tensor | None,
+        prompt: int,
+        vision: bool,
+        cross_entries: Tensor | None,
+    ) -> None:
+        new = [held_by[i] for held_by, i in _states(source)]
+        self._row_bytes = sum(state.nbytes for state in new)
+        if not sum(self._rows):
+            for name in _DESCRIBED:
+                setattr(self, name, dict(getattr(source, name)))
+            self.device, self.dtype = source.device, source.dtype
+            for (held_by, i), state in zip(_states(source), new, strict=True):
+                own = self.conv_states if held_by is source.conv_states else self.recurrent_states
+                own[i] = state[:0]
+        self._append(vision, new)
+
+    def withdraw(self, row: int, leaving: Tensor) -> int:
+        self._append(False, self._copy(row, vision=True))
+        return 0
+
+    def restore(self, row: int, vision: bool, back: Offloaded) -> int:
+        self._append(True, self._copy(row, vision))
+        return 0
+
+    def remove(self, row: int, vision: bool) -> None:
+        place, last = self._place(row, vision), self._place(self._rows[vision] - 1, vision)
+        for held_by, i in _states(self):
+            state = held_by[i]
+            state[place] = state[last]
+            for moved in range(last, len(state) - 1):  # one by one: memory may have run out
+                state[moved] = state[moved + 1]
+            held_by[i] = state[:-1]
+        self._rows[vision] -= 1
+
+    def reserve_step(self) -> None:
+        self._before = [held_by[i].clone() for held_by, i in _states(self)]
+
+    def rollback(self) -> None:
+        for (held_by, i), state in zip(_states(self), self._before, strict=True):
+            held_by[i] = state
+        self._before = []
+
+    def finish_step(self) -> None:
+        self._before = []
+
+    def trim(self) -> None:
+        for held_by, i in _states(self):
+            state = held_by[i]
+            if state.untyped_storage().nbytes() > state.nbytes:
+                held_by[i] = state.clone()
+
+    def row_bytes(self, row: int, vision: bool) -> int:
+        return self._row_bytes
+
+    def allocated_bytes(self) -> int:
+        # With the copy that each step makes first.
+        return 2 * sum(held_by[i].untyped_storage().nbytes() for held_by, i in _states(self))
+
+    def room_bytes(
+        self, prompt: int, cross: int, vision: bool, ahead: int, counts: Sequence[int], text: int
+    ) -> list[int]:
+        # A withdrawal copies a row before it takes the old one away.
+        rows = sum(self._rows) + (prompt > 0)
+        return [2 * self._row_bytes * (rows + (more > 0)) for more in counts]
+
+    def _place(self, row: int, vision: bool) -> int:
+        """Return in which row of the batch a row of a group lies."""
+        return row + self._rows[False] * vision
+
+    def _copy(self, row: int, vision: bool) -> list[Tensor]:
+        """Return views of the states of one row: # (1, …) each."""
+        place = self._place(row, vision)
+        return [held_by[i][place : place + 1] for held_by, i in _states(self)]
+
+    def _append(self, vision: bool, new: Sequence[Tensor]) -> None:
+        """Append a row to a group.  new: # (1, …), state by state"""
+        place = self._place(self._rows[vision], vision)
+        longer = [
+            torch.cat([held_by[i][:place], state, held_by[i][place:]])
+            for (held_by, i), state in zip(_states(self), new, strict=True)
+        ]
+        for (held_by, i), state in zip(_states(self), longer, strict=True):
+            held_by[i] = state
+        self._rows[vision] += 1
+
+
+_DESCRIBED = (
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+    "conv_kernel_size",
+)
+"""What transformers' layer notes about each of its states."""
+
+
+def _states(layer: LinearAttentionLayer) -> Iterator[tuple[dict[int, Tensor], int]]:
+    """Yield where the states of a layer stand: its tables, and the keys in use there."""
+    for held_by in (layer.conv_states, layer.recurrent_states):
+        yield from ((held_by, i) for i, state in held_by.items() if state is not None)
 
 
 def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from mvw_cli.engine.attention_probe import PrefillProbe, prefill_probe
-from mvw_cli.engine.cache import cache_argument
+from mvw_cli.engine.cache import LayerKind, cache_argument
 from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.layer_exits import Selection, selecting
 from mvw_cli.engine.types import GenerationSettings, NotExact, Request
@@ -124,22 +124,27 @@ def run_prefill(
     model: PreTrainedModel,
     prepared: Prepared,
     request: Request,
+    kinds: Sequence[LayerKind],
     cross_layers: Sequence[int],
     *,
     keep_mlp: bool,
 ) -> PrefillOutput:
     """Run the prefill of a request, its policy choosing among the vision tokens.
 
+    Args:
+        kinds: what each layer keeps.
+
     Raises:
         NotExact: the model's layers can't be given a part of the prompt.
         PluginProblem: the policy is at fault.
+        UsageProblem: what it takes can't be taken from this model.
     """
-    depth = int(model.config.get_text_config().num_hidden_layers)
+    depth = len(kinds)
     vision = vision_of(request.layout, int(prepared.input_ids.shape[1]))
     policy = CheckedPolicy(request.policy)
     layers: tuple[int, ...] = ()
     if vision.tokens:
-        of_text = [layer for layer in range(depth) if layer not in cross_layers]
+        of_text = [n for n, kind in enumerate(kinds) if kind.holds and n not in cross_layers]
         layers = tuple(cross_layers if vision.cross_attention else of_text)
     signals = policy.signals(layers)
     # Which layers will hold vision is known after the prefill, and one query costs little.
@@ -151,7 +156,7 @@ def run_prefill(
     if probed:
         probe = PrefillProbe(vision, frozenset(probed), everything)
     select = policy.begin_prefill() if vision.tokens else None
-    selection = None if select is None else Selection(vision, select, depth, probe)
+    selection = None if select is None else Selection(vision, select, kinds, probe)
     model_inputs = model.prepare_inputs_for_generation(
         prepared.input_ids, is_first_iteration=True, **prepared.model_kwargs
     )

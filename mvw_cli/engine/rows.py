@@ -21,6 +21,23 @@ Memo = dict[tuple[object, ...], Tensor]
 """Small tensors that the layers of one step share; each transfer to a device costs a launch."""
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How far back the tokens of a layer see, where that is not to the start."""
+
+    size: int
+    """In tokens."""
+    chunked: bool = False
+    """Whether the sequence is cut into chunks that each see themselves alone; else every token
+    sees a window that slides with it."""
+
+    def first(self, newest: int) -> int:
+        """Return the lowest index in the sequence that the token at index `newest` may see."""
+        if self.chunked:
+            return newest // self.size * self.size
+        return newest - self.size + 1
+
+
 @dataclass(slots=True)
 class Entries:
     """Which sequence positions the entries of one row stand for.
@@ -28,7 +45,7 @@ class Entries:
     Entries are never renumbered: after a withdrawal the remaining ones keep the index they had.
     Each key was rotated by its position when it was made, and attention is a sum over the entries,
     so where in the buffer an entry lies counts for nothing: compaction may move entries, and what
-    is restored goes to the end. Only a sliding window has to look the index up.
+    is restored goes to the end. Only a sliding window or a chunk has to look the index up.
     """
 
     kept: Tensor
@@ -102,18 +119,19 @@ class Rows:
     """Keys and values of some rows at one layer: # (row capacity, H, capacity, D).
 
     D of the two may differ. Args:
-        window: size of the layer's sliding window in tokens, or None for full attention.
+        span: of the layer's attention; None: to the start.
     """
 
-    def __init__(self, window: int | None, memo: Memo) -> None:
-        self.window = window
+    def __init__(self, span: Span | None, memo: Memo) -> None:
+        self.span = span
         self._memo = memo
         self.entries: list[Entries] = []
         self.states: tuple[Tensor, ...] = ()
         """Keys and values; empty as long as their shape is not known, or no row is there."""
         self._appended = False
         self._index: Tensor | None = None
-        """Index in the sequence of each place, for sliding layers.  # (row capacity, capacity)"""
+        """Index in the sequence of each place, where the layer has a span.
+        # (row capacity, capacity)"""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -200,7 +218,7 @@ class Rows:
     def offload(self, row: int, leaving: Tensor) -> Offloaded:
         """Copy entries of a row to the host; arguments as in `prune`."""
         if not self.states:  # cross-attention rows without any entry
-            return Offloaded(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+            return Offloaded.nothing()
         entry = self.entries[row]
         places = entry.among(leaving).nonzero()[:, 0]
         keys, values = (_on_host(one[:, places.to(one.device)]) for one in self.row(row))
@@ -281,17 +299,13 @@ class Rows:
         if min(lengths) < longest:
             ends = self.on_device(lengths)[:, None]
             visible = torch.arange(longest, device=ends.device)[None] < ends
-        window = self.window
-        if (
-            self._index is not None
-            and window is not None
-            and any(entry.next_index > window for entry in self.entries)
-        ):
-            # By position, not by place: once entries have left the middle, the last `window` places
-            # reach further back than `window` positions.
-            newest = [entry.next_index - 1 for entry in self.entries]
-            inside = self._index[: len(self), :longest] > self.on_device(newest)[:, None] - window
-            visible = inside if visible is None else visible & inside
+        if self._index is not None and self.span is not None:
+            # By position, not by place: once entries have left the middle, the last places of a
+            # window reach further back than as many positions.
+            first = [max(0, self.span.first(entry.next_index - 1)) for entry in self.entries]
+            if any(first):
+                inside = self._index[: len(self), :longest] >= self.on_device(first)[:, None]
+                visible = inside if visible is None else visible & inside
         return None if visible is None else visible[:, None, None]
 
     def on_device(self, numbers: list[int]) -> Tensor:
@@ -323,7 +337,7 @@ class Rows:
         # Neither is put in place before both are there: a lack of memory in between must leave the
         # rows as they were.
         self.states = tuple(fresh)
-        if self.window is not None:
+        if self.span is not None:
             index = torch.zeros(rows, capacity, dtype=torch.long)
             for row, entry in enumerate(self.entries):
                 index[row] = entry.indices(capacity)
@@ -343,6 +357,11 @@ class Offloaded:
     values: Tensor
     indices: Tensor
     """Index in the sequence of each.  # (K,) long, on the host"""
+
+    @classmethod
+    def nothing(cls) -> Offloaded:
+        """Return a copy of no entry."""
+        return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
 
     @property
     def bytes(self) -> int:

@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from mvw_cli.engine.attention_probe import AttentionProbe, PrefillProbe
 from mvw_cli.engine.checked_policy import CheckedPolicy
-from mvw_cli.engine.rows import Offloaded
+from mvw_cli.engine.rows import Offloaded, Span
 from mvw_cli.engine.types import FinishReason, NotFinite, Request
 from mvw_cli.engine.vision import Vision, per_layer
 from mvw_cli.policy import Decide, Signals, StepView, Withdraw
@@ -126,8 +126,10 @@ class SequenceState:
     """Position ids of the token to be read next.  # (1, 1), or (C, 1, 1)"""
     detokenizer: Detokenizer
     vision: Vision
-    windows: Mapping[int, int | None]
-    """Sliding window of each layer that would hold vision without any withdrawal."""
+    spans: Mapping[int, Span | None]
+    """Of each layer that would hold vision without any withdrawal."""
+    sharing: Mapping[int, int]
+    """By layer that attends to what one of these holds, the number of that one."""
     present: dict[int, Tensor]
     """Which vision tokens each of these layers holds now.  # (N,) bool, on the host"""
     left: dict[int, Tensor]
@@ -170,7 +172,7 @@ class SequenceState:
             return
         self.probe = AttentionProbe(
             self.vision,
-            holding=frozenset(self.present),
+            holding=frozenset((*self.present, *self.sharing)),
             left=self.left,
             layers=wanted,
             attend=attend,
@@ -192,7 +194,10 @@ class SequenceState:
         return "length" if len(self.ids) >= settings.max_new_tokens else None
 
     def attended(self) -> float:
-        """Count the vision tokens that the newest query attended to, mean over the layers."""
+        """Count the vision tokens that the newest query attended to.
+
+        Mean over the layers that would attend to any without any withdrawal.
+        """
         if not self.present:
             return 0.0
         # The newest token has been chosen and not read: the query was the token before it, or the
@@ -200,16 +205,17 @@ class SequenceState:
         newest = self.vision.prompt + len(self.ids) - 2
         probe = self.probe
 
-        def count(seen: Tensor, window: int | None, chosen: Tensor | None) -> int:
+        def count(seen: Tensor, span: Span | None, chosen: Tensor | None) -> int:
             if chosen is not None:
                 seen = seen & chosen
-            if window is not None:
-                # A window of w holds the query and the w - 1 positions before it.
-                seen = seen & (self.vision.places > newest - window)
+            if span is not None:
+                seen = seen & (self.vision.places >= span.first(newest))
             return int(seen.sum())
 
-        limits = {n: probe.chosen if probe and probe.limits(n) else None for n in self.present}
-        return sum(per_layer(count, self.present, self.windows, limits).values()) / len(limits)
+        holder = {**{layer: layer for layer in self.present}, **self.sharing}
+        present, spans = ({n: of[holder[n]] for n in holder} for of in (self.present, self.spans))
+        limits = {n: probe.chosen if probe and probe.limits(n) else None for n in holder}
+        return sum(per_layer(count, present, spans, limits).values()) / len(holder)
 
     def view(self, logits: Tensor) -> StepView:
         """Show the policy what it has asked for.

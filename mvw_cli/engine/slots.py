@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvw_cli.engine.attention import DecodeStep, decode_step
 from mvw_cli.engine.attention_probe import StepProbes
-from mvw_cli.engine.cache import SlotCache, cache_argument, sliding_windows
+from mvw_cli.engine.cache import LayerKind, SlotCache, cache_argument, layer_kinds
 from mvw_cli.engine.checked_policy import CheckedPolicy
 from mvw_cli.engine.prefill import prepare, run_prefill
 from mvw_cli.engine.sequence import Detokenizer, Sampler, SequenceState, choose_tokens
@@ -50,7 +50,7 @@ class Slots:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         *,
-        windows: Sequence[int | None],
+        kinds: Sequence[LayerKind],
         cross_layers: Sequence[int],
         keep_mlp: bool,
         observe: Observe | None,
@@ -60,8 +60,8 @@ class Slots:
         self._cross_layers = cross_layers
         self._keep_mlp = keep_mlp
         self._observe = observe
-        self._windows = windows
-        self._cache = SlotCache(windows, cross_layers=cross_layers, keep_mlp=keep_mlp)
+        self._kinds = kinds
+        self._cache = SlotCache(kinds, cross_layers=cross_layers, keep_mlp=keep_mlp)
         self._cache_argument = cache_argument(model)
         self._sequences: dict[int, SequenceState] = {}
         """By slot, the earliest admitted first."""
@@ -123,7 +123,7 @@ class Slots:
         # Alone, not padded into a batch with others: a request's numbers must not depend on what
         # else is being served, and its policy may drop rows in the middle of the pass.
         prefill = run_prefill(
-            self._model, prepared, request, self._cross_layers, keep_mlp=self._keep_mlp
+            self._model, prepared, request, self._kinds, self._cross_layers, keep_mlp=self._keep_mlp
         )
         ids, generator = prepared.input_ids, None
         if prepared.config.do_sample:
@@ -137,7 +137,7 @@ class Slots:
             raise token
         at = perf_counter()  # the first token is known here; loading the slot is bookkeeping
         decide = CheckedPolicy(request.policy).begin()  # may raise, and nothing is loaded yet
-        if sliding_windows(prefill.cache) != self._windows:
+        if layer_kinds(prefill.cache, self._model.config.get_text_config()) != self._kinds:
             raise NotExact("its cache is not the one that its configuration tells of")
         slot = self._cache.load(
             prefill.cache,
@@ -157,7 +157,12 @@ class Slots:
                 position=prefill.next_position,
                 detokenizer=Detokenizer(self._tokenizer),
                 vision=prefill.vision,
-                windows={layer: self._windows[layer] for layer in prefill.layers},
+                spans={layer: self._kinds[layer].span for layer in prefill.layers},
+                sharing={
+                    layer: kind.producer
+                    for layer, kind in enumerate(self._kinds)
+                    if kind.producer in prefill.layers
+                },
                 present=per_layer(
                     prefill.vision.held_by, {layer: indices[layer] for layer in prefill.layers}
                 ),
@@ -206,9 +211,9 @@ class Slots:
                 use_cache=True,
                 return_dict=True,
             )
-            cache.check_attended()
+            cache.finish_step()
         except BaseException:
-            cache.undo_step()  # some layers may have appended their entry, others not
+            cache.undo_step()  # some layers may have changed what they hold, others not
             raise
         finally:
             decode_step.reset(running)
@@ -312,6 +317,8 @@ class Slots:
             duration_s=at - start,
             complete=complete,
             offloaded_bytes=sequence.offloaded_bytes,
+            recurrent_layers=sum(kind.states > 0 for kind in self._kinds),
+            state_bytes=cache.state_bytes(slot),
         )
 
     def _restore(self, sequence: SequenceState) -> Restored:

@@ -100,10 +100,10 @@ class Prefilled(_Event):
     prompt_tokens: int
     vision_tokens: int
     kv_bytes: int
-    """Bytes of this request's cache entries, over all layers."""
+    """Bytes of this request's cache entries and recurrent states, over all layers."""
     vision_by_layer: tuple[int, ...] = ()
-    """Vision tokens that each layer holds; fewer than `vision_tokens` where a policy has taken some
-    in the prefill."""
+    """Vision tokens that each layer with entries of its own holds; fewer than `vision_tokens` where
+    a policy has taken some in the prefill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Token(_Event):
     """What became readable with it; empty while a character is incomplete."""
     vision_attended: float = 0.0
     """Vision tokens that the newest query of the pass which chose it attended to, mean over the
-    layers that would hold vision without any withdrawal."""
+    layers that would attend to any without any withdrawal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +135,15 @@ class Withdrawn(_Event):
     duration_s: float | None
     """Seconds that the withdrawal itself took; None where the engine does not tell."""
     complete: bool = True
-    """Whether no layer holds any vision token now."""
+    """Whether no layer holds any vision token now; recurrent states hold none apart."""
     offloaded_bytes: int = 0
     """Bytes of the copies in host memory."""
     kv_blocks_freed: int | None = None
     """Blocks of a paged cache that went back to its pool; None where the cache has none."""
+    recurrent_layers: int = 0
+    """Layers whose recurrent state keeps what it has taken in of the vision, freeing nothing."""
+    state_bytes: int = 0
+    """Bytes of these states, in `kv_bytes_before` and in `kv_bytes_after`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class Finished(_Event):
     text: str
     token_ids: tuple[int, ...]
     kv_bytes: int
-    """Bytes of the request's cache entries at the end, over all layers."""
+    """Bytes of the request's cache entries and recurrent states at the end, over all layers."""
     kv_allocated_bytes: int
     """Bytes of the storages behind the whole cache at the end, all slots together."""
 
@@ -212,6 +216,8 @@ class Withdrawal:
     kv_bytes_before: int
     kv_bytes_after: int
     kv_blocks_freed: int | None = None
+    recurrent_layers: int = 0
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +228,7 @@ class VisionStats:
     """Vision entries in the cache after the prefill, summed over the layers."""
     attended_per_token: float
     """Vision tokens that a generated token's query attended to: mean over the tokens, and over the
-    layers that would hold vision without any withdrawal."""
+    layers that would attend to any without any withdrawal."""
     withdrawals: int
     """How often vision was taken, all of it or a part."""
     restores: int
@@ -284,6 +290,8 @@ def summarise(events: Iterable[Event]) -> Completion:
             kv_bytes_before=withdrawn.kv_bytes_after + freed,
             kv_bytes_after=withdrawn.kv_bytes_after,
             kv_blocks_freed=withdrawn.kv_blocks_freed,
+            recurrent_layers=withdrawn.recurrent_layers,
+            state_bytes=withdrawn.state_bytes,
         )
     return Completion(
         text=finished.text,

@@ -29,15 +29,17 @@ class Placement:
     device: str
     device_map: str | None = None
     quantization: str | None = None
-    cache: int = 0
-    """Numbers in the KV cache that count as well."""
+    sequence: tuple[int, int] | None = None
+    """Text and vision tokens of a sequence whose cache counts as well."""
     random_weights: bool = False
 
     @property
     def needed(self) -> int:
         """Bytes of weights and cache."""
         weights = self.shape.weights.total.bytes(self.dtype, BITS[self.quantization])
-        return int(weights) + self.cache * DTYPE_BYTES[self.dtype]
+        if self.sequence is None:
+            return int(weights)
+        return int(weights) + self.shape.cache_bytes(*self.sequence, DTYPE_BYTES[self.dtype])
 
     @property
     def held_in(self) -> str:

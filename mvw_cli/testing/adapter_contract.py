@@ -33,8 +33,8 @@ from mvw_cli.oracle.equivalence import (
 from mvw_cli.plugins import find_adapter, load_adapter
 from mvw_cli.testing.probes import (
     count_crossed,
+    entry_changes,
     heavy_imports,
-    key_changes,
     misplaced,
     prefilled,
     vision_bytes,
@@ -156,7 +156,7 @@ class AdapterContract:
         assert _differ(plain, told, "input_ids"), "spec.template is ignored by encode()"
 
     def test_the_vision_layout_is_right(self) -> None:
-        """The entries whose keys change with the image are the vision tokens, all and only they."""
+        """The entries that change with the image are the vision tokens, all and only they."""
         adapter, loaded = self.made(), self.loaded()
         first, second = (self.encoded(images=(seed,)) for seed in (0, 1))
         layout = adapter.vision(loaded, first)
@@ -167,7 +167,7 @@ class AdapterContract:
         assert torch.equal(first["input_ids"], second["input_ids"]), (
             "two images of one size give different input_ids"
         )
-        moved = key_changes(loaded.model, first, second) > 0
+        moved = entry_changes(loaded.model, first, second) > 0
         assert not (entries & ~moved).any(), (
             f"vision() marks {int((entries & ~moved).sum())} entries that hold no vision: "
             "withdrawal would take text away"

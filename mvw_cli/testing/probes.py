@@ -14,11 +14,11 @@ import torch
 from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from mvw_cli.adapter import Adapter, LoadedModel, Patch, VisionLayout
 from mvw_cli.engine.cache import cache_argument
+from mvw_cli.engine.layer_exits import decoder_layers, hidden_of
 from mvw_cli.oracle.equivalence import noise
 
 HEAVY = ("torch", "transformers", "PIL", "numpy", "rich", "yaml", "pydantic")
@@ -76,22 +76,36 @@ def without_network() -> Iterator[None]:
 # -- where the vision lies ----------------------------------------------------------------------
 
 
-def key_changes(
-    model: Any, first: Mapping[str, Tensor], second: Mapping[str, Tensor], layer: int = 0
+def entry_changes(
+    model: Any, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, crossed: bool = False
 ) -> Tensor:
-    """Measure how far the keys that a layer holds move from one prompt to another: # (P,) float.
+    """Measure how far what stands for each entry moves from one prompt to another: # (P,) float.
 
-    Relative to their size. At the first layer nothing has been attended to yet, so an entry changes
-    only with its own embedding.
+    Relative to its size. It is what the first decoder layer reads: nothing has been attended to
+    yet, so an entry changes only with its own embedding.
+
+    Args:
+        crossed: look at the keys of the first cross-attention layer instead: # (V,) float.
     """
-    caches = []
+    found: list[Tensor] = []
     for inputs in (first, second):
-        cache = DynamicCache()  # it lets go of nothing, sliding windows or not
-        with torch.inference_mode():
-            model(**inputs, **{cache_argument(model): cache}, use_cache=True)
-        caches.append(cache.layers[layer].keys[0])
-    one, other = caches
-    moved: Tensor = (one - other).norm(dim=(0, 2)) / one.norm(dim=(0, 2))
+        if crossed:
+            keys = prefilled(model, inputs).layers[_cross_layers(model)[0]].keys
+            found.append(keys[0].transpose(0, 1).flatten(1))
+            continue
+
+        def read(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # (P, …): Gemma 3n's states have several streams.
+            found.append(hidden_of(args, kwargs).movedim(-2, 0).flatten(1).clone())
+
+        hook = decoder_layers(model)[0].register_forward_pre_hook(read, with_kwargs=True)
+        try:
+            with torch.inference_mode():
+                model(**inputs, use_cache=False)
+        finally:
+            hook.remove()
+    one, other = found
+    moved: Tensor = (one - other).norm(dim=1) / one.norm(dim=1)
     return moved.float().cpu()
 
 
@@ -104,11 +118,14 @@ def count_crossed(model: Any, inputs: Mapping[str, Tensor]) -> int:
 def vision_bytes(model: Any, inputs: Mapping[str, Tensor], layout: VisionLayout) -> int:
     """Count the bytes of the vision entries that the engine holds, from a cache of the model's own.
 
-    A sliding layer has let go of the start of the prompt.
+    A sliding layer has let go of the start of the prompt; a recurrent one has no entries, nor has
+    one that shares those of another.
     """
     layers, prompt = _cross_layers(model), inputs["input_ids"].shape[1]
     total = 0
     for number, layer in enumerate(prefilled(model, inputs).layers):
+        if getattr(layer, "keys", None) is None:
+            continue
         entry = sum(
             states.shape[1] * states.shape[3] * states.element_size()
             for states in (layer.keys, layer.values)
@@ -157,9 +174,8 @@ def misplaced(
     if len(patches) != layout.vision_tokens:
         count = layout.vision_tokens
         return f"patches() tells of {len(patches)} vision tokens, vision() of {count}"
-    layer, vision = 0, layout.entries.cpu()
-    if layout.cross_entries is not None:
-        layer, vision = _cross_layers(loaded.model)[0], layout.cross_entries.cpu()
+    crossed = layout.cross_entries is not None
+    vision = (layout.entries if layout.cross_entries is None else layout.cross_entries).cpu()
     told = [(one, patch) for one, patch in enumerate(patches) if patch is not None]
     for number, image in enumerate(images):
         own = [(one, patch) for one, patch in told if patch.image == number]
@@ -176,7 +192,7 @@ def misplaced(
                 return f"{patch} is no part of a picture"
             changed = [*images[:number], _inverted(image, patch), *images[number + 1 :]]
             other = adapter.encode(loaded, changed, "How many?")
-            moved = key_changes(loaded.model, inputs, other, layer)[vision]
+            moved = entry_changes(loaded.model, inputs, other, crossed=crossed)[vision]
             most = int(moved.argmax())
             if not moved[token] > _ABOUT * moved[most]:
                 return (

@@ -12,7 +12,7 @@ from mvw_kimi_vl.model import KimiVL
 from mvw_kimi_vl.modeling import absorbed
 from PIL import Image
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, aten
 
 from mvw_cli.adapter import LoadedModel, ModelSpec
 from mvw_cli.cost.flops import Flops, flops_of
@@ -25,12 +25,25 @@ from mvw_cli.policies.vtw import Vtw
 from mvw_cli.policy import WithdrawalPolicy
 
 WITHIN = 0.01
+COUNTED = [family for family in FAMILIES if family.name not in ("gemma3n", "llama4")]
+"""The vision tower of Gemma 3n is in timm, which is not installed. transformers computes every
+expert of Llama 4 for every token, not those that the router has chosen."""
+STUCK = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "lfm2_vl", "lfm3_vl", "gemma4")
+PREFILLED = [family for family in COUNTED if family.name not in STUCK]
+"""Those whose vision tokens may leave in the prefill."""
 
 
 def counted(model: Any, **inputs: Any) -> tuple[int, Any]:
+    """The FLOPs without those that update recurrent states, and the cache."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         output = model(**inputs, use_cache=True, logits_to_keep=1)
-    return counter.get_total_flops(), output.past_key_values
+    updates = [
+        count
+        for module, counts in counter.get_flop_counts().items()
+        for operator, count in counts.items()
+        if module.endswith("linear_attn") and operator in (aten.bmm, aten.baddbmm)
+    ]
+    return counter.get_total_flops() - sum(updates), output.past_key_values
 
 
 def eager(family: Family) -> Any:
@@ -49,17 +62,22 @@ def layout(family: Family, inputs: dict[str, Tensor]) -> tuple[int, int]:
     return prompt - vision, vision
 
 
-def uncounted_causality(flops: Flops, sequence: int) -> int:
+def uncounted_causality(flops: Flops, sequence: int) -> float:
     """What the counter adds for pairs that the mask forbids."""
-    seen = 0
-    for layer in flops.shape.layers:
-        if not layer.cross:
+    seen = 0.0
+    widths = flops.widths or (1.0,) * len(flops.shape.layers)
+    for layer, width in zip(flops.shape.layers, widths, strict=True):
+        if layer.read and not layer.cross:
             window = layer.window or sequence
-            seen += sequence**2 - sum(min(n, window) for n in range(1, sequence + 1))
+            pairs = sum(min(n, window) for n in range(1, sequence + 1))
+            every = sequence**2
+            if layer.shared:  # one query
+                pairs, every = min(sequence, window), sequence
+            seen += width * (every - pairs)
     return flops.heads.pair * seen
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", COUNTED, ids=lambda family: family.name)
 def test_a_prefill_is_what_the_counter_finds(family: Family) -> None:
     model, inputs = eager(family), family.prompt(2)
     found, _ = counted(model, **inputs)
@@ -67,13 +85,15 @@ def test_a_prefill_is_what_the_counter_finds(family: Family) -> None:
     text, vision = layout(family, inputs)
     sequence = inputs["input_ids"].shape[1]
     mine = flops.prefill(text, vision) + uncounted_causality(flops, sequence)
+    if family.name == "minicpmv4_6":  # it computes the logits of every token
+        mine += 2 * (sequence - 1) * flops.head
     assert mine == pytest.approx(found, rel=WITHIN)
 
 
 @pytest.mark.parametrize(
     "family",
     # transformers expands the latents of MLA, which the engine doesn't: see the test of Kimi.
-    [family for family in FAMILIES if family.name != "kimi_text_stack"],
+    [family for family in COUNTED if family.name != "kimi_text_stack"],
     ids=lambda family: family.name,
 )
 def test_a_step_is_what_the_counter_finds(family: Family) -> None:
@@ -86,7 +106,9 @@ def test_a_step_is_what_the_counter_finds(family: Family) -> None:
     flops = flops_of(HuggingFace(), build(family).config)
     text, vision = layout(family, inputs)
     mine = flops.step(text + 1, vision)
-    assert mine == pytest.approx(found, rel=WITHIN)
+    # A convolution over a state of 4 for one token is made for two places.
+    within = 2 * WITHIN if flops.shape.state_bytes(4) else WITHIN
+    assert mine == pytest.approx(found, rel=within)
     assert flops.step(text + 1, vision, 3) == pytest.approx(3 * mine)
 
 
@@ -159,7 +181,7 @@ def layered(family: Family, policy: WithdrawalPolicy) -> tuple[int, tuple[int, .
     return counter.get_total_flops(), prefilled.vision_by_layer
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", PREFILLED, ids=lambda family: family.name)
 @pytest.mark.parametrize(
     "policy",
     [Vtw(layer=1), Vtw(layer=2), Random(layer=1, keep=0.5)],
@@ -197,12 +219,13 @@ def forbidden(layer: CacheLayer, sequence: int) -> int:
     return sequence**2 - sum(min(n, window) for n in range(1, sequence + 1))
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", COUNTED, ids=lambda family: family.name)
 def test_a_prefill_of_which_nothing_is_lost_is_the_whole(family: Family) -> None:
     flops = flops_of(HuggingFace(), build(family).config)
     cross = sum(layer.cross for layer in flops.shape.layers)
+    holding = cross or sum(layer.elements > 0 for layer in flops.shape.layers)
     for vision in (0, 20):
-        layers = [vision] * (cross or len(flops.shape.layers))
+        layers = [vision] * holding
         assert flops.prefill(9, vision, layers) == pytest.approx(flops.prefill(9, vision))
     assert sum(flops.token_by_layer) <= flops.token
 

@@ -7,20 +7,33 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import LlamaConfig
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
-from mvw_cli.engine.cache import SlotCache
-from mvw_cli.engine.rows import CHUNK, Offloaded, Rows
+from mvw_cli.engine.cache import LayerKind, SlotCache, layer_kinds
+from mvw_cli.engine.rows import CHUNK, Offloaded, Rows, Span
+from mvw_cli.engine.types import NotExact
 
-SLOTS, WINDOWS, HEADS, KEY, VALUE = 3, (None, 5), 2, 4, 3
+SLOTS, HEADS, KEY, VALUE = 3, 2, 4, 3
+SPANS = (None, Span(5), Span(4, chunked=True))
+"""Of the layers with entries; a recurrent one and one that shares what the first holds follow."""
+KINDS = (*map(LayerKind, SPANS), LayerKind(states=1), LayerKind(producer=0))
+STATE_BYTES = (6 + 4) * 4
 
 
 class Model:
     """The cache as lists: for each slot and layer, the sequence indices that are held."""
 
     def __init__(self) -> None:
-        self.cache = SlotCache(WINDOWS)
+        self.cache = SlotCache(KINDS)
         self.slots: dict[int, list[list[int]]] = {}
+        self.states: dict[int, int] = {}
         self.names: dict[int, int] = {}
         self.lengths: dict[int, int] = {}
         self.offloaded: dict[int, tuple[list[Offloaded], list[list[int]]]] = {}
@@ -30,10 +43,13 @@ class Model:
         if len(self.slots) == SLOTS:
             return
         self.count += 1
-        held = [list(range(prompt)), list(range(max(0, prompt - 4), prompt))]
-        prefilled = DynamicCache()
+        held = [list(range(max(0, prompt - kept), prompt)) for kept in (prompt, 4, 3)]
+        layers = [*(DynamicLayer() for _ in held), LinearAttentionLayer(), DummyLayer()]
+        prefilled = Cache(layers=layers)
         for layer, indices in enumerate(held):
             prefilled.update(*content(self.count, layer, indices), layer)
+        prefilled.update_conv_state(torch.full((1, 2, 3), 100.0 * self.count), 3)
+        prefilled.update_recurrent_state(torch.full((1, 4), 200.0 * self.count), 3)
         foretold = self.cache.room_bytes(prompt=prompt, vision=vision)
         slot = self.cache.load(prefilled, prompt, vision=vision)
         assert slot == min(set(range(SLOTS)) - self.slots.keys())
@@ -41,6 +57,7 @@ class Model:
             self.cache.reserve_step()  # foretold with the next step, which another row may need
             assert self.cache.allocated_bytes() == foretold
         self.slots[slot] = held
+        self.states[slot] = 100 * self.count
         self.names[slot] = self.count
         self.lengths[slot] = prompt
 
@@ -51,16 +68,23 @@ class Model:
         self.cache.reserve_step()
         assert self.cache.allocated_bytes() == foretold
         order = self.cache.order
-        for layer in range(1 if fails else len(WINDOWS)):
+        self.cache.get_conv_state(3).add_(1)
+        if not fails:
+            self.cache.update_recurrent_state(self.cache.get_recurrent_state(3) + 2, 3)
+        for layer in range(1 if fails else len(SPANS)):
             new = [content(self.names[slot], layer, [self.lengths[slot]]) for slot in order]
             self.cache.update(torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]), layer)
         if fails:
             self.cache.undo_step()
             return
+        for layer in self.cache.layers:
+            layer.unattended = False  # nobody attends here
+        self.cache.finish_step()
         for slot in order:
             for held in self.slots[slot]:
                 held.append(self.lengths[slot])
             self.lengths[slot] += 1
+            self.states[slot] += 1
 
     def withdraw(
         self, slot: int, gone: set[int], complete: bool = True, other: set[int] | None = None
@@ -68,12 +92,12 @@ class Model:
         """Take entries out of a slot, others from the second layer where they are given."""
         if slot not in self.slots:
             return
-        by_layer = [gone, gone if other is None else other]
+        by_layer = [gone, *[gone if other is None else other] * 2]
         expected = sum(
             len(one.intersection(held))
             for one, held in zip(by_layer, self.slots[slot], strict=True)
         )
-        masks = [mask_of(one) for one in by_layer]
+        masks = [*map(mask_of, by_layer), mask_of(set()), mask_of(set())]
         assert self.cache.withdraw(slot, masks, complete=complete) == expected
         self.slots[slot] = [
             [i for i in held if i not in one]
@@ -84,10 +108,12 @@ class Model:
         """Copy entries to the host, then take them out."""
         if slot not in self.slots or slot in self.offloaded:
             return
-        copies = self.cache.offload(slot, [mask_of(gone), mask_of(other)])
+        by_layer = (gone, other, other)
+        nothing = [mask_of(set())] * 2
+        copies = self.cache.offload(slot, [*map(mask_of, by_layer), *nothing])
         lists = [
             [i for i in held if i in one]
-            for one, held in zip((gone, other), self.slots[slot], strict=True)
+            for one, held in zip(by_layer, self.slots[slot], strict=True)
         ]
         self.withdraw(slot, gone, complete, other)
         self.offloaded[slot] = copies, lists
@@ -103,14 +129,18 @@ class Model:
         if slot not in self.slots:
             return
         self.cache.release(slot)
-        for items in (self.slots, self.names, self.lengths):
+        for items in (self.slots, self.states, self.names, self.lengths):
             del items[slot]  # type: ignore[attr-defined]
         self.offloaded.pop(slot, None)
 
     def check(self) -> None:
         order = self.cache.order
         assert sorted(order) == sorted(self.slots)
-        for number, layer in enumerate(self.cache.layers):
+        conv, recurrent = self.cache.get_conv_state(3), self.cache.get_recurrent_state(3)
+        for row, slot in enumerate(order):
+            assert conv[row].unique().tolist() == [self.states[slot]]
+            assert recurrent[row].unique().tolist() == [2 * self.states[slot]]
+        for number, layer in enumerate(self.cache.layers[: len(SPANS)]):
             rows = [
                 (group, row)
                 for group in (layer.withdrawn, layer.with_vision)
@@ -126,7 +156,9 @@ class Model:
                 assert self.visible(number) == self.expected(number)
         for slot, layers in self.slots.items():
             entries = sum(len(held) for held in layers)
-            assert self.cache.slot_bytes(slot) == entries * HEADS * (KEY + VALUE) * 4
+            own = self.cache.slot_bytes(slot) - STATE_BYTES
+            assert own == entries * HEADS * (KEY + VALUE) * 4
+            assert self.cache.state_bytes(slot) == STATE_BYTES
 
     def visible(self, number: int) -> list[list[int]]:
         """Which sequence indices the newest token of each slot may attend to, by the cache."""
@@ -146,14 +178,13 @@ class Model:
         return seen
 
     def expected(self, number: int) -> list[list[int]]:
-        window = WINDOWS[number]
-        order = self.cache.order
-        if window is None:
+        span, order = SPANS[number], self.cache.order
+        if span is None:
             return [self.slots[slot][number] for slot in order]
-        return [
-            [index for index in self.slots[slot][number] if index > self.lengths[slot] - 1 - window]
-            for slot in order
-        ]
+        first = {slot: self.lengths[slot] - span.size for slot in order}
+        if span.chunked:
+            first = {slot: (self.lengths[slot] - 1) // 4 * 4 for slot in order}
+        return [[one for one in self.slots[slot][number] if one >= first[slot]] for slot in order]
 
 
 def mask_of(indices: set[int]) -> Tensor:
@@ -289,3 +320,10 @@ def test_room_for_a_longer_prompt_is_foretold() -> None:
         model.load(CHUNK + 10, vision)
         model.load(3 * CHUNK, vision)
         model.check()
+
+
+def test_a_state_of_another_kind_is_refused() -> None:
+    """Attention and a recurrent state in one layer, as Falcon-H1 has it."""
+    hybrid = Cache(layers=[DynamicLayer(), LinearAttentionAndFullAttentionLayer()])
+    with pytest.raises(NotExact, match="layer 1 keeps a LinearAttentionAndFullAttentionLayer"):
+        layer_kinds(hybrid, LlamaConfig(num_hidden_layers=2))

@@ -187,21 +187,6 @@ class TestRefusals:
         assert model.config.get_text_config()._attn_implementation in ("sdpa", "eager")
         return refusal.value.cause or ""
 
-    def test_recurrent_layers(self) -> None:
-        """Qwen 3.5 keeps a recurrent state in most layers: nothing to withdraw there."""
-        from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
-
-        small = {"hidden_size": 16, "intermediate_size": 32}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-        linear = {f"linear_{part}_head_dim": 8 for part in ("key", "value")}
-        layers = ["linear_attention", "full_attention"]
-        text = {**small, **heads, **linear, "layer_types": layers, "num_hidden_layers": 2}
-        text |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "vocab_size": 100}
-        vision = {**small, "depth": 1, "num_heads": 2, "out_hidden_size": 16, "patch_size": 4}
-        config = Qwen3_5Config(text_config=text, vision_config=vision, image_token_id=IMAGE)
-        model = Qwen3_5ForConditionalGeneration(config).eval()
-        assert "LinearAttention" in self.refuse(model)
-
     def test_encoder_decoder(self) -> None:
         from transformers import T5Config, T5ForConditionalGeneration
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers as hf
@@ -352,6 +353,224 @@ def _by_cross_attention(inputs: dict[str, Tensor]) -> VisionLayout:
     return VisionLayout(nothing, seen.flatten().repeat_interleave(MLLAMA_STATES))
 
 
+RECURRENT: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
+}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def _qwen3_5(name: str = "Qwen3_5", **text: Any) -> Any:
+    return _qwen(name, {**MERGED, "num_position_embeddings": 64}, **{**RECURRENT, **text})
+
+
+def _minicpm() -> Any:
+    return _made(
+        "MiniCPMV4_6",
+        text_config=hf.Qwen3_5TextConfig(**TEXT, **RECURRENT),
+        vision_config={**CLIP, "patch_size": 4},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        insert_layer_id=0,
+    )
+
+
+def _minicpm_prompt(seed: int) -> dict[str, Tensor]:
+    """One image of 8 x (8 + 4 seed) patches, in one row; 4 x 4 of them make a token."""
+    height, width = 8, 8 + 4 * (seed % 3)
+    ids = _ids(2, [VISION_START, *[IMAGE] * (height * width // 16), VISION_END], 5, seed)
+    return _inputs(
+        ids,
+        pixel_values=_pixels(1, 3, 4, height * width * 4, seed=seed),
+        target_sizes=torch.tensor([[height, width]]),
+    )
+
+
+def _lfm2_vl() -> Any:
+    return _made(
+        "Lfm2Vl",
+        text_config=hf.Lfm2Config(
+            **TEXT,
+            layer_types=["conv", "full_attention", "conv"],
+            block_auto_adjust_ff_dim=False,
+        ),
+        vision_config=hf.Siglip2VisionConfig(
+            **{**CLIP, "patch_size": 4}, num_patches=16, vision_use_head=False
+        ),
+        image_token_id=IMAGE,
+        projector_hidden_size=32,
+    )
+
+
+def _lfm2_vl_prompt(seed: int) -> dict[str, Tensor]:
+    """One image of 4 x (4 + 2 seed) patches, merged 2 x 2."""
+    height, width = 4, 4 + 2 * (seed % 3)
+    return _inputs(
+        _ids(2, [VISION_START, *[IMAGE] * (height * width // 4), VISION_END], 5, seed),
+        pixel_values=_pixels(1, height * width, 3 * 4 * 4, seed=seed),
+        pixel_attention_mask=torch.ones(1, height * width, dtype=torch.long),
+        spatial_shapes=torch.tensor([[height, width]]),
+    )
+
+
+def _lfm3_vl() -> Any:
+    return _made(
+        "Lfm3Vl",
+        text_config=hf.Lfm3Config(
+            **TEXT,
+            layer_types=["conv", "full_attention", "sliding_attention"],
+            head_dim=8,
+            sliding_window=12,
+        ),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "layer_types": ["conv", "full_attention"],
+            "patch_size": 4,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        projector_hidden_size=32,
+    )
+
+
+def _lfm3_vl_prompt(seed: int) -> dict[str, Tensor]:
+    inputs = _grid_prompt(seed)
+    del inputs["mm_token_type_ids"]
+    return inputs
+
+
+def _llama4() -> Any:
+    return _made(
+        "Llama4",
+        text_config={
+            **TEXT,
+            "intermediate_size_mlp": 48,
+            "interleave_moe_layer_step": 2,
+            "num_local_experts": 2,
+            "head_dim": 8,
+            "no_rope_layers": [1, 0, 1],
+            # Both shorter than prompt and output, so that each changes on the way.
+            "attention_chunk_size": 12,
+            "floor_scale": 4,
+            "attn_scale": 0.5,
+        },
+        vision_config={
+            **CLIP,
+            "intermediate_size": 128,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+        },
+        image_token_index=IMAGE,
+        boi_token_index=VISION_START,
+        eoi_token_index=VISION_END,
+    )
+
+
+def _llama4_prompt(seed: int) -> dict[str, Tensor]:
+    ids = _ids(3, [VISION_START, *[IMAGE] * 4, VISION_END], 4 + seed, seed)
+    return _inputs(ids, pixel_values=_pixels(1, 3, 32, 32, seed=seed))
+
+
+SHARING: dict[str, Any] = {
+    **TEXT,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "head_dim": 8,
+    "sliding_window": 12,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+
+
+class _Patches(torch.nn.Module):
+    """In place of Gemma 3n's vision tower, which is one of timm's: one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 32, 8, stride=8)
+
+    def forward(self, pixel_values: Tensor, **rest: Any) -> Any:
+        return hf.modeling_outputs.BaseModelOutputWithPooling(self.conv(pixel_values))
+
+
+def _gemma3n() -> Any:
+    made = hf.AutoModel.from_config
+
+    def from_config(config: Any, **rest: Any) -> Any:
+        return _Patches() if config.model_type == "gemma3n_vision" else made(config, **rest)
+
+    with patch.object(hf.AutoModel, "from_config", from_config):
+        return _made(
+            "Gemma3n",
+            text_config={**SHARING, "altup_num_inputs": 2, "laurel_rank": 4},
+            vision_config={"hidden_size": 32, "vocab_size": 4, "vocab_offset": VOCABULARY},
+            audio_config={
+                "hidden_size": 16,
+                "vocab_size": 4,
+                "vocab_offset": VOCABULARY + 4,
+                "conf_num_attention_heads": 2,
+                "conf_num_hidden_layers": 1,
+                "sscp_conv_channel_size": (4, 4),
+            },
+            vision_soft_tokens_per_image=16,
+            image_token_id=IMAGE,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+            audio_token_id=95,
+        )
+
+
+def _gemma4() -> Any:
+    return _made(
+        "Gemma4",
+        text_config={**SHARING, "global_head_dim": 16},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 16,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        boi_token_id=VISION_START,
+        eoi_token_id=VISION_END,
+        audio_token_id=95,
+    )
+
+
+def _gemma4_prompt(seed: int) -> dict[str, Tensor]:
+    """One image of 4 x (4 + 2 seed) patches, pooled 2 x 2."""
+    height, width = 4, 4 + 2 * (seed % 3)
+    ids = _ids(3, [VISION_START, *[IMAGE] * (height * width // 4), VISION_END], 4, seed)
+    places = torch.stack(
+        torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1
+    )
+    return _inputs(
+        ids,
+        pixel_values=_pixels(1, height * width, 3 * 4 * 4, seed=seed).sigmoid(),
+        image_position_ids=places.reshape(1, -1, 2),
+        mm_token_type_ids=(ids == IMAGE).int(),
+    )
+
+
 FAMILIES = [
     Family("llava", _llava, _llava_prompt),
     Family("llava_onevision", _llava_onevision, _llava_onevision_prompt),
@@ -367,6 +586,14 @@ FAMILIES = [
     Family("smolvlm", lambda: _tiled("SmolVLM"), _tiles_prompt),
     Family("kimi_text_stack", _kimi_text_stack, _llava_prompt),
     Family("mllama", _mllama, _mllama_prompt, _by_cross_attention),
+    Family("qwen3_5", _qwen3_5, _grid_prompt),
+    Family("qwen3_5_moe", lambda: _qwen3_5("Qwen3_5Moe", **EXPERTS), _grid_prompt),
+    Family("minicpmv4_6", _minicpm, _minicpm_prompt),
+    Family("lfm2_vl", _lfm2_vl, _lfm2_vl_prompt),
+    Family("lfm3_vl", _lfm3_vl, _lfm3_vl_prompt),
+    Family("llama4", _llama4, _llama4_prompt),
+    Family("gemma3n", _gemma3n, _llava_prompt),
+    Family("gemma4", _gemma4, _gemma4_prompt),
 ]
 
 BY_NAME = {family.name: family for family in FAMILIES}

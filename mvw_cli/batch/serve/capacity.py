@@ -66,7 +66,7 @@ def slot_bytes(
     new_tokens: int,
     withdrawn_after: int | None,
 ) -> tuple[int, int]:
-    """Bytes of one request's cache entries at their most: while vision is there, and afterwards.
+    """Bytes of one request's cache at their most: while vision is there, and afterwards.
 
     Args:
         text_tokens: the prompt without vision tokens.
@@ -77,8 +77,9 @@ def slot_bytes(
     """
     size = DTYPE_BYTES.get(dtype, DTYPE_BYTES["float32"])
     seen = new_tokens if withdrawn_after is None else min(withdrawn_after, new_tokens)
-    before = shape.kv_elements(text_tokens + seen, vision_tokens) * size
-    return before, shape.kv_elements(text_tokens + new_tokens, 0) * size
+    copied = shape.state_bytes(size)  # before each step
+    before = shape.cache_bytes(text_tokens + seen, vision_tokens, size) + copied
+    return before, shape.cache_bytes(text_tokens + new_tokens, 0, size) + copied
 
 
 def choose_limits(

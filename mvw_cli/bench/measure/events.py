@@ -191,9 +191,9 @@ def formula_kv_bytes(
         if in_part or any(layer.kept(entries) < entries for layer in shape.layers):
             return None
         text = entries if shape.has_cross_attention else entries - vision
-        before += shape.kv_elements(text, vision)
-        after += shape.kv_elements(text, 0 if gone else vision)
-    return before * element_bytes, after * element_bytes
+        before += shape.cache_bytes(text, vision, element_bytes)
+        after += shape.cache_bytes(text, 0 if gone else vision, element_bytes)
+    return before, after
 
 
 def _changes(events: Sequence[Event]) -> Mapping[str, list[Change]]:

@@ -16,8 +16,9 @@ from typing import ClassVar
 from transformers import DynamicCache
 
 from mvw_cli.bench.documents import AttentionMass
-from mvw_cli.engine.cache import sliding_windows
+from mvw_cli.engine.cache import layer_kinds
 from mvw_cli.engine.layers import cross_attention_layers
+from mvw_cli.engine.rows import Span
 from mvw_cli.engine.types import Failed, Request
 from mvw_cli.policy import Decide, Signals, StepView, WithdrawalPolicy
 from mvw_cli.session import Session
@@ -67,9 +68,9 @@ def attention_mass(
         raise ValueError("the request holds no vision tokens")
     model, cross = session.loaded.model, request.layout.cross_entries is not None
     text = model.config.get_text_config()
-    holding = (
-        tuple(cross_attention_layers(model)) if cross else tuple(range(text.num_hidden_layers))
-    )
+    kinds = layer_kinds(DynamicCache(config=text), text)
+    own = tuple(number for number, kind in enumerate(kinds) if kind.holds)
+    holding = tuple(cross_attention_layers(model)) if cross else own
     chosen = tuple(spread(holding))
     recorder = _Masses(chosen)
     with session.serving() as slots:
@@ -80,28 +81,28 @@ def attention_mass(
             events += slots.step()
             if isinstance(events[-1], Failed):
                 raise events[-1].error
-    windows = [sliding_windows(DynamicCache(config=text))[layer] for layer in chosen]
+    spans = [kinds[layer].span for layer in chosen]
     return AttentionMass(
         layers=list(chosen),
         mass=[fmean(masses) for masses in recorder.found],
         by_layer=[list(layer) for layer in zip(*recorder.found, strict=True)],
         vision_share_of_entries=[]
         if cross
-        else [_uniform(request, read, windows) for read in range(len(recorder.found))],
+        else [_uniform(request, read, spans) for read in range(len(recorder.found))],
         measure="cross-attention" if cross else "attention",
     )
 
 
-def _uniform(request: Request, read: int, windows: Sequence[int | None]) -> float:
+def _uniform(request: Request, read: int, spans: Sequence[Span | None]) -> float:
     """Compute the share of vision among what a query may attend to, mean over the layers.
 
     Args:
         read: generated tokens before the query's own.
-        windows: by layer, as `sliding_windows` has them.
+        spans: by layer, how far back it sees.
     """
     entries = request.layout.entries
     length = len(entries) + read
-    starts = [0 if window is None else max(0, length - window) for window in windows]
+    starts = [0 if span is None else max(0, span.first(length - 1)) for span in spans]
     return fmean(int(entries[start:].sum()) / (length - start) for start in starts)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mvw_cli.cli.stderr_view import BOLD, DIM, StderrView
 from mvw_cli.engine.types import Completion, Event, Finished, Restored, Token, Withdrawn
-from mvw_cli.text import printable, readable_bytes
+from mvw_cli.text import plural, printable, readable_bytes
 
 
 class View(StderrView):
@@ -77,9 +77,12 @@ def withdrawal_line(event: Withdrawn) -> str:
         return f"vision thinned out after token {event.step} ({gone}"
     size = readable_bytes(event.offloaded_bytes)
     offloaded = f", {size} offloaded" if event.offloaded_bytes else ""
+    kept = ""
+    if event.recurrent_layers:
+        kept = f"; the states of {plural(event.recurrent_layers, 'recurrent layer')} stay"
     return (
         f"vision withdrawn after token {event.step}: {event.vision_tokens} vision tokens "
-        f"({gone}{offloaded}"
+        f"({gone}{offloaded}{kept}"
     )
 
 

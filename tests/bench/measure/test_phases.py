@@ -22,6 +22,12 @@ TOWERS = {
     "qwen2_5_vl": ["visual"],
     "qwen3_vl": ["visual"],
     "glm4v": ["visual"],
+    "qwen3_5": ["visual"],
+    "qwen3_5_moe": ["visual"],
+    "minicpmv4_6": ["vision_tower", "merger"],
+    "llama4": ["vision_model", "multi_modal_projector"],
+    "gemma3n": ["vision_tower", "embed_vision", "audio_tower", "embed_audio"],
+    "gemma4": ["vision_tower", "embed_vision"],
 }
 USUAL = ["vision_tower", "multi_modal_projector"]
 

@@ -127,6 +127,8 @@ def test_json_is_one_document(infer: Infer, picture: Path, tiny: str) -> None:
         "kv_bytes_before": 2816,
         "kv_bytes_after": 768,
         "kv_blocks_freed": None,
+        "recurrent_layers": 0,
+        "state_bytes": 0,
     }
     # 2 layers × 1 key-value head × 8 numbers × 4 bytes, for key and value: 128 bytes an entry.
     entries = found["prompt_tokens"] + 11 - 16  # the last token is never read
