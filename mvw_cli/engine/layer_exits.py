@@ -198,9 +198,9 @@ class _Cut:
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """Return a model's decoder; Llama 4 has it within a language model with a head of its own."""
-    outer: nn.Module = model.get_decoder()
-    inner: nn.Module | None = outer if hasattr(outer, "layers") else outer.get_decoder()
-    return outer if inner is None else inner
+    outer: Any = model.get_decoder()
+    inner: nn.Module = outer if hasattr(outer, "layers") else outer.get_decoder()
+    return inner
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import BY_NAME, FAMILIES, IMAGE, Family, build
+from families import BY_NAME, FAMILIES, IMAGE, STUCK, Family, build
 from mvw_hf.model import HuggingFace
 from mvw_kimi_vl.model import KimiVL
 from mvw_kimi_vl.modeling import absorbed
@@ -28,7 +28,6 @@ WITHIN = 0.01
 COUNTED = [family for family in FAMILIES if family.name not in ("gemma3n", "llama4")]
 """The vision tower of Gemma 3n is in timm, which is not installed. transformers computes every
 expert of Llama 4 for every token, not those that the router has chosen."""
-STUCK = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "lfm2_vl", "lfm3_vl", "gemma4")
 PREFILLED = [family for family in COUNTED if family.name not in STUCK]
 """Those whose vision tokens may leave in the prefill."""
 

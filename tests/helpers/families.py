@@ -597,6 +597,8 @@ FAMILIES = [
 ]
 
 BY_NAME = {family.name: family for family in FAMILIES}
+STUCK = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "lfm2_vl", "lfm3_vl", "gemma3n", "gemma4")
+"""Those that have layers without entries of their own: a state, or what another layer holds."""
 
 
 def build(family: Family) -> Any:
