@@ -470,6 +470,10 @@ class SharedLayer(Layer, DummyLayer):  # type: ignore[misc]
     def reserve_step(self) -> None:
         self.unattended = self._producer is not None
 
+    def join(self) -> None:
+        """Refuse, as `SlotLayer.join` is for what no such layer does."""
+        raise NotExact("a layer that shares keys and values adds something to its attention")
+
     def parts(self, key: Tensor, value: Tensor) -> list[Part]:
         """Split an attention call, as `SlotLayer.parts`.
 
