@@ -272,6 +272,11 @@ class HuggingFace(Adapter):
             # Patches are pooled square by square, and go row by row (`Gemma3MultiModalProjector`).
             side = math.isqrt(config.mm_tokens_per_image)
             found = ((side, side),) * len(inputs["pixel_values"])
+        elif config.model_type == "gemma4" and "image_position_ids" in inputs:
+            # Columns and rows of patches; padding is at -1.
+            pool = config.vision_config.pooling_kernel_size
+            ends = (inputs["image_position_ids"].amax(dim=1) + 1) // pool
+            found = tuple((rows, columns) for columns, rows in ends.tolist())
         else:
             return None
         return found if sum(rows * columns for rows, columns in found) == tokens else None

@@ -146,13 +146,22 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         setattr(part, name, new if isinstance(getattr(part, name), list) else new[0])
     kinds = list(dict.fromkeys(getattr(text, "layer_types", None) or ()))
     grouped = text.num_key_value_heads < text.num_attention_heads
-    for part in (text, vision):
+    shares = bool(getattr(text, "num_kv_shared_layers", 0))
+    if shares:
+        text = config.text_config = _sharing(text, kinds)
+    if hasattr(config, "audio_config"):
+        config.audio_config = None
+    for part in (vision,) if shares else (text, vision):
         for name, size in _SMALL.items():
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, size)
     text.vocab_size = _WORDS_LEFT + len(ids) - beyond
     text.num_key_value_heads = 1 if grouped else _HEADS
-    if kinds:
+    if isinstance(getattr(vision, "num_key_value_heads", None), int):
+        vision.num_key_value_heads = _HEADS
+    if shares:
+        text.vocab_size_per_layer_input = text.vocab_size
+    elif kinds:
         text.layer_types = (kinds * _LAYERS)[:_LAYERS]
     rope = text.rope_parameters
     if "mrope_section" in rope:
@@ -174,6 +183,25 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
             grids = config.image_grid_pinpoints
             config.image_grid_pinpoints = [[one // size * small for one in grid] for grid in grids]
     return config
+
+
+def _sharing(text: PreTrainedConfig, kinds: list[str]) -> PreTrainedConfig:
+    """Leave one layer of each kind, and another that attends to what that one holds.
+
+    Layers of Gemma 4 have settings of their own, which its configuration makes from these.
+    """
+    told = text.to_dict()
+    told.pop("per_layer_config", None)
+    told |= {name: size for name, size in _SMALL.items() if isinstance(told.get(name), int)}
+    told |= {
+        "num_hidden_layers": 2 * len(kinds),
+        "num_kv_shared_layers": len(kinds),
+        "layer_types": kinds * 2,
+        "global_head_dim": 2 * _HEAD,
+        "num_key_value_heads": 1,
+        "hidden_size_per_layer_input": _HEAD,
+    }
+    return type(text)(**told)
 
 
 def _tokens(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str, list[int]]]:

@@ -41,7 +41,9 @@ def test_what_makes_a_family_is_left(name: str) -> None:
         return [set(getattr(text, "layer_types", None) or ()), grouped, len(sections)]
 
     assert kinds(after) == kinds(before)
-    assert after.num_hidden_layers == 2 and after.vocab_size < 100
+    shared = bool(getattr(before, "num_kv_shared_layers", 0))
+    assert shared == bool(getattr(after, "num_kv_shared_layers", 0))
+    assert after.num_hidden_layers == (4 if shared else 2) and after.vocab_size < 100
     told = {key: one for key, one in vars(small).items() if key[0] != "_" and one}
     ids = [one for key, one in told.items() if "_token_i" in key]
     assert len(set(ids)) == len(ids) and max(ids) < after.vocab_size

@@ -42,6 +42,7 @@ def picture(size: tuple[int, int]) -> Image.Image:
     [
         ("Qwen/Qwen2.5-VL-7B-Instruct", 14, (3136, 12845056)),
         ("Qwen/Qwen3-VL-8B-Thinking", 16, (65536, 16777216)),
+        ("Qwen/Qwen3.5-9B", 16, (65536, 16777216)),
     ],
 )
 def test_qwen(model: str, patch: int, limits: tuple[int, int], size: tuple[int, int]) -> None:
@@ -91,6 +92,33 @@ def test_smolvlm(size: tuple[int, int]) -> None:
     processor = SmolVLMImageProcessorPil(**edges)
     tiles = processor(images=[picture(size)], return_tensors="pt")["pixel_values"].shape[1]
     assert counted("HuggingFaceTB/SmolVLM2-2.2B-Instruct", *size) == tiles * 81
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_gemma4(size: tuple[int, int]) -> None:
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    prepared = Gemma4ImageProcessorPil()(images=[picture(size)], return_tensors="pt")
+    assert counted("google/gemma-4-E4B-it", *size) == int(prepared["num_soft_tokens_per_image"][0])
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_minicpm(size: tuple[int, int]) -> None:
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
+        MiniCPMV4_6ImageProcessorPil,
+    )
+
+    prepared = MiniCPMV4_6ImageProcessorPil()(images=[picture(size)], return_tensors="pt")
+    tokens = prepared["target_sizes"].prod(-1) // 16  # as its processor writes them
+    assert counted("openbmb/MiniCPM-V-4.6", *size) == int(tokens.sum())
+
+
+def test_molmo2() -> None:
+    """A view of 378 px, and 2 x 3 crops of it that overlap by 8 patches; 2 x 2 patches a token."""
+    molmo2 = pytest.importorskip("transformers.models.molmo2")
+    whole, rows, columns = 14 * 14, (2 * 19 + 8) // 2, (3 * 19 + 8 + 1) // 2
+    found = HuggingFace().image_tokens(molmo2.Molmo2Config(), 1024, 768)
+    assert found == whole + rows * columns
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

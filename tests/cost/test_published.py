@@ -25,6 +25,17 @@ TOTALS = {  # parameters, as far as the page of each checkpoint is known to show
     "google/gemma-3-12b-it": "12187325040",
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": "8.03 billion",
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "2246784880",
+    "Qwen/Qwen3.5-9B": "9653104368",
+    "openbmb/MiniCPM-V-4.6": "1300428016",
+    "google/gemma-4-E4B-it": "7996156490",
+}
+NOT_LOADED = {  # what of these is in the files, and in no parameter of transformers' class
+    # A head that guesses further tokens: a layer of full attention, a matrix of two inputs, norms.
+    "Qwen/Qwen3.5-9B": 4096 * (2 * 4096 + 2 * 16 * 256 + 2 * 4 * 256 + 16 * 256 + 3 * 12288)
+    + 5 * 4096
+    + 2 * 256,
+    # Keys and values of the 15 + 3 layers that attend to others' instead; a scale for each layer.
+    "google/gemma-4-E4B-it": 15 * (2 * 2560 * 512 + 256) + 3 * (2 * 2560 * 1024 + 512) + 42,
 }
 KV_BYTES = {  # 2 (keys, values) x layers x KV heads x head dimension x 2 bytes
     "Qwen/Qwen2.5-VL-7B-Instruct": 2 * 28 * 4 * 128 * 2,
@@ -37,6 +48,13 @@ KV_BYTES = {  # 2 (keys, values) x layers x KV heads x head dimension x 2 bytes
     "google/gemma-3-12b-it": 2 * 48 * 8 * 256 * 2,
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": 2 * 28 * 4 * 128 * 2,
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": 2 * 24 * 32 * 64 * 2,
+    "Qwen/Qwen3.5-9B": 2 * 8 * 4 * 256 * 2,  # 8 of 32 layers
+    "openbmb/MiniCPM-V-4.6": 2 * 6 * 2 * 256 * 2,  # 6 of 24
+    "google/gemma-4-E4B-it": 2 * (20 * 2 * 256 + 4 * 2 * 512) * 2,  # 24 of 42
+}
+STATE_BYTES = {  # recurrent layers x (convolution in bfloat16, state in float32)
+    "Qwen/Qwen3.5-9B": 24 * (2 * 4 * (2 * 16 + 32) * 128 + 4 * 32 * 128 * 128),
+    "openbmb/MiniCPM-V-4.6": 18 * (2 * 4 * (2 * 16 + 16) * 128 + 4 * 16 * 128 * 128),
 }
 DTYPES = {
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": "float16",
@@ -62,10 +80,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_size(name: str, no_network: None) -> None:
     adapter = HuggingFace()
     shape = shape_of(adapter, adapter.shape(ModelSpec(model=name)))
-    total = int(shape.weights.total.numbers)
+    total = int(shape.weights.total.numbers) + NOT_LOADED.get(name, 0)
     assert TOTALS[name] in (str(total), f"{total / 1e9:.2f} billion")
     assert STACKS.get(name, total - shape.weights.vision) == total - shape.weights.vision
     assert 2 * shape.kv_elements_per_token() == KV_BYTES[name]
+    assert shape.state_bytes(2) == STATE_BYTES.get(name, 0)
     assert shape.dtype == DTYPES.get(name, "bfloat16")
 
 

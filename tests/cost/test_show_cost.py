@@ -33,6 +33,9 @@ VISION_TOKENS = {  # of 1024 x 768 pixels
     "qwen3-vl-8b-thinking": 32 * 24,
     "internvl3-8b": (4 * 3 + 1) * 256,  # tiles of 448 px, and a thumbnail
     "internvl3.5-8b": (4 * 3 + 1) * 256,
+    "qwen3.5-9b": 32 * 24,
+    "minicpm-v-4.6": 9 * 7 + 2 * 2 * 9 * 7,  # views of 504 x 392 px, squares of 56 px
+    "gemma-4-e4b": 19 * 14,  # squares of 48 px, at most 280
     "smolvlm2-2.2b": (4 * 3 + 1) * 81,  # tiles of 384 px, and the whole
     "llava-onevision-7b": 729 + 54 * (73 + 1),  # a view of 27 x 27, and a grid with line ends
 }
@@ -123,7 +126,9 @@ def test_every_packaged_profile(mvw: Run, name: str, monkeypatch: pytest.MonkeyP
     assert figures["weight_bytes"]["bfloat16"] == 2 * held
     per_token, image = figures["kv_bytes_per_token"], figures["kv_bytes_per_image"]
     assert figures["vision_tokens"] == VISION_TOKENS[name]
-    if name not in ("gemma-3-12b", "llava-cot"):  # layers with a window, layers with vision alone
+    if name == "gemma-4-e4b":  # 4 of 24 layers see everything; the others held 511 entries with it
+        assert figures["kv_bytes_freed"] == 2 * 4 * 2 * 2 * 512 * VISION_TOKENS[name]
+    elif name not in ("gemma-3-12b", "llava-cot"):  # a window, too; layers with vision alone
         assert image == figures["kv_bytes_freed"] == per_token * VISION_TOKENS[name]
 
 

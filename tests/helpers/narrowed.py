@@ -65,6 +65,44 @@ def _gemma(config: Any, text: Any, vision: Any) -> None:
     text.head_dim, text.layer_types = 8, ["sliding_attention", "full_attention"]
 
 
+def _gemma4(config: Any, text: Any, vision: Any) -> None:
+    sliding = "sliding_attention"
+    config.text_config = type(text)(
+        hidden_size=16,
+        hidden_size_per_layer_input=8,
+        intermediate_size=16,
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        layer_types=[sliding, "full_attention"] * 2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=text.sliding_window,
+        final_logit_softcapping=text.final_logit_softcapping,
+    )
+    vision.head_dim, vision.num_key_value_heads = 8, 2
+    config.audio_config = None
+
+
+def _recurrent(config: Any, text: Any, vision: Any) -> None:
+    text.head_dim, text.layer_types = 8, ["linear_attention", "full_attention"]
+    text.linear_num_key_heads = text.linear_num_value_heads = 2
+    text.linear_key_head_dim = text.linear_value_head_dim = 8
+    text.rope_parameters = {**text.rope_parameters, "partial_rotary_factor": 1.0}
+
+
+def _minicpm(config: Any, text: Any, vision: Any) -> None:
+    _recurrent(config, text, vision)
+    config.insert_layer_id = vision.insert_layer_id = 0
+
+
+def _qwen3_5(config: Any, text: Any, vision: Any) -> None:
+    _recurrent(config, text, vision)
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [1, 1, 2]}
+    vision.depth, vision.num_heads, vision.out_hidden_size = 2, 2, 16
+
+
 def _qwen(config: Any, text: Any, vision: Any) -> None:
     text.head_dim, text.layer_types = 8, ["full_attention"] * 2
     text.rope_parameters = {**text.rope_parameters, "mrope_section": [1, 1, 2]}
@@ -80,10 +118,13 @@ _FAMILIES = {
     "mllama": _mllama,
     "kimi_vl": _kimi,
     "gemma3": _gemma,
+    "gemma4": _gemma4,
     "glm4v": _qwen,
     "internvl": _plain,
     "llava_onevision": _plain,
+    "minicpmv4_6": _minicpm,
     "qwen2_5_vl": _qwen,
+    "qwen3_5": _qwen3_5,
     "qwen3_vl": _qwen,
     "smolvlm": _plain,
 }
