@@ -175,6 +175,10 @@ class Adapter(ABC):
         """
         raise _lacking("processor", "can't load a processor without its model")
 
+    def vllm_arguments(self) -> Mapping[str, Any]:
+        """Return the arguments of vLLM's engine that these models need, under vLLM's names."""
+        return {}
+
     @abstractmethod
     def vision(self, loaded: LoadedModel, inputs: Mapping[str, Tensor]) -> VisionLayout:
         """Return which entries of the prompt are vision tokens."""

@@ -282,9 +282,8 @@ def _vllm_session(
     loaded = LoadedModel(
         profile.adapter, str(spec.model), model, processor, spec, revision=revision
     )
-    arguments = start.engine_arguments(
-        spec, policy, slots=slots, engine_args=profile.engine_args.given
-    )
+    given = {**adapter.vllm_arguments(), **profile.engine_args.given}
+    arguments = start.engine_arguments(spec, policy, slots=slots, engine_args=given)
     from mvw_cli.vllm.engine import VllmEngine
 
     return Session(adapter, loaded, VllmEngine(adapter, loaded, arguments), policy, settings)

@@ -14,9 +14,9 @@ from mvw_hf.loading import check_files, check_kind, explained, of_base, with_pro
 from mvw_hf.model import Grids, HuggingFace, conversation, merged_grids
 from PIL.Image import Image
 from torch import Tensor
-from transformers.utils import cached_file
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, parse_thinking
+from mvw_kimi_vl import TOKENIZER_MODE
 from mvw_kimi_vl.modeling import (
     DEFAULT_PATCHES,
     KimiVLConfig,
@@ -29,13 +29,10 @@ from mvw_kimi_vl.processing import (
     ImageProcessor,
     KimiProcessor,
     fallback_processor,
-    read_image_processor,
+    read_processor,
 )
-from mvw_kimi_vl.tokenizer import read_tokenizer
 
 CHECKPOINT = "moonshotai/Kimi-VL-A3B-Thinking-2506"
-_TEMPLATE = "chat_template.jinja"  # not all have it
-_FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
 
 
 class KimiVL(HuggingFace):
@@ -54,11 +51,10 @@ class KimiVL(HuggingFace):
     def load_processor(self, spec: ModelSpec) -> KimiProcessor:
         check_kind(self.model_class(), spec)
         spec = with_processor(spec)
-        name, revision = str(spec.model), spec.revision
-        file, *_ = [cached_file(name, needed, revision=revision) for needed in _FILES]
-        cached_file(name, _TEMPLATE, revision=revision, _raise_exceptions_for_missing_entries=False)
-        folder = Path(str(file)).parent
-        return KimiProcessor(read_tokenizer(folder), read_image_processor(folder))
+        return read_processor(str(spec.model), spec.revision)
+
+    def vllm_arguments(self) -> dict[str, Any]:
+        return {"tokenizer_mode": TOKENIZER_MODE}
 
     def fallback_processor(self, config: KimiVLConfig) -> KimiProcessor | None:
         return fallback_processor(config)
@@ -69,9 +65,13 @@ class KimiVL(HuggingFace):
         )
         return inputs
 
-    def grids(self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int) -> Grids:
+    def grids(self, loaded: LoadedModel, inputs: Mapping[str, Tensor], tokens: int) -> Grids | None:
+        if not tokens:
+            return ()
+        if "image_grid_thw" not in inputs:  # an engine that prepares the images does not tell
+            return None
         kernel = loaded.processor.image_processor.merge_kernel_size
-        return merged_grids(inputs["image_grid_thw"], kernel) if tokens else ()
+        return merged_grids(inputs["image_grid_thw"], kernel)
 
     def areas(
         self, loaded: LoadedModel, images: Sequence[Image]

@@ -17,12 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from mvw_cli import BadImage, ModelProblem
 from mvw_kimi_vl.modeling import DEFAULT_PATCHES, KimiVLConfig
-from mvw_kimi_vl.tokenizer import TEMPLATE
+from mvw_kimi_vl.tokenizer import TEMPLATE, read_tokenizer
 
 PLACEHOLDER = "<|media_pad|>"
+_FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
+_TEMPLATE = "chat_template.jinja"  # not all have it
 MAX_PATCHES = 512
 """Per side; the rotary embedding of the vision tower is made for fewer."""
 SPECIAL_TOKENS = {
@@ -141,6 +144,16 @@ class KimiProcessor:
     tokenizer: PreTrainedTokenizerFast
     image_processor: ImageProcessor
 
+    @property
+    def chat_template(self) -> str:
+        """That of the tokenizer."""
+        template: str = self.tokenizer.chat_template
+        return template
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
+        """Fill in the chat template, as the tokenizer does."""
+        return self.tokenizer.apply_chat_template(messages, **options)
+
     def __call__(
         self, messages: list[dict[str, Any]], images: Sequence[Image.Image]
     ) -> dict[str, Tensor]:
@@ -150,9 +163,7 @@ class KimiProcessor:
             ModelProblem: the template writes more or fewer placeholders than there are images.
             BadImage: an image can't be read.
         """
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        text = self.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         pieces = text.split(PLACEHOLDER)
         if len(pieces) != len(images) + 1:
             raise ModelProblem(
@@ -166,6 +177,19 @@ class KimiProcessor:
         encoded = self.tokenizer(written, return_tensors="pt", add_special_tokens=False)
         inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         return {**inputs, **(self.image_processor(images) if images else {})}
+
+
+def read_processor(name: str, revision: str | None = None) -> KimiProcessor:
+    """Read tokenizer and image settings of a folder or hub id; this fetches their files.
+
+    Raises:
+        OSError: one is missing.
+        ValueError: one is malformed.
+    """
+    file, *_ = [cached_file(name, needed, revision=revision) for needed in _FILES]
+    cached_file(name, _TEMPLATE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    folder = Path(str(file)).parent
+    return KimiProcessor(read_tokenizer(folder), read_image_processor(folder))
 
 
 def fallback_processor(config: KimiVLConfig) -> KimiProcessor | None:

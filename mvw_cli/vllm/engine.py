@@ -30,7 +30,7 @@ from mvw_cli.engine.types import (
     Token,
     Withdrawn,
 )
-from mvw_cli.errors import ModelProblem, UsageProblem
+from mvw_cli.errors import ModelProblem, MvwError, UsageProblem
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.vllm.start import start, withdrawal_settings
 
@@ -212,6 +212,8 @@ class VllmSlots:
             params = self._engine.sampling(request.settings, request.policy)
             self._engine.vllm.add_request(request.id, prompt, params)
         except ValueError as error:
+            if isinstance(error.__cause__, MvwError):  # of an adapter that prepares images there
+                raise error.__cause__ from None
             lines = str(error).strip().splitlines() or ["no reason given"]
             raise UsageProblem(
                 "vLLM refuses the request",

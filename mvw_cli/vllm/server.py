@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mvw_cli.plugins import load_adapter
 from mvw_cli.profiles.resolution import Resolved, model_spec
 from mvw_cli.vllm import start
 
@@ -47,9 +48,8 @@ def server_command(
     if unknown := sorted(given & set(_UNKNOWN)):
         raise start.refused(f"vLLM's own server has nothing for {', '.join(unknown)}")
     spec = replace(model_spec(profile), allow_pickle=allow_pickle, random_weights=random_weights)
-    arguments = start.engine_arguments(
-        spec, resolved.policy, slots=slots, engine_args=profile.engine_args.given
-    )
+    args = {**load_adapter(profile.adapter).vllm_arguments(), **profile.engine_args.given}
+    arguments = start.engine_arguments(spec, resolved.policy, slots=slots, engine_args=args)
     del arguments["model"], arguments["disable_log_stats"]  # its metrics are wanted here
     sampling = {name: getattr(profile.generation, name) for name in _SAMPLING}
     if "generation.max_new_tokens" not in given:

@@ -232,6 +232,25 @@ def test_the_checkpoints_own_template_is_taken(tmp_path: Path) -> None:
     assert told.processor.tokenizer.decode(ids) == "the <|media_pad|>"
 
 
+def test_the_prompt_alone_has_one_placeholder_for_each_image(loaded: LoadedModel) -> None:
+    """For engines that prepare images themselves, which write it out as `encode` does."""
+    images = [noise(56, 28), noise(28, 28)]
+    told = KimiVL().prompt(loaded, images, "the cat")["input_ids"]
+    whole = KimiVL().encode(loaded, images, "the cat")["input_ids"]
+    place = IDS["<|media_pad|>"]
+    assert told[0][told[0] != place].tolist() == whole[0][whole[0] != place].tolist()
+    assert int((told == place).sum()) == 2
+    assert KimiVL().vision(loaded, {"input_ids": whole}).entries.sum() == 3
+
+
+def test_a_system_prompt_is_taken(checkpoint: tuple[Path, dict[str, Tensor]]) -> None:
+    spec = ModelSpec(model=str(checkpoint[0]), device="cpu", system="the cat")
+    told = KimiVL().load(spec)
+    ids = KimiVL().encode(told, [noise(28, 28)], "in")["input_ids"][0]
+    written = told.processor.tokenizer.decode(ids)
+    assert written.startswith("<|im_system|>system<|im_middle|>the cat<|im_end|><|im_user|>")
+
+
 def test_a_template_without_a_place_for_the_image_is_refused(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,17 +32,34 @@ SPECIAL = {
 }
 IDS = {name: BASE + offset for name, offset in SPECIAL.items()}
 VOCABULARY = BASE + 24
+_MODEL = "modeling_kimi_vl.KimiVLForConditionalGeneration"
 CONFIG = small_config() | {
-    "auto_map": {"AutoModelForCausalLM": "modeling_kimi_vl.KimiVL"},
+    "architectures": ["KimiVLForConditionalGeneration"],
+    "auto_map": {
+        "AutoConfig": "configuration_kimi_vl.KimiVLConfig",
+        "AutoModel": _MODEL,
+        "AutoModelForCausalLM": _MODEL,
+    },
     "media_placeholder_token_id": IDS["<|media_pad|>"],
 }
 del CONFIG["in_token_limit"]  # stands in `preprocessor_config.json` on the hub
 CONFIG["text_config"] |= {
     "vocab_size": VOCABULARY,
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "hidden_act": "silu",
+    "moe_layer_freq": 1,
+    "ep_size": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "rope_scaling": None,
     **{f"{name}_token_id": IDS[f"[{name.upper()}]"] for name in ("bos", "eos", "pad")},
 }
 IMAGES = {
-    "auto_map": {"AutoImageProcessor": "image_processing_kimi_vl.KimiVLImageProcessor"},
+    "auto_map": {
+        "AutoImageProcessor": "image_processing_kimi_vl.KimiVLImageProcessor",
+        "AutoProcessor": "processing_kimi_vl.KimiVLProcessor",
+    },
     "in_token_limit": 64,
     "patch_size": 14,
     "num_pooled_tokens": 1024,
@@ -53,9 +70,9 @@ IMAGES = {
 }
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """List the weights under the original names; those with a bias end in a plus sign."""
-    text, sight = CONFIG["text_config"], CONFIG["vision_config"]
+    text, sight = config["text_config"], config["vision_config"]
     wide, inner, hidden = sight["hidden_size"], sight["intermediate_size"], text["hidden_size"]
 
     def mlp(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -101,11 +118,11 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "language_model.lm_head", (VOCABULARY, hidden)
 
 
-def random_state() -> dict[str, Tensor]:
+def random_state(config: dict[str, Any]) -> dict[str, Tensor]:
     """Make random weights under the original names, large enough to matter."""
     draw = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
-    for name, shape in shapes():
+    for name, shape in shapes(config):
         name, with_bias = name.removesuffix("+"), name.endswith("+")
         values = torch.randn(shape, generator=draw)
         fan_in = values[0].numel()
@@ -115,6 +132,8 @@ def random_state() -> dict[str, Tensor]:
         if name.endswith("mlp.gate"):
             bias = 0.3 * torch.randn(shape[0], generator=draw)
             state[f"{name}.e_score_correction_bias"] = bias
+    # Never the likeliest: written by the model, a placeholder could not be read as text.
+    state["language_model.lm_head.weight"][IDS["<|media_pad|>"]] = 0
     return state
 
 
@@ -124,15 +143,17 @@ def ranks() -> dict[bytes, int]:
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def write_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """Write the folder; return its weights."""
+def write_checkpoint(
+    folder: Path, config: dict[str, Any] = CONFIG, **images: Any
+) -> dict[str, Tensor]:
+    """Write the folder, with other settings of images where told; return its weights."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, content: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(content))
 
-    state = random_state()
-    write("config.json", CONFIG)
+    state = random_state(config)
+    write("config.json", config)
     names = sorted(state)
     parts = (names[: len(names) // 2], names[len(names) // 2 :])
     files = [f"model-{number}-of-2.safetensors" for number in (1, 2)]
@@ -147,8 +168,12 @@ def write_checkpoint(folder: Path) -> dict[str, Tensor]:
     added = {str(number): {"content": name, "special": True} for name, number in IDS.items()}
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     tokens = {name: f"[{name.removesuffix('_token').upper()}]" for name in names}
-    write("tokenizer_config.json", {"added_tokens_decoder": added, **tokens})
-    write("preprocessor_config.json", IMAGES)
+    own = {
+        "auto_map": {"AutoTokenizer": ["tokenization_moonshot.TikTokenTokenizer", None]},
+        "tokenizer_class": "TikTokenTokenizer",
+    }
+    write("tokenizer_config.json", {"added_tokens_decoder": added, **own, **tokens})
+    write("preprocessor_config.json", IMAGES | images)
     generation = {"do_sample": False, "eos_token_id": IDS["<|im_end|>"], "max_length": 512}
     write("generation_config.json", generation)
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,26 @@ FOLDERS = {
 }
 
 
+def kimi_config() -> dict[str, Any]:
+    """Widen the small Kimi-VL: CPU_MLA reads latents of 512 and rotary keys of 64, no others."""
+    config = deepcopy(kimi_checkpoint.CONFIG)
+    config["text_config"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        # vLLM takes it for the latents' norm, too, where the checkpoints' own code has this.
+        "rms_norm_eps": 1e-06,
+    }
+    return config
+
+
 def write_vllm_checkpoint(name: str, folder: Path) -> Path:
-    """Write one of `FOLDERS`, or `kimi-vl`, whose latent cache has the one width of CPU_MLA."""
+    """Write one of `FOLDERS`, or `kimi-vl`."""
     if name != "kimi-vl":
         return write(FOLDERS[name], folder)
-    kimi_checkpoint.write_checkpoint(folder)
+    kimi_checkpoint.write_checkpoint(folder, kimi_config(), in_token_limit=1024)
     return folder

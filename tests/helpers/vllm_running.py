@@ -39,6 +39,10 @@ ENGINE = {
     "limit_mm_per_prompt": {"image": 2, "video": 0},
 }
 
+ARGUMENTS = {
+    "kimi-vl": {"tokenizer_mode": "kimi_vl", "attention_backend": "CPU_MLA", "block_size": 16}
+}
+"""By family. On CPUs with AMX, vLLM has another backend for latent attention."""
 
 TIE = 1e-4
 """Two logits that differ by less may change places by the rounding of another kernel's sums."""
@@ -70,6 +74,8 @@ class Judge:
     loaded: Any
     silent: dict[str, float] = field(default_factory=dict)
     """Bias on tokens that a random model must not write: by id, as text."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM that the family needs."""
 
     @classmethod
     def of(cls, name: str, folder: Path) -> Judge:
@@ -78,8 +84,9 @@ class Judge:
         loaded = adapter.load(ModelSpec(model=str(folder), dtype="float32", device="cpu"))
         config = loaded.model.config
         names = ("image_token_id", "video_token_id")
-        ids = {getattr(config, one, None) for one in names} - {None}
-        return cls(folder, adapter, loaded, {str(one): -100.0 for one in ids})
+        ids = {getattr(config, one, None) for one in names} - {None, -1}
+        silent = {str(one): -100.0 for one in ids}
+        return cls(folder, adapter, loaded, silent, ARGUMENTS.get(name, {}))
 
     def prompt(self, case: Case) -> list[int]:
         """Return the prompt's ids, one placeholder for each image."""
@@ -106,6 +113,7 @@ class Judge:
         spec = {
             "engine": ENGINE
             | {"model": str(self.folder), "additional_config": {"mvw": dict(settings or {})}}
+            | dict(self.engine)
             | engine,
             "fault": fault,
             "runs": [

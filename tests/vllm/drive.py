@@ -21,6 +21,14 @@ def picture(seed: int, side: int = 126) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+_SWITCHED_OFF = (
+    ("scheduler_config", "async_scheduling"),
+    ("scheduler_config", "enable_chunked_prefill"),
+    ("scheduler_config", "max_num_batched_tokens"),
+    ("cache_config", "enable_prefix_caching"),
+)
+
+
 def main(spec_file: str, result_file: str) -> None:
     with open(spec_file) as stream:
         spec = json.load(stream)
@@ -29,8 +37,7 @@ def main(spec_file: str, result_file: str) -> None:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-    if spec["engine"].get("async_scheduling"):
-        _schedule_asynchronously()
+    _let_the_cpu_have(spec["engine"])
     llm = LLM(**spec["engine"])
     core = llm.llm_engine.engine_core.engine_core
     scheduler, pool = core.scheduler, core.scheduler.kv_cache_manager.block_pool
@@ -112,8 +119,8 @@ def _no_stand_ins(scheduler: Any, pool: Any) -> None:
     scheduler.mvw_blocks.withdraw = withdraw
 
 
-def _schedule_asynchronously() -> None:
-    """Let the CPU have what vLLM switches off for it: passes that are scheduled ahead."""
+def _let_the_cpu_have(asked: dict[str, Any]) -> None:
+    """Switch on again what vLLM switches off for CPUs, or for latent attention on them."""
     from vllm.platforms import current_platform
 
     platform = type(current_platform)
@@ -121,7 +128,9 @@ def _schedule_asynchronously() -> None:
 
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
         check(cls, vllm_config)
-        vllm_config.scheduler_config.async_scheduling = True
+        for part, name in _SWITCHED_OFF:
+            if asked.get(name):
+                setattr(getattr(vllm_config, part), name, asked[name])
 
     platform.check_and_update_config = classmethod(check_and_update_config)
 

@@ -9,12 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hub_folder import BY_PROFILE, write_hub_folder
 from vllm_checkpoints import write_vllm_checkpoint
-from vllm_running import ENVIRONMENT, VLLM_TESTS
+from vllm_running import ARGUMENTS, ENVIRONMENT, VLLM_TESTS
+
+from mvw_cli import BadImage
+from mvw_cli.vllm.engine import VllmSlots
 
 sys.path.insert(0, str(VLLM_TESTS))
 from drive import picture
@@ -60,18 +65,22 @@ def processes() -> set[str]:
     return {line for line in found.splitlines() if "VLLM::" in line or "EngineCore" in line}
 
 
-def test_infer_answers_as_the_own_engine_does(folder: Path) -> None:
-    ask = ("infer", "pictures/00.png", QUESTION, "--json")
-    own, served = (
-        run([*command(*ask, model=folder / "model"), *more], folder) for more in ([], VLLM)
-    )
+@pytest.mark.parametrize(("name", "adapter"), [("llava", "hf"), ("kimi-vl", "kimi-vl")])
+def test_infer_answers_as_the_own_engine_does(folder: Path, name: str, adapter: str) -> None:
+    model = folder / "model"
+    if name != "llava":
+        model = write_vllm_checkpoint(name, folder / name)
+    backend = ARGUMENTS.get(name, {}).get("attention_backend", "CPU_ATTN")
+    served_by = [*VLLM, "--set", f"engine_args.attention_backend={backend}"]
+    ask = ("infer", "pictures/00.png", QUESTION, "--json", "--adapter", adapter)
+    own, served = (run([*command(*ask, model=model), *more], folder) for more in ([], served_by))
     assert (own.returncode, served.returncode) == (0, 0), served.stderr
     one, other = json.loads(own.stdout), json.loads(served.stdout)
     for key in ("text", "finish_reason", "prompt_tokens", "vision_tokens", "vision"):
         assert one[key] == other[key], key
     assert other["withdrawal"] | {"kv_blocks_freed": None} == one["withdrawal"]
     assert one["memory"]["kv_bytes_end"] == other["memory"]["kv_bytes_end"]
-    assert other["model"]["attention"].startswith("vllm:")
+    assert other["model"]["attention"] == f"vllm:{backend}"
     assert "WARNING" not in served.stderr and "Traceback" not in served.stderr
 
 
@@ -101,6 +110,21 @@ def test_a_batch_that_is_killed_goes_on_where_it_was(folder: Path) -> None:
     for name, record in one.items():
         assert record["text"] == other[name]["text"]
         assert record["memory"] == other[name]["memory"]
+
+
+def test_an_image_that_the_adapter_can_not_read_is_one_images_fault() -> None:
+    """It prepares images in vLLM's front end, which says no more than that it failed."""
+    refusal = BadImage("An image can't be read by Kimi-VL.", hint="mvw list profiles")
+
+    def add_request(*args: Any) -> None:
+        raise ValueError("Failed to apply _Images on data={...}") from refusal
+
+    engine: Any = SimpleNamespace(_pool_bytes=0, sampling=lambda *args: None)
+    engine.vllm = SimpleNamespace(add_request=add_request)
+    request: Any = SimpleNamespace(id="0", inputs={"input_ids": torch.ones(1, 3)}, images=())
+    request.settings = request.policy = None
+    with pytest.raises(BadImage, match="can't be read by Kimi-VL"):
+        VllmSlots(engine).admit(request)
 
 
 def test_a_model_that_can_not_be_exact_is_refused(folder: Path) -> None:

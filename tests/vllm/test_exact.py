@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from vllm_running import Case, Judge
 
-FAMILIES = ("llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+FAMILIES = ("llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "kimi-vl")
+CACHES = pytest.mark.parametrize("judge", ["llava", "kimi-vl"], indirect=True)
+"""Keys and values of all heads, and the latents of MLA."""
 TOGETHER = [
     Case((1,), 5),
     Case((2,), 23, "Tell me what there is to see in this picture, and nothing else."),
@@ -20,7 +22,14 @@ TOGETHER = [
 
 BLOCK = 3 * 2 * 2 * 32 * 4 * 32
 """Bytes of a block: layers, keys and values, heads, width, bytes of a number, tokens."""
-SMALL = {"kv_cache_memory_bytes": 14 * BLOCK, "max_model_len": 256}
+LATENT_BLOCK = 3 * 576 * 4 * 16
+
+
+def small(judge: Judge) -> dict[str, int]:
+    """A pool that is too small for several requests."""
+    latent = "kimi" in judge.loaded.adapter
+    room = 22 * LATENT_BLOCK if latent else 14 * BLOCK
+    return {"kv_cache_memory_bytes": room, "max_model_len": 256}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +44,7 @@ def test_each_family_alone_and_together(judge: Judge, tmp_path: Path) -> None:
     judge.check_all(runs, judge.generate(tmp_path, runs, enable_prefix_caching=False))
 
 
+@CACHES
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_prefix_cache_stays_right_for_others(
     judge: Judge, tmp_path: Path, asynchronous: bool
@@ -49,6 +59,7 @@ def test_the_prefix_cache_stays_right_for_others(
     assert any(result["runs"][2]["cached"]), "nothing was shared"
 
 
+@CACHES
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_preempted_before_and_after_the_withdrawal(
     judge: Judge, tmp_path: Path, asynchronous: bool
@@ -60,16 +71,17 @@ def test_preempted_before_and_after_the_withdrawal(
         [run],
         enable_prefix_caching=False,
         async_scheduling=asynchronous,
-        **SMALL,
+        **small(judge),
     )
     judge.check_all([run], result)
     assert set(result["runs"][0]["preempted"]) == {True, False}
 
 
+@CACHES
 def test_shared_blocks_in_a_pool_that_is_too_small(judge: Judge, tmp_path: Path) -> None:
     first = [Case((1,), None, tokens=8)]
     shared = [Case((1,), m, tokens=80) for m in (2, 3, 9, 20, None, 33, 5, 28)]
-    result = judge.generate(tmp_path, [first, shared], enable_prefix_caching=True, **SMALL)
+    result = judge.generate(tmp_path, [first, shared], enable_prefix_caching=True, **small(judge))
     judge.check_all([first, shared], result)
 
 
@@ -81,12 +93,15 @@ def test_without_room_for_the_withdrawal_itself(judge: Judge, tmp_path: Path, fa
     assert bool(result["runs"][0]["preempted"]) == (fault == "no room")
 
 
+@CACHES
 def test_chunked_prefill(judge: Judge, tmp_path: Path) -> None:
     options = {"max_num_batched_tokens": 128, "long_prefill_token_threshold": 40}
+    options["enable_chunked_prefill"] = True
     result = judge.generate(tmp_path, [TOGETHER], enable_prefix_caching=False, **options)
     judge.check_all([TOGETHER], result)
 
 
+@CACHES
 def test_ngram_speculation(judge: Judge, tmp_path: Path) -> None:
     draft = {
         "method": "ngram",
@@ -99,6 +114,7 @@ def test_ngram_speculation(judge: Judge, tmp_path: Path) -> None:
     judge.check_all([TOGETHER], result)
 
 
+@CACHES
 def test_a_tag_ends_the_sight(judge: Judge, tmp_path: Path) -> None:
     """The tag is text that the model writes anyway, whole with the token that completes it."""
     tokenizer = judge.loaded.processor.tokenizer
@@ -134,6 +150,7 @@ def test_server_settings_hold_for_requests_that_say_nothing(judge: Judge, tmp_pa
     judge.check_all(runs, judge.generate(tmp_path, runs, settings={"m": 6}))
 
 
+@CACHES
 def test_model_runner_v2(judge: Judge, tmp_path: Path) -> None:
     """What GPUs run; its Triton kernels go through Triton's interpreter here."""
     environment = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
@@ -141,6 +158,7 @@ def test_model_runner_v2(judge: Judge, tmp_path: Path) -> None:
     judge.check_all(runs, judge.generate(tmp_path, runs, environment=environment))
 
 
+@CACHES
 def test_two_tensor_parallel_processes(judge: Judge, tmp_path: Path) -> None:
     runs = [[Case((0,), 16)], TOGETHER]
     result = judge.generate(tmp_path, runs, tensor_parallel_size=2, enable_prefix_caching=True)

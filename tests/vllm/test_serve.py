@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,19 @@ from drive import picture
 TOKENS = 32
 TOKEN = "a-token"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
-PROFILE = """
-model: {model}
-dtype: float32
-engine: vllm
-engine_args:
-  max_model_len: 512
-  block_size: 32
-  kv_cache_memory_bytes: 8388608
-  limit_mm_per_prompt: {{image: 2}}
-  mm_processor_cache_gb: 0  # else vLLM answers 500 where another vanishes with the same image
-  enforce_eager: true
-withdrawal: {{m: 6}}
-"""
+PROFILE = {
+    "dtype": "float32",
+    "engine": "vllm",
+    "withdrawal": {"m": 6},
+}
+ENGINE_ARGS = {
+    "max_model_len": 512,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 8 << 20,
+    "limit_mm_per_prompt": {"image": 2},
+    "mm_processor_cache_gb": 0,  # else vLLM answers 500 where another vanishes with the same image
+    "enforce_eager": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +49,22 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 @pytest.fixture(scope="module")
 def server(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(judge, tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@contextmanager
+def serving(judge: Judge, folder: Path) -> Iterator[str]:
+    """Run a server that withdraws after 6 tokens; give its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("server")
     log, profile = folder / "log", folder / "profiles" / "tiny.yaml"
     profile.parent.mkdir()
-    profile.write_text(PROFILE.format(model=judge.folder))
+    told = {"model": str(judge.folder), "adapter": judge.loaded.adapter}
+    backend = {key: one for key, one in judge.engine.items() if key != "tokenizer_mode"}
+    told |= PROFILE | {"engine_args": ENGINE_ARGS | backend}
+    profile.write_text(json.dumps(told))  # which is YAML
     options = ["--profile", "tiny", "--port", str(port), "--slots", "8"]
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -129,6 +139,15 @@ def ask(server: str, sent: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{server}/v1/chat/completions", json=sent, timeout=300, headers=BEARER)
 
 
+def check(judge: Judge, case: Case, reply: httpx.Response) -> None:
+    """Hold an answer against the oracle."""
+    assert reply.status_code == 200, reply.text
+    answer = reply.json()
+    report = (answer["kv_transfer_params"] or {}).get("mvw")
+    ids = answer["choices"][0]["token_ids"]
+    judge.check(case, {"ids": ids, "prompt": answer["prompt_token_ids"], "report": report})
+
+
 def metric(server: str, name: str) -> float:
     lines = httpx.get(f"{server}/metrics", timeout=30).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
@@ -162,11 +181,7 @@ def test_many_at_once_of_which_some_opt_out_and_some_vanish(judge: Judge, server
         for one in leaving:
             one.result()
     for case, reply in zip(cases, replies, strict=True):
-        assert reply.status_code == 200, reply.text
-        answer = reply.json()
-        report = (answer["kv_transfer_params"] or {}).get("mvw")
-        ids = answer["choices"][0]["token_ids"]
-        judge.check(case, {"ids": ids, "prompt": answer["prompt_token_ids"], "report": report})
+        check(judge, case, reply)
     withdrew = sum(case.m is not None for case in cases)
     assert metric(server, "vllm:mvw_withdrawals_total") - before >= withdrew
     deadline = time.monotonic() + 30
@@ -223,3 +238,17 @@ def test_what_the_options_of_mvw_serve_come_to(judge: Judge, server: str) -> Non
         sent["messages"][0]["content"][0]["image_url"]["url"] = url
         reply = ask(server, sent)
         assert reply.status_code == 400 and said in reply.text
+
+
+def test_a_model_whose_own_code_is_not_run(tmp_path: Path) -> None:
+    """Kimi-VL: tokenizer and images are mvw's, in each of the server's processes."""
+    judge = Judge.of("kimi-vl", tmp_path / "model")
+    cases = [
+        Case((0,), 6, tokens=TOKENS, extra={}),
+        Case((1, 2), 9, tokens=TOKENS, extra={"mvw_m": 9}),
+        Case((3,), None, tokens=TOKENS, extra={"mvw_m": -1}),
+    ]
+    with serving(judge, tmp_path) as address, ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda case: ask(address, body(judge, case)), cases))
+    for case, reply in zip(cases, replies, strict=True):
+        check(judge, case, reply)

@@ -48,7 +48,7 @@ from mvw_cli.vllm.plugin.settings import (
 )
 
 TESTED_VERSIONS = ("0.32",)
-TESTED_BACKENDS = ("CPU_ATTN",)
+TESTED_BACKENDS = ("CPU_ATTN", "CPU_MLA")
 """Attention backends through which the oracle has been run. One that reads lengths from where the
 plugin doesn't shorten them would be wrong without a word, so others are refused."""
 WORKERS = {
