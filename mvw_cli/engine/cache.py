@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import (
     Cache,
-    DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
 )
 
-from mvw_cli.engine.layers import CrossLayer, Layer, RecurrentLayer, SharedLayer, SlotLayer
+from mvw_cli.engine.layers import (
+    CrossLayer,
+    DummyLayer,
+    Layer,
+    RecurrentLayer,
+    SharedLayer,
+    SlotLayer,
+)
 from mvw_cli.engine.memory import ran_out
 from mvw_cli.engine.rows import ROW_CHUNK, Memo, Offloaded, Span
 from mvw_cli.engine.types import NotExact

@@ -25,10 +25,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionLayer
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from mvw_cli.engine.rows import Entries, Memo, Offloaded, Part, Rows, Span
 from mvw_cli.engine.types import NotExact
+
+try:
+    from transformers.cache_utils import DummyLayer as DummyLayer
+except ImportError:  # of releases in which every layer keeps something
+
+    class DummyLayer:  # type: ignore[no-redef]
+        """None is one."""
+
 
 CrossAttention = Literal["skip", "mlp"]
 
