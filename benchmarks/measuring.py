@@ -35,12 +35,14 @@ def interleaved(
     return samples
 
 
-def write_result(name: str, document: dict[str, Any], device: str = "cpu") -> Path:
+def write_result(
+    name: str, document: dict[str, Any], device: str = "cpu", folder: Path = RESULTS
+) -> Path:
     """Write a result with the environment block it was measured in."""
     from mvw_cli.environment import describe_environment
 
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.json"
     whole = {
         "schema_version": 1,
         "benchmark": name,

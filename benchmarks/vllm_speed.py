@@ -97,7 +97,7 @@ def _llm(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
         ]
         prompts: list[Any] = [
             {
-                "prompt": f"<image> {QUESTION}",
+                "prompt": order["prompt"],
                 "multi_modal_data": {"image": Image.open(path).convert("RGB")},
             }
             for path in order["images"]
@@ -152,9 +152,14 @@ def _settings(generation: Any) -> Any:
 
 
 class Engine:
-    """A process with an engine."""
+    """A process with an engine.
 
-    def __init__(self, kind: str, **options: Any) -> None:
+    Args:
+        prompt: what is asked about each image, as the model's template has it.
+    """
+
+    def __init__(self, kind: str, prompt: str = f"<image> {QUESTION}", **options: Any) -> None:
+        self._prompt = prompt
         common = {
             "enforce_eager": False,
             "max_model_len": 2048,
@@ -192,7 +197,13 @@ class Engine:
     ) -> dict[str, Any]:
         """Generate so many tokens about each image, or about none of them."""
         assert self._process.stdin is not None
-        order = {"images": [str(path) for path in images], "tokens": tokens, "m": m, "text": text}
+        order = {
+            "images": [str(path) for path in images],
+            "prompt": self._prompt,
+            "tokens": tokens,
+            "m": m,
+            "text": text,
+        }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return self._answer()
