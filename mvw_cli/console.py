@@ -37,6 +37,9 @@ class Settings:
 
 settings = Settings()
 
+stderr_fd = 2
+"""Where the last words of a process go: another one while descriptor 2 is lent to a library."""
+
 
 def reset() -> None:
     """Go back to the state at the start of a process."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mvw_cli import console
@@ -196,6 +197,8 @@ def open_session(
     *,
     policy: WithdrawalPolicy | None = None,
     slots: int | None = None,
+    kv_bytes: int | None = None,
+    sharers: int = 1,
     allow_pickle: bool = False,
     random_weights: bool = False,
     looking_inside: bool = False,
@@ -205,6 +208,9 @@ def open_session(
     Args:
         policy: that of the profile, where it has been made already (`Resolved.policy`).
         slots: requests that decode at the same time; None: one, and in vLLM as many as it takes.
+        kv_bytes: bytes of vLLM's pool of KV blocks; None: as memory allows. Our own engine's cache
+            grows as it is filled.
+        sharers: sessions that have the free memory of the device in common; each takes its part.
         allow_pickle: whether weights may be read from pickles, where there is nothing else.
         random_weights: whether to make weights up instead of reading any.
         looking_inside: whether logits, attention or layers will be looked at: mvw's own engine.
@@ -220,7 +226,7 @@ def open_session(
     spec = replace(model_spec(profile), allow_pickle=allow_pickle, random_weights=random_weights)
     adapter = load_adapter(profile.adapter)
     engine: str = profile.engine
-    why = ""
+    config, why = None, ""
     if looking_inside and engine != "mvw":
         if engine == "vllm":
             from mvw_cli.vllm.start import refused
@@ -230,11 +236,12 @@ def open_session(
     if engine == "auto":
         from mvw_cli.vllm.start import choose
 
-        engine, reason = choose(profile, policy)
+        engine, reason, config = choose(profile, policy)
         why = f"engine {engine}: {reason}"
     if engine == "vllm":
         try:
-            session = _vllm_session(profile, adapter, spec, policy, settings, slots)
+            opened = partial(_vllm_session, slots=slots, kv_bytes=kv_bytes, sharers=sharers)
+            session = opened(profile, adapter, spec, policy, settings, config)
             return replace(session, chosen=why)
         except ModelProblem as error:
             if profile.engine == "vllm":
@@ -266,24 +273,39 @@ def _vllm_session(
     spec: ModelSpec,
     policy: WithdrawalPolicy,
     settings: GenerationSettings,
+    config: Any,
+    *,
     slots: int | None,
+    kv_bytes: int | None,
+    sharers: int,
 ) -> Session:
-    """The same with vLLM's engine, which reads the weights itself."""
+    """The same with vLLM's engine, which reads the weights itself.
+
+    Args:
+        config: of the model, where it was read and checked when the engine was chosen.
+    """
     from mvw_cli.cost.shape import on_meta
     from mvw_cli.vllm import start
 
     start.check(profile, policy)
-    config = adapter.shape(spec)
-    if reason := start.unsupported(config):
-        raise start.refused(reason)
+    if config is None:
+        config = adapter.shape(spec)
+        if reason := start.unsupported(config):
+            raise start.refused(reason)
     with _explained(str(spec.model)):
         model, processor = on_meta(adapter, config), adapter.processor(spec)
     revision = getattr(config, "_commit_hash", None)
     loaded = LoadedModel(
         profile.adapter, str(spec.model), model, processor, spec, revision=revision
     )
-    given = {**adapter.vllm_arguments(), **profile.engine_args.given}
-    arguments = start.engine_arguments(spec, policy, slots=slots, engine_args=given)
+    arguments = start.engine_arguments(
+        spec,
+        policy,
+        slots=slots,
+        kv_bytes=kv_bytes,
+        sharers=sharers,
+        engine_args={**adapter.vllm_arguments(), **profile.engine_args.given},
+    )
     from mvw_cli.vllm.engine import VllmEngine
 
     return Session(adapter, loaded, VllmEngine(adapter, loaded, arguments), policy, settings)

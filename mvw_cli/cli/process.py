@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from mvw_cli import console
 from mvw_cli.errors import ExitCode, PluginWarning
 
 _DEFAULT = (signal.default_int_handler, signal.SIG_DFL)
@@ -90,8 +91,8 @@ def leave(message: str) -> None:
     # Not through sys.stderr: the main thread may be in the middle of writing to it.
     rest = message.encode(errors="backslashreplace")
     with suppress(OSError, ValueError):
-        while rest and select.select([], [2], [], _PATIENCE_S)[1]:
-            rest = rest[os.write(2, rest[:512]) :]
+        while rest and select.select([], [console.stderr_fd], [], _PATIENCE_S)[1]:
+            rest = rest[os.write(console.stderr_fd, rest[:512]) :]
     os._exit(ExitCode.INTERRUPTED)
 
 

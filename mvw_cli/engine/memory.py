@@ -6,6 +6,8 @@ import gc
 
 import torch
 
+from mvw_cli.engine.types import EngineDied
+
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no more memory to give."""
@@ -16,10 +18,12 @@ def ran_out(error: BaseException) -> bool:
 
 
 def lost_device(error: BaseException) -> bool:
-    """Whether an error has left the accelerator unusable for this process.
+    """Whether an error has left what serves unusable: the accelerator for this process, or vLLM.
 
     A failed kernel (an assertion in it, an illegal address) makes every later call fail too.
     """
+    if isinstance(error, EngineDied):
+        return True
     return isinstance(error, torch.AcceleratorError) and not ran_out(error)
 
 

@@ -40,6 +40,10 @@ class NotFinite(MvwError):
         return cls("The model gives no answer", cause=f"{cause}, which they overflow", hint=hint)
 
 
+class EngineDied(MvwError):
+    """The processes of an engine that is not in this one have ended: it serves nothing more."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
     """How tokens are chosen and when to stop. None means: as the model's own configuration says."""

@@ -6,7 +6,7 @@ vLLM schedules by itself: what is admitted here waits in its queue until it has 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -20,6 +20,7 @@ from mvw_cli.engine.layers import CrossAttention
 from mvw_cli.engine.sequence import Detokenizer
 from mvw_cli.engine.types import (
     Admitted,
+    EngineDied,
     Event,
     Failed,
     Finished,
@@ -30,12 +31,18 @@ from mvw_cli.engine.types import (
     Token,
     Withdrawn,
 )
-from mvw_cli.errors import ModelProblem, MvwError, UsageProblem
+from mvw_cli.errors import ExitCode, ModelProblem, MvwError
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.vllm.start import start, withdrawal_settings
 
 AHEAD = 8
 """Requests that wait in vLLM's queue beside those that it decodes, so that none waits for us."""
+
+
+class Refused(MvwError):
+    """A request that vLLM does not take, as one that is too long; it may take others."""
+
+    exit_code = ExitCode.USAGE
 
 
 @dataclass(slots=True)
@@ -64,7 +71,7 @@ class VllmEngine:
 
     def __init__(self, adapter: Adapter, loaded: LoadedModel, arguments: Mapping[str, Any]) -> None:
         self._adapter, self._loaded = adapter, loaded
-        self.vllm = start(arguments, loaded.spec.device)
+        self.vllm, self._log = start(arguments, loaded.spec.device)
         config = self.vllm.vllm_config
         self.dtype: torch.dtype = config.model_config.dtype
         self.device = torch.device(config.device_config.device_type)
@@ -110,6 +117,17 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes."""
         self.vllm.engine_core.shutdown()
+
+    def died(self) -> EngineDied:
+        """Make the error of processes that have ended; what they wrote last says why."""
+        cause = "a process of it was killed, as the system does where memory runs out"
+        if self._log.handle is None:
+            cause = "a process of it died; what it wrote to stderr says why"
+        return EngineDied(
+            "vLLM's engine has ended",
+            cause=self._log.last_error() or cause,
+            hint="mvw doctor --engine vllm",
+        )
 
     def sampling(self, settings: GenerationSettings, policy: WithdrawalPolicy) -> Any:
         """Turn settings into vLLM's; what is None is as the checkpoint's generation config says."""
@@ -201,9 +219,11 @@ class VllmSlots:
         """Hand a request to vLLM.
 
         Raises:
-            UsageProblem: vLLM refuses it.
+            Refused: vLLM does not take it.
+            EngineDied: vLLM's processes have ended.
         """
         from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         prompt = TokensPrompt(prompt_token_ids=request.inputs["input_ids"][0].tolist())
         if request.images:
@@ -211,11 +231,13 @@ class VllmSlots:
         try:
             params = self._engine.sampling(request.settings, request.policy)
             self._engine.vllm.add_request(request.id, prompt, params)
+        except EngineDeadError as error:
+            raise self._engine.died() from error
         except ValueError as error:
             if isinstance(error.__cause__, MvwError):  # of an adapter that prepares images there
                 raise error.__cause__ from None
             lines = str(error).strip().splitlines() or ["no reason given"]
-            raise UsageProblem(
+            raise Refused(
                 "vLLM refuses the request",
                 cause=lines[0],
                 hint="mvw infer IMAGE QUESTION --set images.max_pixels=500000",
@@ -225,25 +247,24 @@ class VllmSlots:
 
     def drop(self, name: str) -> None:
         """Abort a request."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         del self._progress[name]
-        self._engine.vllm.abort_request([name])
+        with suppress(EngineDeadError):  # which ends all of them
+            self._engine.vllm.abort_request([name])
 
     def step(self) -> list[Event]:
         """Wait for vLLM's next pass; return what came of it.
 
         Raises:
-            ModelProblem: vLLM's engine has ended.
+            EngineDied: vLLM's processes have ended.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             outputs = self._engine.vllm.step()
         except EngineDeadError as error:
-            raise ModelProblem(
-                "vLLM's engine has ended",
-                cause="one of its processes died; what it wrote to stderr says why",
-                hint="mvw doctor --engine vllm",
-            ) from error
+            raise self._engine.died() from error
         at = perf_counter()
         return [event for output in outputs for event in self._events(output, at)]
 

@@ -5,17 +5,18 @@ Nothing here imports vLLM before it is asked for: it takes seconds, and few have
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+from mvw_cli import console
 from mvw_cli.errors import ModelProblem, MvwError, OutOfMemory, UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
@@ -36,8 +37,14 @@ _RESERVED = {
     "trust_remote_code": "adapter",
 }
 """Arguments of vLLM's engine that have a key of their own in a profile."""
+_SHARED = 0.9
+"""Of the memory of a device, what several engines on it take together; vLLM takes that much for
+one."""
 _PREFIX = re.compile(r"^\(\w+ pid=\d+\) (ERROR [^\]]*\] )?")
 _ERROR = re.compile(r"^[\w.]*(Error|Exception): .")
+_DIED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?!15\b)\d+\)")
+"""Killed, and not by vLLM itself, whose other processes end when one has failed."""
+_FITS = re.compile(r"estimated maximum model length is (\d+)")
 
 
 def installed() -> bool:
@@ -71,24 +78,22 @@ def _own_policy(policy: WithdrawalPolicy) -> str | None:
     return None
 
 
-def choose(profile: Profile, policy: WithdrawalPolicy) -> tuple[str, str]:
-    """Choose the engine of `engine: auto`; return its name and why."""
-    if not installed():
-        return "mvw", "vLLM is not installed"
-    reason = why_not(profile, policy) or _unknown_model(profile)
-    return ("vllm", "vLLM has the model and can be exact") if reason is None else ("mvw", reason)
-
-
-def _unknown_model(profile: Profile) -> str | None:
-    """Return why vLLM lacks the model of a profile, or None."""
+def choose(profile: Profile, policy: WithdrawalPolicy) -> tuple[str, str, Any]:
+    """Choose the engine of `engine: auto`; return its name, why, and vLLM's model configuration."""
     from mvw_cli.plugins import load_adapter
     from mvw_cli.profiles.resolution import model_spec
 
+    if not installed():
+        return "mvw", "vLLM is not installed", None
+    if reason := why_not(profile, policy):
+        return "mvw", reason, None
     try:
         config = load_adapter(profile.adapter).shape(model_spec(profile))
     except MvwError as error:
-        return error.message
-    return unsupported(config)
+        return "mvw", error.message, None
+    if reason := unsupported(config):
+        return "mvw", reason, None
+    return "vllm", "vLLM has the model and can be exact", config
 
 
 def unsupported(config: Any) -> str | None:
@@ -145,6 +150,23 @@ def refused(reason: str) -> UsageProblem:
     return UsageProblem("vLLM can't serve this profile", cause=reason, hint=OWN)
 
 
+def replica_gpus(profile: Profile) -> int:
+    """Return over how many GPUs one engine of a profile is spread."""
+    return 1 if profile.engine == "mvw" else _spread(profile.engine_args.given)
+
+
+def over_ray(profile: Profile) -> bool:
+    """Whether vLLM itself asks Ray for the GPUs of an engine, on whichever machines they are."""
+    backend = profile.engine_args.given.get("distributed_executor_backend")
+    return profile.engine != "mvw" and backend == "ray"
+
+
+def _spread(engine_args: Mapping[str, Any]) -> int:
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    sizes = [engine_args.get(name) for name in names]
+    return prod(size for size in sizes if isinstance(size, int) and size > 1)
+
+
 def withdrawal_settings(policy: WithdrawalPolicy) -> dict[str, Any]:
     """Turn a policy into what the plugin reads from `additional_config`.
 
@@ -165,8 +187,14 @@ def engine_arguments(
     *,
     slots: int | None,
     engine_args: Mapping[str, Any],
+    kv_bytes: int | None = None,
+    sharers: int = 1,
 ) -> dict[str, Any]:
-    """List the arguments of vLLM's engine; what the user gives goes last."""
+    """List the arguments of vLLM's engine; what the user gives goes last.
+
+    Args:
+        slots, kv_bytes, sharers: as of `open_session`.
+    """
     until = isinstance(policy, Mvw) and policy.until is not None
     given: dict[str, Any] = {
         "model": spec.model,
@@ -183,13 +211,38 @@ def engine_arguments(
         given["load_format"] = "dummy"
     if slots is not None:
         given["max_num_seqs"] = slots
+    if kv_bytes is not None:
+        given["kv_cache_memory_bytes"] = kv_bytes
+    elif sharers > 1:
+        given["gpu_memory_utilization"] = round(_SHARED / sharers, 3)
     if until:
         given["async_scheduling"] = False  # else a tag is known one pass late
     return given | dict(engine_args)
 
 
-def start(arguments: Mapping[str, Any], device: str) -> Any:
-    """Start vLLM's engine; imports it.
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What vLLM and its processes write, where the user does not want to see it."""
+
+    handle: int | None
+    begin: int = 0
+    """What stands before it is about the start, and is over."""
+
+    def last_error(self) -> str | None:
+        """Find the last error that was written: what vLLM raises here names none of it."""
+        if self.handle is None:
+            return None
+        length = os.fstat(self.handle).st_size - self.begin
+        written = os.pread(self.handle, length, self.begin).decode(errors="replace")
+        lines = [_PREFIX.sub("", line) for line in written.splitlines()]
+        died = [found[0] for line in lines if (found := _DIED.match(line))]
+        errors = [line.partition(": ")[2] for line in lines if _ERROR.match(line)]
+        # Others fail of it afterwards.
+        return next(iter((*died, *reversed(errors))), None)
+
+
+def start(arguments: Mapping[str, Any], device: str) -> tuple[Any, Log]:
+    """Start vLLM's engine; imports it. Returns it, and where its processes write.
 
     Args:
         device: of the profile, as for `set_environment`.
@@ -199,8 +252,9 @@ def start(arguments: Mapping[str, Any], device: str) -> Any:
         ModelProblem: it can't serve the model, or not exactly.
         OutOfMemory: the weights or one whole request do not fit.
     """
-    set_environment(device)
-    with _explained(str(arguments["model"]), _log()) as log, _writing_to(log):
+    set_environment(device, arguments)
+    log = _log()
+    with _explained(arguments, log), _writing_to(log.handle):
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -211,33 +265,39 @@ def start(arguments: Mapping[str, Any], device: str) -> Any:
                 cause="they are handed on to vLLM's engine under its own names",
                 hint="mvw show --schema",
             )
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        from mvw_cli.vllm.plugin.touchpoints import tell_of_death
+
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        tell_of_death(engine)
+    return engine, Log(log.handle, 0 if log.handle is None else os.fstat(log.handle).st_size)
 
 
-def set_environment(device: str) -> None:
+def set_environment(device: str, engine_args: Mapping[str, Any]) -> None:
     """Prepare what vLLM's processes get from this one, whose end is theirs.
 
     Args:
-        device: of the profile; vLLM takes the first GPU that it sees, so it is shown one.
+        device: of the profile; vLLM takes the first GPUs that it sees, so it is shown that one,
+            and those after it that it needs.
     """
     os.environ[LEADER] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the answer
     if device.startswith("cuda:"):
-        number, seen = device.removeprefix("cuda:"), os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+        first, seen = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
+        end = first + _spread(engine_args)
+        shown = seen.split(",")[first:end] if seen else map(str, range(first, end))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown)
 
 
-def _log() -> Path | None:
-    """Make a file for what vLLM and its processes write; None where the user wants to see it."""
+def _log() -> Log:
+    """Make a file for what vLLM and its processes write, unless the user wants to see it."""
     if "VLLM_LOGGING_LEVEL" in os.environ:
-        return None
+        return Log(None)
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-    handle, name = tempfile.mkstemp(prefix="mvw-vllm-", suffix=".log")
-    os.close(handle)
-    atexit.register(Path(name).unlink, missing_ok=True)
-    return Path(name)
+    with tempfile.NamedTemporaryFile(prefix="mvw-vllm-", suffix=".log") as file:
+        # Without a name from here on, so that nothing is left of it, whatever ends this process.
+        return Log(os.open(file.name, os.O_RDWR | os.O_APPEND))
 
 
 @contextmanager
@@ -249,7 +309,7 @@ def silenced() -> Iterator[None]:
     try:
         if quiet:
             os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-        with _writing_to(Path(os.devnull)):
+        with open(os.devnull, "w") as nowhere, _writing_to(nowhere.fileno()):
             yield
     finally:
         if quiet:
@@ -257,22 +317,24 @@ def silenced() -> Iterator[None]:
 
 
 @contextmanager
-def _writing_to(log: Path | None) -> Iterator[None]:
+def _writing_to(log: int | None) -> Iterator[None]:
     """Send what this process and those that it starts write to a file, or all to stderr.
 
     Never to stdout, which is for the answer. The processes keep it; this one is put back.
     """
     kept = os.dup(1), os.dup(2)
-    target = os.dup(2) if log is None else os.open(log, os.O_WRONLY | os.O_APPEND)
+    target = os.dup(2 if log is None else log)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(target, 1)
         os.dup2(target, 2)
+        console.stderr_fd = kept[1]
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        console.stderr_fd = 2
         os.dup2(kept[0], 1)
         os.dup2(kept[1], 2)
         for handle in (*kept, target):
@@ -280,25 +342,48 @@ def _writing_to(log: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(model: str, log: Path | None) -> Iterator[Path | None]:
+def _explained(arguments: Mapping[str, Any], log: Log) -> Iterator[None]:
     """Turn the ways in which vLLM does not start into one error with a way out."""
     try:
-        yield log
+        yield
     except MvwError:
         raise
     except Exception as error:
-        said = last_error(log) or " ".join(str(error).split()) or type(error).__name__
-        what = f"vLLM does not start with {model}"
-        if "KV cache" in said or "memory" in said:
-            hint = "mvw infer IMAGE QUESTION --engine vllm --set engine_args.max_model_len=8192"
-            raise OutOfMemory(what, cause=said[:300], hint=hint) from error
+        if found := _wrong_argument(error, arguments):
+            name, why = found
+            raise UsageProblem(
+                f"engine_args: vLLM refuses {name}", cause=why, hint="mvw show --schema"
+            ) from error
+        said = log.last_error() or " ".join(str(error).split()) or type(error).__name__
+        what = f"vLLM does not start with {arguments['model']}"
+        if "KV cache" in said or "kv cache" in said or "memory" in said:
+            raise OutOfMemory(what, cause=said[:300], hint=_smaller(said)) from error
         raise ModelProblem(what, cause=said[:300], hint=OWN) from error
 
 
-def last_error(log: Path | None) -> str | None:
-    """Find the last error that vLLM's processes wrote: what they raise here names none of it."""
-    if log is None:
+def _wrong_argument(error: Exception, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Find the argument that vLLM's own checks (pydantic's) have refused, and why."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
         return None
-    lines = (_PREFIX.sub("", line) for line in log.read_text(errors="replace").splitlines())
-    errors = [line.partition(": ")[2] for line in lines if _ERROR.match(line)]
-    return errors[-1] if errors else None
+    for one in error.errors():
+        name = next(iter(one["loc"]), None)
+        if name in arguments:
+            return str(name), f"{one['msg']}, and it is {one['input']!r}"
+    return None
+
+
+def _smaller(said: str) -> str:
+    """Name what to change where vLLM says that memory does not do."""
+    fits = _FITS.search(said)
+    change = "max_model_len=8192"
+    if fits is not None and int(fits[1]) > 0:
+        change = f"max_model_len={fits[1]}"
+    elif "ncrease" in said and "utilization" in said:
+        change = "gpu_memory_utilization=0.97"
+    elif "--kv-cache-memory-bytes" in said:
+        change = "kv_cache_memory_bytes=1073741824"
+    elif "utilization" in said:
+        change = "gpu_memory_utilization=0.5"
+    return f"mvw infer IMAGE QUESTION --engine vllm --set engine_args.{change}"

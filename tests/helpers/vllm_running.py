@@ -58,6 +58,8 @@ class Case:
     tokens: int = 48
     extra: Mapping[str, Any] | None = None
     """What the request says of withdrawal; None says `mvw_m` as `m` is."""
+    abort: int | None = None
+    """Tokens after which it is aborted."""
 
     def asked(self) -> Mapping[str, Any] | None:
         if self.extra is not None:
@@ -124,6 +126,7 @@ class Judge:
                             "prompt": self.prompt(case),
                             "tokens": case.tokens,
                             "extra": case.asked(),
+                            "abort": case.abort,
                             "bias": None if "speculative_config" in engine else self.silent,
                         }
                         for case in run

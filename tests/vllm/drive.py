@@ -72,7 +72,7 @@ def main(spec_file: str, result_file: str) -> None:
             )
             for case in run["cases"]
         ]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+        outputs = _generate(llm, prompts, params, [case.get("abort") for case in run["cases"]])
         results.append(
             {
                 "outputs": [
@@ -90,6 +90,28 @@ def main(spec_file: str, result_file: str) -> None:
         )
         with open(result_file, "w") as stream:
             json.dump({"scheduler": type(scheduler).__name__, "runs": results}, stream)
+
+
+def _generate(llm: Any, prompts: Any, params: Any, aborts: list[int | None]) -> list[Any]:
+    """Generate all at once; abort those that are to be once they have written so many tokens."""
+    if not any(aborts):
+        return llm.generate(prompts, params, use_tqdm=False)
+    engine, found = llm.llm_engine, {}
+    for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(str(number), prompt, one)
+    aborting = {str(number): tokens for number, tokens in enumerate(aborts) if tokens}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            name = output.request_id
+            before = found.get(name)
+            found[name] = output
+            if before is not None:  # what is told of a withdrawal comes with one output
+                output.kv_transfer_params = output.kv_transfer_params or before.kv_transfer_params
+            if len(output.outputs[0].token_ids) >= aborting.get(name, 1 << 20):
+                del aborting[name]
+                engine.abort_request([name])
+    assert not aborting, "what was to be aborted has ended before"
+    return [found[str(number)] for number in range(len(prompts))]
 
 
 def _no_room_at_first(scheduler: Any, pool: Any) -> None:

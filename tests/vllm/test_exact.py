@@ -93,6 +93,24 @@ def test_without_room_for_the_withdrawal_itself(judge: Judge, tmp_path: Path, fa
     assert bool(result["runs"][0]["preempted"]) == (fault == "no room")
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_aborted_in_the_middle(judge: Judge, tmp_path: Path, asynchronous: bool) -> None:
+    """Before its withdrawal, at it and after it; blocks are those of others at once."""
+    aborted = [Case((1,), 20, abort=9), Case((2,), 9, abort=8), Case((3,), 5, abort=12)]
+    run = [Case((0,), 16), *aborted, Case((4,), None), Case((0,), 30), Case((1,), 2, tokens=60)]
+    again = [Case((k,), None) for k in range(4)]
+    result = judge.generate(
+        tmp_path,
+        [run, again],
+        enable_prefix_caching=True,
+        async_scheduling=asynchronous,
+        max_num_seqs=4,
+    )
+    judge.check_all([run, again], result)
+    lengths = [len(output["ids"]) for output in result["runs"][0]["outputs"]]
+    assert all(8 <= length < 24 for length in lengths[1:4]) and min(lengths[4:]) == 48
+
+
 @CACHES
 def test_chunked_prefill(judge: Judge, tmp_path: Path) -> None:
     options = {"max_num_batched_tokens": 128, "long_prefill_token_threshold": 40}

@@ -20,17 +20,18 @@ from mvw_cli.batch.workers.worker import Job, Message, RemoteWorker
 from mvw_cli.errors import UsageProblem
 from mvw_cli.machine import facts
 from mvw_cli.machine.child_process import be_quiet, exit_now, exit_reason, signals_blocked
+from mvw_cli.vllm.start import over_ray, replica_gpus
 
 _REAP_S = 5.0
 
 
 def devices(job: Job, workers: int) -> list[str]:
-    """Choose a device for each worker.
+    """Choose a device for each worker: the first one, where vLLM spreads a replica over several.
 
     Raises:
         UsageProblem: there are not so many devices, or the profile asks for a single one.
     """
-    asked, gpus = job.profile.device, facts.gpu_count()
+    asked, gpus, each = job.profile.device, facts.gpu_count(), replica_gpus(job.profile)
     has_accelerator = gpus or torch.backends.mps.is_available()
     if asked == "cpu" or (asked == "auto" and not has_accelerator):
         return ["cpu"] * workers
@@ -39,15 +40,17 @@ def devices(job: Job, workers: int) -> list[str]:
     usable, why = gpus, f"PyTorch sees {gpus}"
     if job.profile.device_map is not None:
         usable, why = 1, f"device_map: {job.profile.device_map} spreads the model over all of them"
+    elif over_ray(job.profile):
+        usable, why = 1, "engine_args.distributed_executor_backend: ray spreads it over a cluster"
     elif asked not in ("auto", "cuda"):
         usable, why = 1, f"the device is {asked}"
-    if workers > usable:
+    if workers * each > usable:
         raise UsageProblem(
-            f"There are no {workers} GPUs for {workers} workers",
-            cause=f"{why}, and each worker needs one of its own",
-            hint=f"mvw batch IMAGES QUESTION --workers {max(1, usable)}",
+            f"There are no {workers * each} GPUs for {workers} workers",
+            cause=f"{why}, and each worker needs {'one' if each == 1 else each} of its own",
+            hint=f"mvw batch IMAGES QUESTION --workers {max(1, usable // each)}",
         )
-    return [f"cuda:{number}" for number in range(workers)]
+    return [f"cuda:{number * each}" for number in range(workers)]
 
 
 class LocalProcesses:

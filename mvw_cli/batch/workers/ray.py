@@ -29,6 +29,7 @@ from typing import Any
 from mvw_cli.batch.workers.worker import Job, Message, RemoteWorker
 from mvw_cli.errors import MvwError, UsageProblem
 from mvw_cli.text import error_line
+from mvw_cli.vllm.start import over_ray, replica_gpus
 
 _STORE_BYTES = 128 * 2**20
 """Of a Ray of our own: records are small, and Ray would take a third of the memory."""
@@ -41,7 +42,7 @@ class RayActors:
     """A launcher of actors. One long call after the other returns what an actor has to report.
 
     Args:
-        workers: how many. None: as many as there are GPUs; without any, one on each node.
+        workers: how many. None: as many as there are GPUs for; without any, one on each node.
         address: of a cluster. None: RAY_ADDRESS if that is set, else a Ray on this machine, which
             ends with the run. A Ray that this process is connected to already is used as it is.
     """
@@ -62,25 +63,32 @@ class RayActors:
             UsageProblem: Ray is not installed, there is no cluster at that address, or it has no
                 room for these workers.
         """
+        if over_ray(self._job.profile):
+            raise UsageProblem(
+                "engine_args.distributed_executor_backend: ray is not for --executor ray",
+                cause="vLLM would ask Ray for the GPUs that Ray has given to its worker",
+                hint="mvw batch IMAGES QUESTION --executor local",
+            )
         self._ray = import_ray()
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             connect(self._ray, self._address)
         job, cluster = self._job, self._ray.cluster_resources()
-        gpus = int(cluster.get("GPU", 0))
+        gpus, each = int(cluster.get("GPU", 0)), replica_gpus(job.profile)
         nodes = max(1, [node["Alive"] for node in self._ray.nodes()].count(True))
-        workers = self._workers or gpus or nodes
+        workers = self._workers or gpus // each or nodes
         if job.profile.device.startswith("cuda") or (job.profile.device == "auto" and gpus):
             # What will never start is refused; a cluster may still grow.
-            if self._is_ours and self._address == "local" and workers > gpus:
+            if self._is_ours and self._address == "local" and workers * each > gpus:
                 raise UsageProblem(
-                    f"There are no {workers} GPUs for {workers} workers",
-                    cause=f"Ray sees {gpus} on this machine, and each worker needs one of its own",
-                    hint=f"mvw batch IMAGES QUESTION --executor ray --workers {gpus or 1}"
+                    f"There are no {workers * each} GPUs for {workers} workers",
+                    cause=f"Ray sees {gpus} on this machine, and each worker needs "
+                    f"{'one' if each == 1 else each} of its own",
+                    hint=f"mvw batch IMAGES QUESTION --executor ray --workers {gpus // each or 1}"
                     + ("" if gpus else " --device cpu"),
                 )
-            job = job.on("cuda")  # Ray shows each worker its own GPU only
-            resources = {"num_gpus": 1, "num_cpus": 1}
+            job = job.on("cuda")  # Ray shows each worker its own GPUs only
+            resources = {"num_gpus": each, "num_cpus": 1}
         else:
             job = replace(job, sharers=math.ceil(workers / nodes))
             total = cluster.get("CPU", 1)

@@ -19,6 +19,7 @@ from mvw_cli.batch.serve.prefetch import Encoder, Prefetcher, Ready
 from mvw_cli.batch.serve.server import Record, Server, State
 from mvw_cli.cost.shape import shape_of
 from mvw_cli.engine.memory import lost_device
+from mvw_cli.engine.types import EngineDied
 from mvw_cli.machine.child_process import portable
 from mvw_cli.machine.facts import free_memory
 from mvw_cli.profiles.schema import Profile
@@ -99,6 +100,8 @@ class Worker:
         self.session = open_session(
             job.profile,
             slots=job.slots,
+            kv_bytes=job.kv_bytes,
+            sharers=job.sharers,
             allow_pickle=job.allow_pickle,
             random_weights=job.random_weights,
         )
@@ -210,7 +213,9 @@ class RemoteWorker:
                 self._send_status(worker.state)
                 self._send(Message("ended"))
         except Exception as error:
-            if lost_device(error):
+            if isinstance(error, EngineDied):
+                self._send(Message("exited", f"lost vLLM: {error.cause}"))
+            elif lost_device(error):
                 line = next(iter(str(error).splitlines()), type(error).__name__)
                 self._send(Message("exited", f"lost its device: {line}"))
             else:

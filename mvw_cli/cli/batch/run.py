@@ -373,10 +373,12 @@ def make_executor(task: Task, profile: Profile) -> Worker | Dispatcher:
         return Dispatcher(RayActors(job, workers, task.ray_address))
     if workers is None:
         from mvw_cli.machine.facts import gpu_count
+        from mvw_cli.vllm.start import over_ray, replica_gpus
 
         # Unless the profile names one GPU or spreads a model over all.
-        all_gpus = profile.device in ("auto", "cuda") and profile.device_map is None
-        workers = gpu_count() if all_gpus else 1
+        spread = profile.device_map is not None or over_ray(profile)
+        all_gpus = profile.device in ("auto", "cuda") and not spread
+        workers = gpu_count() // replica_gpus(profile) if all_gpus else 1
     if workers <= 1:
         return Worker(job)
     from mvw_cli.batch.workers.dispatcher import Dispatcher

@@ -98,7 +98,7 @@ def _takes_vllm(resolved: Resolved, view: StderrView) -> bool:
         return resolved.profile.engine == "vllm"
     from mvw_cli.vllm.start import choose
 
-    engine, why = choose(resolved.profile, resolved.policy)
+    engine, why, _ = choose(resolved.profile, resolved.policy)
     view.note(f"engine {engine}: {why}")
     return engine == "vllm"
 
@@ -124,7 +124,7 @@ def _hand_over(task: Task, resolved: Resolved, view: StderrView) -> None:
         allow_pickle=task.allow_pickle,
         random_weights=task.random_weights,
     )
-    set_environment(resolved.profile.device)
+    set_environment(resolved.profile.device, resolved.profile.engine_args.given)
     if task.api_key is not None:
         os.environ["VLLM_API_KEY"] = task.api_key  # other users see a command's words
     view.clear()

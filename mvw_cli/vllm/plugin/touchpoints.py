@@ -32,6 +32,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -615,6 +616,29 @@ class WorkerMixin:
     def mvw_attention(self: Any) -> list[str]:
         """Name the attention backends that hold the cache."""
         return list(self.mvw_backends)
+
+
+# -- mvw's own end of an engine ------------------------------------------------------------------
+
+
+def tell_of_death(engine: Any) -> None:
+    """Let `LLMEngine.step` raise where a process of the engine was killed.
+
+    One that fails says so in its last message. One that is killed says nothing: vLLM's monitor then
+    ends its client (engine/core_client.py, `start_engine_core_monitor`), but whoever waits in
+    `get_output` for the next message waits for ever. It is sent one.
+    """
+    client = engine.engine_core
+    waiting = getattr(client, "outputs_queue", None)
+    if waiting is None:
+        return  # all in this process
+    shutdown = client.shutdown
+
+    def shutdown_and_tell(*args: Any, **kwargs: Any) -> None:
+        shutdown(*args, **kwargs)
+        waiting.put_nowait(EngineDeadError())
+
+    client.shutdown = shutdown_and_tell
 
 
 def __getattr__(name: str) -> Any:

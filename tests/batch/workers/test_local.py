@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from waiting import until
@@ -17,9 +18,11 @@ from workers import check_death_of_one, items, job, served
 from mvw_cli.batch.workers import worker
 from mvw_cli.batch.workers.dispatcher import Dispatcher
 from mvw_cli.batch.workers.local import LocalProcesses, devices
-from mvw_cli.batch.workers.worker import Worker
+from mvw_cli.batch.workers.worker import Job, Worker
+from mvw_cli.cli.batch.run import make_executor
 from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.machine import facts
+from mvw_cli.profiles.schema import EngineArgs
 
 
 def alive(pid: int) -> bool:
@@ -104,6 +107,59 @@ def test_each_worker_has_a_device_of_its_own(
 ) -> None:
     monkeypatch.setattr(facts, "gpu_count", lambda: gpus)
     assert devices(job().on(device), workers) == expected
+
+
+def over_vllm(**engine_args: object) -> Job:
+    """A job in which vLLM may spread the model over several GPUs."""
+    changed = {"engine": "vllm", "engine_args": EngineArgs(**engine_args), "device": "auto"}
+    return replace(job(), profile=job().profile.model_copy(update=changed))
+
+
+def test_a_replica_of_vllm_may_take_several_gpus(
+    monkeypatch: pytest.MonkeyPatch, check_hint: Callable[[str], None]
+) -> None:
+    monkeypatch.setattr(facts, "gpu_count", lambda: 8)
+    spread = over_vllm(tensor_parallel_size=2)
+    assert devices(spread, 4) == ["cuda:0", "cuda:2", "cuda:4", "cuda:6"]
+    with pytest.raises(UsageProblem, match="no 10 GPUs for 5 workers") as caught:
+        devices(spread, 5)
+    assert caught.value.hint == "mvw batch IMAGES QUESTION --workers 4"
+    both = over_vllm(tensor_parallel_size=2, pipeline_parallel_size=4)
+    assert devices(replace(both, profile=both.profile.model_copy(update={"engine": "auto"})), 1)
+    with pytest.raises(UsageProblem, match="no 16 GPUs for 2 workers"):
+        devices(both, 2)
+    with pytest.raises(UsageProblem, match="no 2 GPUs for 2 workers") as caught:
+        devices(over_vllm(distributed_executor_backend="ray"), 2)
+    assert "spreads it over a cluster" in (caught.value.cause or "")
+    check_hint(caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "workers"),
+    [
+        ({}, 8),
+        ({"tensor_parallel_size": 4}, 2),
+        ({"tensor_parallel_size": 16}, None),
+        ({"tensor_parallel_size": 4, "distributed_executor_backend": "ray"}, None),
+    ],
+)
+def test_by_default_there_are_as_many_replicas_as_gpus_hold(
+    monkeypatch: pytest.MonkeyPatch, engine_args: dict[str, object], workers: int | None
+) -> None:
+    monkeypatch.setattr(facts, "gpu_count", lambda: 8)
+    task = SimpleNamespace(
+        **dict.fromkeys(("slots", "kv_memory", "workers", "ray_address")),
+        allow_pickle=False,
+        random_weights=False,
+        readers=2,
+        read_timeout=60.0,
+        executor="local",
+    )
+    made = make_executor(task, over_vllm(**engine_args).profile)  # type: ignore[arg-type]
+    if workers is None:
+        assert isinstance(made, Worker)
+    else:
+        assert isinstance(made, Dispatcher) and len(made._launcher.open()) == workers
 
 
 def test_workers_on_a_cpu_take_a_part_of_the_free_memory_each(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from workers import check_death_of_one, items, job, served
 from mvw_cli.batch.workers.dispatcher import Dispatcher
 from mvw_cli.batch.workers.ray import RayActors, connect, import_ray
 from mvw_cli.errors import UsageProblem
+from mvw_cli.profiles.schema import EngineArgs
 
 
 @pytest.fixture
@@ -56,6 +58,31 @@ def test_a_ray_of_our_own_ends_with_the_run(
     assert helpers() <= before
     assert signal.getsignal(signal.SIGTERM) is handler
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_actor_has_the_gpus_of_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def remote(**options: Any) -> Callable[[type], type]:
+        asked.append(options)
+        return lambda kind: kind
+
+    cluster = SimpleNamespace(
+        is_initialized=lambda: True,
+        cluster_resources=lambda: {"CPU": 32, "GPU": 8},
+        nodes=lambda: [{"Alive": True}],
+        remote=remote,
+    )
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    args = EngineArgs(tensor_parallel_size=2)
+    changed = {"engine": "vllm", "engine_args": args, "device": "auto"}
+    spread = replace(job(), profile=job().profile.model_copy(update=changed))
+    assert len(RayActors(spread, None, None).open()) == 4
+    assert asked[0]["num_gpus"] == 2
+    changed["engine_args"] = EngineArgs(distributed_executor_backend="ray")
+    over_ray = replace(job(), profile=job().profile.model_copy(update=changed))
+    with pytest.raises(UsageProblem, match="is not for --executor ray"):
+        RayActors(over_ray, None, None).open()
 
 
 def helpers() -> set[str]:
