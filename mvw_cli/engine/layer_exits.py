@@ -199,7 +199,7 @@ class _Cut:
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """Return a model's decoder; Llama 4 has it within a language model with a head of its own."""
     outer: Any = model.get_decoder()
-    inner: nn.Module = outer if hasattr(outer, "layers") else outer.get_decoder()
+    inner: nn.Module = outer if hasattr(outer, "layers") else getattr(outer, "model", outer)
     return inner
 
 

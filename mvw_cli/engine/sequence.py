@@ -213,9 +213,10 @@ class SequenceState:
             return int(seen.sum())
 
         holder = {**{layer: layer for layer in self.present}, **self.sharing}
-        present, spans = ({n: of[holder[n]] for n in holder} for of in (self.present, self.spans))
+        # Not what a layer holds: in a prefill it sees one token more than it keeps of its window.
+        left, spans = ({n: of[holder[n]] for n in holder} for of in (self.left, self.spans))
         limits = {n: probe.chosen if probe and probe.limits(n) else None for n in holder}
-        return sum(per_layer(count, present, spans, limits).values()) / len(holder)
+        return sum(per_layer(count, left, spans, limits).values()) / len(holder)
 
     def view(self, logits: Tensor) -> StepView:
         """Show the policy what it has asked for.

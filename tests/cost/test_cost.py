@@ -38,7 +38,7 @@ def test_a_shape_is_that_of_the_real_model_and_its_cache(family: Family) -> None
             text, vision = prompt, real.keys.shape[-2]
     assert shape.kv_elements(text, vision) == held
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
-    windows = [12 if kind.startswith(("sliding", "chunked")) else None for kind in kinds]
+    windows = [{"sliding_attention": 12, "chunked_attention": 20}.get(kind) for kind in kinds]
     assert [layer.window for layer in shape.layers] == windows
     tables = [
         getattr(one, name, {}) for one in layers for name in ("conv_states", "recurrent_states")

@@ -461,7 +461,7 @@ def _llama4() -> Any:
             "head_dim": 8,
             "no_rope_layers": [1, 0, 1],
             # Both shorter than prompt and output, so that each changes on the way.
-            "attention_chunk_size": 12,
+            "attention_chunk_size": 20,
             "floor_scale": 4,
             "attn_scale": 0.5,
         },

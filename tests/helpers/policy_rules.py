@@ -53,7 +53,8 @@ def everything(served: Served) -> Gone:
 
 def holding(served: Served, masks: Masks) -> tuple[int, ...]:
     """Layers that hold vision after the prefill."""
-    return tuple(layer for layer, rows in masks.items() if not rows[served.prompt - 1].all())
+    own = served.subject.vision_layers
+    return tuple(layer for layer in own if not masks[layer][served.prompt - 1].all())
 
 
 def rounded(count: int, keep: float) -> int:

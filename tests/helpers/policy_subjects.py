@@ -49,7 +49,19 @@ class Subject:
     @property
     def vision_layers(self) -> tuple[int, ...]:
         """Layers that hold vision without any policy."""
-        return tuple(getattr(self.text, "cross_attention_layers", None) or range(self.layers))
+        crossed = getattr(self.text, "cross_attention_layers", None)
+        kinds = getattr(self.text, "layer_types", None) or [""] * self.layers
+        recurrent = [n for n, kind in enumerate(kinds) if kind in ("linear_attention", "conv")]
+        without = {*recurrent, *self.sharing}
+        return tuple(crossed or (n for n in range(self.layers) if n not in without))
+
+    @property
+    def sharing(self) -> dict[int, int]:
+        """By layer that reads what another one holds, the number of that one."""
+        modes = getattr(self.text, "kv_sharing_modes", None) or ()
+        kinds = getattr(self.text, "layer_types", None) or ()
+        holder = {kinds[n]: n for n, mode in enumerate(modes) if mode == "store"}
+        return {n: holder[kinds[n]] for n, mode in enumerate(modes) if mode == "reuse"}
 
     def prompt(self, seed: int, images: int = 1) -> tuple[dict[str, Tensor], VisionLayout]:
         """Make a prompt; its images, and so its length, differ from seed to seed."""
@@ -132,7 +144,7 @@ class Served:
 
     def nothing(self) -> Masks:
         rows = self.prompt + len(self.ids)
-        layers = self.subject.vision_layers
+        layers = (*self.subject.vision_layers, *self.subject.sharing)
         return {layer: torch.zeros(rows, self.tokens, dtype=torch.bool) for layer in layers}
 
     def row(self, step: int) -> int:
@@ -189,7 +201,10 @@ class Served:
 
     def _asked(self, masks: Masks) -> tuple[Any, ...]:
         request = self.request
-        return self.subject.loaded.model, request.inputs, self.ids, request.layout, masks
+        seen = dict(masks)
+        for layer, holder in self.subject.sharing.items():
+            seen[layer] = masks[layer] | masks[holder]
+        return self.subject.loaded.model, request.inputs, self.ids, request.layout, seen
 
 
 def asked(

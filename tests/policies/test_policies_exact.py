@@ -41,7 +41,7 @@ from torch import Tensor
 
 from mvw_cli.calibrate.dyvte.gates import HIDDEN, write_gates
 from mvw_cli.calibrate.dyvte.policy import Dyvte
-from mvw_cli.engine.types import Restored, Withdrawn
+from mvw_cli.engine.types import Restored, Token, Withdrawn
 from mvw_cli.oracle.masked import extended
 from mvw_cli.policies.anneal import Anneal
 from mvw_cli.policies.downsample import Downsample
@@ -453,6 +453,39 @@ def test_after_a_token_in_other_kinds_of_models(name: str) -> None:
     served = one(name, policy, seed, max_new_tokens=TOKENS + 8)
     check(served, [vtw(last)], look_back(after(3), hesitates(entropy), 2))
     assert served.of(Restored)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm3_vl", "llama4", "gemma4"])
+def test_after_a_token_in_hybrid_caches(name: str) -> None:
+    """Recurrent states, chunks, and layers that share what others hold, alone and together."""
+    chosen, requests = subject(name), []
+    first, entropy = chosen.vision_layers[0], hesitation(name)
+    looks = stacked([Mvw(m=3), LookBack(entropy=entropy, steps=2)])
+    choice = Pulse(layer=first, tau=1.0, min_ratio=0.1, max_ratio=0.6)
+    rules: list[tuple[WithdrawalPolicy, dict[str, Any]]] = [
+        (Anneal(start=1, end=11, every=2), {"stepwise": anneal(1, 11, 2, 0.5)}),
+        (choice, {"in_step": pulse(first, 1.0, 0.1, 0.6)}),
+        (looks, {"stepwise": look_back(after(3), hesitates(entropy), 2)}),
+    ]
+    if len(chosen.vision_layers) == 1:
+        del rules[1]  # it chooses for the layers after the first
+    requests = [
+        replace(asked(chosen, policy, 2, max_new_tokens=TOKENS + 4), id=str(number))
+        for number, (policy, _) in enumerate(rules)
+    ]
+    layers = (*chosen.vision_layers, *chosen.sharing)
+    for number, served in enumerate(serve(chosen, requests, slots=2).values()):
+        masks = check(served, **rules[number][1])
+        seen = {n: ~(masks[n] | masks[chosen.sharing.get(n, n)]) for n in layers}
+        for event in served.of(Token) if chosen.sharing else ():
+            row = served.row(event.step)
+            behind = row - 12 + 1  # of the layers that slide
+            places = served.request.layout.entries.nonzero()[:, 0]
+            counts = [
+                int((seen[n][row] & ((places >= behind) | (n % 2 == 1))).sum()) for n in layers
+            ]
+            assert event.vision_attended == pytest.approx(sum(counts) / len(counts))
+        assert bool(served.of(Restored)) == (rules[number][0] is looks)
 
 
 # -- composed -------------------------------------------------------------------------------------
