@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 from mvw_cli.adapter import VisionLayout
 from mvw_cli.engine.cache import layer_kinds
-from mvw_cli.engine.layer_exits import cut_rows, decoder_layers, hidden_of, silent
+from mvw_cli.engine.layer_exits import cut_rows, decoder_layers, hidden_of, silent, tempered_layers
 from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.prefill import prepare
 from mvw_cli.engine.types import GenerationSettings, NotExact
@@ -71,6 +71,8 @@ def branch_logits(
     if not all(kind.holds for kind in layer_kinds(DynamicCache(config=text), text)):
         # A state reads rows in their order, and what is shared has been made of the full run's.
         raise NotExact("not every layer keeps entries of its own")
+    if tempered_layers(model):
+        raise NotExact("a layer scales its queries by how many there are before them")
     layers = decoder_layers(model)
     prompt = int(inputs["input_ids"].shape[1])
     vision = torch.zeros(prompt, dtype=torch.bool) if cross_layers else layout.entries.cpu()

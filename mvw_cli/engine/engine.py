@@ -22,7 +22,7 @@ from mvw_cli.adapter import LoadedModel
 from mvw_cli.engine.attention import attention_kernel, choose_kernel, decode_step
 from mvw_cli.engine.attention_probe import record_prefill_added
 from mvw_cli.engine.cache import LayerKind, layer_kinds
-from mvw_cli.engine.layer_exits import decoder_layers, hidden_of
+from mvw_cli.engine.layer_exits import decoder_layers, hidden_of, rows_read, tempered_layers
 from mvw_cli.engine.layers import CrossAttention, cross_attention_layers
 from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, Failed, NotExact, Request
@@ -292,18 +292,16 @@ def _joined(rows: list[Any]) -> Any:
 def _tempering(model: PreTrainedModel) -> Iterator[None]:
     """Scale the queries of Llama 4's layers without rotation by each row's own position.
 
-    transformers takes the position from the length of the cache, one for all rows
-    (`Llama4TextAttention.forward`, `attn_temperature_tuning`).
+    transformers counts on from the length of the cache, the same for all rows and as if none had
+    left (`Llama4TextAttention.forward`, `attn_temperature_tuning`).
     """
     with ExitStack() as stack:
-        for module in model.modules():
-            tuned = getattr(module, "attn_temperature_tuning", False)
-            if not tuned or getattr(module, "use_rope", True):
-                continue
-            attention: Any = module
+        for attention in tempered_layers(model):
+            tuned = attention.attn_temperature_tuning
 
             def before(module: Any, args: object) -> None:
-                module.attn_temperature_tuning = decode_step.get() is None
+                own = decode_step.get() is not None or rows_read.get() is not None
+                module.attn_temperature_tuning = not own
 
             def after(module: Any, args: object, output: object, tuned: Any = tuned) -> None:
                 module.attn_temperature_tuning = tuned
@@ -318,12 +316,16 @@ def _tempering(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _after_query(attention: Any, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
-    """Scale the queries of a decode step.  output: # (n, 1, D)"""
-    step = decode_step.get()
-    if step is None:
+    """Scale the queries of a decode step, or of a prefill that some rows have left.
+
+    output: # (n, 1, D) or (1, K, D)
+    """
+    step, places = decode_step.get(), rows_read.get()
+    if step is not None:
+        groups = step.cache.layers[attention.layer_idx].groups
+        places = torch.tensor([[one.next_index] for rows in groups for one in rows.entries])
+    elif places is None:
         return None
-    groups = step.cache.layers[attention.layer_idx].groups
-    read = [entry.next_index + 1 for rows in groups for entry in rows.entries]
-    grown = torch.tensor(read, device=output.device).float() / attention.floor_scale
+    grown = (places.to(output.device).float() + 1) / attention.floor_scale
     scales: Tensor = torch.log1p(torch.floor(grown)) * attention.attn_scale + 1
-    return (output * scales[:, None, None]).to(output.dtype)
+    return (output * scales[..., None]).to(output.dtype)

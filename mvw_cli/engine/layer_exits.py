@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,8 @@ _ALONG = {
     "per_layer_input": (-2,),
 }
 """Arguments of decoder layers that run along the sequence, and their dimensions that do."""
+rows_read: ContextVar[Tensor | None] = ContextVar("rows_read", default=None)
+"""Places in the prompt of the rows that the running layer reads, where some have left: # (K,)."""
 _NOT_ALONG = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
 """Arguments that belong to cross-attention, and are cut in `_fewer_states` where at all."""
 
@@ -144,6 +147,7 @@ def selecting(
             rows can't be told.
     """
     with ExitStack() as stack:
+        stack.callback(rows_read.set, None)
         for number, layer in enumerate(decoder_layers(model)):
             if number in cross_layers and selection.vision.cross_attention:
                 stack.enter_context(_cross_layer(layer, number, selection, keep_mlp))
@@ -178,6 +182,7 @@ class _Cut:
         if int(self._rows[-1]) != length - 1:
             # The first token comes out of the last row.
             raise NotExact("its prompt ends with a vision token")
+        rows_read.set(self._rows)
         cut = partial(cut_rows, self._number, rows=self._rows, length=length)
         # Where a layer takes more by position, Gemma 3n's, it is what runs along with the states.
         return (
@@ -188,6 +193,7 @@ class _Cut:
     def after(self, layer: nn.Module, args: object, output: Any) -> Any:
         whole, rows = self._whole, self._rows
         self._whole = None
+        rows_read.set(None)
         if whole is None or rows is None:
             return None
         first = output[0] if isinstance(output, tuple) else output
@@ -201,6 +207,16 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     outer: Any = model.get_decoder()
     inner: nn.Module = outer if hasattr(outer, "layers") else getattr(outer, "model", outer)
     return inner
+
+
+def tempered_layers(model: nn.Module) -> list[Any]:
+    """List the attentions that scale their queries by their place: Llama 4's without rotation."""
+    return [
+        module
+        for module in model.modules()
+        if getattr(module, "attn_temperature_tuning", False)
+        and not getattr(module, "use_rope", True)
+    ]
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -12,13 +12,15 @@ from families import BY_NAME, IMAGE, VISION_END, VISION_START, build
 from policy_rules import masks_of, vtw
 from policy_subjects import Served, Subject
 from running import loaded, request, run
-from transformers import Lfm2Config
+from transformers import DynamicCache, Gemma3nTextConfig, Lfm2Config
 
+from mvw_cli.calibrate.branches import branch_logits
 from mvw_cli.cli.infer.view import withdrawal_line
+from mvw_cli.engine.cache import layer_kinds
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.layer_exits import decoder_layers
 from mvw_cli.engine.slots import Slots
-from mvw_cli.engine.types import Event, Finished, Token, Withdrawn
+from mvw_cli.engine.types import Event, Finished, NotExact, Token, Withdrawn
 from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.policies.mvw import Mvw
@@ -227,3 +229,22 @@ def test_a_sharing_layer_that_goes_its_own_way_is_refused() -> None:
     with pytest.raises(ModelProblem) as refusal:
         run(model, [asked("gemma3n", 1, 2, 6)])
     assert "layers [3]" in (refusal.value.cause or "")
+
+
+def test_what_is_shared_is_that_of_the_last_layer_of_the_same_kind() -> None:
+    """Gemma 3n's published layout: the last 15 of 35 layers share."""
+    text = Gemma3nTextConfig()
+    kinds = layer_kinds(DynamicCache(config=text), text)
+    assert all(kind.holds for kind in kinds[:20])
+    sliding = [kind.producer for kind in kinds[20:] if kind.span is not None]
+    full = [kind.producer for kind in kinds[20:] if kind.span is None]
+    assert (set(sliding), set(full)) == ({18}, {19})
+    assert (len(sliding), len(full)) == (12, 3)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma3n", "llama4"])
+def test_all_layers_in_one_pass_is_left_to_the_slower_way(name: str) -> None:
+    """`mvw calibrate vtw` tries them one by one there, or says why it can't."""
+    inputs = BY_NAME[name].prompt(1)
+    with pytest.raises(NotExact):
+        branch_logits(model_of(name), inputs, BY_NAME[name].layout(inputs), [1])

@@ -144,6 +144,13 @@ def test_in_the_prefill_of_other_kinds_of_models(name: str, case: str) -> None:
     check(one(name, policy), [rule])
 
 
+@pytest.mark.parametrize("case", ["vtw-1", "fastv", "random"])
+def test_in_the_prefill_with_chunks(case: str) -> None:
+    """Each row's temperature is that of its own place, whatever has left before it."""
+    policy, rule = IN_PREFILL[case](subject("llama4"))
+    check(one("llama4", policy), [rule])
+
+
 @pytest.mark.parametrize("case", ["vtw", "fastv", "random"])
 @each_subject
 def test_in_the_prefill_with_the_eager_kernel(name: str, case: str) -> None:
