@@ -210,6 +210,80 @@ def _qwen3_vl(ids: Ids, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _qwen3_5(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    vision = {key: one for key, one in _qwen3_vl(ids, vocabulary)["vision_config"].items()}
+    recurrent = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")}
+    return {
+        **_qwen3_vl(ids, vocabulary),
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": {
+            **_TEXT,
+            **recurrent,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attn_output_gate": True,
+            "bos_token_id": None,
+            "dtype": "bfloat16",
+            "eos_token_id": ids["<|endoftext|>"],
+            "full_attention_interval": 2,
+            "head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "linear_conv_kernel_dim": 4,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "mamba_ssm_dtype": "float32",
+            "model_type": "qwen3_5_text",
+            "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False,
+            "num_hidden_layers": 4,
+            "rope_parameters": {
+                "mrope_interleaved": True,
+                "mrope_section": _MROPE,
+                "partial_rotary_factor": 1.0,
+                "rope_theta": 10000000,
+                "rope_type": "default",
+            },
+            "vocab_size": vocabulary,
+        },
+        "vision_config": {**vision, "deepstack_visual_indexes": [], "model_type": "qwen3_5"},
+    }
+
+
+def _minicpm(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    text = _qwen3_5(ids, vocabulary)["text_config"]
+    rope = {"partial_rotary_factor": 1.0, "rope_theta": 10000000, "rope_type": "default"}
+    return {
+        "architectures": ["MiniCPMV4_6ForConditionalGeneration"],
+        "bos_token_id": None,
+        "drop_vision_last_layer": False,
+        "eos_token_id": ids["<|endoftext|>"],
+        "image_size": 1120,
+        "model_type": "minicpmv4_6",
+        "pad_token_id": None,
+        "tie_word_embeddings": True,
+        "transformers_version": "5.7.0",
+        "use_cache": True,
+        "vision_config": {
+            "attention_dropout": 0.0,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "image_size": 980,
+            "intermediate_size": 48,
+            "layer_norm_eps": 1e-06,
+            "model_type": "minicpmv4_6_vision",
+            "num_attention_heads": 4,
+            "num_channels": 3,
+            "num_hidden_layers": 2,
+            "patch_size": 14,
+        },
+        "text_config": {**text, "rope_parameters": rope, "tie_word_embeddings": True},
+        "insert_layer_id": 0,
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+    }
+
+
 def _glm4v(ids: Ids, vocabulary: int) -> dict[str, Any]:
     stops = ("<|endoftext|>", "<|user|>", "<|observation|>")
     return {
@@ -467,6 +541,26 @@ def _smolvlm(ids: Ids, vocabulary: int) -> dict[str, Any]:
 
 
 _QWEN_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_QWEN3_FILES = {
+    "preprocessor_config.json": {
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        **_HALVES,
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    },
+    "video_preprocessor_config.json": {
+        "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        **_HALVES,
+        "processor_class": "Qwen3VLProcessor",
+        "video_processor_type": "Qwen3VLVideoProcessor",
+    },
+}
 _VISION_TOWER = {r"^vision_tower\.": "vision_tower.vision_model."}
 
 FOLDERS = (
@@ -500,30 +594,72 @@ FOLDERS = (
         _QWEN_TOKENS,
         _chatml("<|vision_start|><|image_pad|><|vision_end|>", opens_thinking=True),
         "chat_template.json",
-        {
-            "preprocessor_config.json": {
-                "size": {"longest_edge": 16777216, "shortest_edge": 65536},
-                "patch_size": 16,
-                "temporal_patch_size": 2,
-                "merge_size": 2,
-                **_HALVES,
-                "processor_class": "Qwen3VLProcessor",
-                "image_processor_type": "Qwen2VLImageProcessorFast",
-            },
-            "video_preprocessor_config.json": {
-                "size": {"longest_edge": 25165824, "shortest_edge": 4096},
-                "patch_size": 16,
-                "temporal_patch_size": 2,
-                "merge_size": 2,
-                **_HALVES,
-                "processor_class": "Qwen3VLProcessor",
-                "video_processor_type": "Qwen3VLVideoProcessor",
-            },
-        },
+        _QWEN3_FILES,
         plain_added=("<think>", "</think>"),
         tokenizer_class="Qwen2Tokenizer",
         generation={"do_sample": True, "top_k": 20, "top_p": 0.95, "temperature": 0.8},
         starts_with=frozenset({"model.language_model", "model.visual"}),
+    ),
+    HubFolder(
+        "qwen3.5-9b",
+        _qwen3_5,
+        _QWEN,
+        _QWEN_TOKENS,
+        _chatml("<|vision_start|><|image_pad|><|vision_end|>", opens_thinking=True),
+        "chat_template.jinja",
+        _QWEN3_FILES,
+        plain_added=("<think>", "</think>"),
+        tokenizer_class="Qwen2Tokenizer",
+        generation={"do_sample": True, "top_k": 20, "top_p": 0.95, "temperature": 1.0},
+        starts_with=frozenset({"model.language_model", "model.visual"}),
+    ),
+    HubFolder(
+        "minicpm-v-4.6",
+        _minicpm,
+        (
+            *_QWEN,
+            *("<unk>", "<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>"),
+        ),
+        {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": "<unk>",
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "image_start_token": "<image>",
+            "image_end_token": "</image>",
+            "slice_start_token": "<slice>",
+            "slice_end_token": "</slice>",
+            "image_id_start_token": "<image_id>",
+            "image_id_end_token": "</image_id>",
+        },
+        _chatml("<|image_pad|>\\n").replace(
+            "assistant\\n", "assistant\\n<think>\\n\\n</think>\\n\\n"
+        ),
+        "chat_template.jinja",
+        {
+            "preprocessor_config.json": {
+                "image_processor_type": "MiniCPMV4_6ImageProcessor",
+                "processor_class": "MiniCPMV4_6Processor",
+                "max_slice_nums": 9,
+                "scale_resolution": 448,
+                "patch_size": 14,
+                "use_image_id": True,
+                "slice_mode": True,
+                **_HALVES,
+            },
+        },
+        plain_added=("<think>", "</think>"),
+        tokenizer_class="Qwen2Tokenizer",
+        generation={
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_k": 0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+        },
+        starts_with=frozenset({"model.language_model", "model.vision_tower", "model.merger"}),
     ),
     HubFolder(
         "glm-4.1v-9b-thinking",
