@@ -140,7 +140,7 @@ def requests_of(session: Session, samples: Sequence[Sample], *, blind: bool) -> 
 
 def answer(session: Session, samples: Sequence[Sample], *, blind: bool = False) -> list[Answered]:
     """Answer every question under the session's policy."""
-    from mvw_cli.bench.quality.answers import answers_match
+    from mvw_cli.bench.matching import answers_match
     from mvw_cli.engine.engine import Engine
     from mvw_cli.engine.types import Finished, summarise
 

@@ -56,6 +56,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "cross attention": figures.cross_attention,
     "mla decode": figures.mla_decode,
     "report keys": report.report_keys,
+    "eval keys": report.eval_keys,
     "batch": batch.batch,
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,

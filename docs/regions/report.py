@@ -1,4 +1,4 @@
-"""The keys of the report of `mvw profile`, from the dataclasses that it is made of."""
+"""The keys of the reports of `mvw profile` and `mvw eval`, from the dataclasses of these."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from mvw_cli.bench import documents as tree
 from mvw_cli.bench import stats
+from mvw_cli.evaluate import results, wemath
 from regions.reference import table
 
 _LEAVES = {stats.Summary: "summary", stats.Ratio: "ratio"}
@@ -29,6 +30,20 @@ def report_keys() -> str:
         table(head, list(_rows(stats.Ratio, ""))),
     ]
     return "\n\n".join(parts)
+
+
+def eval_keys() -> str:
+    """Write the table of all keys of an evaluation, and of what its objects hold."""
+    head = ("Key", "Type", "Meaning")
+    return "\n\n".join(
+        [
+            table(head, list(_rows(results.EvalReport, ""))),
+            "Each of the `groups` has, by its column and name:",
+            table(head, list(_rows(results.Part, ""))),
+            "`wemath` and `wemath_vlmevalkit` have:",
+            table(head, list(_rows(wemath.FourDimensions, ""))),
+        ]
+    )
 
 
 def _rows(kind: type, prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64decode
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from mvw_cli.text import holds_image
@@ -52,6 +53,8 @@ class Item:
     question: str
     reference: str | None = None
     """The right answer, where the user has it: carried into the record, never shown the model."""
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What else stands in its line or row, where the source is read whole."""
 
 
 def item_key(sha256: Sequence[str], question: str) -> str:

@@ -19,9 +19,9 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE
+from mvw_cli.bench.matching import answers_match
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.bench.quality import answers as answering
-from mvw_cli.bench.quality.answers import answers_match
 from mvw_cli.bench.stats import paired_drop, wilson
 from mvw_cli.calibrate.search import Column, Outcome, Search, SearchRun, cell
 from mvw_cli.engine.types import Request

@@ -19,6 +19,7 @@ _OWN = {
     "batch": "mvw_cli.cli.batch:batch",
     "serve": "mvw_cli.cli.serve:serve",
     "profile": "mvw_cli.cli.profile:profile",
+    "eval": "mvw_cli.cli.eval:eval_",
     "calibrate": "mvw_cli.cli.calibrate:calibrate",
     "merge": "mvw_cli.cli.merge:merge",
     "compare": "mvw_cli.cli.compare:compare",

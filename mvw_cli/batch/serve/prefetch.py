@@ -236,9 +236,9 @@ class Prefetcher:
 
     def _abandon_overdue(self) -> None:
         now = time.monotonic()
-        for task in [task for task in self._tasks if task.deadline < now]:
-            task.abandoned = True
+        for task in [task for task in self._tasks if task.item.images and task.deadline < now]:
             images = list(task.images)  # its thread may add to them yet
+            task.abandoned = True
             hung = task.item.images[min(len(images), len(task.item.images) - 1)]
             error = reading.too_slow(hung, self._timeout_s)
             self._finish(task, Unreadable(task.item, images, error))

@@ -57,6 +57,9 @@ class Source:
     question_column: str | None = None
     id_column: str | None = None
     answer_column: str | None = None
+    whole: bool = False
+    """Whether items bring all else that stands in their rows, may lack an image, and go by `index`
+    rather than by `id`: what an evaluation reads."""
     left_out: Counter[str] = field(default_factory=Counter, compare=False)
     """Files of folders that are no items, by ending; counted while items are listed."""
     command: tuple[str, ...] = ("mvw", "batch")
@@ -79,6 +82,8 @@ class Source:
     def hint(self, path: str, *more: str) -> str:
         """Write the command that asks the same question about something else."""
         name, question = self._name, self.question or "What is in the picture?"
+        if self.whole:  # its rows bring the questions
+            return shlex.join([*name, path, *more])
         if name == self.command:
             return shlex.join([*name, path, question, *more])
         return shlex.join([*name, question, IMAGES_OPTION, path, *more])

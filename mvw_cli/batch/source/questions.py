@@ -6,13 +6,15 @@ with rows of empty cells. Images are paths, or lie in the line itself as data UR
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from itertools import chain
 from typing import Any
 
@@ -31,6 +33,8 @@ from mvw_cli.images.problems import FILE_LIMIT
 from mvw_cli.text import error_line, holds_image, is_unicode, plural
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
+LONGEST_REFERENCE = 64
+"""Characters up to which VLMEvalKit takes the cell of an image for the index of another row."""
 _SEPARATORS = (",", ";", "\t")
 _SHOWN = 40
 """Characters of foreign text in a message: it may be an image."""
@@ -51,13 +55,15 @@ def list_questions(file: str, source: Source) -> Iterator[Item]:
     for number, values in _lines(file):
         try:
             written = _written(values)
-            if not written:
+            if not written and not source.whole:
                 raise ValueError("it lacks image, a path or a list of paths")
-            paths = [text for text in written if not holds_image(text)]
+            held = [_is_held(text, values, file, source) for text in written]
+            paths = [text for text, inside in zip(written, held, strict=True) if not inside]
             if not all(map(source.chooses, paths)):
                 continue
-            id = id_of(values.get("id", values.get("index")))
-            if id is None and paths != written:  # no id ever holds an image
+            first, other = ("index", "id") if source.whole else ("id", "index")
+            id = id_of(values.get(first, values.get(other)))
+            if id is None and (not written or paths != written):  # no id ever holds an image
                 id = f"{os.path.basename(file)}#{number}"
             elif id is None:  # the image, with a number from its second question on
                 id = "+".join(paths)
@@ -65,25 +71,30 @@ def list_questions(file: str, source: Source) -> Iterator[Item]:
                 id = id if asked[id] == 1 else f"{id}#{asked[id]}"
             images = tuple(
                 ImageRef(file, number, "image", None if len(written) == 1 else place)
-                if holds_image(text)
+                if inside
                 else ImageRef(join(folder, text))
-                for place, text in enumerate(written)
+                for place, (text, inside) in enumerate(zip(written, held, strict=True))
             )
             question, reference = question_of(values, source), as_text(values.get("answer"))
         except (ValueError, RecursionError) as error:
             raise _bad_line(file, number, str(error)) from None
-        yield Item(id, images, question, reference)
+        others = {key: value for key, value in values.items() if not _is_long(key, value)}
+        yield Item(id, images, question, reference, others if source.whole else {})
     if not number:
         raise UsageProblem(f"There is no question in {file}", cause="it is empty", hint=source.help)
 
 
 class Lines:
-    """Reads the images that lie in lines, for one thread, from front to back."""
+    """Reads the images that lie in lines, for one thread: from front to back, but for what has been
+    passed already, which it knows the place of.
+    """
 
     def __init__(self) -> None:
         self._file = ""
         self._line: Line = (0, {})
         self._rest: Iterator[Line] = iter(())
+        self._places: dict[int, int] = {}
+        self._again: Line = (0, {})
 
     def image(self, image: ImageRef) -> bytes:
         """Return the bytes of an image that a line holds.
@@ -92,22 +103,48 @@ class Lines:
             ValueError: it is not there any more, or no base64.
         """
         row = image.row or 0
-        if self._file != image.path or self._line[0] > row:
-            self._file, self._line, self._rest = image.path, (0, {}), _lines(image.path)
+        if self._file != image.path:
+            self._file, self._places = image.path, {}
+            self._line = self._again = (0, {})
+            self._rest = _lines(image.path, self._places)
         while self._line[0] < row:
             self._line = next(self._rest, (row + 1, {}))
-        written = _written(self._line[1])
+        line = self._line
+        if row < line[0] and row in self._places:
+            if self._again[0] != row:
+                with closing(_lines(image.path, start=(row, self._places[row]))) as rest:
+                    self._again = next(rest, (0, {}))
+            line = self._again
+        written = _written(line[1])
         place = image.place or 0
-        if self._line[0] != row or place >= len(written):
+        if line[0] != row or place >= len(written):
             raise ValueError("the line that held it has changed")
         return embedded_image(written[place])
 
 
 def _written(values: Mapping[str, Any]) -> list[str]:
-    """Return what stands under the key of the images; empty where that is no text or list of it."""
+    """Return what stands under the key of the images; empty where that is no text or list of it.
+
+    A cell may hold a list as Python writes it.
+    """
     image = next((values[key] for key in IMAGE_COLUMNS if values.get(key)), None)
+    if isinstance(image, str) and image[0] == "[" and image[-1] == "]":
+        with suppress(ValueError, SyntaxError, MemoryError):
+            image = ast.literal_eval(image)
     listed: list[Any] = image if isinstance(image, list) else [image]
     return listed if all(isinstance(one, str) and one for one in listed) else []
+
+
+def _is_held(text: str, values: Mapping[str, Any], file: str, source: Source) -> bool:
+    """Whether a line holds the image itself; in the harness's tables all that is long does."""
+    if source.whole and suffix(file) != ".jsonl" and values.get("image"):
+        return len(text) > LONGEST_REFERENCE
+    return holds_image(text)
+
+
+def _is_long(key: str, value: Any) -> bool:
+    """Whether a value is that of images, rather than a short reference to one."""
+    return key in IMAGE_COLUMNS and len(str(value)) > LONGEST_REFERENCE
 
 
 def question_of(values: Mapping[str, Any], source: Source) -> str:
@@ -140,12 +177,23 @@ def _start_of_paths(file: str, source: Source) -> str:
 # -- lines of each format --------------------------------------------------------------------------
 
 
-def _lines(file: str) -> Iterator[Line]:
-    """Yield the number and the values of each line."""
+def _lines(
+    file: str, places: dict[int, int] | None = None, start: tuple[int, int] | None = None
+) -> Generator[Line]:
+    """Yield the number and the values of each line.
+
+    Args:
+        places: where to note the place of each line, by its number.
+        start: number and place of the line to begin with.
+    """
     try:
         # What is no UTF-8 survives, since paths need not be.
         with io.TextIOWrapper(open_file(file), "utf-8-sig", "surrogateescape", newline="") as text:
-            yield from _csv(file, text) if suffix(file) in (".csv", ".tsv") else _jsonl(file, text)
+            read = _csv if suffix(file) in (".csv", ".tsv") else _jsonl
+            for number, place, values in read(file, text, start):
+                if places is not None:
+                    places[number] = place
+                yield number, values
     except MvwError:
         raise
     except Exception as error:  # the system's, and those of every package behind a protocol
@@ -157,8 +205,17 @@ def _lines(file: str) -> Iterator[Line]:
         ) from None
 
 
-def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[Line]:
-    for number, line in enumerate(text, 1):
+def _jsonl(
+    file: str, text: io.TextIOWrapper, start: tuple[int, int] | None
+) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    number = 0
+    if start is not None:
+        number = start[0] - 1
+        text.seek(start[1])
+    while True:
+        place, line, number = text.tell(), text.readline(), number + 1
+        if not line:
+            return
         if not line.strip():
             continue
         try:
@@ -167,17 +224,31 @@ def _jsonl(file: str, text: io.TextIOWrapper) -> Iterator[Line]:
             raise _bad_line(file, number, f"it is no JSON: {error}") from None
         if not isinstance(values, dict):
             raise _bad_line(file, number, "it is JSON, but no object with image and question")
-        yield number, values
+        yield number, place, values
 
 
-def _csv(file: str, text: io.TextIOWrapper) -> Iterator[Line]:
+def _csv(
+    file: str, text: io.TextIOWrapper, start: tuple[int, int] | None
+) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     csv.field_size_limit(FILE_LIMIT)  # the default is shorter than most images
     first = text.readline()
     separator, names = _header(file, first)
-    rows = csv.reader(chain([first], text), delimiter=separator, skipinitialspace=True, strict=True)
+    lines: Iterator[str] = iter(text.readline, "")
+    if start is not None:
+        text.seek(start[1])
+    else:
+        lines = chain([first], lines)
+    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    before = None
     try:
-        for cells in rows:
-            number, written = rows.line_num, sum(1 for cell in cells if cell.strip())
+        while True:
+            place = text.tell()  # a reader takes no line before it needs it
+            cells = next(rows, None)
+            if cells is None:
+                return
+            if before is None:
+                before = 0 if start is None else start[0] - rows.line_num
+            number, written = before + rows.line_num, sum(1 for cell in cells if cell.strip())
             if number == 1 or not written:  # spreadsheets leave empty rows where some were deleted
                 continue
             if any(cell.strip() for cell in cells[len(names) :]):
@@ -187,7 +258,8 @@ def _csv(file: str, text: io.TextIOWrapper) -> Iterator[Line]:
                 )
                 raise _bad_line(file, number, cause)
             # An empty cell is how CSV says that there is nothing.
-            yield number, {name: cell or None for name, cell in zip(names, cells, strict=False)}
+            row = {name: cell or None for name, cell in zip(names, cells, strict=False)}
+            yield number, place, row
     except csv.Error as error:
         raise _bad_line(file, rows.line_num, f"it is no CSV: {error}") from None
 

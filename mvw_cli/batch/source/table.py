@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from mvw_cli.batch.items import IMAGE_COLUMNS, ImageRef, Item, as_text, id_of
@@ -121,6 +122,9 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
             is_path, is_list = str(_element(kind)).startswith(_TEXT), _element(kind) is not kind
             # All but images, if these are more than their paths.
             read = {column for role, column in columns.items() if role != "image" or is_path}
+            types = {name: table.schema.field(name).type for name in table.schema.names}
+            others = {name for name, one in types.items() if source.whole and not _is_image(one)}
+            read |= others - {image}
             counted = table.leaf(image) or image if is_list and not is_path else None
             size = _IMAGES if counted == image else _ROWS
             for first, batch in table.batches([*read, *filter(None, [counted])], size):
@@ -130,7 +134,10 @@ def list_rows(path: str, name: str, source: Source) -> Iterator[Item]:
                     rows = [{**row, image: n} for row, n in zip(rows, lengths, strict=True)]
                 for number, row in enumerate(rows, first):
                     values = {role: row.get(column) for role, column in columns.items()}
-                    yield _item(path, name, number, values, image, source)
+                    item = _item(path, name, number, values, image, source)
+                    if others:
+                        item = replace(item, values={key: row[key] for key in others - {image}})
+                    yield item
     except MvwError:
         raise
     except Exception as error:  # pyarrow's, the file system's, those of fsspec's backends
@@ -185,7 +192,7 @@ def _columns(table: Table, source: Source) -> dict[str, str]:
     given = {
         "image": source.image_column,
         "question": source.question_column,
-        "id": source.id_column,
+        "id": source.id_column or ("index" if source.whole and "index" in types else None),
         "answer": source.answer_column,
     }
     image = next((name for name in IMAGE_COLUMNS if name in types), "image")

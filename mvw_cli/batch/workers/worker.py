@@ -23,6 +23,7 @@ from mvw_cli.engine.types import EngineDied
 from mvw_cli.machine.child_process import portable
 from mvw_cli.machine.facts import free_memory
 from mvw_cli.profiles.schema import Profile
+from mvw_cli.profiles.withdrawal import withdrawal_policy
 from mvw_cli.session import Session, open_session
 
 _AHEAD = 8
@@ -115,6 +116,17 @@ class Worker:
     def revision(self) -> str | None:
         """The commit of the weights that were loaded, where the hub told it."""
         return self.session.loaded.revision
+
+    def withdraw(self, profile: Profile) -> bool:
+        """Serve under the withdrawal of another profile from now on, which differs in that alone.
+
+        False: the engine has to be started anew for that.
+        """
+        if not self.session.engine.in_process:
+            return False
+        self.session = replace(self.session, policy=withdrawal_policy(profile))
+        self._job = replace(self._job, profile=profile)
+        return True
 
     def records(
         self, items: Iterator[Item], *, run: str, draining: Callable[[], bool] = lambda: False

@@ -12,7 +12,7 @@ from mvw_cli.bench.documents import BASELINE, Mode
 from mvw_cli.bench.measure.items import ItemSpec
 from mvw_cli.engine.types import GenerationSettings
 from mvw_cli.policy import WithdrawalPolicy
-from mvw_cli.profiles.resolution import generation_settings, resolve
+from mvw_cli.profiles.resolution import Resolved, generation_settings, resolve
 from mvw_cli.profiles.schema import Profile
 from mvw_cli.profiles.withdrawal import withdrawal_policy
 
@@ -54,21 +54,34 @@ def choose_arms(
         UsageProblem: a profile, key or value that is wrong.
         PluginProblem: an adapter or policy can't be used.
     """
+    found = resolve_arms(profile, flags, moments=moments, until=until, policies=policies)
+    return [ArmSpec(name, resolved.profile) for name, resolved in found.items()]
 
-    def arm(name: str, **withdrawal: object) -> ArmSpec:
+
+def resolve_arms(
+    profile: str | None,
+    flags: Mapping[str, object],
+    *,
+    moments: Sequence[int | str] = (),
+    until: Sequence[str] = (),
+    policies: Sequence[str] = (),
+) -> dict[str, Resolved]:
+    """Name and resolve the arms, the baseline first; arguments and errors as of `choose_arms`."""
+
+    def arm(**withdrawal: object) -> Resolved:
         changed = {f"withdrawal.{key}": value for key, value in withdrawal.items()}
-        return ArmSpec(name, resolve(profile, {**flags, **changed}).profile)
+        return resolve(profile, {**flags, **changed})
 
-    arms = [arm(BASELINE, policy="none")]
-    arms += [arm(f"m={m}", policy="mvw", m=m) for m in moments if isinstance(m, int)]
-    arms += [arm(f"until {tag}", policy="mvw", until=tag) for tag in until]
-    arms += [arm(name, policy=name) for name in policies if name != "none"]
+    arms = {BASELINE: arm(policy="none")}
+    arms |= {f"m={m}": arm(policy="mvw", m=m) for m in moments if isinstance(m, int)}
+    arms |= {f"until {tag}": arm(policy="mvw", until=tag) for tag in until}
+    arms |= {name: arm(policy=name) for name in policies if name != "none"}
     if len(arms) == 1 and not moments:
-        own = resolve(profile, flags).profile
-        if own.withdrawal.policy == "none":
-            arms.append(arm(f"m={USUAL_M}", policy="mvw", m=USUAL_M))
+        own = resolve(profile, flags)
+        if own.profile.withdrawal.policy == "none":
+            arms[f"m={USUAL_M}"] = arm(policy="mvw", m=USUAL_M)
         else:
-            arms.append(ArmSpec(withdrawal_policy(own).describe(), own))
+            arms[withdrawal_policy(own.profile).describe()] = own
     return arms
 
 

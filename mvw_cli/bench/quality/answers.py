@@ -7,12 +7,11 @@ of its prefill to its last token. Where the settings sample, each arm draws from
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 
 from mvw_cli.bench.documents import BASELINE, NO_IMAGE, Answers, Comparison
+from mvw_cli.bench.matching import answers_match
 from mvw_cli.bench.measure.items import ItemSpec, ask
 from mvw_cli.bench.measure.run import Stopped
 from mvw_cli.bench.quality.divergence import Divergence, divergences
@@ -41,7 +40,6 @@ _WARM_UP = 2
 """Tokens of the answer that is thrown away before anything counts."""
 _SHOWN = 3
 """Reasons that a remark gives for items that are left out."""
-_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,27 +295,3 @@ def agreement_interval(found: Sequence[Divergence]) -> tuple[float, float] | Non
     return bootstrap_interval(
         lambda drawn: drawn[..., 0].sum(axis=1) / drawn[..., 1].sum(axis=1), counts
     )
-
-
-def answers_match(one: str, other: str) -> bool:
-    """Whether two answers are the same: the one rule by which an answer is judged right.
-
-    Equal once case, runs of spaces and a final full stop are left out of account; numbers equal as
-    numbers: `3`, `3.0` and `+3` are one, `1,000` is a thousand. Nothing is guessed beyond that:
-    `three` is not `3`, and a sentence that holds the right word is not the right answer.
-    """
-    left, right = _plain(one), _plain(other)
-    if left == right:
-        return True
-    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
-        return _number(left) == _number(right)
-    return False
-
-
-def _plain(text: str) -> str:
-    words = " ".join(text.split()).casefold()
-    return words.removesuffix(".").rstrip()
-
-
-def _number(text: str) -> Decimal:
-    return Decimal(text.replace(",", ""))

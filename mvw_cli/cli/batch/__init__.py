@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -33,6 +34,84 @@ class _Shard(click.ParamType[Any, Any]):
         return int(found[1]), int(found[2])
 
 
+def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what says who serves items, how many at a time, and how failures are met."""
+    for option in reversed(_SERVING):
+        command = option(command)
+    return command
+
+
+def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the names of a table's columns."""
+    for option in reversed(_COLUMNS):
+        command = option(command)
+    return command
+
+
+_SERVING = (
+    click.option("--retry-failed", is_flag=True, help="Try those again that have failed before."),
+    click.option(
+        "--keep-going", is_flag=True, help="Go on where the first 20 items have all failed alike."
+    ),
+    click.option(
+        "--slots",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Images answered at the same time.  [default: by memory]",
+    ),
+    click.option(
+        "--kv-memory",
+        metavar="SIZE",
+        type=Size(),
+        help="Memory for the KV cache, as 800MiB or 20GiB.",
+    ),
+    click.option(
+        "--workers",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Processes; each has its own GPU.",
+    ),
+    click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Who does the work: this machine, or Ray.",
+    ),
+    click.option("--ray-address", metavar="ADDRESS", help="Ray cluster; without it, a local one."),
+    click.option("--shard", metavar="I/N", type=_Shard(), help="Do part I of N, counted from 0."),
+    click.option(
+        "--readers",
+        metavar="N",
+        type=click.IntRange(1, 1024),
+        default=2,
+        show_default=True,
+        help="Threads that read images ahead.",
+    ),
+    click.option(
+        "--read-timeout",
+        metavar="SECONDS",
+        type=FloatRange(0, 86400, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="Give an image up that can't be read in this time.",
+    ),
+    click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Read pickled weights where there are no others. Only from people you trust.",
+    ),
+)
+_COLUMNS = (
+    click.option(
+        "--image-column", metavar="NAME", help="Column of a table.  [default: by its name]"
+    ),
+    click.option("--question-column", metavar="NAME", help="The same for the question."),
+    click.option("--id-column", metavar="NAME", help="The same for the id."),
+    click.option("--answer-column", metavar="NAME", help="The same for the right answer."),
+)
+
+
 @click.command(cls=Remembering, short_help="Answer a question about many images.")
 @click.argument(
     "images",
@@ -59,57 +138,9 @@ class _Shard(click.ParamType[Any, Any]):
     help="Where the records go: .jsonl, .csv or .parquet.  [default: NAME.results.jsonl]",
 )
 @click.option("--overwrite", is_flag=True, help="Start afresh, whatever FILE holds.")
-@click.option("--retry-failed", is_flag=True, help="Try those again that have failed before.")
-@click.option(
-    "--keep-going", is_flag=True, help="Go on where the first 20 items have all failed alike."
-)
 @click.option("--dry-run", is_flag=True, help="Say what would run, and what it would take.")
-@click.option(
-    "--slots",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Images answered at the same time.  [default: by memory]",
-)
-@click.option(
-    "--kv-memory", metavar="SIZE", type=Size(), help="Memory for the KV cache, as 800MiB or 20GiB."
-)
-@click.option(
-    "--workers", metavar="N", type=click.IntRange(min=1), help="Processes; each has its own GPU."
-)
-@click.option(
-    "--executor",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Who does the work: this machine, or Ray.",
-)
-@click.option("--ray-address", metavar="ADDRESS", help="Ray cluster; without it, a local one.")
-@click.option("--shard", metavar="I/N", type=_Shard(), help="Do part I of N, counted from 0.")
-@click.option(
-    "--readers",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    default=2,
-    show_default=True,
-    help="Threads that read images ahead.",
-)
-@click.option(
-    "--read-timeout",
-    metavar="SECONDS",
-    type=FloatRange(0, 86400, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="Give an image up that can't be read in this time.",
-)
-@click.option("--image-column", metavar="NAME", help="Column of a table.  [default: by its name]")
-@click.option("--question-column", metavar="NAME", help="The same for the question.")
-@click.option("--id-column", metavar="NAME", help="The same for the id.")
-@click.option("--answer-column", metavar="NAME", help="The same for the right answer.")
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Read pickled weights where there are no others. Only from people you trust.",
-)
+@serving_options
+@column_options
 @click.option(
     "--random-weights",
     is_flag=True,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from threading import Event
@@ -31,7 +31,10 @@ if TYPE_CHECKING:  # PyTorch and pydantic come after the first sign of life
     from mvw_cli.batch.serve.server import Record
     from mvw_cli.batch.workers.dispatcher import Dispatcher
     from mvw_cli.batch.workers.worker import Worker
+    from mvw_cli.profiles.resolution import Resolved
     from mvw_cli.profiles.schema import Profile
+
+    Executing = Callable[[Profile], AbstractContextManager[Worker | Dispatcher]]
 
 ALIKE = 20
 """Items at the start of a run that end it if they all fail for one cause."""
@@ -65,11 +68,14 @@ class Task:
     allow_pickle: bool
     random_weights: bool
     as_json: bool
+    command: str = "batch"
+    elsewhere: str | None = None
+    """The command that does the same with other records, for hints."""
 
     def again(self, *more: str) -> str:
         """Write the command that was typed with other switches, for hints."""
         kept = [word for word in self.words if word not in _ONCE]
-        return shlex.join(["mvw", "batch", *kept, *more])
+        return shlex.join(["mvw", self.command, *kept, *more])
 
     def default_name(self) -> str:
         """Name the output after what is asked about."""
@@ -144,18 +150,28 @@ def run(task: Task) -> int:
     view = BatchView()
     with ExitStack() as held:
         with exit_on_interrupt(view.on_interrupt), view.making_room():
-            batch = _Batch(task, output, view, held)
+            batch = Batch(task, output, view, held)
         return batch.plan() if task.dry_run else batch.serve()
 
 
-class _Batch:
+class Batch:
     """One run: what is known of it before a model is loaded, and what is done with that."""
 
-    def __init__(self, task: Task, output: Output, view: BatchView, held: ExitStack) -> None:
+    def __init__(
+        self,
+        task: Task,
+        output: Output,
+        view: BatchView,
+        held: ExitStack,
+        *,
+        resolved: Resolved | None = None,
+        items: Iterable[Item] | None = None,
+    ) -> None:
         """List the items, and find out which of them are left to do.
 
         Args:
             held: what is to be let go of at the end.
+            resolved, items: instead of those that the task names.
         """
         self._task, self._output, self._view = task, output, view
         source = task.source
@@ -167,10 +183,11 @@ class _Batch:
         from mvw_cli.profiles.resolution import resolve
 
         mute_libraries()
-        self._resolved = resolve(task.profile, task.flags)
+        self._resolved = resolved or resolve(task.profile, task.flags)
         if source.question is None:
             source = replace(source, question=self._resolved.profile.prompt.question)
-        self._worklist = WorkList(list_items(source), limit=task.limit, shard=task.shard)
+        listed = list_items(source) if items is None else items
+        self._worklist = WorkList(listed, limit=task.limit, shard=task.shard)
         view.tally.listed = len(self._worklist)
         check_not_input(output.files, chain(self._named(), files_of(self._resolved)))
         task.check_table(output)
@@ -186,7 +203,7 @@ class _Batch:
                 shards={} if task.shard is None else {task.shard: len(self._worklist)},
                 overwrite=task.overwrite,
                 retry_failed=task.retry_failed,
-                hint=_elsewhere(output),
+                hint=task.elsewhere or _elsewhere(output),
             )
         )
         view.clean_up = self._log.leave
@@ -238,8 +255,12 @@ class _Batch:
         )
         return ExitCode.OK
 
-    def serve(self) -> int:
-        """Answer what is left, and tell how it went."""
+    def serve(self, executing: Executing | None = None) -> int:
+        """Answer what is left, and tell how it went.
+
+        Args:
+            executing: gets a profile, and lends who serves it for as long as this takes.
+        """
         task, view, log, output = self._task, self._view, self._log, self._output
         shutdown, state = Event(), None
         stopped: MvwError | None = None
@@ -249,13 +270,13 @@ class _Batch:
             view.note(f"There is nothing left to do: {nothing}.")
         else:
             self._introduce()
-            executor = make_executor(task, self._resolved.profile)
             with ExitStack() as held:
                 with exit_on_interrupt(view.on_interrupt), view.making_room():
                     profile = self._resolved.profile
                     name = profile.model or self._resolved.name or profile.adapter
                     view.loading_model(name, profile.revision)
-                    held.enter_context(executor)
+                    lend = executing or (lambda profile: make_executor(task, profile))
+                    executor = held.enter_context(lend(profile))
                     log.settle(self._settings.with_revision(executor.revision))
                 with (
                     finish_on_interrupt(view.on_interrupt) as shutdown,

@@ -20,7 +20,7 @@ MOMENT = "never"
 _OUTPUTS = ("output", "html", "plot", "as_json", "verbose")
 
 
-class _Compositions(click.ParamType[Any, Any]):
+class Compositions(click.ParamType[Any, Any]):
     """Policies with commas between them; a comma before KEY= goes on with the fields of one."""
 
     name = "policies"
@@ -55,7 +55,7 @@ _COUNT = click.IntRange(min=1)
     "--policy",
     "policies",
     metavar="POLICY,…",
-    type=_Compositions(),
+    type=Compositions(),
     multiple=True,
     help="Other policies to compare, each as in `mvw infer`: vtw:layer=12+mvw:m=16,mvw:m=16 are "
     "two. Repeatable.",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mvw_cli.bench.quality.answers import Given, Row, answers_match, compared
+from mvw_cli.bench.matching import answers_match
+from mvw_cli.bench.quality.answers import Given, Row, compared
 from mvw_cli.bench.quality.divergence import Divergence
 from mvw_cli.bench.stats import FEWEST_ITEMS, mcnemar, paired_drop, wilson
 

@@ -1,0 +1,1 @@
+"""`mvw eval`: public benchmarks answered under several withdrawals, and scored by rules."""
