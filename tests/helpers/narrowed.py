@@ -83,6 +83,7 @@ def _gemma4(config: Any, text: Any, vision: Any) -> None:
     )
     vision.head_dim, vision.num_key_value_heads = 8, 2
     config.audio_config = None
+    config.vision_soft_tokens_per_image = 70  # not 280: each has logits over all of the vocabulary
 
 
 def _recurrent(config: Any, text: Any, vision: Any) -> None:
