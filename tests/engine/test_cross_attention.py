@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from mvw_cli.adapter import VisionLayout
-from mvw_cli.engine.cache import SlotCache
+from mvw_cli.engine.cache import LayerKind, SlotCache
 from mvw_cli.engine.rows import CHUNK
 from mvw_cli.errors import ModelProblem
 from mvw_cli.oracle.masked import extended, oracle_logits
@@ -108,7 +108,7 @@ def test_bytes_are_given_back_when_the_last_row_withdraws() -> None:
 @each_kind
 def test_a_layer_is_empty_by_its_keys_and_by_its_length(kind: str) -> None:
     """Which of the two decides whether it is skipped depends on the release of transformers."""
-    slots = SlotCache((None, None), cross_layers=(1,), keep_mlp=kind == "mlp")
+    slots = SlotCache((LayerKind(), LayerKind()), cross_layers=(1,), keep_mlp=kind == "mlp")
     assert slots.get_seq_length(1) == 0
     prefilled, states = DynamicCache(), torch.ones(3, dtype=torch.bool)
     for layer, length in enumerate((5, 3)):
