@@ -14,6 +14,7 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from mvw_cli.batch.store.log import LogReader, Record
+from mvw_cli.batch.store.output import row_of
 from mvw_cli.batch.store.record import clean
 from mvw_cli.bench.stats import (
     FEWEST_ITEMS,
@@ -26,7 +27,7 @@ from mvw_cli.bench.stats import (
 from mvw_cli.errors import UsageProblem
 from mvw_cli.evaluate.dataset import GROUPS, Dataset, Question
 from mvw_cli.evaluate.rules import Rule, Score
-from mvw_cli.evaluate.wemath import FourDimensions, four_dimensions
+from mvw_cli.evaluate.wemath import four_dimensions
 
 SCHEMA_VERSION = 1
 NEVER, NO_IMAGE = "never", "no image"
@@ -135,7 +136,9 @@ def read_arm(name: str, logs: Iterable[Path], questions: Sequence[Question]) -> 
     records: dict[str, Record] = {}
     runs: dict[str, Path] = {}
     for log in logs:
-        for record, _ in LogReader(log, str(log)):
+        reader = LogReader(log, str(log))
+        for record, line in reader:
+            row_of(record, line, reader)  # refuses what no record of ours holds
             runs.setdefault(record["run"], log)
             item = asked.get(record["id"])
             if item is None or record["question"] != clean(item.question):
@@ -273,11 +276,11 @@ def _groups(dataset: Dataset, values: Mapping[str, float]) -> dict[str, dict[str
 
 def _metrics(dataset: Dataset, arm: Arm) -> dict[str, Any]:
     answered = [one for one in dataset.questions if one.item.id in arm.scores]
-    if dataset.rule == "wemath":
-        return {
-            "wemath": asdict(_wemath(answered, lambda id: arm.scores[id].value)),
-            "wemath_vlmevalkit": asdict(_wemath(answered, lambda id: arm.scores[id].harness)),
-        }
+    if any("steps_" in str(one.row.get("key")) for one in dataset.questions):
+        told = {"wemath": _wemath(answered, lambda id: arm.scores[id].value)}
+        if dataset.rule == "wemath":
+            told["wemath_vlmevalkit"] = _wemath(answered, lambda id: arm.scores[id].harness)
+        return told
     if dataset.rule != "yes-no" or not answered:
         return {}
     yes = {True: 0, False: 0}
@@ -301,11 +304,9 @@ def _metrics(dataset: Dataset, arm: Arm) -> dict[str, Any]:
     return found
 
 
-def _wemath(questions: Iterable[Question], value: Callable[[str], float | None]) -> FourDimensions:
-    return four_dimensions(
-        (str(one.row.get("ID")), str(one.row.get("key")), value(one.item.id) == 1.0)
-        for one in questions
-    )
+def _wemath(questions: Iterable[Question], value: Callable[[str], float | None]) -> dict[str, Any]:
+    rows = ((str(one.row.get("ID")), str(one.row.get("key")), one.item.id) for one in questions)
+    return asdict(four_dimensions((id, key, value(item) == 1.0) for id, key, item in rows))
 
 
 def _hallusion(questions: Iterable[Question], arm: Arm) -> dict[str, float]:

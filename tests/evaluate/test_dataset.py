@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,20 @@ def test_images_lie_in_cells_in_lists_in_other_rows_and_in_files(tmp_path: Path)
 def test_an_image_that_was_passed_is_read_again_without_the_file(tmp_path: Path) -> None:
     """Many questions refer to an image of long ago, which is found by its place."""
     rows = [
-        {"index": n, "image": encoded(n), "question": 'two\nlines, "quoted"', "answer": "ä"}
+        {"image": encoded(n), "index": n, "question": 'two\nlines, "quoted"', "answer": "ä"}
         for n in range(4)
     ]
     again = (3, 0, 2, 1, 0)
     rows += [{"index": 10 + n, "image": str(one), **ROW} for n, one in enumerate(again)]
     told = pixels(load(str(write_tsv(tmp_path / "t.tsv", rows)), {}))
     assert told[4:] == [told[n] for n in again]
+    lines = [
+        json.dumps({"image": row["image"], **ROW, "index": n}) for n, row in enumerate(rows[:4])
+    ]
+    (tmp_path / "l.jsonl").write_text("\n\n".join(lines))
+    found = load(str(tmp_path / "l.jsonl"), {})
+    turned = replace(found, questions=found.questions[::-1])
+    assert pixels(turned) == told[3::-1]
 
 
 def test_rows_of_jsonl_and_parquet_bring_options_and_categories(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_where_ours_differs_from_the_harness() -> None:
         ("vqa", ["red"] * 10, "Red.", 1, 1),
         ("vqa", ["red"] * 2 + ["blue"] * 8, "red", (2 * 1 / 3 + 8 * 2 / 3) / 10, None),
         ("vqa", ["two"] * 10, "2", 1, 1),
+        ("vqa", ["red"] * 10, "red" + " ." * 32, 1, 1),
+        ("vqa", ["red"] * 10, "red" + " ." * 33, 0, 0),  # a slip of the evaluation's own
         ("vqa", ["don't walk"] * 10, "dont walk", 1, 1),
         ("mmmu", ["7"], "7", 1, 1),
     ],

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mvw_cli.batch.source.paths import Source
 from mvw_cli.batch.store.fingerprint import (
     Fingerprint,
     describe_difference,
+    files_of,
     fingerprint,
     read_sidecar,
 )
@@ -145,18 +147,16 @@ class Folder:
             UsageProblem: it can't be written, is of another data set, or has nothing to rescore.
         """
         self.path, self._data = path, dataset.name
-        self._elsewhere = shlex.join(["mvw", "eval", task.data, "-o", _free(path)])
+        self.elsewhere = shlex.join(["mvw", "eval", task.data, "-o", _free(path)])
+        """The command that answers into another folder."""
         self.arms: dict[str, str] = {}
         """Names of their files by their own."""
-        if path.exists() or not task.rescore:
-            if not path.exists():
-                check_writable(str(path))
-                path.mkdir()
-            check_writable(str(path / REPORT))
+        check_writable(str(path / REPORT if path.exists() else path))
         if task.html is not None:
             check_writable(task.html)
-        check_not_input([str(path / name) for name in (REPORT, ITEMS, ARMS)], [dataset.path])
-        check_not_input([task.html], [dataset.path])
+        images = (image.path for one in dataset.questions for image in one.item.images)
+        written = [task.html, *(str(path / name) for name in (REPORT, ITEMS, ARMS))]
+        check_not_input(written, chain([dataset.path], images))
         self._read()
         if task.rescore and not self.arms:
             raise UsageProblem(
@@ -184,15 +184,16 @@ class Folder:
             raise UsageProblem(
                 f"{self.path} holds answers to {data}",
                 cause=f"this is {self._data}",
-                hint=self._elsewhere,
+                hint=self.elsewhere,
             )
         self.arms = arms
 
     def add(self, arms: Sequence[str]) -> None:
         """Take arms in, before anything of them is written."""
+        self.path.mkdir(exist_ok=True)
         for name in arms:
             stem, number = slug(name), 1
-            while name not in self.arms and stem in self.arms.values():
+            while name not in self.arms and stem in {*self.arms.values(), "items", "judge"}:
                 number += 1
                 stem = f"{slug(name)}-{number}"
             self.arms.setdefault(name, stem)
@@ -223,29 +224,19 @@ class Folder:
         Raises:
             UsageProblem: they come from different models or settings.
         """
-        first, of = own, "this run"
+        found = [] if own is None else [("this run", own)]
         for arm in self.arms:
-            for log in self.logs(arm):
-                sidecar = read_sidecar(log)
-                if sidecar is None:
-                    continue
-                known = _without_withdrawal(sidecar.fingerprint)
-                if first is None:
-                    first, of = known, f"arm {arm}"
-                if difference := known.difference(_without_withdrawal(first)):
-                    raise UsageProblem(
-                        f"{self.path} holds answers of other settings",
-                        cause=describe_difference(difference, f"in arm {arm}", f"in {of}"),
-                        hint=self._elsewhere,
-                    )
-                if first is own:
-                    first, of = known, f"arm {arm}"
-        return first
-
-    @property
-    def elsewhere(self) -> str:
-        """The command that answers into another folder."""
-        return self._elsewhere
+            sidecars = filter(None, map(read_sidecar, self.logs(arm)))
+            found += [(f"arm {arm}", sidecar.fingerprint) for sidecar in sidecars]
+        settings = [(of, _without_withdrawal(one)) for of, one in found]
+        for (first_of, first), (of, one) in pairwise(settings):
+            if difference := one.difference(first):
+                raise UsageProblem(
+                    f"{self.path} holds answers of other settings",
+                    cause=describe_difference(difference, f"in {of}", f"in {first_of}"),
+                    hint=self.elsewhere,
+                )
+        return settings[-1][1] if settings else None
 
 
 def _free(path: Path) -> str:
@@ -276,6 +267,7 @@ def _answer(task: Task, dataset: Dataset, folder: Folder, remarks: list[str]) ->
     if task.no_image:
         arms[NO_IMAGE] = arms[NEVER]
     folder.model(fingerprint(arms[NEVER], random_weights=False))
+    check_not_input([task.html], files_of(arms[NEVER]))
     folder.add([*arms])
     code: int = ExitCode.OK
     with ExitStack() as held:

@@ -279,7 +279,14 @@ def test_wrong_tables(folder: Path, mvw: Run) -> None:
     assert "no column answer" in problem(mvw("eval", "unanswered.tsv"))[1]
     assert "There is no absent" in problem(mvw("eval", "absent"))[0]
     assert "is no data set" in problem(mvw("eval", "report.html"))[0]
-    for name in ("twice.eval", "unasked.eval", "unanswered.eval"):
+    before = (folder / "samples" / "scene-0001.png").read_bytes()
+    for written in ("samples/scene-0001.png", "samples/questions.jsonl", "scenes.tsv"):
+        data = "scenes.tsv" if written == "scenes.tsv" else "samples/questions.jsonl"
+        ran = mvw("eval", data, "--html", written)
+        assert "is an input, and would be written over" in problem(ran)[0]
+    assert (folder / "samples" / "scene-0001.png").read_bytes() == before
+    assert "profile" in problem(mvw("eval", "samples/questions.jsonl", "--profile", "absent"))[0]
+    for name in ("questions.eval", "twice.eval", "unasked.eval", "unanswered.eval"):
         assert not (folder / name).exists(), "nothing is left of what could not begin"
 
 
@@ -299,3 +306,37 @@ def test_an_image_that_is_no_image_is_one_question_s_failure(folder: Path, mvw: 
     assert again.code == 0, again.err
     found = json.loads((folder / "bad.eval" / "report.json").read_text())
     assert [(arm["items"], arm["failed"]) for arm in found["arms"]] == [(3, 0), (3, 0)]
+
+
+def test_wemath_by_its_name(folder: Path, mvw: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two problems of two steps, of which the second lacks a step."""
+    image = rows_of(folder / "new", 3)[0]["image"]
+    keys = ("2steps_1", "2steps_2", "2steps_multi")
+    rows = [
+        {
+            "index": str(3 * n + place),
+            "ID": str(n),
+            "key": key,
+            "image": image,
+            "question": "How long is it?",
+            "A": "1 cm",
+            "B": "2 cm",
+            "answer": "A",
+        }
+        for n in range(2)
+        for place, key in enumerate(keys)
+    ][:5]
+    (folder / "LMUData").mkdir()
+    write(folder / "LMUData" / "WeMath.tsv", rows)
+    monkeypatch.setenv("LMUData", str(folder / "LMUData"))
+    ran = mvw("eval", "WeMath", *QUICK)
+    assert ran.code == 0, ran.err
+    log = folder / "WeMath.eval" / "never.jsonl"
+    asked = {json.loads(line)["question"] for line in log.read_text().splitlines()}
+    assert asked == {"Question: How long is it?\nOptions:\nA. 1 cm\nB. 2 cm\n"}
+    found = json.loads((folder / "WeMath.eval" / "report.json").read_text())
+    never = found["arms"][0]["metrics"]["wemath"]
+    assert (never["problems"], never["incomplete"], never["insufficient_knowledge"]) == (1, 1, 1)
+    assert never["score_strict"] == 0 and never["vlmevalkit_score_strict"] > 0.99
+    assert "WEMATH" in ran.out and "which VLMEvalKit counts as mastered: never 1" in ran.out
+    assert len(ran.out.splitlines()) <= 40
