@@ -54,6 +54,7 @@ benchmarks: $(INSTALLED) $(HARNESS)/.installed $(VLLM)/.installed
 	$(BIN)/python benchmarks/batch.py --sweep
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/batch_memory.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/signals.py
 	$(BIN)/python benchmarks/calibrate.py

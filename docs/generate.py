@@ -60,6 +60,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "batch": batch.batch,
     "batch slots": batch.batch_slots,
     "batch memory": batch.batch_memory,
+    "serve": batch.serve,
     "calibrate answers": calibrate.answers,
     "calibrate dyvte": calibrate.dyvte,
     "calibrate vtw": calibrate.vtw,

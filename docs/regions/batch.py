@@ -1,8 +1,8 @@
-"""Figures of `mvw batch`, from the JSON files that the benchmarks write."""
+"""Figures of `mvw batch` and `mvw serve`, from the JSON files that the benchmarks write."""
 
 from __future__ import annotations
 
-from regions.figures import BATCH_RATIOS, batch_ratio, missing, result, where
+from regions.figures import BATCH_RATIOS, batch_ratio, missing, ratio, result, where
 from regions.reference import table
 
 _ARMS = {
@@ -79,3 +79,34 @@ def batch_memory() -> str:
         f"was left to do: {document['seconds_of_finding_that_all_is_done']:.0f} s, "
         f"{rss['peak_of_finding_that_all_is_done']} at most. {where(document)}"
     )
+
+
+_SERVE_ARMS = {
+    "batch": "`mvw batch`, {slots} slots",
+    "serve": "`mvw serve`, {slots} clients",
+    "serve_streamed": "the same, streamed",
+}
+
+
+def serve() -> str:
+    """Write the rate of a server beside that of a batch, and its memory over many requests."""
+    document = result("serve")
+    if document is None:
+        return missing("serve")
+    rows = []
+    for name, words in _SERVE_ARMS.items():
+        over = document["ratios"].get(f"{name}_over_batch")
+        rate = f"{document['arms'][name]['items_per_s']:.2f}"
+        rows.append((words.format(**document), rate, "-" if over is None else ratio(over)))
+    soak = document["soak"]
+    rss = {name: f"{size / 2**20:.0f} MiB" for name, size in soak["rss_bytes"].items()}
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in soak["kinds"].items())
+    sentences = (
+        f"{document['items']} scenes and questions, the same answers in every arm. Limit: "
+        f"{document['limit']} ×. Threads of PyTorch in each arm: {document['threads_each']}. Over "
+        f"{soak['requests']:,} requests ({kinds}), in {soak['seconds']:.0f} s, the server held "
+        f"{rss['at_a_tenth']} after a tenth of them and {rss['at_the_end']} at the end "
+        f"({soak['growth']:.3f} ×), {rss['peak']} at most."
+    )
+    head = ("Arm", "Answers/s", "Over `mvw batch`")
+    return f"{table(head, rows)}\n\n{sentences} {where(document)}"

@@ -31,6 +31,7 @@ COMMANDS = {
     "batch": "python benchmarks/batch.py",
     "batch_slots": "python benchmarks/batch.py --sweep",
     "batch_memory": "python benchmarks/batch_memory.py",
+    "serve": "python benchmarks/serve.py",
     "cross_check": "make cross-check",
     "policies": "python benchmarks/policies.py",
     "calibrate": "python benchmarks/calibrate.py",
@@ -259,8 +260,13 @@ def measured() -> str:
             _row("batch", f"Images per second, `mvw batch` over {what}", batch_ratio(name))
             for name, what in BATCH_RATIOS.items()
         ),
+        _row(
+            "serve",
+            "Answers per second, 16 clients of `mvw serve` over `mvw batch` with 16 slots",
+            lambda d: f"{ratio(d['ratios']['serve_over_batch'])} (limit {d['limit']})",
+        ),
     ]
-    shown = ("curve", "startup", "infer_wall", "decode", "batch")
+    shown = ("curve", "startup", "infer_wall", "decode", "batch", "serve")
     known = [document for name in shown if (document := result(name)) is not None]
     places = list(dict.fromkeys(where(document) for document in known))
     return "\n\n".join([table(("Figure", "Value", "Command"), rows), *places])

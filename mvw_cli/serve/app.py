@@ -63,6 +63,13 @@ class Bounds:
     """Of all images of a request together, as they are decoded."""
 
 
+@dataclass(slots=True)
+class _Place:
+    """What one request takes while it is here."""
+
+    body_bytes: int = 0
+
+
 class Service:
     """All that requests have in common.
 
@@ -102,7 +109,7 @@ class Service:
         """Requests that have come in and have not ended."""
         self._held_bytes = 0
         self._mean_s = 1.0
-        """That requests took lately."""
+        """That answers took lately."""
 
     # -- who may come in ---------------------------------------------------------------------
 
@@ -117,7 +124,7 @@ class Service:
             raise Refused(401, what, code="invalid_api_key", headers=headers)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self) -> Iterator[_Place]:
         """Take a place among the requests that are here.
 
         Raises:
@@ -128,10 +135,12 @@ class Service:
         if self._here >= self._slots + self._bounds.queue:
             raise self._full()
         self._here += 1
+        place = _Place()
         try:
-            yield
+            yield place
         finally:
             self._here -= 1
+            self._held_bytes -= place.body_bytes
 
     def _full(self) -> Refused:
         waiting = max(1, self._here - self._slots)
@@ -145,9 +154,9 @@ class Service:
         """Answer a chat completion, or say why not."""
         begin, reply, status = time.monotonic(), Reply(send), 200
         try:
-            with self._place():
+            with self._place() as place:
                 async with asyncio.timeout(self._bounds.timeout):
-                    chat = read_request(await self._body(request))
+                    chat = read_request(await self._body(request, place))
                     await _unless_gone(request.receive, self._respond(chat, reply))
         except ClientDisconnect:
             status = GONE
@@ -160,11 +169,12 @@ class Service:
             except TimeoutError:  # a client that does not read what it gets
                 request.scope["state"]["abort"]()
         seconds = time.monotonic() - begin
-        self._mean_s += (seconds - self._mean_s) / 20
+        if status == 200:
+            self._mean_s += (seconds - self._mean_s) / 20
         self.metrics.ended(status, seconds)
 
-    async def _body(self, request: Request) -> bytes:
-        most, held, parts = self._bounds.max_body, 0, list[bytes]()
+    async def _body(self, request: Request, place: _Place) -> bytes:
+        most, parts = self._bounds.max_body, list[bytes]()
         too_large = Refused(413, f"the body has more than {most:,} bytes")
         if int(request.headers.get("content-length") or 0) > most:
             raise too_large
@@ -172,17 +182,15 @@ class Service:
             async with asyncio.timeout(self._bounds.read_timeout):
                 async for part in request.stream():
                     parts.append(part)
-                    held += len(part)
+                    place.body_bytes += len(part)
                     self._held_bytes += len(part)
-                    if held > most:
+                    if place.body_bytes > most:
                         raise too_large
                     if self._held_bytes > HELD_BYTES:
                         raise self._full()
         except TimeoutError:
             what = f"the body did not come within {self._bounds.read_timeout:g} s"
             raise Refused(408, what, headers={"x-should-retry": "false"}) from None
-        finally:
-            self._held_bytes -= held
         return b"".join(parts)
 
     async def _respond(self, chat: ChatRequest, reply: Reply) -> None:

@@ -79,7 +79,7 @@ class Desk:
     @property
     def waiting(self) -> int:
         """Requests that have been handed in and have no slot."""
-        return len(self._tickets) - self.state.slots
+        return max(0, len(self._tickets) - self.state.slots)
 
     def submit(self, request: Request, question: str, remarks: list[str], streams: bool) -> Ticket:
         """Hand a request in.

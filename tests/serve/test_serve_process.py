@@ -16,13 +16,16 @@ import httpx2 as httpx
 import pytest
 from processes import Ran
 from serving_process import QUESTION, content, serving
+from starlette.requests import Request
 from waiting import until
 
 from mvw_cli.engine.slots import Slots
 from mvw_cli.engine.types import NotExact, Token
 from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.profiles.resolution import resolve
+from mvw_cli.serve.app import Bounds, Service
 from mvw_cli.serve.desk import Desk, choose_limits
+from mvw_cli.serve.pictures import Sources
 from mvw_cli.session import Session, open_session
 from mvw_cli.vllm import start
 from mvw_cli.vllm.server import server_command
@@ -73,6 +76,7 @@ def test_what_stops_it_before_a_model_is_loaded(
             (["--host", "nowhere.invalid"], "Can't listen on nowhere.invalid, port 8000"),
             (["--allow-files", str(tmp_path / "gone")], "--allow-files: there is no folder"),
             (["--profile", "gone"], "gone"),
+            (["--api-key", ""], "--api-key: the token is empty"),
             (["--engine", "vllm", "--queue", "3", "--allow-urls"], "have --queue, --allow-urls"),
             (["--engine", "vllm"], "vLLM is not installed"),
         ]
@@ -152,3 +156,70 @@ def test_a_model_that_turns_out_not_to_be_exact_ends_all(
     for record in asyncio.run(run()):
         assert not isinstance(record, Token)
         assert record["error"]["message"] == "the model is not served any more"
+
+
+Sent = list[dict[str, Any]]
+
+
+def asked(
+    session: Session, sent: dict[str, Any], stuck_after: int = 1000, **bounds: Any
+) -> tuple[Sent, Sent, Desk]:
+    """Ask a service in this process; return what it sent, what was aborted, and its desk.
+
+    Args:
+        stuck_after: messages after which the client reads no more.
+    """
+    usual = {"queue": 4, "timeout": 60, "read_timeout": 60, "max_body": 1000, "max_images": 1}
+    out: Sent = []
+    aborted: Sent = []
+
+    async def send(message: dict[str, Any]) -> None:
+        if len(out) == stuck_after:
+            await asyncio.sleep(1000)
+        out.append(message)
+
+    body = iter([json.dumps(sent).encode()])
+
+    async def receive() -> dict[str, Any]:
+        for part in body:
+            return {"type": "http.request", "body": part}
+        await asyncio.sleep(1000)
+        return {"type": "http.disconnect"}
+
+    async def run() -> Desk:
+        desk = Desk(session, choose_limits(session, 1, None))
+        service = Service(
+            session,
+            desk,
+            names=["shapes"],
+            slots=1,
+            sources=Sources(),
+            bounds=Bounds(max_pixels=1, **{**usual, **bounds}),
+            scaled_to=None,
+            seed=None,
+        )
+        scope = {"type": "http", "headers": [], "state": {"abort": lambda: aborted.append({})}}
+        await service.answer(Request(scope, receive), send)
+        await asyncio.to_thread(desk.close)
+        assert service._here == service._held_bytes == 0
+        return desk
+
+    return out, aborted, asyncio.run(run())
+
+
+def test_a_client_that_does_not_read_is_cut_off_when_its_time_is_up(session: Session) -> None:
+    sent = {"model": "shapes", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    sent |= {"max_tokens": 100_000, "ignore_eos": True}
+    out, aborted, desk = asked(session, sent, stuck_after=3, timeout=1)
+    assert (len(out), len(aborted)) == (3, 1)
+    assert desk.state.slots == 0
+
+
+def test_bodies_of_all_requests_together_have_a_limit(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvw_cli.serve.app.HELD_BYTES", 50)
+    sent = {"model": "shapes", "messages": [{"role": "user", "content": QUESTION}]}
+    (head, _), _, _ = asked(session, sent)
+    assert head["status"] == 429
+    assert int(dict(head["headers"])[b"retry-after"]) >= 1

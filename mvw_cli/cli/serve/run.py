@@ -69,6 +69,12 @@ def run(task: Task) -> int:
 
         mute_libraries()
         resolved = resolve(task.profile, task.flags)
+        if task.api_key == "":
+            raise UsageProblem(
+                "--api-key: the token is empty",
+                cause="everybody would have it",
+                hint="mvw serve --help",
+            )
         if task.allow_files is not None and not os.path.isdir(task.allow_files):
             raise UsageProblem(
                 f"--allow-files: there is no folder {task.allow_files}",
