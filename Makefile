@@ -8,7 +8,7 @@ TRANSFORMERS ?= 5.16.0
 HARNESS := out/harness
 VLLM := .venv-vllm
 
-.PHONY: demo test test-oldest test-vllm check install curve cross-check benchmarks docs clean
+.PHONY: demo test test-oldest test-vllm sweep check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -26,6 +26,11 @@ test-oldest: $(OLDEST)/.installed-$(TRANSFORMERS)
 # What needs vLLM, in an environment of its own: its CPU build, and mvw beside it.
 test-vllm: $(VLLM)/.installed
 	PYTHONPATH=$(CURDIR)/tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -n 2 tests/vllm
+
+# Every class of transformers: exact, or refused with a sentence. benchmarks/results/families.json.
+sweep: $(INSTALLED)
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python docs/generate.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -45,6 +50,7 @@ cross-check: $(INSTALLED) $(HARNESS)/.installed
 
 # Every figure in README.md and docs/ again. Takes hours, on a machine that does nothing else.
 benchmarks: $(INSTALLED) $(HARNESS)/.installed $(VLLM)/.installed
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/infer_wall.py
 	$(BIN)/python benchmarks/decode.py

@@ -46,6 +46,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "control variables": reference.control_variables,
     "families": families.table,
     "families summary": families.summary,
+    "families all": families.everything,
     "curve": figures.curve,
     "curve table": figures.curve_table,
     "measured": figures.measured,

@@ -415,12 +415,13 @@ def check_image_token(model: Any, name: str) -> None:
         ModelProblem: its configuration names no image token.
     """
     if not isinstance(getattr(model.config, "image_token_id", None), int):
-        raise ModelProblem(
-            f"{name} names no image token.",
-            cause="No token stands in its prompt for a piece of an image, so which entries of its "
-            "cache are vision can't be told.",
-            hint="mvw list profiles",
+        cause = (
+            "Its configuration names no token that stands in the prompt for a piece of an image, "
+            "so which entries of its cache are vision can't be told."
         )
+        if getattr(model.config, "is_encoder_decoder", False):
+            cause = "It is an encoder-decoder; only decoder-only models are served."
+        raise ModelProblem(f"{name} names no image token.", cause=cause, hint="mvw list profiles")
 
 
 def check_template(processor: Any, spec: ModelSpec) -> None:

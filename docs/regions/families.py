@@ -1,21 +1,23 @@
-"""Which architectures are served, and which are refused and why, as the engine's check says.
+"""Which architectures are served, and which are refused and why.
 
-Served are those that the tests hold against the oracle; refused is what the engine's own check of
-a model's class and default configuration says. No weights are involved.
+Some the tests know one by one; of all classes it is what `benchmarks/sweep.py` has found.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from regions.reference import table as markdown_table
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests" / "helpers" / "families.py"
+
+_RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "families.json"
 
 _NAMES = {
     "llava": "LLaVA",
@@ -42,31 +44,68 @@ _NAMES = {
     "gemma4": "Gemma 4",
 }
 
-_REFUSED = {
-    "blip-2": ("BLIP-2", "Blip2ForConditionalGeneration"),
-    "florence2": ("Florence-2", "Florence2ForConditionalGeneration"),
-}
+_SUFFIXES = ("ForConditionalGeneration", "ForCausalLM", "Model")
 
 
 def table() -> str:
-    """Write the table of served and refused architectures."""
-    rows = []
-    for family in _families().FAMILIES:
-        name = _NAMES.get(family.name, family.name)
-        rows.append((name, f"`{type(family.build()).__name__}`", "served, equal to the oracle"))
-    for model_type, (name, kind) in _REFUSED.items():
-        rows.append((name, f"`{kind}`", f"refused: {_refusal(model_type, kind)}"))
-    return markdown_table(("Architecture", "Class in transformers", "Status"), rows)
+    """Write the table of the families that the tests know one by one."""
+    rows = [
+        (_NAMES.get(family.name, family.name), f"`{type(family.build()).__name__}`")
+        for family in _families().FAMILIES
+    ]
+    return markdown_table(("Architecture", "Class in transformers"), rows)
+
+
+def everything() -> str:
+    """Write what became of every class."""
+    result = json.loads(_RESULT.read_text(encoding="utf-8"))
+    classes = result["classes"]
+    served = [one["kind"] for one in classes if one["status"] == "exact"]
+    why: dict[str, list[str]] = {}
+    for one in classes:
+        if one["status"] == "refused":
+            reason = one["why"].removeprefix(f"In {one['kind']}: ").removesuffix(".")
+            # Which layer is the first to do so says nothing of the class.
+            reason = re.sub(r"^layer \d+ keeps", "a layer keeps", reason)
+            why.setdefault(reason[0].lower() + reason[1:], []).append(one["kind"])
+    rows = [
+        (f"refused: {reason}", _listed(kinds))
+        for reason, kinds in sorted(why.items(), key=lambda pair: -len(pair[1]))
+    ]
+    of = f"{len(classes)} classes of transformers {result['environment']['transformers']}"
+    return markdown_table(
+        (f"Of {of}", "Classes"), [(f"served exactly: {len(served)}", _listed(served)), *rows]
+    )
 
 
 def summary() -> str:
     """Write the names alone, as two rows."""
+    classes = json.loads(_RESULT.read_text(encoding="utf-8"))["classes"]
     served = [_NAMES.get(family.name, family.name) for family in _families().FAMILIES]
-    for model_type, (_, kind) in _REFUSED.items():
-        _refusal(model_type, kind)
-    refused = [name for name, _ in _REFUSED.values()]
-    rows = [("Served", ", ".join(served)), ("Refused", ", ".join(refused))]
+    known = {type(family.build()).__name__ for family in _families().FAMILIES}
+    more = [one for one in classes if one["status"] == "exact" and one["kind"] not in known]
+    refused = [
+        _short(one["kind"])
+        for one in classes
+        # Of the others no one expects that they read images.
+        if one["status"] == "refused" and "not a vision-language model" not in one["why"]
+    ]
+    link = "[all, and why](docs/how-withdrawal-works.md#which-models)"
+    rows = [
+        ("Served", f"{', '.join(served)}, and {len(more)} more classes: {link}"),
+        ("Refused", ", ".join(refused)),
+    ]
     return markdown_table(("", "Architectures"), rows)
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    return ", ".join(f"`{_short(kind)}`" for kind in sorted(kinds))
+
+
+def _short(kind: str) -> str:
+    for suffix in _SUFFIXES:
+        kind = kind.removesuffix(suffix)
+    return kind.rstrip("_")
 
 
 def _families() -> ModuleType:
@@ -76,21 +115,3 @@ def _families() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
-
-
-@cache
-def _refusal(model_type: str, kind: str) -> str:
-    import torch
-    import transformers
-
-    from mvw_cli.engine.engine import check_architecture
-    from mvw_cli.engine.types import NotExact
-
-    config: Any = transformers.AutoConfig.for_model(model_type)
-    with torch.device("meta"):  # shapes without memory
-        model = getattr(transformers, kind)(config)
-    try:
-        check_architecture(model)
-    except NotExact as error:
-        return str(error)
-    raise SystemExit(f"{kind} is listed as refused, and is not")

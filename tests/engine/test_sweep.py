@@ -5,12 +5,17 @@ A sample; `make sweep` judges all of them.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as hf
 from families import IMAGE, TEXT, Family, _llava, build
 from sweep import judge, judge_model
+from transformers.models.auto import modeling_auto
+
+from mvw_cli.engine import prefill
 
 
 def _rope(kind: str, **settings: Any) -> dict[str, Any]:
@@ -34,12 +39,13 @@ STACKS: dict[str, Any] = {
     "doge": lambda: _llava(hf.DogeConfig(**TEXT)),
     "dynamic": lambda: _llava(hf.LlamaConfig(**_rope("dynamic", factor=4.0))),
     "longrope": lambda: _llava(
-        hf.Phi3Config(
+        hf.LlamaConfig(
             **_rope(
                 "longrope",
+                factor=1.0,
                 short_factor=[1.0] * 4,
                 long_factor=[3.0] * 4,
-                original_max_position_embeddings=26,
+                original_max_position_embeddings=30,
             )
         )
     ),
@@ -50,11 +56,61 @@ STACKS: dict[str, Any] = {
 def test_text_stacks_below_llava(name: str) -> None:
     model = build(Family(name, STACKS[name], lambda seed: {}))
     model.generation_config.suppress_tokens = [IMAGE]
+    for module in model.modules():
+        if hasattr(module, "dt_proj"):  # Doge's, made as zeros: then it adds the same everywhere
+            module.A.data.fill_(-2.0)
     outcome = judge_model(model, name)
     assert (outcome.status, outcome.why) == ("exact", "")
 
 
-@pytest.mark.parametrize("name", ["LlavaNextForConditionalGeneration"])
+EXACT = (
+    "Ernie4_5_VLMoeForConditionalGeneration",
+    "FuyuForCausalLM",
+    "Gemma4UnifiedForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "Molmo2ForConditionalGeneration",
+    "MuseGlimmerForConditionalGeneration",
+    "Qwen3OmniMoeForConditionalGeneration",
+    "VideoLlama3ForConditionalGeneration",
+)
+REFUSED = {
+    "Blip2ForConditionalGeneration": "takes no position ids",
+    "DiffusionGemmaForBlockDiffusion": "writes blocks of tokens",
+    "Kosmos2_5ForConditionalGeneration": "names no token that stands in the prompt",
+    "MiniMaxM3SparseForConditionalGeneration": "a state that can't be split",
+    "Phi4MultimodalForCausalLM": "LoRA weights in a folder of their own",
+    "UdopForConditionalGeneration": "It is an encoder-decoder",
+    "VoxtralForConditionalGeneration": "not a vision-language model",
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_classes_that_are_exact(name: str) -> None:
     outcome = judge(name)
     assert (outcome.status, outcome.why) == ("exact", "")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_classes_that_are_refused(name: str) -> None:
+    outcome = judge(name)
+    assert outcome.status == "refused" and REFUSED[name] in outcome.why
+
+
+def test_the_table_in_the_docs_is_of_all_classes_and_knows_no_other_outcome() -> None:
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "families.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    told = {one["kind"]: one for one in result["classes"]}
+    assert {one["status"] for one in told.values()} == {"exact", "refused"}
+    assert all(one["why"] for one in told.values() if one["status"] == "refused")
+    if result["environment"]["transformers"] == hf.__version__:
+        assert {*told} == {*modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values()}
+    assert {*EXACT} <= {kind for kind, one in told.items() if one["status"] == "exact"}
+    assert {*REFUSED} <= {kind for kind, one in told.items() if one["status"] == "refused"}
+
+
+def test_it_tells_a_fault_from_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions one too early, as PaliGemma's once were."""
+    plain = prefill._next_position
+    monkeypatch.setattr(prefill, "_next_position", lambda *given: plain(*given) - 1)
+    outcome = judge("LlavaForConditionalGeneration")
+    assert outcome.status == "wrong" and "generate" in outcome.why and "oracle" in outcome.why

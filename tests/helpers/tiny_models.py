@@ -28,25 +28,29 @@ WORDS = 64
 """Tokens of text, the first three of them special; the other special ones follow."""
 HEADS, HEAD, EXPERTS, SIDE = 4, 16, 4, 4
 WIDTH = HEADS * HEAD
-CROP = 56
-"""Pixels of a side of each crop, where an image is cut up: `SIDE` patches of 14."""
 
 _RULES: tuple[tuple[str, int], ...] = (
     (r"sliding_window(_size)?|attention_chunk_size", 12),  # shorter than a prompt
     (r"(n|num)_(routed_|local_)?experts|moe_num_experts", EXPERTS),
     (r"num_experts_per_tok|moe_topk|moe_k|top_k_experts", 2),
     (r"n_group|topk_group", 1),
+    (r"n_groups", 2),
+    (r"index_block_size|index_topk|keep_window_size", 4),  # what is sparse has to be so here
+    (r"index_topk_blocks", 2),
     (r".*lora_rank", 2 * HEAD),
+    (r"merged_hidden_size", 4 * WIDTH),
     (r".*head_dim|d_kv|resampler_dim_head", HEAD),
     (r".*(num_key_value_heads|n_kv_heads)", 2),
     (r"(.*_)?(num_attention_heads|num_heads|n_heads|attention_heads|resampler_heads)", HEADS),
     (r"(.*_)?(num_hidden_layers|num_layers|encoder_layers|decoder_layers|depth)", 2),
     (r"(.*_)?(intermediate_size|ffn_dim|mlp_dim|d_ff|intermediate_dim)|share_expert_dim", 48),
-    (r"(.*_)?(hidden_size|hidden_dim|d_model|embed_dim|projection_dim|output_dim)", WIDTH),
+    (
+        r"(.*_)?(hidden_size|hidden_dim|d_model|embed_dim|projection_dim|output_dim|output_proj_dims)",
+        WIDTH,
+    ),
     (r"vision_output_dim|query_pre_attn_scalar|vision_hidden_size", WIDTH),
     (r"mm_tokens_per_image|vision_soft_tokens_per_image", SIDE),
     (r"num_position_embeddings", SIDE * SIDE),
-    (r"merged_hidden_size", 4 * WIDTH),
 )
 """By the whole name of a field: what it is set to."""
 _TOKEN = re.compile(r"_(token_)?(id|ids|index)$")
@@ -57,6 +61,9 @@ _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _THINKER = {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
 _GIVEN: dict[str, dict[str, Any]] = {
     "AriaForConditionalGeneration": {"projector_patch_to_query_dict": {SIDE * SIDE: SIDE}},
+    "Blip2ForConditionalGeneration": {"image_token_id": 50265},
+    "InstructBlipForConditionalGeneration": {"image_token_id": 32000},
+    "InstructBlipVideoForConditionalGeneration": {"image_token_id": 32000},
     "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 8711}},
     "CohereCompassForConditionalGeneration": {
         "text_config.rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}
@@ -72,9 +79,26 @@ _GIVEN: dict[str, dict[str, Any]] = {
     "Granite4VisionForConditionalGeneration": {
         "deepstack_layer_map": [(-1, 0)],
         "downsample_rate": "1/2",
-        "image_grid_pinpoints": [[2 * SIDE * 16, 2 * SIDE * 16]],
+        "image_grid_pinpoints": [[768, 384]],
     },
     "HunYuanVLForConditionalGeneration": {"text_config.head_dim": HEAD},
+    "Lfm2VlForConditionalGeneration": {
+        "text_config.layer_types": ["conv", "full_attention"] * 16,
+    },
+    "MiniCPMOcrForConditionalGeneration": {"image_token_id": 248056},
+    "MiniCPMV4_6ForConditionalGeneration": {"image_token_id": 248056},
+    "MiniCPMV4_7ForConditionalGeneration": {"image_token_id": 248056},
+    "MiniMaxM3SparseForConditionalGeneration": {
+        "text_config.layer_types": ["full_attention", "minimax_m3_sparse"] * 30,
+    },
+    "NemotronH_Omni_Reasoning_V3": {"image_token_id": 131072},
+    "PerceptionLMForConditionalGeneration": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_large_patch14_336",
+            "model_args": {"embed_dim": WIDTH, "img_size": [64, 64], "depth": 2},
+        }
+    },
     "Qwen2_5OmniThinkerForConditionalGeneration": _THINKER,
     "Qwen3OmniMoeThinkerForConditionalGeneration": _THINKER,
     "Qwen4ExpForConditionalGeneration": {
@@ -86,15 +110,19 @@ _GIVEN: dict[str, dict[str, Any]] = {
     },
     "Step3p7ForConditionalGeneration": {"text_config.sliding_window": 12},
 }
-"""What checkpoints say and a class has no default for."""
+"""What checkpoints say, and a class has no default for or another one."""
 
 
 _SIZED: dict[str, dict[str, Any]] = {
     "DeepseekOcr2ForConditionalGeneration": {
         "vision_config.sam_config.downsample_channels": [WIDTH // 2, WIDTH]
     },
-    "MuseGlimmerForConditionalGeneration": {"vision_config.out_hidden_size": 4 * WIDTH},
-    "MuseSparkForConditionalGeneration": {"vision_config.out_hidden_size": 4 * WIDTH},
+    "Llama4ForConditionalGeneration": {
+        "vision_config.intermediate_size": 4 * WIDTH,
+        "vision_config.projector_input_dim": WIDTH,
+    },
+    "MuseGlimmerForConditionalGeneration": {"out_hidden_size": 4 * WIDTH},
+    "MuseSparkForConditionalGeneration": {"out_hidden_size": 4 * WIDTH},
 }
 """What does not follow from the names."""
 
@@ -102,8 +130,8 @@ _SIZED: dict[str, dict[str, Any]] = {
 def configuration(kind: Any) -> PreTrainedConfig:
     """Make the configuration of a class: its defaults, and what these leave out."""
     given = dict(_GIVEN.get(kind.__name__, {}))
-    whole = {name: given.pop(name) for name in list(given) if given[name] == {}}
-    config: PreTrainedConfig = kind.config_class(**whole)
+    made = {name: given.pop(name) for name in list(given) if name == "vision_config"}
+    config: PreTrainedConfig = kind.config_class(**deepcopy(made))
     _set(config, given)
     return config
 
@@ -132,6 +160,9 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     for part in parts_of(config):
         _keep_layers(part)
         _shrink(part)
+    if getattr(config, "image_grid_pinpoints", None):
+        crop = config.vision_config.image_size
+        config.image_grid_pinpoints = [[2 * crop, crop], [2 * crop, 2 * crop]]
     return config
 
 
@@ -155,8 +186,9 @@ def _rename_tokens(config: PreTrainedConfig) -> None:
         )
         setattr(part, name, renamed)
     for part in parts_of(config):
-        if isinstance(getattr(part, "vocab_size", None), int):
-            part.vocab_size = WORDS + len(held)
+        for name in ("vocab_size", "vocab_size_per_layer_input"):
+            if isinstance(vars(part).get(name), int):
+                setattr(part, name, WORDS + len(held))
 
 
 def _is_token(name: str) -> bool:
@@ -180,11 +212,13 @@ def _keep_layers(part: PreTrainedConfig) -> None:
         kinds.setdefault(told, layer)
     chosen = sorted(kinds.values())
     chosen += [one for one in (depth - 1, 1) if one not in chosen][: max(0, 2 - len(chosen))]
-    part.num_hidden_layers = len(chosen)
     if shared:
-        part.num_kv_shared_layers = sum(layer >= depth - shared for layer in chosen)
+        part.num_kv_shared_layers = 0
+    part.num_hidden_layers = len(chosen)
     for name, value in lists.items():
         setattr(part, name, type(value)(value[layer] for layer in sorted(chosen)))
+    if shared:
+        part.num_kv_shared_layers = sum(layer >= depth - shared for layer in chosen)
 
 
 def _shrink(part: PreTrainedConfig) -> None:
@@ -193,7 +227,7 @@ def _shrink(part: PreTrainedConfig) -> None:
     for name, value in told.items():
         if type(value) is not int:
             continue
-        if name == "num_hidden_layers" and value <= 4 and "layer_types" in told:
+        if name == "num_hidden_layers" and len(told.get("layer_types") or ()) == value:
             continue  # one of each kind
         for pattern, size in _RULES:
             if re.fullmatch(pattern, name):
@@ -205,12 +239,10 @@ def _shrink(part: PreTrainedConfig) -> None:
     if size is not None and patch is not None:
         side = SIDE * _side(patch, 4)
         part.image_size = side if isinstance(size, int) else type(size)([side] * len(size))
-    if told.get("image_grid_pinpoints"):
-        part.image_grid_pinpoints = [[2 * CROP, CROP], [2 * CROP, 2 * CROP]]
     rope = told.get("rope_parameters")
     if isinstance(rope, dict):
         for one in (rope, *rope.values()):
-            if isinstance(one, dict) and "rope_theta" in one:
+            if isinstance(one, dict) and one.get("rope_type") == "default":
                 turned = int(HEAD * one.get("partial_rotary_factor", 1)) // 2
                 one["mrope_section"] = _parted(one.get("mrope_section", [3, 3, 2]), turned)
     for name, value in told.items():
