@@ -313,6 +313,8 @@ def layer_kinds(cache: Cache, text: Any) -> list[LayerKind]:
     slides = getattr(text, "sliding_window", None) is not None
     sharing = getattr(text, "kv_sharing_modes", None) or [None] * len(cache.layers)
     kinds: list[LayerKind] = []
+    if len(cache.layers) < text.num_hidden_layers:  # in releases without a DummyLayer
+        raise NotExact("layers share what others hold, which takes a newer transformers")
     spans: dict[Span, Span] = {}  # one object for all that are equal: `per_layer` tells by it
     for number, (layer, named, mode) in enumerate(zip(cache.layers, types, sharing, strict=False)):
         if type(layer) is DynamicLayer:

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.cache_utils import (
     Cache,
-    DummyLayer,
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionLayer,
 )
 
 from mvw_cli.engine.cache import LayerKind, SlotCache, layer_kinds
+from mvw_cli.engine.layers import DummyLayer
 from mvw_cli.engine.rows import CHUNK, Offloaded, Rows, Span
 from mvw_cli.engine.types import NotExact
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import BY_NAME, build
+from families import BY_NAME, build, there
 from mvw_hf.model import HuggingFace
 from PIL import Image
 from running import loaded, request
@@ -103,7 +103,7 @@ def test_a_dropped_request_starts_again_with_the_same_tokens(tiny: Any) -> None:
     assert slots.kv_allocated_bytes == 0
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "mllama", "gemma3", "qwen3_5", "gemma4"])
+@pytest.mark.parametrize("family", there("qwen2_5_vl", "mllama", "gemma3", "qwen3_5", "gemma4"))
 def test_the_room_that_is_foretold_is_the_room_that_is_taken(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +130,7 @@ def test_the_room_that_is_foretold_is_the_room_that_is_taken(
         assert slots.active
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "mllama", "gemma3", "qwen3_5", "gemma4"])
+@pytest.mark.parametrize("family", there("qwen2_5_vl", "mllama", "gemma3", "qwen3_5", "gemma4"))
 @pytest.mark.parametrize("count", [3, 7])
 def test_room_that_is_foretold_for_withdrawals_is_never_exceeded(
     family: str, count: int, monkeypatch: pytest.MonkeyPatch

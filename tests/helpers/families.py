@@ -596,9 +596,18 @@ FAMILIES = [
     Family("gemma4", _gemma4, _gemma4_prompt),
 ]
 
+_MISSING = [] if hasattr(hf, "Lfm3Config") else ["lfm3_vl"]
+if not hasattr(hf.cache_utils, "DummyLayer"):  # caches without a place for layers that share
+    _MISSING += ["gemma3n", "gemma4"]
+FAMILIES = [family for family in FAMILIES if family.name not in _MISSING]
 BY_NAME = {family.name: family for family in FAMILIES}
 STUCK = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "lfm2_vl", "lfm3_vl", "gemma3n", "gemma4")
 """Those that have layers without entries of their own: a state, or what another layer holds."""
+
+
+def there(*names: str) -> list[str]:
+    """Those of some families that this transformers has."""
+    return [name for name in names if name in BY_NAME]
 
 
 def build(family: Family) -> Any:

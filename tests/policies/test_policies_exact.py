@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from families import MLLAMA_STATES
+from families import MLLAMA_STATES, there
 from policy_rules import (
     InPrefill,
     InStep,
@@ -462,7 +462,7 @@ def test_after_a_token_in_other_kinds_of_models(name: str) -> None:
     assert served.of(Restored)
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "lfm3_vl", "llama4", "gemma4"])
+@pytest.mark.parametrize("name", there("qwen3_5", "lfm3_vl", "llama4", "gemma4"))
 def test_after_a_token_in_hybrid_caches(name: str) -> None:
     """Recurrent states, chunks, and layers that share what others hold, alone and together."""
     chosen, requests = subject(name), []
