@@ -12,6 +12,7 @@ from mvw_cli.cost.bounds import (
     VisionShare,
     arm_bound,
     first_reaching,
+    largest_batches,
     make_plan,
     matters_from_batch,
 )
@@ -303,3 +304,26 @@ def test_a_prefill_takes_at_least_its_time_on_a_device() -> None:
     # 900 of 1000 weights are read, of which 300 are cross-attention's, 100 in the attention.
     assert prefill(skipped, 0.0).speedup == pytest.approx(900 / 600)
     assert prefill(kept, 0.0).speedup == pytest.approx(900 / 800)
+
+
+def test_states_are_read_and_written_whatever_is_withdrawn() -> None:
+    """They bound what a withdrawal wins: it frees the entries, and nothing of them."""
+    state = CacheLayer(0, state=100, state_float32=50)
+    with_state, without = case(FULL, state), case(FULL)
+    read = 2 * (100 * 2 + 50 * 4)
+    for batch in (1, 3):
+        steps = zip(with_state.steps(batch, 40), without.steps(batch, 40), strict=True)
+        for own, plain in steps:
+            assert own.kv_bytes - plain.kv_bytes == batch * read
+            assert own.flops == plain.flops
+        assert 1 < with_state.step_speedup(batch) < without.step_speedup(batch)
+    text = 20 + 40 - 1
+    assert largest_batches(with_state, 10**6) == (
+        10**6 // (10 * (text + 60) * 2 + 400), 10**6 // (10 * text * 2 + 400)
+    )  # fmt: skip
+
+
+def test_shared_entries_are_read_by_each_layer_and_held_once() -> None:
+    shared, twice = case(FULL, CacheLayer(0, shared=10)), case(FULL, FULL)
+    assert shared.steps(1, 40) == twice.steps(1, 40)
+    assert largest_batches(shared, 10**6) == largest_batches(case(FULL), 10**6)

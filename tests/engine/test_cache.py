@@ -68,9 +68,9 @@ class Model:
         self.cache.reserve_step()
         assert self.cache.allocated_bytes() == foretold
         order = self.cache.order
-        self.cache.get_conv_state(3).add_(1)
+        self.cache.layers[3].conv_states[0].add_(1)
         if not fails:
-            self.cache.update_recurrent_state(self.cache.get_recurrent_state(3) + 2, 3)
+            self.cache.update_recurrent_state(self.cache.layers[3].recurrent_states[0] + 2, 3)
         for layer in range(1 if fails else len(SPANS)):
             new = [content(self.names[slot], layer, [self.lengths[slot]]) for slot in order]
             self.cache.update(torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]), layer)
@@ -136,7 +136,10 @@ class Model:
     def check(self) -> None:
         order = self.cache.order
         assert sorted(order) == sorted(self.slots)
-        conv, recurrent = self.cache.get_conv_state(3), self.cache.get_recurrent_state(3)
+        conv, recurrent = (
+            self.cache.layers[3].conv_states[0],
+            self.cache.layers[3].recurrent_states[0],
+        )
         for row, slot in enumerate(order):
             assert conv[row].unique().tolist() == [self.states[slot]]
             assert recurrent[row].unique().tolist() == [2 * self.states[slot]]
