@@ -25,8 +25,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mvw_cli.adapter import VisionLayout
+from mvw_cli.engine.attention import tempered_layers
 from mvw_cli.engine.cache import layer_kinds
-from mvw_cli.engine.layer_exits import cut_rows, decoder_layers, hidden_of, silent, tempered_layers
+from mvw_cli.engine.layer_exits import cut_rows, decoder_layers, hidden_of, silent
 from mvw_cli.engine.layers import cross_attention_layers
 from mvw_cli.engine.prefill import prepare
 from mvw_cli.engine.types import GenerationSettings, NotExact

@@ -333,3 +333,13 @@ for _kernel, _function, _normal_mask in (
 ):
     AttentionInterface.register(_NAMES[_kernel], _function)
     AttentionMaskInterface.register(_NAMES[_kernel], _mask_function(_normal_mask))
+
+
+def tempered_layers(model: nn.Module) -> list[Any]:
+    """List the attentions that scale their queries by their place: Llama 4's without rotation."""
+    return [
+        module
+        for module in model.modules()
+        if getattr(module, "attn_temperature_tuning", False)
+        and not getattr(module, "use_rope", True)
+    ]

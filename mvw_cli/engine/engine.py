@@ -19,10 +19,15 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from mvw_cli.adapter import LoadedModel
-from mvw_cli.engine.attention import attention_kernel, choose_kernel, decode_step
+from mvw_cli.engine.attention import (
+    attention_kernel,
+    choose_kernel,
+    decode_step,
+    tempered_layers,
+)
 from mvw_cli.engine.attention_probe import record_prefill_added
 from mvw_cli.engine.cache import LayerKind, layer_kinds
-from mvw_cli.engine.layer_exits import decoder_layers, hidden_of, rows_read, tempered_layers
+from mvw_cli.engine.layer_exits import decoder_layers, hidden_of, rows_read
 from mvw_cli.engine.layers import CrossAttention, cross_attention_layers
 from mvw_cli.engine.slots import Observe, Slots
 from mvw_cli.engine.types import Event, Failed, NotExact, Request

@@ -209,16 +209,6 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return inner
 
 
-def tempered_layers(model: nn.Module) -> list[Any]:
-    """List the attentions that scale their queries by their place: Llama 4's without rotation."""
-    return [
-        module
-        for module in model.modules()
-        if getattr(module, "attn_temperature_tuning", False)
-        and not getattr(module, "use_rope", True)
-    ]
-
-
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the layers of a model's decoder.
 
