@@ -248,15 +248,17 @@ class Service:
     def _refusal(self, error: Exception) -> Refused:
         """Say in one sentence what an error means for whoever has asked."""
         if isinstance(error, Refused):
-            return error
-        if isinstance(error, TimeoutError):
+            refused = error
+        elif isinstance(error, TimeoutError):
             what = f"the answer took longer than {self._bounds.timeout:g} s"
-            return Refused(504, what, headers={"x-should-retry": "false"})
-        refused = Refused(500, "the server has failed at this request")
-        if isinstance(error, MvwError):
+            refused = Refused(504, what, headers={"x-should-retry": "false"})
+        elif isinstance(error, MvwError):
             refused = named(type(error).__name__, error.message, error.cause)
+        else:
+            refused = Refused(500, "the server has failed at this request")
         if refused.status == 500:
-            console.warn(f"a request has failed: {error_line(error)}")
+            said = refused.message if refused is error else error_line(error)
+            console.warn(f"a request has failed: {said}")
         return refused
 
 

@@ -42,5 +42,5 @@ def server(scenes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iter
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with one slot and one place to wait, for whoever has its token."""
     folder = tmp_path_factory.mktemp("narrow")
-    with serving(folder, "--slots", "1", "--queue", "1", "--timeout", "4", token=TOKEN) as served:
+    with serving(folder, "--slots", "1", "--queue", "1", token=TOKEN) as served:
         yield served

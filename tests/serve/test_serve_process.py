@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -210,9 +211,23 @@ def asked(
 def test_a_client_that_does_not_read_is_cut_off_when_its_time_is_up(session: Session) -> None:
     sent = {"model": "shapes", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     sent |= {"max_tokens": 100_000, "ignore_eos": True}
-    out, aborted, desk = asked(session, sent, stuck_after=3, timeout=1)
+    out, aborted, _ = asked(session, sent, stuck_after=3, timeout=1)
     assert (len(out), len(aborted)) == (3, 1)
-    assert desk.state.slots == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_takes_too_long_is_given_up_and_its_slot_is_free(
+    session: Session, stream: bool
+) -> None:
+    sent = {"model": "shapes", "messages": [{"role": "user", "content": QUESTION}]}
+    sent |= {"max_tokens": 100_000, "ignore_eos": True, "stream": stream}
+    # The desk closes once no slot is in use: of so long an answer, nothing is left.
+    (head, *bodies), aborted, _ = asked(session, sent, timeout=1)
+    said = b"".join(one["body"] for one in bodies)
+    assert b'"message":"the answer took longer than 1 s","type":"server_error"' in said
+    assert head["status"] == (200 if stream else 504)
+    assert stream or (b"x-should-retry", b"false") in head["headers"]
+    assert aborted == []
 
 
 def test_bodies_of_all_requests_together_have_a_limit(
@@ -223,3 +238,27 @@ def test_bodies_of_all_requests_together_have_a_limit(
     (head, _), _, _ = asked(session, sent)
     assert head["status"] == 429
     assert int(dict(head["headers"])[b"retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_that_is_no_fault_of_the_client_is_told_to_both(
+    session: Session,
+    stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After the first token: what has begun to stream ends with the error, in OpenAI's form."""
+
+    def failing(self: Slots) -> Any:
+        time.sleep(0.3)  # for the first token to go out
+        raise RuntimeError("the machine is tired")
+
+    monkeypatch.setattr(Slots, "step", failing)
+    sent = {"model": "shapes", "messages": [{"role": "user", "content": QUESTION}]}
+    (head, *bodies), _, desk = asked(session, {**sent, "stream": stream})
+    assert head["status"] == (200 if stream else 500)
+    [error] = re.findall(rb'{"error":.*}', b"".join(one["body"] for one in bodies))
+    assert json.loads(error)["error"]["message"] == "the machine is tired"
+    assert json.loads(error)["error"]["type"] == "server_error"
+    assert "a request has failed: the machine is tired" in capsys.readouterr().err
+    assert desk.fault is None
