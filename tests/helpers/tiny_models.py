@@ -70,6 +70,7 @@ _GIVEN: dict[str, dict[str, Any]] = {
     },
     "DeepseekOcr2ForConditionalGeneration": {"text_config.mlp_layer_types": ["dense"] * 12},
     "DiffusionGemmaForBlockDiffusion": {
+        "vision_config": {},
         "text_config.num_experts": EXPERTS,
         "text_config.top_k_experts": 2,
         "text_config.moe_intermediate_size": 48,
