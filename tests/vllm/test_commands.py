@@ -109,3 +109,22 @@ def test_a_model_that_is_not_for_vllm_is_refused(folder: Path, profile: str, why
     what, cause, hint = told(refused.stderr)
     assert (what, cause[: len(why)]) == ("vLLM can't serve this profile", why)
     assert hint.startswith("mvw infer") and "--engine mvw" in hint
+
+
+def test_eval_has_the_same_answers_under_each_arm(folder: Path) -> None:
+    """Also without images; an engine that can't change its withdrawal is started for each arm."""
+    lines = [
+        {"id": str(n), "image": f"pictures/{n:02}.png", "question": QUESTION, "answer": "x"}
+        for n in range(2)
+    ]
+    (folder / "asked.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    ask = ("eval", "asked.jsonl", "--no-image", "--max-new-tokens", "12")
+    found = []
+    for name, more in (("own", []), ("served", VLLM)):
+        done = run([*command(*ask, "-o", name), *more], folder)
+        assert done.returncode == 0, done.stderr
+        items = (folder / name / "items.jsonl").read_text().splitlines()
+        found.append([json.loads(line)["arms"] for line in items])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2 and {"never", "m=5", "no image"} == found[0][0].keys()
+    assert all(told["status"] == "ok" for arms in found[0] for told in arms.values())
