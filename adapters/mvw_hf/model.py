@@ -328,7 +328,7 @@ class HuggingFace(Adapter):
             processor = self.load_processor(spec)
         model = SimpleNamespace(config=config)
         loaded = LoadedModel(self.name, str(spec.model), model, processor, spec)
-        blank = new_image("RGB", (64, 64))
+        blank = new_image("RGB", (64, 64))  # a square: the most tiles, where a prompt marks them
 
         def count(question: str, images: int) -> int:
             encoder, text = _asked(loaded, question)

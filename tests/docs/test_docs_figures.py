@@ -43,13 +43,14 @@ class Results:
 
     def put(self, name: str, **values: Any) -> None:
         """Change some keys of a result file."""
-        document = {**self.read(name), **values, "environment": WHERE}
+        known = self.read(name) if (self._folder / f"{name}.json").exists() else {}
+        document = {**known, **values, "environment": WHERE}
         (self._folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
         self.figures.result.cache_clear()
 
     def remove(self, *names: str) -> None:
         for name in names:
-            (self._folder / f"{name}.json").unlink()
+            (self._folder / f"{name}.json").unlink(missing_ok=True)
         self.figures.result.cache_clear()
 
 
@@ -88,6 +89,7 @@ def test_figures_come_from_the_result_files(results: Results) -> None:
     results.put("infer_wall", mvw_infer_s={"median": 2.5, "p90": 3.0}, infer_over_plain=EVEN)
     results.put("decode", withdrawn_over_not_tokens_per_s=RATIO, bound_withdrawn_over_not=1.6)
     results.put("batch", ratios=dict.fromkeys(results.read("batch")["ratios"], RATIO))
+    results.put("serve", ratios={"serve_over_batch": RATIO}, limit=0.9)
     figures = results.figures
     assert "98.0 % of the answers are right without withdrawal, 97.5 %" in figures.curve()
     assert "21.0 % with m = 1" in figures.curve()
@@ -148,13 +150,14 @@ def test_the_profiler_beside_a_public_harness(results: Results, generate: Any) -
 
 
 def test_a_missing_result_is_said_to_be_missing(results: Results, generate: Any) -> None:
-    results.remove("curve", "decode", "cross_check", "batch")
+    results.remove("curve", "decode", "cross_check", "batch", "serve")
     figures = results.figures
     assert figures.curve().startswith("Not measured yet: `make curve`")
     assert figures.decode().startswith("Not measured yet: `python benchmarks/decode.py`")
     assert generate.cross_check.cross_check().startswith("Not measured yet: `make cross-check`")
     assert "benchmarks/batch.py" in generate.scaling.scaling()
-    assert figures.measured().count("not measured yet") == 8  # two of curve and decode, 4 of batch
+    # Two of curve and decode, four of batch, one of serve.
+    assert figures.measured().count("not measured yet") == 9
     assert "CUDA" in figures.not_run()
 
 

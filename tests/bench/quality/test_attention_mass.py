@@ -84,7 +84,7 @@ def test_cross_attention_tells_what_it_adds_to_the_stream() -> None:
 
         layer = model.get_decoder().layers[number]
         handles.append(layer.register_forward_hook(hook, with_kwargs=True))
-    model(**extended(request.inputs, OUTPUT), use_cache=False)
+    model(**extended(model, request.inputs, OUTPUT), use_cache=False)
     for handle in handles:
         handle.remove()
     first = request.inputs["input_ids"].shape[1] - 1

@@ -36,8 +36,9 @@ from mvw_cli.batch.items import ImageRef, Item, shard_of
 from mvw_cli.batch.serve.server import State
 from mvw_cli.batch.store.record import cause_of, failure
 from mvw_cli.batch.workers import worker
-from mvw_cli.cli.batch import _Size, split
+from mvw_cli.cli.batch import split
 from mvw_cli.cli.batch import view as batch_view
+from mvw_cli.cli.options import Size
 from mvw_cli.engine.slots import Slots
 from mvw_cli.errors import BadImage, ExitCode
 
@@ -369,7 +370,7 @@ def test_another_setting_is_refused_and_can_start_afresh(batch: Run) -> None:
 def test_sizes() -> None:
     sizes = {"800MiB": 800 * 2**20, "20G": 20 * 2**30, "1.5 GiB": 3 * 2**29}
     sizes |= {"64k": 65536, "4096": 4096, "2tb": 2**41}
-    assert {text: _Size().convert(text, None, None) for text in sizes} == sizes
+    assert {text: Size().convert(text, None, None) for text in sizes} == sizes
 
 
 @pytest.mark.parametrize(
@@ -436,7 +437,8 @@ def test_random_weights_are_no_answers(batch: Run, monkeypatch: pytest.MonkeyPat
     ran = batch("images", "w1 w2", "--random-weights", *more)
     assert ran.code == 0
     assert "The weights are random: answers are noise." in ran.err
-    assert told == {"slots": None, "allow_pickle": True, "random_weights": True}
+    expected = {"slots": None, "kv_bytes": None, "allow_pickle": True, "random_weights": True}
+    assert told == {**expected, "sharers": 1}
     lines = refused(batch("images", "w1 w2"))
     assert "random" in lines[1]
 
