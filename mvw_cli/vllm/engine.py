@@ -222,6 +222,7 @@ class VllmSlots:
             Refused: vLLM does not take it.
             EngineDied: vLLM's processes have ended.
         """
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -233,7 +234,7 @@ class VllmSlots:
             self._engine.vllm.add_request(request.id, prompt, params)
         except EngineDeadError as error:
             raise self._engine.died() from error
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             if isinstance(error.__cause__, MvwError):  # of an adapter that prepares images there
                 raise error.__cause__ from None
             lines = str(error).strip().splitlines() or ["no reason given"]

@@ -127,7 +127,8 @@ def test_a_tensor_parallel_process_dies(folder: Path) -> None:
     assert process.returncode == ExitCode.FAILURE, err
     what, cause, _ = told(err)
     assert what == "vLLM's engine has ended"
-    assert cause == "Worker proc VllmWorker-1 died unexpectedly (exit code: -9)"
+    # The other process may notice first that nobody answers it any more.
+    assert cause.startswith(("Worker proc VllmWorker-1 died unexpectedly", "Worker failed with"))
     assert {one["status"] for one in records(log).values()} == {"ok"}
     wait_for_end(theirs)
 
