@@ -183,7 +183,7 @@ def test_a_pool_that_is_too_small_for_some_and_for_one(folder: Path) -> None:
     one, other = records(folder / "own8.jsonl"), records(folder / "small.jsonl")
     failed = other.pop("long")
     assert failed["error"]["type"] == "Refused"
-    assert "longer than the maximum model length" in failed["error"]["cause"]
+    assert "maximum context length is 512 tokens" in failed["error"]["cause"]
     for id, record in other.items():
         assert (record["status"], record["text"]) == ("ok", one[id]["text"])
     assert len(other) == 8
