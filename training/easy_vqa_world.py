@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from mvw_shapes.questions import Selection
+from mvw_shapes.scenes import Shape
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -43,26 +46,12 @@ _FORMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Single:
-    """Name the one shape of a picture."""
-
-    colour: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
 class Question:
     """Hold what is asked: "colour", "shape" or "presence" (of a colour or a kind), or absence."""
 
     asks: str
     negated: bool
-    colour: str | None
-    kind: str | None
-
-    @property
-    def sought(self) -> str:
-        """Name what is asked for, in the plural."""
-        return f"{self.colour} shapes" if self.colour else f"{self.kind or 'shape'}s"
+    named: Selection
 
 
 @cache
@@ -72,17 +61,17 @@ def recognise(text: str) -> Question | None:
     for asks, negated, form in _FORMS:
         if match := re.fullmatch(form, text):
             named = match.groupdict()
-            return Question(asks, negated, named.get("colour"), named.get("kind"))
+            return Question(asks, negated, Selection(named.get("colour"), named.get("kind")))
     return None
 
 
-def true_answer(shape: Single, question: Question) -> str:
+def true_answer(shape: Shape, question: Question) -> str:
     """Answer a question from the shape itself, in the data set's words."""
     if question.asks == "colour":
         return shape.colour
     if question.asks == "shape":
         return shape.kind
-    found = question.colour in (None, shape.colour) and question.kind in (None, shape.kind)
+    found = question.named.matches(shape)
     return "yes" if found != question.negated else "no"
 
 

@@ -6,7 +6,7 @@ The result is a plain transformers checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import cache
 
 from mvw_shapes.questions import TEMPLATES, slots
@@ -61,7 +61,7 @@ def vocabulary() -> tuple[str, ...]:
     return (*SPECIAL, *TAGS, *sorted(words))
 
 
-def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(more: Collection[str] = ()) -> PreTrainedTokenizerFast:
     """Build the word-level tokenizer of the shapes world; `more` words get the ids at the end."""
     words = (*vocabulary(), *sorted(set(more).difference(vocabulary())))
     ids = {word: number for number, word in enumerate(words)}
@@ -92,7 +92,7 @@ def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(more: Sequence[str] = ()) -> LlavaProcessor:
+def build_processor(more: Collection[str] = ()) -> LlavaProcessor:
     """Build the processor: resize to IMAGE_SIDE x IMAGE_SIDE, and one tag per vision token."""
     images = CLIPImageProcessorPil(
         size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},

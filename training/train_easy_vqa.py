@@ -25,10 +25,10 @@ import fast_attention
 import torch
 from accuracy import evaluate, stage
 from batches import Batch, pack, prompt, worn_pixels
-from easy_vqa_world import COLOURS, KINDS, Question, Single, recognise, true_answer, words
+from easy_vqa_world import COLOURS, KINDS, Question, recognise, true_answer, words
 from mvw_shapes.model import WEIGHTS
 from mvw_shapes.samples import sample_example
-from mvw_shapes.scenes import draw
+from mvw_shapes.scenes import Shape, draw
 from network import build_processor
 from PIL import Image
 from reasoning import STAGES, write
@@ -59,7 +59,7 @@ class Picture:
     """Hold a picture of the data set, what it shows, and the questions about it."""
 
     file: Path
-    shape: Single
+    shape: Shape
     questions: tuple[str, ...]
 
 
@@ -86,7 +86,7 @@ def load_pictures() -> list[Picture]:
     for file, pairs in asked.items():
         shapes = [
             shape
-            for shape in starmap(Single, ((c, k) for c in COLOURS for k in KINDS))
+            for shape in starmap(Shape, ((c, k) for c in COLOURS for k in KINDS))
             if all(_agrees(shape, text, answer) for text, answer in pairs)
         ]
         if len(shapes) == 1:
@@ -94,24 +94,22 @@ def load_pictures() -> list[Picture]:
     return pictures
 
 
-def _agrees(shape: Single, text: str, answer: str) -> bool:
+def _agrees(shape: Shape, text: str, answer: str) -> bool:
     question = recognise(text)
     assert question is not None, text
-    if question.asks != "presence":  # "the red shape" says that it is red
-        told = question.colour in (None, shape.colour) and question.kind in (None, shape.kind)
-        if not told:
-            return False
+    if question.asks != "presence" and not question.named.matches(shape):
+        return False  # "the red shape" says that it is red
     return true_answer(shape, question) == answer
 
 
-def write_single(shape: Single, question: Question) -> str:
+def write_single(shape: Shape, question: Question) -> str:
     """Write the four stages that answer a question about a picture of easy-VQA."""
     named = f"{shape.colour} {shape.kind}"
     answer = true_answer(shape, question)
     if question.asks == "presence":
-        plan = f"look for {question.sought}"
+        plan = f"look for {question.named.plural}"
         found = "Yes" if (answer == "yes") != question.negated else "No"
-        told = f"{named}: {question.sought} {found}."
+        told = f"{named}: {question.named.plural} {found}."
         if question.negated:
             told += f" asked no, found {found}: {answer.capitalize()}."
     else:
