@@ -23,9 +23,23 @@ if TYPE_CHECKING:
 ARGUMENTS = "mvw.arguments"
 """Key of the command's own words in `Context.meta`."""
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+_POSITIVE, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
+
+NEVER = "never"
+"""Among tokens after which to withdraw: not at all."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table."
+)
+allow_pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read pickled weights where there are no others. Only from people you trust.",
+)
+random_weights_option = click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Measure speed and memory at the model's shape, without its weights. Answers are noise.",
 )
 
 
@@ -104,6 +118,56 @@ class Listed(click.ParamType[Any, Any]):
         return tuple(dict.fromkeys(found))
 
 
+class Compositions(click.ParamType[Any, Any]):
+    """Policies with commas between them; a comma before KEY= goes on with the fields of one."""
+
+    name = "policies"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from mvw_cli.profiles.policy_line import split_compositions
+
+        if isinstance(value, tuple):
+            return value
+        return split_compositions(str(value)) or self._empty(param, ctx)
+
+    def _empty(self, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        self.fail("it is empty.", param, ctx)
+
+
+def arm_options(policies: str) -> Callable[[CommandT], CommandT]:
+    """Make what adds the withdrawals that a command compares: `moments`, `until` and `policies`.
+
+    Args:
+        policies: help of `--policy`.
+    """
+    options = (
+        click.option(
+            "-m",
+            "--m",
+            "moments",
+            metavar="N,…",
+            type=Listed(_POSITIVE, "moments", NEVER),
+            help="Withdraw after so many tokens; several to compare, as 8,16,32,never.",
+        ),
+        click.option("--until", metavar="TAG", multiple=True, help="Withdraw at TAG; repeatable."),
+        click.option(
+            "--policy",
+            "policies",
+            metavar="POLICY,…",
+            type=Compositions(),
+            multiple=True,
+            help=policies,
+        ),
+    )
+
+    def add(command: CommandT) -> CommandT:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def complete_profiles(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
@@ -157,7 +221,6 @@ class _Flag:
         self.option = click.option(*names, self.parameter, **options)
 
 
-_POSITIVE, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 _WITHDRAWAL = (
     _Flag(
         "withdrawal.m",

@@ -15,8 +15,10 @@ from mvw_cli.cli.options import (
     FloatRange,
     Remembering,
     Size,
+    allow_pickle_option,
     common_options,
     profile_options,
+    random_weights_option,
 )
 
 
@@ -96,11 +98,7 @@ _SERVING = (
         show_default=True,
         help="Give an image up that can't be read in this time.",
     ),
-    click.option(
-        "--allow-pickle",
-        is_flag=True,
-        help="Read pickled weights where there are no others. Only from people you trust.",
-    ),
+    allow_pickle_option,
 )
 _COLUMNS = (
     click.option(
@@ -141,11 +139,7 @@ _COLUMNS = (
 @click.option("--dry-run", is_flag=True, help="Say what would run, and what it would take.")
 @serving_options
 @column_options
-@click.option(
-    "--random-weights",
-    is_flag=True,
-    help="Measure speed and memory at the model's shape, without its weights. Answers are noise.",
-)
+@random_weights_option
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as JSON to stdout.")
 @common_options
 @click.pass_context

@@ -7,8 +7,13 @@ from typing import Any
 import click
 
 from mvw_cli.cli.batch import column_options, serving_options
-from mvw_cli.cli.options import ARGUMENTS, Listed, Remembering, common_options, model_options
-from mvw_cli.cli.profile import MOMENT, Compositions
+from mvw_cli.cli.options import (
+    ARGUMENTS,
+    Remembering,
+    arm_options,
+    common_options,
+    model_options,
+)
 
 _COUNT = click.IntRange(min=1)
 _COLUMNS = ("image_column", "question_column", "id_column", "answer_column")
@@ -20,23 +25,7 @@ _COLUMNS = ("image_column", "question_column", "id_column", "answer_column")
     metavar="DATA",
     help="A VLMEvalKit .tsv, .jsonl, .parquet, dataset folder, or a name as WeMath.",
 )
-@click.option(
-    "-m",
-    "--m",
-    "moments",
-    metavar="N,…",
-    type=Listed(_COUNT, "moments", MOMENT),
-    help="Withdraw after so many tokens; several to compare, as 8,16,32,never.",
-)
-@click.option("--until", metavar="TAG", multiple=True, help="Withdraw at TAG; repeatable.")
-@click.option(
-    "--policy",
-    "policies",
-    metavar="POLICY,…",
-    type=Compositions(),
-    multiple=True,
-    help="Other policies to compare, as fastv:layer=2,random,downsample. Repeatable.",
-)
+@arm_options("Other policies to compare, as fastv:layer=2,random,downsample. Repeatable.")
 @click.option("--no-image", is_flag=True, help="Ask without the images as well, as a control.")
 @model_options
 @click.option("--limit", metavar="N", type=_COUNT, help="Take the first N questions only.")

@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from mvw_cli.cli.options import common_options, profile_options
+from mvw_cli.cli.options import (
+    allow_pickle_option,
+    common_options,
+    profile_options,
+    random_weights_option,
+)
 
 
 @click.command(short_help="Answer a question about an image.")
@@ -25,16 +30,8 @@ from mvw_cli.cli.options import common_options, profile_options
     default=None,
     help="Write the text to stderr as it is generated.  [default: on a terminal]",
 )
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Read pickled weights where there are no others. Only from people you trust.",
-)
-@click.option(
-    "--random-weights",
-    is_flag=True,
-    help="Measure speed and memory at the model's shape, without its weights. Answers are noise.",
-)
+@allow_pickle_option
+@random_weights_option
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE what stdout would have got.")
 @click.option(

@@ -12,28 +12,12 @@ from mvw_cli.cli.options import (
     FloatRange,
     Listed,
     Remembering,
+    arm_options,
     common_options,
     model_options,
 )
 
-MOMENT = "never"
 _OUTPUTS = ("output", "html", "plot", "as_json", "verbose")
-
-
-class Compositions(click.ParamType[Any, Any]):
-    """Policies with commas between them; a comma before KEY= goes on with the fields of one."""
-
-    name = "policies"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from mvw_cli.profiles.policy_line import split_compositions
-
-        if isinstance(value, tuple):
-            return value
-        return split_compositions(str(value)) or self._empty(param, ctx)
-
-    def _empty(self, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        self.fail("it is empty.", param, ctx)
 
 
 _COUNT = click.IntRange(min=1)
@@ -42,23 +26,9 @@ _COUNT = click.IntRange(min=1)
 @click.command(cls=Remembering, short_help="Measure what withdrawal saves, and what it costs.")
 @click.argument("image", required=False, help="Image file.")
 @click.argument("question", required=False, help="What to ask about it.")
-@click.option(
-    "-m",
-    "--m",
-    "moments",
-    metavar="N,…",
-    type=Listed(_COUNT, "moments", MOMENT),
-    help="Withdraw after so many tokens; several to compare, as 4,8,16,never.",
-)
-@click.option("--until", metavar="TAG", multiple=True, help="Withdraw at TAG; repeatable.")
-@click.option(
-    "--policy",
-    "policies",
-    metavar="POLICY,…",
-    type=Compositions(),
-    multiple=True,
-    help="Other policies to compare, each as in `mvw infer`: vtw:layer=12+mvw:m=16,mvw:m=16 are "
-    "two. Repeatable.",
+@arm_options(
+    "Other policies to compare, each as in `mvw infer`: vtw:layer=12+mvw:m=16,mvw:m=16 are two. "
+    "Repeatable."
 )
 @model_options
 @click.option("--images", "folder", metavar="DIR", help="Images of a folder.")

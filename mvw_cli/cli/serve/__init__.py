@@ -8,7 +8,14 @@ import click
 from click.core import ParameterSource
 
 from mvw_cli.adapter import ModelSpec
-from mvw_cli.cli.options import FloatRange, Size, common_options, profile_options
+from mvw_cli.cli.options import (
+    FloatRange,
+    Size,
+    allow_pickle_option,
+    common_options,
+    profile_options,
+    random_weights_option,
+)
 
 _BOUNDS = ("queue", "timeout", "read_timeout", "max_body", "max_images", "max_pixels")
 _OWN = (*_BOUNDS, "kv_memory", "allow_urls")
@@ -96,16 +103,8 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--allow-urls", is_flag=True, help="Fetch images from the internet, never from this network."
 )
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Read pickled weights where there are no others. Only from people you trust.",
-)
-@click.option(
-    "--random-weights",
-    is_flag=True,
-    help="Measure speed and memory at the model's shape, without its weights. Answers are noise.",
-)
+@allow_pickle_option
+@random_weights_option
 @common_options
 @click.pass_context
 def serve(context: click.Context, /, **options: Any) -> int:
