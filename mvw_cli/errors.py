@@ -1,7 +1,7 @@
 """Exit codes, and the errors that a user can do something about.
 
 Every such error is three lines: what happened, why, and a command to type next. Only
-`mvw_cli/__main__.py` prints them.
+`mvw_cli/__main__.py` prints them, and a module that is a command of its own (`python -m`).
 """
 
 from enum import IntEnum

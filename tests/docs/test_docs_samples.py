@@ -93,7 +93,7 @@ def test_yaml_and_toml_samples_are_read(page: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("example_installed")
 def test_shell_samples_are_commands_that_exist(page: Path) -> None:
     for sample in blocks(page, "sh"):
-        for line in sample.splitlines():
+        for line in sample.replace("\\\n", " ").splitlines():
             if "$(" not in line:
                 for command in re.split(r" \| ", line):
                     check_command(shlex.split(command, comments=True))
@@ -116,6 +116,9 @@ def test_commands_in_the_text_exist(page: Path) -> None:
         assert options <= known | {"-h", "--help"}, written
 
 
+HARNESSES = ("vlmeval", "lmms-eval", "inspect", "evalscope")
+
+
 def check_command(words: list[str]) -> None:
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
@@ -126,6 +129,9 @@ def check_command(words: list[str]) -> None:
             parse_hint(shlex.join(words))
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        case ["python", "-m", module, *_]:
+            path = module.replace(".", "/") + ".py"
+            assert module in HARNESSES or (ROOT / path).exists(), module
         case ["python" | "pytest", path, *_]:
             assert (ROOT / path).exists(), path
         case ["pip", "install", *rest]:
@@ -138,7 +144,8 @@ def check_command(words: list[str]) -> None:
         case []:
             pass
         case _:
-            assert words[0] in ("curl", "find", "git", "vllm", "wc", "xargs", "."), words
+            known = ("curl", "find", "git", "vllm", "wc", "xargs", ".", *HARNESSES)
+            assert words[0] in known, words
 
 
 @each_page

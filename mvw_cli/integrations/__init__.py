@@ -1,0 +1,1 @@
+"""mvw as a model of public evaluation harnesses, in their own process."""

@@ -1,0 +1,82 @@
+"""lmms-eval, with the model that it finds by its entry point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from held_out import Scene
+
+Run = Callable[..., str]
+TASK = """
+task: own-scenes
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function pictures.of
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 128, temperature: 0, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+PICTURES = """
+from PIL import Image
+
+def of(doc):
+    return [Image.open(doc["image"])]
+"""
+
+
+@pytest.fixture
+def answers(scenes: list[Scene], run_in: Run, tmp_path: Path) -> Callable[..., list[Any]]:
+    """Run the harness on the scenes; return its samples."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    lines = [
+        {"image": str(one.image), "question": one.question, "answer": one.answer} for one in scenes
+    ]
+    data = folder / "scenes.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "scenes.yaml").write_text(TASK.replace("DATA", str(data)))
+    (folder / "pictures.py").write_text(PICTURES)
+
+    def run(*words: str) -> list[Any]:
+        out = ["--log_samples", "--output_path", str(tmp_path / "out")]
+        task = ["--include_path", str(folder), "--tasks", "own-scenes"]
+        home = {"HF_HOME": str(tmp_path / "hf")}
+        run_in("LMMS_EVAL", "lmms_eval", "--model", "mvw", *task, *words, *out, **home)
+        [file] = (tmp_path / "out").rglob("*_samples_*.jsonl")
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    return run
+
+
+def test_the_answers_are_those_of_mvw_infer(
+    answers: Callable[..., list[Any]], scenes: list[Scene], infer: Run
+) -> None:
+    found = answers("--model_args", "profile=shapes,m=16", "--batch_size", "4")
+    assert [one["filtered_resps"] for one in found] == [infer(one, "--m", "16") for one in scenes]
+    for sample, scene in zip(found, scenes, strict=True):
+        document = json.loads(infer(scene, "--m", "16", "--json"))
+        [counts] = sample["token_counts"]
+        assert counts == {
+            "input_tokens": document["prompt_tokens"],
+            "output_tokens": document["generated_tokens"],
+        }
+
+
+def test_a_task_says_how_tokens_are_chosen(
+    answers: Callable[..., list[Any]], scenes: list[Scene], infer: Run
+) -> None:
+    # The model is so sure of itself that little else makes it write another word.
+    asked = "temperature=5,top_p=0.99,do_sample=True,max_new_tokens=60,until=e"
+    found = answers("--model_args", "policy=none,generation.seed=5", "--gen_kwargs", asked)
+    options = ["--no-withdrawal", "--seed", "5", "--temperature", "5", "--top-p", "0.99"]
+    expected = [infer(one, *options, "--max-new-tokens", "60") for one in scenes]
+    assert sum("e" in text for text in expected) > 1
+    assert [one["filtered_resps"] for one in found] == [text.partition("e")[0] for text in expected]
+    assert max(one["token_counts"][0]["output_tokens"] for one in found) == 60
