@@ -80,3 +80,37 @@ def test_a_task_says_how_tokens_are_chosen(
     assert sum("e" in text for text in expected) > 1
     assert [one["filtered_resps"] for one in found] == [text.partition("e")[0] for text in expected]
     assert max(one["token_counts"][0]["output_tokens"] for one in found) == 60
+
+
+REPEATED = """
+import json, sys
+from lmms_eval.api.instance import Instance
+from mvw_cli.integrations.lmms_eval import Mvw
+
+def messages(doc):
+    image = {"type": "image", "url": doc["image"]}
+    return [{"role": "user", "content": [image, {"type": "text", "text": doc["question"]}]}]
+
+model = Mvw(profile="shapes", batch_size=2, policy="none")
+model.task_dict = {"t": {"test": [json.loads(sys.argv[1])]}}
+asked = {"temperature": 5, "top_p": 0.99, "max_new_tokens": 20, "do_sample": True}
+one = Instance("generate_until", ("", messages, asked, 0, "t", "test"), 0,
+               {"task": "t", "doc_id": 0, "repeats": 3})
+print(json.dumps([[one.text for one in model.generate_until([one] * n)] for n in (1, 3)]))
+"""
+
+
+def test_repeats_of_a_question_have_a_seed_each(
+    scenes: list[Scene], run_in: Run, infer: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "repeated.py").write_text(REPEATED)
+    doc = json.dumps({"image": str(scenes[1].image), "question": scenes[1].question})
+    [first], repeated = json.loads(run_in("LMMS_EVAL", "repeated", doc).splitlines()[-1])
+    options = ["--no-withdrawal", "--temperature", "5", "--top-p", "0.99"]
+    expected = [
+        infer(scenes[1], *options, "--max-new-tokens", "20", "--seed", str(seed))
+        for seed in range(3)
+    ]
+    assert len(set(expected)) > 1
+    assert repeated == expected
+    assert first == expected[0]

@@ -85,3 +85,50 @@ def test_the_harness_asks_an_endpoint(
         run_in("VLMEVALKIT", "vlmeval", "--data", "Plain", *words, **environment(data))
     expected = [infer(scene, "--m", "16") for scene in scenes]
     assert predictions(tmp_path, "shapes", "Plain") == expected
+
+
+WEMATH = """
+import sys
+from vlmeval.dataset.image_mcq import WeMath
+from mvw_cli.integrations.vlmeval import main
+
+WeMath.DATASET_MD5 = {}  # or it would fetch the whole data set
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_wemath_is_answered_and_scored_by_the_harness(
+    scenes: list[Scene], infer: Run, run_in: Run, tmp_path: Path
+) -> None:
+    """A problem of two steps and one of three, of which the last scene answers the wholes."""
+    keys = [*("1", "2", "multi"), *("1", "2", "3", "multi")]
+    rows = []
+    for number, part in enumerate(keys):
+        steps = 2 if number < 3 else 3
+        scene = scenes[-1] if part == "multi" else scenes[number % 5]
+        rows.append((scene, f"{steps}-1", f"{steps}steps_{part}"))
+    options = {"A": "Yes", "B": "No"}
+    (tmp_path / "LMUData").mkdir()
+    with (tmp_path / "LMUData" / "WeMath.tsv").open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(
+            ["index", "image", "question", *options, "answer", "ID", "key", "knowledge concept"]
+        )
+        for number, (scene, problem, key) in enumerate(rows):
+            image = base64.b64encode(scene.image.read_bytes()).decode()
+            asked = [number, image, scene.question, *options.values()]
+            table.writerow([*asked, "A", problem, key, "Area of Squares"])
+    (tmp_path / "wemath.py").write_text(WEMATH)
+    words = ["--data", "WeMath", "--model", "shapes-never", "--judge", "exact_matching"]
+    said = run_in("VLMEVALKIT", "wemath", *words, **environment(tmp_path / "LMUData"))
+    questions = load(str(tmp_path / "LMUData" / "WeMath.tsv"), {}).questions
+    expected = [
+        infer(scene, "--no-withdrawal", question=one.item.question)
+        for (scene, *_), one in zip(rows, questions, strict=True)
+    ]
+    assert predictions(tmp_path, "shapes-never", "WeMath") == expected
+    right = [answer.startswith("A ") for answer in expected]
+    assert [n for n, one in enumerate(right) if one] == [2, 6], said
+    [scores] = (tmp_path / "outputs").rglob("*WeMath*_score.csv")
+    [row] = csv.DictReader(scores.read_text().splitlines())
+    assert row["Score (Strict)"] == f"{(525 - 2) / 525:.2%}", row
