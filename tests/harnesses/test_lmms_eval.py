@@ -82,35 +82,57 @@ def test_a_task_says_how_tokens_are_chosen(
     assert max(one["token_counts"][0]["output_tokens"] for one in found) == 60
 
 
-REPEATED = """
+DRIVE = """
 import json, sys
 from lmms_eval.api.instance import Instance
+from mvw_cli.errors import UsageProblem
 from mvw_cli.integrations.lmms_eval import Mvw
 
 def messages(doc):
     image = {"type": "image", "url": doc["image"]}
     return [{"role": "user", "content": [image, {"type": "text", "text": doc["question"]}]}]
 
-model = Mvw(profile="shapes", batch_size=2, policy="none")
+def instance(messages=messages, **more):
+    asked = {"temperature": 5, "top_p": 0.99, "max_new_tokens": 20, "do_sample": True, **more}
+    told = {"task": "t", "doc_id": 0, "repeats": 3}
+    return Instance("generate_until", ("", messages, asked, 0, "t", "test"), 0, told)
+
+def refusal(one):
+    try:
+        model.generate_until([one])
+    except UsageProblem as error:
+        return error.cause
+
+model = Mvw(profile="shapes", batch_size="auto", policy="none")
 model.task_dict = {"t": {"test": [json.loads(sys.argv[1])]}}
-asked = {"temperature": 5, "top_p": 0.99, "max_new_tokens": 20, "do_sample": True}
-one = Instance("generate_until", ("", messages, asked, 0, "t", "test"), 0,
-               {"task": "t", "doc_id": 0, "repeats": 3})
-print(json.dumps([[one.text for one in model.generate_until([one] * n)] for n in (1, 3)]))
+said = {"role": "assistant", "content": [{"type": "text", "text": "No"}]}
+film = {"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}
+print(json.dumps({
+    "texts": [one.text for one in model.generate_until([instance()] * 3)],
+    "greedy": [one.text for one in model.generate_until([instance(do_sample=False)])],
+    "refused": [
+        refusal(instance(num_beams=4)),
+        refusal(instance(lambda doc: [*messages(doc), said, *messages(doc)])),
+        refusal(instance(lambda doc: [film])),
+    ],
+}))
 """
 
 
-def test_repeats_of_a_question_have_a_seed_each(
+def test_repeats_have_a_seed_each_and_what_cannot_be_had_is_refused(
     scenes: list[Scene], run_in: Run, infer: Run, tmp_path: Path
 ) -> None:
-    (tmp_path / "repeated.py").write_text(REPEATED)
+    (tmp_path / "drive.py").write_text(DRIVE)
     doc = json.dumps({"image": str(scenes[1].image), "question": scenes[1].question})
-    [first], repeated = json.loads(run_in("LMMS_EVAL", "repeated", doc).splitlines()[-1])
-    options = ["--no-withdrawal", "--temperature", "5", "--top-p", "0.99"]
-    expected = [
-        infer(scenes[1], *options, "--max-new-tokens", "20", "--seed", str(seed))
-        for seed in range(3)
-    ]
+    found = json.loads(run_in("LMMS_EVAL", "drive", doc).splitlines()[-1])
+    short = ["--no-withdrawal", "--max-new-tokens", "20"]
+    sampled = [*short, "--temperature", "5", "--top-p", "0.99", "--seed"]
+    expected = [infer(scenes[1], *sampled, str(seed)) for seed in range(3)]
     assert len(set(expected)) > 1
-    assert repeated == expected
-    assert first == expected[0]
+    assert found["texts"] == expected
+    assert found["greedy"] == [infer(scenes[1], *short)]
+    assert found["refused"] == [
+        "mvw chooses one token at a time",
+        "its messages are of: user, assistant, user",
+        "it has: video",
+    ]
