@@ -1,13 +1,17 @@
-"""Accuracy of the embedded model against the moment of withdrawal, on held-out scenes.
+"""Accuracy of the embedded model against the moment of withdrawal, in both of its worlds.
 
-`make curve` runs it and writes docs/curve.json and docs/curve.svg. It uses the engine as
-`mvw infer` does, only with more slots; it knows nothing of training.
+`make curve` runs it. On held-out scenes it uses the engine as `mvw infer` does, only with more
+slots, and writes docs/curve.json and docs/curve.svg; on easy-VQA's test split it lets `mvw eval` do
+everything, and writes docs/curve_easy_vqa.json and docs/curve_easy_vqa.svg. It knows nothing of
+training.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 
 CAPTION_END = "</CAPTION>"
 STEPS: tuple[int | str, ...] = (1, 2, 4, 8, 16, 32, 64, CAPTION_END, "never")
+_ORDER = [
+    m if m == "never" else f"until {m}" if m == CAPTION_END else f"m={m}" for m in STEPS
+]  # as `mvw eval` names its arms
 SLOTS = 32
 
 
@@ -197,6 +204,76 @@ def write_json(points: list[Point], seed: int, file: Path) -> None:
     file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+def evaluate_easy_vqa(count: int, records: Path, output: Path) -> None:
+    """Let `mvw eval` answer easy-VQA's test split, and keep its figures.
+
+    The answers that `records` holds already are not asked for again.
+    """
+    from mvw_cli.environment import describe_environment
+
+    def mvw(*words: str) -> bytes:
+        return subprocess.run(
+            [sys.executable, "-m", "mvw_cli", *words], check=True, stdout=-1
+        ).stdout
+
+    drawn = ("--world", "easy-vqa", "--count", str(count), "--overwrite")
+    listed = mvw("samples", str(records.with_suffix(".samples")), *drawn).decode().strip()
+    moments = ",".join(str(m) for m in STEPS if m != CAPTION_END)
+    arms = ("--profile", "shapes", "--scorer", "exact", "-m", moments, "--until", CAPTION_END)
+    report = json.loads(mvw("eval", listed, *arms, "-o", str(records), "--json"))
+    document = {name: report[name] for name in ("schema_version", "kind", "rule", "questions")}
+    document["arms"] = [{name: arm[name] for name in _KEPT} for arm in report["arms"]]
+    document["environment"] = asdict(describe_environment())
+    file = output / "curve_easy_vqa.json"
+    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    draw_report(document, output / "curve_easy_vqa.svg")
+
+
+_KEPT = (
+    *("name", "items", "failed", "missing", "unread", "cut", "score", "interval_95", "change"),
+    *("generated_tokens", "vision_tokens", "kv_bytes_prefill", "kv_bytes_end", "groups"),
+)
+
+
+def draw_report(document: dict[str, Any], file: Path) -> None:
+    """Draw what `mvw eval` has found: accuracy against m, and the KV cache at the end."""
+    from mvw_cli.render import chart
+    from mvw_cli.render.svg import svg_file
+
+    arms = sorted(document["arms"], key=lambda arm: _ORDER.index(arm["name"]))
+    xs = [float(place) for place in range(len(arms))]
+    names = [_tick(arm["name"].removeprefix("m=").removeprefix("until ")) for arm in arms]
+    moment = "vision tokens withdrawn after … generated tokens"
+    accuracy = [100 * arm["score"] for arm in arms]
+    bounds = [tuple(100 * bound for bound in arm["interval_95"]) for arm in arms]
+    above = chart.Chart(
+        "accuracy",
+        f"Embedded model, {document['questions']:,} questions of easy-VQA: accuracy",
+        moment,
+        "right answers",
+        "%",
+        "Right answers by the moment of withdrawal, with 95 % intervals.",
+        [chart.Line("right answers", 1, xs, accuracy)],
+        points=[
+            chart.Point(f"{y:.1f}", 1, x, y, y_interval=interval)
+            for x, y, interval in zip(xs, accuracy, bounds, strict=True)
+        ],
+        x_names=names,
+    )
+    held = [arm["kv_bytes_end"] / 2**10 for arm in arms]
+    below = chart.Chart(
+        "held",
+        "KV cache at the end of an answer",
+        moment,
+        "mean",
+        "KiB",
+        "Bytes of the KV cache at the end of an answer, by the moment of withdrawal.",
+        [chart.Line("KiB", 2, xs, held)],
+        x_names=names,
+    )
+    file.write_text(svg_file(above, below, height=260), encoding="utf-8")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--count", default=1000, show_default=True, help="How many held-out scenes.")
 @click.option("--seed", default=2026, show_default=True, help="Seed of scenes and questions.")
@@ -205,9 +282,17 @@ def write_json(points: list[Point], seed: int, file: Path) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("docs"),
     show_default=True,
-    help="Folder for curve.json and curve.svg.",
+    help="Folder for the JSON and SVG files.",
 )
-def main(count: int, seed: int, output: Path) -> None:
+@click.option("--easy-vqa", default=9673, show_default=True, help="How many of its questions.")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=Path("out/easy-vqa.eval"),
+    show_default=True,
+    help="Folder of the answers on easy-VQA; those that are there are not asked again.",
+)
+def main(count: int, seed: int, output: Path, easy_vqa: int, records: Path) -> None:
     """Measure the accuracy of the embedded model against the moment of withdrawal."""
     from mvw_shapes.samples import write_samples
 
@@ -220,6 +305,7 @@ def main(count: int, seed: int, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_json(points, seed, output / "curve.json")
     draw(points, output / "curve.svg")
+    evaluate_easy_vqa(easy_vqa, records, output)
 
 
 if __name__ == "__main__":

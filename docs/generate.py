@@ -49,6 +49,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "families all": families.everything,
     "curve": figures.curve,
     "curve table": figures.curve_table,
+    "curve easy-vqa": figures.curve_easy_vqa,
+    "vllm": figures.vllm,
     "measured": figures.measured,
     "not run": figures.not_run,
     "startup": figures.startup,

@@ -6,9 +6,9 @@ The result is a plain transformers checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from functools import cache
 
+from mvw_shapes import easy_vqa
 from mvw_shapes.questions import TEMPLATES, slots
 from reasoning import TAGS, vocabulary_text
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -58,13 +58,13 @@ def vocabulary() -> tuple[str, ...]:
     texts += [text for wordings in slots().values() for text in wordings]
     words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)}
     words |= {"?", ".", ",", ":", "!", "'"}
-    return (*SPECIAL, *TAGS, *sorted(words))
+    # easy-VQA was learnt later: its words came to the end, where they moved no other.
+    return (*SPECIAL, *TAGS, *sorted(words), *sorted(easy_vqa.words() - words))
 
 
-def build_tokenizer(more: Collection[str] = ()) -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer of the shapes world; `more` words get the ids at the end."""
-    words = (*vocabulary(), *sorted(set(more).difference(vocabulary())))
-    ids = {word: number for number, word in enumerate(words)}
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer of both worlds."""
+    ids = {word: number for number, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace("\u2019", "'"), normalizers.Replace("-", " ")]
@@ -92,7 +92,7 @@ def build_tokenizer(more: Collection[str] = ()) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(more: Collection[str] = ()) -> LlavaProcessor:
+def build_processor() -> LlavaProcessor:
     """Build the processor: resize to IMAGE_SIDE x IMAGE_SIDE, and one tag per vision token."""
     images = CLIPImageProcessorPil(
         size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
@@ -103,7 +103,7 @@ def build_processor(more: Collection[str] = ()) -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(more),
+        tokenizer=build_tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -8,7 +8,7 @@ As in `train_shapes.py`, no answer is trained with vision tokens taken away on t
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import json
 import math
 import random
@@ -25,7 +25,7 @@ import fast_attention
 import torch
 from accuracy import evaluate, stage
 from batches import Batch, pack, prompt, worn_pixels
-from easy_vqa_world import COLOURS, KINDS, Question, recognise, true_answer, words
+from mvw_shapes.easy_vqa import COLOURS, KINDS, Question, load_questions, recognise, true_answer
 from mvw_shapes.model import WEIGHTS
 from mvw_shapes.samples import sample_example
 from mvw_shapes.scenes import Shape, draw
@@ -34,8 +34,6 @@ from PIL import Image
 from reasoning import STAGES, write
 from train_shapes import RECORD, backward, build_optimizer, export, resume, save
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
-
-Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +59,6 @@ class Picture:
     file: Path
     shape: Shape
     questions: tuple[str, ...]
-
-
-def load_questions(split: Split) -> list[tuple[str, str, Path]]:
-    """Read a split of the installed package: questions, answers, files of pictures.
-
-    Raises:
-        click.ClickException: the package is not installed.
-    """
-    found = importlib.util.find_spec("easy_vqa")  # importing it is not needed
-    if found is None or found.origin is None:
-        raise click.ClickException("easy-VQA is not installed: pip install easy-vqa")
-    folder = Path(found.origin).parent / "data" / split
-    lines = json.loads((folder / "questions.json").read_text())
-    return [(text, answer, folder / "images" / f"{number}.png") for text, answer, number in lines]
 
 
 def load_pictures() -> list[Picture]:
@@ -168,7 +152,7 @@ def train(
 
     `stop_after` ends early, at that step, as a kill would; the state then is the one saved last.
     """
-    processor, pictures = build_processor(words()), load_pictures()
+    processor, pictures = build_processor(), load_pictures()
     fast_attention.use(model)
     optimizer = build_optimizer((model,), settings.learning_rate, settings.weight_decay)
     parts = {"model": model, "optimizer": optimizer}
@@ -193,7 +177,9 @@ def train(
 
 
 @torch.inference_mode()
-def score(weights: Path, split: Split, *, count: int | None = None) -> dict[str, Any]:
+def score(
+    weights: Path, split: Literal["train", "test"], *, count: int | None = None
+) -> dict[str, Any]:
     """Answer a split with plain `generate`, without this project's engine."""
     processor = AutoProcessor.from_pretrained(weights)
     model = LlavaForConditionalGeneration.from_pretrained(weights).eval()
@@ -233,7 +219,7 @@ def main(run: Path, start: Path, weights: Path, threads: int) -> None:
     settings = Settings()
     torch.manual_seed(settings.seed)
     model = LlavaForConditionalGeneration.from_pretrained(start)
-    processor = build_processor(words())
+    processor = build_processor()
     model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
 
     def say(record: dict[str, Any]) -> None:
@@ -241,9 +227,14 @@ def main(run: Path, start: Path, weights: Path, threads: int) -> None:
 
     train(settings, run, model.train(), say=say)
     record = json.loads((start / RECORD).read_text())
+    begun = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
     export(model.eval(), weights, processor)
     record["held_out"] = evaluate(weights, count=1000, seed=1)
-    record["easy_vqa"] = {"settings": asdict(settings), "test": score(weights, "test")}
+    record["easy_vqa"] = {
+        "start_sha256": begun,
+        "settings": asdict(settings),
+        "test": score(weights, "test"),
+    }
     (weights / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     say(record)
 

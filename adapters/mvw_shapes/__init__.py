@@ -14,7 +14,7 @@ def mvw_register_adapters(register: Callable[[AdapterInfo], None]) -> None:
         AdapterInfo(
             name="shapes",
             target="mvw_shapes.model:Shapes",
-            summary="the embedded model: coloured shapes on a grid, nothing else",
+            summary="the embedded model: coloured shapes on a grid, and easy-VQA",
             checkpoints=("embedded",),
         )
     )
@@ -28,16 +28,24 @@ def mvw_register_commands(cli: click.Group) -> None:
 @click.command("samples")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=True))
 @click.option(
-    "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many scenes."
+    "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many questions."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other scenes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other samples.")
+@click.option(
+    "--world",
+    type=click.Choice(("scenes", "easy-vqa")),
+    default="scenes",
+    show_default=True,
+    help="Drawn scenes, or the test split of the installed package easy-vqa.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace samples that are there already.")
-def samples_command(directory: Path, count: int, seed: int, overwrite: bool) -> None:
-    """Write sample scenes with questions and true answers into DIRECTORY.
+def samples_command(directory: Path, count: int, seed: int, world: str, overwrite: bool) -> None:
+    """Write samples with questions and true answers into DIRECTORY.
 
-    The scenes are of the world that the embedded model reads, and none of them was in its
-    training. The path of the list of questions goes to stdout.
+    They are of what the embedded model reads, and none of them was in its training. The path of
+    the list of questions goes to stdout.
     """
-    from mvw_shapes.samples import write_samples
+    from mvw_shapes.samples import write_easy_vqa, write_samples
 
-    click.echo(write_samples(directory, count, seed, overwrite=overwrite))
+    write = write_easy_vqa if world == "easy-vqa" else write_samples
+    click.echo(write(directory, count, seed, overwrite=overwrite))

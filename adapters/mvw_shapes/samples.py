@@ -1,4 +1,4 @@
-"""Scenes that the embedded model has never seen, with questions about them and true answers."""
+"""What the embedded model has never seen, with questions about it and true answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import random
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mvw_cli import MvwError, UsageProblem
+from mvw_shapes.easy_vqa import load_questions, recognise
 from mvw_shapes.questions import QUESTION_KINDS, Question, Selection, phrase, with_article
 from mvw_shapes.scenes import COLOURS, KINDS, Scene, Shape, draw, sample_scene
 
@@ -27,7 +29,61 @@ def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = F
         UsageProblem: a file of one of these names is there already, and `overwrite` is off.
         MvwError: the directory cannot be made or written.
     """
+    rng = random.Random(f"samples/{seed}")
     names = [f"scene-{number:04d}.png" for number in range(1, count + 1)]
+
+    def records() -> Iterator[Record]:
+        for name in names:
+            example = sample_example(rng, held_out=True)
+            draw(example.scene, rng).save(directory / name)
+            told = example.text, example.answer, example.question.kind
+            yield Record(name.removesuffix(".png"), name, *told)
+
+    return _write(directory, names, records(), overwrite=overwrite)
+
+
+def write_easy_vqa(directory: Path, count: int, seed: int, *, overwrite: bool = False) -> Path:
+    """Write `count` questions of easy-VQA's test split, drawn by `seed`, as `write_samples` does.
+
+    Of all of them, or more than there are, all are written, in the order of the split.
+
+    Raises:
+        UsageProblem: as `write_samples`, or the package is not installed.
+        MvwError: the directory cannot be made or written.
+    """
+    asked = load_questions("test")
+    chosen = sorted(
+        random.Random(f"samples/{seed}").sample(range(len(asked)), min(count, len(asked)))
+    )
+    files = {asked[index][2].name: asked[index][2] for index in chosen}
+
+    def records() -> Iterator[Record]:
+        for name, file in files.items():
+            (directory / name).write_bytes(file.read_bytes())
+        for index in chosen:
+            text, answer, file = asked[index]
+            question = recognise(text)
+            kind = question.asks if question else ""
+            yield Record(f"easy-{index:05d}", file.name, text, answer, kind)
+
+    return _write(directory, files, records(), overwrite=overwrite)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the list; the image's path is relative to the list."""
+
+    id: str
+    image: str
+    question: str
+    answer: str
+    kind: str
+
+
+def _write(
+    directory: Path, names: Iterable[str], records: Iterator[Record], *, overwrite: bool
+) -> Path:
+    """Write the list of the records, which write their pictures as they are taken."""
     for name in () if overwrite else (QUESTIONS, *names):
         if os.path.lexists(directory / name):
             raise UsageProblem(
@@ -35,21 +91,9 @@ def write_samples(directory: Path, count: int, seed: int, *, overwrite: bool = F
                 cause="samples would replace it",
                 hint=f"mvw samples {shlex.quote(str(directory / 'new'))}",
             )
-    rng = random.Random(f"samples/{seed}")
-    lines = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            example = sample_example(rng, held_out=True)
-            draw(example.scene, rng).save(directory / name)
-            record = {
-                "id": name.removesuffix(".png"),
-                "image": name,
-                "question": example.text,
-                "answer": example.answer,
-                "kind": example.question.kind,
-            }
-            lines.append(json.dumps(record) + "\n")
+        lines = [json.dumps(asdict(record)) + "\n" for record in records]
         # Written last and at once: a list that is there is complete.
         part = directory / (QUESTIONS + ".part")
         part.write_text("".join(lines), encoding="utf-8")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from mvw_cli.bench.stats import FEWEST_PAIRS
@@ -17,8 +18,7 @@ from regions.reference import table
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"
-_CURVE = _ROOT / "docs" / "curve.json"
-_PICTURE = _ROOT / "docs" / "curve.svg"
+_DOCS = _ROOT / "docs"
 
 CAPTION_END, NEVER = "</CAPTION>", "never"
 COMMANDS = {
@@ -32,6 +32,8 @@ COMMANDS = {
     "batch_slots": "python benchmarks/batch.py --sweep",
     "batch_memory": "python benchmarks/batch_memory.py",
     "serve": "python benchmarks/serve.py",
+    "vllm_speed": "PYTHONPATH=tests/vllm/site .venv-vllm/bin/python benchmarks/vllm_speed.py",
+    "curve_easy_vqa": "make curve",
     "cross_check": "make cross-check",
     "policies": "python benchmarks/policies.py",
     "calibrate": "python benchmarks/calibrate.py",
@@ -49,7 +51,7 @@ BATCH_RATIOS = {
 @cache
 def result(name: str) -> dict[str, Any] | None:
     """Read a result file, or return None where it has not been written yet."""
-    path = _CURVE if name == "curve" else _RESULTS / f"{name}.json"
+    path = (_DOCS if name.startswith("curve") else _RESULTS) / f"{name}.json"
     if not path.exists():
         return None
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -59,7 +61,7 @@ def result(name: str) -> dict[str, Any] | None:
 def curve() -> str:
     """Write the picture of the README, and the sentence that says what it shows."""
     document = result("curve")
-    if document is None or not _PICTURE.exists():
+    if document is None or not (_ROOT / "docs" / "curve.svg").exists():
         return missing("curve")
     points = {point["m"]: point for point in document["points"]}
     never, tag, first = points[NEVER], points[CAPTION_END], points[1]
@@ -101,6 +103,41 @@ def curve_table() -> str:
         "Entries attended to, mean",
     )
     return f"{table(head, rows)}\n\n{where(document)}"
+
+
+def curve_easy_vqa() -> str:
+    """Write what `mvw eval` says of easy-VQA's test split, with its picture."""
+    document = result("curve_easy_vqa")
+    if document is None:
+        return missing("curve_easy_vqa")
+    rows = []
+    for arm in document["arms"]:
+        low, high = (100 * bound for bound in arm["interval_95"])
+        change = "-"
+        if arm["change"] is not None:
+            below, above = (100 * bound for bound in arm["change"]["interval_95"])
+            change = f"{100 * arm['change']['change']:+.1f} [{below:+.1f}, {above:+.1f}]"
+        rows.append(
+            (
+                f"`{arm['name']}`",
+                f"{100 * arm['score']:.1f} %",
+                f"{low:.1f} to {high:.1f} %",
+                change,
+                f"{arm['generated_tokens']:.1f}",
+                f"{arm['kv_bytes_end'] / 2**20:.2f} MiB",
+            )
+        )
+    head = (
+        "Arm",
+        "Right answers",
+        "95 % interval",
+        "Change against never, points",
+        "Generated tokens, mean",
+        "KV cache at the end, mean",
+    )
+    picture = "![Accuracy on easy-VQA against the moment of withdrawal](curve_easy_vqa.svg)"
+    sentence = f"{document['questions']:,} questions. {where(document)}"
+    return f"{picture}\n\n{table(head, rows)}\n\n{sentence}"
 
 
 def startup() -> str:
@@ -210,6 +247,43 @@ def mla_decode() -> str:
         f"alone would allow {document['bound_by_multiplications']:.0f} ×."
     )
     return f"{_times(document, named)}\n\n{sentences} {where(document)}"
+
+
+_VLLM_ARMS = {
+    "never": "the plugin, nothing withdrawn",
+    "withdrawn": "the plugin, m = {m}",
+    "text": "vLLM alone, asked without an image: the bound",
+}
+
+
+def vllm() -> str:
+    """Write how fast vLLM decodes with withdrawal, beside vLLM alone and beside its bound."""
+    document = result("vllm_speed")
+    if document is None:
+        return missing("vllm_speed")
+    rows = [
+        (
+            f"{dtype}, {count} at once",
+            _VLLM_ARMS[arm].format(m=document["m"]),
+            f"{median(cell['tokens_per_s'][arm]):.0f}",
+            ratio(over),
+        )
+        for name, cell in document["decode"].items()
+        for dtype, count in [name.split(", ")]
+        for arm, over in cell["ratio"].items()
+    ]
+    head = ("Requests", "Arm", "Decoded tokens/s", "Over vLLM alone")
+    pool, batch = document["pool"], document["batch"]
+    flying, images = pool["in_flight"], pool["images_per_s"]
+    sentences = (
+        f"A KV pool that holds 8 requests with their vision, 64 images with log-normal answers: "
+        f"{flying['never']:.1f} requests in flight without withdrawal and "
+        f"{flying['withdrawn']:.1f} with it; {median(images['never']):.2f} and "
+        f"{median(images['withdrawn']):.2f} images per second, {ratio(pool['ratio'])}. "
+        f"`mvw batch --engine vllm` against the shortest script around `LLM.generate`, images per "
+        f"second: {ratio(batch['ratio'])}."
+    )
+    return f"{table(head, rows)}\n\n{sentences} {where(document)}"
 
 
 def _times(document: dict[str, Any], named: dict[str, str]) -> str:

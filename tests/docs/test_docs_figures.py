@@ -66,7 +66,7 @@ def results(generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     shutil.copytree(ROOT / "benchmarks" / "results", folder)
     shutil.copy(ROOT / "docs" / "curve.json", folder)
     monkeypatch.setattr(generate.figures, "_RESULTS", folder)
-    monkeypatch.setattr(generate.figures, "_CURVE", folder / "curve.json")
+    monkeypatch.setattr(generate.figures, "_DOCS", folder)
     return Results(folder, generate.figures)
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from accuracy import stage
 from batches import IGNORED
-from easy_vqa_world import recognise, true_answer, words
+from mvw_shapes.easy_vqa import load_questions, recognise, true_answer
 from network import build_model, build_processor
 from reasoning import STAGES
 from train_easy_vqa import (
     Picture,
     Settings,
     load_pictures,
-    load_questions,
     make_batch,
     train,
     write_single,
@@ -46,7 +45,7 @@ def test_what_a_picture_shows_answers_its_questions(pictures: list[Picture]) -> 
 
 
 def test_answers_have_their_stages_and_no_unknown_word(pictures: list[Picture]) -> None:
-    tokenizer = build_processor(words()).tokenizer
+    tokenizer = build_processor().tokenizer
     for picture in pictures[::40]:
         for text in picture.questions:
             question = recognise(text)
@@ -59,13 +58,8 @@ def test_answers_have_their_stages_and_no_unknown_word(pictures: list[Picture]) 
             assert tokenizer.decode(ids) == told
 
 
-def test_more_words_change_no_id() -> None:
-    before, after = (build_processor(more).tokenizer.get_vocab() for more in ((), words()))
-    assert before.items() < after.items()
-
-
 def test_half_of_a_batch_is_easy_vqa(pictures: list[Picture]) -> None:
-    processor = build_processor(words())
+    processor = build_processor()
     batch = make_batch(processor, pictures, TINY, 0)
     told = [
         processor.tokenizer.decode(row[labels != IGNORED])
@@ -86,7 +80,6 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     def run(name: str, **options: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = build_model(vision_layers=1, vision_width=32, text_layers=1, text_width=40)
-        model.resize_token_embeddings(len(build_processor(words()).tokenizer), mean_resizing=False)
         train(TINY, tmp_path / name, model.train(), **options)
         return model.state_dict()
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from mvw_shapes import samples_command
+from mvw_shapes import easy_vqa, samples_command
+from mvw_shapes.easy_vqa import load_questions
 from mvw_shapes.model import looks_like_scene
 from mvw_shapes.questions import QUESTION_KINDS, recognise
-from mvw_shapes.samples import write_samples
+from mvw_shapes.samples import write_easy_vqa, write_samples
 from PIL import Image
 
 from mvw_cli import MvwError, UsageProblem
@@ -67,3 +68,29 @@ def test_the_command_writes_and_names_the_list(tmp_path: Path) -> None:
     assert result.stdout.strip() == str(tmp_path / "questions.jsonl")
     assert len(_records(tmp_path / "questions.jsonl")) == 2
     assert CliRunner().invoke(samples_command, [str(tmp_path), "--count", "0"]).exit_code == 2
+
+
+def test_easy_vqa_is_written_from_its_package(tmp_path: Path) -> None:
+    asked = load_questions("test")
+    listed = write_easy_vqa(tmp_path, 30, 0)
+    records = _records(listed)
+    assert len({record["id"] for record in records}) == len(records) == 30
+    for record in records:
+        assert set(record) == {"id", "image", "question", "answer", "kind"}
+        text, answer, file = asked[int(record["id"].removeprefix("easy-"))]
+        assert (record["question"], record["answer"]) == (text, answer)
+        assert (tmp_path / record["image"]).read_bytes() == file.read_bytes()
+    with pytest.raises(UsageProblem):
+        write_easy_vqa(tmp_path, 1, 0)
+    other = write_easy_vqa(tmp_path, 30, 1, overwrite=True)
+    assert records != _records(other)
+
+
+def test_easy_vqa_that_is_not_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(easy_vqa, "find_spec", lambda name: None)
+    result = CliRunner().invoke(samples_command, [str(tmp_path / "x"), "--world", "easy-vqa"])
+    assert isinstance(result.exception, UsageProblem)
+    assert result.exception.hint == "pip install easy-vqa"
+    assert not (tmp_path / "x").exists()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import torch
-from mvw_shapes.model import looks_like_scene
-from mvw_shapes.scenes import COLOURS, SIDE, draw, sample_scene
+from mvw_shapes.easy_vqa import load_questions
+from mvw_shapes.model import Shapes, looks_like_easy_vqa, looks_like_scene
+from mvw_shapes.scenes import COLOURS, SIDE, Scene, Shape, draw, sample_scene
 from PIL import Image, ImageDraw, ImageFilter
+
+from mvw_cli.adapter import LoadedModel
 
 PALETTE = list(COLOURS.values())
 Rng = random.Random
@@ -107,3 +111,41 @@ def test_the_rest_is_told_from_it(name: str) -> None:
     rng = random.Random(f"outside/{name}")
     for _ in range(12):
         assert not looks_like_scene(OUTSIDE[name](rng))
+
+
+EASY = list(dict.fromkeys(file for _, _, file in load_questions("test")))
+
+
+@pytest.mark.parametrize("wear", ["as drawn", "jpeg", "200 px", "alpha"])
+def test_pictures_of_easy_vqa_are_known(wear: str) -> None:
+    missed = [
+        file.name for file in EASY[::8] if not looks_like_easy_vqa(WEAR[wear](Image.open(file)))
+    ]
+    assert len(missed) <= len(EASY[::8]) * (0.02 if "jpeg" in wear else 0), missed
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_the_rest_is_told_from_easy_vqa(name: str) -> None:
+    rng = random.Random(f"outside/{name}")
+    for _ in range(12):
+        assert not looks_like_easy_vqa(OUTSIDE[name](rng))
+
+
+SCENE, SINGLE = "how many red circles are there?", "what shape is in the image?"
+
+
+@pytest.mark.parametrize("question", [SCENE, SINGLE])
+def test_a_question_is_held_against_the_world_of_its_picture(question: str) -> None:
+    adapter, loaded = Shapes(), Mock(spec=LoadedModel)
+    scene = draw(Scene((Shape("red", "star"),) * 4 + (None,) * 5), Rng(0))
+    easy, neither = Image.open(EASY[0]), _noise(Rng(0))
+    remarks = {
+        name: adapter.remarks(loaded, [image], question)
+        for name, image in {"scene": scene, "easy": easy, "neither": neither}.items()
+    }
+    assert [name for name, told in remarks.items() if not told] == [
+        "scene" if question == SCENE else "easy"
+    ]
+    assert "this is not a question" in remarks["easy" if question == SCENE else "scene"][0]
+    assert "this image is neither: do not trust" in remarks["neither"][0]
+    assert "neither and this is not" in adapter.remarks(loaded, [neither], "Who is this?")[0]

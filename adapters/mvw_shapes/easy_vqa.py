@@ -1,4 +1,4 @@
-"""A second world for the embedded model: easy-VQA, one coloured shape on a tinted ground.
+"""The second world of the embedded model: easy-VQA, one coloured shape on a tinted ground.
 
 A public data set that nobody here has drawn or worded: https://github.com/vzhou842/easy-VQA (MIT),
 the package `easy-vqa`, with its own train and test split. Its templates and its palette are read
@@ -7,10 +7,15 @@ off its questions and pictures.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
+from mvw_cli import UsageProblem
 from mvw_shapes.questions import Selection
 from mvw_shapes.scenes import Shape
 
@@ -63,6 +68,24 @@ def recognise(text: str) -> Question | None:
             named = match.groupdict()
             return Question(asks, negated, Selection(named.get("colour"), named.get("kind")))
     return None
+
+
+def load_questions(split: Literal["train", "test"]) -> list[tuple[str, str, Path]]:
+    """Read a split of the installed package: questions, answers, files of pictures.
+
+    Raises:
+        UsageProblem: the package is not installed.
+    """
+    found = find_spec("easy_vqa")  # importing it is not needed
+    if found is None or found.origin is None:
+        raise UsageProblem(
+            "easy-VQA is not installed",
+            cause="its pictures and questions are in the package easy-vqa",
+            hint="pip install easy-vqa",
+        )
+    folder = Path(found.origin).parent / "data" / split
+    lines = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    return [(text, answer, folder / "images" / f"{number}.png") for text, answer, number in lines]
 
 
 def true_answer(shape: Shape, question: Question) -> str:
