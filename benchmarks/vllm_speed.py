@@ -10,7 +10,8 @@ the withdrawal are in it.
 - `withdrawn`: with the plugin, the vision tokens withdrawn after 16 tokens.
 - `text`: vLLM as it is, asked the same without an image: what withdrawal can come to at best.
 - `pool`: 64 images with the log-normal answers of `batch.py`, and a KV pool that holds 8 requests
-  with their vision: images a second, and how many are in flight.
+  with their vision: images a second, and how many are in flight, on the average of the time in
+  which others wait for room, and of the whole run with its tail of the longest answers.
 - `batch`: the same images in a pool that is large enough, `mvw batch`'s own loop against
   `LLM.generate` in a script.
 
@@ -24,7 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -32,6 +33,7 @@ from time import perf_counter
 from typing import Any
 
 import click
+from measuring import RESULTS, interleaved, paired_ratio, say_ratio, write_result
 
 LAYERS, WIDTH, SIDE, HEADS, KV_HEADS = 8, 512, 448, 8, 8
 VISION = (SIDE // 14) ** 2
@@ -52,26 +54,27 @@ def worker(options: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM prints
     kind = options.pop("kind")
-    serve = _mvw_batch(options) if kind == "batch" else _llm(options)
+    serve = _mvw_batch(options) if kind == "batch" else _llm(options, apart=kind == "script")
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), file=answers, flush=True)
 
 
-def _llm(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    from PIL import Image
-    from vllm import LLM, SamplingParams
+def _llm(options: dict[str, Any], *, apart: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    from vllm import LLM
 
     llm = LLM(**options)
+    if apart:
+        return lambda order: {"seconds": _generate(llm, order)[0]}
     expected = [0]
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    running: list[int] = []
+    flying: list[tuple[int, bool]] = []
     passes: list[tuple[float, bool]] = []
     schedule = scheduler.schedule
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         output = schedule(*args, **kwargs)
-        running.append(len(scheduler.running))
+        flying.append((len(scheduler.running), len(scheduler.waiting) > 0))
         requests = len(output.num_scheduled_tokens)
         decodes = requests == expected[0] == output.total_num_scheduled_tokens
         passes.append((perf_counter(), decodes))
@@ -80,38 +83,57 @@ def _llm(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     scheduler.schedule = counted
 
     def serve(order: dict[str, Any]) -> dict[str, Any]:
-        running.clear()
+        flying.clear()
         passes.clear()
         expected[0] = len(order["images"])
-        begin = perf_counter()
-        extra = None if order["m"] is None else {"mvw_m": order["m"]}
-        params = [
-            SamplingParams(
-                temperature=0,
-                max_tokens=tokens,
-                ignore_eos=True,
-                detokenize=False,
-                extra_args=extra,
-            )
-            for tokens in order["tokens"]
-        ]
-        prompts: list[Any] = [
-            {
-                "prompt": order["prompt"],
-                "multi_modal_data": {"image": Image.open(path).convert("RGB")},
-            }
-            for path in order["images"]
-        ]
-        if order["text"]:
-            prompts = [QUESTION] * len(prompts)
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        seconds = perf_counter() - begin
+        seconds, outputs = _generate(llm, order)
+        end = perf_counter()
         ids = [list(output.outputs[0].token_ids) for output in outputs]
         steps = [after - at for (at, one), (after, two) in pairwise(passes) if one and two]
-        rate = len(prompts) / median(steps[DECODED:]) if len(steps) > DECODED else None
-        return {"seconds": seconds, "ids": ids, "in_flight": mean(running), "decode": rate}
+        rate = len(ids) / median(steps[DECODED:]) if len(steps) > DECODED else None
+        spent = [after - at for at, after in pairwise([*(at for at, _ in passes), end])]
+        shares = [(count, waited, at) for (count, waited), at in zip(flying, spent, strict=True)]
+        return {
+            "seconds": seconds,
+            "ids": ids,
+            "in_flight": _mean_over_time((n, at) for n, waited, at in shares if waited),
+            "in_flight_whole_run": _mean_over_time((n, at) for n, _, at in shares),
+            "decode": rate,
+        }
 
     return serve
+
+
+def _generate(llm: Any, order: dict[str, Any]) -> tuple[float, list[Any]]:
+    """Do what a script does; return the seconds and vLLM's outputs."""
+    from PIL import Image
+    from vllm import SamplingParams
+
+    begin = perf_counter()
+    extra = None if order["m"] is None else {"mvw_m": order["m"]}
+    params = [
+        SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=extra
+        )
+        for tokens in order["tokens"]
+    ]
+    prompts: list[Any] = [
+        {
+            "prompt": order["prompt"],
+            "multi_modal_data": {"image": Image.open(path).convert("RGB")},
+        }
+        for path in order["images"]
+    ]
+    if order["text"]:
+        prompts = [QUESTION] * len(prompts)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return perf_counter() - begin, outputs
+
+
+def _mean_over_time(shares: Iterable[tuple[int, float]]) -> float | None:
+    counts = list(shares)
+    seconds = sum(spent for _, spent in counts)
+    return sum(count * spent for count, spent in counts) / seconds if seconds else None
 
 
 def _mvw_batch(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -174,7 +196,7 @@ class Engine:
         if kind == "batch":
             del common["additional_config"]
         env = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-        if kind != "batch":
+        if kind not in ("batch", "script"):
             env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to see who is in flight
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps({"kind": kind, **common, **options})],
@@ -238,84 +260,116 @@ def write_model(folder: Path) -> None:
     save_file(named, file, {"format": "pt"})
 
 
+def measure_decode(model: Path, images: list[Path], pairs: int, dtype: str) -> dict[str, Any]:
+    """Compare the arms by their decode rates, 1 and 16 requests at once."""
+    plain, own = (Engine(kind, model=str(model), dtype=dtype) for kind in ("plain", "mvw"))
+    cells: dict[str, Any] = {}
+    for count in (1, 16):
+        some = images[:count]
+        arms = {
+            "plain": lambda some=some: plain.decode(some, None),
+            "never": lambda some=some: own.decode(some, -1),
+            "withdrawn": lambda some=some: own.decode(some, M),
+            "text": lambda some=some: plain.decode(some, None, text=True),
+        }
+        rates = interleaved(arms, pairs=pairs)
+        found = {
+            arm: paired_ratio(some, rates["plain"]) for arm, some in rates.items() if arm != "plain"
+        }
+        cells[f"{dtype}, {count}"] = {"tokens_per_s": rates, "ratio": found}
+        for arm, over in found.items():
+            click.echo(say_ratio(f"{dtype}, {count} at once, {arm} over plain", over))
+    plain.close()
+    own.close()
+    return cells
+
+
+def measure_pool(model: Path, images: list[Path], pairs: int) -> dict[str, Any]:
+    """Compare what one small KV pool serves with and without withdrawal."""
+    from batch import draw_lengths
+
+    lengths = draw_lengths(IMAGES, TYPICAL, seed=0)
+    # A request with its vision: the prompt, and the longest answer.
+    entries = VISION + 16 + max(lengths)
+    each = -(-entries // BLOCK) * BLOCK * LAYERS * 2 * (WIDTH // HEADS) * KV_HEADS * 4
+    pool = Engine(
+        "mvw",
+        model=str(model),
+        dtype="float32",
+        kv_cache_memory_bytes=FITTING * each,
+        max_num_seqs=64,
+    )
+    runs = interleaved(
+        {
+            "never": lambda: pool.run(images, lengths, -1),
+            "withdrawn": lambda: pool.run(images, lengths, M),
+        },
+        pairs=pairs,
+    )
+    pool.close()
+    rates = {arm: [IMAGES / one["seconds"] for one in some] for arm, some in runs.items()}
+    over = paired_ratio(rates["withdrawn"], rates["never"])
+    document: dict[str, Any] = {"images_per_s": rates, "ratio": over}
+    for name in ("in_flight", "in_flight_whole_run"):
+        document[name] = {arm: mean(one[name] for one in some) for arm, some in runs.items()}
+        click.echo(f"{name}: {document[name]['never']:.1f} and {document[name]['withdrawn']:.1f}")
+    click.echo(say_ratio("images a second in one pool, withdrawn over never", over))
+    return document
+
+
+def measure_batch(model: Path, images: list[Path], pairs: int) -> dict[str, Any]:
+    """Compare `mvw batch`'s own loop with `LLM.generate` in a script.
+
+    In both the engine is in a process of its own, as vLLM has it by default.
+    """
+    script, batch = (Engine(kind, model=str(model), dtype="float32") for kind in ("mvw", "batch"))
+    lengths = [64] * IMAGES
+    seconds = interleaved(
+        {
+            "script": lambda: script.run(images, lengths, M)["seconds"],
+            "mvw batch": lambda: batch.run(images, lengths, None)["seconds"],
+        },
+        pairs=pairs,
+    )
+    script.close()
+    batch.close()
+    over = paired_ratio(seconds["script"], seconds["mvw batch"])
+    click.echo(say_ratio("`mvw batch` over the shortest script", over))
+    return {"seconds": seconds, "ratio": over}
+
+
+PARTS = ("decode", "pool", "batch")
+
+
 @click.command()
 @click.option("--pairs", default=6, show_default=True)
 @click.option("--dtype", "dtypes", multiple=True, default=("float32", "bfloat16"))
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS)
 @click.option("--worker", "options", hidden=True)
-def main(pairs: int, dtypes: tuple[str, ...], options: str | None) -> None:
-    """Measure, and write results/vllm_speed.json."""
+def main(pairs: int, dtypes: tuple[str, ...], parts: tuple[str, ...], options: str | None) -> None:
+    """Measure, and write results/vllm_speed.json; parts that are not asked for stay in it."""
     if options is not None:
         worker(json.loads(options))
         return
-    from batch import draw_lengths, write_images
-    from measuring import interleaved, paired_ratio, say_ratio, write_result
+    from batch import write_images  # brings torch, which an engine sets up by itself
 
+    file = RESULTS / "vllm_speed.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    document = {name: before[name] for name in PARTS if name in before}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model")
+        model = folder / "model"
+        write_model(model)
         (folder / "images").mkdir()
         images = write_images(folder / "images", IMAGES)
-        model = {"model": str(folder / "model")}
-        document: dict[str, Any] = {"vision_tokens": VISION, "m": M, "decode": {}}
-        for dtype in dtypes:
-            plain, own = Engine("plain", dtype=dtype, **model), Engine("mvw", dtype=dtype, **model)
-            for count in (1, 16):
-                some = images[:count]
-                arms = {
-                    "plain": lambda plain=plain, some=some: plain.decode(some, None),
-                    "never": lambda own=own, some=some: own.decode(some, -1),
-                    "withdrawn": lambda own=own, some=some: own.decode(some, M),
-                    "text": lambda plain=plain, some=some: plain.decode(some, None, text=True),
-                }
-                rates = interleaved(arms, pairs=pairs)
-                found = {
-                    arm: paired_ratio(some, rates["plain"])
-                    for arm, some in rates.items()
-                    if arm != "plain"
-                }
-                document["decode"][f"{dtype}, {count}"] = {"tokens_per_s": rates, "ratio": found}
-                for arm, ratio in found.items():
-                    click.echo(say_ratio(f"{dtype}, {count} at once, {arm} over plain", ratio))
-            plain.close()
-            own.close()
-        lengths = draw_lengths(IMAGES, TYPICAL, seed=0)
-        # A request with its vision: the prompt, and the longest answer.
-        entries = VISION + 16 + max(lengths)
-        each = -(-entries // BLOCK) * BLOCK * LAYERS * 2 * (WIDTH // HEADS) * KV_HEADS * 4
-        pool = Engine(
-            "mvw", dtype="float32", kv_cache_memory_bytes=FITTING * each, max_num_seqs=64, **model
-        )
-        runs = interleaved(
-            {
-                "never": lambda: pool.run(images, lengths, -1),
-                "withdrawn": lambda: pool.run(images, lengths, M),
-            },
-            pairs=max(1, pairs // 2),
-        )
-        pool.close()
-        rates = {arm: [IMAGES / one["seconds"] for one in some] for arm, some in runs.items()}
-        flying = {arm: mean(one["in_flight"] for one in some) for arm, some in runs.items()}
-        ratio = paired_ratio(rates["withdrawn"], rates["never"])
-        document["pool"] = {"images_per_s": rates, "in_flight": flying, "ratio": ratio}
-        click.echo(say_ratio("images a second in one pool, withdrawn over never", ratio))
-        click.echo(f"in flight: {flying['never']:.1f} and {flying['withdrawn']:.1f}")
-        script, batch = (
-            Engine("mvw", dtype="float32", **model),
-            Engine("batch", dtype="float32", **model),
-        )
-        seconds = interleaved(
-            {
-                "script": lambda: script.run(images, [64] * IMAGES, M)["seconds"],
-                "mvw batch": lambda: batch.run(images, [64] * IMAGES, None)["seconds"],
-            },
-            pairs=pairs,
-        )
-        script.close()
-        batch.close()
-        ratio = paired_ratio(seconds["script"], seconds["mvw batch"])
-        document["batch"] = {"seconds": seconds, "ratio": ratio}
-        click.echo(say_ratio("`mvw batch` over the shortest script", ratio))
-    click.echo(write_result("vllm_speed", document))
+        if "decode" in parts:
+            cells = [measure_decode(model, images, pairs, dtype) for dtype in dtypes]
+            document["decode"] = {name: cell for some in cells for name, cell in some.items()}
+        if "pool" in parts:
+            document["pool"] = measure_pool(model, images, pairs)
+        if "batch" in parts:
+            document["batch"] = measure_batch(model, images, pairs)
+    click.echo(write_result("vllm_speed", {"vision_tokens": VISION, "m": M} | document))
 
 
 if __name__ == "__main__":

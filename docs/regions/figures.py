@@ -275,11 +275,14 @@ def vllm() -> str:
     head = ("Requests", "Arm", "Decoded tokens/s", "Over vLLM alone")
     pool, batch = document["pool"], document["batch"]
     flying, images = pool["in_flight"], pool["images_per_s"]
+    whole = pool["in_flight_whole_run"]
     sentences = (
         f"A KV pool that holds 8 requests with their vision, 64 images with log-normal answers: "
         f"{flying['never']:.1f} requests in flight without withdrawal and "
-        f"{flying['withdrawn']:.1f} with it; {median(images['never']):.2f} and "
-        f"{median(images['withdrawn']):.2f} images per second, {ratio(pool['ratio'])}. "
+        f"{flying['withdrawn']:.1f} with it while others wait, over the whole run with its tail of "
+        f"long answers {whole['never']:.1f} and {whole['withdrawn']:.1f}; "
+        f"{median(images['never']):.2f} and {median(images['withdrawn']):.2f} images per second, "
+        f"{ratio(pool['ratio'])}. "
         f"`mvw batch --engine vllm` against the shortest script around `LLM.generate`, images per "
         f"second: {ratio(batch['ratio'])}."
     )

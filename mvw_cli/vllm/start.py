@@ -256,6 +256,7 @@ def start(arguments: Mapping[str, Any], device: str) -> tuple[Any, Log]:
     log = _log()
     with _explained(arguments, log), _writing_to(log.handle):
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
         unknown = sorted(set(arguments) - set(EngineArgs.__dataclass_fields__))
@@ -267,7 +268,9 @@ def start(arguments: Mapping[str, Any], device: str) -> tuple[Any, Log]:
             )
         from mvw_cli.vllm.plugin.touchpoints import tell_of_death
 
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        # As `vllm.LLM` starts it: budgets of tokens and requests for throughput, no statistics.
+        options = EngineArgs(**{"disable_log_stats": True, **arguments})
+        engine = LLMEngine.from_engine_args(options, usage_context=UsageContext.LLM_CLASS)
         tell_of_death(engine)
     return engine, Log(log.handle, 0 if log.handle is None else os.fstat(log.handle).st_size)
 
