@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -204,6 +205,7 @@ class Engine:
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | env,
+            start_new_session=True,
         )
         self._answer()
 
@@ -236,8 +238,8 @@ class Engine:
         return rate
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process, and those that it started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -322,7 +324,7 @@ def measure_batch(model: Path, images: list[Path], pairs: int) -> dict[str, Any]
 
     In both the engine is in a process of its own, as vLLM has it by default.
     """
-    script, batch = (Engine(kind, model=str(model), dtype="float32") for kind in ("mvw", "batch"))
+    script, batch = (Engine(kind, model=str(model), dtype="float32") for kind in ("script", "batch"))
     lengths = [64] * IMAGES
     seconds = interleaved(
         {
