@@ -70,6 +70,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_was(folder: Path) -> None:
     )
     with started(words, folder) as process:
         wait_for_records(process, log, 2)
+        process.send_signal(signal.SIGSTOP)  # or all is answered before it is killed
         theirs = of_vllm(process.pid)
         process.send_signal(signal.SIGKILL)
     assert len(records(log)) < PICTURES, "it was not killed in the middle"
