@@ -324,7 +324,8 @@ def measure_batch(model: Path, images: list[Path], pairs: int) -> dict[str, Any]
 
     In both the engine is in a process of its own, as vLLM has it by default.
     """
-    script, batch = (Engine(kind, model=str(model), dtype="float32") for kind in ("script", "batch"))
+    named = {"model": str(model), "dtype": "float32"}
+    script, batch = Engine("script", **named), Engine("batch", **named)
     lengths = [64] * IMAGES
     seconds = interleaved(
         {
