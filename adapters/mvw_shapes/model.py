@@ -139,4 +139,5 @@ def _pixels(image: Image) -> torch.Tensor:
 def _distances(pixels: torch.Tensor, palette: Mapping[str, tuple[int, int, int]]) -> torch.Tensor:
     """Return how far each pixel is from each colour: # (S, S, C)."""
     colours = torch.tensor(list(palette.values())) / 255  # (C, 3)
-    return (pixels[:, :, None] - colours).norm(dim=-1)
+    apart: torch.Tensor = (pixels[:, :, None] - colours).norm(dim=-1)
+    return apart
