@@ -2,7 +2,7 @@
 
 Sizes are small and weights random; file names, keys of the configurations, names of the weights,
 special tokens and the form of the chat templates are those of the published repositories, as their
-files were in 2025. The templates say the same in our own words.
+files were in 2025, and in 2026 those of later models. The templates say the same in our own words.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class HubFolder:
     config: Callable[[Ids, int], dict[str, Any]]
     """Makes `config.json` from the ids of the special tokens and the size of the vocabulary."""
     special: Sequence[str]
-    tokens: Mapping[str, str]
+    tokens: Mapping[str, Any]
     """`bos_token` and so on, as in `tokenizer_config.json`."""
     template: str
     template_file: str
@@ -99,10 +99,16 @@ class HubFolder:
     """Added tokens that are not special: they are text when decoded."""
     tokenizer_class: str = "PreTrainedTokenizerFast"
     generation: Mapping[str, Any] = field(default_factory=dict)
+    stops: Sequence[str] = ()
+    """What ends an output by `generation_config.json`, where `config.json` has not all of it."""
     weight_names: Mapping[str, str] = field(default_factory=dict)
     """Patterns that turn transformers' names into those of the repository, where it does not."""
     starts_with: frozenset[str] = frozenset()
     """How the names of all weights in the repository start."""
+    unread: Callable[[Mapping[str, Any]], Mapping[str, Sequence[int]]] = lambda _: {}
+    """Makes names and shapes of weights that no class reads, from `config.json`."""
+    by_transformers_5: bool = False
+    """Saved so: `tokenizer.json` alone tells which tokens were added."""
 
 
 def _chatml(image: str, *, opens_thinking: bool = False) -> str:
@@ -439,6 +445,130 @@ def _gemma3(ids: Ids, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _gemma4(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    """As transformers' conversion writes `gemma-4-e4b` (convert_gemma4_weights.py)."""
+    norms = {"rms_norm_eps": 1e-06, "initializer_range": 0.02}
+    no_experts = dict.fromkeys(("moe_intermediate_size", "num_experts", "top_k_experts"))
+    return {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "audio_config": {
+            **norms,
+            "attention_chunk_size": 12,
+            "attention_context_left": 13,
+            "attention_context_right": 0,
+            "attention_invalid_logits_value": -1000000000.0,
+            "attention_logit_cap": 50.0,
+            "conv_kernel_size": 5,
+            "dtype": "bfloat16",
+            "gradient_clipping": 10000000000.0,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "model_type": "gemma4_audio",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 1,
+            "output_proj_dims": 24,
+            "residual_weight": 0.5,
+            "subsampling_conv_channels": [8, 4],
+            "use_clipped_linears": True,
+        },
+        "audio_token_id": ids["<|audio|>"],
+        "boa_token_id": ids["<|audio>"],
+        "boi_token_id": ids["<|image>"],
+        "dtype": "bfloat16",
+        "eoa_token_id": ids["<audio|>"],
+        "eoa_token_index": ids["<audio|>"],
+        "eoi_token_id": ids["<image|>"],
+        "eos_token_id": [ids["<eos>"], ids["<turn|>"]],
+        "image_token_id": ids["<|image|>"],
+        "initializer_range": 0.02,
+        "model_type": "gemma4",
+        "text_config": {
+            **norms,
+            **no_experts,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attention_k_eq_v": False,
+            "bos_token_id": ids["<bos>"],
+            "dtype": "bfloat16",
+            "enable_moe_block": False,
+            "eos_token_id": ids["<eos>"],
+            "final_logit_softcapping": 30.0,
+            "global_head_dim": 16,
+            "head_dim": 8,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "hidden_size_per_layer_input": 8,
+            "intermediate_size": 48,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "max_position_embeddings": 131072,
+            "model_type": "gemma4_text",
+            "num_attention_heads": 4,
+            "num_global_key_value_heads": None,
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "num_kv_shared_layers": 2,
+            "pad_token_id": ids["<pad>"],
+            "rope_parameters": {
+                "full_attention": {
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1000000.0,
+                    "rope_type": "proportional",
+                },
+                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            },
+            "sliding_window": 24,
+            "tie_word_embeddings": True,
+            "use_bidirectional_attention": None,
+            "use_cache": True,
+            "use_double_wide_mlp": False,
+            "vocab_size": vocabulary,
+            "vocab_size_per_layer_input": vocabulary,
+        },
+        "tie_word_embeddings": True,
+        "transformers_version": "5.5.0.dev0",
+        "video_token_id": ids["<|video|>"],
+        "vision_config": {
+            **norms,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "default_output_length": 70,
+            "dtype": "bfloat16",
+            "global_head_dim": 8,
+            "head_dim": 8,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "max_position_embeddings": 131072,
+            "model_type": "gemma4_vision",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 4,
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "position_embedding_size": 128,
+            "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"},
+            "standardize": False,
+            "use_clipped_linears": True,
+        },
+        "vision_soft_tokens_per_image": 70,
+    }
+
+
+def _of_sharing_layers(config: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    """Keys and values of Gemma 4's last layers, which attend to those of earlier ones instead."""
+    text = config["text_config"]
+    unread: dict[str, Sequence[int]] = {}
+    for number in range(text["num_hidden_layers"])[-text["num_kv_shared_layers"] :]:
+        is_full = text["layer_types"][number] == "full_attention"
+        side = text["global_head_dim" if is_full else "head_dim"]
+        layer = f"model.language_model.layers.{number}.self_attn"
+        for name in ("k_proj", "v_proj"):
+            shape = (side * text["num_key_value_heads"], text["hidden_size"])
+            unread[f"{layer}.{name}.weight"] = shape
+        unread[f"{layer}.k_norm.weight"] = (side,)
+    return unread
+
+
 def _mllama(ids: Ids, vocabulary: int) -> dict[str, Any]:
     stops = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
     return {
@@ -560,6 +690,38 @@ _QWEN3_FILES = {
         "processor_class": "Qwen3VLProcessor",
         "video_processor_type": "Qwen3VLVideoProcessor",
     },
+}
+_GEMMA4_NAMED = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+    "sot_token": "<|turn>",
+    "eot_token": "<turn|>",
+    "soc_token": "<|channel>",
+    "eoc_token": "<channel|>",
+    "think_token": "<|think|>",
+    "escape_token": '<|"|>',
+    "str_token": "<|tool_response>",
+    "etr_token": "<tool_response|>",
+    "stc_token": "<|tool_call>",
+    "etc_token": "<tool_call|>",
+    "std_token": "<|tool>",
+    "etd_token": "<tool|>",
+}
+_GEMMA4_IMAGES = {
+    "do_convert_rgb": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.0, 0.0, 0.0],
+    "image_std": [1.0, 1.0, 1.0],
+    "max_soft_tokens": 70,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
 }
 _VISION_TOWER = {r"^vision_tower\.": "vision_tower.vision_model."}
 
@@ -911,6 +1073,103 @@ FOLDERS = (
         ),
     ),
     HubFolder(
+        "gemma-4-e4b",
+        _gemma4,
+        (
+            *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *_GEMMA4_NAMED.values()),
+            "<|video|>",
+        ),
+        {
+            "backend": "tokenizers",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "extra_special_tokens": ["<|video|>"],
+            "mask_token": "<mask>",
+            "model_max_length": 1000000000000000019884624838656,
+            "pad_token": "<pad>",
+            "padding_side": "left",
+            "processor_class": "Gemma4Processor",
+            "unk_token": "<unk>",
+            **_GEMMA4_NAMED,
+        },
+        "{%- set thinks = enable_thinking | default(false) -%}{{ bos_token }}"
+        "{%- set system = messages[0]['role'] == 'system' -%}{%- if thinks or system -%}"
+        "{{ '<|turn>system\\n' }}{%- if thinks -%}{{ '<|think|>\\n' }}{%- endif -%}"
+        "{%- if system -%}{%- if messages[0]['content'] is string -%}"
+        "{{ messages[0]['content'] | trim }}{%- else -%}"
+        "{%- for part in messages[0]['content'] -%}{{ part['text'] | trim + ' ' }}{%- endfor -%}"
+        "{%- endif -%}{%- set messages = messages[1:] -%}{%- endif -%}{{ '<turn|>\\n' }}"
+        "{%- endif -%}{%- for message in messages -%}"
+        "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+        "{{ '<|turn>' + role + '\\n' }}"
+        "{%- if message['content'] is string -%}{{ message['content'] | trim }}{%- else -%}"
+        "{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'text' -%}{{ part['text'] | trim }}"
+        "{%- elif part['type'] in ['image', 'image_url'] -%}{{ '<|image|>' }}"
+        "{%- elif part['type'] in ['audio', 'input_audio'] -%}{{ '<|audio|>' }}"
+        "{%- elif part['type'] == 'video' -%}{{ '<|video|>' }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{{ '<turn|>\\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|turn>model\\n' }}{%- endif -%}",
+        "chat_template.jinja",
+        {
+            "processor_config.json": {
+                "audio_ms_per_token": 40,
+                "audio_seq_length": 750,
+                "feature_extractor": {
+                    "dither": 0.0,
+                    "feature_extractor_type": "Gemma4AudioFeatureExtractor",
+                    "feature_size": 128,
+                    "fft_length": 512,
+                    "fft_overdrive": False,
+                    "frame_length": 320,
+                    "hop_length": 160,
+                    "input_scale_factor": 1.0,
+                    "max_frequency": 8000.0,
+                    "mel_floor": 0.001,
+                    "min_frequency": 0.0,
+                    "padding_side": "right",
+                    "padding_value": 0.0,
+                    "per_bin_mean": None,
+                    "per_bin_stddev": None,
+                    "preemphasis": 0.0,
+                    "preemphasis_htk_flavor": True,
+                    "return_attention_mask": True,
+                    "sampling_rate": 16000,
+                },
+                "image_processor": {
+                    **_GEMMA4_IMAGES,
+                    "do_normalize": False,
+                    "image_processor_type": "Gemma4ImageProcessor",
+                    "image_seq_length": 70,
+                },
+                "image_seq_length": 70,
+                "processor_class": "Gemma4Processor",
+                "video_processor": {
+                    **_GEMMA4_IMAGES,
+                    "do_normalize": True,
+                    "do_sample_frames": True,
+                    "num_frames": 32,
+                    "return_metadata": False,
+                    "video_processor_type": "Gemma4VideoProcessor",
+                },
+            },
+        },
+        tokenizer_class="GemmaTokenizer",
+        generation={"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95},
+        stops=("<eos>", "<turn|>", "<|tool_response>"),
+        starts_with=frozenset(
+            {
+                "model.language_model",
+                "model.vision_tower",
+                "model.embed_vision",
+                "model.audio_tower",
+                "model.embed_audio",
+            }
+        ),
+        unread=_of_sharing_layers,
+        by_transformers_5=True,
+    ),
+    HubFolder(
         "llava-cot",
         _mllama,
         (
@@ -980,16 +1239,14 @@ def write_hub_folder(
     config = published.config(ids, tokenizer.get_vocab_size())
     _write(folder / "config.json", config)
     tokenizer.save(str(folder / "tokenizer.json"))
-    told = {
-        "added_tokens_decoder": {
+    told: dict[str, Any] = {"tokenizer_class": published.tokenizer_class}
+    if not published.by_transformers_5:
+        told["added_tokens_decoder"] = {
             str(tokenizer.token_to_id(name)): {"content": name, "special": name in ids}
             for name in (*published.special, *published.plain_added)
-        },
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 131072,
-        "tokenizer_class": published.tokenizer_class,
-        **published.tokens,
-    }
+        }
+        told |= {"clean_up_tokenization_spaces": False, "model_max_length": 131072}
+    told |= published.tokens
     if published.template_file == "chat_template.jinja":
         (folder / "chat_template.jinja").write_text(published.template, encoding="utf-8")
     elif published.template_file == "chat_template.json":
@@ -999,7 +1256,10 @@ def write_hub_folder(
     _write(folder / "tokenizer_config.json", told)
     for name, content in published.files.items():
         _write(folder / name, content)
-    _write(folder / "generation_config.json", {**published.generation, "transformers_version": "4"})
+    generation = {**published.generation, "transformers_version": "4"}
+    if published.stops:
+        generation["eos_token_id"] = [ids[name] for name in published.stops]
+    _write(folder / "generation_config.json", generation)
     if weights:
         _write_weights(published, folder)
     return folder
@@ -1132,7 +1392,8 @@ def _qwen_splits() -> pre_tokenizers.PreTokenizer:
 def _gemma_tokenizer(published: HubFolder) -> Tokenizer:
     """Make one as it comes of SentencePiece: blanks are a letter, what is unknown becomes bytes."""
     first = ("<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)))
-    letters = ("\u2581", *sorted(set(QUESTION.replace(" ", ""))))
+    # Many more than bytes: random weights write texts that differ, and not bytes of no character.
+    letters = ("\u2581", *sorted(set(QUESTION.replace(" ", ""))), *map(chr, range(0xC0, 0x700)))
     merges = [("\u2581", "i"), ("\u2581", "p"), ("t", "h"), ("\u2581i", "s")]
     pieces = (*first, *letters, *(one + two for one, two in merges))
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
@@ -1158,6 +1419,9 @@ def _write_weights(published: HubFolder, folder: Path) -> None:
                 parameter.normal_(std=0.08)
             elif not parameter.any():  # the gates of Mllama, closed as they are made
                 parameter.fill_(0.3)
+        for buffer in model.buffers():
+            if buffer.isinf().any():  # the bounds of Gemma 4's linear layers, open as they are made
+                buffer.clamp_(-4.0, 4.0)
     model.save_pretrained(folder / "saved", max_shard_size="100KB")
     saved = folder / "saved"
     index = json.loads((saved / "model.safetensors.index.json").read_text())["weight_map"]
@@ -1175,6 +1439,11 @@ def _write_weights(published: HubFolder, folder: Path) -> None:
         save_file(state, folder / file, {"format": "pt"})
         (saved / file).unlink()
     saved.rmdir()
+    unread = published.unread(json.loads((folder / "config.json").read_text()))
+    if unread:
+        state = {name: torch.randn(*shape).bfloat16() for name, shape in unread.items()}
+        save_file(state, folder / "model-unread.safetensors", {"format": "pt"})
+        named |= dict.fromkeys(state, "model-unread.safetensors")
     stray = [
         n for n in named if n != "lm_head.weight" and not n.startswith(tuple(published.starts_with))
     ]
