@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -66,6 +67,9 @@ CLIP's class token comes first and is dropped, SigLIP has none."""
 _INPUTS = ("image_token", "video_token", "audio_token", "boi_token")
 """What processors, tokenizers and configurations call the tokens in whose place images go."""
 THINK = "<think>"
+CHANNEL = ("<|channel>", "<channel|>")
+"""Between which Gemma 4 thinks; the name of the channel comes first, on a line of its own."""
+_CHANNEL_NAME = "thought\n"
 FALLBACK = (
     "The model's processor can't be had: a fallback takes its place. Vision tokens are counted as "
     "its own would be, tokens of text are guessed at four characters each."
@@ -289,7 +293,13 @@ class HuggingFace(Adapter):
         return areas_of(loaded.model.config, loaded.processor, images)
 
     def parse(self, text: str) -> Answer:
-        return parse_thinking(text)
+        opening, closing = CHANNEL
+        if opening not in text and closing not in text:
+            return parse_thinking(text)
+        found = parse_thinking(text, opening=opening, closing=closing)
+        if _CHANNEL_NAME.startswith(found.reasoning):  # empty, or cut in the name
+            return replace(found, reasoning="")
+        return replace(found, reasoning=found.reasoning.removeprefix(_CHANNEL_NAME).strip())
 
     def opening(self, loaded: LoadedModel) -> str:
         """Templates of models that always think end in the tag that opens it."""

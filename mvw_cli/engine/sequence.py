@@ -74,6 +74,23 @@ def choose_tokens(
 
 
 _INCOMPLETE = "�"
+_CHANNELS = ("soc_token", "eoc_token")
+"""What a tokenizer calls the control tokens between which a model thinks: Gemma 4's does."""
+
+
+def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Decode without control tokens, but for those that part the thinking from the answer."""
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    named = (getattr(tokenizer, name, None) for name in _CHANNELS)
+    texts = {tokenizer.convert_tokens_to_ids(text): text for text in named if text is not None}
+    if texts.keys().isdisjoint(ids):
+        return str(tokenizer.decode(ids, **options))
+    text, start = "", 0
+    for place, token_id in enumerate(ids):
+        if token_id in texts:
+            text += str(tokenizer.decode(ids[start:place], **options)) + texts[token_id]
+            start = place + 1
+    return text + str(tokenizer.decode(ids[start:], **options))
 
 
 class Detokenizer:
@@ -102,9 +119,8 @@ class Detokenizer:
     def _emit(self, *, final: bool) -> str:
         if self._tokenizer is None:
             return ""
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        known = str(self._tokenizer.decode(self._ids[self._start : self._done], **options))
-        grown = str(self._tokenizer.decode(self._ids[self._start :], **options))
+        known = readable(self._tokenizer, self._ids[self._start : self._done])
+        grown = readable(self._tokenizer, self._ids[self._start :])
         if len(grown) <= len(known) or (grown.endswith(_INCOMPLETE) and not final):
             return ""
         piece = grown[len(known) :]

@@ -16,10 +16,12 @@ from hub_folder import (
     saved_by_transformers_5,
     write_hub_folder,
 )
+from mvw_hf.model import HuggingFace
 from plain_install import required, run_plain
 from transformers import AutoTokenizer
 
 from mvw_cli.__main__ import main
+from mvw_cli.engine.sequence import Detokenizer
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,20 @@ def test_a_prompt_beyond_the_context_is_remarked_on(tmp_path: Path, scenes: Path
     assert document["prompt_tokens"] > 4096
     [remark] = document["remarks"]
     assert "context of 4,096" in remark and f"{document['prompt_tokens']:,}" in remark
+
+
+@pytest.mark.skipif("gemma-4-e4b" not in BY_PROFILE, reason="no such cache in this transformers")
+def test_what_parts_gemma_4s_thinking_from_its_answer_is_read(tmp_path: Path) -> None:
+    """By control tokens, which are no text in any other place."""
+    published = BY_PROFILE["gemma-4-e4b"]
+    folder = write_hub_folder(published, tmp_path / "checkpoint", weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    detokenizer = Detokenizer(tokenizer)
+    written = "<|channel>thought\nWhat is the?<channel|>the picture<turn|>"
+    pieces = [detokenizer.add(one) for one in tokenizer(written).input_ids]
+    assert "".join(pieces) + detokenizer.finish() == written.removesuffix("<turn|>")
+    answer = HuggingFace().parse(detokenizer.text)
+    assert (answer.answer, answer.reasoning) == ("the picture", "What is the?")
 
 
 def test_the_template_lies_in_each_place() -> None:

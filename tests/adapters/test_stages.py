@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from mvw_hf.model import HuggingFace
 
 from mvw_cli.adapter import parse_stages, parse_thinking
 
@@ -76,6 +77,23 @@ def test_cut_and_malformed_stages(text: str, answer: str, stages: dict[str, str]
 )
 def test_thinking(text: str, answer: str, reasoning: str) -> None:
     parsed = parse_thinking(text)
+    assert (parsed.answer, parsed.reasoning) == (answer, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reasoning"),
+    [
+        ("<|channel>thought\nIs it?<channel|>4", "4", "Is it?"),
+        ("<|channel>thought\n<channel|>4", "4", ""),
+        ("<|channel>", "", ""),
+        ("<|channel>thou", "", ""),
+        ("<|channel>thought\nthought", "", "thought"),
+        ("<|channel>thought\na<channel|>", "", "a"),
+        ("thought 4", "thought 4", ""),
+    ],
+)
+def test_gemma_4_thinks_in_a_channel(text: str, answer: str, reasoning: str) -> None:
+    parsed = HuggingFace().parse(text)
     assert (parsed.answer, parsed.reasoning) == (answer, reasoning)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mvw_hf.model import HuggingFace
 
 from mvw_cli.adapter import parse_stages, parse_thinking
 from mvw_cli.serve import pictures
@@ -17,6 +18,7 @@ from mvw_cli.serve.pictures import Sources, is_public
 from mvw_cli.serve.protocol import Parts, Refused
 
 STAGES = "<SUMMARY> a < b </SUMMARY> <CAPTION>(Here</CAPTION> <CONCLUSION> 5 (five) </CONCLUSION>"
+CHANNEL = "<|channel>thought\nIs 3 < 5? (yes)\n<channel|>5 < 6"
 THINKING = "<think>\nIs 3 < 5? (yes)\n</think>\n\n<answer>5</answer>"
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
@@ -38,7 +40,12 @@ def sent(parts: Parts, pieces: list[str]) -> dict[str, str]:
 @given(st.data())
 @pytest.mark.parametrize(
     ("text", "parse"),
-    [(STAGES, parse_stages), (THINKING, parse_thinking), ("5 < 6 (a", parse_stages)],
+    [
+        (STAGES, parse_stages),
+        (THINKING, parse_thinking),
+        ("5 < 6 (a", parse_stages),
+        (CHANNEL, HuggingFace().parse),
+    ],
 )
 def test_however_a_text_comes_what_is_sent_is_what_it_is(
     text: str, parse: Callable[[str], Any], data: Any

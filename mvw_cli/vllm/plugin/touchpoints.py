@@ -36,6 +36,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from mvw_cli.engine.sequence import readable
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.vllm.plugin.layout import move_layers
 from mvw_cli.vllm.plugin.plan import Asked, Move, Plan, Span, asked_of, vision_spans
@@ -350,7 +351,7 @@ class WithdrawalMixin:
         ranks = self.vllm_config.parallel_config.tensor_parallel_size
         self._layers = len(groups[0].layer_names)
         self._block_bytes = spec.page_size_bytes * self._layers * ranks
-        self._decode: Any = None
+        self._tokenizer: Any = None
 
     def add_request(self: Any, request: Any) -> None:
         params = request.sampling_params
@@ -431,11 +432,11 @@ class WithdrawalMixin:
         return found
 
     def _decoded(self: Any, ids: Sequence[int]) -> str:
-        if self._decode is None:
+        if self._tokenizer is None:
             from vllm.tokenizers import cached_tokenizer_from_config
 
-            self._decode = cached_tokenizer_from_config(self.vllm_config.model_config).decode
-        return str(self._decode(list(ids), skip_special_tokens=True))
+            self._tokenizer = cached_tokenizer_from_config(self.vllm_config.model_config)
+        return readable(self._tokenizer, list(ids))
 
     def _reserve_prefill_lookahead(
         self: Any, request: Any, num_computed_tokens: int, num_new_tokens: int
