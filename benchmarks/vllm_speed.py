@@ -356,6 +356,8 @@ def main(pairs: int, dtypes: tuple[str, ...], parts: tuple[str, ...], options: s
         return
     from batch import write_images  # brings torch, which an engine sets up by itself
 
+    from mvw_cli.environment import vllm_version
+
     file = RESULTS / "vllm_speed.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     document = {name: before[name] for name in PARTS if name in before}
@@ -372,7 +374,8 @@ def main(pairs: int, dtypes: tuple[str, ...], parts: tuple[str, ...], options: s
             document["pool"] = measure_pool(model, images, pairs)
         if "batch" in parts:
             document["batch"] = measure_batch(model, images, pairs)
-    click.echo(write_result("vllm_speed", {"vision_tokens": VISION, "m": M} | document))
+    described = {"vllm": vllm_version(), "vision_tokens": VISION, "m": M}
+    click.echo(write_result("vllm_speed", described | document))
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ def vllm() -> str:
         f"{median(images['never']):.2f} and {median(images['withdrawn']):.2f} images per second, "
         f"{ratio(pool['ratio'])}. "
         f"`mvw batch --engine vllm` against the shortest script around `LLM.generate`, images per "
-        f"second: {ratio(batch['ratio'])}."
+        f"second: {ratio(batch['ratio'])}. vLLM {document['vllm']}."
     )
     return f"{table(head, rows)}\n\n{sentences} {where(document)}"
 
