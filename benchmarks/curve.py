@@ -284,7 +284,7 @@ def draw_report(document: dict[str, Any], file: Path) -> None:
     show_default=True,
     help="Folder for the JSON and SVG files.",
 )
-@click.option("--easy-vqa", default=9673, show_default=True, help="How many of its questions.")
+@click.option("--easy-vqa", default=2000, show_default=True, help="Questions of its 9,673.")
 @click.option(
     "--records",
     type=click.Path(path_type=Path),

@@ -2,9 +2,8 @@
 
 Asked are the first scenes of those that docs/curve.json was measured on. A share of right answers
 fails where so many mistakes would be rarer than 1 in 100 for a model that is as good as claimed:
-at 6 mistakes in 400 without withdrawal, at 10 with withdrawal at the end of the caption. A model
-that is right on 97.0 % instead of 99.6 %, or on 95.5 % instead of 99.0 %, fails in 98 of 100 cases.
-The weights with noise of 0.235 of their spread make 9 mistakes without withdrawal, and fail.
+at 6 mistakes in 400 without withdrawal, at 9 with withdrawal at the end of the caption. A model
+that is right on 97.0 % instead of 99.6 %, or on 95.9 % instead of 99.2 %, fails in 98 of 100 cases.
 """
 
 from __future__ import annotations
@@ -105,6 +104,6 @@ def test_the_tail_is_that_of_the_binomial_distribution() -> None:
     assert chance_of_at_least(0, 5, 0.3) == pytest.approx(1)
     assert chance_of_at_least(5, 5, 0.3) == pytest.approx(0.3**5)
     assert chance_of_at_least(6, SCENES, 0.004) < RARE < chance_of_at_least(5, SCENES, 0.004)
-    assert chance_of_at_least(10, SCENES, 0.01) < RARE < chance_of_at_least(9, SCENES, 0.01)
+    assert chance_of_at_least(9, SCENES, 0.008) < RARE < chance_of_at_least(8, SCENES, 0.008)
     assert chance_of_at_least(6, SCENES, 0.03) > 0.975
-    assert chance_of_at_least(10, SCENES, 0.045) > 0.975
+    assert chance_of_at_least(9, SCENES, 0.041) > 0.975
