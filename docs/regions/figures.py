@@ -32,7 +32,7 @@ COMMANDS = {
     "batch_slots": "python benchmarks/batch.py --sweep",
     "batch_memory": "python benchmarks/batch_memory.py",
     "serve": "python benchmarks/serve.py",
-    "vllm_speed": "PYTHONPATH=tests/vllm/site .venv-vllm/bin/python benchmarks/vllm_speed.py",
+    "vllm_speed": "python benchmarks/vllm_speed.py",
     "curve_easy_vqa": "make curve",
     "cross_check": "make cross-check",
     "policies": "python benchmarks/policies.py",

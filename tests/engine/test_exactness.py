@@ -14,7 +14,7 @@ from mvw_cli.adapter import VisionLayout
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.testing.probes import prefilled
 
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5  # of float32; processors round differently, recurrent layers add it up
 KERNELS = ["sdpa", "eager"]
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -44,7 +44,7 @@ from mvw_cli.profiles.resolution import resolve
 from mvw_cli.session import open_session
 
 COUNT = 12
-LOOSE = ("--agreement", "0.9", "--loss-ratio", "1e9", "--epochs", "6")
+LOOSE = ("--agreement", "0.78", "--loss-ratio", "1e9", "--epochs", "6")
 LOOSE += ("--held-out", "0.5", "--max-new-tokens", "40")
 Once = Callable[[str, Callable[[Path], None]], Path]
 
@@ -111,7 +111,7 @@ def test_the_report_holds_together(calibrated: Path) -> None:
     assert (gates.layers, gates.hidden_size) == (4, 160)
     about = gates.about
     assert (about["model"], about["layers"], about["hidden_size"]) == ("embedded", 4, 160)
-    assert (about["settings"]["lr"], about["settings"]["agreement"]) == (6e-5, 0.9)
+    assert (about["settings"]["lr"], about["settings"]["agreement"]) == (6e-5, 0.78)
     assert about["profile"]["adapter"] == "shapes" and about["data"] == data
 
 
