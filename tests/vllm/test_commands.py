@@ -61,16 +61,17 @@ def test_infer_answers_as_the_own_engine_does(folder: Path, name: str, adapter: 
 
 
 def test_a_batch_that_is_killed_goes_on_where_it_was(folder: Path) -> None:
-    ask = ("batch", "pictures", QUESTION)
-    own = run([*command(*ask, "-o", "own.jsonl")], folder)
+    # Answers so long that not all are there before this process gets to look.
+    ask, long = ("batch", "pictures", QUESTION), ("--max-new-tokens", "160")
+    own = run([*command(*ask, "-o", "own.jsonl"), *long], folder)
     assert own.returncode == 0, own.stderr
     words, log = (
-        [*command(*ask, "-o", "served.jsonl", "--slots", "2"), *VLLM],
+        [*command(*ask, "-o", "served.jsonl", "--slots", "2"), *long, *VLLM],
         folder / "served.jsonl",
     )
     with started(words, folder) as process:
         wait_for_records(process, log, 2)
-        process.send_signal(signal.SIGSTOP)  # or all is answered before it is killed
+        process.send_signal(signal.SIGSTOP)  # nothing more is written from here on
         theirs = of_vllm(process.pid)
         process.send_signal(signal.SIGKILL)
     assert len(records(log)) < PICTURES, "it was not killed in the middle"
