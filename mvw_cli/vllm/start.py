@@ -237,6 +237,7 @@ class Log:
         lines = [_PREFIX.sub("", line) for line in written.splitlines()]
         died = [found[0] for line in lines if (found := _DIED.match(line))]
         errors = [line.partition(": ")[2] for line in lines if _ERROR.match(line)]
+        errors = [error for error in errors if error != "cancelled"]  # a wait, as others died
         # Others fail of it afterwards.
         return next(iter((*died, *reversed(errors))), None)
 

@@ -28,6 +28,8 @@ from vllm_commands import (
 from mvw_cli.errors import ExitCode
 
 ITEMS = 60
+LONG = ("--max-new-tokens", "160")
+"""Answers that are not all there before this process gets to look."""
 BLOCK = 3 * 2 * 2 * 32 * 4 * 32
 """Bytes of a block: layers, keys and values, heads, width, bytes of a number, tokens."""
 
@@ -39,13 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batch(log: str, *settings: str) -> list[str]:
     options = over_vllm("block_size=32", *settings)
-    return [*command("batch", "pictures", QUESTION, "-o", log, "--slots", "2"), *options]
+    return [*command("batch", "pictures", QUESTION, "-o", log, "--slots", "2"), *LONG, *options]
 
 
 def test_whatever_ends_a_batch_the_same_command_goes_on(
     folder: Path, check_hint: Callable[[str], None]
 ) -> None:
-    own = run([*command("batch", "pictures", QUESTION, "-o", "own.jsonl")], folder)
+    own = run([*command("batch", "pictures", QUESTION, "-o", "own.jsonl"), *LONG], folder)
     assert own.returncode == 0, own.stderr
     words, log = batch("served.jsonl"), folder / "served.jsonl"
 
@@ -127,8 +129,10 @@ def test_a_tensor_parallel_process_dies(folder: Path) -> None:
     assert process.returncode == ExitCode.FAILURE, err
     what, cause, _ = told(err)
     assert what == "vLLM's engine has ended"
-    # The other process may notice first that nobody answers it any more.
-    assert cause.startswith(("Worker proc VllmWorker-1 died unexpectedly", "Worker failed with"))
+    # The other process may notice first that nobody answers it any more, or all end before it is
+    # written down what the first one died of.
+    known = ("Worker proc VllmWorker-1 died unexpectedly", "Worker failed with", "a process of it")
+    assert cause.startswith(known)
     assert {one["status"] for one in records(log).values()} == {"ok"}
     wait_for_end(theirs)
 
