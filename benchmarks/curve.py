@@ -12,7 +12,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +21,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mvw_shapes.samples import Sample
-
     from mvw_cli import WithdrawalPolicy
 
 CAPTION_END = "</CAPTION>"
 STEPS: tuple[int | str, ...] = (1, 2, 4, 8, 16, 32, 64, CAPTION_END, "never")
-_ORDER = [
-    m if m == "never" else f"until {m}" if m == CAPTION_END else f"m={m}" for m in STEPS
-]  # as `mvw eval` names its arms
 SLOTS = 32
 
 
@@ -144,25 +139,29 @@ def measure(samples: list[Sample], m: int | str, *, slots: int = SLOTS) -> Point
     )
 
 
-def draw(points: list[Point], file: Path) -> None:
-    """Draw the curve: accuracy against m, and what each token attends to."""
+def draw(
+    file: Path,
+    title: str,
+    moments: Sequence[int | str],
+    shares: Sequence[float],
+    intervals: Sequence[Sequence[float]],
+    below: Lower,
+) -> None:
+    """Draw right answers against the moment of withdrawal, and below what that saves."""
     from mvw_cli.render import chart
     from mvw_cli.render.svg import svg_file
 
-    xs = [float(place) for place in range(len(points))]
-    names = [_tick(point.m) for point in points]
+    xs = [float(place) for place in range(len(moments))]
+    names = ["end of caption" if m == CAPTION_END else str(m) for m in moments]
     moment = "vision tokens withdrawn after … generated tokens"
-    accuracy = [100 * point.accuracy for point in points]
+    accuracy = [100 * share for share in shares]
     marks = [
-        chart.Point(f"{y:.1f}", 1, x, y, y_interval=(100 * point.interval_95[0],
-                                                     100 * point.interval_95[1]))
-        for x, y, point in zip(xs, accuracy, points, strict=True)
-    ]  # fmt: skip
-    attended = [point.mean_kv_entries_attended for point in points]
-    scenes = f"{points[0].questions:,} held-out scenes"
+        chart.Point(f"{y:.1f}", 1, x, y, y_interval=(100 * low, 100 * high))
+        for x, y, (low, high) in zip(xs, accuracy, intervals, strict=True)
+    ]
     above = chart.Chart(
         "accuracy",
-        f"Embedded model, {scenes}: accuracy against withdrawal",
+        title,
         moment,
         "right answers",
         "%",
@@ -171,62 +170,74 @@ def draw(points: list[Point], file: Path) -> None:
         points=marks,
         x_names=names,
     )
-    below = chart.Chart(
-        "attended",
-        "KV entries that a generated token attends to at each layer",
+    lower = chart.Chart(
+        below.name,
+        below.title,
         moment,
         "mean",
-        "entries",
-        "Cache entries that a generated token attends to, by the moment of withdrawal.",
-        [chart.Line("entries", 2, xs, attended)],
+        below.unit,
+        below.caption,
+        [chart.Line(below.unit, 2, xs, list(below.values))],
         x_names=names,
     )
-    file.write_text(svg_file(above, below, height=260), encoding="utf-8")
+    file.write_text(svg_file(above, lower, height=260), encoding="utf-8")
 
 
-def _tick(m: int | str) -> str:
-    return "end of caption" if m == CAPTION_END else str(m)
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """What the chart below shows."""
+
+    name: str
+    title: str
+    unit: str
+    caption: str
+    values: Sequence[float]
 
 
-def write_json(points: list[Point], seed: int, file: Path) -> None:
-    """Write the curve with what it was measured on."""
+def write_json(document: dict[str, Any], file: Path) -> None:
+    """Write a curve with the environment that it was measured in."""
     from mvw_cli.environment import describe_environment
 
-    document: dict[str, Any] = {
-        "schema_version": 1,
-        "model": "shapes",
-        "scenes": "held out by content, never drawn in training",
-        "seed": seed,
-        "decoding": "greedy, float32",
-        "points": [asdict(point) for point in points],
-        "environment": asdict(describe_environment()),
-    }
-    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    whole = {**document, "environment": asdict(describe_environment())}
+    file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
-def evaluate_easy_vqa(count: int, records: Path, output: Path) -> None:
-    """Let `mvw eval` answer easy-VQA's test split, and keep its figures.
+def draw_scenes(points: Sequence[Point], file: Path) -> None:
+    """Draw the curve of the scenes: accuracy, and what each token attends to."""
+    below = Lower(
+        "attended",
+        "KV entries that a generated token attends to at each layer",
+        "entries",
+        "Cache entries that a generated token attends to, by the moment of withdrawal.",
+        [point.mean_kv_entries_attended for point in points],
+    )
+    draw(
+        file,
+        f"Embedded model, {points[0].questions:,} held-out scenes: accuracy against withdrawal",
+        [point.m for point in points],
+        [point.accuracy for point in points],
+        [point.interval_95 for point in points],
+        below,
+    )
+
+
+def evaluate_easy_vqa(count: int, records: Path) -> dict[str, Any]:
+    """Let `mvw eval` answer easy-VQA's test split, and return its figures.
 
     The answers that `records` holds already are not asked for again.
     """
-    from mvw_cli.environment import describe_environment
 
-    def mvw(*words: str) -> bytes:
-        return subprocess.run(
-            [sys.executable, "-m", "mvw_cli", *words], check=True, stdout=-1
-        ).stdout
+    def mvw(*words: str) -> str:
+        return subprocess.check_output([sys.executable, "-m", "mvw_cli", *words], text=True)
 
     drawn = ("--world", "easy-vqa", "--count", str(count), "--overwrite")
-    listed = mvw("samples", str(records.with_suffix(".samples")), *drawn).decode().strip()
+    listed = mvw("samples", str(records.with_suffix(".samples")), *drawn).strip()
     moments = ",".join(str(m) for m in STEPS if m != CAPTION_END)
     arms = ("--profile", "shapes", "--scorer", "exact", "-m", moments, "--until", CAPTION_END)
     report = json.loads(mvw("eval", listed, *arms, "-o", str(records), "--json"))
     document = {name: report[name] for name in ("schema_version", "kind", "rule", "questions")}
     document["arms"] = [{name: arm[name] for name in _KEPT} for arm in report["arms"]]
-    document["environment"] = asdict(describe_environment())
-    file = output / "curve_easy_vqa.json"
-    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    draw_report(document, output / "curve_easy_vqa.svg")
+    return document
 
 
 _KEPT = (
@@ -235,43 +246,26 @@ _KEPT = (
 )
 
 
-def draw_report(document: dict[str, Any], file: Path) -> None:
-    """Draw what `mvw eval` has found: accuracy against m, and the KV cache at the end."""
-    from mvw_cli.render import chart
-    from mvw_cli.render.svg import svg_file
-
-    arms = sorted(document["arms"], key=lambda arm: _ORDER.index(arm["name"]))
-    xs = [float(place) for place in range(len(arms))]
-    names = [_tick(arm["name"].removeprefix("m=").removeprefix("until ")) for arm in arms]
-    moment = "vision tokens withdrawn after … generated tokens"
-    accuracy = [100 * arm["score"] for arm in arms]
-    bounds = [tuple(100 * bound for bound in arm["interval_95"]) for arm in arms]
-    above = chart.Chart(
-        "accuracy",
-        f"Embedded model, {document['questions']:,} questions of easy-VQA: accuracy",
-        moment,
-        "right answers",
-        "%",
-        "Right answers by the moment of withdrawal, with 95 % intervals.",
-        [chart.Line("right answers", 1, xs, accuracy)],
-        points=[
-            chart.Point(f"{y:.1f}", 1, x, y, y_interval=interval)
-            for x, y, interval in zip(xs, accuracy, bounds, strict=True)
-        ],
-        x_names=names,
-    )
-    held = [arm["kv_bytes_end"] / 2**10 for arm in arms]
-    below = chart.Chart(
+def draw_easy_vqa(document: dict[str, Any], file: Path) -> None:
+    """Draw the curve of easy-VQA: accuracy, and the KV cache at the end."""
+    named = {arm["name"].removeprefix("m=").removeprefix("until "): arm for arm in document["arms"]}
+    moments = [m for m in STEPS if str(m) in named]
+    arms = [named[str(m)] for m in moments]
+    below = Lower(
         "held",
         "KV cache at the end of an answer",
-        moment,
-        "mean",
         "KiB",
         "Bytes of the KV cache at the end of an answer, by the moment of withdrawal.",
-        [chart.Line("KiB", 2, xs, held)],
-        x_names=names,
+        [arm["kv_bytes_end"] / 2**10 for arm in arms],
     )
-    file.write_text(svg_file(above, below, height=260), encoding="utf-8")
+    draw(
+        file,
+        f"Embedded model, {document['questions']:,} questions of easy-VQA: accuracy",
+        moments,
+        [arm["score"] for arm in arms],
+        [arm["interval_95"] for arm in arms],
+        below,
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -303,9 +297,19 @@ def main(count: int, seed: int, output: Path, easy_vqa: int, records: Path) -> N
             points.append(measure(samples, m))
             click.echo(f"m = {m}: {100 * points[-1].accuracy:.1f} %", err=True)
     output.mkdir(parents=True, exist_ok=True)
-    write_json(points, seed, output / "curve.json")
-    draw(points, output / "curve.svg")
-    evaluate_easy_vqa(easy_vqa, records, output)
+    scenes = {
+        "schema_version": 1,
+        "model": "shapes",
+        "scenes": "held out by content, never drawn in training",
+        "seed": seed,
+        "decoding": "greedy, float32",
+        "points": [asdict(point) for point in points],
+    }
+    write_json(scenes, output / "curve.json")
+    draw_scenes(points, output / "curve.svg")
+    document = evaluate_easy_vqa(easy_vqa, records)
+    write_json(document, output / "curve_easy_vqa.json")
+    draw_easy_vqa(document, output / "curve_easy_vqa.svg")
 
 
 if __name__ == "__main__":

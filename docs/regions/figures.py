@@ -61,7 +61,7 @@ def result(name: str) -> dict[str, Any] | None:
 def curve() -> str:
     """Write the picture of the README, and the sentence that says what it shows."""
     document = result("curve")
-    if document is None or not (_ROOT / "docs" / "curve.svg").exists():
+    if document is None or not (_DOCS / "curve.svg").exists():
         return missing("curve")
     points = {point["m"]: point for point in document["points"]}
     never, tag, first = points[NEVER], points[CAPTION_END], points[1]

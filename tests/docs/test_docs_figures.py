@@ -64,7 +64,8 @@ def generate() -> Iterator[Any]:
 def results(generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     folder = tmp_path / "results"
     shutil.copytree(ROOT / "benchmarks" / "results", folder)
-    shutil.copy(ROOT / "docs" / "curve.json", folder)
+    for name in ("curve.json", "curve.svg"):
+        shutil.copy(ROOT / "docs" / name, folder)
     monkeypatch.setattr(generate.figures, "_RESULTS", folder)
     monkeypatch.setattr(generate.figures, "_DOCS", folder)
     return Results(folder, generate.figures)
