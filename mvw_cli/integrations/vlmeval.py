@@ -154,12 +154,12 @@ def _model_class() -> Callable[..., Any]:
             question = "\n".join(part["value"] for part in message if part["type"] == "text")
             request = self._session.request(images, question)
             completion = summarise(self._session.run([request]))
-            return readable(self._session.parse(completion.text).answer, dataset)
+            return with_stated_letter(self._session.parse(completion.text).answer, dataset)
 
     return Mvw
 
 
-def readable(answer: str, dataset: str | None) -> str:
+def with_stated_letter(answer: str, dataset: str | None) -> str:
     """Write an answer so that the harness's rule for WeMath reads the letter that it states.
 
     That rule takes the first character after the last `Answer`, or of the whole text without that

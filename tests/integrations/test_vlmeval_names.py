@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mvw_cli.evaluate.rules import first_letter
-from mvw_cli.integrations.vlmeval import main, named_models, readable
+from mvw_cli.integrations.vlmeval import main, named_models, with_stated_letter
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_other_names_are_left_to_the_harness(name: str) -> None:
 @pytest.mark.parametrize("answer", ["Based on the picture, the answer is C.", "A sum. Answer: C"])
 def test_the_letter_that_is_stated_is_the_one_that_the_harness_reads(answer: str) -> None:
     for dataset in ("WeMath", "WeMath_COT"):
-        assert first_letter(readable(answer, dataset)) == "C"
-        assert readable(answer, dataset).startswith(answer)
-    assert readable(answer, "MMStar") == readable(answer, None) == answer
+        assert first_letter(with_stated_letter(answer, dataset)) == "C"
+        assert with_stated_letter(answer, dataset).startswith(answer)
+    assert with_stated_letter(answer, "MMStar") == with_stated_letter(answer, None) == answer
 
 
 @pytest.mark.parametrize("answer", ["C", "Given what is there, I cannot tell", ""])
 def test_what_needs_no_letter_or_states_none_stays_as_it_is(answer: str) -> None:
-    assert readable(answer, "WeMath") == answer
+    assert with_stated_letter(answer, "WeMath") == answer
 
 
 def test_what_is_wrong_is_said_in_three_lines(
