@@ -14,7 +14,8 @@ from mvw_cli.adapter import VisionLayout
 from mvw_cli.oracle.masked import oracle_logits
 from mvw_cli.testing.probes import prefilled
 
-TOLERANCE = 2e-5  # of float32; processors round differently, recurrent layers add it up
+TOLERANCE = 1e-5
+ROUNDED = {"minicpmv4_6": 2e-5}  # recurrent layers add up what processors round differently
 KERNELS = ["sdpa", "eager"]
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -46,7 +47,7 @@ def test_engine_equals_oracle(family: Family, kernel: str, m: int) -> None:
     result = one(family, m, seed=1, kernel=kernel)
     ids = result.completion.token_ids
     expected = oracle_logits(model_of(family), inputs, ids, vision.entries, m)
-    assert (result.logits - expected).abs().max() < TOLERANCE
+    assert (result.logits - expected).abs().max() < ROUNDED.get(family.name, TOLERANCE)
     # The oracle itself must tell withdrawal apart: before m nothing changes, after it all does.
     visible = oracle_logits(model_of(family), inputs, ids, vision.entries, None)
     assert torch.equal(expected[:m], visible[:m])
