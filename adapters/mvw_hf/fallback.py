@@ -26,8 +26,8 @@ _OF_IMAGES = (
 """What models of these families take; processors also return what only other processors read."""
 _TOKEN_TYPES = {"gemma3": "token_type_ids"} | dict.fromkeys(
     (
-        *("gemma4", "glm4v", "molmo2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
-        *("qwen3_5", "qwen3_5_moe"),
+        *("gemma4", "glm4v", "glm4v_moe", "molmo2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+        *("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
     ),
     "mm_token_type_ids",
 )

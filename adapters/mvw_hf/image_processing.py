@@ -26,8 +26,8 @@ _QWEN3_LIMITS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
 _QWEN2_LIMITS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
 """Source: `preprocessor_config.json` of the Qwen2-VL and Qwen2.5-VL checkpoints."""
 _GLM_LIMITS = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 12288}
-"""Source: `preprocessor_config.json` of zai-org/GLM-4.1V-9B-Thinking. The upper limit counts both
-frames that a still image is doubled to."""
+"""Source: `preprocessor_config.json` of zai-org/GLM-4.1V-9B-Thinking, and of GLM-4.6V, whose class
+of another name does the same. The upper limit counts both frames of a still image."""
 _SMOLVLM_TILES = 4
 """Of the longest side, at most. Source: `preprocessor_config.json` of SmolVLM2 checkpoints, where
 `size` is so many times `max_image_size` (1536 px and 384 px at 2.2B)."""
@@ -40,6 +40,7 @@ _RESIZERS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"
 
 _MERGED: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4v": ("Glm4vImageProcessorPil", {"size": _GLM_LIMITS}),
+    "glm4v_moe": ("Glm4vImageProcessorPil", {"size": _GLM_LIMITS}),
     "qwen2_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN2_LIMITS}),
     "qwen2_5_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN2_LIMITS}),
     "qwen3_vl": ("Qwen2VLImageProcessorPil", {"size": _QWEN3_LIMITS, **_HALVES}),

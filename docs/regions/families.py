@@ -26,6 +26,7 @@ _NAMES = {
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
     "glm4v": "GLM-4.1V",
+    "glm4v_moe": "GLM-4.5V, GLM-4.6V",
     "internvl": "InternVL",
     "gemma3": "Gemma 3",
     "paligemma": "PaliGemma",

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import transformers
 from mvw_hf.model import HuggingFace
 from narrowed import published
 from PIL import Image
@@ -56,13 +57,18 @@ def test_qwen(model: str, patch: int, limits: tuple[int, int], size: tuple[int, 
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_glm4v(size: tuple[int, int]) -> None:
-    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("zai-org/GLM-4.1V-9B-Thinking", "Glm4vImageProcessorPil"),
+        ("zai-org/GLM-4.6V", "Glm46VImageProcessorPil"),
+    ],
+)
+def test_glm4v(model: str, kind: str, size: tuple[int, int]) -> None:
     edges = {"shortest_edge": 12544, "longest_edge": 9633792}
-    processor = Glm4vImageProcessorPil(size=edges)
+    processor = getattr(transformers, kind)(size=edges)
     grid = processor(images=[picture(size)], return_tensors="pt")["image_grid_thw"]
-    assert counted("zai-org/GLM-4.1V-9B-Thinking", *size) == int(grid.prod()) // 4
+    assert counted(model, *size) == int(grid.prod()) // 4
 
 
 def test_limits_on_pixels_hold() -> None:

@@ -22,6 +22,7 @@ TOTALS = {  # parameters, as far as the page of each checkpoint is known to show
     "OpenGVLab/InternVL3_5-8B-HF": "8.53 billion",
     "zai-org/GLM-4.1V-9B-Thinking": "10.29 billion",
     "zai-org/GLM-4.6V-Flash": "10.29 billion",
+    "zai-org/GLM-4.6V": "108B",
     "google/gemma-3-12b-it": "12187325040",
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": "8.03 billion",
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "2246784880",
@@ -45,6 +46,7 @@ KV_BYTES = {  # 2 (keys, values) x layers x KV heads x head dimension x 2 bytes
     "OpenGVLab/InternVL3_5-8B-HF": 2 * 36 * 8 * 128 * 2,
     "zai-org/GLM-4.1V-9B-Thinking": 2 * 40 * 2 * 128 * 2,
     "zai-org/GLM-4.6V-Flash": 2 * 40 * 2 * 128 * 2,
+    "zai-org/GLM-4.6V": 2 * 46 * 8 * 128 * 2,
     "google/gemma-3-12b-it": 2 * 48 * 8 * 256 * 2,
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": 2 * 28 * 4 * 128 * 2,
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": 2 * 24 * 32 * 64 * 2,
@@ -81,7 +83,7 @@ def test_its_size(name: str, no_network: None) -> None:
     adapter = HuggingFace()
     shape = shape_of(adapter, adapter.shape(ModelSpec(model=name)))
     total = int(shape.weights.total.numbers) + NOT_LOADED.get(name, 0)
-    assert TOTALS[name] in (str(total), f"{total / 1e9:.2f} billion")
+    assert TOTALS[name] in (str(total), f"{total / 1e9:.2f} billion", f"{total / 1e9:.0f}B")
     assert STACKS.get(name, total - shape.weights.vision) == total - shape.weights.vision
     assert 2 * shape.kv_elements_per_token() == KV_BYTES[name]
     assert shape.state_bytes(2) == STATE_BYTES.get(name, 0)

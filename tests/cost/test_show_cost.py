@@ -27,6 +27,7 @@ VISION_TOKENS = {  # of 1024 x 768 pixels
     "kimi-vl": 37 * 28,  # squares of 28 px
     "gemma-3-12b": 256,  # one size
     "glm-4.1v-9b-thinking": 37 * 27,
+    "glm-4.6v": 37 * 27,
     "glm-4.6v-flash": 37 * 27,
     "qwen2.5-vl-7b": 37 * 27,
     "qwen3-vl-8b-instruct": 32 * 24,  # squares of 32 px

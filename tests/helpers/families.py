@@ -155,10 +155,10 @@ def _qwen3_vl() -> Any:
     return _qwen("Qwen3VL", {**MERGED, **stack}, {**MROPE, "mrope_interleaved": True}, head_dim=8)
 
 
-def _glm4v() -> Any:
+def _glm4v(name: str = "Glm4v", **text: Any) -> Any:
     return _made(
-        "Glm4v",
-        text_config={**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
+        name,
+        text_config={**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}, **text},
         vision_config={**MERGED, "image_size": 32},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
@@ -363,6 +363,13 @@ RECURRENT: dict[str, Any] = {
     "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+ROUTED: dict[str, Any] = {  # the same by other names, above a dense layer; more of each head than
+    "n_routed_experts": 4,  # the layers are wide, as in GLM-4.6V
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "head_dim": 16,
+    "rope_parameters": {**MROPE, "partial_rotary_factor": 0.5},
+}
 
 
 def _qwen3_5(name: str = "Qwen3_5", **text: Any) -> Any:
@@ -578,6 +585,7 @@ FAMILIES = [
     Family("qwen2_5_vl", _qwen2_5_vl, _grid_prompt),
     Family("qwen3_vl", _qwen3_vl, _grid_prompt),
     Family("glm4v", _glm4v, _grid_prompt),
+    Family("glm4v_moe", lambda: _glm4v("Glm4vMoe", **ROUTED), _grid_prompt),
     Family("internvl", _internvl, _llava_prompt),
     Family("gemma3", _gemma3, _gemma3_prompt),
     Family("paligemma", _paligemma, _paligemma_prompt),

@@ -340,6 +340,44 @@ def _glm4v(ids: Ids, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _glm4v_moe(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    config = _glm4v(ids, vocabulary)
+    experts = {
+        "first_k_dense_replace": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "model_type": "glm4v_moe_text",
+        "moe_intermediate_size": 16,
+        "n_group": 1,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 4,  # of twice the width of the layers together, nearly as published
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 0,
+        "rope_parameters": {
+            "mrope_section": _MROPE,
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 500000,
+            "rope_type": "default",
+        },
+        "routed_scaling_factor": 1.0,
+        "topk_group": 1,
+        "use_qk_norm": False,
+    }
+    by_transformers_4 = ("rope_theta", "rope_scaling", "image_token_id", "video_token_id")
+    text = {k: one for k, one in config["text_config"].items() if k not in by_transformers_4}
+    return {
+        **config,
+        "architectures": ["Glm4vMoeForConditionalGeneration"],
+        "model_type": "glm4v_moe",
+        "transformers_version": "5.0.0rc0",
+        "text_config": {**text, **experts},
+        "vision_config": {**config["vision_config"], "model_type": "glm4v_moe_vision"},
+    }
+
+
 def _internvl(ids: Ids, vocabulary: int) -> dict[str, Any]:
     return {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -691,6 +729,38 @@ _QWEN3_FILES = {
         "video_processor_type": "Qwen3VLVideoProcessor",
     },
 }
+_GLM = (
+    *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"),
+    *("<|user|>", "<|assistant|>", "<|observation|>", "<|begin_of_image|>"),
+    *("<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>"),
+    "<|video|>",
+)
+_GLM_TEMPLATE = (
+    "[gMASK]<sop>{%- for message in messages -%}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+    "<|begin_of_image|><|image|><|end_of_image|>{%- elif 'text' in part -%}"
+    "{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}"
+)
+
+
+def _glm_files(family: str) -> dict[str, dict[str, Any]]:
+    files = {}
+    for kind, of, longest in (("image", "", 9633792), ("video", "video_", 47040000)):
+        files[f"{of}preprocessor_config.json"] = {
+            "size": {"shortest_edge": 12544, "longest_edge": longest},
+            "do_rescale": True,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            **_CLIP_MEAN,
+            f"{kind}_processor_type": f"{family}{kind.capitalize()}Processor",
+            "processor_class": f"{family}Processor",
+        }
+    return files
+
+
 _GEMMA4_NAMED = {
     "image_token": "<|image|>",
     "boi_token": "<|image>",
@@ -826,44 +896,27 @@ FOLDERS = (
     HubFolder(
         "glm-4.1v-9b-thinking",
         _glm4v,
-        (
-            *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"),
-            *("<|user|>", "<|assistant|>", "<|observation|>", "<|begin_of_image|>"),
-            *("<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>"),
-            "<|video|>",
-        ),
+        _GLM,
         {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        "[gMASK]<sop>{%- for message in messages -%}{{ '<|' + message['role'] + '|>\\n' }}"
-        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
-        "<|begin_of_image|><|image|><|end_of_image|>{%- elif 'text' in part -%}"
-        "{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}",
+        _GLM_TEMPLATE,
         "chat_template.jinja",
-        {
-            "preprocessor_config.json": {
-                "size": {"shortest_edge": 12544, "longest_edge": 9633792},
-                "do_rescale": True,
-                "patch_size": 14,
-                "temporal_patch_size": 2,
-                "merge_size": 2,
-                **_CLIP_MEAN,
-                "image_processor_type": "Glm4vImageProcessor",
-                "processor_class": "Glm4vProcessor",
-            },
-            "video_preprocessor_config.json": {
-                "size": {"shortest_edge": 12544, "longest_edge": 47040000},
-                "do_rescale": True,
-                "patch_size": 14,
-                "temporal_patch_size": 2,
-                "merge_size": 2,
-                **_CLIP_MEAN,
-                "video_processor_type": "Glm4vVideoProcessor",
-                "processor_class": "Glm4vProcessor",
-            },
-        },
+        _glm_files("Glm4v"),
         plain_added=("<think>", "</think>", "<answer>", "</answer>"),
         generation={"do_sample": True, "top_k": 2, "top_p": 0.6, "temperature": 0.8},
+        starts_with=frozenset({"model.language_model", "model.visual"}),
+    ),
+    HubFolder(
+        "glm-4.6v",
+        _glm4v_moe,
+        (*_GLM, "<|code_prefix|>", "<|begin_of_box|>", "<|end_of_box|>", "/nothink"),
+        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        # Thinking is left to the model, and switched off by a token of the user's and an empty one.
+        _GLM_TEMPLATE.replace("<|assistant|>\\n", "<|assistant|>"),
+        "chat_template.jinja",
+        _glm_files("Glm46V"),
+        plain_added=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+        generation={"do_sample": True, "top_k": 2, "top_p": 0.6, "temperature": 0.8},
+        stops=("<|endoftext|>", "<|user|>", "<|observation|>"),
         starts_with=frozenset({"model.language_model", "model.visual"}),
     ),
     HubFolder(

@@ -115,12 +115,19 @@ def _qwen(config: Any, text: Any, vision: Any) -> None:
         vision.deepstack_visual_indexes = [0, 1]
 
 
+def _glm4v_moe(config: Any, text: Any, vision: Any) -> None:
+    _qwen(config, text, vision)
+    text.moe_intermediate_size, text.n_routed_experts = 8, 8
+    text.head_dim = 16  # half of which is rotated
+
+
 _FAMILIES = {
     "mllama": _mllama,
     "kimi_vl": _kimi,
     "gemma3": _gemma,
     "gemma4": _gemma4,
     "glm4v": _qwen,
+    "glm4v_moe": _glm4v_moe,
     "internvl": _plain,
     "llava_onevision": _plain,
     "minicpmv4_6": _minicpm,

@@ -22,6 +22,7 @@ TOWERS = {
     "qwen2_5_vl": ["visual"],
     "qwen3_vl": ["visual"],
     "glm4v": ["visual"],
+    "glm4v_moe": ["visual"],
     "qwen3_5": ["visual"],
     "qwen3_5_moe": ["visual"],
     "minicpmv4_6": ["vision_tower", "merger"],
