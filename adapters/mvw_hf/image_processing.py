@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import transformers
@@ -177,7 +178,9 @@ def _gemma4_tokens(processor: Any, width: int, height: int) -> int:
 def _minicpm_tokens(processor: Any, width: int, height: int) -> int:
     """A view of the whole, and slices where the picture is larger than one: 16 patches a token."""
     size, side, patch = (height, width), processor.scale_resolution, processor.patch_size
-    how = {"downsample_mode": processor.downsample_mode}
+    # Older releases of transformers know this mode alone, and are not told.
+    told = "downsample_mode" in signature(processor.find_best_resize).parameters
+    how = {"downsample_mode": "16x"} if told else {}
     grid = processor.get_sliced_grid(size, processor.max_slice_nums, side)
     views = [processor.find_best_resize(size, side, patch, allow_upscale=grid is None, **how)]
     if grid is not None:

@@ -116,6 +116,10 @@ def extended(
         if name.endswith("token_type_ids") and value.shape[1] == ids.shape[1]:
             tail = value.new_zeros(1, len(output_ids))
             kwargs[name] = torch.cat([value, tail], dim=1)
+        # PaliGemma's: what is of type 0 sees all of the prompt, and all of the prompt sees it. What
+        # is written is no part of it, though older releases go on with the prompt's last type.
+        elif name == "token_type_ids" and model.config.model_type == "paligemma":
+            value[:, ids.shape[1] :] = 1
     ids = torch.cat([ids, ids.new_tensor([list(output_ids)])], dim=1)
     prepared: dict[str, Any] = model.prepare_inputs_for_generation(
         ids, is_first_iteration=True, **kwargs

@@ -25,8 +25,10 @@ from mvw_llava_cot.model import CHECKPOINT as COT
 from mvw_llava_cot.model import LlavaCot
 from narrowed import KINDS as FAMILIES
 from narrowed import narrow, published
+from packaging.version import Version
 from PIL import Image
 from processes import Ran
+from releases import RELEASE
 
 from mvw_cli import BadImage, LoadedModel, ModelProblem, ModelSpec, NotFetched
 from mvw_cli.errors import ExitCode
@@ -266,6 +268,8 @@ def test_the_model_reads_what_it_is_given(loaded: LoadedModel) -> None:
     adapter = HuggingFace()
     assert isinstance(loaded.processor, FallbackProcessor)
     assert len(adapter.remarks(loaded, [], "How many?")) == 1
+    if loaded.model.config.model_type == "minicpmv4_6" and Version("5.19") > RELEASE:
+        pytest.skip("the model of this transformers fails on images of unlike sizes")
     sizes = [(100, 100), (300, 100)]
     images = [Image.effect_noise(size, 90).convert("RGB") for size in sizes]
     inputs = adapter.encode(loaded, images, "How many?")

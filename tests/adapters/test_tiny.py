@@ -45,7 +45,8 @@ def test_what_makes_a_family_is_left(name: str) -> None:
     assert shared == bool(getattr(after, "num_kv_shared_layers", 0))
     assert after.num_hidden_layers == (4 if shared else 2) and after.vocab_size < 100
     told = {key: one for key, one in vars(small).items() if key[0] != "_" and one}
-    ids = [one for key, one in told.items() if "_token_i" in key]
+    # Older releases make a padding token for SmolVLM that lies beyond any vocabulary.
+    ids = [one for key, one in told.items() if "_token_i" in key and key != "pad_token_id"]
     assert len(set(ids)) == len(ids) and max(ids) < after.vocab_size
 
 

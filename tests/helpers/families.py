@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 import transformers as hf
+from releases import NO_CACHE
 from torch import Tensor
 
 from mvw_cli.adapter import VisionLayout
@@ -605,9 +606,7 @@ FAMILIES = [
 ]
 
 _MISSING = [] if hasattr(hf, "Lfm3Config") else ["lfm3_vl"]
-if not hasattr(hf.cache_utils, "DummyLayer"):  # caches without a place for layers that share
-    _MISSING += ["gemma3n", "gemma4"]
-FAMILIES = [family for family in FAMILIES if family.name not in _MISSING]
+FAMILIES = [family for family in FAMILIES if family.name not in {*_MISSING, *NO_CACHE}]
 BY_NAME = {family.name: family for family in FAMILIES}
 STUCK = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "lfm2_vl", "lfm3_vl", "gemma3n", "gemma4")
 """Those that have layers without entries of their own: a state, or what another layer holds."""

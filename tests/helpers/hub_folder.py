@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from mvw_hf.loading import without_video
 from mvw_kimi_vl.tokenizer import build_tokenizer, read_ranks
+from releases import UNSERVED
 from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
@@ -29,7 +30,7 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, cache_utils
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 QUESTION = "What is in the picture?"
 _SPLIT = (
@@ -1271,8 +1272,9 @@ FOLDERS = (
         starts_with=frozenset({"language_model", "vision_model", "multi_modal_projector"}),
     ),
 )
-if not hasattr(cache_utils, "DummyLayer"):  # caches without a place for layers that share
-    FOLDERS = tuple(folder for folder in FOLDERS if folder.profile != "gemma-4-e4b")
+_OF_TYPE = {"gemma4": "gemma-4-e4b", "smolvlm": "smolvlm2-2.2b"}
+_LEFT_OUT = {_OF_TYPE.get(kind) for kind in UNSERVED}
+FOLDERS = tuple(folder for folder in FOLDERS if folder.profile not in _LEFT_OUT)
 BY_PROFILE = {folder.profile: folder for folder in FOLDERS}
 
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from mvw_hf.model import HuggingFace
+from releases import UNSERVED
 from transformers import CONFIG_MAPPING
 
 from mvw_cli import ModelSpec
@@ -22,7 +23,7 @@ _KINDS = {
     (_TOLD[name]["model_type"], _TOLD[name]["text_config"].get("model_type")): name
     for name in reversed(PUBLISHED)
 }
-KINDS = sorted(_KINDS.values())
+KINDS = sorted(name for (kind, _), name in _KINDS.items() if kind not in UNSERVED)
 """One of them for each architecture, and for each kind of text model below it."""
 
 

@@ -77,3 +77,11 @@ def pip_install(python: Path, *packages: Path) -> None:
     """Install local packages: no download, no dependencies, no build environment."""
     flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     pip(python, "install", *flags, *map(str, packages))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
