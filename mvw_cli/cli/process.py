@@ -93,6 +93,10 @@ def leave(message: str) -> None:
     with suppress(OSError, ValueError):
         while rest and select.select([], [console.stderr_fd], [], _PATIENCE_S)[1]:
             rest = rest[os.write(console.stderr_fd, rest[:512]) :]
+    if "multiprocessing" in sys.modules:  # else it has started none, and --help need not load it
+        from mvw_cli.machine.child_process import kill_children
+
+        kill_children()
     os._exit(ExitCode.INTERRUPTED)
 
 

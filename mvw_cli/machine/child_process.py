@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from multiprocessing import active_children, resource_tracker
 
 from mvw_cli.errors import MvwError
 
@@ -42,8 +42,17 @@ def be_quiet() -> None:
     warnings.simplefilter("ignore")  # the parent has told them, and would tell them again
 
 
+def kill_children() -> None:
+    """End what this process has started: vLLM's engine, which follows it only once it is up, and
+    until then waits for minutes for who does not answer any more.
+    """
+    for child in active_children():
+        child.kill()
+
+
 def exit_now() -> None:
     """In the process: end whatever it is doing; it holds nothing that needs tidying up."""
+    kill_children()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

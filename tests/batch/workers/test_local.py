@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import alive
 from waiting import until
 from workers import check_death_of_one, items, job, served
 
@@ -23,14 +24,6 @@ from mvw_cli.cli.batch.run import make_executor
 from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.machine import facts
 from mvw_cli.profiles.schema import EngineArgs
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def children(pid: int) -> list[int]:
