@@ -11,7 +11,6 @@ Time is a budget: each figure is written as soon as it is there, and what was le
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,42 +115,31 @@ def _write_qwen(folder: Path, profile: str, config: dict[str, Any], *, small: bo
 
 
 def _write_kimi(folder: Path, profile: str, config: dict[str, Any], *, small: bool) -> None:
-    """Write a small tokenizer with the published ids, and the processor that vLLM lacks."""
-    from mvw_kimi_vl.processing import PLACEHOLDER, SPECIAL_TOKENS
-    from mvw_kimi_vl.tokenizer import TEMPLATE, build_tokenizer
+    """Write a small tokenizer; the configuration takes over the ids of its special tokens."""
+    from kimi_checkpoint import CONFIG, VOCABULARY, write_checkpoint
 
-    special = {**SPECIAL_TOKENS, PLACEHOLDER: config["media_placeholder_token_id"]}
-    if small:
-        special = {name: 256 + number for number, name in enumerate(special)}
-        config["media_placeholder_token_id"] = special[PLACEHOLDER]
-        # The latent stays as wide as published: vLLM's kernels know no other.
-        config["text_config"] |= SMALL_TEXT | {
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "moe_intermediate_size": 64,
-            "n_routed_experts": 8,
-            "vocab_size": 512,
-            **{f"{name}_token_id": special[f"[{name.upper()}]"] for name in ("bos", "eos", "pad")},
-        }
-        config["vision_config"] |= {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-        }
-    code = "processing_kimi_vl"
-    config["architectures"] = ["KimiVLForConditionalGeneration"]
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("bos", "eos", "pad")}
-    ranks = {bytes([number]): number for number in range(256)}
-    build_tokenizer(ranks, special, template=TEMPLATE, names=names).save_pretrained(folder)
-    shutil.copy(ROOT / "benchmarks" / "kimi_processing.py", folder / f"{code}.py")
-    maps = {
-        "AutoProcessor": f"{code}.KimiVLProcessor",
-        "AutoImageProcessor": f"{code}.KimiVLImageProcessor",
+    write_checkpoint(folder, weights=False, in_token_limit=config.pop("in_token_limit"))
+    for key in ("architectures", "media_placeholder_token_id"):
+        config[key] = CONFIG[key]
+    config["text_config"] |= {
+        key: one for key, one in CONFIG["text_config"].items() if key.endswith("_token_id")
     }
-    told = {"auto_map": maps, "in_token_limit": config["in_token_limit"]}
-    for file in ("preprocessor_config.json", "processor_config.json"):
-        (folder / file).write_text(json.dumps(told))
+    if not small:
+        return
+    # The latent stays as wide as published: vLLM's kernels know no other.
+    config["text_config"] |= SMALL_TEXT | {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 8,
+        "vocab_size": VOCABULARY,
+    }
+    config["vision_config"] |= {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+    }
 
 
 def write_images(folder: Path, count: int, side: int) -> list[Path]:
@@ -244,6 +232,7 @@ def groups(model: Model, each: float, *, small: bool) -> Iterator[tuple[str | No
 
 def measure(model: Model, folder: Path, run: Run, oracle: dict[str, subprocess.Popen[str]]) -> None:
     """Measure a model through each of its backends; plain and own engines start side by side."""
+    from mvw_kimi_vl import TOKENIZER_MODE
     from vllm_speed import Engine
 
     shape = write_folder(model, folder, small=run.small)
@@ -261,8 +250,9 @@ def measure(model: Model, folder: Path, run: Run, oracle: dict[str, subprocess.P
         "gpu_memory_utilization": 0.2,  # looked at before a pool of given size is made
         "limit_mm_per_prompt": {"image": 1},
         "mm_processor_cache_gb": 4,  # pictures come again, and preparing them is not measured
-        "trust_remote_code": model.adapter == "kimi-vl",  # whose code was written here
     }
+    if model.adapter == "kimi-vl":
+        options["tokenizer_mode"] = TOKENIZER_MODE
     # What was never held against the oracle is what this is for.
     withdrawing = {"additional_config": {"mvw": {"allow_untested": True}}}
     each = shape.weights.total.bytes(DTYPE) + pool + OVERHEAD

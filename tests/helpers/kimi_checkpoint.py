@@ -144,7 +144,7 @@ def ranks() -> dict[bytes, int]:
 
 
 def write_checkpoint(
-    folder: Path, config: dict[str, Any] = CONFIG, **images: Any
+    folder: Path, config: dict[str, Any] = CONFIG, *, weights: bool = True, **images: Any
 ) -> dict[str, Tensor]:
     """Write the folder, with other settings of images where told; return its weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,22 +152,22 @@ def write_checkpoint(
     def write(name: str, content: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(content))
 
-    state = random_state(config)
     write("config.json", config)
-    names = sorted(state)
-    parts = (names[: len(names) // 2], names[len(names) // 2 :])
-    files = [f"model-{number}-of-2.safetensors" for number in (1, 2)]
-    for file, part in zip(files, parts, strict=True):
-        save_file(
-            {name: state[name].contiguous() for name in part}, folder / file, {"format": "pt"}
-        )
-    index = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-    write("model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    state = random_state(config) if weights else {}
+    if weights:
+        names = sorted(state)
+        parts = (names[: len(names) // 2], names[len(names) // 2 :])
+        files = [f"model-{number}-of-2.safetensors" for number in (1, 2)]
+        for file, part in zip(files, parts, strict=True):
+            tensors = {name: state[name].contiguous() for name in part}
+            save_file(tensors, folder / file, {"format": "pt"})
+        index = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+        write("model.safetensors.index.json", {"metadata": {}, "weight_map": index})
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks().items()]
     (folder / "tiktoken.model").write_text("\n".join(lines) + "\n")
     added = {str(number): {"content": name, "special": True} for name, number in IDS.items()}
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    tokens = {name: f"[{name.removesuffix('_token').upper()}]" for name in names}
+    special = ("bos_token", "eos_token", "pad_token", "unk_token")
+    tokens = {name: f"[{name.removesuffix('_token').upper()}]" for name in special}
     own = {
         "auto_map": {"AutoTokenizer": ["tokenization_moonshot.TikTokenTokenizer", None]},
         "tokenizer_class": "TikTokenTokenizer",
