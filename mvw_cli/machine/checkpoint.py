@@ -335,9 +335,10 @@ def _of_weights(model: str, revision: str | None) -> ModelProblem | None:
 
 
 def _no_safetensors(model: str, *, pickled: bool) -> ModelProblem:
+    on_request = "Pickled ones are read on request only: reading a pickle can run any code in it."
     return ModelProblem(
         f"{model} has no weights as safetensors.",
-        cause="Pickled ones are read on request only: reading a pickle can run any code in it.",
+        cause=on_request if pickled else "Nor has it any others.",
         hint=WITH_PICKLE if pickled else _OTHERS,
     )
 

@@ -73,7 +73,7 @@ def no_config(folder: Path) -> None:
 
 
 BROKEN: list[tuple[Breaks, str, str]] = [
-    (all_gone, "has no weights as safetensors", "Pickled ones"),
+    (all_gone, "has no weights as safetensors", "Nor has it any"),
     (one_gone, "is incomplete", "model-00002-of-"),
     (cut, "is damaged", "model-00002-of-"),
     (pickle_only, "has no weights as safetensors", "Pickled ones"),

@@ -136,7 +136,7 @@ def prompt_tuning(folder: Path) -> None:
         (of_another_model, "is a LoRA adapter of another model than", "x_proj", "mvw list"),
         (of_another_size, "is a LoRA adapter of another model than", "_proj", "mvw list"),
         (cut, "is damaged", "adapter_model.safetensors is cut", "mvw list"),
-        (gone, "has no weights as safetensors", "Pickled", "mvw list"),
+        (gone, "has no weights as safetensors", "Nor has it any", "mvw list"),
         (pickled, "has no weights as safetensors", "Pickled", "--allow-pickle"),
         (base_elsewhere, "base model of the LoRA adapter", "/srv/models/base", "cat "),
         (prompt_tuning, "changes the prompt", "PROMPT_TUNING", "mvw list adapters"),
