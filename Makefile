@@ -9,8 +9,10 @@ HARNESS := out/harness
 VLLM := .venv-vllm
 VLMEVALKIT := out/harnesses/vlmevalkit
 LMMS_EVAL := out/harnesses/lmms-eval
+TORCHVISION := out/harnesses/torchvision
+IMAGES := $(addprefix tests/adapters/test_,fallback.py hub_folders.py image_processors.py tiny.py torchvision.py)
 
-.PHONY: demo test test-oldest test-vllm test-harnesses sweep check install curve cross-check benchmarks docs clean
+.PHONY: demo test test-oldest test-vllm test-harnesses test-torchvision sweep check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -33,6 +35,10 @@ test-vllm: $(VLLM)/.installed
 # beside the other packages, which stay as they are.
 test-harnesses: $(INSTALLED) $(VLMEVALKIT)/.installed $(LMMS_EVAL)/.installed
 	VLMEVALKIT=$(CURDIR)/$(VLMEVALKIT) LMMS_EVAL=$(CURDIR)/$(LMMS_EVAL) $(BIN)/pytest tests/harnesses
+
+# What images need torchvision for, and what they do not: with it the tokens and pixels are the same.
+test-torchvision: $(INSTALLED) $(TORCHVISION)/.installed
+	PYTHONPATH=$(CURDIR)/tests/vllm/site:$(CURDIR)/$(TORCHVISION) $(BIN)/pytest -n 2 $(IMAGES)
 
 # Every class of transformers: exact, or refused with a sentence. benchmarks/results/families.json.
 sweep: $(INSTALLED)

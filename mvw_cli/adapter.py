@@ -213,6 +213,10 @@ class Adapter(ABC):
         """
         raise _lacking("shape", "does not tell the shape of its models")
 
+    def missing_packages(self, spec: ModelSpec) -> Sequence[str]:
+        """Name the distributions that this checkpoint needs and that are not installed."""
+        return ()
+
     def build(self, config: Any) -> Any:
         """Build the model of a configuration, its weights as the class initialises them.
 

@@ -413,7 +413,10 @@ def _imported(kind: Kind, entry: Entry[InfoT]) -> Iterator[object]:
     except MvwError:
         raise
     except (Exception, SystemExit) as error:
-        raise _unusable(kind, entry.info.name, entry.plugin, error_line(error)) from error
+        cause: BaseException = error
+        while isinstance(cause, ImportError) and cause.__cause__ is not None:
+            cause = cause.__cause__  # transformers names what it was after, and not why
+        raise _unusable(kind, entry.info.name, entry.plugin, error_line(cause)) from error
 
 
 def _unusable(kind: Kind, name: str, plugin: Plugin, cause: str | None) -> PluginProblem:

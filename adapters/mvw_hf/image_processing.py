@@ -21,6 +21,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.utils import is_torchvision_available
 
 from mvw_cli import BadImage, ModelProblem
+from mvw_hf.packages import check_packages
 
 _QWEN3_LIMITS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
 """Source: `preprocessor_config.json` of the Qwen3-VL and Qwen3.5 checkpoints."""
@@ -58,7 +59,11 @@ _OTHERS = (
 
 
 def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
-    """Make the image processor of a model's family; None where the family is not known here."""
+    """Make the image processor of a model's family; None where the family is not known here.
+
+    Raises:
+        ModelProblem: there is none without torchvision, which is missing.
+    """
     family = config.model_type
     if family not in (*_MERGED, *_OTHERS):
         return None
@@ -81,7 +86,8 @@ def image_processor(config: PreTrainedConfig) -> BaseImageProcessor | None:
     if family == "minicpmv4_6":  # slices of 448 px, up to nine of them: the defaults
         return transformers.MiniCPMV4_6ImageProcessorPil(patch_size=vision.patch_size, **_HALVES)
     if family == "molmo2":
-        return _molmo2(config) if is_torchvision_available() else None
+        check_packages("Molmo 2", [] if is_torchvision_available() else ["torchvision"])
+        return _molmo2(config)
     if family == "smolvlm":
         tile = vision.image_size
         return transformers.SmolVLMImageProcessorPil(

@@ -49,6 +49,7 @@ from mvw_hf.loading import (
     with_processor,
     without_video,
 )
+from mvw_hf.packages import check_packages, missing_packages
 
 # Classes of transformers are imported where they are used: each brings modules of its own, and
 # adapters for one family need others.
@@ -126,6 +127,7 @@ class HuggingFace(Adapter):
         from transformers import AutoProcessor
 
         check_kind(self.model_class(), spec)
+        check_packages(str(spec.model), self.missing_packages(spec))
         spec = with_processor(spec)
         with without_video():
             processor = AutoProcessor.from_pretrained(spec.model, revision=spec.revision, **NO_CODE)
@@ -318,6 +320,15 @@ class HuggingFace(Adapter):
             base = of_base(spec)
             config = AutoConfig.from_pretrained(base.model, revision=base.revision, **NO_CODE)
             return getattr(config, "thinker_config", config)  # of a model that also speaks
+
+    def missing_packages(self, spec: ModelSpec) -> Sequence[str]:
+        if type(self).load_processor is not HuggingFace.load_processor:
+            return ()  # it prepares images in its own way
+        told = self.published_config(spec)
+        if told is None:
+            spec = of_base(spec)
+            told, _ = PreTrainedConfig.get_config_dict(str(spec.model), revision=spec.revision)
+        return missing_packages(str(spec.model), spec.revision, told)
 
     def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """Return the content of a checkpoint's `config.json` where it is known by heart."""

@@ -107,7 +107,7 @@ _SMALL = {
     "num_experts_per_tok": 2,
     "sliding_window": 12,  # shorter than a prompt
 }
-_TOKEN = re.compile(r"^[a-z].*_token_(id|index)$")
+_TOKEN = re.compile(r"^[a-z].*_(token_(id|index)|patch_id)$")
 
 
 def tiny_of(
@@ -151,7 +151,9 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         text = config.text_config = _sharing(text, kinds)
     if hasattr(config, "audio_config"):
         config.audio_config = None
-    for part in (vision,) if shares else (text, vision):
+    adapter = getattr(config, "adapter_config", None)  # of Molmo 2, between vision and text
+    parts = [vision] if shares else [text, vision] if adapter is None else [text, vision, adapter]
+    for part in parts:
         for name, size in _SMALL.items():
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, size)
@@ -170,11 +172,18 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     for name in ("fullatt_block_indexes", "deepstack_visual_indexes"):
         if hasattr(vision, name):
             setattr(vision, name, [_LAYERS - 1])
+    side = _SIDE
+    if adapter is not None:
+        adapter.num_key_value_heads, adapter.text_hidden_size = _HEADS, text.hidden_size
+        adapter.vision_feature_layer = list(range(_LAYERS))
+        text.rope_scaling_layers = list(range(_LAYERS))
+        side += 2  # crops overlap by eight patches
+        vision.num_position_embeddings = side**2
     if hasattr(vision, "image_size"):
         sides = [vision.image_size, vision.patch_size]
         size, patch = (one if isinstance(one, int) else one[0] for one in sides)
         shrink = getattr(config, "scale_factor", 1)
-        small = _SIDE // shrink * shrink * patch
+        small = side // shrink * shrink * patch
         vision.image_size = small if isinstance(sides[0], int) else [small, small]
         for name in ("mm_tokens_per_image", "image_seq_length"):
             if hasattr(config, name):

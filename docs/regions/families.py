@@ -43,6 +43,7 @@ _NAMES = {
     "llama4": "Llama 4",
     "gemma3n": "Gemma 3n",
     "gemma4": "Gemma 4",
+    "molmo2": "Molmo 2",
 }
 
 _SUFFIXES = ("ForConditionalGeneration", "ForCausalLM", "Model")
@@ -114,5 +115,9 @@ def _families() -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
+    sys.path.append(str(_TESTS.parent))  # for what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(_TESTS.parent))
     return module

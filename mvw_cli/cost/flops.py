@@ -40,6 +40,9 @@ _MERGES = ("merge_kernel_size", "spatial_merge_size", "downsample_factor", "pool
 """What configurations call the patches in a row of those that make one vision token."""
 _TABLE = re.compile(r"pos(ition(al)?)?_emb|tile_embedding|(class|cls|mask)_(token|embedding)")
 """Names of what is added to patches, not multiplied with them."""
+_POOLING = re.compile(r"image_pooling_2d\.[kv]_proj\.weight")
+_POOLED = 4
+"""Patches that Molmo 2's processor has pooled into a token; it is no part of the configuration."""
 _MULTIPLE = 8
 """Mllama's tower pads the patches of a tile to a multiple of this (`MllamaVisionModel.forward`)."""
 
@@ -308,6 +311,9 @@ def tower_of(model: Any) -> Tower:
         if any(part in name for part in _PER_TOKEN) and _WITHIN not in name
     )
     embed = sum(n for name, n in matrices if _EMBED.search(name))
+    patches = sum(n for _, n in matrices) - token - embed
+    # Molmo 2 pools by attention: keys and values are made of each of the patches of a token.
+    token += sum((_POOLED - 1) * n for name, n in matrices if _POOLING.search(name))
     layers = int(_first(vision, "num_hidden_layers", "depth"))
     layers += int(getattr(vision, "num_global_layers", 0))
     full = getattr(vision, "fullatt_block_indexes", None)
@@ -316,7 +322,7 @@ def tower_of(model: Any) -> Tower:
         layers = sum(kind == "full_attention" for kind in kinds)
     tower = Tower(
         embed_parameters=embed,
-        patch_parameters=sum(n for _, n in matrices) - token - embed,
+        patch_parameters=patches,
         token_parameters=token,
         width=int(_first(vision, "embed_dim", "hidden_size")),
         full_layers=layers if full is None else len(full),
@@ -372,7 +378,9 @@ def _layout(config: Any, vision: Any, names: list[str]) -> dict[str, Any]:
         fixed = int(vision.max_num_tiles)
         return {"tile_patches": tile, "extra_patches": padded - tile, "fixed_tiles": fixed}
     tokens = float(getattr(config, "mm_tokens_per_image", 0))
-    if not tokens:
+    if any(_POOLING.search(name) for name in names):
+        tokens = float(math.ceil(side / math.isqrt(_POOLED)) ** 2)  # fewer where crops overlap
+    elif not tokens:
         ratio = getattr(config, "downsample_ratio", None)
         ratio = ratio or getattr(vision, "pixel_shuffle_ratio", None) or 1
         shrink = getattr(config, "scale_factor", None) or 1 / ratio

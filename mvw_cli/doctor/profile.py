@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost.shape import Shape, shape_of
@@ -58,6 +58,8 @@ def check_model(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         if shape is None:
             found = f"{error.message} {error.cause or ''}".strip()
             yield Finding("size", "warning", f"not known: {found}", error.hint)
+    if shape is not None:
+        yield from _packages(adapter.missing_packages(spec))
     yield _weights(resolved, spec, shape, facts)
     if shape is not None and device.status == "ok":
         dtype = shape.dtype if profile.dtype == "auto" else profile.dtype
@@ -95,6 +97,13 @@ def _placement(resolved: Resolved, facts: Facts) -> Iterator[Finding]:
         yield Finding("placement", "problem", found, f'pip install --upgrade "mvw[{extra}]"')
     else:
         yield Finding("placement", "ok", asked)
+
+
+def _packages(missing: Sequence[str]) -> Iterator[Finding]:
+    """Name what the model's images or weights need beside mvw's own packages."""
+    if missing:
+        found = f"needs {' and '.join(missing)}, not installed"
+        yield Finding("packages", "problem", found, f"pip install {' '.join(missing)}")
 
 
 def _attention(resolved: Resolved, facts: Facts) -> Finding:

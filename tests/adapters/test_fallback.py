@@ -276,7 +276,7 @@ def test_the_model_reads_what_it_is_given(loaded: LoadedModel) -> None:
     counted = sum(adapter.image_tokens(loaded.model.config, *size) for size in sizes)
     assert adapter.vision(loaded, inputs).vision_tokens == counted
     marks = [inputs[name] for name in inputs if name.endswith("token_type_ids")]
-    marking = loaded.model.config.model_type.startswith(("gemma", "glm", "qwen"))
+    marking = loaded.model.config.model_type.startswith(("gemma", "glm", "molmo", "qwen"))
     assert [int(mark.sum()) for mark in marks] == [counted] * marking
     other = adapter.encode(loaded, [images[0].rotate(180), images[1]], "How many?")
     with torch.inference_mode():

@@ -9,6 +9,7 @@ import pytest
 from hub_folder import (
     BY_PROFILE,
     FOLDERS,
+    QUESTION,
     HubFolder,
     as_pickles,
     qwen_tokenizer,
@@ -17,11 +18,15 @@ from hub_folder import (
     write_hub_folder,
 )
 from mvw_hf.model import HuggingFace
+from PIL import Image
 from plain_install import required, run_plain
+from running import request, run
 from transformers import AutoTokenizer
 
+from mvw_cli import ModelSpec
 from mvw_cli.__main__ import main
 from mvw_cli.engine.sequence import Detokenizer
+from mvw_cli.oracle.masked import oracle_logits
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,28 @@ def test_what_an_install_brings_is_no_more_than_is_required() -> None:
     assert required().isdisjoint({"torchvision", "accelerate", "pyarrow", "pytest"})
 
 
-@pytest.mark.parametrize("published", FOLDERS, ids=lambda one: one.profile)
+PLAIN = [folder for folder in FOLDERS if not folder.needs]
+IN_SEQUENCE = [folder for folder in FOLDERS if folder.profile != "llava-cot"]
+
+
+@pytest.mark.parametrize("published", IN_SEQUENCE, ids=lambda one: one.profile)
+def test_the_engine_equals_the_oracle(published: HubFolder, tmp_path: Path) -> None:
+    """On the folder's own weights, and on what its template and processor make of a question."""
+    for package in published.needs:
+        pytest.importorskip(package.replace("-", "_"))
+    write_hub_folder(published, tmp_path)
+    adapter = HuggingFace()
+    loaded = adapter.load(ModelSpec(model=str(tmp_path), device="cpu", dtype="float32"))
+    inputs = adapter.encode(loaded, [Image.effect_noise((130, 90), 80).convert("RGB")], QUESTION)
+    vision = adapter.vision(loaded, inputs)
+    done = run(loaded.model, [request(inputs, vision, 2, max_new_tokens=6)])["a"]
+    ids = done.completion.token_ids
+    seen, gone = (oracle_logits(loaded.model, inputs, ids, vision.entries, m) for m in (None, 2))
+    assert (done.logits - gone).abs().max() < 2e-5
+    assert (seen - gone)[2:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("published", PLAIN, ids=lambda one: one.profile)
 def test_every_command_serves_the_published_folder(
     published: HubFolder, tmp_path: Path, scenes: Path
 ) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import socket
 
 import pytest
+from mvw_hf.loading import read_published
 from mvw_hf.model import HuggingFace
 from narrowed import PUBLISHED
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from mvw_cli.adapter import ModelSpec
 from mvw_cli.cost.shape import shape_of
@@ -29,6 +31,7 @@ TOTALS = {  # parameters, as far as the page of each checkpoint is known to show
     "Qwen/Qwen3.5-9B": "9653104368",
     "openbmb/MiniCPM-V-4.6": "1300428016",
     "google/gemma-4-E4B-it": "7996156490",
+    "allenai/Molmo2-8B": "9B",
 }
 NOT_LOADED = {  # what of these is in the files, and in no parameter of transformers' class
     # A head that guesses further tokens: a layer of full attention, a matrix of two inputs, norms.
@@ -53,6 +56,7 @@ KV_BYTES = {  # 2 (keys, values) x layers x KV heads x head dimension x 2 bytes
     "Qwen/Qwen3.5-9B": 2 * 8 * 4 * 256 * 2,  # 8 of 32 layers
     "openbmb/MiniCPM-V-4.6": 2 * 6 * 2 * 256 * 2,  # 6 of 24
     "google/gemma-4-E4B-it": 2 * (20 * 2 * 256 + 4 * 2 * 512) * 2,  # 24 of 42
+    "allenai/Molmo2-8B": 2 * 36 * 8 * 128 * 2,
 }
 STATE_BYTES = {  # recurrent layers x (convolution in bfloat16, state in float32)
     "Qwen/Qwen3.5-9B": 24 * (2 * 4 * (2 * 16 + 32) * 128 + 4 * 32 * 128 * 128),
@@ -61,6 +65,7 @@ STATE_BYTES = {  # recurrent layers x (convolution in bfloat16, state in float32
 DTYPES = {
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": "float16",
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "float32",
+    "allenai/Molmo2-8B": "float32",
 }
 """Of the file, where it is not bfloat16."""
 STACKS = {  # the hub's total of the language model that the authors name
@@ -90,9 +95,19 @@ def test_its_size(name: str, no_network: None) -> None:
     assert shape.dtype == DTYPES.get(name, "bfloat16")
 
 
-def test_a_pinned_revision_is_not_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoConfig
+def test_its_smaller_sibling_counts_to_the_last_number() -> None:
+    """Molmo2-4B: `total_parameters` of its index. 27 layers are configured, and 25 published."""
+    told = read_published(HuggingFace.published, "allenai/Molmo2-8B") or {}
+    sizes = {"hidden_size": 2560, "intermediate_size": 9728}
+    told["text_config"] |= sizes
+    told["adapter_config"] |= {"text_hidden_size": 2560, "intermediate_size": 9728}
+    if told.pop("model_type") not in CONFIG_MAPPING:
+        pytest.skip("not in this transformers")
+    shape = shape_of(HuggingFace(), AutoConfig.for_model("molmo2", **told))
+    assert int(shape.weights.total.numbers) == 4850869200
 
+
+def test_a_pinned_revision_is_not_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *a, **kw: asked.append((a, kw)))
     for reads_the_same_file in ("check_kind", "of_base"):

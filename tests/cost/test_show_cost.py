@@ -28,6 +28,7 @@ VISION_TOKENS = {  # of 1024 x 768 pixels
     "gemma-3-12b": 256,  # one size
     "glm-4.1v-9b-thinking": 37 * 27,
     "glm-4.6v": 37 * 27,
+    "molmo2-8b": 14 * 14 + 23 * 33,  # a view of 378 px, and 2 x 3 crops that overlap
     "glm-4.6v-flash": 37 * 27,
     "qwen2.5-vl-7b": 37 * 27,
     "qwen3-vl-8b-instruct": 32 * 24,  # squares of 32 px

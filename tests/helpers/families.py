@@ -491,6 +491,37 @@ def _llama4_prompt(seed: int) -> dict[str, Tensor]:
     return _inputs(ids, pixel_values=_pixels(1, 3, 32, 32, seed=seed))
 
 
+def _molmo2() -> Any:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, **heads}
+    return _made(
+        "Molmo2",
+        text_config={**TEXT, "head_dim": 8, "vocab_size": 90, "additional_vocab_size": 10},
+        vision_config={**sizes, "num_hidden_layers": 2, "image_size": [16, 16], "patch_size": 4},
+        adapter_config={**sizes, "text_hidden_size": 32, "vision_feature_layer": [1, 0]},
+        image_patch_id=IMAGE,
+        image_start_token_id=VISION_START,
+        low_res_image_start_token_id=VISION_START,
+        image_end_token_id=VISION_END,
+    )
+
+
+def _molmo2_prompt(seed: int) -> dict[str, Tensor]:
+    """A view of 4 x 4 patches and one to three crops as large, pooled 2 x 2; all see each other."""
+    views = 2 + seed % 3
+    squares = torch.arange(views * 16).view(views, 2, 2, 2, 2).transpose(2, 3).reshape(-1, 4)
+    image = [VISION_START, *[IMAGE] * 4, VISION_END, VISION_START, *[IMAGE] * 4 * (views - 1)]
+    ids = _ids(2, [*image, VISION_END], 5, seed)
+    return _inputs(
+        ids,
+        pixel_values=_pixels(views, 16, 3 * 4 * 4, seed=seed),
+        image_token_pooling=squares,
+        image_grids=torch.tensor([[2, 2, 2, 2 * (views - 1)]]),
+        image_num_crops=torch.tensor([views]),
+        mm_token_type_ids=(ids >= VISION_END).int(),
+    )
+
+
 SHARING: dict[str, Any] = {
     **TEXT,
     "num_hidden_layers": 4,
@@ -603,9 +634,11 @@ FAMILIES = [
     Family("llama4", _llama4, _llama4_prompt),
     Family("gemma3n", _gemma3n, _llava_prompt),
     Family("gemma4", _gemma4, _gemma4_prompt),
+    Family("molmo2", _molmo2, _molmo2_prompt),
 ]
 
-_MISSING = [] if hasattr(hf, "Lfm3Config") else ["lfm3_vl"]
+_NEWER = {"lfm3_vl": "Lfm3Config", "molmo2": "Molmo2Config"}
+_MISSING = [name for name, kind in _NEWER.items() if not hasattr(hf, kind)]
 FAMILIES = [family for family in FAMILIES if family.name not in {*_MISSING, *NO_CACHE}]
 BY_NAME = {family.name: family for family in FAMILIES}
 STUCK = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "lfm2_vl", "lfm3_vl", "gemma3n", "gemma4")

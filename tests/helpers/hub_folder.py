@@ -30,7 +30,7 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 QUESTION = "What is in the picture?"
 _SPLIT = (
@@ -110,6 +110,8 @@ class HubFolder:
     """Makes names and shapes of weights that no class reads, from `config.json`."""
     by_transformers_5: bool = False
     """Saved so: `tokenizer.json` alone tells which tokens were added."""
+    needs: Sequence[str] = ()
+    """Packages that prepare its images or unpack its weights, besides mvw's own."""
 
 
 def _chatml(image: str, *, opens_thinking: bool = False) -> str:
@@ -608,6 +610,89 @@ def _of_sharing_layers(config: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     return unread
 
 
+def _molmo2(ids: Ids, vocabulary: int) -> dict[str, Any]:
+    numbers = {
+        "attention_dropout": 0.0,
+        "attn_implementation": "sdpa",
+        "initializer_range": 0.02,
+        "residual_dropout": 0.0,
+    }
+    heads = {"head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 4}
+    return {
+        "adapter_config": {
+            **numbers,
+            **heads,
+            "float32_attention": True,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "image_feature_dropout": 0.0,
+            "intermediate_size": 48,
+            "model_type": "molmo2",
+            "pooling_attention_mask": True,
+            "text_hidden_size": 32,
+            "vit_layers": [-2, -4],
+        },
+        "architectures": ["Molmo2ForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": "configuration_molmo2.Molmo2Config",
+            "AutoModelForImageTextToText": "modeling_molmo2.Molmo2ForConditionalGeneration",
+        },
+        "dtype": "float32",
+        "frame_end_token_id": ids["<frame_end>"],
+        "frame_start_token_id": ids["<frame_start>"],
+        "image_col_id": ids["<im_col>"],
+        "image_end_token_id": ids["<im_end>"],
+        "image_high_res_id": ids["<im_patch>"],
+        "image_low_res_id": ids["<im_low>"],
+        "image_patch_id": ids["<im_patch>"],
+        "image_start_token_id": ids["<im_start>"],
+        "initializer_range": 0.02,
+        "low_res_image_start_token_id": ids["<low_res_im_start>"],
+        "model_type": "molmo2",
+        "text_config": {
+            **numbers,
+            **heads,
+            "additional_vocab_size": 16,
+            "embedding_dropout": 0.0,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "layer_norm_eps": 1e-06,
+            "max_position_embeddings": 4096,
+            "model_type": "molmo2_text",
+            "norm_after": False,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "qk_norm_type": "qwen3",
+            "qkv_bias": False,
+            "rope_scaling": None,
+            "rope_scaling_layers": None,
+            "rope_theta": 1000000.0,
+            "use_cache": True,
+            "use_qk_norm": True,
+            "vocab_size": ids["<im_start>"],  # those of images have embeddings of their own
+        },
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.1",
+        "use_cache": True,
+        "use_frame_special_tokens": False,
+        "vit_config": {
+            **numbers,
+            **heads,
+            "float32_attention": True,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "image_default_input_size": [140, 140],
+            "image_num_pos": 100,
+            "image_patch_size": 14,
+            "intermediate_size": 48,
+            "layer_norm_eps": 1e-06,
+            "model_type": "molmo2",
+            "num_hidden_layers": 4,  # the files have three, as many as are read
+        },
+    }
+
+
 def _mllama(ids: Ids, vocabulary: int) -> dict[str, Any]:
     stops = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
     return {
@@ -794,6 +879,15 @@ _GEMMA4_IMAGES = {
     "resample": 3,
     "rescale_factor": 0.00392156862745098,
 }
+_MOLMO = {
+    f"Auto{kind}": f"{module}_molmo2.Molmo2{kind}"
+    for kind, module in (
+        ("ImageProcessor", "image_processing"),
+        ("VideoProcessor", "video_processing"),
+        ("Processor", "processing"),
+    )
+}
+"""Code beside the weights, which is not run."""
 _VISION_TOWER = {r"^vision_tower\.": "vision_tower.vision_model."}
 
 FOLDERS = (
@@ -1224,6 +1318,90 @@ FOLDERS = (
         by_transformers_5=True,
     ),
     HubFolder(
+        "molmo2-8b",
+        _molmo2,
+        (
+            *_QWEN,
+            *("|<EXTRA_TOKENS_0>|", "<im_start>", "<im_end>", "<im_patch>", "<im_col>"),
+            *("<low_res_im_start>", "<|image|>", "<im_low>", "<frame_start>", "<frame_end>"),
+            "<|video|>",
+        ),
+        {
+            "auto_map": {"AutoProcessor": _MOLMO["AutoProcessor"]},
+            "bos_token": "<|im_end|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "processor_class": "Molmo2Processor",
+        },
+        "{%- set count = namespace(images=0) -%}{%- for message in messages -%}"
+        "{%- if message['content'] is not string -%}{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'image' -%}{%- set count.images = count.images + 1 -%}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        "{%- for number in range(count.images) -%}"
+        "{%- if count.images > 1 -%}{{ 'Image ' ~ (number + 1) }}{%- endif -%}{{ '<|image|>' }}"
+        "{%- endfor -%}{%- for message in messages -%}"
+        "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{%- endif -%}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}"
+        "{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
+        "chat_template.jinja",
+        {
+            "preprocessor_config.json": {
+                "auto_map": _MOLMO,
+                "do_convert_rgb": True,
+                "image_processor_type": "Molmo2ImageProcessor",
+                **_HALVES,
+                "max_crops": 2,
+                "overlap_margins": [1, 1],
+                "patch_size": 14,
+                "pooling_size": [2, 2],
+                "processor_class": "Molmo2Processor",
+                "resample": 2,
+                "size": {"height": 140, "width": 140},
+            },
+            "processor_config.json": {
+                "auto_map": {"AutoProcessor": _MOLMO["AutoProcessor"]},
+                "image_use_col_tokens": True,
+                "processor_class": "Molmo2Processor",
+                "use_frame_special_tokens": False,
+                "use_single_crop_col_tokens": False,
+                "use_single_crop_start_token": True,
+                "video_use_col_tokens": False,
+            },
+            "video_preprocessor_config.json": {
+                "auto_map": {k: one for k, one in _MOLMO.items() if k != "AutoImageProcessor"},
+                "data_format": "channels_first",
+                "default_to_square": True,
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_resize": True,
+                "do_sample_frames": True,
+                "fps": None,
+                "frame_sample_mode": "uniform_last_frame",
+                **_HALVES,
+                "max_fps": 2.0,
+                "num_frames": 384,
+                "patch_size": 14,
+                "pooling_size": [3, 3],
+                "processor_class": "Molmo2Processor",
+                "resample": 2,
+                "rescale_factor": 0.00392156862745098,
+                "return_metadata": False,
+                "sampling_fps": 2,
+                "size": {"height": 140, "width": 140},
+                "video_metadata": None,
+                "video_processor_type": "Molmo2VideoProcessor",
+            },
+        },
+        tokenizer_class="Qwen2Tokenizer",
+        starts_with=frozenset({"model.transformer", "model.vision_backbone"}),
+        needs=("torchvision",),
+    ),
+    HubFolder(
         "llava-cot",
         _mllama,
         (
@@ -1272,8 +1450,10 @@ FOLDERS = (
         starts_with=frozenset({"language_model", "vision_model", "multi_modal_projector"}),
     ),
 )
-_OF_TYPE = {"gemma4": "gemma-4-e4b", "smolvlm": "smolvlm2-2.2b"}
-_LEFT_OUT = {_OF_TYPE.get(kind) for kind in UNSERVED}
+_OF_TYPE = {"gemma4": "gemma-4-e4b", "smolvlm": "smolvlm2-2.2b", "molmo2": "molmo2-8b"}
+_LEFT_OUT = {
+    one for kind, one in _OF_TYPE.items() if kind in UNSERVED or kind not in CONFIG_MAPPING
+}
 FOLDERS = tuple(folder for folder in FOLDERS if folder.profile not in _LEFT_OUT)
 BY_PROFILE = {folder.profile: folder for folder in FOLDERS}
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from mvw_hf.model import HuggingFace
+from mvw_hf.packages import missing_packages
 from releases import UNSERVED
 from transformers import CONFIG_MAPPING
 
@@ -22,9 +23,11 @@ PUBLISHED = [name for name, told in _TOLD.items() if told["model_type"] in CONFI
 _KINDS = {
     (_TOLD[name]["model_type"], _TOLD[name]["text_config"].get("model_type")): name
     for name in reversed(PUBLISHED)
+    if not missing_packages(name, None, _TOLD[name])
 }
 KINDS = sorted(name for (kind, _), name in _KINDS.items() if kind not in UNSERVED)
-"""One of them for each architecture, and for each kind of text model below it."""
+"""One of them for each architecture, and for each kind of text model below it, as far as this
+installation can prepare their images."""
 
 
 def published(name: str) -> Any:
@@ -122,6 +125,15 @@ def _glm4v_moe(config: Any, text: Any, vision: Any) -> None:
     text.head_dim = 16  # half of which is rotated
 
 
+def _molmo2(config: Any, text: Any, vision: Any) -> None:
+    text.head_dim, text.num_hidden_layers = 8, 2
+    config.adapter_config.vision_feature_layer = [0, 0]
+    for part in (vision, config.adapter_config):
+        part.hidden_size = part.intermediate_size = 16
+        part.num_attention_heads, part.num_key_value_heads, part.head_dim = 2, 2, 8
+    config.adapter_config.text_hidden_size = 16
+
+
 _FAMILIES = {
     "mllama": _mllama,
     "kimi_vl": _kimi,
@@ -132,6 +144,7 @@ _FAMILIES = {
     "internvl": _plain,
     "llava_onevision": _plain,
     "minicpmv4_6": _minicpm,
+    "molmo2": _molmo2,
     "qwen2_5_vl": _qwen,
     "qwen3_5": _qwen3_5,
     "qwen3_vl": _qwen,
