@@ -10,7 +10,8 @@ VLLM := .venv-vllm
 VLMEVALKIT := out/harnesses/vlmevalkit
 LMMS_EVAL := out/harnesses/lmms-eval
 TORCHVISION := out/harnesses/torchvision
-IMAGES := $(addprefix tests/adapters/test_,fallback.py hub_folders.py image_processors.py tiny.py torchvision.py)
+IMAGES := $(addprefix tests/adapters/test_,fallback.py hub_folders.py image_processors.py kimi_k25.py \
+          tiny.py torchvision.py)
 
 .PHONY: demo test test-oldest test-vllm test-harnesses test-torchvision sweep check install curve cross-check benchmarks docs clean
 

@@ -15,7 +15,10 @@ from transformers.utils import is_torchvision_available
 
 from mvw_cli import ModelProblem
 
-_WHY = {"torchvision": "Nothing else in transformers prepares the images of its family."}
+_WHY = {
+    "torchvision": "Nothing else in transformers prepares the images of its family.",
+    "compressed-tensors": "Its weights are packed in four bits, which that unpacks.",
+}
 
 
 def missing_packages(name: str, revision: str | None, told: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,14 @@ TOKENIZER_MODE = "kimi_vl"
 def mvw_register_adapters(register: Callable[[AdapterInfo], None]) -> None:
     register(
         AdapterInfo(
+            name="kimi-k2.5",
+            target="mvw_kimi_vl.model:KimiK25",
+            summary="Kimi-K2.5, its experts unpacked as they are read, without remote code",
+            checkpoints=("moonshotai/Kimi-K2.5",),
+        )
+    )
+    register(
+        AdapterInfo(
             name="kimi-vl",
             target="mvw_kimi_vl.model:KimiVL",
             summary="Kimi-VL, Instruct and Thinking, without remote code",

@@ -12,22 +12,27 @@ from typing import Any
 
 from mvw_hf.loading import check_files, check_kind, explained, of_base, with_processor
 from mvw_hf.model import Grids, HuggingFace, conversation, merged_grids
+from mvw_hf.packages import check_packages
 from PIL.Image import Image
 from torch import Tensor
+from transformers import Kimi_K25Config, PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_compressed_tensors_available
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, parse_thinking
 from mvw_kimi_vl import TOKENIZER_MODE
 from mvw_kimi_vl.modeling import (
     DEFAULT_PATCHES,
-    KimiVLConfig,
+    KimiK25ForConditionalGeneration,
     KimiVLForConditionalGeneration,
     absorbed,
     config_from_hub,
     load_config,
+    packing,
 )
 from mvw_kimi_vl.processing import (
     ImageProcessor,
     KimiProcessor,
+    ScalingImageProcessor,
     fallback_processor,
     read_processor,
 )
@@ -42,7 +47,7 @@ class KimiVL(HuggingFace):
     published = Path(__file__).parent / "published"
     checkpoint = CHECKPOINT
 
-    def model_class(self) -> type[KimiVLForConditionalGeneration]:
+    def model_class(self) -> type[PreTrainedModel]:
         return KimiVLForConditionalGeneration
 
     def load(self, spec: ModelSpec) -> LoadedModel:
@@ -53,10 +58,10 @@ class KimiVL(HuggingFace):
         spec = with_processor(spec)
         return read_processor(str(spec.model), spec.revision)
 
-    def vllm_arguments(self) -> dict[str, Any]:
+    def vllm_arguments(self) -> Mapping[str, Any]:
         return {"tokenizer_mode": TOKENIZER_MODE}
 
-    def fallback_processor(self, config: KimiVLConfig) -> KimiProcessor | None:
+    def fallback_processor(self, config: Kimi_K25Config) -> KimiProcessor | None:
         return fallback_processor(config)
 
     def tokenize(self, loaded: LoadedModel, images: Sequence[Image], text: str) -> dict[str, Any]:
@@ -86,11 +91,11 @@ class KimiVL(HuggingFace):
     def tiny(self) -> LoadedModel:
         from mvw_kimi_vl.tiny import tiny_kimi
 
-        model, processor = tiny_kimi()
+        model, processor = tiny_kimi(self)
         spec = ModelSpec(model="tiny")
         return LoadedModel(self.name, "tiny", model, processor, spec, serving=absorbed)
 
-    def shape(self, spec: ModelSpec) -> KimiVLConfig:
+    def shape(self, spec: ModelSpec) -> Kimi_K25Config:
         known = self.published_config(spec)
         if known is not None:
             return config_from_hub(known)
@@ -100,6 +105,40 @@ class KimiVL(HuggingFace):
             base = of_base(spec)
             return load_config(str(base.model), revision=base.revision)
 
-    def image_tokens(self, config: KimiVLConfig, width: int, height: int) -> int:
+    def image_tokens(self, config: Kimi_K25Config, width: int, height: int) -> int:
         limit = getattr(config, "in_token_limit", DEFAULT_PATCHES)
         return ImageProcessor(in_token_limit=limit).vision_tokens(width, height)
+
+
+class KimiK25(KimiVL):
+    """Kimi-K2.5: the same tower and text model, larger; its experts are packed in four bits."""
+
+    name = "kimi-k2.5"
+    checkpoint = "moonshotai/Kimi-K2.5"
+
+    def model_class(self) -> type[PreTrainedModel]:
+        return KimiK25ForConditionalGeneration
+
+    def vllm_arguments(self) -> Mapping[str, Any]:
+        return {}
+
+    def missing_packages(self, spec: ModelSpec) -> Sequence[str]:
+        if spec.random_weights or is_compressed_tensors_available():
+            return ()
+        told = self.published_config(spec)
+        if told is None:
+            base = of_base(spec)
+            told, _ = PreTrainedConfig.get_config_dict(str(base.model), revision=base.revision)
+        return () if packing(told) is None else ("compressed-tensors",)
+
+    def load_processor(self, spec: ModelSpec) -> KimiProcessor:
+        processor = super().load_processor(spec)
+        check_packages(str(spec.model), self.missing_packages(spec))
+        return processor
+
+    def parse(self, text: str) -> Answer:
+        return parse_thinking(text)
+
+    def image_tokens(self, config: Kimi_K25Config, width: int, height: int) -> int:
+        limit = getattr(config, "in_token_limit", ScalingImageProcessor().in_token_limit)
+        return ScalingImageProcessor(in_token_limit=limit).vision_tokens(width, height)

@@ -9,7 +9,7 @@ quicker decode step of its latent attention.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,15 @@ MODEL_TYPE = "kimi_vl"
 DEFAULT_PATCHES = 4096
 """Most patches of an image before merging, by the checkpoints' own code."""
 _NO_TOKEN = -1  # Kimi-VL reads no videos
-_VISION_NAMES = {"init_pos_emb_height": "pos_emb_height", "init_pos_emb_width": "pos_emb_width"}
+_VISION_NAMES = {
+    "init_pos_emb_height": "pos_emb_height",
+    "init_pos_emb_width": "pos_emb_width",
+    "init_pos_emb_time": "pos_emb_time",
+    "vt_hidden_size": "hidden_size",
+    "vt_intermediate_size": "intermediate_size",
+    "vt_num_attention_heads": "num_attention_heads",
+    "vt_num_hidden_layers": "num_hidden_layers",
+}
 
 
 class KimiVLConfig(Kimi_K25Config):  # type: ignore[misc]
@@ -58,6 +66,32 @@ class KimiVLForConditionalGeneration(Kimi_K25ForConditionalGeneration):  # type:
         return super().from_pretrained(name, *args, **options)
 
 
+class KimiK25ForConditionalGeneration(Kimi_K25ForConditionalGeneration):  # type: ignore[misc]
+    """Kimi-K2.5. `from_pretrained` reads a checkpoint with the hub's names, and no code from it.
+
+    Its experts are packed in four bits. compressed-tensors unpacks them while they are read:
+    transformers keeps the experts of a layer in one tensor, which it can't leave packed.
+    """
+
+    @classmethod
+    def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:
+        revision = options.get("revision")
+        if options.get("config") is None:
+            options["config"] = load_config(name, revision=revision)
+        told, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
+        packed = packing(told)
+        if packed is not None:
+            options["config"].quantization_config = {**packed, "dequantize": True}
+        return super().from_pretrained(name, *args, **options)
+
+
+def packing(told: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how a `config.json` says that weights are packed; None where they are not."""
+    text = told.get("text_config") or {}
+    found: dict[str, Any] | None = told.get("quantization_config", text.get("quantization_config"))
+    return found
+
+
 def load_config(name: str, *, revision: str | None = None) -> KimiVLConfig:
     """Read the configuration of a folder or hub id.
 
@@ -68,7 +102,8 @@ def load_config(name: str, *, revision: str | None = None) -> KimiVLConfig:
     if "in_token_limit" not in told:
         file = fetched(name, "preprocessor_config.json", revision)
         images = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-        told["in_token_limit"] = int(images.get("in_token_limit", DEFAULT_PATCHES))
+        limit = images.get("media_proc_cfg", {}).get("in_patch_limit", DEFAULT_PATCHES)
+        told["in_token_limit"] = int(images.get("in_token_limit", limit))
     return config_from_hub(told)
 
 
@@ -78,18 +113,21 @@ def config_from_hub(told: dict[str, Any]) -> KimiVLConfig:
     `in_token_limit`, the most patches of an image, is of `preprocessor_config.json`. It travels
     with the configuration, so that vision tokens can be counted from that alone.
     """
+    made = Kimi_K25Config if told.get("model_type") == Kimi_K25Config.model_type else KimiVLConfig
     if "media_placeholder_token_id" not in told:
-        return KimiVLConfig(**told)  # one that transformers has saved
+        return made(**told)  # one that transformers has saved
     vision = {_VISION_NAMES.get(key, key): told for key, told in told["vision_config"].items()}
     vision.pop("model_type", None)
     text = {**told["text_config"], "model_type": "deepseek_v3"}
     # The checkpoint's own modelling code lies beside it and is not run.
-    text.pop("auto_map", None)
+    for beside in ("auto_map", "quantization_config"):
+        text.pop(beside, None)
     tied = told.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    return KimiVLConfig(
+    return made(
         text_config=text,
         vision_config=vision,
-        projection_hidden_size=vision.get("hidden_size", 1152),
+        projection_hidden_size=vision.get("mm_hidden_size", vision.get("hidden_size", 1152)),
+        projection_layer_norm_eps=vision.get("projector_ln_eps", 1e-5),
         image_token_id=told["media_placeholder_token_id"],
         video_token_id=_NO_TOKEN,
         tie_word_embeddings=bool(tied),

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import Kimi_K25Config, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from mvw_cli import BadImage, ModelProblem
 from mvw_kimi_vl.modeling import DEFAULT_PATCHES, KimiVLConfig
-from mvw_kimi_vl.tokenizer import TEMPLATE, read_tokenizer
+from mvw_kimi_vl.tokenizer import NEWER_TEMPLATE, OPENS, TEMPLATE, read_tokenizer
 
 PLACEHOLDER = "<|media_pad|>"
 _FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
@@ -126,6 +126,23 @@ class ImageProcessor:
         return patches.permute(1, 3, 0, 2, 4).flatten(0, 1), rows, columns
 
 
+@dataclass(frozen=True, slots=True)
+class ScalingImageProcessor(ImageProcessor):
+    """Kimi-K2.5's: a side of more than 512 patches is scaled down too."""
+
+    in_token_limit: int = 16384
+
+    def size(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return the same of an image of any size."""
+        patch, longest = self.patch_size, MAX_PATCHES * self.patch_size
+        patches = max(1, width // patch) * max(1, height // patch)
+        scale = min(1, math.sqrt(self.in_token_limit / patches), longest / width, longest / height)
+        scaled = [min(max(1, int(side * scale)), longest) for side in (width, height)]
+        down, across = (patch * count for count in self.merge_kernel_size)
+        final_width, final_height = -(-scaled[0] // across) * across, -(-scaled[1] // down) * down
+        return scaled[0], scaled[1], final_width, final_height
+
+
 def read_image_processor(folder: Path) -> ImageProcessor:
     """Read the settings of a checkpoint folder.
 
@@ -133,6 +150,15 @@ def read_image_processor(folder: Path) -> ImageProcessor:
         OSError: `preprocessor_config.json` is missing.
     """
     told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    newer = told.get("media_proc_cfg")
+    if newer is not None:
+        return ScalingImageProcessor(
+            patch_size=newer["patch_size"],
+            merge_kernel_size=(newer["merge_kernel_size"],) * 2,
+            in_token_limit=newer["in_patch_limit"],
+            image_mean=newer["image_mean"],
+            image_std=newer["image_std"],
+        )
     known = {field.name for field in fields(ImageProcessor)} & told.keys()
     return ImageProcessor(**{name: told[name] for name in known})
 
@@ -192,17 +218,19 @@ def read_processor(name: str, revision: str | None = None) -> KimiProcessor:
     return KimiProcessor(read_tokenizer(folder), read_image_processor(folder))
 
 
-def fallback_processor(config: KimiVLConfig) -> KimiProcessor | None:
+def fallback_processor(config: Kimi_K25Config) -> KimiProcessor | None:
     """Make a processor for random weights; None for a vocabulary without the special tokens."""
     from mvw_hf.fallback import fallback_tokenizer
 
     size = config.get_text_config().vocab_size
     if size <= max(SPECIAL_TOKENS.values()):
         return None
+    is_newer = not isinstance(config, KimiVLConfig)
+    special = {OPENS.get(name, name) if is_newer else name: n for name, n in SPECIAL_TOKENS.items()}
     tokenizer = fallback_tokenizer(
         size,
-        {**SPECIAL_TOKENS, PLACEHOLDER: config.image_token_id},
-        template=TEMPLATE,
+        {**special, PLACEHOLDER: config.image_token_id},
+        template=NEWER_TEMPLATE if is_newer else TEMPLATE,
         bos_token="[BOS]",
         eos_token="[EOS]",
         pad_token="[PAD]",
@@ -210,7 +238,7 @@ def fallback_processor(config: KimiVLConfig) -> KimiProcessor | None:
     vision = config.vision_config
     return KimiProcessor(
         tokenizer,
-        ImageProcessor(
+        (ScalingImageProcessor if is_newer else ImageProcessor)(
             patch_size=vision.patch_size,
             merge_kernel_size=tuple(vision.merge_kernel_size),
             in_token_limit=config.in_token_limit,

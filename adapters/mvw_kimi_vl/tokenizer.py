@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Container
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
@@ -47,6 +48,20 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_assistant|>assistant<|im_middle|>' }}{% endif %}"
 )
 
+OPENS = {"<|media_start|>": "<|media_begin|>"}
+"""What Kimi-K2.5 calls a token of Kimi-VL's, of the same id."""
+# That of Kimi-K2.5: no system prompt of its own, and the thinking is begun.
+NEWER_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_' + message['role'] + '|>' + message['role'] + '<|im_middle|>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "{{ '<|media_begin|>image<|media_content|><|media_pad|><|media_end|>\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_assistant|>assistant<|im_middle|><think>' }}{% endif %}"
+)
+
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Read the tokenizer of a checkpoint folder.
@@ -56,16 +71,16 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         ValueError: `tiktoken.model` or `tokenizer_config.json` is malformed.
     """
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    special = {
-        str(token["content"]): int(number)
-        for number, token in config.get("added_tokens_decoder", {}).items()
-    }
+    added = config.get("added_tokens_decoder", {})
+    special = {str(token["content"]): int(number) for number, token in added.items()}
+    plain = {str(one["content"]) for one in added.values() if not one.get("special", True)}
     template = folder / "chat_template.jinja"
     written = template.read_text(encoding="utf-8") if template.exists() else None
     return build_tokenizer(
         read_ranks(folder / "tiktoken.model"),
         special,
         template=written or config.get("chat_template") or TEMPLATE,
+        plain=plain,
         names={
             key: config[key] if isinstance(config[key], str) else config[key]["content"]
             for key in ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -86,9 +101,18 @@ def read_ranks(file: Path) -> dict[bytes, int]:
 
 
 def build_tokenizer(
-    ranks: dict[bytes, int], special: dict[str, int], *, template: str, names: dict[str, str]
+    ranks: dict[bytes, int],
+    special: dict[str, int],
+    *,
+    template: str,
+    names: dict[str, str],
+    plain: Container[str] = (),
 ) -> PreTrainedTokenizerFast:
-    """Build the tokenizer; special tokens keep the ids that they are given."""
+    """Build the tokenizer; special tokens keep the ids that they are given.
+
+    Args:
+        plain: those of them that are text when decoded.
+    """
     letters = bytes_to_unicode()
 
     def shown(token: bytes) -> str:
@@ -106,7 +130,10 @@ def build_tokenizer(
     )
     tokenizer.decoder = decoders.ByteLevel()
     ordered = sorted(special, key=special.__getitem__)
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in ordered])
+    tokenizer.add_special_tokens(
+        [AddedToken(name, normalized=False) for name in ordered if name not in plain]
+    )
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in ordered if name in plain])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template,

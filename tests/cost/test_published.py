@@ -10,6 +10,7 @@ import socket
 import pytest
 from mvw_hf.loading import read_published
 from mvw_hf.model import HuggingFace
+from mvw_kimi_vl.model import KimiK25
 from narrowed import PUBLISHED
 from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -105,6 +106,16 @@ def test_its_smaller_sibling_counts_to_the_last_number() -> None:
         pytest.skip("not in this transformers")
     shape = shape_of(HuggingFace(), AutoConfig.for_model("molmo2", **told))
     assert int(shape.weights.total.numbers) == 4850869200
+
+
+def test_kimi_k2_5_counts_what_its_files_hold() -> None:
+    """1058.59 billion numbers are in them, as Xinference has it of the hub: with a scale for each
+    group of 32 of the experts, and the two sides of each matrix."""
+    adapter = KimiK25()
+    weights = shape_of(adapter, adapter.shape(ModelSpec(model=adapter.checkpoint))).weights
+    sides = 2 * 3 * 384 * 60
+    held = weights.total.numbers + weights.experts.numbers / 32 + sides
+    assert f"{held / 1e9:.2f}" == "1058.59"
 
 
 def test_a_pinned_revision_is_not_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:

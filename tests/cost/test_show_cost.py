@@ -25,6 +25,7 @@ VISION_TOKENS = {  # of 1024 x 768 pixels
     "shapes": 144,  # one size
     "llava-cot": 4 * 1601,  # tiles of 560 px, with their class tokens
     "kimi-vl": 37 * 28,  # squares of 28 px
+    "kimi-k2.5": 37 * 28,
     "gemma-3-12b": 256,  # one size
     "glm-4.1v-9b-thinking": 37 * 27,
     "glm-4.6v": 37 * 27,

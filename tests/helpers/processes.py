@@ -17,6 +17,7 @@ def own_adapters() -> dict[str, str]:
     """Read the adapters that come with mvw off its entry points: name and package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     points: dict[str, str] = project["entry-points"]["mvw"]
+    points["kimi-k2.5"] = points["kimi-vl"]  # one package with two adapters
     return {name: points[name] for name in sorted(points) if name != "policies"}
 
 
