@@ -9,11 +9,11 @@ HARNESS := out/harness
 VLLM := .venv-vllm
 VLMEVALKIT := out/harnesses/vlmevalkit
 LMMS_EVAL := out/harnesses/lmms-eval
-TORCHVISION := out/harnesses/torchvision
+EXTRAS := out/harnesses/extras
 IMAGES := $(addprefix tests/adapters/test_,fallback.py hub_folders.py image_processors.py kimi_k25.py \
           tiny.py torchvision.py)
 
-.PHONY: demo test test-oldest test-vllm test-harnesses test-torchvision sweep check install curve cross-check benchmarks docs clean
+.PHONY: demo test test-oldest test-vllm test-harnesses test-extras sweep check install curve cross-check benchmarks docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mvw samples out/demo --count 1 --seed 841 --overwrite > /dev/null
@@ -37,9 +37,9 @@ test-vllm: $(VLLM)/.installed
 test-harnesses: $(INSTALLED) $(VLMEVALKIT)/.installed $(LMMS_EVAL)/.installed
 	VLMEVALKIT=$(CURDIR)/$(VLMEVALKIT) LMMS_EVAL=$(CURDIR)/$(LMMS_EVAL) $(BIN)/pytest tests/harnesses
 
-# What images need torchvision for, and what they do not: with it the tokens and pixels are the same.
-test-torchvision: $(INSTALLED) $(TORCHVISION)/.installed
-	PYTHONPATH=$(CURDIR)/tests/vllm/site:$(CURDIR)/$(TORCHVISION) $(BIN)/pytest -n 2 $(IMAGES)
+# What takes packages that some checkpoints need, and that nothing changes where others have them.
+test-extras: $(INSTALLED) $(EXTRAS)/.installed
+	PYTHONPATH=$(CURDIR)/tests/vllm/site:$(CURDIR)/$(EXTRAS) $(BIN)/pytest -n 2 $(IMAGES)
 
 # Every class of transformers: exact, or refused with a sentence. benchmarks/results/families.json.
 sweep: $(INSTALLED)

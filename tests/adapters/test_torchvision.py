@@ -1,6 +1,6 @@
 """Images that torchvision alone prepares: without it, with a build that fails, and with it.
 
-`make test-torchvision` installs it beside the other packages, which stay as they are.
+`make test-extras` installs it beside the other packages, which stay as they are.
 """
 
 from __future__ import annotations
