@@ -31,8 +31,9 @@ from mvw_cli.engine.types import (
     Token,
     Withdrawn,
 )
-from mvw_cli.errors import ExitCode, ModelProblem, MvwError
+from mvw_cli.errors import BadImage, ExitCode, ModelProblem, MvwError
 from mvw_cli.policy import WithdrawalPolicy
+from mvw_cli.text import error_line
 from mvw_cli.vllm.start import start, withdrawal_settings
 
 AHEAD = 8
@@ -129,6 +130,26 @@ class VllmEngine:
             hint="mvw doctor --engine vllm",
         )
 
+    def refused(self, request: Request, error: Exception) -> MvwError:
+        """Make the error of a request that vLLM does not take; what was raised first says why."""
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)
+        if own := next((one for one in chain if isinstance(one, MvwError)), None):
+            return own  # of an adapter that prepares images there
+        why, hint = error_line(chain[-1]), "mvw doctor --engine vllm"
+        if isinstance(chain[-1], (ValueError, type(error))):  # a sentence by itself
+            why = next(iter(str(chain[-1]).strip().splitlines()), "no reason given")
+        # From `multimodal/processing/context.py`. The text that a processor gets there is not the
+        # request's, so it is the images that it fails at.
+        if str(error).startswith("Failed to apply"):
+            sizes = " and ".join(f"{one.width} x {one.height}" for one in request.images)
+            what = f"{self._loaded.name} takes no image of {sizes} pixels."
+            return BadImage(what, cause=why, hint="mvw list profiles")
+        if "maximum context length" in why or "maximum model length" in why:
+            hint = "mvw infer IMAGE QUESTION --set images.max_pixels=500000"
+        return Refused("vLLM refuses the request", cause=why, hint=hint)
+
     def sampling(self, settings: GenerationSettings, policy: WithdrawalPolicy) -> Any:
         """Turn settings into vLLM's; what is None is as the checkpoint's generation config says."""
         from vllm import SamplingParams
@@ -219,7 +240,8 @@ class VllmSlots:
         """Hand a request to vLLM.
 
         Raises:
-            Refused: vLLM does not take it.
+            BadImage: the processor that prepares images there has failed at one.
+            Refused: vLLM does not take it for another reason.
             EngineDied: vLLM's processes have ended.
         """
         from vllm.exceptions import VLLMClientError
@@ -235,14 +257,7 @@ class VllmSlots:
         except EngineDeadError as error:
             raise self._engine.died() from error
         except (ValueError, VLLMClientError) as error:
-            if isinstance(error.__cause__, MvwError):  # of an adapter that prepares images there
-                raise error.__cause__ from None
-            lines = str(error).strip().splitlines() or ["no reason given"]
-            raise Refused(
-                "vLLM refuses the request",
-                cause=lines[0],
-                hint="mvw infer IMAGE QUESTION --set images.max_pixels=500000",
-            ) from error
+            raise self._engine.refused(request, error) from error
         self._progress[request.id] = self._engine.begun(request)
         return [Admitted(request.id, perf_counter())]
 

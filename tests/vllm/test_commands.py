@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hub_folder import BY_PROFILE, write_hub_folder
+from PIL import Image
 from vllm_checkpoints import write_vllm_checkpoint
 from vllm_commands import (
     PICTURES,
@@ -30,7 +32,8 @@ from vllm_commands import (
 from vllm_running import ARGUMENTS
 
 from mvw_cli import BadImage
-from mvw_cli.vllm.engine import VllmSlots
+from mvw_cli.errors import ExitCode
+from mvw_cli.vllm.engine import VllmEngine, VllmSlots
 
 VLLM = over_vllm()
 
@@ -89,12 +92,32 @@ def test_an_image_that_the_adapter_can_not_read_is_one_images_fault() -> None:
     def add_request(*args: Any) -> None:
         raise ValueError("Failed to apply _Images on data={...}") from refusal
 
-    engine: Any = SimpleNamespace(_pool_bytes=0, sampling=lambda *args: None)
-    engine.vllm = SimpleNamespace(add_request=add_request)
+    engine: Any = VllmEngine.__new__(VllmEngine)
+    engine.sampling = lambda *args: None
+    engine._pool_bytes, engine.vllm = 0, SimpleNamespace(add_request=add_request)
     request: Any = SimpleNamespace(id="0", inputs={"input_ids": torch.ones(1, 3)}, images=())
     request.settings = request.policy = None
     with pytest.raises(BadImage, match="can't be read by Kimi-VL"):
         VllmSlots(engine).admit(request)
+
+
+def test_images_that_the_processor_refuses_end_a_batch_as_on_the_own_engine(
+    folder: Path, check_hint: Callable[[str], None]
+) -> None:
+    model = write_vllm_checkpoint("qwen2.5-vl", folder / "qwen2.5-vl")
+    (folder / "thin").mkdir()
+    for number in range(25):
+        Image.new("RGB", (3000, 2), (number, 0, 0)).save(folder / "thin" / f"{number:02}.png")
+    said = []
+    for log, more in (("own-thin.jsonl", []), ("thin.jsonl", VLLM)):
+        ended = run([*command("batch", "thin", QUESTION, "-o", log, model=model), *more], folder)
+        assert ended.returncode == ExitCode.ITEMS_FAILED, ended.stderr
+        assert len(records(folder / log)) < 25
+        said.append(told(ended.stderr))
+        check_hint(said[-1][2])
+    assert said[0] == said[1]
+    assert "takes no image of 3000 x 2 pixels" in said[1][0]
+    assert "absolute aspect ratio must be smaller than 200" in said[1][1]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def failure(
 
 
 def cause_of(record: Mapping[str, Any]) -> str:
-    """Write why an item failed, without the names of its images and without numbers.
+    """Write why an item failed, without the names of its images, numbers and addresses.
 
     Two items failed alike where this is the same.
     """
@@ -91,7 +91,7 @@ def cause_of(record: Mapping[str, Any]) -> str:
         stem = re.escape(os.path.splitext(name)[0])
         own = [re.escape(image["path"]), *([re.escape(folder)] if folder else []), rf"{stem}\.\w+"]
         told = re.sub(rf"(?<!\w)({'|'.join(own)})(?!\w)", "…", told)
-    return re.sub(r"\d+", "0", told)
+    return re.sub(r"0x[0-9a-fA-F]+|\d+", "0", told)
 
 
 def dumps(record: Mapping[str, Any]) -> bytes:

@@ -909,6 +909,7 @@ def test_what_decodes_is_finished_when_a_run_is_ended(
         (("x/a.png", "did you mean a.jpg?"), ("x/b.png", "did you mean b.jpg?"), True),
         (("x/a/1.png", "no folder x/a"), ("x/b/1.png", "no folder x/b"), True),
         (("a.png", "it is cut (3 bytes)"), ("b.png", "it is cut (40 bytes)"), True),
+        (("a.png", "<Image at 0x7F03DB>"), ("b.png", "<Image at 0x7f1c20>"), True),
         (("a.png", "it is a PDF"), ("b.png", "it is an SVG drawing"), False),
         (("a.png", "no"), ("b.png", None), False),
     ],
