@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mvw_cli.batch.items import ImageRef, Item
 from mvw_cli.batch.source.listing import list_items
 from mvw_cli.batch.source.paths import TABLE_SUFFIXES, Source, suffix
 from mvw_cli.batch.source.questions import SUFFIXES
+from mvw_cli.bench.matching import answers_match
 from mvw_cli.errors import UsageProblem
 from mvw_cli.evaluate.public import PUBLIC, Prompt, Public, find
 from mvw_cli.text import one_line
@@ -109,8 +111,9 @@ def load(data: str, columns: Mapping[str, Any], limit: int | None = None) -> Dat
     items = list(list_items(source))
     _check_unique(items, path)
     left_out: dict[str, int] = {}
-    found = islice(_questions(_placed(items, path, public), public, left_out), limit)
-    questions = tuple(found)
+    places = _places(items, columns.get("answer_column") or "answer", path)
+    found = _questions(_placed(items, path, public), public, places, left_out)
+    questions = tuple(islice(found, limit))
     if not questions:
         raise _nothing_to_score(path, items, left_out)
     return Dataset(
@@ -166,17 +169,26 @@ def _placed(items: Sequence[Item], path: str, public: Public | None) -> Iterator
 
 
 def _questions(
-    items: Iterator[Item], public: Public | None, left_out: dict[str, int]
+    items: Iterator[Item],
+    public: Public | None,
+    places: Mapping[str, str],
+    left_out: dict[str, int],
 ) -> Iterator[Question]:
     for item in items:
-        if not item.images or not item.reference:
-            why = "without an image" if item.reference else "without an answer"
-            left_out[why] = left_out.get(why, 0) + 1
-            continue
-        options = _options(item.values)
+        options, why = _options(item.values), None
         answers = tuple(map(str, as_list(item.reference)))
         if options:
-            answers = tuple(_letter(answer, options) for answer in answers)
+            letters = (places.get(item.id) or _letter(answer, options) for answer in answers)
+            answers = tuple(filter(None, letters))
+        if not item.reference:
+            why = "without an answer"
+        elif not item.images:
+            why = "without an image"
+        elif not answers:
+            why = "with an answer that is none of its options"
+        if why is not None:
+            left_out[why] = left_out.get(why, 0) + 1
+            continue
         prompt: Prompt = "choice" if options else "plain"
         text = _asked(item.question, options, item.values, public.prompt if public else prompt)
         asked = replace(item, question=text, reference=item.reference, values={})
@@ -191,22 +203,69 @@ def as_list(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def _listed(row: Mapping[str, Any]) -> list[str]:
+    """Return the options that a row has as a list; those in columns A, B, … go before it."""
+    listed = as_list(row.get("options") or row.get("choices"))
+    return [] if row.get("A") or row.get("B") or len(listed) < 2 else [*map(str, listed)]
+
+
 def _options(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the options by their letters: columns A, B, …, or a list."""
-    listed = row.get("options") or row.get("choices")
-    if listed and not (row.get("A") or row.get("B")) and len(as_list(listed)) > 1:
-        return dict(zip(string.ascii_uppercase, map(str, as_list(listed)), strict=False))
+    if listed := _listed(row):
+        return dict(zip(string.ascii_uppercase, listed, strict=False))
     found = {letter: row.get(letter) for letter in string.ascii_uppercase}
     return {letter: str(text) for letter, text in found.items() if text not in (None, "")}
 
 
-def _letter(answer: str, options: Mapping[str, str]) -> str:
-    """Return the letter of a right answer, which may be written out."""
-    plain = answer.strip()
-    if plain.upper() in options or len(plain) == 1:
-        return plain.upper()
-    named = [letter for letter, text in options.items() if text.strip() == plain]
-    return named[0] if len(named) == 1 else plain
+def _letter(answer: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of a right answer, which may be written out; None: it is no option."""
+    letter = answer.strip("(). ").upper()
+    return letter if letter in options else _named(answer, options)
+
+
+def _named(answer: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of the one option that has this text."""
+    for same in (eq, answers_match):
+        found = [letter for letter, text in options.items() if same(answer.strip(), text.strip())]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _places(items: Sequence[Item], column: str, path: str) -> dict[str, str]:
+    """Return the letters, by id, of answers that are the place of an option in a list, from 0.
+
+    So the Hub's datasets have them: whole numbers, not text. One that is the text of an option as
+    well means what those of the other rows mean, of which only one can be.
+
+    Raises:
+        UsageProblem: that leaves two meanings.
+    """
+    places: dict[str, str] = {}
+    either: dict[str, str] = {}
+    texts: list[str] = []
+    beyond: list[str] = []
+    for item in items:
+        number, options = item.values.get(column), _options(item.values)
+        if not isinstance(number, int) or isinstance(number, bool) or not _listed(item.values):
+            continue
+        named, letters = _named(str(number), options), dict(enumerate(options))
+        if number not in letters:
+            (texts if named else beyond).append(item.id)
+        elif letters[number] != named:
+            (either if named else places)[item.id] = letters[number]
+    doubt = None
+    if either and bool(places) == bool(texts):
+        doubt = f"that of {one_line(next(iter(either)))[:40]} is the text of another option"
+    elif beyond and not texts and (places or either):
+        doubt = f"that of {one_line(beyond[0])[:40]} is no place in its list"
+    if doubt is not None:
+        raise UsageProblem(
+            f"The answers of {path} may be places in lists of options, from 0, or not",
+            cause=f"{doubt}; write letters instead",
+            hint="mvw eval --help",
+        )
+    return places if texts else places | either
 
 
 def _asked(

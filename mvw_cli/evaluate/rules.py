@@ -71,9 +71,14 @@ def stated_letter(answer: str, letters: Iterable[str]) -> str | None:
 
 
 def choice(answer: str, question: Question) -> Score:
-    """Judge an option by its letter, or by its text where the answer is nothing else."""
-    options = question.options
-    read = stated_letter(answer, options or string.ascii_uppercase[:8])
+    """Judge an option by its letter, or by its text where the answer is nothing else.
+
+    Without options, and with a right answer that is no letter either, a question is an open one.
+    """
+    options, letters = question.options, string.ascii_uppercase[:8]
+    if not options and not {*question.answers} <= {*letters}:
+        return exact(answer, question)
+    read = stated_letter(answer, options or letters)
     if read is None:
         same = [letter for letter, text in options.items() if answers_match(answer, text)]
         read = same[0] if len(same) == 1 else None

@@ -219,3 +219,85 @@ def test_questions_are_put_as_the_harness_puts_them(
     if PUBLIC[name].prompt == "short":
         text += "\nAnswer the question using a single word or phrase."
     assert one.item.question == text
+
+
+def jsonl(folder: Path, *rows: Mapping[str, Any]) -> str:
+    """Write a table of rows that have an image each."""
+    (folder / "a.png").write_bytes(noise(1))
+    filled = [
+        {"id": str(n), "image": "a.png", "question": "q", **row} for n, row in enumerate(rows)
+    ]
+    (folder / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in filled))
+    return str(folder / "own.jsonl")
+
+
+NUMBERS = ["2", "3"]
+CITIES = ["Rome", "Paris"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "letter"),
+    [
+        *((NUMBERS, "3", "B"), (NUMBERS, "3.0", "B"), (NUMBERS, 3, "B"), (["B", "c"], "C", "B")),
+        *((CITIES, "paris", "B"), (CITIES, "Paris.", "B"), (["x", "X"], "x", "A")),
+        *((CITIES, "(B)", "B"), (CITIES, "B.", "B"), (CITIES, "b", "B"), (CITIES, ["?", "B"], "B")),
+        *((CITIES, 0, "A"), (CITIES, 1, "B"), (["0", "1"], 1, "B"), (CITIES, "1", None)),
+        *((CITIES, "C", None), (CITIES, "London", None), (["x", "x"], "x", None)),
+    ],
+)
+def test_a_right_option_is_its_letter_its_text_or_its_place(
+    options: list[str], answer: object, letter: str | None, tmp_path: Path
+) -> None:
+    sure = {"options": CITIES, "answer": "A"}
+    data = load(jsonl(tmp_path, sure, {"options": options, "answer": answer}), {})
+    assert [one.answers for one in data.questions][1:] == ([] if letter is None else [(letter,)])
+    assert data.left_out == (
+        {"with an answer that is none of its options": 1} if letter is None else {}
+    )
+
+
+UNCLEAR = {"choices": ["0", "2", "1"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("sure", "letter"),
+    [({"choices": CITIES, "answer": 0}, "B"), ({"choices": ["9", "8"], "answer": 9}, "C")],
+)
+def test_a_number_that_is_a_place_and_a_text_means_what_the_others_mean(
+    sure: dict[str, Any], letter: str, tmp_path: Path
+) -> None:
+    found = load(jsonl(tmp_path, UNCLEAR, sure), {}).questions
+    assert [one.answers for one in found] == [(letter,), ("A",)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cause"),
+    [
+        ([UNCLEAR], "that of 0 is the text of another option"),
+        (
+            [UNCLEAR, {"choices": CITIES, "answer": 0}, {"choices": NUMBERS, "answer": 3}],
+            "that of 0 is the text of another option",
+        ),
+        (
+            [{"choices": CITIES, "answer": n} for n in (1, 2)],  # counted from 1
+            "that of 1 is no place in its list",
+        ),
+    ],
+)
+def test_numbers_of_two_meanings_are_refused(
+    rows: list[dict[str, Any]], cause: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageProblem, match="may be places in lists of options") as caught:
+        load(jsonl(tmp_path, *rows), {})
+    assert caught.value.cause == f"{cause}; write letters instead"
+
+
+def test_places_are_read_out_of_a_column_of_another_name(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    table = {"image": [{"bytes": noise(1), "path": None}] * 2, "question": ["q"] * 2}
+    table |= {"choices": [CITIES] * 2, "label": [1, 0]}
+    write_table(pa.table(table), tmp_path / "hub.parquet")
+    found = load(str(tmp_path / "hub.parquet"), {"answer_column": "label"}).questions
+    assert [one.answers for one in found] == [("B",), ("A",)]

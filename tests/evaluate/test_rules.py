@@ -47,6 +47,13 @@ def test_an_option_may_be_written_out() -> None:
     assert judged("It is in Paris.", question("B", options=OPTIONS)).read is None
 
 
+def test_among_choices_an_open_question_is_judged_as_a_text() -> None:
+    judged = find_rule("choice")
+    assert judged("three.", question("Three")).value == 1
+    assert judged("four", question("Three")).value == 0
+    assert judged("The answer is B", question("B")).value == 1, "its options may be in the image"
+
+
 def test_where_ours_differs_from_the_harness() -> None:
     """A quantifier that the harness takes for a letter, and a word in the middle of another."""
     dog = find_rule("choice")("I see A big dog", question("A", options=OPTIONS))
