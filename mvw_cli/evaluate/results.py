@@ -68,7 +68,7 @@ class ArmResult:
     """Questions that are counted: answered; where options are turned, all of their turns."""
     failed: int
     missing: int
-    """Without a record, or one of another question."""
+    """Without a record, or one of another question or of other images than the baseline's."""
     unread: int
     """Answers in which the rule found none."""
     cut: int
@@ -124,10 +124,20 @@ class Arm:
     scores: dict[str, Score] = field(default_factory=dict)
     verdicts: dict[str, bool | None] = field(default_factory=dict)
     """The judge's, of those that it was asked about."""
+    outdated: int = 0
+    """Questions whose record is of other images than the baseline's, and was left out."""
 
 
-def read_arm(name: str, logs: Iterable[Path], questions: Sequence[Question]) -> Arm:
-    """Read the records of an arm, of one log or of those of its shards; an answer beats a failure.
+def read_arm(
+    name: str, logs: Iterable[Path], questions: Sequence[Question], baseline: Arm | None = None
+) -> Arm:
+    """Read the records of an arm, of one log or of those of its shards.
+
+    The last content of a question counts, as its images may have been replaced; of one content an
+    answer beats a failure, also one that did not come as far as the images.
+
+    Args:
+        baseline: whose images are to be those of this arm, but for the arm without any.
 
     Raises:
         UsageProblem: they were made with different settings, or are no records.
@@ -143,7 +153,8 @@ def read_arm(name: str, logs: Iterable[Path], questions: Sequence[Question]) -> 
             item = asked.get(record["id"])
             if item is None or record["question"] != clean(item.question):
                 continue
-            if record["status"] == "ok" or record["id"] not in records:
+            kept = records.get(record["id"])
+            if record["status"] == "ok" or kept is None or _is_of_others(record, kept):
                 slim = {key: value for key, value in record.items() if key not in _UNUSED}
                 records[record["id"]] = slim
     if len(runs) > 1:
@@ -152,11 +163,24 @@ def read_arm(name: str, logs: Iterable[Path], questions: Sequence[Question]) -> 
             cause=f"those in {' and '.join(dict.fromkeys(map(str, runs.values())))}",
             hint="mvw eval --help",
         )
-    return Arm(name, {one.item.id: records[clean(one.item.id)] for one in questions
-                      if clean(one.item.id) in records})  # fmt: skip
+    arm = Arm(name, {})
+    wanted = {} if baseline is None or name == NO_IMAGE else baseline.records
+    for id in (one.item.id for one in questions if clean(one.item.id) in records):
+        record = records[clean(id)]
+        if id in wanted and _is_of_others(record, wanted[id]):
+            arm.outdated += 1
+        else:
+            arm.records[id] = record
+    return arm
 
 
-_UNUSED = ("text", "reasoning", "stages", "images", "question", "reference", "vision", "key")
+def _is_of_others(record: Record, other: Record) -> bool:
+    """Whether two records of one question are of different images, as far as both tell."""
+    keys = {record.get("key"), other.get("key")}
+    return None not in keys and len(keys) > 1
+
+
+_UNUSED = ("text", "reasoning", "stages", "images", "question", "reference", "vision")
 
 
 def score_arm(arm: Arm, rule: Rule, questions: Sequence[Question]) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mvw_cli.batch.items import Item
+from mvw_cli.batch.store.record import SCHEMA_VERSION
 from mvw_cli.bench.stats import mcnemar, paired_drop, wilson
 from mvw_cli.evaluate.dataset import Dataset, Question
 from mvw_cli.evaluate.report import sections, shown, summary, verdicts
-from mvw_cli.evaluate.results import NEVER, Arm, ArmResult, EvalReport, summed
+from mvw_cli.evaluate.results import (
+    NEVER,
+    NO_IMAGE,
+    Arm,
+    ArmResult,
+    EvalReport,
+    read_arm,
+    summed,
+)
 from mvw_cli.evaluate.rules import Score
 from mvw_cli.render.terminal import height
 
@@ -63,6 +74,36 @@ def test_pairs_are_those_that_both_have_answered() -> None:
     low, high = paired_drop(3, 0, 8)
     assert change.interval_95 == (-high, -low)
     assert second.seconds == 1.5 and second.kv_bytes_end == 40
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (["ok 1", "ok 2"], "ok 2"),
+        (["ok 1", "failed 2"], "failed 2"),  # the image was replaced
+        (["failed 1", "ok 1", "failed 1"], "ok 1"),
+        (["ok 1", "failed None"], "ok 1"),  # the image could not be read that time
+        (["failed None", "ok 1"], "ok 1"),
+    ],
+)
+def test_the_last_images_of_a_question_count(told: list[str], wanted: str, tmp_path: Path) -> None:
+    def read(name: str, lines: list[str], baseline: Arm | None = None) -> Arm:
+        always = {"schema_version": SCHEMA_VERSION, "id": "0", "run": "r", "question": "q"}
+        split = [line.split() for line in lines]
+        found = [
+            record(**always, status=status, key=None if key == "None" else key)
+            for status, key in split
+        ]
+        (tmp_path / "log").write_text("".join(f"{json.dumps(one)}\n" for one in found))
+        return read_arm(name, [tmp_path / "log"], dataset(1).questions, baseline)
+
+    base = read(NEVER, told)
+    assert (base.records["0"]["status"], base.records["0"]["key"]) == tuple(wanted.split())
+    other = read("m=1", [f"ok {wanted[-1]}"], base)
+    assert (len(other.records), other.outdated) == (1, 0)
+    other = read("m=1", ["ok 3"], base)
+    assert (len(other.records), other.outdated) == (0, 1)
+    assert len(read(NO_IMAGE, ["ok 3"], base).records) == 1
 
 
 def test_scores_in_between_are_bootstrapped() -> None:

@@ -51,7 +51,7 @@ from mvw_cli.evaluate.results import (
 from mvw_cli.evaluate.rules import find_rule
 from mvw_cli.files import check_not_input, check_writable, replacing
 from mvw_cli.render import terminal
-from mvw_cli.text import check_paths, escaped
+from mvw_cli.text import check_paths, escaped, plural
 
 if TYPE_CHECKING:
     from mvw_cli.batch.workers.dispatcher import Dispatcher
@@ -207,13 +207,10 @@ class Folder:
         return self.path / f"{self.arms[arm]}{part}.jsonl"
 
     def logs(self, arm: str) -> list[Path]:
-        """List the logs of an arm that are there, those of its shards as well."""
+        """List the logs of an arm that are there, those of its shards as well, the newest last."""
         stem = glob.escape(str(self.path / self.arms[arm]))
-        return [
-            Path(name)
-            for one in ("", ".*-of-*")
-            for name in sorted(glob.glob(f"{stem}{one}.jsonl"))
-        ]
+        found = (glob.glob(f"{stem}{one}.jsonl") for one in ("", ".*-of-*"))
+        return sorted(map(Path, chain(*found)), key=lambda log: (log.stat().st_mtime, log))
 
     def model(self, own: Fingerprint | None = None) -> Fingerprint | None:
         """Return what all its answers come from.
@@ -358,10 +355,14 @@ def _score(
     rule = find_rule(dataset.rule)
     settings = folder.model()
     names = sorted(folder.arms, key=lambda name: name != NEVER)
-    arms = []
+    arms: list[Arm] = []
     for name in names:
         view.progress(f"Scoring {name}")
-        arm = read_arm(name, folder.logs(name), dataset.questions)
+        baseline = arms[0] if arms and arms[0].name == NEVER else None
+        arm = read_arm(name, folder.logs(name), dataset.questions, baseline)
+        if arm.outdated:
+            count = plural(arm.outdated, "answer")
+            remarks.append(f"Arm {name}: {count} left out, to other images than those of {NEVER}.")
         if not arm.records:
             remarks.append(f"Arm {name} has no answers.")
             continue

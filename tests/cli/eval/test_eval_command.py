@@ -247,6 +247,21 @@ def test_arms_are_added_and_shards_come_together(folder: Path, mvw: Run) -> None
     assert arms[policy]["items"] == 2 == arms["m=1"]["items"]
 
 
+def test_answers_to_other_images_are_no_pairs(folder: Path, mvw: Run) -> None:
+    rows = rows_of(folder / "new", 3)
+    rows[0]["image"] = rows[1]["image"]
+    write(folder / "scenes.tsv", rows)
+    ran = mvw("eval", "scenes.tsv", "--m", "never")
+    assert ran.code == 0, ran.err
+    never, early, blind = report(folder)["arms"]
+    assert (never["missing"], early["missing"], blind["missing"]) == (0, 1, 0)
+    assert (early["change"]["pairs"], blind["change"]["pairs"]) == (3, 4)
+    assert "Arm m=1: 1 answer left out, to other images than those of never." in ran.out
+    ran = mvw("eval", "scenes.tsv", "--m", "1")
+    assert ran.code == 0 and "left out, to" not in ran.out
+    assert [arm["missing"] for arm in report(folder)["arms"]] == [0, 0, 0]
+
+
 def problem(ran: Ran, code: int = 2) -> list[str]:
     """The three lines of an error, which is all that there is."""
     assert ran.code == code, ran.err
