@@ -424,7 +424,7 @@ def check_placement(spec: ModelSpec) -> None:
             raise UsageProblem(
                 f"{key} needs a CUDA device.",
                 cause=f"PyTorch {torch.__version__} sees none here.",
-                hint="mvw infer IMAGE QUESTION --dtype bfloat16",
+                hint="mvw infer IMAGE QUESTION --set quantization=null --dtype bfloat16",
             )
     missing = [name for name in there if not there[name]]
     if missing:

@@ -76,7 +76,8 @@ def show(
         return
     rows = []
     for key, value, origin in resolved.rows():
-        text = json.dumps(value, ensure_ascii=False)
-        plain = isinstance(value, str) and text == f'"{value}"'  # nothing in it needs escaping
+        # No cell of the table has two spaces on end, nor one at an end.
+        text = json.dumps(value, ensure_ascii=False).replace("  ", " \\u0020")
+        plain = text == f'"{value}"' and value == value.strip()  # nothing in it needs escaping
         rows.append([key, str(value) if plain else text, f"{origin.kind}: {origin}"])
     console.table(["KEY", "VALUE", "ORIGIN"], rows)

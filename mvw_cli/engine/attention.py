@@ -27,6 +27,7 @@ from mvw_cli.engine.cache import SlotCache
 from mvw_cli.engine.layers import CrossLayer, SharedLayer, SlotLayer
 from mvw_cli.engine.rows import Part, Span
 from mvw_cli.engine.types import NotExact
+from mvw_cli.errors import UsageProblem
 
 _NAMES = {"sdpa": "mvw_sdpa", "eager": "mvw_eager", "flash": "mvw_fa"}
 """Names under which the kernels are registered. transformers takes any name with "flash" in it
@@ -58,7 +59,7 @@ def choose_kernel(model: PreTrainedModel, requested: str) -> str:
     text model's own attention does.
 
     Raises:
-        NotExact: the requested kernel can't serve this model on this device.
+        UsageProblem: the requested kernel can't serve this model on this device.
     """
     text = model.get_decoder()  # it attends; the model around it may have been told other things
     own = _own_attention(text)
@@ -68,10 +69,15 @@ def choose_kernel(model: PreTrainedModel, requested: str) -> str:
             return "flash"
         return "sdpa" if text._supports_sdpa and own is None else "eager"
     if requested == "flash" and obstacle is not None:
-        raise NotExact(obstacle)
+        raise _no_kernel(requested, obstacle)
     if requested == "sdpa" and own is not None:
-        raise NotExact(f"{own}, which SDPA can't do")
+        raise _no_kernel(requested, f"{own}, which SDPA can't do")
     return requested
+
+
+def _no_kernel(requested: str, cause: str) -> UsageProblem:
+    hint = "mvw infer IMAGE QUESTION --attention auto"
+    return UsageProblem(f"attention: {requested} is not to be had here", cause=cause, hint=hint)
 
 
 def _own_attention(text: Any) -> str | None:

@@ -44,7 +44,8 @@ class Engine:
             its gated MLP (`mlp`).
 
     Raises:
-        ModelProblem: the model can't be served exactly, or not with this attention kernel.
+        ModelProblem: the model can't be served exactly.
+        UsageProblem: not with this attention kernel.
     """
 
     prepares_images = False

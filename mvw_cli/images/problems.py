@@ -83,6 +83,8 @@ def _missing(path: str) -> BadImage:
     if path.startswith(("http://", "https://")):
         cause = "it is a web address, and mvw infer reads files"
         hint = f"curl -L -o {shlex.quote(free_name(wanted or 'image'))} {shlex.quote(path)}"
+    elif os.path.islink(path):
+        cause, hint = f"it is a link to {os.readlink(path)}", f"ls -l {shlex.quote(path)}"
     elif not os.path.isdir(folder or "."):
         cause, hint = f"there is no folder {folder}", "ls"
     elif like := closest(wanted, os.listdir(folder or ".")):

@@ -168,6 +168,14 @@ def damage(
             cause=f"Not fetched: {pointers[0]}{more}.",
             hint=f"cd {shlex.quote(str(folder))} && git lfs pull",
         )
+    shut = [name for name in (*_READ, *held) if _has(folder, name)]
+    shut = [name for name in shut if not os.access(folder / name, os.R_OK)]
+    if shut:
+        return ModelProblem(
+            f"{model} can't be read.",
+            cause=f"Permission denied: {shut[0]}.",
+            hint=f"ls -l {shlex.quote(str(folder / shut[0]))}",
+        )
     broken = [
         name
         for name in _READ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def test_each_broken_folder_says_what_is_wrong_with_it(
     hint = hint.removeprefix("Hint: ")
     parse_hint(hint)
     assert not hint.startswith("mvw infer") or str(picture) in hint  # the command that was typed
+
+
+def test_what_may_not_be_read_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first, *_] = sorted(folder.glob("*.safetensors"))
+    may = os.access  # root may read all
+    monkeypatch.setattr(os, "access", lambda path, *how: path != first and may(path, *how))
+    error = problem(str(folder))
+    assert error.message == f"{folder} can't be read."
+    assert error.cause == f"Permission denied: {first.name}."
+    assert error.hint == f"ls -l {first}"
 
 
 def test_an_unknown_architecture_names_the_version_and_the_upgrade(folder: Path) -> None:

@@ -220,6 +220,8 @@ def test_what_this_machine_can_not_do_is_refused(
     quantization = None if "device_map" in spec else "4bit"
     error = refused(UsageProblem, ModelSpec(model=str(folder), quantization=quantization, **spec))
     assert error.message.startswith(said)
+    if missing == ["cuda"]:  # the same command without it
+        assert error.hint and "--set quantization=null" in error.hint
     if extra:
         assert error.hint == f'pip install --upgrade "mvw[{extra}]"'
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from processes import Ran
 
 Run = Callable[..., Ran]
@@ -55,6 +56,13 @@ def test_json(mvw: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_text_that_looks_like_something_else_is_quoted(mvw: Run) -> None:
     ran = mvw("show", "--set", r'prompt.template="a\nb {question}"')
     assert r'"a\nb {question}"' in ran.out
+    ran = mvw(
+        "show", "--set", 'prompt.template=" a   b {question}"', "--set", "prompt.question=a  b"
+    )
+    written = {line.split()[0]: line for line in ran.out.splitlines()}
+    for key, value in {"prompt.template": " a   b {question}", "prompt.question": "a  b"}.items():
+        cell = written[key].removeprefix(key).strip().rpartition("  ")[0].strip()
+        assert yaml.safe_load(cell) == value
 
 
 def test_schema_is_the_one_in_docs(mvw: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from mvw_cli.adapter import LoadedModel, ModelSpec
 from mvw_cli.engine.engine import Engine
 from mvw_cli.engine.rows import CHUNK
 from mvw_cli.engine.types import Admitted, Finished, NotFinite, Prefilled, Token, Withdrawn
-from mvw_cli.errors import ModelProblem
+from mvw_cli.errors import ModelProblem, UsageProblem
 from mvw_cli.policies.mvw import Mvw
 from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policies.vtw import Vtw
@@ -172,9 +172,10 @@ def test_an_engine_can_be_used_again_and_abandoned(tiny: Any, ask: Any) -> None:
 
 
 def test_flash_is_refused_with_its_reason_where_it_is_missing(tiny: Any) -> None:
-    with pytest.raises(ModelProblem, match="can't be served exactly") as refusal:
+    with pytest.raises(UsageProblem, match="attention: flash is not to be had here") as refusal:
         Engine(loaded(tiny.model), attention="flash")
     assert "flash-attn" in (refusal.value.cause or "")
+    assert refusal.value.hint == "mvw infer IMAGE QUESTION --attention auto"
 
 
 class TestRefusals:

@@ -13,7 +13,9 @@ def parse_hint(hint: str) -> None:
 
     words = shlex.split(hint)
     if words[0] != "mvw":
-        assert words[0] in ("pip", "unset", "hf", "cd", "cat"), f"no command that we know: {hint}"
+        assert words[0] in ("pip", "unset", "hf", "cd", "cat", "ls"), (
+            f"no command that we know: {hint}"
+        )
         return
     command: click.Command = cli
     name, rest, context = "mvw", words[1:], None

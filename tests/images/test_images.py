@@ -297,6 +297,10 @@ def test_missing(tmp_path: Path) -> None:
     error = refused(tmp_path / "scene.png") if sys.platform == "linux" else error
     assert error.cause == "did you mean Scene.PNG?"
     assert error.hint and error.hint.startswith(f"mvw infer {tmp_path}/Scene.PNG ")
+    (tmp_path / "link.png").symlink_to("gone.png")
+    error = refused(tmp_path / "link.png")
+    assert error.cause == "it is a link to gone.png"
+    assert error.hint == f"ls -l {tmp_path}/link.png"
 
 
 def test_web_address() -> None:

@@ -7,6 +7,7 @@ with rows of empty cells. Images are paths, or lie in the line itself as data UR
 from __future__ import annotations
 
 import ast
+import codecs
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 from mvw_cli.batch.items import (
     IMAGE_COLUMNS,
@@ -187,8 +188,9 @@ def _lines(
         start: number and place of the line to begin with.
     """
     try:
+        stream = open_file(file)
         # What is no UTF-8 survives, since paths need not be.
-        with io.TextIOWrapper(open_file(file), "utf-8-sig", "surrogateescape", newline="") as text:
+        with io.TextIOWrapper(stream, _encoding(stream), "surrogateescape", newline="") as text:
             read = _csv if suffix(file) in (".csv", ".tsv") else _jsonl
             for number, place, values in read(file, text, start):
                 if places is not None:
@@ -203,6 +205,13 @@ def _lines(
             cause=getattr(error, "strerror", None) or error_line(error),
             hint=f"ls {shlex.quote(folder)}",
         ) from None
+
+
+def _encoding(stream: IO[bytes]) -> str:
+    """Tell UTF-16, as Excel's "Unicode text" is, by its byte order mark."""
+    mark = stream.read(2)
+    stream.seek(0)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _jsonl(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from mvw_cli.bench.report.tables import plan_tables, sections, title
 from mvw_cli.console import deliver
 from mvw_cli.cost.bounds import Plan
 from mvw_cli.errors import UsageProblem
-from mvw_cli.files import check_not_input, check_writable, free_name
+from mvw_cli.files import check_not_input, check_writable, free_name, unwritable
 from mvw_cli.render import terminal
 from mvw_cli.render.sections import Section, Sentence
 from mvw_cli.render.svg import write_charts
@@ -63,7 +64,10 @@ def check_outputs(wanted: Outputs) -> None:
         if path is not None:
             check_writable(path)
     if wanted.plot is not None:
-        check_writable(os.path.join(os.path.dirname(os.path.abspath(wanted.plot)), "mvw"))
+        folder = wanted.plot if os.path.isdir(wanted.plot) else None
+        check_writable(wanted.plot if folder is None else os.path.join(folder, "chart.svg"))
+        if folder is None and os.path.lexists(wanted.plot):
+            raise unwritable(wanted.plot, "it is no folder", f"ls -l {shlex.quote(wanted.plot)}")
 
 
 def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
@@ -76,19 +80,23 @@ def deliver_report(report: ProfileReport, wanted: Outputs) -> None:
         deliver(to_json(report), wanted.output)
     if wanted.html is not None:
         deliver(page(report), wanted.html)
-    if wanted.plot is not None:
-        folder = Path(wanted.plot)
-        with suppress(OSError):  # why it could not be made is told by the first chart
-            folder.mkdir(exist_ok=True)
-        found = chain.from_iterable(charts(report).values())
-        drawn = {folder / f"{chart.name}.svg": chart for chart in found}
-        for path in write_charts(drawn):
-            console.note(f"wrote {path}")
-    if wanted.as_json:
-        console.write(to_json(report))
-    else:
-        shown = sections(report) if wanted.verbose else summary(report, terminal.width())
-        terminal.show(title(report), shown)
+    try:
+        if wanted.plot is not None:
+            _draw(report, Path(wanted.plot))
+    finally:
+        if wanted.as_json:
+            console.write(to_json(report))
+        else:
+            shown = sections(report) if wanted.verbose else summary(report, terminal.width())
+            terminal.show(title(report), shown)
+
+
+def _draw(report: ProfileReport, folder: Path) -> None:
+    with suppress(OSError):  # why it could not be made is told by the first chart
+        folder.mkdir(exist_ok=True)
+    found = chain.from_iterable(charts(report).values())
+    for path in write_charts({folder / f"{chart.name}.svg": chart for chart in found}):
+        console.note(f"wrote {path}")
 
 
 def deliver_plan(plan: Plan, name: str, wanted: Outputs) -> None:

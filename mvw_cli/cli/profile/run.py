@@ -159,6 +159,14 @@ def _check(task: Task) -> None:
     if image is not None and task.question is None and not os.path.exists(image):
         hint = f"ls {shlex.quote(os.path.dirname(image) or '.')}"
         raise UsageProblem(f"There is no image {image}", cause="no such file", hint=hint)
+    drawn = {"--html": task.outputs.html, "--plot": task.outputs.plot}
+    undone = next((name for name, value in drawn.items() if value is not None), None)
+    if task.plan and undone is not None:
+        raise UsageProblem(
+            f"{undone} does not go with --plan",
+            cause="a plan is text or JSON; pages and charts are made of what was measured",
+            hint="mvw profile --plan",
+        )
     if task.gpu is not None and not task.plan:
         raise UsageProblem(
             "--gpu goes with --plan",

@@ -41,6 +41,7 @@ def listed(folder: Path, name: str, content: str, encoding: str = "utf-8") -> li
         ("excel.csv", f'image,question\r\n0.png,"{QUESTION}"\r\n', "utf-8-sig"),
         ("europe.csv", f"image;question\r\n0.png;{QUESTION}\r\n", "utf-8-sig"),
         ("tab.tsv", f"image\tquestion\n0.png\t{QUESTION}\n", "utf-8"),
+        ("unicode.tsv", f"image\tquestion\r\n0.png\t{QUESTION}\r\n", "utf-16"),
         ("tab.csv", f"image\tquestion\n0.png\t{QUESTION}\n", "utf-8"),
         ("blanks.csv", f'image, question\n0.png, "{QUESTION}"\n', "utf-8"),
         ("deleted.csv", f'image,question,\n0.png,"{QUESTION}",\n,,\n ,,\n', "utf-8"),

@@ -221,6 +221,9 @@ def test_what_contradicts_itself_is_refused(run: Callable[..., Ran], tmp_path: P
     assert "There is no image" in refused(run("nothing.png"))
     assert "is written as .json" in refused(run("-o", "report.txt"))
     assert "Cannot read the report" in refused(run("--from", "a.png"))
+    assert "Cannot write a.png" in refused(run("--plot", "a.png"))
+    assert "--html does not go with --plan" in refused(run("--plan", "--html", "plan.html"))
+    assert "--plot does not go with --plan" in refused(run("--plan", "--plot", "charts"))
     assert "no figures for this GPU" in refused(run("--plan", "--gpu", "H1000"))
     assert run("--m", "0").code == ExitCode.USAGE
     assert run("--m", "4,x").code == ExitCode.USAGE
