@@ -210,6 +210,25 @@ def test_a_wrong_request_is_answered_with_400(
     assert ask(server, body(judge, Case((0,), tokens=4))).status_code == 200
 
 
+def test_a_request_may_say_it_as_it_does_to_the_own_engines_server(
+    judge: Judge, server: str
+) -> None:
+    """OpenAI's clients send what is in `extra_body={"mvw": …}` beside the other parameters."""
+    for asked, m in (({"m": 9}, 9), ({"m": -1}, None), ({}, 6)):
+        case = Case((0,), m, tokens=TOKENS, extra={})
+        reply = ask(server, body(judge, case, mvw=asked))
+        check(judge, case, reply)
+        report = (reply.json()["kv_transfer_params"] or {}).get("mvw")
+        assert report is None or "repeated" not in report
+    for asked, said in (
+        ({"mvw": {"m": 0}}, "the first token comes out of the prefill"),
+        ({"mvw": 16}, "mvw has to be an object"),
+        ({"mvw": {"m": 3}, "vllm_xargs": {"mvw_m": 4}}, "said twice: by mvw.m, mvw_m"),
+    ):
+        reply = ask(server, body(judge, Case((0,), tokens=4, extra={}), **asked))
+        assert reply.status_code == 400 and said in reply.json()["error"]["message"], reply.text
+
+
 def test_a_text_without_an_image_has_nothing_to_withdraw(judge: Judge, server: str) -> None:
     reply = ask(server, body(judge, Case((), tokens=12)))
     assert reply.status_code == 200

@@ -40,6 +40,7 @@ def test_a_request_overrides_the_server(extra: dict[str, Any] | None, policy: Mv
         ({"mvw_min": 3}, "mvw_min: give m"),
         ({"mvw_until": ["a", "b"]}, "mvw_until has to be one text"),
         ({"mvw": 16}, "mvw has to be an object"),
+        ({"mvw": {"m": 3}, "mvw_m": 4}, "said twice: by mvw.m, mvw_m"),
         ({"mvw": {"steps": 3}}, "mvw.steps is no setting of withdrawal"),
     ],
 )

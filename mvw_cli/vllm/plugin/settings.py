@@ -46,7 +46,7 @@ def request_policy(extra_args: Mapping[str, Any] | None, default: Mvw | None) ->
 
     Args:
         extra_args: of its sampling parameters: `mvw_m`, `mvw_until`, `mvw_min`, `mvw_max`, as
-            `vllm_xargs` can't nest; in Python also `{"mvw": {"m": 16}}`. `mvw_m: -1` opts out.
+            `vllm_xargs` can't nest; else also `{"mvw": {"m": 16}}`. `mvw_m: -1` opts out.
 
     Raises:
         ValueError: with a sentence about what is wrong.
@@ -58,9 +58,10 @@ def request_policy(extra_args: Mapping[str, Any] | None, default: Mvw | None) ->
     if nested is not None and not isinstance(nested, Mapping):
         raise ValueError(f'mvw has to be an object, as {{"m": 16}}, not {nested!r}')
     asked = {f"mvw.{key}": (key, value) for key, value in (nested or {}).items()}
-    for key, value in extra_args.items():
-        if key.startswith("mvw_"):
-            asked[key] = (key.removeprefix("mvw_"), value)
+    flat = {key: value for key, value in extra_args.items() if key.startswith("mvw_")}
+    if asked and flat:
+        raise ValueError(f"when the vision goes is said twice: by {', '.join([*asked, *flat])}")
+    asked |= {key: (key.removeprefix("mvw_"), value) for key, value in flat.items()}
     if [value for key, value in asked.values() if key == "m"] == [-1]:
         return None
     return _policy(asked)

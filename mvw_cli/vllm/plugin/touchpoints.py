@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import vllm
 from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -42,6 +43,7 @@ from mvw_cli.vllm.plugin.layout import move_layers
 from mvw_cli.vllm.plugin.plan import Asked, Move, Plan, Span, asked_of, vision_spans
 from mvw_cli.vllm.plugin.settings import (
     ALLOW_UNTESTED,
+    KEY,
     LEADER,
     asks,
     request_policy,
@@ -63,6 +65,7 @@ logger = init_logger("vllm.mvw")
 # What is overridden or called, with the parameters that it had in the tested versions.
 _SIGNATURES: dict[Any, str] = {
     EngineArgs.create_engine_config: "self usage_context headless",
+    ChatCompletionRequest.to_sampling_params: "self max_tokens default_sampling_params",
     InputProcessor.process_inputs: "self request_id prompt params supported_tasks arrival_time "
     "lora_request tokenization_kwargs trace_headers priority data_parallel_rank resumable "
     "session_id kv_hints",
@@ -87,12 +90,12 @@ _SIGNATURES: dict[Any, str] = {
 
 
 def install() -> None:
-    """Wrap the two doors of vLLM's front end, once in a process."""
+    """Wrap the doors of vLLM's front end, once in a process."""
     if getattr(EngineArgs, "mvw_installed", False):
         return
     EngineArgs.mvw_installed = True
     create, process = EngineArgs.create_engine_config, InputProcessor.process_inputs
-    receive = OutputProcessor.process_outputs
+    receive, convert = OutputProcessor.process_outputs, ChatCompletionRequest.to_sampling_params
 
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = create(self, *args, **kwargs)
@@ -100,6 +103,14 @@ def install() -> None:
         if settings is not None:
             withdraw_with(config, server_default(settings))
         return config
+
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = convert(self, *args, **kwargs)
+        # vLLM's server keeps what it does not know of a request, and passes over it.
+        asked = (self.model_extra or {}).get(KEY)
+        if asked not in (None, {}):
+            params.extra_args = {**(params.extra_args or {}), KEY: asked}
+        return params
 
     def process_inputs(
         self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
@@ -116,6 +127,7 @@ def install() -> None:
         return receive(self, engine_core_outputs, *args, **kwargs)
 
     EngineArgs.create_engine_config = create_engine_config
+    ChatCompletionRequest.to_sampling_params = to_sampling_params
     InputProcessor.process_inputs = process_inputs
     OutputProcessor.process_outputs = process_outputs
 
@@ -243,9 +255,9 @@ def check_request(config: Any, params: SamplingParams, *, resumable: bool = Fals
 
 
 def _count(transfer: Any) -> None:
-    """Count a withdrawal that an output tells of, for `/metrics`."""
+    """Count a withdrawal that an output tells of, for `/metrics`, unless it has been before."""
     report = transfer.get("mvw") if isinstance(transfer, dict) else None
-    if report is None or report.get("repeated"):
+    if report is None or report.pop("repeated", False):
         return
     for name, value in (
         ("withdrawals", 1),
