@@ -134,15 +134,19 @@ def damaged(name: str, cause: str) -> BadImage:
     return _refused(name, "is cut short or damaged", told)
 
 
-def too_many_pixels(name: str, pixels: int, limit: int, data: bytes) -> BadImage:
-    """Explain that the header announces more pixels than are to be decoded."""
+def too_many_pixels(name: str, pixels: int, limit: str, data: bytes) -> BadImage:
+    """Explain that the header announces more pixels than are to be decoded.
+
+    Args:
+        limit: what limits them, and to how many.
+    """
     if pixels > PIXELS_PER_BYTE * len(data):
         cause = f"its header tells of {pixels:,} pixels, with {len(data):,} bytes behind it"
         return damaged(name, cause)
     what = "Standard input" if name == "-" else f"The file {name}"
     return BadImage(
         f"{what} is too large to decode",
-        cause=f"it has {pixels:,} pixels, and images.max_decoded_pixels is {limit:,}",
+        cause=f"it has {pixels:,} pixels, and {limit}",
         hint=f"mvw infer IMAGE QUESTION --set images.max_decoded_pixels={pixels}",
     )
 

@@ -35,6 +35,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _SUBFILE = 0x00FE  # TIFF tag: 1 is a smaller version of another page, 4 a mask
 _LEVELS = 50
 """Smaller versions of a TIFF's page that are passed over in search of another page."""
+LIMITED_BY = "images.max_decoded_pixels is"
 _SEVERAL = {"TIFF": "pages", "MPO": "pictures", "HEIF": "pictures"}
 
 # Pillow remarks on odd metadata. Silenced once: a filter is the process's, and threads read images.
@@ -65,10 +66,13 @@ def open_image(
     max_pixels: int | None = None,
     max_decoded_pixels: int = PIXEL_LIMIT,
     name: str = "-",
+    limited_by: str = LIMITED_BY,
 ) -> ImageFile:
     """Read an image: a file by its path, or a file's bytes, which go by `name`.
 
-    `max_pixels` scales a larger image down to at most that many pixels.
+    Args:
+        max_pixels: to at most so many a larger image is scaled down.
+        limited_by: what is said of `max_decoded_pixels` where an image has more.
 
     Raises:
         BadImage: it is missing, unreadable, no image, damaged, or would decode to more than
@@ -79,7 +83,7 @@ def open_image(
     else:
         name = os.fspath(source)
         data = read_file(name)
-    header, size = _identify(data, name, max_pixels, max_decoded_pixels)
+    header, size = _identify(data, name, max_pixels, max_decoded_pixels, limited_by)
     try:
         header.load()
         image = to_rgb(_upright(header))
@@ -136,7 +140,11 @@ def read_file(path: str) -> bytes:
 
 
 def _identify(
-    data: bytes, name: str, max_pixels: int | None, limit: int
+    data: bytes,
+    name: str,
+    max_pixels: int | None,
+    limit: int,
+    limited_by: str = LIMITED_BY,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Read the header alone, so that a bomb is refused before it goes off.
 
@@ -157,7 +165,7 @@ def _identify(
             header = _reduced(header, data, max_pixels, min(limit, PIXEL_LIMIT))
     except Image.DecompressionBombError as error:
         pixels = int(re.findall(r"\d+", str(error))[0])
-        raise problems.too_many_pixels(name, pixels, limit, data) from None
+        raise problems.too_many_pixels(name, pixels, f"{limited_by} {limit:,}", data) from None
     except UnidentifiedImageError:
         raise problems.not_an_image(name, data) from None
     except Exception as error:  # as while decoding
@@ -165,7 +173,7 @@ def _identify(
     # Pillow itself only warns up to twice the limit.
     is_forged = is_jpeg and pixels > problems.PIXELS_PER_BYTE * len(data)
     if is_forged or header.width * header.height > limit:
-        raise problems.too_many_pixels(name, pixels, limit, data)
+        raise problems.too_many_pixels(name, pixels, f"{limited_by} {limit:,}", data)
     if pixels == 0:
         raise problems.damaged(name, f"its size is {size[0]}×{size[1]}")
     return header, size

@@ -110,10 +110,11 @@ class Answering:
             if delta:
                 await reply.event(self._chunk(delta, None))
             delta = {}
-        await reply.event(self._chunk({}, _end(record)) | {"mvw": self._own(record)})
-        if self._usage_wanted:
+        own = {"mvw": self._own(record)}
+        await reply.event(self._chunk({}, _end(record)) | own)
+        if self._usage_wanted:  # then the last chunk is one without choices
             document = self._document("chat.completion.chunk")
-            await reply.event(document | {"usage": _usage(record)})
+            await reply.event(document | {"usage": _usage(record)} | own)
         await reply.done()
 
     def _checked(self, news: Token | Record) -> Record:

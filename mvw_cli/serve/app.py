@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 from mvw_cli import console
 from mvw_cli.engine import types as engine
 from mvw_cli.errors import MvwError
-from mvw_cli.images.reading import open_image
+from mvw_cli.images.reading import LIMITED_BY, open_image
 from mvw_cli.serve.answer import Answering, Reply
 from mvw_cli.serve.desk import Desk
 from mvw_cli.serve.metrics import Metrics
@@ -222,13 +222,15 @@ class Service:
             what = f"there are more than {self._bounds.max_images} images"
             raise Refused(400, what, param="messages")
         loop, files, left = asyncio.get_running_loop(), [], self._bounds.max_pixels
+        of_one = session.loaded.spec.max_decoded_pixels
         for number, url in enumerate(asked.images, start=1):
             read = partial(
                 open_image,
                 await self._sources.read(url),
                 max_pixels=self._scaled_to,
-                max_decoded_pixels=min(left, session.loaded.spec.max_decoded_pixels),
+                max_decoded_pixels=min(left, of_one),
                 name=f"image {number}",
+                limited_by="--max-pixels leaves" if left < of_one else LIMITED_BY,
             )
             files.append(await loop.run_in_executor(self._readers, read))
             width, height = files[-1].original_size

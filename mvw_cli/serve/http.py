@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -125,9 +126,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen()  # who comes while the weights are read waits
     except OSError as error:
+        of_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
         raise UsageProblem(
             f"Can't listen on {host}, port {port}",
             cause=error.strerror or str(error),
-            hint="mvw serve --port 0",
+            hint="mvw serve --host 127.0.0.1" if of_host else "mvw serve --port 0",
         ) from None
     return listener

@@ -6,12 +6,13 @@ a word.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mvw_cli.adapter import Answer
 from mvw_cli.engine.types import GenerationSettings
@@ -19,10 +20,32 @@ from mvw_cli.policies.none import NoWithdrawal
 from mvw_cli.policy import WithdrawalPolicy
 from mvw_cli.vllm.plugin.settings import request_policy
 
-_Flag = Literal[False] | None
-_Zero = Annotated[float, Field(ge=0, le=0)] | None
-_Nothing = Annotated[list[Any], Field(max_length=0)] | None
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "verbosity": ("medium",),
+    "reasoning_effort": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (False, True),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "web_search_options": (),
+    "moderation": (),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+"""Parameters of OpenAI's that this server has not, with what changes nothing beside null."""
 
 
 class Refused(Exception):
@@ -92,10 +115,7 @@ class Message(_Model):
 
 class _StreamOptions(_Model):
     include_usage: bool = False
-
-
-class _Format(_Model):
-    type: Literal["text"]
+    include_obfuscation: Literal[False] = False
 
 
 class ChatRequest(_Model):
@@ -116,16 +136,24 @@ class ChatRequest(_Model):
     stream_options: _StreamOptions | None = None
     mvw: dict[str, Any] | None = None
     vllm_xargs: dict[str, Any] | None = None
-    # Of no consequence for an answer.
+    # Of no consequence for an answer: who asks, and what would make it faster.
     user: str | None = None
+    safety_identifier: str | None = None
     metadata: dict[str, Any] | None = None
-    # Only as what changes nothing.
-    n: Literal[1] | None = 1
-    frequency_penalty: _Zero = None
-    presence_penalty: _Zero = None
-    logprobs: _Flag = None
-    response_format: _Format | None = None
-    tools: _Nothing = None
+    prediction: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_neutral(cls, sent: Any) -> Any:
+        for name in _NEUTRAL.keys() & sent.keys() if isinstance(sent, dict) else ():
+            value, neutral = sent.pop(name), _NEUTRAL[name]
+            if value is not None and value not in neutral:
+                only = " or ".join(json.dumps(one) for one in (None, *neutral))
+                raise Refused(400, f"{name}: this server takes only {only}", param=name)
+        return sent
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -138,6 +166,9 @@ class ChatRequest(_Model):
         Raises:
             Refused: it says something that there is not.
         """
+        if self.mvw and self.vllm_xargs:
+            what = "mvw and vllm_xargs both say when the vision goes: give one of them"
+            raise Refused(400, what, param="vllm_xargs")
         asked = {**({"mvw": self.mvw} if self.mvw else {}), **(self.vllm_xargs or {})}
         other = [key for key in asked if not key.startswith("mvw")]
         if other:

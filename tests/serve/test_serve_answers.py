@@ -67,7 +67,7 @@ def test_the_answer_is_that_of_infer_whole_and_streamed(
     *_, last, counted = chunks
     assert last.choices[0].finish_reason == "stop"
     assert last.mvw["withdrawal"] == own["withdrawal"]
-    assert (counted.choices, counted.usage) == ([], usage)
+    assert (counted.choices, counted.usage, counted.mvw) == ([], usage, last.mvw)
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert len({chunk.id for chunk in chunks}) == 1
 

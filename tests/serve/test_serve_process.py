@@ -66,6 +66,15 @@ def test_sigterm_answers_what_was_begun_and_ends(tmp_path: Path) -> None:
     assert len(told) == 2 and re.match(r"shapes, 1 slot, at </CAPTION>\.", told[1]), told
 
 
+def test_a_profile_that_is_a_file_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.v2.yaml").write_text("generation:\n  max_new_tokens: 1\n")
+    with serving(tmp_path, "--profile", "./mine.v2.yaml") as served, served.client() as client:
+        assert [one.id for one in client.models.list()] == ["mine.v2"]
+        for name in ("mine.v2", "embedded"):
+            messages: Any = [{"role": "user", "content": content()}]
+            assert client.chat.completions.create(model=name, messages=messages).model == "mine.v2"
+
+
 def test_what_stops_it_before_a_model_is_loaded(
     mvw: Run, tmp_path: Path, check_hint: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +83,10 @@ def test_what_stops_it_before_a_model_is_loaded(
         port = str(taken.getsockname()[1])
         cases = [
             (["--port", port], f"Can't listen on 127.0.0.1, port {port}"),
+            (["--port", port], "Hint: mvw serve --port 0"),
             (["--host", "nowhere.invalid"], "Can't listen on nowhere.invalid, port 8000"),
+            (["--host", "nowhere.invalid"], "Hint: mvw serve --host 127.0.0.1"),
+            (["--host", "192.0.2.1"], "Hint: mvw serve --host 127.0.0.1"),  # nobody's (RFC 5737)
             (["--allow-files", str(tmp_path / "gone")], "--allow-files: there is no folder"),
             (["--profile", "gone"], "gone"),
             (["--api-key", ""], "--api-key: the token is empty"),

@@ -54,15 +54,23 @@ def one(role: str, text: str) -> dict[str, str]:
         ({"temperature": "warm"}, 400, "temperature: "),
         ({"top_p": 0}, 400, "top_p: "),
         ({"stop": [""]}, 400, "stop"),
-        ({"logprobs": True}, 400, "logprobs: "),
+        ({"logprobs": True}, 400, "logprobs: this server takes only null or false"),
+        ({"top_logprobs": 2}, 400, "top_logprobs: "),
+        ({"logit_bias": {"5": 100}}, 400, "logit_bias: this server takes only null or {}"),
+        ({"store": True}, 400, "store: "),
+        ({"tool_choice": "required"}, 400, 'takes only null or "none" or "auto"'),
+        ({"modalities": ["text", "audio"]}, 400, "modalities: "),
+        ({"reasoning_effort": "high"}, 400, "reasoning_effort: this server takes only null"),
+        ({"stream_options": {"include_obfuscation": True}}, 400, "include_obfuscation"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty: "),
         ({"tools": [{"type": "function"}]}, 400, "tools: "),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format.type: "),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format: "),
         ({"beams": 4}, 400, "beams: this server has no such parameter"),
         ({"mvw": {"m": 0}}, 400, "the first token comes out of the prefill"),
         ({"mvw": {"m": "16"}}, 400, "mvw.m has to be a whole number, not '16'"),
         ({"mvw": {"gates": "/etc/passwd"}}, 400, "mvw.gates is no setting of withdrawal"),
         ({"vllm_xargs": {"mvw_m": 8, "mvw_max": 4}}, 400, "m must be between min and max"),
+        ({"mvw": {"m": 8}, "vllm_xargs": {"mvw_m": 4}}, 400, "mvw and vllm_xargs both say"),
         ({"vllm_xargs": {"other": 8}}, 400, "there is no other here"),
     ],
 )
@@ -74,7 +82,15 @@ def test_a_wrong_parameter(server: Served, changed: Sent, status: int, said: str
 def test_what_changes_nothing_is_taken(server: Served) -> None:
     neutral = {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False}
     neutral |= {"tools": [], "response_format": {"type": "text"}, "user": "me", "seed": None}
-    assert post(server, body(max_tokens=1, **neutral)).status_code == 200
+    neutral |= {"logit_bias": {}, "top_logprobs": 0, "modalities": ["text"], "audio": None}
+    neutral |= {"tool_choice": "none", "parallel_tool_calls": False, "functions": []}
+    neutral |= {"store": False, "service_tier": "auto", "verbosity": "medium", "metadata": {}}
+    neutral |= {"function_call": "auto", "reasoning_effort": None, "safety_identifier": "me"}
+    neutral |= {"prompt_cache_key": "a", "prompt_cache_retention": "24h"}
+    neutral |= {"prediction": {"type": "content", "content": "a"}, "moderation": None}
+    neutral |= {"prompt_cache_options": {"mode": "implicit"}, "web_search_options": None}
+    reply = post(server, body(max_tokens=1, **neutral))
+    assert reply.status_code == 200, reply.text
 
 
 @pytest.mark.parametrize(
@@ -129,6 +145,7 @@ def small(kind: str = "PNG", side: int = 16) -> bytes:
         ([data_url(b"\x89PNG\r\n\x1a\n")], "image 1"),
         ([data_url(png(40_000, 40_000))], "image 1"),
         ([data_url(small("JPEG", 800))] * 2, "image 2 is too large to decode"),
+        ([data_url(small("JPEG", 800))] * 2, "640,000 pixels, and --max-pixels leaves 360,000"),
         ([data_url(small())] * 4, "there are more than 3 images"),
         (["ftp://example.com/cat.png"], "begins with none of data:, file:, http: and https:"),
         (["\ufffd"], "begins with none of"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,8 @@ class Task:
 
     def names(self, resolved: Resolved, model: str) -> list[str]:
         """List the names by which the model may be asked for."""
-        from mvw_cli.profiles.store import is_path
-
-        name = resolved.name
-        return list(dict.fromkeys([name, model] if name and not is_path(name) else [model]))
+        name = resolved.name and Path(resolved.name).name.removesuffix(".yaml").removesuffix(".yml")
+        return list(dict.fromkeys([name, model] if name else [model]))
 
 
 def run(task: Task) -> int:
