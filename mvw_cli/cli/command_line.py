@@ -9,7 +9,7 @@ import click
 
 from mvw_cli.cli.options import KEYS
 
-_GENERAL = ("mvw infer IMAGE QUESTION", "mvw batch IMAGES QUESTION")
+_GENERAL = ("mvw infer IMAGE QUESTION", "mvw batch IMAGES QUESTION", "mvw eval DATA")
 
 
 def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
@@ -24,13 +24,15 @@ def as_typed(hint: str, arguments: Sequence[str], root: click.Group) -> str:
     if general is None or command is None:
         return hint
     before, _, more = hint.partition(general)
-    taken = {name for parameter in command.params for name in parameter.opts}
+    taken = {name: parameter.opts for parameter in command.params for name in parameter.opts}
     words = list(arguments)
     for name, value in _options(shlex.split(more)):
         key, given = KEYS.get(name, ""), value
         if name == "--set":
             key, _, given = value.partition("=")
-        same = [one for one, sets in KEYS.items() if sets == key] if key else [name]
+        same = (
+            [one for one, sets in KEYS.items() if sets == key] if key else taken.get(name, [name])
+        )
         words = _without(words, same, key)
         if key and given != "null" and same and same[-1] in taken:
             added = [same[-1], given]

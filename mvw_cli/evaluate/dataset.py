@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mvw_cli.batch.items import ImageRef, Item
-from mvw_cli.batch.source.listing import list_items
+from mvw_cli.batch.source.listing import holds_tables, list_items
 from mvw_cli.batch.source.paths import TABLE_SUFFIXES, Source, suffix
 from mvw_cli.batch.source.questions import SUFFIXES
 from mvw_cli.bench.matching import answers_match
@@ -108,6 +108,8 @@ def load(data: str, columns: Mapping[str, Any], limit: int | None = None) -> Dat
         command=("mvw", "eval"),
         **columns,
     )
+    if os.path.isdir(path) and not holds_tables(path, source):
+        raise _no_table(path)
     items = list(list_items(source))
     _check_unique(items, path)
     left_out: dict[str, int] = {}
@@ -123,6 +125,17 @@ def load(data: str, columns: Mapping[str, Any], limit: int | None = None) -> Dat
         questions,
         circular=public is not None and public.circular,
         left_out=left_out,
+    )
+
+
+def _no_table(folder: str) -> UsageProblem:
+    files = [name for name in os.listdir(folder) if suffix(name) in SUFFIXES]
+    files.sort(key=lambda name: (name != "questions.jsonl", name))
+    table = shlex.quote(os.path.join(folder, files[0])) if files else ""
+    return UsageProblem(
+        f"{folder} is no data set",
+        cause="a folder is one if it is of .parquet or .arrow files; else name the table in it",
+        hint=f"mvw eval {table}" if files else f"ls {shlex.quote(folder)}",
     )
 
 

@@ -35,7 +35,7 @@ def to_json(report: EvalReport) -> str:
 
 def title(report: EvalReport) -> str:
     """Name a report."""
-    model = report.model.get("model") or report.model.get("adapter")
+    model = report.model.get("model") or report.model.get("adapter") or "a model not known"
     return f"mvw eval {report.data}: {model}, {plural(report.questions, 'question')}"
 
 

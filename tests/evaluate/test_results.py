@@ -13,7 +13,7 @@ from mvw_cli.batch.items import Item
 from mvw_cli.batch.store.record import SCHEMA_VERSION
 from mvw_cli.bench.stats import mcnemar, paired_drop, wilson
 from mvw_cli.evaluate.dataset import Dataset, Question
-from mvw_cli.evaluate.report import sections, shown, summary, verdicts
+from mvw_cli.evaluate.report import sections, shown, summary, title, verdicts
 from mvw_cli.evaluate.results import (
     NEVER,
     NO_IMAGE,
@@ -148,6 +148,10 @@ def test_groups_and_the_figures_of_yes_and_no() -> None:
 
 def report(arms: list[ArmResult], **other: Any) -> EvalReport:
     return EvalReport("own", "exact", None, 10, {}, False, {}, "0", arms, **other)
+
+
+def test_a_title_without_a_model_that_is_known() -> None:
+    assert title(report([])) == "mvw eval own: a model not known, 10 questions"
 
 
 def test_many_categories_and_arms_still_fit_a_screen() -> None:

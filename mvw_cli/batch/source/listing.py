@@ -61,7 +61,7 @@ def list_items(source: Source) -> Iterator[Item]:
 
 def _from_folder(root: str, source: Source) -> Iterator[Item]:
     """List the images of a folder, or the rows of its tables where it is a dataset."""
-    tables = _holds_tables(root, source)
+    tables = holds_tables(root, source)
     suffixes = TABLE_SUFFIXES if tables else IMAGE_SUFFIXES
     # A dataset keeps its tables in `data/` or in a folder for each configuration or split.
     recursive = source.recursive or tables
@@ -98,7 +98,7 @@ def _from_folder(root: str, source: Source) -> Iterator[Item]:
     raise UsageProblem(f"There is no {kind} in {root}", cause=cause, hint=hint)
 
 
-def _holds_tables(root: str, source: Source) -> bool:
+def holds_tables(root: str, source: Source) -> bool:
     """Tell a dataset from a folder of images by what comes first, images before tables."""
     for files in walk(root, recursive=True, enters=source.enters):
         found = set(map(suffix, files))

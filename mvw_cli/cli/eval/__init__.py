@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mvw_cli.cli.batch import column_options, serving_options
 from mvw_cli.cli.options import (
@@ -17,6 +18,11 @@ from mvw_cli.cli.options import (
 
 _COUNT = click.IntRange(min=1)
 _COLUMNS = ("image_column", "question_column", "id_column", "answer_column")
+_SCORING = (
+    *("data", "limit", "scorer", "judge", "judge_model", "output", "rescore", "offline"),
+    *("html", "as_json", "verbose", *_COLUMNS),
+)
+"""Parameters that `--rescore` goes by as well."""
 
 
 @click.command("eval", cls=Remembering, short_help="Score answers on a benchmark, against m.")
@@ -78,6 +84,12 @@ def eval_(
 
     columns = {name: options.pop(name) for name in _COLUMNS}
     known = set(Task.__dataclass_fields__)
+    unused = tuple(
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name in {*context.params} - {*_SCORING}
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    )
     own = {name: options.pop(name) for name in [*options] if name in known}
     return run(
         Task(
@@ -86,6 +98,7 @@ def eval_(
             flags=flags,
             columns=columns,
             serving=options,
+            unused=unused if own["rescore"] else (),
             **own,
         )
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -49,7 +50,7 @@ from mvw_cli.evaluate.results import (
     undecided,
 )
 from mvw_cli.evaluate.rules import find_rule
-from mvw_cli.files import check_not_input, check_writable, replacing
+from mvw_cli.files import check_not_input, check_writable, free_name, replacing
 from mvw_cli.render import terminal
 from mvw_cli.text import check_paths, escaped, plural
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from mvw_cli.profiles.schema import Profile
 
 ARMS, REPORT, ITEMS = "arms.json", "report.json", "items.jsonl"
+_OWN = (".json", ".jsonl", ".damaged")
 _BY_LETTER = ("choice", "wemath", "mmmu", "yes-no")
 """Rules whose reading is the answer: a judge is asked only where they could read none."""
 
@@ -88,6 +90,8 @@ class Task:
     columns: Mapping[str, str | None]
     serving: Mapping[str, Any]
     """Options that `mvw batch` has as well."""
+    unused: tuple[str, ...] = ()
+    """Options that were given and say nothing to --rescore."""
 
 
 def run(task: Task) -> int:
@@ -105,6 +109,9 @@ def run(task: Task) -> int:
         )
     if task.scorer is not None:
         find_rule(task.scorer)
+    if task.unused:
+        unused = ", ".join(task.unused)
+        console.warn(f"--rescore scores what is there, and goes by none of {unused}")
     view = StderrView()
     with exit_on_interrupt(view.on_interrupt), view.making_room():
         view.loading(task.data)
@@ -147,7 +154,10 @@ class Folder:
             UsageProblem: it can't be written, is of another data set, or has nothing to rescore.
         """
         self.path, self._data = path, dataset.name
-        self.elsewhere = shlex.join(["mvw", "eval", task.data, "-o", _free(path)])
+        typed = (
+            shlex.quote(task.data) if task.rescore else "DATA"
+        )  # there is nothing there to score
+        self.elsewhere = f"mvw eval {typed} -o {shlex.quote(_free(path))}"
         """The command that answers into another folder."""
         self.arms: dict[str, str] = {}
         """Names of their files by their own."""
@@ -157,13 +167,27 @@ class Folder:
         images = (image.path for one in dataset.questions for image in one.item.images)
         written = [task.html, *(str(path / name) for name in (REPORT, ITEMS, ARMS))]
         check_not_input(written, chain([dataset.path], images))
+        self._check_own(task.html)
         self._read()
         if task.rescore and not self.arms:
             raise UsageProblem(
                 f"There are no answers in {path}",
-                cause="--rescore scores those that an earlier run has left",
+                cause=f"--rescore scores those that an earlier run has left, by its {ARMS}",
                 hint=shlex.join(["mvw", "eval", task.data, "--m", "8,16,never"]),
             )
+
+    def _check_own(self, page: str | None) -> None:
+        """Refuse to write a page over what is kept here, or will be."""
+        if page is None or page == "-":
+            return
+        file = Path(os.path.realpath(page))
+        if file.parent == self.path.resolve() and file.suffix in _OWN:
+            raise UsageProblem(
+                f"{page} is a file of the evaluation itself",
+                cause="answers and figures are kept under such names, and would be written over",
+                hint=f"mvw eval DATA --html {shlex.quote(free_name(f'{self._data}.html'))}",
+            )
+        check_not_input([page], (str(one) for one in self.path.glob("*") if one.suffix in _OWN))
 
     def _read(self) -> None:
         file = self.path / ARMS

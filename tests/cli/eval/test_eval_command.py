@@ -274,14 +274,53 @@ def test_answers_of_other_settings_or_data_are_not_mixed(folder: Path, mvw: Run)
     what, cause, hint = problem(mvw("eval", "scenes.tsv", "--m", "2", "--max-new-tokens", "5"))
     assert "scenes.eval holds answers of other settings" in what
     assert "generation.max_new_tokens" in cause
-    assert hint == "Hint: mvw eval scenes.tsv -o scenes.eval-2"
+    again = "mvw eval scenes.tsv --m 2 --max-new-tokens 5"
+    assert hint == f"Hint: {again} -o scenes.eval-2"
+    *_, hint = problem(mvw(*again.split()[1:], "--output", "scenes.eval"))
+    assert hint == f"Hint: {again} -o scenes.eval-2"
     shutil.copy("scenes.tsv", "others.tsv")
     what, cause, _ = problem(mvw("eval", "others.tsv", "--m", "2", "-o", "scenes.eval"))
     assert "scenes.eval holds answers to scenes" in what and "this is others" in cause
     what, *_ = problem(mvw("eval", "others.tsv", "--rescore"))
     assert "There are no answers in others.eval" in what
+    shutil.copytree("scenes.eval", "logs.eval")
+    (folder / "logs.eval" / "arms.json").unlink()
+    what, cause, _ = problem(mvw("eval", "scenes.tsv", "--rescore", "-o", "logs.eval"))
+    assert "There are no answers in logs.eval" in what and "by its arms.json" in cause
     (folder / "scenes.eval" / "arms.json").write_text('{"data": "scenes", "arms": {"x": "../y"}}')
     assert "is no list of arms" in problem(mvw("eval", "scenes.tsv", "--rescore"))[0]
+
+
+def test_a_page_does_not_go_over_what_is_kept(folder: Path, mvw: Run) -> None:
+    kept = {file: file.read_bytes() for file in (folder / "scenes.eval").iterdir()}
+    (folder / "link.html").symlink_to("scenes.eval/report.json")
+    (folder / "hard.html").hardlink_to("scenes.eval/never.jsonl")
+    for page in ("scenes.eval/never.jsonl", "scenes.eval/m=7.jsonl", "link.html", "hard.html"):
+        what, *_ = problem(mvw("eval", "scenes.tsv", "--rescore", "--html", page))
+        assert page in what
+    assert problem(mvw("eval", "scenes.tsv", "--html", "scenes.eval/arms.json"))[2] == (
+        "Hint: mvw eval scenes.tsv --html scenes.html"
+    )
+    assert kept == {file: file.read_bytes() for file in (folder / "scenes.eval").iterdir()}
+    for _ in range(2):
+        ran = mvw("eval", "scenes.tsv", "--rescore", "--html", "scenes.eval/report.html")
+        assert ran.code == 0, ran.err
+
+
+def test_what_rescore_does_not_go_by_is_told(folder: Path, mvw: Run) -> None:
+    words = ("--rescore", "--limit", "2", "--scorer", "contains")
+    assert "Warning" not in mvw("eval", "scenes.tsv", *words).err
+    ran = mvw("eval", "scenes.tsv", *words, "--m", "9,10", "--model", "x")
+    assert ran.code == 0 and "goes by none of --m, --model" in ran.err
+    assert [arm["name"] for arm in report(folder)["arms"]] == ["never", "m=1", "no image"]
+
+
+def test_a_folder_is_told_to_name_its_table(folder: Path, mvw: Run) -> None:
+    what, _, hint = problem(mvw("eval", "samples"))
+    assert "samples is no data set" in what
+    assert hint == "Hint: mvw eval samples/questions.jsonl"
+    (folder / "samples" / "questions.jsonl").unlink()
+    assert problem(mvw("eval", "samples"))[2] == "Hint: ls samples"
 
 
 def test_wrong_tables(folder: Path, mvw: Run) -> None:
