@@ -154,9 +154,8 @@ class Folder:
             UsageProblem: it can't be written, is of another data set, or has nothing to rescore.
         """
         self.path, self._data = path, dataset.name
-        typed = (
-            shlex.quote(task.data) if task.rescore else "DATA"
-        )  # there is nothing there to score
+        # Of what was typed, --rescore finds nothing in another folder.
+        typed = shlex.quote(task.data) if task.rescore else "DATA"
         self.elsewhere = f"mvw eval {typed} -o {shlex.quote(_free(path))}"
         """The command that answers into another folder."""
         self.arms: dict[str, str] = {}
