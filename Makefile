@@ -10,8 +10,8 @@ VLLM := .venv-vllm
 VLMEVALKIT := out/harnesses/vlmevalkit
 LMMS_EVAL := out/harnesses/lmms-eval
 EXTRAS := out/harnesses/extras
-IMAGES := $(addprefix tests/adapters/test_,fallback.py hub_folders.py image_processors.py kimi_k25.py \
-          tiny.py torchvision.py)
+IMAGES := $(addprefix tests/adapters/test_,context.py control_tokens.py fallback.py hub_folders.py \
+          image_processors.py kimi_k25.py tiny.py torchvision.py)
 
 .PHONY: demo test test-oldest test-vllm test-harnesses test-extras sweep check install curve cross-check benchmarks docs clean
 
