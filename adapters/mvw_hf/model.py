@@ -17,6 +17,7 @@ from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_torchvision_available
 
 from mvw_cli import (
     Adapter,
@@ -49,7 +50,7 @@ from mvw_hf.loading import (
     with_processor,
     without_video,
 )
-from mvw_hf.packages import check_packages, missing_packages
+from mvw_hf.packages import check_packages, needs_torchvision
 
 # Classes of transformers are imported where they are used: each brings modules of its own, and
 # adapters for one family need others.
@@ -322,13 +323,21 @@ class HuggingFace(Adapter):
             return getattr(config, "thinker_config", config)  # of a model that also speaks
 
     def missing_packages(self, spec: ModelSpec) -> Sequence[str]:
-        if type(self).load_processor is not HuggingFace.load_processor:
-            return ()  # it prepares images in its own way
+        in_its_own_way = type(self).load_processor is not HuggingFace.load_processor
+        if in_its_own_way or is_torchvision_available():  # most have it, and nothing is read then
+            return ()
+        if self.published_config(spec) is None:
+            spec = of_base(spec)
+        told = self.config_dict(spec)
+        return ("torchvision",) if needs_torchvision(str(spec.model), spec.revision, told) else ()
+
+    def config_dict(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return the content of a checkpoint's `config.json`, by heart or as it lies there."""
         told = self.published_config(spec)
         if told is None:
-            spec = of_base(spec)
-            told, _ = PreTrainedConfig.get_config_dict(str(spec.model), revision=spec.revision)
-        return missing_packages(str(spec.model), spec.revision, told)
+            base = of_base(spec)
+            told, _ = PreTrainedConfig.get_config_dict(str(base.model), revision=base.revision)
+        return told
 
     def published_config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """Return the content of a checkpoint's `config.json` where it is known by heart."""

@@ -11,7 +11,6 @@ from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     get_image_processor_config,
 )
-from transformers.utils import is_torchvision_available
 
 from mvw_cli import ModelProblem
 
@@ -19,17 +18,6 @@ _WHY = {
     "torchvision": "Nothing else in transformers prepares the images of its family.",
     "compressed-tensors": "Its weights are packed in four bits, which that unpacks.",
 }
-
-
-def missing_packages(name: str, revision: str | None, told: Mapping[str, Any]) -> list[str]:
-    """List the distributions that a checkpoint needs and that are not installed; asks no network.
-
-    Args:
-        told: its `config.json`.
-    """
-    if not is_torchvision_available() and _by_torchvision_alone(name, revision, told):
-        return ["torchvision"]
-    return []
 
 
 def check_packages(name: str, missing: Sequence[str]) -> None:
@@ -46,8 +34,12 @@ def check_packages(name: str, missing: Sequence[str]) -> None:
         )
 
 
-def _by_torchvision_alone(name: str, revision: str | None, told: Mapping[str, Any]) -> bool:
-    """Whether transformers has the checkpoint's image processor in no other form."""
+def needs_torchvision(name: str, revision: str | None, told: Mapping[str, Any]) -> bool:
+    """Whether transformers has the checkpoint's image processor in no other form; asks no network.
+
+    Args:
+        told: its `config.json`.
+    """
     kind = None
     with suppress(Exception):  # not here yet, or damaged, which is told where it is read
         own = get_image_processor_config(name, revision=revision, local_files_only=True)

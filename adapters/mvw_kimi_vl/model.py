@@ -15,7 +15,7 @@ from mvw_hf.model import Grids, HuggingFace, conversation, merged_grids
 from mvw_hf.packages import check_packages
 from PIL.Image import Image
 from torch import Tensor
-from transformers import Kimi_K25Config, PreTrainedConfig, PreTrainedModel
+from transformers import Kimi_K25Config, PreTrainedModel
 from transformers.utils import is_compressed_tensors_available
 
 from mvw_cli import Answer, LoadedModel, ModelSpec, parse_thinking
@@ -125,11 +125,7 @@ class KimiK25(KimiVL):
     def missing_packages(self, spec: ModelSpec) -> Sequence[str]:
         if spec.random_weights or is_compressed_tensors_available():
             return ()
-        told = self.published_config(spec)
-        if told is None:
-            base = of_base(spec)
-            told, _ = PreTrainedConfig.get_config_dict(str(base.model), revision=base.revision)
-        return () if packing(told) is None else ("compressed-tensors",)
+        return () if packing(self.config_dict(spec)) is None else ("compressed-tensors",)
 
     def load_processor(self, spec: ModelSpec) -> KimiProcessor:
         processor = super().load_processor(spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,28 @@ class ScalingImageProcessor(ImageProcessor):
         return scaled[0], scaled[1], final_width, final_height
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What prompts and images of Kimi-VL and Kimi-K2.5 differ in."""
+
+    template: str
+    images: type[ImageProcessor]
+    renamed: Mapping[str, str]
+
+    def tokens(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """Give ids of Kimi-VL's special tokens the names that these have here."""
+        return {self.renamed.get(name, name): number for name, number in ids.items()}
+
+
+KIMI_VL = Kind(TEMPLATE, ImageProcessor, {})
+KIMI_K25 = Kind(NEWER_TEMPLATE, ScalingImageProcessor, OPENS)
+
+
+def kind_of(config: Kimi_K25Config) -> Kind:
+    """Tell the kind of a configuration."""
+    return KIMI_VL if isinstance(config, KimiVLConfig) else KIMI_K25
+
+
 def read_image_processor(folder: Path) -> ImageProcessor:
     """Read the settings of a checkpoint folder.
 
@@ -225,12 +247,11 @@ def fallback_processor(config: Kimi_K25Config) -> KimiProcessor | None:
     size = config.get_text_config().vocab_size
     if size <= max(SPECIAL_TOKENS.values()):
         return None
-    is_newer = not isinstance(config, KimiVLConfig)
-    special = {OPENS.get(name, name) if is_newer else name: n for name, n in SPECIAL_TOKENS.items()}
+    kind = kind_of(config)
     tokenizer = fallback_tokenizer(
         size,
-        {**special, PLACEHOLDER: config.image_token_id},
-        template=NEWER_TEMPLATE if is_newer else TEMPLATE,
+        {**kind.tokens(SPECIAL_TOKENS), PLACEHOLDER: config.image_token_id},
+        template=kind.template,
         bos_token="[BOS]",
         eos_token="[EOS]",
         pad_token="[PAD]",
@@ -238,7 +259,7 @@ def fallback_processor(config: Kimi_K25Config) -> KimiProcessor | None:
     vision = config.vision_config
     return KimiProcessor(
         tokenizer,
-        (ScalingImageProcessor if is_newer else ImageProcessor)(
+        kind.images(
             patch_size=vision.patch_size,
             merge_kernel_size=tuple(vision.merge_kernel_size),
             in_token_limit=config.in_token_limit,

@@ -10,14 +10,8 @@ from transformers import PreTrainedModel
 
 from mvw_kimi_vl.model import CHECKPOINT, KimiVL
 from mvw_kimi_vl.modeling import config_from_hub
-from mvw_kimi_vl.processing import (
-    PLACEHOLDER,
-    SPECIAL_TOKENS,
-    ImageProcessor,
-    KimiProcessor,
-    ScalingImageProcessor,
-)
-from mvw_kimi_vl.tokenizer import NEWER_TEMPLATE, OPENS, TEMPLATE, build_tokenizer
+from mvw_kimi_vl.processing import PLACEHOLDER, SPECIAL_TOKENS, KimiProcessor, kind_of
+from mvw_kimi_vl.tokenizer import build_tokenizer
 
 _SPECIAL = [*(name for name in SPECIAL_TOKENS if name != "[UNK]"), PLACEHOLDER]
 _IDS = {name: 256 + number for number, name in enumerate(_SPECIAL)}
@@ -32,19 +26,18 @@ _TOWER = {
 
 def tiny_kimi(adapter: KimiVL) -> tuple[PreTrainedModel, KimiProcessor]:
     """Build model and processor of Kimi-VL or Kimi-K2.5; the same weights each time."""
-    is_newer = adapter.checkpoint != CHECKPOINT
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         config = config_from_hub(small_config(str(adapter.checkpoint)))
         model = adapter.model_class()(config).eval()
+    kind = kind_of(config)
     tokenizer = build_tokenizer(
         {bytes([number]): number for number in range(256)},
-        {OPENS.get(name, name) if is_newer else name: number for name, number in _IDS.items()},
-        template=NEWER_TEMPLATE if is_newer else TEMPLATE,
+        kind.tokens(_IDS),
+        template=kind.template,
         names={"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"},
     )
-    images = ScalingImageProcessor if is_newer else ImageProcessor
-    return model, KimiProcessor(tokenizer, images(in_token_limit=_LIMIT))
+    return model, KimiProcessor(tokenizer, kind.images(in_token_limit=_LIMIT))
 
 
 def small_config(checkpoint: str = CHECKPOINT) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,23 @@ def ranks() -> dict[bytes, int]:
     return {token: rank for rank, token in enumerate(tokens)}
 
 
+def tokenizer_config(
+    module: str, special: Mapping[str, int], plain: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Make `tokenizer_config.json`; plain tokens are text when decoded."""
+    added = {
+        str(number): {"content": name, "special": name in special}
+        for name, number in {**special, **(plain or {})}.items()
+    }
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    return {
+        "added_tokens_decoder": added,
+        "auto_map": {"AutoTokenizer": [f"{module}.TikTokenTokenizer", None]},
+        "tokenizer_class": "TikTokenTokenizer",
+        **{name: f"[{name.removesuffix('_token').upper()}]" for name in names},
+    }
+
+
 def write_checkpoint(
     folder: Path, config: dict[str, Any] = CONFIG, *, weights: bool = True, **images: Any
 ) -> dict[str, Tensor]:
@@ -165,14 +182,7 @@ def write_checkpoint(
         write("model.safetensors.index.json", {"metadata": {}, "weight_map": index})
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks().items()]
     (folder / "tiktoken.model").write_text("\n".join(lines) + "\n")
-    added = {str(number): {"content": name, "special": True} for name, number in IDS.items()}
-    special = ("bos_token", "eos_token", "pad_token", "unk_token")
-    tokens = {name: f"[{name.removesuffix('_token').upper()}]" for name in special}
-    own = {
-        "auto_map": {"AutoTokenizer": ["tokenization_moonshot.TikTokenTokenizer", None]},
-        "tokenizer_class": "TikTokenTokenizer",
-    }
-    write("tokenizer_config.json", {"added_tokens_decoder": added, **own, **tokens})
+    write("tokenizer_config.json", tokenizer_config("tokenization_moonshot", IDS))
     write("preprocessor_config.json", IMAGES | images)
     generation = {"do_sample": False, "eos_token_id": IDS["<|im_end|>"], "max_length": 512}
     write("generation_config.json", generation)

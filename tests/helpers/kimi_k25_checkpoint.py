@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kimi_checkpoint import BASE, IDS, VOCABULARY, random_state, ranks
+from kimi_checkpoint import BASE, IDS, VOCABULARY, random_state, ranks, tokenizer_config
 from mvw_kimi_vl.model import KimiK25
 from mvw_kimi_vl.tiny import small_config
 from mvw_kimi_vl.tokenizer import NEWER_TEMPLATE, OPENS
@@ -207,17 +207,7 @@ def write_checkpoint(folder: Path, *, pack: bool = True) -> None:
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks().items()]
     (folder / "tiktoken.model").write_text("\n".join(lines) + "\n")
     (folder / "chat_template.jinja").write_text(NEWER_TEMPLATE)
-    added = {
-        str(number): {"content": name, "special": name in TOKENS}
-        for name, number in (TOKENS | PLAIN).items()
-    }
-    kinds = ("bos_token", "eos_token", "pad_token", "unk_token")
-    told_of = {name: f"[{name.removesuffix('_token').upper()}]" for name in kinds}
-    own = {
-        "auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]},
-        "tokenizer_class": "TikTokenTokenizer",
-    }
-    write("tokenizer_config.json", {"added_tokens_decoder": added, **own, **told_of})
+    write("tokenizer_config.json", tokenizer_config("tokenization_kimi", TOKENS, PLAIN))
     write("preprocessor_config.json", IMAGES)
     eos = TOKENS["<|im_end|>"]
     write("generation_config.json", {"max_length": 262144, "eos_token_id": eos})

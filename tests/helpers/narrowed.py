@@ -7,9 +7,10 @@ from copy import deepcopy
 from typing import Any
 
 from mvw_hf.model import HuggingFace
-from mvw_hf.packages import missing_packages
+from mvw_hf.packages import needs_torchvision
 from releases import UNSERVED
 from transformers import CONFIG_MAPPING
+from transformers.utils import is_torchvision_available
 
 from mvw_cli import ModelSpec
 
@@ -23,7 +24,7 @@ PUBLISHED = [name for name, told in _TOLD.items() if told["model_type"] in CONFI
 _KINDS = {
     (_TOLD[name]["model_type"], _TOLD[name]["text_config"].get("model_type")): name
     for name in reversed(PUBLISHED)
-    if not missing_packages(name, None, _TOLD[name])
+    if is_torchvision_available() or not needs_torchvision(name, None, _TOLD[name])
 }
 KINDS = sorted(name for (kind, _), name in _KINDS.items() if kind not in UNSERVED)
 """One of them for each architecture, and for each kind of text model below it, as far as this

@@ -64,10 +64,10 @@ def check_outputs(wanted: Outputs) -> None:
         if path is not None:
             check_writable(path)
     if wanted.plot is not None:
-        folder = wanted.plot if os.path.isdir(wanted.plot) else None
-        check_writable(wanted.plot if folder is None else os.path.join(folder, "chart.svg"))
-        if folder is None and os.path.lexists(wanted.plot):
+        there = os.path.isdir(wanted.plot)
+        if os.path.lexists(wanted.plot) and not there:
             raise unwritable(wanted.plot, "it is no folder", f"ls -l {shlex.quote(wanted.plot)}")
+        check_writable(os.path.join(wanted.plot, "chart.svg") if there else wanted.plot)
 
 
 def deliver_report(report: ProfileReport, wanted: Outputs) -> None:

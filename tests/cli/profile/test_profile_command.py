@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from hints import parse_hint
 from processes import Ran
+from sample_report import report
 
 from mvw_cli.bench.documents import read_report
+from mvw_cli.cli.profile.output import Outputs, deliver_report
 from mvw_cli.cost.case import Device
-from mvw_cli.errors import ExitCode
+from mvw_cli.errors import ExitCode, MvwError
 
 SHORT = ("--new-tokens", "6", "--runs", "2", "--min-time", "0", "--warmup", "0")
 BARE = ("--no-answers", "--no-attention-mass", "--limit", "1")
@@ -228,6 +230,15 @@ def test_what_contradicts_itself_is_refused(run: Callable[..., Ran], tmp_path: P
     assert run("--m", "0").code == ExitCode.USAGE
     assert run("--m", "4,x").code == ExitCode.USAGE
     assert run("--new-tokens", "1").code == ExitCode.USAGE
+
+
+def test_a_report_whose_charts_can_not_be_written_is_shown_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "gone" / "charts")
+    with pytest.raises(MvwError, match="Cannot write"):
+        deliver_report(report(), Outputs(None, None, nowhere, as_json=False, verbose=False))
+    assert "VERDICT" in capsys.readouterr().out
 
 
 INTERRUPTED_IN_THE_SECOND_PAIR = """
